@@ -1,0 +1,54 @@
+# `make run` and `make test` each set everything up first. `make help` lists the verbs.
+
+PYTHON ?= python3
+VENV   ?= .venv
+EXTRA  ?= cpu
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed-$(EXTRA)
+UV     := uv==0.13.9
+
+# uv does not read PIP_FIND_LINKS. Where a folder of wheels is configured, torch's CPU build comes from there;
+# elsewhere from PyTorch's own CPU index.
+ifeq ($(EXTRA),cpu)
+FROM := $(if $(PIP_FIND_LINKS),,--torch-backend=cpu)
+endif
+PINS := $(wildcard constraints-$(EXTRA).txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-slow check format bench wheel clean
+
+help:  ## list the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## make .venv with everything pinned (EXTRA=cuda for a GPU machine)
+
+$(STAMP): pyproject.toml $(PINS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(UV)'
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python $(FROM) \
+	    $(PINS:%=--constraint %) --editable '.[$(EXTRA),dev]'
+	touch $@
+
+run: install  ## evaluate MiniLM on the demo tasks, offline, on a CPU (ARGS="engine.dtype=bfloat16" to change it)
+	$(BIN)/mteb-vllm $(ARGS)
+
+check: install  ## ruff and mypy
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+test: check  ## all tests but the slow ones
+	$(BIN)/pytest
+
+test-slow: install  ## the slow tests: published scores on whole data sets
+	$(BIN)/pytest -m slow
+
+format: install  ## let ruff write
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+wheel: install  ## dist/*.whl
+	$(BIN)/python -m build --no-isolation --wheel
+
+clean:  ## remove what the other verbs made, but no results
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache
