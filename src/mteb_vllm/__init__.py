@@ -1,0 +1,53 @@
+"""Evaluate embedding models and rerankers on MTEB with vLLM, from YAML."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mteb_vllm.errors import (
+        ConfigError,
+        EngineError,
+        MissingPackageError,
+        ModelError,
+        MtebVllmError,
+        NonFiniteError,
+    )
+    from mteb_vllm.runner import run
+    from mteb_vllm.wrappers import VllmCrossEncoderWrapper, VllmEncoderWrapper, VllmWrapperBase
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ConfigError": "errors",
+    "EngineError": "errors",
+    "MissingPackageError": "errors",
+    "ModelError": "errors",
+    "MtebVllmError": "errors",
+    "NonFiniteError": "errors",
+    "VllmCrossEncoderWrapper": "wrappers",
+    "VllmEncoderWrapper": "wrappers",
+    "VllmWrapperBase": "wrappers",
+    "run": "runner",
+}
+
+__all__ = [
+    "ConfigError",
+    "EngineError",
+    "MissingPackageError",
+    "ModelError",
+    "MtebVllmError",
+    "NonFiniteError",
+    "VllmCrossEncoderWrapper",
+    "VllmEncoderWrapper",
+    "VllmWrapperBase",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The wrappers need mteb, whose import takes seconds: nobody pays for it who only asks for --help.
+    if name in _HOMES:
+        return getattr(import_module(f"mteb_vllm.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

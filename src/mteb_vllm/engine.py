@@ -1,0 +1,286 @@
+"""Opens, shares and closes a vLLM engine.
+
+An engine is what its specification says: model, revision, every engine argument, and the environment. At most one is open
+in a process; asking for another closes the first for certain, and asking for the same one again shares it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mteb_vllm.catalogue import vllm_distribution
+from mteb_vllm.config import conf_dir
+from mteb_vllm.errors import EngineError, MissingPackageError
+from mteb_vllm.fingerprint import cpu_build, device, fingerprint, versions
+from mteb_vllm.models import Model
+
+logger = logging.getLogger(__name__)
+
+Convert = Literal["embed", "classify"]
+
+INSTALL = (
+    "vLLM is not installed. For a GPU: pip install 'mteb-vllm[cuda]'. "
+    "For a CPU: uv pip install --torch-backend=cpu 'mteb-vllm[cpu]' (from a checkout: make install)."
+)
+
+# Keys of `engine` that are not vLLM's: how the arguments were chosen, and the environment.
+OWN_KEYS = ("preset", "env", "head_dtype")
+PRESETS = ("auto", "vllm", "vllm_cpu")
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """Everything that makes an engine what it is.
+
+    Attributes:
+        model: The model that it loads.
+        convert: What the model is used for: embeddings, or scores of pairs.
+        args: Engine arguments by vLLM's names, without those that are not set.
+        env: Environment variables that vLLM is opened with.
+        preset: Which preset of `conf/engine/` filled in what nobody set, for the record only.
+    """
+
+    model: Model
+    convert: Convert
+    args: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    preset: str = "none"
+
+    def settings(self) -> dict[str, Any]:
+        """What of this changes results, as plain values."""
+        return {
+            "model": self.model.name,
+            "revision": self.model.revision,
+            "weights": self.model.digest,
+            "convert": self.convert,
+            "args": {key: _plain(value) for key, value in self.args.items()},
+            "env": dict(self.env),
+            "device": device(),
+            "versions": dict(versions()),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of everything above that changes results."""
+        return fingerprint(self.settings())
+
+
+@dataclass
+class Engine:
+    """An open engine.
+
+    Attributes:
+        spec: What it was opened from.
+        llm: vLLM's `LLM`.
+        seconds: What opening took, imports included.
+        dtype: What `dtype` resolved to, as `bfloat16`.
+        max_model_len: Tokens after which a text is cut, special tokens included.
+        dim: Length of an embedding.
+        resolved: All of what vLLM made of unset arguments, for the record.
+    """
+
+    spec: EngineSpec
+    llm: Any
+    seconds: float
+    dtype: str
+    max_model_len: int
+    dim: int
+    resolved: dict[str, Any]
+
+    def close(self) -> None:
+        """Closes the engine and gives its memory back; again does nothing."""
+        global _current
+        if _current is self:
+            _current = None
+        if self.llm is None:
+            return
+        llm, self.llm = self.llm, None
+        with contextlib.suppress(Exception):  # a dead engine core cannot be asked to shut down
+            llm.llm_engine.engine_core.shutdown()
+        with contextlib.suppress(Exception):
+            llm.renderer.shutdown()
+        del llm
+        gc.collect()
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+
+
+_current: Engine | None = None
+
+
+def open_engine(spec: EngineSpec) -> Engine:
+    """The engine of this specification: the one that is open, or a new one in its place.
+
+    Raises:
+        MissingPackageError: if vLLM is not installed.
+        EngineError: if vLLM does not open with these arguments.
+    """
+    global _current
+    if _current is not None and _current.llm is not None and _current.spec.fingerprint == spec.fingerprint:
+        return _current
+    close_engine()
+    _current = _open(spec)
+    return _current
+
+
+def close_engine() -> None:
+    """Closes the open engine, if there is one."""
+    if _current is not None:
+        _current.close()
+
+
+atexit.register(close_engine)
+
+
+def pick_preset(preset: str) -> str:
+    """The preset that `auto` stands for on this machine."""
+    if preset != "auto":
+        return preset
+    return "vllm_cpu" if cpu_build() or device().startswith("cpu") else "vllm"
+
+
+def resolve_arguments(
+    engine: Mapping[str, Any], recipe: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str], str]:
+    """Engine arguments and environment: what is set, else what the recipe says, else the preset of this machine.
+
+    Args:
+        engine: The config group `engine`, nulls included.
+        recipe: The model recipe's own engine arguments.
+
+    Returns:
+        arguments without nulls, environment, and the name of the preset.
+    """
+    preset = pick_preset(engine.get("preset") or "none")
+    layers = [_preset_values(preset), recipe, engine]
+    merged: dict[str, Any] = {}
+    env: dict[str, str] = {}
+    for layer in layers:
+        merged |= {key: value for key, value in layer.items() if value is not None and key not in ("preset", "env")}
+        env |= {key: str(value) for key, value in (layer.get("env") or {}).items()}
+    return engine_arguments(merged), env, preset
+
+
+def engine_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the names of `conf/engine/` as vLLM's engine arguments."""
+    args = {key: value for key, value in values.items() if value is not None and key not in OWN_KEYS}
+    if values.get("head_dtype") is not None:
+        # vLLM reads the head's dtype from the model's configuration.
+        args["hf_overrides"] = {**(args.get("hf_overrides") or {}), "head_dtype": values["head_dtype"]}
+    if args.get("quantization") is None:
+        # Pickled weights run code when they are read; whoever needs them says so: +engine.load_format=auto.
+        args.setdefault("load_format", "safetensors")
+    args.setdefault("trust_remote_code", False)
+    return args
+
+
+def _preset_values(preset: str) -> Mapping[str, Any]:
+    if preset not in ("vllm", "vllm_cpu"):
+        return {}
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / "engine" / f"{preset}.yaml"))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _open(spec: EngineSpec) -> Engine:
+    if vllm_distribution() is None:
+        raise MissingPackageError(INSTALL)
+    started = time.perf_counter()
+    os.environ.update(spec.env)
+    # Engine processes are started afresh: forked ones cannot use CUDA, and inherit threads that are not there.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    logger.info("opening vLLM: %s", spec.settings())
+    try:
+        from vllm import LLM
+        from vllm.config import PoolerConfig
+    except ImportError as error:
+        raise MissingPackageError(f"vLLM is installed but cannot be imported: {error}") from error
+    args = dict(spec.args)
+    if isinstance(args.get("pooler_config"), Mapping):
+        args["pooler_config"] = PoolerConfig(**args["pooler_config"])
+    try:
+        llm = LLM(
+            model=spec.model.location,
+            revision=spec.model.hub_revision,
+            runner="pooling",
+            convert=spec.convert,
+            **{"use_tqdm_on_load": False, **args},
+        )
+    except Exception as error:
+        logger.exception("vLLM did not open")
+        gc.collect()
+        raise EngineError(_explain(spec, error)) from error
+    config = llm.llm_engine.vllm_config
+    model_config = config.model_config
+    dtype = str(model_config.dtype).removeprefix("torch.")
+    pooler = model_config.pooler_config
+    engine = Engine(
+        spec=spec,
+        llm=llm,
+        seconds=time.perf_counter() - started,
+        dtype=dtype,
+        max_model_len=model_config.max_model_len,
+        dim=(getattr(pooler, "dimensions", None) or model_config.embedding_size),
+        resolved={
+            "architectures": list(model_config.hf_config.architectures or []),
+            "dtype": dtype,
+            "head_dtype": str(model_config.head_dtype).removeprefix("torch."),
+            "max_model_len": model_config.max_model_len,
+            "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+            "pooling": getattr(pooler, "seq_pooling_type", None) or getattr(pooler, "pooling_type", None),
+            "normalized": getattr(pooler, "use_activation", None),
+            "enable_prefix_caching": config.cache_config.enable_prefix_caching,
+            "enable_chunked_prefill": config.scheduler_config.enable_chunked_prefill,
+        },
+    )
+    logger.info("vLLM opened in %.1f s: %s", engine.seconds, engine.resolved)
+    return engine
+
+
+def _explain(spec: EngineSpec, error: Exception) -> str:
+    """vLLM's error in one line, with the way out where it is known."""
+    message = str(error)
+    first = next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)
+    hints = (
+        ("Available memory on node", "lower engine.gpu_memory_utilization (on a CPU: a share of the node's memory)"),
+        ("Free memory on device", "lower engine.gpu_memory_utilization, or free the GPU"),
+        (
+            "out of memory",
+            "lower engine.gpu_memory_utilization or engine.max_num_batched_tokens, or take a smaller dtype",
+        ),
+        (
+            "safetensors",
+            "if the model has no safetensors weights: +engine.load_format=auto, if you trust its pickled ones",
+        ),
+        ("no model weights", "if the model has no safetensors weights: +engine.load_format=auto, if you trust them"),
+        ("trust_remote_code", "read the model's own code, then add engine.trust_remote_code=true"),
+        ("max_model_len", "lower engine.max_model_len to what the model can read"),
+        ("Engine core initialization failed", "the cause stands above it in the log"),
+    )
+    hint = next((way for mark, way in hints if mark.lower() in message.lower()), "")
+    return f"vLLM did not open {spec.model.name}: {first}" + (f"\n  What to try: {hint}." if hint else "")
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it, so that two different ones never look alike."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if callable(value):
+        return f"{value.__module__}:{value.__qualname__}"
+    return f"{type(value).__name__}: {value!r}"

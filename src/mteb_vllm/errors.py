@@ -1,0 +1,82 @@
+"""Everything that can go wrong, as one tree.
+
+MtebVllmError
+├── ConfigError           the user's mistakes, all of them at once; exit status 2, no traceback
+├── MissingPackageError   something has to be installed first; exit status 2
+├── ModelError            the model cannot be had or is not one that vLLM knows
+├── EngineError           vLLM did not open, or died
+└── NonFiniteError        NaN or Inf came out of the engine
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake of the user's, and the way out.
+
+    Attributes:
+        where: What the user wrote and where, as `engine.dtype=flaot32` or `prompts.qury`.
+        what: What is wrong with it.
+        allowed: What would be right, in words; empty where `what` says it.
+        nearest: The nearest right names, best first.
+    """
+
+    where: str
+    what: str
+    allowed: str = ""
+    nearest: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.what}"]
+        if self.nearest:
+            lines.append(f"    Did you mean {_alternatives(self.nearest)}?")
+        if self.allowed:
+            lines.append(f"    {self.allowed}")
+        return "\n".join(lines)
+
+
+class MtebVllmError(Exception):
+    """Base class of all errors that this package raises on purpose."""
+
+
+class ConfigError(MtebVllmError, ValueError):
+    """Every mistake found in a configuration, reported together.
+
+    Attributes:
+        mistakes: The mistakes, in the order in which they were found, each once.
+    """
+
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        self.mistakes = tuple(dict.fromkeys(mistakes))
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        count = len(self.mistakes)
+        head = "1 mistake" if count == 1 else f"{count} mistakes"
+        return "\n".join([f"{head} in the configuration:", *(f"  - {mistake}" for mistake in self.mistakes)])
+
+
+class MissingPackageError(MtebVllmError, ImportError):
+    """A package that is needed now is not installed; the message holds the install line."""
+
+
+class ModelError(MtebVllmError):
+    """The model cannot be found, may not be read, or is of a kind that this vLLM does not know."""
+
+
+class EngineError(MtebVllmError):
+    """vLLM did not open with these arguments, or stopped working."""
+
+
+class NonFiniteError(MtebVllmError, ArithmeticError):
+    """The engine returned NaN or Inf, which no metric survives."""
+
+
+def _alternatives(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    return f"{', '.join(names[:-1])} or {names[-1]}"

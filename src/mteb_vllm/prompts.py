@@ -1,0 +1,241 @@
+"""Which text stands in front of a text, for which task and side.
+
+mteb's precedence: `Task-query`, `Task`, `TaskType-query`, `TaskType`, `query`. The values are prompts, or, where an
+instruction template is in use, the instructions that go into it; a task's own instruction is the last resort.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from mteb_vllm.config import InstructionConfig
+from mteb_vllm.errors import Mistake
+
+Side = Literal["query", "document"]
+SIDES: tuple[Side, ...] = ("query", "document")
+Template = str | Callable[[str, Any], str]
+
+# Task types whose texts have a query side and a document side; all others have neither.
+TWO_SIDED = ("Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking")
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[:.][A-Za-z_]\w*")
+
+
+class TaskLike(Protocol):
+    """What is asked of a task; mteb's `TaskMetadata` is one, a catalogue's `TaskInfo` another."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> Any: ...
+    @property
+    def prompt(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The text in front of every text of one side of a task.
+
+    Attributes:
+        text: The exact text.
+        key: The prompt key that it came from; "task" for the task's own instruction; None where there is no prompt.
+    """
+
+    text: str = ""
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts and the instruction template of one run.
+
+    Attributes:
+        values: Key to prompt, or to instruction where there is a template.
+        source: Where the values come from, in words.
+        template: A text with `{instruction}` or a callable `(instruction, prompt_type) -> str`; None: no instructions.
+        apply_to_documents: Whether documents carry an instruction.
+        default: The prompt where no key applies (a sentence-transformers model may have one).
+    """
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    source: str = "none"
+    template: Template | None = None
+    apply_to_documents: bool = True
+    default: str | None = None
+
+    def prefix(self, task: TaskLike, prompt_type: Any = None) -> Prefix:
+        """The prefix for one side of a task.
+
+        Args:
+            task: The task's metadata.
+            prompt_type: mteb's `PromptType`, "query", "document" or None.
+        """
+        side = getattr(prompt_type, "value", prompt_type)
+        key = next((key for key in candidates(task.name, task.type, side) if key in self.values), None)
+        if self.template is None:
+            if key is None:
+                return Prefix(self.default, "default") if self.default else Prefix()
+            return Prefix(self.values[key], key)
+        if side == "document" and not self.apply_to_documents:
+            return Prefix()
+        instruction = self.values[key] if key is not None else task_instruction(task, side)
+        if callable(self.template):
+            return Prefix(self.template(instruction, prompt_type), key or "task")
+        if not instruction:
+            return Prefix()
+        return Prefix(self.template.replace("{instruction}", instruction), key or "task")
+
+    def settings(self) -> dict[str, Any]:
+        """What of this changes results, as plain values."""
+        template = self.template
+        return {
+            "prompts": dict(self.values),
+            "default": self.default,
+            "template": _identity(template) if callable(template) else template,
+            "apply_to_documents": self.apply_to_documents if template is not None else None,
+        }
+
+
+def candidates(name: str, task_type: str, side: str | None) -> tuple[str, ...]:
+    """The prompt keys that apply to one side of a task, first wins (mteb's `get_prompt_name`)."""
+    if side is None:
+        return (name, task_type)
+    return (f"{name}-{side}", name, f"{task_type}-{side}", task_type, side)
+
+
+def sides(task_type: str) -> tuple[Side | None, ...]:
+    """The sides that texts of a task type have; (None,) where they have none."""
+    return SIDES if task_type in TWO_SIDED else (None,)
+
+
+def applying_keys(keys: list[str], tasks: list[tuple[str, str]]) -> set[str]:
+    """Those of the keys that decide anything for tasks given as (name, type)."""
+    used = set()
+    for name, task_type in tasks:
+        for side in sides(task_type):
+            first = next((key for key in candidates(name, task_type, side) if key in keys), None)
+            if first is not None:
+                used.add(first)
+    return used
+
+
+def task_instruction(task: TaskLike, side: str | None) -> str:
+    """The instruction that a task brings along, else that of its type; empty if there is none for this side."""
+    prompt = task.prompt
+    if isinstance(prompt, Mapping):
+        return str(prompt.get(side, "") or "") if side else next(iter(prompt.values()), "")
+    if prompt:
+        return str(prompt)
+    from mteb.abstasks.abstask import get_abstask_prompt
+
+    try:
+        return str(get_abstask_prompt(task.name))
+    except KeyError:  # a task of the user's own, which mteb's registry does not hold
+        return ""
+
+
+def load_template(template: str) -> Template:
+    """A template as written in YAML: a text with `{instruction}`, or the import path of a callable.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if "{instruction}" in template:
+        return template
+    if _IMPORT_PATH.fullmatch(template) is None:
+        raise ValueError(
+            "an instruction template must contain the string '{instruction}', or be the import path of a callable"
+        )
+    module_name, _, name = template.replace(":", ".").rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"it holds no '{{instruction}}', and as an import path it leads nowhere: {error}") from None
+    if not callable(function):
+        raise ValueError(f"{template} is not callable")
+    return function  # type: ignore[no-any-return]
+
+
+def _identity(function: Callable[..., Any]) -> str:
+    """A callable's name and the hash of its source, since its name alone says nothing of what it does."""
+    name = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        source = uuid.uuid4().hex  # nothing to know it by: its results are never taken for another's
+    return f"{name}#{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+
+
+def check_template(template: str) -> Mistake | None:
+    """What is wrong with a template, if anything."""
+    try:
+        load_template(template)
+    except ValueError as error:
+        return Mistake(
+            f"instruction.template={template!r}",
+            str(error),
+            "For example: 'Instruct: {instruction}\\nQuery:', or my_package.templates:mine",
+        )
+    return None
+
+
+def resolve(
+    chosen: Mapping[str, Any],
+    instruction: InstructionConfig,
+    *,
+    recipe: Mapping[str, str | None] | None,
+    recipe_instruction: InstructionConfig | None,
+    registry: Mapping[str, str] | None,
+    sentence_transformers: Mapping[str, Any],
+) -> Prompts:
+    """The prompts of a run: what is chosen, over what the model says where `from_model` asks for that.
+
+    The model says: its recipe; else mteb's registry; else its sentence-transformers config. Where an instruction template
+    is in use, the last two are not read: they hold whole prompts, which are no instructions.
+
+    Args:
+        chosen: The config group `prompts`.
+        instruction: The config group `instruction`.
+        recipe: The recipe's prompts; None where it says nothing of them.
+        recipe_instruction: The recipe's instruction template.
+        registry: The prompts in mteb's registry, if it has any for this model.
+        sentence_transformers: The content of the model's `config_sentence_transformers.json`.
+    """
+    template, apply_to_documents = instruction.template, instruction.apply_to_documents
+    if instruction.from_model and recipe_instruction is not None:
+        template = template if template is not None else recipe_instruction.template
+        if apply_to_documents is None:
+            apply_to_documents = recipe_instruction.apply_to_documents
+    values: dict[str, str] = {}
+    source, default = "", None
+    if chosen.get("from_model"):
+        if recipe is not None:
+            values, source = _set(recipe), "the recipe"
+        elif template is None and registry:
+            values, source = dict(registry), "mteb's registry"
+        elif template is None:
+            values = _set(sentence_transformers.get("prompts") or {})
+            source = "the model's sentence-transformers config"
+            default = values.get(str(sentence_transformers.get("default_prompt_name")))
+            # An empty prompt says nothing, and older configs hold one for each side.
+            values = {key: value for key, value in values.items() if value}
+    own = _set({key: value for key, value in chosen.items() if key != "from_model"})
+    sources = [source if values or default else "", "the configuration" if own else ""]
+    return Prompts(
+        values={**values, **own},
+        source=" and ".join(filter(None, sources)) or "none",
+        template=load_template(template) if template is not None else None,
+        apply_to_documents=apply_to_documents is not False,
+        default=default,
+    )
+
+
+def _set(prompts: Mapping[str, str | None]) -> dict[str, str]:
+    return {key: value for key, value in prompts.items() if value is not None}
