@@ -1,0 +1,204 @@
+"""Texts in, one float32 array out, through windows that keep the engine busy and memory bounded."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mteb_vllm.engine import Engine
+from mteb_vllm.errors import NonFiniteError
+
+# A text of more characters than this for each token of the context is shortened before it is tokenised: vLLM tokenises
+# a text whole before it truncates, which takes seconds for a book. Tokens of real text have 2 to 6 characters.
+_LONG, _KEPT = 24, 16
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class EncodeStats:
+    """What encoding did; adds up over calls.
+
+    Attributes:
+        texts: Texts that were asked for.
+        computed: Different texts that the engine computed.
+        tokens: Tokens that the engine computed.
+        truncated: Texts, of those asked for, that were longer than the context.
+        seconds: Wall time.
+    """
+
+    texts: int = 0
+    computed: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    seconds: float = 0.0
+
+    def add(self, other: EncodeStats) -> None:
+        """Adds another call's."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+def encode_texts(
+    engine: Engine,
+    texts: Iterable[str],
+    n_texts: int,
+    *,
+    prefix: str = "",
+    window: int = 8192,
+    progress: Progress | None = None,
+) -> tuple[npt.NDArray[np.float32], EncodeStats]:
+    """Embeds texts, each different one once.
+
+    Held beside the result are one window of texts with the engine's outputs for them, and 16 bytes of hash a text.
+
+    Args:
+        engine: An open engine that embeds.
+        texts: The texts; lone surrogates are read as U+FFFD, as they have no encoding.
+        n_texts: How many texts there are.
+        prefix: What stands in front of each.
+        window: How many different texts are handed to the engine at once.
+        progress: Called with (texts done, texts in all) after every window.
+
+    Returns:
+        embeddings: float32 array, shape (n_texts, dim); and what it took.
+
+    Raises:
+        NonFiniteError: if NaN or Inf comes out.
+        ValueError: if there are not `n_texts` texts.
+    """
+    started = time.perf_counter()
+    stats = EncodeStats(texts=n_texts)
+    out = np.empty((n_texts, engine.dim), dtype=np.float32)
+    first_rows: dict[bytes, int] = {}
+    copies: list[tuple[int, int]] = []  # (row, row of the same text)
+    truncated: set[int] = set()
+    row = 0
+    prefix = _readable(prefix)
+    stream = iter(texts)
+    while batch := list(itertools.islice(stream, window)):
+        rows, unique = [], []
+        for text in batch:
+            text = prefix + _readable(text)
+            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            first = first_rows.setdefault(digest, row)
+            if first == row:
+                rows.append(row)
+                unique.append(text)
+            else:
+                copies.append((row, first))
+            row += 1
+        if row > n_texts:
+            raise ValueError(f"more texts than the {n_texts} that were announced")
+        if unique:
+            _encode_window(engine, unique, rows, out, stats, truncated)
+        if progress is not None:
+            progress(row, n_texts)
+    if row != n_texts:
+        raise ValueError(f"{row} texts, though {n_texts} were announced")
+    for target, source in copies:
+        out[target] = out[source]
+    stats.truncated = len(truncated) + sum(source in truncated for _, source in copies)
+    stats.seconds = time.perf_counter() - started
+    return out, stats
+
+
+def _encode_window(
+    engine: Engine,
+    texts: list[str],
+    rows: list[int],
+    out: npt.NDArray[np.float32],
+    stats: EncodeStats,
+    truncated: set[int],
+) -> None:
+    import torch
+
+    limit = engine.max_model_len
+    tokenizer: Any = None
+    for at, text in enumerate(texts):
+        if len(text) > _LONG * limit:
+            tokenizer = tokenizer or engine.llm.get_tokenizer()
+            shorter = _shorten(text, tokenizer, limit)
+            if shorter is not text:
+                truncated.add(rows[at])
+                texts[at] = shorter
+    outputs = engine.llm.encode(
+        texts, pooling_task="embed", use_tqdm=False, tokenization_kwargs={"truncate_prompt_tokens": -1}
+    )
+    block = torch.stack([output.outputs.data for output in outputs]).float().numpy()
+    if not np.isfinite(block).all():
+        raise NonFiniteError(_non_finite_message(engine, block))
+    out[rows] = block
+    stats.computed += len(texts)
+    full = []
+    for at, output in enumerate(outputs):
+        length = len(output.prompt_token_ids)
+        stats.tokens += length
+        # As long as the context: it was cut, or is exactly that long.
+        if length >= limit and rows[at] not in truncated:
+            full.append(at)
+    if full:
+        tokenizer = tokenizer or engine.llm.get_tokenizer()
+        lengths = map(len, tokenizer([texts[at] for at in full], truncation=False, verbose=False)["input_ids"])
+        truncated.update(rows[at] for at, length in zip(full, lengths, strict=True) if length > limit)
+
+
+def _shorten(text: str, tokenizer: Any, limit: int) -> str:
+    """The beginning of a text that fills the context for certain, ending between words; the text if none does."""
+    size = _KEPT * limit
+    while size < len(text):
+        end = max(text.rfind(" ", 0, size), text.rfind("\n", 0, size))
+        if end > 0 and len(tokenizer(text[:end], truncation=False, verbose=False)["input_ids"]) > limit + 16:
+            return text[:end]
+        size *= 2
+    return text
+
+
+def _readable(text: str) -> str:
+    """The text with what UTF-8 cannot hold (lone surrogates) as U+FFFD; surrogate pairs become their character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _non_finite_message(engine: Engine, block: npt.NDArray[np.float32]) -> str:
+    broken = int((~np.isfinite(block)).any(axis=1).sum())
+    way_out = "engine.dtype=float32" if engine.dtype == "bfloat16" else "engine.dtype=bfloat16 or engine.dtype=float32"
+    return (
+        f"{broken} of {len(block)} embeddings of {engine.spec.model.name} in {engine.dtype} hold NaN or Inf "
+        f"(overflow, most likely). The way out: {way_out}."
+    )
+
+
+def texts_of(inputs: Any) -> tuple[Iterator[str], int]:
+    """The texts of a data loader of mteb's, and how many there are.
+
+    The texts are read from the data set's column where that is the same thing: the loader itself collates row by row,
+    which costs more than a fast engine does.
+    """
+    dataset = getattr(inputs, "dataset", None)
+    names = getattr(dataset, "column_names", None)
+    if dataset is not None and names is not None and "text" in names and _in_order(inputs):
+        column = dataset.select_columns(["text"])
+        if all(isinstance(row["text"], str) for row in itertools.islice(column, 1)):
+            batches = (column[at : at + 1024]["text"] for at in range(0, len(column), 1024))
+            return itertools.chain.from_iterable(batches), len(column)
+    if dataset is not None and hasattr(dataset, "__len__"):
+        return (text for batch in inputs for text in batch["text"]), len(dataset)
+    texts = [text for batch in inputs for text in batch["text"]]
+    return iter(texts), len(texts)
+
+
+def _in_order(inputs: Any) -> bool:
+    from torch.utils.data import SequentialSampler
+
+    return isinstance(getattr(inputs, "sampler", None), SequentialSampler) and not getattr(inputs, "drop_last", False)

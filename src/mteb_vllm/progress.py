@@ -1,0 +1,92 @@
+"""What a user sees while a run goes on: a live line on a terminal, one plain line a task where output is piped."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from mteb_vllm.results import TaskOutcome
+
+
+class Progress:
+    """Progress of one run over its tasks.
+
+    Args:
+        console: Where it is shown.
+        n_tasks: How many tasks there are.
+    """
+
+    def __init__(self, console: Console, n_tasks: int) -> None:
+        self.console = console
+        self.n_tasks = n_tasks
+        self.n_done = 0
+        self._task = ""
+        self._phase = ""
+        self._phase_started = 0.0
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._row = self._bar.add_task("", total=None, rate="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """Shows what goes on outside of any task, as the start of the engine."""
+        if self.console.is_terminal:
+            self._bar.update(self._row, description=text, total=None, completed=0, rate="")
+        else:
+            self.console.print(text, highlight=False)
+
+    def start_task(self, name: str) -> None:
+        """A task begins."""
+        self._task, self._phase = name, ""
+        self._bar.update(self._row, description=f"{self._label()} loading data", total=None, completed=0, rate="")
+
+    def encoded(self, phase: str, done: int, total: int) -> None:
+        """So many texts of a phase are embedded."""
+        now = time.perf_counter()
+        if done == 0 or phase != self._phase:
+            self._phase, self._phase_started = phase, now
+            self._bar.reset(self._row, description=f"{self._label()} {phase}", total=total)
+        elapsed = now - self._phase_started
+        rate = f"{done / elapsed:,.0f} texts/s" if done and elapsed > 0 else ""
+        if done >= total:
+            self._bar.update(self._row, completed=done, description=f"{self._label()} scoring", rate=rate)
+        else:
+            self._bar.update(self._row, completed=done, rate=rate)
+
+    def end_task(self, outcome: TaskOutcome) -> None:
+        """A task has ended, one way or another."""
+        self.n_done += 1
+        head = f"[{self.n_done}/{self.n_tasks}] {outcome.name}"
+        if outcome.status == "failed":
+            text = f"{head}: failed: {outcome.reason}"
+        elif outcome.status == "reused":
+            text = f"{head}: {outcome.metric} {outcome.main_score:.5f} (known already, not computed again)"
+        else:
+            rate = outcome.texts_per_second
+            speed = f", {rate:,.0f} texts/s" if rate else ""
+            text = f"{head}: {outcome.metric} {outcome.main_score:.5f} in {outcome.total_seconds:.1f} s{speed}"
+        style = "red" if outcome.status == "failed" else None
+        self.console.print(text, highlight=False, markup=False, style=style, soft_wrap=True)
+
+    def _label(self) -> str:
+        return f"[{self.n_done + 1}/{self.n_tasks}] {self._task}".replace("[", r"\[")

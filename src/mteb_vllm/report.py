@@ -1,0 +1,183 @@
+"""Tables of what was computed: on the terminal, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mteb_vllm.prompts import Prompts, TaskLike, applying_keys, sides
+from mteb_vllm.results import RunRecord, TaskOutcome
+
+TASK_COLUMNS = ("task", "metric", "main score", "texts/s", "tokens/s", "seconds", "")
+
+
+def prompt_rows(prompts: Prompts, tasks: Iterable[TaskLike]) -> list[tuple[str, str, str, str]]:
+    """What stands in front of the texts, per task and side: (task, side, key, one rendered example)."""
+    rows: list[tuple[str, str, str, str]] = []
+    for task in tasks:
+        for side in sides(str(task.type)):
+            prefix = prompts.prefix(task, side)
+            rows.append((task.name, side or "texts", prefix.key or "no prompt", f"{prefix.text}<{side or 'text'}>"))
+    return rows
+
+
+def unused_keys(prompts: Prompts, tasks: Iterable[TaskLike]) -> list[str]:
+    """The prompt keys that apply to nothing here."""
+    used = applying_keys(list(prompts.values), [(task.name, str(task.type)) for task in tasks])
+    return [key for key in prompts.values if key not in used]
+
+
+def print_prompts(console: Console, prompts: Prompts, tasks: Sequence[TaskLike]) -> None:
+    """Shows what the model is about to be given."""
+    table = Table(title=f"Prompts: {prompts.source}", title_justify="left", box=None, pad_edge=False)
+    for column in ("task", "side", "key", "what the model reads"):
+        table.add_column(column, overflow="fold")
+    for name, side, key, example in prompt_rows(prompts, tasks):
+        table.add_row(name, side, key, escape(repr(example)[1:-1]))
+    console.print(table)
+    unused = unused_keys(prompts, tasks)
+    if unused:
+        console.print(f"Prompt keys that apply to nothing here: {', '.join(unused)}", markup=False, soft_wrap=True)
+
+
+def print_run(console: Console, record: RunRecord) -> None:
+    """Shows the scores of one run; failures first."""
+    table = Table(box=None, pad_edge=False)
+    for at, column in enumerate(TASK_COLUMNS):
+        table.add_column(column, justify="right" if 2 <= at <= 5 else "left", overflow="fold")
+    for row in task_rows(record.tasks):
+        table.add_row(*(escape(cell) for cell in row))
+    console.print()
+    console.print(table)
+    for warning in record.warnings:
+        console.print(f"Note: {warning}", markup=False, style="yellow", soft_wrap=True)
+    if record.error:
+        console.print(record.error, markup=False, style="red", soft_wrap=True)
+
+
+def task_rows(tasks: Sequence[TaskOutcome]) -> list[tuple[str, ...]]:
+    """One row a task, by `TASK_COLUMNS`; failures first, and the mean last where there are several scores."""
+    rows: list[tuple[str, ...]] = []
+    for task in sorted(tasks, key=lambda task: task.status != "failed"):
+        rows.append(
+            (
+                task.name,
+                task.metric,
+                _number(task.main_score, 5),
+                _number(task.texts_per_second),
+                _number(task.tokens_per_second),
+                _number(task.total_seconds, 1) if task.status == "computed" else "",
+                {"computed": "", "reused": "known already", "failed": f"failed: {task.reason}"}[task.status],
+            )
+        )
+    scores = [task.main_score for task in tasks if task.main_score is not None]
+    if len(scores) > 1:
+        computed = sum(task.computed for task in tasks)
+        tokens = sum(task.tokens for task in tasks)
+        encode = sum(task.seconds.get("encode", 0.0) for task in tasks)
+        speed = (_number(computed / encode), _number(tokens / encode)) if encode else ("", "")
+        seconds = sum(task.total_seconds for task in tasks)
+        rows.append(
+            ("mean", "", _number(sum(scores) / len(scores), 5), *speed, _number(seconds, 1) if seconds else "", "")
+        )
+    return rows
+
+
+def run_markdown(record: RunRecord) -> str:
+    """The report of one run."""
+    model = record.settings.get("engine", {})
+    lines = [
+        f"# {model.get('model', 'run')}",
+        "",
+        f"- status: {record.status}",
+        f"- settings: `{record.fingerprint}`",
+        f"- revision: `{model.get('revision')}`",
+        f"- command: `mteb-vllm {' '.join(record.overrides)}`".rstrip(),
+        f"- started: {record.started}, {record.seconds:.1f} s in all",
+        f"- device: {model.get('device')}",
+        f"- versions: {', '.join(f'{name} {version}' for name, version in (model.get('versions') or {}).items())}",
+        "",
+        *_markdown(TASK_COLUMNS, task_rows(record.tasks)),
+    ]
+    if record.error:
+        lines += ["", f"**Failed:** {record.error}"]
+    lines += [f"\n> {warning}" for warning in record.warnings]
+    rows = [
+        (task.name, side, said.get("key") or "no prompt", f"`{said.get('example') or ''}`".replace("\n", "⏎"))
+        for task in record.tasks
+        for side, said in task.prompts.items()
+    ]
+    if rows:
+        lines += ["", "## What the model read", "", *_markdown(("task", "side", "prompt key", "first text"), rows)]
+    if record.engine:
+        values = [(key, str(value)) for key, value in (record.engine.get("resolved") or {}).items()]
+        lines += ["", "## Engine", "", *_markdown(("argument", "value"), values)]
+    return "\n".join(lines) + "\n"
+
+
+def differing(records: Sequence[RunRecord]) -> list[dict[str, str]]:
+    """For each run of a sweep, the overrides in which the runs differ."""
+    parsed = [dict(_key_value(text) for text in record.overrides) for record in records]
+    keys = dict.fromkeys(key for one in parsed for key in one)
+    varying = [key for key in keys if len({one.get(key, "") for one in parsed}) > 1]
+    return [{key: one.get(key, "") for key in varying} for one in parsed]
+
+
+def sweep_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[str]]]:
+    """A header, and one row a point: what differs, the main score of each task, texts/s, seconds, state; failures first."""
+    varying = differing(records)
+    keys = list(varying[0]) if varying else []
+    names = list(dict.fromkeys(task.name for record in records for task in record.tasks))
+    header = ["point", *keys, *names, "texts/s", "seconds", ""]
+    rows = []
+    for number, (record, values) in enumerate(zip(records, varying, strict=True)):
+        computed = sum(task.computed for task in record.tasks)
+        encode = sum(task.seconds.get("encode", 0.0) for task in record.tasks)
+        failed = [task.name for task in record.tasks if task.status == "failed"]
+        if record.status == "failed":
+            state = f"failed: {record.error or ', '.join(failed)}"
+        else:
+            state = "known already" if all(task.status == "reused" for task in record.tasks) else ""
+        scores = [_number(record.scores.get(name), 5) for name in names]
+        speed = _number(computed / encode) if encode else ""
+        rows.append([str(number), *(values[key] for key in keys), *scores, speed, _number(record.seconds, 1), state])
+    return header, sorted(rows, key=lambda row: not row[-1].startswith("failed"))
+
+
+def print_sweep(console: Console, records: Sequence[RunRecord]) -> None:
+    """Shows all points of a sweep."""
+    header, rows = sweep_table(records)
+    table = Table(title=f"{len(records)} points", title_justify="left", box=None, pad_edge=False)
+    for column in header:
+        table.add_column(
+            column, overflow="fold", justify="left" if "=" in column or column in ("", "point") else "right"
+        )
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print()
+    console.print(table)
+
+
+def sweep_markdown(records: Sequence[RunRecord]) -> str:
+    """The report of a sweep."""
+    header, rows = sweep_table(records)
+    return "\n".join([f"# Sweep of {len(records)} points", "", *_markdown(header, rows)]) + "\n"
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return [line(header), line("---" for _ in header), *(line(row) for row in rows)]
+
+
+def _key_value(override: str) -> tuple[str, str]:
+    key, _, value = override.partition("=")
+    return key.lstrip("+~"), value
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"

@@ -1,0 +1,191 @@
+"""What a run leaves behind: its record, as `run.json` and `scores.csv`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mteb_vllm import __version__
+from mteb_vllm.files import write_atomically
+from mteb_vllm.fingerprint import device, versions
+
+Status = Literal["computed", "reused", "failed"]
+
+
+@dataclass
+class TaskOutcome:
+    """What became of one task.
+
+    Attributes:
+        name: The task.
+        type: Its type.
+        status: Computed now, read from the results store, or failed.
+        metric: The name of its main score.
+        main_score: The mean over splits and subsets; None if it failed.
+        scores: Split to subset to all scores.
+        reason: Why it failed, in one line.
+        seconds: Wall time by phase: load, encode, score.
+        texts: Texts that mteb asked for.
+        computed: Different texts that the engine computed.
+        tokens: Tokens that the engine computed.
+        truncated: Texts that were longer than the context.
+        prompts: For each side, the prefix, its key, and a rendered example.
+    """
+
+    name: str
+    type: str
+    status: Status
+    metric: str
+    main_score: float | None = None
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reason: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    texts: int = 0
+    computed: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    prompts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall time of the whole task."""
+        return sum(self.seconds.values())
+
+    @property
+    def texts_per_second(self) -> float | None:
+        """Computed texts a second of encoding; None where nothing was computed."""
+        return _rate(self.computed, self.seconds.get("encode"))
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Computed tokens a second of encoding; None where nothing was computed."""
+        return _rate(self.tokens, self.seconds.get("encode"))
+
+
+@dataclass
+class RunRecord:
+    """One run, as it is kept in `run.json`.
+
+    Attributes:
+        status: Whether every task has a score.
+        fingerprint: The hash of everything but the tasks that the scores depend on.
+        overrides: The command-line overrides of this run.
+        settings: What the fingerprint is made of.
+        config: The resolved configuration.
+        prompts: Values, source and template, and which keys apply to nothing here.
+        tasks: What became of each task.
+        engine: How it was opened: preset, resolved values, seconds; empty where known results needed none.
+        error: Why the run as a whole failed.
+        warnings: What a user should know of this run.
+        seconds: Wall time of the run.
+        started: When, in ISO format with the time zone.
+        output_dir: Where this record is.
+    """
+
+    status: Literal["ok", "failed"]
+    fingerprint: str
+    overrides: list[str]
+    settings: dict[str, Any]
+    config: dict[str, Any]
+    prompts: dict[str, Any]
+    tasks: list[TaskOutcome] = field(default_factory=list)
+    engine: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    started: str = ""
+    output_dir: str = ""
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """Task to main score."""
+        return {task.name: task.main_score for task in self.tasks}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with versions, hardware, memory and the revision of a checkout."""
+        return {
+            **asdict(self),
+            "versions": {"mteb-vllm": __version__, "python": platform.python_version(), **versions()},
+            "hardware": hardware(),
+            "peak_memory_mb": peak_memory(),
+            "git": git_revision(),
+        }
+
+
+def write_record(record: RunRecord, folder: Path) -> None:
+    """Writes `run.json` and `scores.csv` into a run's folder."""
+    write_atomically(folder / "run.json", json.dumps(_finite(record.to_dict()), indent=2, default=str) + "\n")
+    write_atomically(folder / "scores.csv", scores_csv(record))
+
+
+def scores_csv(record: RunRecord) -> str:
+    """One line for each task, split, subset and score."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["task", "type", "split", "subset", "metric", "value", "main", "status"])
+    for task in record.tasks:
+        if task.status == "failed":
+            writer.writerow([task.name, task.type, "", "", task.metric, "", "", "failed"])
+        for split, subsets in task.scores.items():
+            for subset, scores in subsets.items():
+                for metric, value in scores.items():
+                    if isinstance(value, (int, float)) and metric != "main_score":
+                        main = int(metric == task.metric)
+                        writer.writerow([task.name, task.type, split, subset, metric, value, main, task.status])
+    return out.getvalue()
+
+
+def hardware() -> dict[str, Any]:
+    """The kind of machine."""
+    return {
+        "device": device(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
+        "platform": platform.platform(),
+    }
+
+
+def peak_memory() -> dict[str, float]:
+    """Peak resident memory so far in MB: of this process, and of its largest child that has ended."""
+    # ru_maxrss is in KiB on Linux and in bytes on macOS (getrusage(2)).
+    unit = 2**20 if platform.system() == "Darwin" else 2**10
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return {"process": round(own / unit, 1), "largest_child": round(child / unit, 1)}
+
+
+def git_revision() -> str | None:
+    """The commit of the checkout that this package runs from, with `-dirty` where files differ; None elsewhere."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    # An installed package may lie inside somebody else's repository.
+    return answer.stdout.strip() or None if (here.parents[1] / ".git").exists() else None
+
+
+def _rate(count: int, seconds: float | None) -> float | None:
+    return count / seconds if count and seconds else None
+
+
+def _finite(value: Any) -> Any:
+    """The value with NaN and Inf as None, which JSON has no words for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

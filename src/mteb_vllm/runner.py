@@ -1,0 +1,299 @@
+"""The whole story of one run, from a checked configuration to its record."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mteb_vllm import report, tasks
+from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
+from mteb_vllm.config import RunConfig
+from mteb_vllm.engine import EngineSpec, resolve_arguments
+from mteb_vllm.errors import MtebVllmError
+from mteb_vllm.fingerprint import fingerprint
+from mteb_vllm.preflight import find, make_pipeline
+from mteb_vllm.prompts import Prompts, resolve
+from mteb_vllm.results import RunRecord, write_record
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration comes down to, before anything is loaded.
+
+    Attributes:
+        spec: The engine that it needs.
+        prompts: The prompts, wherever they come from.
+        tasks: The tasks' metadata.
+    """
+
+    spec: EngineSpec
+    prompts: Prompts
+    tasks: list[TaskInfo]
+
+
+def plan(config: RunConfig) -> Plan:
+    """Works out what a checked configuration means on this machine.
+
+    Raises:
+        ModelError: if the model cannot be had.
+    """
+    model = find(config)
+    arguments, env, preset = resolve_arguments(config.engine, config.model.engine)
+    catalogue = mteb_catalogue()
+    registered = catalogue.models.get(model.name)
+    prompts = resolve(
+        config.prompts,
+        config.instruction,
+        recipe=config.model.prompts,
+        recipe_instruction=config.model.instruction,
+        registry=registered.prompts if registered else None,
+        sentence_transformers=model.sentence_transformers,
+    )
+    chosen, _ = tasks.select(config.tasks, catalogue)
+    convert: Any = "classify" if config.model.kind == "cross_encoder" else "embed"
+    return Plan(EngineSpec(model, convert, arguments, env, preset), prompts, chosen)
+
+
+def run_config(
+    config: RunConfig, output_dir: Path, overrides: Sequence[str] = (), *, console: Console | None = None
+) -> RunRecord:
+    """Runs one configuration and writes its record.
+
+    Args:
+        config: A checked configuration.
+        output_dir: Where `run.json`, `scores.csv` and `report.md` go.
+        overrides: What made the configuration, for the record.
+        console: Where progress is shown; None shows nothing.
+
+    Returns:
+        the record; a failure is in it, not raised.
+    """
+    started = time.perf_counter()
+    console = console or quiet_console()
+    planned = plan(config)
+    settings = {"engine": planned.spec.settings(), "prompts": planned.prompts.settings()}
+    record = RunRecord(
+        status="ok",
+        fingerprint=fingerprint(settings),
+        overrides=list(overrides),
+        settings=settings,
+        config=asdict(config),
+        prompts={
+            **planned.prompts.settings(),
+            "source": planned.prompts.source,
+            "unused": report.unused_keys(planned.prompts, planned.tasks),
+        },
+        started=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        output_dir=str(output_dir),
+    )
+    _announce(console, planned, record)
+    try:
+        _evaluate(config, planned, record, console)
+    except MtebVllmError as error:
+        logger.exception("the run failed")
+        record.error = str(error)
+    except BaseException as error:
+        # Ctrl-C and bugs: what is done so far is kept, then they go their way.
+        record.error, record.status = f"{type(error).__name__}: {error}".rstrip(": "), "failed"
+        _finish(record, output_dir, started)
+        raise
+    _finish(record, output_dir, started)
+    report.print_run(console, record)
+    _conclude(console, config, record)
+    return record
+
+
+def run(
+    overrides: Sequence[str] = (), *, multirun: bool = False, config_dir: str | None = None, show: bool = True
+) -> RunRecord | list[RunRecord]:
+    """Does what the command line does, for notebooks and tests.
+
+    Args:
+        overrides: As on the command line: `["model=minilm", "tasks=sts12"]`.
+        multirun: Whether commas sweep (`-m`).
+        config_dir: A folder of your own configuration files.
+        show: Whether progress and tables are shown.
+
+    Returns:
+        the run's record; with `multirun` the records of all points, in their order.
+
+    Raises:
+        ConfigError: with every mistake, before anything is loaded.
+        MissingPackageError: if vLLM is not installed.
+    """
+    from mteb_vllm.command import check
+    from mteb_vllm.config import CONFIG_NAME, composer
+
+    check(overrides, multirun=multirun, config_dir=config_dir)
+    records: list[RunRecord] = []
+    console = terminal() if show else quiet_console()
+    with composer(config_dir):
+        from hydra.core.global_hydra import GlobalHydra
+
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        task = job(records, console)
+        if multirun:
+            hydra.multirun(CONFIG_NAME, task, list(overrides), with_log_configuration=False)
+            end_sweep(records, console)
+            return records
+        hydra.run(CONFIG_NAME, task, list(overrides), with_log_configuration=False)
+    return records[0]
+
+
+def job(records: list[RunRecord], console: Console) -> Any:
+    """The function that Hydra calls for each point; the records gather in the list."""
+
+    def run_job(cfg: Any) -> RunRecord:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf
+
+        from mteb_vllm.config import parse
+
+        plain = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(plain, dict)
+        hydra = HydraConfig.get()
+        overrides = [str(text) for text in hydra.overrides.task]
+        if hydra.mode == RunMode.MULTIRUN:
+            console.print(f"\nPoint {hydra.job.num}: {' '.join(overrides)}", markup=False, soft_wrap=True)
+        config = parse({str(key): value for key, value in plain.items()})
+        record = run_config(config, Path(hydra.runtime.output_dir), overrides, console=console)
+        records.append(record)
+        return record
+
+    return run_job
+
+
+def end_sweep(records: Sequence[RunRecord], console: Console) -> None:
+    """Shows a sweep's table, and writes it beside the points' folders."""
+    if not records:
+        return
+    from mteb_vllm.files import write_atomically
+
+    report.print_sweep(console, records)
+    folder = Path(records[0].output_dir).parent
+    write_atomically(folder / "report.md", report.sweep_markdown(records))
+    console.print(f"Sweep: {folder}", markup=False, soft_wrap=True)
+
+
+def terminal() -> Console:
+    """Standard output as a place for progress and tables; wide enough for them where it is no terminal."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160, highlight=False)
+
+
+def quiet_console() -> Console:
+    """A place that shows nothing."""
+    from rich.console import Console
+
+    return Console(quiet=True)
+
+
+def _announce(console: Console, planned: Plan, record: RunRecord) -> None:
+    spec = planned.spec
+    args = {key: value for key, value in spec.args.items() if key not in ("load_format", "trust_remote_code")}
+    picked = f"preset {spec.preset}" + (
+        f" (device {record.settings['engine']['device']})" if spec.preset != "none" else ""
+    )
+    console.print(f"Model:  {spec.model.name} at {spec.model.revision}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Engine: {picked}: {_words(args)}", markup=False, highlight=False, soft_wrap=True)
+    if spec.args.get("trust_remote_code"):
+        record.warnings.append("trust_remote_code is on: Python code that comes with the model is run.")
+        console.print("        trust_remote_code is on: Python code that comes with the model is run", style="yellow")
+    report.print_prompts(console, planned.prompts, planned.tasks)
+    console.print()
+
+
+def _evaluate(config: RunConfig, planned: Plan, record: RunRecord, console: Console) -> None:
+    """Opens what is needed and lets the pipeline work; fills the record."""
+    # Bars of other libraries would fight with ours, and fill logs when piped.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # vLLM's log goes where everything else is logged, instead of to the terminal.
+    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
+    os.environ.update(planned.spec.env)
+    from mteb_vllm.progress import Progress
+
+    log = Path(record.output_dir) / "mteb_vllm.log"
+    with _errors_into(log), Progress(console, len(planned.tasks)) as progress:
+        progress.note("Importing mteb")
+        from mteb_vllm.store import ResultsStore
+        from mteb_vllm.wrappers import VllmEncoderWrapper
+
+        chosen = tasks.load(config.tasks, [task.name for task in planned.tasks])
+        store = ResultsStore(config.results.dir)
+        pipeline = make_pipeline(config)
+        model = VllmEncoderWrapper.planned(planned.spec, planned.prompts, pipeline.window)
+        model.progress = progress.encoded
+        model.on_open = lambda: progress.note("Opening vLLM")
+        for outcome in pipeline.run(model, chosen, store, progress, reuse=config.results.reuse == "exact"):
+            record.tasks.append(outcome)
+        record.engine = model.engine_record()
+    if any(task.status == "failed" for task in record.tasks):
+        record.status = "failed"
+    for task in record.tasks:
+        if task.texts and task.truncated:
+            record.warnings.append(
+                f"{task.name}: {task.truncated:,} of {task.texts:,} texts ({task.truncated / task.texts:.1%}) are longer "
+                f"than the context of {record.engine['resolved']['max_model_len']} tokens and were cut."
+            )
+
+
+@contextlib.contextmanager
+def _errors_into(log: Path) -> Iterator[None]:
+    """Lets what libraries, compiled ones too, write on standard error go into the log, if there is one."""
+    if not log.exists():
+        yield
+        return
+    logging.captureWarnings(True)
+    sys.stderr.flush()
+    before = os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.close(before)
+        logging.captureWarnings(False)
+
+
+def _finish(record: RunRecord, output_dir: Path, started: float) -> None:
+    from mteb_vllm.files import write_atomically
+
+    if record.error:
+        record.status = "failed"
+    record.seconds = time.perf_counter() - started
+    write_record(record, output_dir)
+    write_atomically(output_dir / "report.md", report.run_markdown(record))
+
+
+def _conclude(console: Console, config: RunConfig, record: RunRecord) -> None:
+    reused = sum(task.status == "reused" for task in record.tasks)
+    if reused:
+        text = f"{reused} of {len(record.tasks)} results were known already; to compute them again: results.reuse=none"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"Settings {record.fingerprint}, results in {config.results.dir}/results", markup=False, soft_wrap=True
+    )
+    console.print(f"Record:  {record.output_dir}/run.json", markup=False, soft_wrap=True)
+
+
+def _words(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items())

@@ -1,0 +1,80 @@
+"""The results store: mteb's own layout, so that its loaders and leaderboard tooling read it.
+
+    <root>/results/<org__name>/<revision>/experiments/settings_<hash>/<Task>.json, model_meta.json, run_settings.jsonl
+
+The hash in the folder's name is that of everything but the task that a result depends on. Files appear by rename; a file
+that cannot be read is set aside, named in the log, and its task computed again.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mteb.abstasks import AbsTask
+from mteb.cache import ResultCache
+from mteb.models.model_meta import ModelMeta
+from mteb.results import TaskResult
+
+logger = logging.getLogger(__name__)
+
+
+class ResultsStore(ResultCache):
+    """mteb's result cache, with atomic writes."""
+
+    def known(self, task: AbsTask, meta: ModelMeta) -> TaskResult | None:
+        """The whole result of a task under these settings: all its splits and subsets, of the same data; else None."""
+        result = self.load_task_result(task.metadata.name, meta)
+        if result is None or result.dataset_revision != task.metadata.revision:
+            return None
+        return None if result.get_missing_evaluations(task) else result.validate_and_filter_scores(task)
+
+    def started(self, task: AbsTask, meta: ModelMeta) -> bool:
+        """Whether a part of the task's result is there, of the same data, so that only the rest needs computing."""
+        result = self.load_task_result(task.metadata.name, meta)
+        return result is not None and result.dataset_revision == task.metadata.revision
+
+    def load_task_result(
+        self, task_name: str, model_name: str | ModelMeta, *args: Any, **kwargs: Any
+    ) -> TaskResult | None:
+        """mteb's, but a file that cannot be read is set aside instead of ending the run."""
+        try:
+            return super().load_task_result(task_name, model_name, *args, **kwargs)
+        except Exception as error:  # json, pydantic and KeyErrors alike: whatever half a file leads to
+            path = self.get_task_result_path(task_name, model_name)
+            if not path.exists():
+                raise
+            aside = path.with_suffix(".json.broken")
+            path.replace(aside)
+            logger.warning("%s cannot be read (%s); set aside as %s", path, error, aside.name)
+            return None
+
+    def save_to_cache(
+        self,
+        task_result: TaskResult,
+        model_name: str | ModelMeta,
+        model_revision: str | None = None,
+        *,
+        encode_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """mteb's, but every file appears whole."""
+        target = self.get_task_result_path(task_result.task_name, model_name, model_revision).parent
+        target.mkdir(parents=True, exist_ok=True)
+        # mteb writes in place; so it writes into a folder of its own on the same file system, and the files move over.
+        staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.cache_path))
+        try:
+            inner = ResultCache(staging)
+            folder = inner.get_task_result_path(task_result.task_name, model_name, model_revision).parent
+            folder.mkdir(parents=True)
+            settings = target / "run_settings.jsonl"
+            if settings.exists():
+                shutil.copy2(settings, folder)
+            inner.save_to_cache(task_result, model_name, model_revision, encode_kwargs=encode_kwargs)
+            for file in folder.iterdir():
+                file.replace(target / file.name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
