@@ -85,6 +85,7 @@ class Engine:
         max_model_len: Tokens after which a text is cut, special tokens included.
         dim: Length of an embedding.
         resolved: All of what vLLM made of unset arguments, for the record.
+        owners: Who asked for it and has not let go; the last one's leaving closes it.
     """
 
     spec: EngineSpec
@@ -94,6 +95,14 @@ class Engine:
     max_model_len: int
     dim: int
     resolved: dict[str, Any]
+    owners: set[int] = field(default_factory=set)
+
+    def release(self, owner: object) -> None:
+        """Takes note that `owner` needs the engine no more, and closes it when nobody does."""
+        if id(owner) in self.owners:
+            self.owners.remove(id(owner))
+            if not self.owners:
+                self.close()
 
     def close(self) -> None:
         """Closes the engine and gives its memory back; again does nothing."""

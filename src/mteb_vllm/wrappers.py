@@ -61,6 +61,7 @@ class VllmWrapperBase:
     mteb_model_meta: ModelMeta | None = None
     on_open: Callable[[], None] | None = None
     _engine: Engine | None = None
+    _owner = False
 
     def __init__(
         self,
@@ -78,7 +79,8 @@ class VllmWrapperBase:
         args = engine_arguments({"max_num_seqs": max_num_seqs, "head_dtype": head_dtype, **engine_args})
         spec = EngineSpec(found, self.convert, args, dict(env or {}))
         self._adopt(spec, model if isinstance(model, ModelMeta) else None)
-        self._engine = open_engine(spec)
+        self._owner = True
+        self.engine  # noqa: B018 - opened now: whoever constructs a wrapper wants to know whether it works
         atexit.register(self.cleanup)
 
     def _adopt(self, spec: EngineSpec, meta: ModelMeta | None) -> None:
@@ -101,6 +103,8 @@ class VllmWrapperBase:
             if self.on_open is not None:
                 self.on_open()
             self._engine = open_engine(self.spec)
+            if self._owner:
+                self._engine.owners.add(id(self))
         return self._engine
 
     def engine_record(self) -> dict[str, Any]:
@@ -120,11 +124,14 @@ class VllmWrapperBase:
         return self.engine.llm
 
     def cleanup(self) -> None:
-        """Closes the engine and gives its memory back; again does nothing."""
+        """Lets go of the engine, which closes and gives its memory back unless another wrapper shares it.
+
+        Again does nothing; a text that is encoded afterwards opens the engine again.
+        """
         atexit.unregister(self.cleanup)
         engine, self._engine = self._engine, None
         if engine is not None:
-            engine.close()
+            engine.release(self)
 
     def __enter__(self) -> Any:
         return self
@@ -191,7 +198,10 @@ class VllmEncoderWrapper(VllmWrapperBase, AbsEncoder):
 
     @classmethod
     def planned(cls, spec: EngineSpec, prompts: Prompts, window: int = 8192) -> VllmEncoderWrapper:
-        """A wrapper whose engine opens when the first text is encoded: known results need none."""
+        """A wrapper whose engine opens when the first text is encoded, since known results need none.
+
+        It does not own the engine: the next point of a sweep may use it too, and whoever planned closes it.
+        """
         wrapper = cls.__new__(cls)
         wrapper._set(prompts, window)
         wrapper._adopt(spec, None)

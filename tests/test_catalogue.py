@@ -1,0 +1,433 @@
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from mteb_vllm import catalogue
+from mteb_vllm.catalogue import CatalogueError, MtebCatalogue, VllmCatalogue, nearest
+
+HEAVY = ("mteb", "torch", "vllm", "transformers", "datasets", "pandas")
+
+
+def forget() -> None:
+    catalogue.mteb_catalogue.cache_clear()
+    catalogue.vllm_catalogue.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache directory with both catalogues, made by the real child processes, once."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "MTEB_VLLM_CACHE" not in os.environ:
+            patch.setenv("MTEB_VLLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        forget()
+        catalogue.warm()
+        yield catalogue.cache_dir()
+    forget()
+
+
+@pytest.fixture
+def mteb(warm_cache: Path) -> MtebCatalogue:
+    return catalogue.mteb_catalogue()
+
+
+@pytest.fixture
+def vllm(warm_cache: Path) -> VllmCatalogue:
+    found = catalogue.vllm_catalogue()
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def texts(mteb: MtebCatalogue, vllm: VllmCatalogue, warm_cache: Path) -> dict[str, bytes]:
+    """What the child wrote, by kind."""
+
+    def newest(pattern: str) -> bytes:
+        return max(warm_cache.glob(pattern), key=lambda path: path.stat().st_mtime).read_bytes()
+
+    return {"mteb": newest("mteb-*.json"), "vllm": newest("vllm*.json")}
+
+
+@pytest.fixture
+def fresh(texts: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """An empty cache directory, nothing in memory, and a child that answers at once; yields what it was asked for."""
+    asked: list[str] = []
+
+    def make(kind: str) -> bytes:
+        asked.append(kind)
+        return texts[kind]
+
+    monkeypatch.setattr(catalogue, "_make", make)
+    monkeypatch.setenv("MTEB_VLLM_CACHE", str(tmp_path / "cache"))
+    forget()
+    yield asked
+    forget()
+
+
+@pytest.fixture
+def fake_mteb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Gives the child process another `mteb` to import."""
+
+    def write(source: str) -> None:
+        (tmp_path / "path").mkdir(exist_ok=True)
+        (tmp_path / "path" / "mteb.py").write_text(source)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+
+    return write
+
+
+# What is known of mteb
+
+
+def test_tasks_have_their_metadata(mteb: MtebCatalogue) -> None:
+    task = mteb.tasks["STS12"]
+    assert (task.name, task.type, task.main_score) == ("STS12", "STS", "cosine_spearman")
+    assert (task.modalities, task.splits) == (("text",), ("test",))
+    assert (task.languages, task.subsets) == (("eng-Latn",), {"default": ("eng-Latn",)})
+    assert (task.dataset_path, len(task.dataset_revision)) == ("mteb/sts12-sts", 40)
+    assert (task.prompt, task.aggregate_of, task.superseded_by) == (None, (), None)
+    assert len(mteb.tasks) > 2000
+    assert mteb.version == metadata.version("mteb")
+
+
+def test_languages_are_those_of_all_subsets_in_order(mteb: MtebCatalogue) -> None:
+    task = mteb.tasks["STS22"]
+    assert task.subsets["de-en"] == ("deu-Latn", "eng-Latn")
+    assert task.languages[:3] == ("eng-Latn", "deu-Latn", "spa-Latn")
+    assert len(set(task.languages)) == len(task.languages) == 10
+    assert len(mteb.tasks["FloresBitextMining"].subsets) > 40_000
+
+
+def test_what_mteb_leaves_out_by_default_is_there(mteb: MtebCatalogue) -> None:
+    tasks = mteb.tasks.values()
+    assert mteb.tasks["STS22"].superseded_by == "STS22.v2"
+    assert "CQADupstackTexRetrieval" in mteb.tasks["CQADupstackRetrieval"].aggregate_of
+    assert any(task.is_beta for task in tasks)
+    assert any(not task.is_public for task in tasks)
+    assert any("image" in task.modalities for task in tasks)
+
+
+def test_prompts_of_tasks(mteb: MtebCatalogue) -> None:
+    prompt = mteb.tasks["SciFact"].prompt
+    assert isinstance(prompt, dict)
+    assert set(prompt) == {"query"}
+    assert isinstance(mteb.tasks["Banking77Classification"].prompt, str)
+
+
+def test_task_and_prompt_types(mteb: MtebCatalogue) -> None:
+    assert {"STS", "Retrieval", "Reranking", "BitextMining"} <= set(mteb.task_types)
+    assert {task.type for task in mteb.tasks.values()} <= set(mteb.task_types)
+    assert mteb.prompt_types == ("query", "document")
+
+
+def test_demo_tasks_are_there(mteb: MtebCatalogue) -> None:
+    assert mteb.tasks["StdlibDocsRetrieval"].type == "Retrieval"
+    assert {"StdlibDocsClassification", "StdlibDocsClustering"} <= set(mteb.tasks)
+
+
+def test_benchmarks_with_their_aliases(mteb: MtebCatalogue) -> None:
+    assert "STS12" in mteb.benchmarks["MTEB(eng, v2)"]
+    assert mteb.benchmarks["MTEB(eng)"] == mteb.benchmarks["MTEB(eng, v2)"]
+    assert {name for tasks in mteb.benchmarks.values() for name in tasks} <= set(mteb.tasks)
+
+
+def test_models(mteb: MtebCatalogue) -> None:
+    model = mteb.models["intfloat/multilingual-e5-small"]
+    assert model.prompts == {"query": "query: ", "document": "passage: "}
+    assert (model.name, model.cross_encoder) == ("intfloat/multilingual-e5-small", False)
+    assert model.revision is not None and len(model.revision) == 40
+    minilm = mteb.models["sentence-transformers/all-MiniLM-L6-v2"]
+    assert (minilm.prompts, minilm.has_instructions) == (None, False)
+    assert mteb.models["Qwen/Qwen3-Embedding-0.6B"].has_instructions
+    assert mteb.models["BAAI/bge-reranker-v2-m3"].cross_encoder
+
+
+# What is known of vLLM
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("max_num_seqs", "int"),
+        ("max_model_len", "int"),
+        ("enable_prefix_caching", "bool"),
+        ("enforce_eager", "bool"),
+        ("gpu_memory_utilization", "float"),
+        ("quantization", "str"),
+        ("dtype", "str"),
+        ("max_lora_rank", "int"),
+        ("distributed_executor_backend", "str"),
+        ("allowed_media_domains", "list"),
+        ("cpu_offload_params", "list"),
+        ("hf_overrides", "dict"),
+        ("additional_config", "dict"),
+        ("hf_token", "any"),
+        ("pooler_config", "any"),
+        ("served_model_name", "any"),
+    ],
+)
+def test_kinds_of_engine_arguments(vllm: VllmCatalogue, name: str, kind: str) -> None:
+    assert vllm.args[name].kind == kind
+
+
+def test_choices_are_closed_only_where_nothing_else_is_taken(vllm: VllmCatalogue) -> None:
+    assert {"auto", "bfloat16", "float32"} <= set(vllm.args["dtype"].choices or ())
+    assert vllm.args["runner"].choices == ("auto", "generate", "pooling", "draft")
+    assert "lazy" in (vllm.args["safetensors_load_strategy"].choices or ())  # Optional[Literal]
+    assert "8" in (vllm.args["max_lora_rank"].choices or ())  # numbers
+    assert vllm.args["tokenizer_mode"].choices is None  # Literal | str
+    assert vllm.args["distributed_executor_backend"].choices is None  # str | Literal | type | None
+    assert vllm.args["max_num_seqs"].choices is None
+
+
+def test_types_and_defaults_can_be_shown(vllm: VllmCatalogue) -> None:
+    assert vllm.args["max_num_seqs"].type == "int | None"
+    assert vllm.args["pooler_config"].type == "PoolerConfig | None"
+    assert vllm.args["enforce_eager"].type == "bool"
+    assert (vllm.args["dtype"].default, vllm.args["enforce_eager"].default) == ("auto", False)
+    assert vllm.args["mamba_backend"].default == "triton"
+    assert vllm.args["kernel_config"].default.startswith("KernelConfig(")
+
+
+def test_every_field_of_engine_args_is_there(vllm: VllmCatalogue) -> None:
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse(Path(spec.origin).with_name("engine").joinpath("arg_utils.py").read_text())
+    (cls,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "EngineArgs")
+    names = [
+        node.target.id for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    ]
+    assert list(vllm.args) == [name for name in names if not name.startswith("_")]
+    assert all(name == arg.name for name, arg in vllm.args.items())
+
+
+def test_version_architectures_and_environment(vllm: VllmCatalogue) -> None:
+    assert (vllm.distribution, vllm.version) == catalogue.vllm_distribution()
+    assert metadata.version(vllm.distribution) == vllm.version
+    assert {"BertModel", "Qwen3ForCausalLM", "XLMRobertaModel"} <= set(vllm.architectures)
+    assert {"VLLM_LOGGING_LEVEL", "VLLM_ENABLE_V1_MULTIPROCESSING"} <= set(vllm.env)
+
+
+def test_without_vllm_there_is_no_catalogue(fresh: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "distributions", lambda **_: iter(()))
+    assert catalogue.vllm_distribution() is None
+    assert catalogue.vllm_catalogue() is None
+    assert fresh == []
+
+
+# Reading and keeping
+
+
+def test_a_second_process_reads_quickly_and_imports_nothing(warm_cache: Path) -> None:
+    script = (
+        "import json, sys, time\n"
+        "from mteb_vllm import catalogue\n"
+        "start = time.perf_counter()\n"
+        "assert 'STS12' in catalogue.mteb_catalogue().tasks and 'dtype' in catalogue.vllm_catalogue().args\n"
+        "print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))\n"
+    )
+    seconds = []
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        elapsed, modules = json.loads(done.stdout)
+        assert done.stderr == ""
+        assert not set(HEAVY) & set(modules)
+        seconds.append(elapsed)
+    # 40 ms on a quiet machine; the best of three, since the machine of a test run seldom is one.
+    assert min(seconds) < 0.1
+
+
+def test_is_kept_in_memory_and_on_disk(fresh: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    first = catalogue.mteb_catalogue()
+    assert catalogue.mteb_catalogue() is first
+    forget()
+    assert catalogue.mteb_catalogue().models == first.models
+    assert fresh == ["mteb"]
+    notices = capsys.readouterr().err.splitlines()
+    assert notices == [f"Reading the task list of mteb {metadata.version('mteb')} (once, about 15 s)..."]
+
+
+@pytest.mark.parametrize("damage", [b"", b"null", b"[1, 2]", b"\xff\xfe\x00", None], ids=str)
+def test_a_damaged_file_is_made_anew(
+    fresh: list[str], texts: dict[str, bytes], damage: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = catalogue.vllm_catalogue()
+    (file,) = catalogue.cache_dir().iterdir()
+    file.write_bytes(texts["vllm"][:-100] if damage is None else damage)
+    forget()
+    assert catalogue.vllm_catalogue() == whole
+    assert fresh == ["vllm", "vllm"]
+    assert file.read_bytes() == texts["vllm"]
+    assert f"{file} cannot be read and is made anew" in caplog.text
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    fresh: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Below a file nobody can write, not even root.
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MTEB_VLLM_CACHE", str(tmp_path / "file" / "cache"))
+    with caplog.at_level(logging.WARNING):
+        assert "STS12" in catalogue.mteb_catalogue().tasks
+        assert "STS12" in catalogue.mteb_catalogue().tasks
+    assert fresh == ["mteb"]
+    assert "cannot be written" in caplog.text
+
+
+def test_an_edit_of_our_sources_makes_it_anew(
+    fresh: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("catalogue.py", "demo.py"):
+        shutil.copy(Path(catalogue.__file__).with_name(name), tmp_path / name)
+
+    def asked() -> list[str]:
+        fresh.clear()
+        forget()
+        catalogue.mteb_catalogue()
+        catalogue.vllm_catalogue()
+        return fresh
+
+    assert asked() == ["mteb", "vllm"]
+    monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "catalogue.py"))
+    assert asked() == []
+    (tmp_path / "demo.py").write_text("# another demo task")
+    assert asked() == ["mteb"]
+    (tmp_path / "catalogue.py").write_text("# another field")
+    assert asked() == ["mteb", "vllm"]
+
+
+def test_many_makers_at_once_do_no_harm(
+    fresh: list[str], texts: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    together = threading.Barrier(8, timeout=30)
+
+    def make(kind: str) -> bytes:
+        together.wait()
+        return texts[kind]
+
+    monkeypatch.setattr(catalogue, "_make", make)
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: catalogue.vllm_catalogue.__wrapped__(), range(8)))
+    assert all(one == made[0] for one in made)
+    (file,) = catalogue.cache_dir().iterdir()
+    assert file.read_bytes() == texts["vllm"]
+    assert caplog.text == ""
+
+
+def test_warm_makes_both_at_once(fresh: list[str], texts: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2, timeout=30)
+
+    def make(kind: str) -> bytes:
+        both.wait()
+        return texts[kind]
+
+    monkeypatch.setattr(catalogue, "_make", make)
+    catalogue.warm()
+    assert len(list(catalogue.cache_dir().iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("own", "xdg", "expected"),
+    [("/own", "/xdg", "/own"), ("", "/xdg", "/xdg/mteb-vllm"), ("", "", "/home/me/.cache/mteb-vllm")],
+)
+def test_cache_dir(own: str, xdg: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("MTEB_VLLM_CACHE", own)
+    monkeypatch.setenv("XDG_CACHE_HOME", xdg)
+    assert catalogue.cache_dir() == Path(expected)
+
+
+# The child process
+
+
+def test_a_failing_child_says_why(fake_mteb: Callable[[str], None]) -> None:
+    fake_mteb("raise ImportError('libmissing.so: no such file')")
+    with pytest.raises(
+        CatalogueError, match=r"mteb cannot be read .*exit status 1(?s:.*)libmissing\.so: no such file$"
+    ):
+        catalogue._make("mteb")
+
+
+def test_the_child_is_offline_and_leaves_no_traces(
+    fake_mteb: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_TARGET_DEVICE", "nonsense")
+    monkeypatch.setenv("MTEB_CACHE", "/mine")
+    fake_mteb("import json, os\nraise SystemExit(json.dumps(dict(os.environ)))")
+    with pytest.raises(CatalogueError) as caught:
+        catalogue._make("mteb")
+    env = json.loads(str(caught.value).splitlines()[-1])
+    assert env["HF_HUB_OFFLINE"] == "1"
+    assert env["VLLM_LOGGING_LEVEL"] == "ERROR"
+    assert "VLLM_TARGET_DEVICE" not in env
+    assert env["MTEB_CACHE"] == env["VLLM_CACHE_ROOT"] != "/mine"
+    assert not Path(env["MTEB_CACHE"]).exists()
+
+
+def test_the_child_imports_nothing_from_the_working_directory(
+    fake_mteb: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mteb.py").write_text("raise SystemExit('from the working directory')")
+    monkeypatch.chdir(tmp_path)
+    fake_mteb("raise SystemExit('from the path')")
+    with pytest.raises(CatalogueError, match=r"from the path$"):
+        catalogue._make("mteb")
+
+
+# The nearest names
+
+
+@pytest.mark.parametrize(
+    ("word", "choices", "expected"),
+    [
+        ("dtpye", ["type", "dtype", "seed"], ("dtype", "type")),  # swapped: one edit
+        ("qury", ["document", "query"], ("query",)),
+        (
+            "STS21",
+            ["STS11", "STS22", "STS12", "STS13", "STS31"],
+            ("STS12", "STS11", "STS22", "STS31"),
+        ),  # all, swapped first
+        ("nfcorpus", ["NFCorpus", "NFCorpus-NL"], ("NFCorpus",)),  # another case only
+        ("flaot32", ["auto", "float32", "float16"], ("float32",)),
+        ("prefix_caching", ["enable_prefix_caching", "enable_sleep_mode"], ("enable_prefix_caching",)),
+        ("Banking77", ["STS12", "Banking77Classification"], ("Banking77Classification",)),
+        ("temperature", ["dtype", "seed", "max_num_seqs"], ()),
+        ("fp16", ["auto", "half", "float16"], ()),
+        ("dtype", [], ()),
+        ("", ["dtype"], ()),
+    ],
+)
+def test_nearest(word: str, choices: list[str], expected: tuple[str, ...]) -> None:
+    assert nearest(word, choices) == expected
+    assert nearest(word, reversed(choices)) == expected
+
+
+def test_nearest_is_enough_with_n_but_cuts_no_tie() -> None:
+    names = ["abcde1", "abcde2", "abcde3", "abcde4"]
+    assert nearest("abcdef", names, n=1) == tuple(names)
+    # Six at the next distance would be more than five: none of them comes.
+    worse = [f"abcd{digit}{digit}" for digit in range(6)]
+    assert nearest("abcdef", [*worse, "abcde1"], n=3) == ("abcde1",)
+    assert len(nearest("abcdef", worse)) == 5
+
+
+def test_nearest_among_all_that_there_is(mteb: MtebCatalogue, vllm: VllmCatalogue) -> None:
+    assert nearest("STS21", mteb.tasks)[:2] == ("STS12", "STS22")
+    assert nearest("gpu_memory_utilisation", vllm.args) == ("gpu_memory_utilization",)
+    start = time.perf_counter()
+    assert nearest("Banking77Clasification", mteb.tasks)[0] == "Banking77Classification"
+    assert time.perf_counter() - start < 1
