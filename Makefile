@@ -33,8 +33,8 @@ run: install  ## evaluate MiniLM on the demo tasks, offline, on a CPU (ARGS="eng
 	$(BIN)/mteb-vllm $(ARGS)
 
 check: install  ## ruff and mypy
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
 
 test: check  ## all tests but the slow ones
@@ -43,9 +43,12 @@ test: check  ## all tests but the slow ones
 test-slow: install  ## the slow tests: published scores on whole data sets
 	$(BIN)/pytest -m slow
 
+bench: install  ## what the wrapper costs over raw vLLM, measured side by side (BENCH="--pairs 20")
+	$(BIN)/python bench/overhead.py $(BENCH)
+
 format: install  ## let ruff write
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests bench
+	$(BIN)/ruff format src tests bench
 
 wheel: install  ## dist/*.whl
 	$(BIN)/python -m build --no-isolation --wheel

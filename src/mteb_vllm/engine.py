@@ -141,9 +141,13 @@ def open_engine(spec: EngineSpec) -> Engine:
     return _current
 
 
-def close_engine() -> None:
-    """Closes the open engine, if there is one."""
-    if _current is not None:
+def close_engine(*, owned: bool = True) -> None:
+    """Closes the open engine, if there is one.
+
+    Args:
+        owned: Also one that somebody still owns.
+    """
+    if _current is not None and (owned or not _current.owners):
         _current.close()
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mteb_vllm import report, tasks
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.config import RunConfig
-from mteb_vllm.engine import EngineSpec, resolve_arguments
+from mteb_vllm.engine import EngineSpec, close_engine, resolve_arguments
 from mteb_vllm.errors import MtebVllmError
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.preflight import find, make_pipeline
@@ -146,11 +146,14 @@ def run(
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         task = job(records, console)
-        if multirun:
-            hydra.multirun(CONFIG_NAME, task, list(overrides), with_log_configuration=False)
-            end_sweep(records, console)
-            return records
-        hydra.run(CONFIG_NAME, task, list(overrides), with_log_configuration=False)
+        start = hydra.multirun if multirun else hydra.run
+        try:
+            start(CONFIG_NAME, task, list(overrides), with_log_configuration=False)
+        finally:
+            close_engine(owned=False)
+    if multirun:
+        end_sweep(records, console)
+        return records
     return records[0]
 
 

@@ -1,0 +1,146 @@
+"""Whole runs on real vLLM, through the one Python call that does what the command line does."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mteb_vllm import run
+from mteb_vllm.engine import resolve_arguments
+
+pytestmark = pytest.mark.vllm
+
+TASK = "StdlibDocsClassification"
+
+
+def one(tmp_path: Path, *overrides: str) -> Any:
+    return run([f"results.dir={tmp_path}", f"tasks.names=[{TASK}]", *overrides], show=False)
+
+
+def result_files(tmp_path: Path) -> list[Path]:
+    return sorted(tmp_path.glob(f"results/*/*/experiments/*/{TASK}.json"))
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("outputs")
+    return folder, one(folder)
+
+
+def test_a_run_leaves_its_record(first: tuple[Path, Any]) -> None:
+    folder, record = first
+    assert record.status == "ok"
+    (task,) = record.tasks
+    assert task.status == "computed" and task.metric == "accuracy"
+    assert 0.55 < task.main_score < 0.65  # of 20 classes: real MiniLM
+    out = Path(record.output_dir)
+    content = json.loads((out / "run.json").read_text())
+    assert content["fingerprint"] == record.fingerprint
+    assert content["config"]["model"]["name"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert content["tasks"][0]["scores"]["test"]["default"]["accuracy"] == pytest.approx(task.main_score, abs=1e-4)
+    assert set(content["tasks"][0]["seconds"]) == {"load", "encode", "score"}
+    assert content["tasks"][0]["tokens"] > content["tasks"][0]["computed"] > 500
+    assert content["tasks"][0]["prompts"]["texts"]["example"]
+    assert content["engine"]["resolved"]["dtype"] == "float32" and content["engine"]["resolved"]["max_model_len"] == 256
+    assert content["versions"]["vllm"] and content["hardware"]["cores"] and content["peak_memory_mb"]["process"] > 100
+    with (out / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    (main,) = [row for row in rows if row["main"] == "1"]
+    assert (main["task"], main["metric"]) == (TASK, "accuracy") and len(rows) > 3
+    assert (out / ".hydra" / "config.yaml").exists() and TASK in (out / "report.md").read_text()
+    (path,) = result_files(folder)
+    assert path.parent.name == f"settings_{record.fingerprint}"
+
+
+def test_the_same_again_computes_nothing_and_opens_nothing(first: tuple[Path, Any]) -> None:
+    folder, record = first
+    again = one(folder)
+    assert [task.status for task in again.tasks] == ["reused"] and again.engine == {}
+    assert again.scores == record.scores and again.fingerprint == record.fingerprint
+
+
+def test_reuse_none_computes_again(first: tuple[Path, Any]) -> None:
+    folder, record = first
+    again = one(folder, "results.reuse=none")
+    assert [task.status for task in again.tasks] == ["computed"]
+    assert again.scores == record.scores
+
+
+def test_dtype_and_prompts_each_make_another_result(first: tuple[Path, Any]) -> None:
+    folder, record = first
+    dtype = one(folder, "engine.dtype=bfloat16")
+    prompts = one(folder, "prompts=e5")
+    assert [other.tasks[0].status for other in (dtype, prompts)] == ["computed", "computed"]
+    assert len({record.fingerprint, dtype.fingerprint, prompts.fingerprint}) == 3
+    assert len(result_files(folder)) == 3
+    assert prompts.scores != record.scores
+    assert prompts.tasks[0].prompts["texts"]["prefix"] == "query: "
+
+
+def test_eight_points_with_hydras_own_launcher(tmp_path: Path) -> None:
+    sweep = ["engine.max_num_seqs=32,128", "engine.dtype=float32,bfloat16", "prompts=none,e5"]
+    overrides = [f"results.dir={tmp_path}", f"tasks.names=[{TASK}]", *sweep]
+    records: Any = run(overrides, multirun=True, show=False)
+    assert len(records) == 8 and all(record.status == "ok" for record in records)
+    assert len(result_files(tmp_path)) == len({record.fingerprint for record in records}) == 8
+    scores = {tuple(record.overrides[2:]): record.scores[TASK] for record in records}
+    for (seqs, dtype, prompts), score in scores.items():
+        assert score != scores[seqs, dtype, "prompts=e5" if prompts == "prompts=none" else "prompts=none"]
+        assert score == pytest.approx(scores[seqs, "engine.dtype=float32", prompts], abs=0.01)
+    # One engine a pair of prompts: they follow each other.
+    opened = [record.engine["seconds"] for record in records]
+    assert len(set(opened)) == 4
+    report = (Path(records[0].output_dir).parent / "report.md").read_text()
+    assert report.count("\n| ") == 2 + 8 and "engine.dtype" in report
+    again: Any = run(overrides, multirun=True, show=False)
+    assert {task.status for record in again for task in record.tasks} == {"reused"}
+    assert [record.scores for record in again] == [record.scores for record in records]
+
+
+def test_data_that_cannot_be_loaded_is_a_failed_task_and_no_more(tmp_path: Path) -> None:
+    record: Any = run([f"results.dir={tmp_path}", f"tasks.names=[NFCorpus,{TASK}]"], show=False)
+    failed, fine = record.tasks
+    assert record.status == "failed"
+    assert (
+        failed.status == "failed"
+        and failed.reason
+        and "\n" not in failed.reason
+        and "NFCorpus".lower() in failed.reason.lower()
+    )
+    assert fine.status == "computed"
+
+
+def test_an_engine_that_does_not_open_fails_the_run_with_the_way_out(tmp_path: Path) -> None:
+    record: Any = one(tmp_path, "engine.gpu_memory_utilization=1.0")
+    assert record.status == "failed"
+    assert "What to try: lower engine.gpu_memory_utilization" in record.tasks[0].reason
+    assert not result_files(tmp_path)
+    fine: Any = one(tmp_path)
+    assert fine.status == "ok", "the next run is not harmed"
+
+
+def test_the_command_line_ends_in_a_table_and_an_exit_status(first: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, record = first
+    command = [sys.executable, "-m", "mteb_vllm", f"results.dir={folder}", f"tasks.names=[{TASK},NFCorpus]"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=dict(os.environ), check=False
+    )
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert f"{record.scores[TASK]:.5f}" in done.stdout and "known already" in done.stdout
+    assert "failed:" in done.stdout and done.stderr == ""
+    fine = subprocess.run(
+        [*command[:-1], f"tasks.names=[{TASK}]"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert fine.returncode == 0 and fine.stderr == ""
+
+
+def test_the_tests_engine_is_the_presets(minilm: Any) -> None:
+    args, env, preset = resolve_arguments({"preset": "vllm_cpu"}, {})
+    assert preset == "vllm_cpu" and minilm.spec.args == args and minilm.spec.env == env
