@@ -77,11 +77,10 @@ class FakeEngine:
 
         import torch
 
-        assert kwargs == {
-            "pooling_task": "embed",
-            "use_tqdm": False,
-            "tokenization_kwargs": {"truncate_prompt_tokens": -1},
-        }
+        bar = kwargs.pop("use_tqdm")
+        assert kwargs == {"pooling_task": "embed", "tokenization_kwargs": {"truncate_prompt_tokens": -1}}
+        if bar:
+            bar(total=len(texts), desc="Processed prompts").update(len(texts))
         self.calls.append(len(texts))
         if self.keep:
             self.given += texts

@@ -25,7 +25,7 @@ def test_each_different_text_is_computed_once_also_across_windows(fake_engine: A
         np.testing.assert_array_equal(embeddings[one], embeddings[other])
     assert len({tuple(row) for row in embeddings}) == 4
     assert (stats.texts, stats.computed) == (7, 4)
-    assert seen == [(3, 7), (6, 7), (7, 7)]
+    assert seen[-1] == (7, 7) and [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
 def test_truncated_texts_are_counted_exactly(fake_engine: Any) -> None:

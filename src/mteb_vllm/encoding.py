@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import time
@@ -20,6 +21,24 @@ from mteb_vllm.errors import NonFiniteError
 _LONG, _KEPT = 24, 16
 
 Progress = Callable[[int, int], None]
+
+
+class _Counter:
+    """Stands where vLLM expects a tqdm bar, and passes on how many texts of a window are done."""
+
+    n = 0
+    postfix = ""
+
+    def __init__(self, progress: Progress, done: int, n_texts: int, **_: Any) -> None:
+        self._progress, self._done, self._n_texts = progress, done, n_texts
+
+    def update(self, count: int = 1) -> None:
+        self.n += count
+        self._progress(self._done + self.n, self._n_texts)
+
+    def refresh(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass
@@ -65,7 +84,7 @@ def encode_texts(
         n_texts: How many texts there are.
         prefix: What stands in front of each.
         window: How many different texts are handed to the engine at once.
-        progress: Called with (texts done, texts in all) after every window.
+        progress: Called with (texts done, texts in all), often.
 
     Returns:
         embeddings: float32 array, shape (n_texts, dim); and what it took.
@@ -98,7 +117,8 @@ def encode_texts(
         if row > n_texts:
             raise ValueError(f"more texts than the {n_texts} that were announced")
         if unique:
-            _encode_window(engine, unique, rows, out, stats, truncated)
+            bar = progress and functools.partial(_Counter, progress, row - len(batch), n_texts)
+            _encode_window(engine, unique, rows, out, stats, truncated, bar or False)
         if progress is not None:
             progress(row, n_texts)
     if row != n_texts:
@@ -117,6 +137,7 @@ def _encode_window(
     out: npt.NDArray[np.float32],
     stats: EncodeStats,
     truncated: set[int],
+    bar: Any,
 ) -> None:
     import torch
 
@@ -130,7 +151,7 @@ def _encode_window(
                 truncated.add(rows[at])
                 texts[at] = shorter
     outputs = engine.llm.encode(
-        texts, pooling_task="embed", use_tqdm=False, tokenization_kwargs={"truncate_prompt_tokens": -1}
+        texts, pooling_task="embed", use_tqdm=bar, tokenization_kwargs={"truncate_prompt_tokens": -1}
     )
     block = torch.stack([output.outputs.data for output in outputs]).float().numpy()
     if not np.isfinite(block).all():

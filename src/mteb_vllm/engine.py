@@ -86,6 +86,7 @@ class Engine:
         dim: Length of an embedding.
         resolved: All of what vLLM made of unset arguments, for the record.
         owners: Who asked for it and has not let go; the last one's leaving closes it.
+        outer_env: What its environment variables were before, for the time after it.
     """
 
     spec: EngineSpec
@@ -96,6 +97,7 @@ class Engine:
     dim: int
     resolved: dict[str, Any]
     owners: set[int] = field(default_factory=set)
+    outer_env: dict[str, str | None] = field(default_factory=dict)
 
     def release(self, owner: object) -> None:
         """Takes note that `owner` needs the engine no more, and closes it when nobody does."""
@@ -121,6 +123,7 @@ class Engine:
         from vllm.distributed import cleanup_dist_env_and_memory
 
         cleanup_dist_env_and_memory()
+        _set_env(self.outer_env)
 
 
 _current: Engine | None = None
@@ -210,7 +213,7 @@ def _open(spec: EngineSpec) -> Engine:
     if vllm_distribution() is None:
         raise MissingPackageError(INSTALL)
     started = time.perf_counter()
-    os.environ.update(spec.env)
+    outer_env = _set_env(spec.env)
     # Engine processes are started afresh: forked ones cannot use CUDA, and inherit threads that are not there.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     logger.info("opening vLLM: %s", spec.settings())
@@ -233,6 +236,7 @@ def _open(spec: EngineSpec) -> Engine:
     except Exception as error:
         logger.exception("vLLM did not open")
         gc.collect()
+        _set_env(outer_env)
         raise EngineError(_explain(spec, error)) from error
     config = llm.llm_engine.vllm_config
     model_config = config.model_config
@@ -257,9 +261,24 @@ def _open(spec: EngineSpec) -> Engine:
             "enable_prefix_caching": config.cache_config.enable_prefix_caching,
             "enable_chunked_prefill": config.scheduler_config.enable_chunked_prefill,
         },
+        outer_env=outer_env,
     )
     logger.info("vLLM opened in %.1f s: %s", engine.seconds, engine.resolved)
     return engine
+
+
+def _set_env(values: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Sets environment variables, or removes those that are None; returns what they were.
+
+    One engine's environment must not be the next one's.
+    """
+    before = {key: os.environ.get(key) for key in values}
+    for key, value in values.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
+    return before
 
 
 def _explain(spec: EngineSpec, error: Exception) -> str:

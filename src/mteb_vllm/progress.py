@@ -27,6 +27,7 @@ class Progress:
         self._task = ""
         self._phase = ""
         self._phase_started = 0.0
+        self._shown = 0.0
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -62,10 +63,15 @@ class Progress:
 
     def encoded(self, phase: str, done: int, total: int) -> None:
         """So many texts of a phase are embedded."""
+        if not self.console.is_terminal:
+            return
         now = time.perf_counter()
-        if done == 0 or phase != self._phase:
+        if phase != self._phase:
             self._phase, self._phase_started = phase, now
             self._bar.reset(self._row, description=f"{self._label()} {phase}", total=total)
+        if now - self._shown < 0.1 and done < total:
+            return  # called for every text; nobody reads faster
+        self._shown = now
         elapsed = now - self._phase_started
         rate = f"{done / elapsed:,.0f} texts/s" if done and elapsed > 0 else ""
         if done >= total:

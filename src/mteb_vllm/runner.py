@@ -229,7 +229,6 @@ def _evaluate(config: RunConfig, planned: Plan, record: RunRecord, console: Cons
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # vLLM's log goes where everything else is logged, instead of to the terminal.
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
-    os.environ.update(planned.spec.env)
     from mteb_vllm.progress import Progress
 
     log = Path(record.output_dir) / "mteb_vllm.log"
