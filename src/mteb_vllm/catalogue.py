@@ -17,7 +17,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import uuid
 from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from mteb_vllm.errors import MtebVllmError
+from mteb_vllm.errors import CatalogueError
+from mteb_vllm.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +35,8 @@ logger = logging.getLogger(__name__)
 CHILD_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore", "PYTHONSAFEPATH": "1"}
 KINDS = {bool: "bool", int: "int", float: "float", str: "str", list: "list", tuple: "list", set: "list", dict: "dict"}
 MOST_NEAREST = 5
+DEMO = "demo"  # the benchmark of our own tasks
 _dumps = functools.partial(json.dumps, default=lambda item: getattr(item, "value", repr(item)), ensure_ascii=False)
-
-
-class CatalogueError(MtebVllmError, RuntimeError):
-    """mteb or vLLM could not be read; the message ends with what the child process wrote last."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +72,17 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class MtebCatalogue:
-    """What mteb can be asked for, our demo tasks included; `benchmarks` holds mteb's aliases, too."""
+    """What mteb can be asked for, our demo tasks included.
+
+    `benchmarks` holds mteb's aliases and our `demo`, too: task names, each with the subsets that the benchmark takes,
+    None where it takes all.
+    """
 
     version: str
     task_types: tuple[str, ...]
     prompt_types: tuple[str, ...]
     tasks: Mapping[str, TaskInfo]
-    benchmarks: dict[str, tuple[str, ...]]
+    benchmarks: dict[str, dict[str, tuple[str, ...] | None]]
     models: dict[str, ModelInfo]
 
 
@@ -154,9 +155,15 @@ def nearest(word: str, choices: Iterable[str], n: int = 3) -> tuple[str, ...]:
     Near is a name with about a third of its letters mistyped, or one that holds `word`, unless one is twice as near.
     `n` are enough, but names that are equally near all come or none, or the first five where none is better.
     """
+    return _nearest(word, frozenset(choices), n)
+
+
+@functools.lru_cache(maxsize=64)  # the points of a sweep share their mistakes
+def _nearest(word: str, choices: frozenset[str], n: int) -> tuple[str, ...]:
     low, limit = word.lower(), max(1, (len(word) + 1) // 3)
     near = []
-    for name, other in {(name, name.lower()) for name in choices}:
+    for name in choices:
+        other = name.lower()
         edits = _edits(low, other) if abs(len(low) - len(other)) <= limit else limit + 1
         if edits <= limit or (len(low) > 3 and low in other):
             # Letters in the wrong order are the likelier one of two mistakes that cost the same.
@@ -192,11 +199,8 @@ def _load(kind: str, name: str, version: str, what: str, seconds: int, *sources:
             logger.warning("%s cannot be read and is made anew (%s)", path, error)
     print(f"Reading {what} of {name} {version} (once, about {seconds} s)...", file=sys.stderr, flush=True)
     text = _make(kind)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(text)
-        part.replace(path)
+        write_atomically(path, text.decode())
     except OSError as error:
         logger.warning("%s cannot be written (%s), so every process makes its own", path, error)
     return {"version": version, **json.loads(text, object_hook=_frozen)}
@@ -240,8 +244,9 @@ def _read_mteb() -> dict[str, Any]:
         "task_types": get_args(TaskType),
         "prompt_types": list(PromptType),
         "tasks": {task.metadata.name: _dumps(_read_task(task.metadata)) for task in (*tasks, *TASKS.values())},
-        "benchmarks": {
-            name: [task.metadata.name for task in benchmark.tasks]
+        "benchmarks": {DEMO: dict.fromkeys(TASKS)}
+        | {
+            name: {task.metadata.name: _subsets_taken(task) for task in benchmark.tasks}
             for benchmark in mteb.get_benchmarks()
             for name in (benchmark.name, *(benchmark.aliases or ()))
         },
@@ -259,6 +264,11 @@ def _read_task(meta: Any) -> Any:
         "dataset_revision": meta.dataset["revision"],
         "aggregate_of": [part.metadata.name for part in getattr(meta, "tasks", ())],
     }
+
+
+def _subsets_taken(task: Any) -> list[str] | None:
+    taken = list(task.hf_subsets)
+    return None if set(taken) == set(task.metadata.hf_subsets) else taken
 
 
 def _read_model(meta: Any) -> tuple[Any, ...]:  # in the order of ModelInfo

@@ -6,19 +6,40 @@ composed leniently, and what is wrong is collected; Hydra runs only what has pas
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from mteb_vllm.catalogue import mteb_catalogue, nearest, vllm_catalogue
-from mteb_vllm.config import RunConfig, compose_config, composer, group_options, parse, parse_overrides
-from mteb_vllm.errors import ConfigError, Mistake
-from mteb_vllm.preflight import check_config, known_prompt_key
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
-    from omegaconf import DictConfig
+from mteb_vllm.catalogue import vllm_catalogue, warm
+from mteb_vllm.config import (
+    RunConfig,
+    compose_config,
+    composer,
+    conf_dir,
+    group_options,
+    load_file,
+    parse_what_fits,
+)
+from mteb_vllm.engine import INSTALL
+from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake
+from mteb_vllm.overrides import apply, choice_mistake, in_words, parse_overrides
+from mteb_vllm.preflight import check_config, forget_models
+
+# What a file that somebody wrote can make Hydra raise.
+_NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)
 
 
 @dataclass(frozen=True)
@@ -26,12 +47,14 @@ class Point:
     """One point of a sweep, or a single run, that has passed.
 
     Attributes:
-        overrides: The command-line overrides that make it, sweeps expanded.
+        overrides: The overrides that make it, sweeps expanded.
         config: What they compose to.
+        swept: Whether it is a sweep's, by `-m` or by the configuration's own `hydra.mode`.
     """
 
     overrides: tuple[str, ...]
     config: RunConfig
+    swept: bool
 
 
 def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str | None = None) -> list[Point]:
@@ -48,170 +71,200 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
     Raises:
         ConfigError: with every mistake of every point, each once.
         MissingPackageError: if vLLM is not installed.
+        CatalogueError: if mteb or vLLM is installed, but cannot be read.
     """
-    mistakes: list[Mistake] = []
+    warm()
+    forget_models()
     points = []
     with composer(config_dir):
-        parsed = parse_overrides(overrides)
-        sweeping = [override for override in parsed if override.is_sweep_override()]
-        if sweeping and not multirun:
-            for override in sweeping:
-                mistakes.append(
-                    Mistake(
-                        str(override.input_line),
-                        "several values, but no sweep",
-                        "To sweep over them, add -m; for a list: key=[a,b].",
-                    )
-                )
-            raise ConfigError(mistakes)
-        composition = _Composition()
-        for texts in _expand(parsed):
-            config, found = composition.point(parse_overrides(texts))
+        parsed, mistakes = parse_overrides(overrides)
+        unread = {_section(mistake) for mistake in mistakes}
+        composition = _Composition(parsed)
+        swept = multirun or composition.sweeps
+        # What the command line says of a key wins over the configuration's own axes.
+        axes, found = _axes([*composition.axes, *parsed] if swept else parsed, swept)
+        mistakes += [*_never_read(config_dir), *composition.mistakes, *found]
+        for overrides_of_point in itertools.product(*axes):
+            config, found = composition.point(overrides_of_point)
             if config is not None:
-                config_mistakes = check_config(config)
-                found += config_mistakes
-                points.append(Point(tuple(texts), config))
+                found += check_config(config, broken=unread | {_section(mistake) for mistake in found})
+                points.append(Point(tuple(map(_written, overrides_of_point)), config, swept))
             mistakes += found
+    if vllm_catalogue() is None:
+        if not mistakes:
+            raise MissingPackageError(INSTALL)
+        mistakes.append(Mistake("vLLM", "is needed for all of this", INSTALL))
     if mistakes:
         raise ConfigError(mistakes)
     return points
 
 
 class _Composition:
-    """Composes points, each set of group choices once."""
+    """Composes points, each set of group choices once.
 
-    def __init__(self) -> None:
-        self.bases: dict[tuple[str, ...], DictConfig] = {}
+    Attributes:
+        sweeps: Whether the configuration itself asks for a sweep.
+        axes: The configuration's own axes (`hydra.sweeper.params`).
+        mistakes: What is wrong with what the command says of Hydra itself.
+    """
+
+    def __init__(self, overrides: Sequence[Override]) -> None:
+        self.sweeps = False
+        self.axes: list[Override] = []
+        self.mistakes: list[Mistake] = []
+        # What concerns Hydra itself: first of all where else files are looked for, then what else is right of it.
+        self._fixed = [_written(override) for override in overrides if override.key_or_group == "hydra.searchpath"]
+        self._options = functools.cache(lambda group: group_options(group, self._fixed))
+        self._file = functools.cache(load_file)
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+        choices, values, _ = self._sorted([override for override in overrides if not override.is_sweep_override()])
+        try:
+            config = self._base(choices).copy()
+        except _NOT_COMPOSED:
+            return  # the points will say why
+        OmegaConf.set_readonly(config.hydra, False)
+        for override in values:
+            if override.is_hydra_override():
+                found = apply(override, config)
+                self.mistakes += found
+                self._fixed += [] if found else [_written(override)]
+        self.sweeps = config.hydra.mode == RunMode.MULTIRUN
+        params = config.hydra.sweeper.get("params") or {}
+        self.axes, unread = parse_overrides([f"{key}={value}" for key, value in params.items()])
+        self.mistakes += unread
 
     def point(self, overrides: Sequence[Override]) -> tuple[RunConfig | None, list[Mistake]]:
-        from hydra.errors import HydraException
-        from omegaconf import OmegaConf, open_dict
-        from omegaconf.errors import OmegaConfBaseException
+        """What one point composes to, as far as it does, and what is wrong with it."""
+        choices, values, mistakes = self._sorted(overrides)
+        try:
+            base = self._base(choices)
+        except _NOT_COMPOSED as error:
+            return None, [*mistakes, Mistake("configuration", in_words(error))]
+        files = base.hydra.runtime.choices
+        config = OmegaConf.masked_copy(base, [str(key) for key in base if key != "hydra"])
+        OmegaConf.set_struct(config, True)
+        for override in values:
+            if not override.is_hydra_override():
+                mistakes += apply(override, config)
+        if files.get("experiment") is not None or self._options("local"):
+            by_hand = [override.key_or_group for override in values]
+            mistakes += [mistake for choice in choices for mistake in self._undone(choice, by_hand, config)]
+        mistakes += self._another_name(files.get("model"), config)
+        try:
+            plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            return None, [*mistakes, Mistake(error.full_key or "configuration", in_words(error))]
+        for overlay in ("experiment", "local"):
+            if isinstance(plain.get(overlay), dict):
+                what = "its file must begin with the line: # @package _global_"
+                mistakes.append(Mistake(f"{overlay}={files.get(overlay)}", what))
+                del plain[overlay]
+        made, found = parse_what_fits(plain)
+        return made, [*mistakes, *found]
 
-        mistakes: list[Mistake] = []
-        groups, values = [], []
+    def _sorted(self, overrides: Sequence[Override]) -> tuple[list[Override], list[Override], list[Mistake]]:
+        """Choices of files that exist, fields, and the choices of files that do not."""
+        choices, values, mistakes = [], [], []
         for override in overrides:
-            kind = _group_mistake(override)
-            if kind is None:
+            key = override.key_or_group
+            options = self._options(key) if "." not in key else []
+            if not options or isinstance(override.value(), dict):
                 values.append(override)
-            elif isinstance(kind, Mistake):
-                mistakes.append(kind)
+            elif (mistake := choice_mistake(override, options)) is not None:
+                mistakes.append(mistake)
             else:
-                groups.append(str(override.input_line))
-        try:
-            base = self.bases.get(tuple(groups))
-            if base is None:
-                base = self.bases[tuple(groups)] = compose_config(groups)
-            config = base.copy()
-            for override in values:
-                mistakes += _apply(override, config)
-            with open_dict(config):
-                del config["hydra"]
-            plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            return None, [*mistakes, Mistake("configuration", " ".join(str(error).split()))]
-        assert isinstance(plain, dict)
-        try:
-            return parse({str(key): value for key, value in plain.items()}), mistakes
-        except ConfigError as error:
-            return None, [*mistakes, *error.mistakes]
+                choices.append(override)
+        return choices, [override for override in values if override.key_or_group != "hydra.searchpath"], mistakes
+
+    def _base(self, choices: Sequence[Override]) -> DictConfig:
+        texts = (*self._fixed, *map(_written, choices))
+        if texts not in self._bases:
+            self._bases[texts] = compose_config(texts)
+            # For ${hydra:...} in somebody's file.
+            HydraConfig.instance().set_config(self._bases[texts])
+        return self._bases[texts]
+
+    def _undone(self, choice: Override, by_hand: Sequence[str], config: DictConfig) -> Iterator[Mistake]:
+        """What an overlay changed of a file that the command line chose, where such a choice is meant as the whole answer."""
+        group, name = choice.key_or_group, choice.value()
+        if group not in ("prompts", "instruction", "tasks") or not isinstance(name, str) or choice.is_delete():
+            return
+        said, now = self._file(f"{group}/{name}"), OmegaConf.to_container(config[group])
+        assert isinstance(now, dict)
+        if group == "prompts":
+            said = {**dict.fromkeys(map(str, now)), **said}  # the whole dict is the choice, and not only its own keys
+        for path, value in _leaves(said):
+            full = ".".join([group, *path])
+            found: Any = now
+            for key in path:
+                found = found.get(key) if isinstance(found, Mapping) else None
+            if found != value and not any(f"{full}.".startswith(f"{key}.") for key in by_hand):
+                way = f"For what the file says: {full}={json.dumps(value, ensure_ascii=False)}"
+                yield Mistake(_written(choice), f"the experiment (or local/) sets {full} to {found!r} over it", way)
+
+    def _another_name(self, recipe: Any, config: DictConfig) -> Iterator[Mistake]:
+        """Refuses a pinned recipe under another model's name."""
+        said = self._file(f"model/{recipe}") if isinstance(recipe, str) else {}
+        pinned = any(said.get(field) is not None for field in ("revision", "path", "package"))
+        name = OmegaConf.select(config, "model.name")
+        if pinned and said.get("name") is not None and name != said["name"]:
+            what = f"the recipe {recipe} is {said['name']}'s, with a revision, path or prompts that are not another model's"
+            yield Mistake(f"model.name={name}", what, f"For another model: model=custom model.name={name}")
 
 
-def _expand(overrides: Sequence[Override]) -> Iterator[list[str]]:
-    """Every point's overrides, the last axis fastest, as Hydra's BasicSweeper has it."""
-    axes = []
-    for override in overrides:
+def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Override]], list[Mistake]]:
+    """The values of each override, as Hydra's BasicSweeper has them: the last axis is the fastest, the last word counts."""
+    axes: dict[str, list[Override]] = {}
+    mistakes = []
+    for at, override in enumerate(overrides):
+        key, written = override.get_key_element(), _written(override)
+        values = [override]
         if override.is_sweep_override():
-            key = override.get_key_element()
-            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        else:
-            axes.append([str(override.input_line)])
-    for combination in itertools.product(*axes):
-        yield list(combination)
+            if not swept:
+                way = f"To sweep over them, add -m. A list: {key}=[a,b]. A text with a comma: '{key}=\"a,b\"'."
+                mistakes.append(Mistake(written, "several values, but no sweep", way))
+            elif override.is_hydra_override():
+                mistakes.append(Mistake(written, "Hydra's own settings cannot be swept"))
+            try:
+                values, _ = parse_overrides([f"{key}={value}" for value in override.sweep_string_iterator()])
+            except (HydraException, ValueError) as error:
+                mistakes.append(Mistake(written, in_words(error)))
+                continue
+            if not values:
+                mistakes.append(Mistake(written, "there is no value in it"))
+                continue
+        axes[key if swept else str(at)] = values
+    return list(axes.values()), mistakes
 
 
-def _group_mistake(override: Override) -> Mistake | bool | None:
-    """True for a choice of a group's file that exists, a mistake for one that does not, None for a field."""
-    key = override.key_or_group
-    try:
-        options = group_options(key) if "." not in key else []
-    except Exception:  # Hydra raises what its storage does
-        options = []
-    if not options:
-        return None
-    value = override.value()
-    chosen = value if isinstance(value, list) else [value]
-    if override.is_delete() or all(item is None or str(item) in options for item in chosen):
-        return True
-    word = next(str(item) for item in chosen if str(item) not in options)
-    return Mistake(
-        str(override.input_line),
-        f"there is no file {word}.yaml in {key}/",
-        f"Files: {', '.join(options)}. Your own go into a folder given with --config-dir.",
-        tuple(f"{key}={option}" for option in nearest(word, options)),
-    )
-
-
-def _apply(override: Override, config: DictConfig) -> list[Mistake]:
-    """Sets a field even where Hydra would not, and says what Hydra would have said."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    key, written = override.key_or_group, str(override.input_line)
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    exists = isinstance(node, Mapping) and name in node
-    try:
-        if override.is_delete():
-            if not exists:
-                return [Mistake(written, "there is nothing to delete", nearest=_near_keys(key, node, config))]
-            from omegaconf import open_dict
-
-            with open_dict(config):
-                del node[name]
-            return []
-        if exists and key == "model.name" and _pinned(config) and override.value() != node[name]:
-            return [
-                Mistake(
-                    written,
-                    f"this recipe is {node[name]}'s, with a revision, path or prompts that are not another model's",
-                    f"For another model: model=custom {written}",
-                )
-            ]
-        OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
-    except (OmegaConfBaseException, AttributeError, TypeError) as error:
-        return [Mistake(written, " ".join(str(error).split()))]
-    if exists or override.is_add() or override.is_force_add():
+def _never_read(config_dir: str | None) -> list[Mistake]:
+    """Files of a user's that Hydra would never read, since it finds a shipped one of the same name first."""
+    if config_dir is None:
         return []
-    if parent == "engine":
-        vllm = vllm_catalogue()
-        if vllm is not None and name not in vllm.args:
-            return []  # preflight names it, with the right names beside it
-        return [
-            Mistake(written, "this engine argument has no name in conf/engine/ yet", f"Add it with a plus: +{written}")
-        ]
-    if parent == "prompts":
-        if not known_prompt_key(name, mteb_catalogue()):
-            return []  # likewise
-        return [
-            Mistake(written, "declared are query and document; others are added", f"Add it with a plus: +{written}")
-        ]
-    if parent == "engine.env":
-        return [Mistake(written, "a new variable is added with a plus", f"+{written}")]
-    near_keys = _near_keys(key, node, config)
-    return [
-        Mistake(written, "there is no such key", "" if near_keys else "mteb-vllm --cfg job prints all keys.", near_keys)
-    ]
+    shipped = conf_dir()
+    mistakes = []
+    for file in sorted(shipped.rglob("*.yaml")):
+        twin = Path(config_dir, file.relative_to(shipped))
+        if twin.is_file() and twin.read_bytes() != file.read_bytes():
+            mistakes.append(
+                Mistake(str(twin), "a shipped file has this name and is found first", "Give it another name.")
+            )
+    return mistakes
 
 
-def _near_keys(key: str, node: Any, config: DictConfig) -> tuple[str, ...]:
-    parent, _, name = key.rpartition(".")
-    if isinstance(node, Mapping):
-        return tuple(f"{parent}.{item}" if parent else item for item in nearest(name, [str(item) for item in node]))
-    root, _, rest = key.partition(".")
-    return tuple(f"{item}.{rest}" for item in nearest(root, [str(item) for item in config]))
+def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from (((key, *path), leaf) for path, leaf in _leaves(value))
+        elif key != "defaults" and value != {}:
+            yield (key,), value
 
 
-def _pinned(config: DictConfig) -> bool:
-    model = config.get("model") or {}
-    return any(model.get(field) is not None for field in ("revision", "path", "package"))
+def _section(mistake: Mistake) -> str:
+    """The part of the configuration that a mistake is in, as `engine`."""
+    found = re.match(r"[+~]*(\w+)", mistake.where)
+    return found.group(1) if found else ""
+
+
+def _written(override: Override) -> str:
+    return str(override.input_line)

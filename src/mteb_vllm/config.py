@@ -7,32 +7,45 @@ Hydra composes, then `parse` turns the result into a `RunConfig`; past that poin
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
-
 from mteb_vllm.errors import ConfigError, Mistake
 
 if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
+    from pydantic import TypeAdapter
 
 CONFIG_NAME = "config"
 
 # Which classes a configuration may name. Anything else in a `_target_` is a mistake, never an import.
 TARGETS = ("mteb_vllm.pipelines.",)
 
-Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 T = TypeVar("T")
+
+
+class _OneOrMore:
+    # pydantic is imported where it is used: --help needs none of it.
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        def listed(value: Any) -> Any:
+            return [value] if isinstance(value, str) else value
+
+        return core_schema.no_info_before_validator_function(listed, handler(source))
+
+
+Names = Annotated[list[str], _OneOrMore]
 
 
 class _Strict:
     # Unknown keys are mistakes everywhere.
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic's own way to say it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +131,7 @@ def composer(config_dir: str | None = None) -> Iterator[None]:
     from hydra import version
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
@@ -126,7 +140,8 @@ def composer(config_dir: str | None = None) -> Iterator[None]:
         folder = Path(config_dir).resolve()
         if not folder.is_dir():
             raise ConfigError([Mistake(f"--config-dir {config_dir}", "there is no such folder")])
-        search_path.append("command-line", f"file://{folder}")
+        # Where `hydra.main` puts it: after our own files, before the schemas, which must stay last.
+        search_path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
     # A notebook or another Hydra application may have a Hydra open: it is put back afterwards.
     version.setbase("1.3")
     outer = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
@@ -138,11 +153,28 @@ def composer(config_dir: str | None = None) -> Iterator[None]:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = outer
 
 
-def group_options(group: str) -> list[str]:
-    """The files of a config group, seen from inside `composer`."""
+def group_options(group: str, overrides: Sequence[str] = ()) -> list[str]:
+    """The files of a config group, seen from inside `composer`.
+
+    Args:
+        group: As `model` or `hydra/launcher`.
+        overrides: May hold a `hydra.searchpath`, where files are looked for, too.
+    """
     from hydra.core.global_hydra import GlobalHydra
 
-    return list(GlobalHydra.instance().config_loader().get_group_options(group))
+    loader = GlobalHydra.instance().config_loader()
+    return list(loader.get_group_options(group, config_name=CONFIG_NAME, overrides=list(overrides)))
+
+
+def load_file(path: str) -> dict[str, Any]:
+    """One file of a group by itself, as `model/e5_small`, seen from inside `composer`; empty where there is none."""
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    loader: Any = GlobalHydra.instance().config_loader()
+    loaded = loader.repository.load_config(path)
+    content = OmegaConf.to_container(loaded.config) if loaded is not None else {}
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -152,27 +184,10 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
 
 
-def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Reads overrides as Hydra does.
-
-    Raises:
-        ConfigError: naming every one that Hydra's grammar does not admit.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser, parsed, mistakes = OverridesParser.create(), [], []
-    for text in overrides:
-        try:
-            parsed += parser.parse_overrides([text])
-        except HydraException as error:
-            reason = str(error).splitlines()[0]
-            mistakes.append(
-                Mistake(text, f"Hydra cannot read this override ({reason})", "Quote it: 'key=\"a value\"'.")
-            )
-    if mistakes:
-        raise ConfigError(mistakes)
-    return parsed
+def quoted(key: str, value: str) -> str:
+    """How a text is written so that both the shell and Hydra leave it as it is."""
+    escaped = value.strip("\"'").replace('"', '\\"')
+    return f"Quote a text for the shell and for Hydra: '{key}=\"{escaped}\"'"
 
 
 def parse(config: Mapping[str, Any]) -> RunConfig:
@@ -182,6 +197,26 @@ def parse(config: Mapping[str, Any]) -> RunConfig:
         ConfigError: with every unknown key and every value of a wrong type.
     """
     return build(RunConfig, config)
+
+
+def parse_what_fits(config: Mapping[str, Any]) -> tuple[RunConfig | None, list[Mistake]]:
+    """As `parse`, but names what is wrong and leaves it out, so that the rest can be checked as well."""
+    try:
+        return parse(config), []
+    except ConfigError as error:
+        rest = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+        for mistake in error.mistakes:
+            section, _, field_ = mistake.where.partition("=")[0].partition(".")
+            if field_:
+                rest[section].pop(field_.partition(".")[0], None)
+            elif section in _keys(RunConfig, []):
+                rest[section] = {} if section != "experiment" else None
+            else:
+                del rest[section]
+        try:
+            return parse(rest), list(error.mistakes)
+        except ConfigError:
+            return None, list(error.mistakes)
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -195,30 +230,47 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     Raises:
         ConfigError: with every unknown key and every value of a wrong type.
     """
+    from pydantic import ValidationError
+
+    # Classes of pipelines need not know of pydantic, which ignores what it does not know unless a class says otherwise.
+    known = _keys(cls, [])
+    prefix = f"{where}." if where else ""
+    mistakes = [_no_such_key(f"{prefix}{key}", known) for key in values if key not in known]
+    try:
+        made: T = _adapter(cast(Any, cls)).validate_python({key: values[key] for key in values if key in known})
+    except ValidationError as error:
+        mistakes += [_mistake(cls, item, prefix) for item in error.errors()]
+    if mistakes:
+        raise ConfigError(mistakes)
+    return made
+
+
+def _mistake(cls: Any, item: Any, prefix: str) -> Mistake:
+    """pydantic's finding in our words."""
     from mteb_vllm.catalogue import nearest
 
-    try:
-        made: T = _adapter(cast(Any, cls)).validate_python(dict(values))
-        return made
-    except ValidationError as error:
-        mistakes = []
-        for item in error.errors():
-            # Members of a union stand in the location as well; they are no keys of the user's.
-            path = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "list[", "dict["))]
-            dotted = ".".join([*([where] if where else []), *path])
-            if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-                siblings = _keys(cls, path[:-1])
-                near = tuple(".".join([*dotted.split(".")[:-1], key]) for key in nearest(path[-1], siblings))
-                mistakes.append(Mistake(dotted, "there is no such key", _known(siblings), near))
-            elif item["type"] in ("missing", "missing_argument"):
-                mistakes.append(Mistake(dotted, "a value is needed"))
-            else:
-                mistakes.append(Mistake(f"{dotted}={item['input']}", item["msg"][0].lower() + item["msg"][1:]))
-        raise ConfigError(mistakes) from None
+    # The validator of a type stands in the location as well; it is no key of the user's.
+    path = [str(part) for part in item["loc"] if not str(part).startswith("function-")]
+    dotted, value = prefix + ".".join(path), item["input"]
+    if item["type"] == "unexpected_keyword_argument":
+        return _no_such_key(dotted, _keys(cls, path[:-1]))
+    if item["type"] == "missing":
+        return Mistake(dotted, "a value is needed")
+    if item["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+        near = tuple(f"{dotted}={choice}" for choice in nearest(str(value), choices))
+        return Mistake(f"{dotted}={value}", "there is no such choice", f"Allowed: {', '.join(choices)}.", near)
+    what = item["msg"][0].lower() + item["msg"][1:]
+    numeric = item["type"] == "string_type" and isinstance(value, (int, float))
+    return Mistake(f"{dotted}={value}", what, quoted(dotted, str(value)) if numeric else "")
 
 
-def _known(keys: Sequence[str]) -> str:
-    return f"Known keys: {', '.join(keys)}." if keys else ""
+def _no_such_key(dotted: str, known: Sequence[str]) -> Mistake:
+    from mteb_vllm.catalogue import nearest
+
+    parent, dot, name = dotted.rpartition(".")
+    near = tuple(f"{parent}{dot}{key}" for key in nearest(name, known))
+    return Mistake(dotted, "there is no such key", f"Known keys: {', '.join(known)}.", near)
 
 
 def _keys(cls: Any, path: Sequence[str]) -> list[str]:
@@ -233,4 +285,6 @@ def _keys(cls: Any, path: Sequence[str]) -> list[str]:
 
 @functools.cache
 def _adapter(cls: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(cls)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from mteb_vllm.catalogue import vllm_distribution
 from mteb_vllm.config import conf_dir
 from mteb_vllm.errors import EngineError, MissingPackageError
-from mteb_vllm.fingerprint import cpu_build, device, fingerprint, versions
+from mteb_vllm.fingerprint import cpu_build, device, fingerprint, shell_env, versions
 from mteb_vllm.models import Model
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class EngineSpec:
             "convert": self.convert,
             "args": {key: _plain(value) for key, value in self.args.items()},
             "env": dict(self.env),
+            "shell": shell_env(self.env),
             "device": device(),
             "versions": dict(versions()),
         }

@@ -3,6 +3,7 @@
 MtebVllmError
 ├── ConfigError           the user's mistakes, all of them at once; exit status 2, no traceback
 ├── MissingPackageError   something has to be installed first; exit status 2
+├── CatalogueError        mteb or vLLM is installed, but cannot be read; exit status 2
 ├── ModelError            the model cannot be had or is not one that vLLM knows
 ├── EngineError           vLLM did not open, or died
 └── NonFiniteError        NaN or Inf came out of the engine
@@ -62,6 +63,10 @@ class ConfigError(MtebVllmError, ValueError):
 
 class MissingPackageError(MtebVllmError, ImportError):
     """A package that is needed now is not installed; the message holds the install line."""
+
+
+class CatalogueError(MtebVllmError, RuntimeError):
+    """mteb or vLLM could not be read; the message ends with what the child process wrote last."""
 
 
 class ModelError(MtebVllmError):

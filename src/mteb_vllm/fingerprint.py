@@ -12,7 +12,9 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -24,6 +26,14 @@ from mteb_vllm.catalogue import vllm_distribution
 # Packages whose version changes results. mteb's is counted although a score seldom moves with it: seldom is not never.
 _COUNTED_PACKAGES = ("torch", "transformers", "mteb")
 
+# Variables of vLLM's that change what is printed or kept where, and no result.
+_UNCOUNTED = re.compile(
+    r"VLLM_(LOGGING_.*|CONFIGURE_LOGGING|CACHE_ROOT|CONFIG_ROOT|ASSETS_.*|NO_USAGE_STATS|USAGE_.*|DO_NOT_TRACK|HOST_IP|PORT|DIST_IDENT"
+    r"|RPC_.*|WORKER_MULTIPROC_METHOD|TRACE_.*|DEBUG_.*|LOG_.*)"
+)
+# As it was before anything of vLLM's ran here, which sets variables itself.
+_SHELL = {key: value for key, value in os.environ.items() if key.startswith("VLLM_") and not _UNCOUNTED.fullmatch(key)}
+
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of the settings' canonical JSON.
@@ -33,6 +43,11 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     """
     canonical = json.dumps(settings, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def shell_env(chosen: Mapping[str, str]) -> dict[str, str]:
+    """Variables of vLLM's that came along from the shell, beside those of `engine.env`: they change results all the same."""
+    return {key: value for key, value in _SHELL.items() if key not in chosen}
 
 
 @functools.cache
@@ -50,10 +65,13 @@ def versions() -> Mapping[str, str | None]:
 
 @functools.cache
 def device() -> str:
-    """The kind of device that vLLM will run on, as `cpu: AMD EPYC` or `cuda: NVIDIA H200 x 2`; imports nothing heavy."""
-    gpus = _gpus()
-    if gpus and not cpu_build():
-        return f"cuda: {gpus[0]}" + (f" x {len(gpus)}" if len(gpus) > 1 else "")
+    """The kind of device that vLLM will run on, as `cpu: AMD EPYC` or `cuda: NVIDIA H200`; imports nothing heavy.
+
+    How many of them a machine has changes nothing; how many are used, an engine argument says.
+    """
+    gpus = [] if cpu_build() else _gpus()
+    if gpus:
+        return f"cuda: {gpus[0]}"
     return f"cpu: {_processor()}"
 
 
@@ -64,15 +82,21 @@ def cpu_build() -> bool:
 
 
 def _gpus() -> list[str]:
+    """Names of the GPUs that this process may see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     # Through the driver's own tool: asking torch would cost its import, and CUDA started here breaks forked engines.
-    if shutil.which("nvidia-smi") is None:
+    if visible == "" or shutil.which("nvidia-smi") is None:
         return []
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in answer.splitlines() if line.strip()]
+    rows = [[cell.strip() for cell in line.split(",", 2)] for line in answer.splitlines() if line.count(",") >= 2]
+    wanted = [] if visible is None else [word.strip() for word in visible.split(",")]
+    chosen = [name for word in wanted for index, uuid, name in rows if word == index or uuid.startswith(word or " ")]
+    # Slices of a GPU (MIG) go by identifiers of their own.
+    return chosen or [name for _, _, name in rows]
 
 
 def _processor() -> str:

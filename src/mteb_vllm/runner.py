@@ -218,6 +218,10 @@ def _announce(console: Console, planned: Plan, record: RunRecord) -> None:
     if spec.args.get("trust_remote_code"):
         record.warnings.append("trust_remote_code is on: Python code that comes with the model is run.")
         console.print("        trust_remote_code is on: Python code that comes with the model is run", style="yellow")
+    if shell := record.settings["engine"]["shell"]:
+        record.warnings.append(
+            f"From the shell, not from engine.env, and counted as settings: {', '.join(f'{k}={v}' for k, v in shell.items())}"
+        )
     report.print_prompts(console, planned.prompts, planned.tasks)
     console.print()
 

@@ -5,54 +5,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mteb_vllm.catalogue import MtebCatalogue, TaskInfo, nearest
+from mteb_vllm.catalogue import DEMO, MtebCatalogue, TaskInfo, nearest
 from mteb_vllm.config import TasksConfig
 from mteb_vllm.errors import Mistake
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
 
-DEMO = "demo"
-
 
 def select(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[TaskInfo], list[Mistake]]:
-    """The tasks that a configuration names, and what is wrong with it."""
-    mistakes: list[Mistake] = []
-    chosen, explicit = _candidates(config, catalogue, mistakes)
+    """The tasks that a configuration names, with the subsets that its filters leave them, and what is wrong with it."""
+    chosen, mistakes = _candidates(config, catalogue)
     mistakes += _unknown("tasks.types", config.types, catalogue.task_types)
-    languages = {code for task in catalogue.tasks.values() for code in task.languages}
-    known_languages = languages | {code.split("-")[0] for code in languages}
-    mistakes += _unknown("tasks.languages", config.languages, known_languages)
+    if config.languages:
+        codes = {code for task in catalogue.tasks.values() for code in task.languages}
+        mistakes += _unknown("tasks.languages", config.languages, codes | {code.split("-")[0] for code in codes})
     if config.types:
         chosen = [task for task in chosen if task.type in config.types]
-    if config.languages:
-        chosen = [task for task in chosen if any(_speaks(code, config.languages) for code in task.languages)]
-    if not explicit:
-        chosen = [task for task in chosen if set(task.modalities) == {"text"}]
-        if not (config.types or config.languages) and config.benchmark is None:
-            mistakes.append(
-                Mistake(
-                    "tasks",
-                    "nothing says which tasks",
-                    "Set tasks.names, tasks.benchmark, tasks.types or tasks.languages.",
-                )
-            )
-    for task in chosen if explicit else ():
-        if set(task.modalities) != {"text"}:
-            others = ", ".join(sorted(set(task.modalities) - {"text"}))
-            mistakes.append(Mistake(task.name, f"the task holds {others}; only tasks of text can be evaluated here"))
     if config.subsets and chosen:
-        mistakes += _unknown(
-            "tasks.subsets", config.subsets, dict.fromkeys(name for task in chosen for name in task.subsets)
-        )
-        chosen = [task for task in chosen if task.aggregate_of or set(config.subsets) & set(task.subsets)]
-    if not chosen and not mistakes:
-        where = f"the benchmark {config.benchmark!r}" if config.benchmark and not config.names else "these"
-        mistakes.append(Mistake("tasks", f"no task of {where} fits the filters", "To filter all of MTEB: tasks=mteb."))
+        mistakes += _unknown("tasks.subsets", config.subsets, {name for task in chosen for name in task.subsets})
+    if config.splits and chosen:
+        mistakes += _split_mistakes(config.splits, chosen, catalogue)
+    if config.languages or config.subsets:
+        chosen = [narrow for task in chosen if (narrow := _narrowed(task, config)).subsets]
     return chosen, mistakes
+
+
+def why_none(config: TasksConfig) -> Mistake:
+    """Why a configuration without a wrong name in it selects nothing."""
+    if config.names is not None and not config.names:
+        return Mistake("tasks.names=[]", "no task is named")
+    if all(value is None for value in (config.names, config.benchmark, config.types, config.languages)):
+        way = "Set tasks.names, tasks.benchmark, tasks.types or tasks.languages."
+        return Mistake("tasks", "nothing says which tasks", way)
+    where = f"the benchmark {config.benchmark!r}" if config.benchmark and config.names is None else "these"
+    return Mistake("tasks", f"no task of {where} fits the filters", "To filter all of MTEB: tasks=mteb.")
 
 
 def load(config: TasksConfig, names: Iterable[str]) -> list[AbsTask]:
@@ -68,14 +60,16 @@ def load(config: TasksConfig, names: Iterable[str]) -> list[AbsTask]:
     tasks = []
     for name in names:
         if name in from_benchmark:
-            task = from_benchmark[name]
+            # mteb hands out the same objects each time: another point of a sweep must not find them narrowed.
+            # Their random state moves on with every evaluation, too.
+            task = copy.deepcopy(from_benchmark[name])
         elif name in demo.TASKS:
             task = demo.TASKS[name]()
         else:
             task = mteb.get_task(name)
         if config.languages or config.subsets:
-            # A filter starts from all of a task's subsets: what a benchmark left out stays out.
-            kept = [subset for subset in config.subsets or task.hf_subsets if subset in task.hf_subsets]
+            # mteb's filter starts from all of a task's subsets: what a benchmark left out stays out.
+            kept = [subset for subset in task.hf_subsets if not config.subsets or subset in config.subsets]
             task = task.filter_languages(config.languages, hf_subsets=kept)
         if config.splits:
             task = task.filter_eval_splits(config.splits)
@@ -83,21 +77,77 @@ def load(config: TasksConfig, names: Iterable[str]) -> list[AbsTask]:
     return tasks
 
 
-def _candidates(config: TasksConfig, catalogue: MtebCatalogue, mistakes: list[Mistake]) -> tuple[list[TaskInfo], bool]:
-    """The tasks before any filter, and whether each of them was asked for by name."""
+def _candidates(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[TaskInfo], list[Mistake]]:
+    """The tasks before any filter."""
+    tasks = catalogue.tasks
     if config.names is not None:
-        mistakes += _unknown("tasks.names", config.names, catalogue.tasks, "mteb has no such task")
-        return [catalogue.tasks[name] for name in dict.fromkeys(config.names) if name in catalogue.tasks], True
-    if config.benchmark is None:
-        return [task for task in catalogue.tasks.values() if not task.superseded_by and not task.aggregate_of], False
-    if config.benchmark == DEMO:
-        return [task for task in catalogue.tasks.values() if task.dataset_path.startswith("mteb-vllm/")], False
-    if config.benchmark not in catalogue.benchmarks:
-        mistakes += _unknown(
-            "tasks.benchmark", [config.benchmark], [*catalogue.benchmarks, DEMO], "there is no such benchmark"
-        )
-        return [], False
-    return [catalogue.tasks[name] for name in catalogue.benchmarks[config.benchmark] if name in catalogue.tasks], False
+        mistakes = _unknown("tasks.names", config.names, tasks, "mteb has no such task")
+        chosen = [tasks[name] for name in dict.fromkeys(config.names) if name in tasks]
+        mistakes += [
+            Mistake(f"tasks.names={task.name}", f"the task holds {others}; only tasks of text can be evaluated here")
+            for task in chosen
+            if (others := _other_modalities([task]))
+        ]
+        return chosen, mistakes
+    if config.benchmark is not None:
+        if config.benchmark not in catalogue.benchmarks:
+            return [], _unknown(
+                "tasks.benchmark", [config.benchmark], catalogue.benchmarks, "there is no such benchmark"
+            )
+        # What a benchmark left out of a task is not there to be filtered.
+        chosen = [_with_subsets(tasks[name], taken) for name, taken in catalogue.benchmarks[config.benchmark].items()]
+        if others := _other_modalities(chosen):
+            what = f"some of its tasks hold {others}; only tasks of text can be evaluated here"
+            return chosen, [
+                Mistake(f"tasks.benchmark={config.benchmark}", what, "Name its tasks of text in tasks.names.")
+            ]
+        return chosen, []
+    if not (config.types or config.languages):
+        return [], []
+    # As mteb.get_tasks has it, without aggregates, whose parts are tasks themselves.
+    return [
+        task
+        for name, task in tasks.items()
+        if set(task.modalities) == {"text"}
+        and task.is_public
+        and not (task.superseded_by or task.is_beta or task.aggregate_of)
+        and name not in catalogue.benchmarks[DEMO]
+    ], []
+
+
+def _narrowed(task: TaskInfo, config: TasksConfig) -> TaskInfo:
+    languages = config.languages
+    spoken = [
+        name for name, codes in task.subsets.items() if not languages or any(_speaks(code, languages) for code in codes)
+    ]
+    return _with_subsets(task, [name for name in spoken if not config.subsets or name in config.subsets])
+
+
+def _with_subsets(task: TaskInfo, names: Collection[str] | None) -> TaskInfo:
+    if names is None:
+        return task
+    return replace(task, subsets={name: codes for name, codes in task.subsets.items() if name in names})
+
+
+def _speaks(code: str, languages: Iterable[str]) -> bool:
+    return any(code == language or code.split("-")[0] == language for language in languages)
+
+
+def _split_mistakes(splits: Sequence[str], chosen: Sequence[TaskInfo], catalogue: MtebCatalogue) -> list[Mistake]:
+    own = {split for task in chosen for split in task.splits}
+    if own.issuperset(splits):
+        return []
+    # A data set may hold splits that its task does not evaluate, as train: only what no task has is surely a mistake.
+    all_splits = {split for task in catalogue.tasks.values() for split in task.splits}
+    unknown = [split for split in splits if split not in own | all_splits]
+    allowed = f"The chosen tasks' own: {', '.join(sorted(own))}."
+    return [
+        Mistake(f"tasks.splits={split}", "there is no such split", allowed, nearest(split, own)) for split in unknown
+    ]
+
+
+def _other_modalities(tasks: Iterable[TaskInfo]) -> str:
+    return ", ".join(sorted({modality for task in tasks for modality in task.modalities} - {"text"}))
 
 
 def _unknown(
@@ -105,7 +155,3 @@ def _unknown(
 ) -> list[Mistake]:
     known = list(known)
     return [Mistake(f"{where}={name}", what, nearest=nearest(name, known)) for name in names or () if name not in known]
-
-
-def _speaks(code: str, languages: Iterable[str]) -> bool:
-    return any(code == language or code.split("-")[0] == language for language in languages)

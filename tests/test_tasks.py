@@ -1,0 +1,113 @@
+"""Which tasks a configuration selects, as mteb itself would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mteb
+import pytest
+
+from mteb_vllm import tasks
+from mteb_vllm.catalogue import mteb_catalogue
+from mteb_vllm.config import TasksConfig
+
+EN = "MTEB(eng, v2)"
+
+
+def selected(**config: Any) -> list[str]:
+    chosen, mistakes = tasks.select(TasksConfig(**config), mteb_catalogue())
+    assert mistakes == []
+    return [task.name for task in chosen]
+
+
+def loaded(**config: Any) -> dict[str, Any]:
+    return {task.metadata.name: task for task in tasks.load(TasksConfig(**config), selected(**config))}
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"types": ["Retrieval"], "languages": ["deu"]},
+        {"types": ["STS", "Clustering"]},
+        {"languages": ["eng-Latn"], "types": ["Classification"]},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:The task .* is currently in beta")
+def test_filters_select_what_mteb_selects(filters: dict[str, list[str]]) -> None:
+    theirs = mteb.get_tasks(
+        task_types=filters.get("types"),  # type: ignore[arg-type]
+        languages=filters.get("languages"),
+        modalities=["text"],
+        exclusive_modality_filter=True,
+        exclude_aggregate=True,
+    )
+    assert len(theirs) > 10
+    assert sorted(selected(**filters)) == sorted(task.metadata.name for task in theirs)
+
+
+def test_by_name_everything_of_text_can_be_had() -> None:
+    catalogue = mteb_catalogue()
+    hidden = [
+        next(task.name for task in catalogue.tasks.values() if set(task.modalities) == {"text"} and keep(task))
+        for keep in (lambda task: not task.is_public, lambda task: task.superseded_by, lambda task: task.aggregate_of)
+    ]
+    assert selected(names=[*hidden, "StdlibDocsRetrieval", "STS12", "STS12"]) == [
+        *hidden,
+        "StdlibDocsRetrieval",
+        "STS12",
+    ]
+
+
+def test_names_win_over_the_benchmark() -> None:
+    assert selected(names=["STS13"], benchmark="demo") == ["STS13"]
+
+
+def test_the_demo_is_a_benchmark_and_nobody_elses() -> None:
+    demo = ["StdlibDocsRetrieval", "StdlibDocsClassification", "StdlibDocsClustering"]
+    assert selected(benchmark="demo") == demo
+    assert selected(benchmark="demo", types=["Clustering"]) == ["StdlibDocsClustering"]
+    assert list(loaded(benchmark="demo")) == demo
+    assert not set(demo) & set(selected(languages=["eng"]))
+
+
+def test_a_benchmark_brings_its_own_subsets_and_splits() -> None:
+    ours, theirs = loaded(benchmark=EN), {task.metadata.name: task for task in mteb.get_benchmark(EN).tasks}
+    assert {name: (task.hf_subsets, task.eval_splits) for name, task in ours.items()} == {
+        name: (task.hf_subsets, task.eval_splits) for name, task in theirs.items()
+    }
+    assert ours["STS22.v2"].hf_subsets == ["en"] != list(mteb.get_task("STS22.v2").hf_subsets)
+
+
+def test_filters_do_not_bring_back_what_a_benchmark_left_out() -> None:
+    assert loaded(benchmark=EN, languages=["eng"])["STS22.v2"].hf_subsets == ["en"]
+    assert selected(benchmark=EN, languages=["deu"]) == []
+    assert "no task of the benchmark 'MTEB(eng, v2)' fits" in str(
+        tasks.why_none(TasksConfig(benchmark=EN, languages=["deu"]))
+    )
+
+
+def test_one_point_of_a_sweep_leaves_the_next_ones_tasks_alone() -> None:
+    names = {"benchmark": "MTEB(Multilingual, v2)", "types": ["STS"]}
+    before = loaded(**names)["STS22.v2"].hf_subsets
+    narrow = loaded(**names, subsets=["de", "fr"], splits=["train"])["STS22.v2"]
+    assert (sorted(narrow.hf_subsets), narrow.eval_splits) == (["de", "fr"], ["train"])
+    after = loaded(**names, subsets=["en", "de"])["STS22.v2"]
+    assert (sorted(after.hf_subsets), after.eval_splits) == (["de", "en"], ["test"])
+    assert loaded(**names)["STS22.v2"].hf_subsets == before
+
+
+def test_a_subset_must_fit_both_filters() -> None:
+    assert loaded(names=["STS22.v2"], languages=["deu"], subsets=["de", "en", "de-en"])["STS22.v2"].hf_subsets == [
+        "de",
+        "de-en",
+    ]
+    assert selected(names=["STS22.v2", "STS12"], languages=["deu"], subsets=["en"]) == []
+    assert selected(names=["STS22.v2", "STS12"], languages=["deu"]) == ["STS22.v2"]
+
+
+def test_splits_that_a_data_set_may_have() -> None:
+    assert selected(names=["STSBenchmark"], splits=["validation"]) == ["STSBenchmark"]
+    assert loaded(names=["STSBenchmark"], splits=["validation"])["STSBenchmark"].eval_splits == ["validation"]
+    _, (mistake,) = tasks.select(TasksConfig(names=["STSBenchmark"], splits=["tset"]), mteb_catalogue())
+    assert (mistake.where, mistake.nearest) == ("tasks.splits=tset", ("test",))
