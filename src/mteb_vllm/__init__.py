@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mteb_vllm.errors import (
+        CatalogueError,
         ConfigError,
         EngineError,
         MissingPackageError,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CatalogueError": "errors",
     "ConfigError": "errors",
     "EngineError": "errors",
     "MissingPackageError": "errors",
@@ -33,6 +35,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CatalogueError",
     "ConfigError",
     "EngineError",
     "MissingPackageError",

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from mteb_vllm.errors import CatalogueError, ConfigError, MissingPackageError, Mistake, MtebVllmError
 
+HELP = """mteb-vllm evaluates embedding models on MTEB tasks with vLLM, from YAML.
+
+Choose a file of a group with group=file, set a field with group.field=value, sweep with -m and commas:
+
+    mteb-vllm                                                # MiniLM on the demo tasks, offline, on a CPU
+    mteb-vllm model=e5_small tasks=sts12 engine.dtype=float16
+    mteb-vllm model=custom model.name=org/name 'tasks.benchmark="MTEB(eng, v2)"'
+    mteb-vllm -m engine.dtype=float16,bfloat16 engine.max_num_seqs=32,128 prompts=none,e5
+    mteb-vllm experiment=demo_dtypes                         # a sweep that is written down
+    mteb-vllm --config-dir my_conf experiment=mine           # your own files beside the shipped ones
+    mteb-vllm --cfg job                                      # print the configuration and stop
+
+Groups and their files:
+
+{groups}
+
+Flags: --help, -m (--multirun), --config-dir DIR, --cfg job, --info, --version; --hydra-help has them all."""
+
 # Flags that only print something: Hydra's own affair.
-_PRINTING = ("help", "hydra_help", "cfg", "info", "shell_completion")
+_PRINTING = ("hydra_help", "cfg", "info", "shell_completion")
 
 # Hydra's flags that would go past our own configuration, and what to do instead.
 _REFUSED = {
@@ -45,6 +65,9 @@ def _main() -> int:
 
         print(f"mteb-vllm {__version__}")
         return 0
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(HELP.format(groups=_groups()))
+        return 0
     import hydra
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
@@ -56,20 +79,16 @@ def _main() -> int:
     flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
     sys.argv[1:] = [*arguments.overrides, *flags]
     refused = [
-        Mistake(f"--{name.replace('_', '-')}", "not here", _REFUSED[name])
-        for name in _REFUSED
+        Mistake(f"--{name.replace('_', '-')}", "not here", way)
+        for name, way in _REFUSED.items()
         if getattr(arguments, name) is not None
     ]
-    commands = [name for name in ("run", "multirun", *_PRINTING) if getattr(arguments, name)]
-    if len(commands) > 1:
-        refused.append(
-            Mistake(" ".join(f"--{name.replace('_', '-')}" for name in commands), "are two different commands")
-        )
     if refused:
         raise ConfigError(refused)
     at_home = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)
+    printing = any(getattr(arguments, name) for name in _PRINTING)
     try:
-        if any(getattr(arguments, name) for name in _PRINTING):
+        if printing:
             at_home(lambda cfg: None)()
             return 0
         from mteb_vllm.command import check
@@ -80,11 +99,28 @@ def _main() -> int:
         records: list[RunRecord] = []
         console = terminal()
         at_home(job(records, console))()
-    except HydraException as error:
-        # What is only printed is not checked, and a plug-in of Hydra's may have its own view of a command.
+    except (HydraException, ValueError) as error:
+        # What is only printed is not checked: flags that do not go together are ValueErrors then. And a plug-in of Hydra's
+        # may have a view of its own of a command.
+        if not (printing or isinstance(error, HydraException)):
+            raise
         from mteb_vllm.overrides import in_words
 
         raise ConfigError([Mistake("command line", in_words(error))]) from None
     if points[0].swept:
         end_sweep(records, console)
     return int(any(record.status != "ok" for record in records))
+
+
+def _groups() -> str:
+    """The files of each group, the user's own beside the shipped ones, without the time that Hydra takes."""
+    from mteb_vllm.config import conf_dir
+
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    own = parser.parse_known_args()[0].config_dir
+    files: dict[str, set[str]] = {}
+    for folder in filter(None, (conf_dir(), own)):
+        for file in folder.glob("*/*.yaml"):
+            files.setdefault(file.parent.name, set()).add(file.stem)
+    return "\n".join(f"{group}: {', '.join(sorted(files[group]))}" for group in sorted(files))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -158,6 +159,7 @@ def close_engine(*, owned: bool = True) -> None:
 atexit.register(close_engine)
 
 
+@functools.cache
 def pick_preset(preset: str) -> str:
     """The preset that `auto` stands for on this machine."""
     if preset != "auto":
@@ -183,7 +185,7 @@ def resolve_arguments(
     env: dict[str, str] = {}
     for layer in layers:
         merged |= {key: value for key, value in layer.items() if value is not None and key not in ("preset", "env")}
-        env |= {key: str(value) for key, value in (layer.get("env") or {}).items()}
+        env |= {key: str(value) for key, value in (layer.get("env") or {}).items() if value is not None}
     return engine_arguments(merged), env, preset
 
 
@@ -200,6 +202,7 @@ def engine_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     return args
 
 
+@functools.cache
 def _preset_values(preset: str) -> Mapping[str, Any]:
     if preset not in ("vllm", "vllm_cpu"):
         return {}

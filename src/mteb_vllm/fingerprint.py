@@ -75,12 +75,18 @@ def device() -> str:
     return f"cpu: {_processor()}"
 
 
+def gpu_count() -> int:
+    """How many GPUs this process may see and vLLM could use."""
+    return 0 if cpu_build() else len(_gpus())
+
+
 def cpu_build() -> bool:
     """Whether the installed vLLM is its CPU build."""
     vllm = vllm_distribution()
     return vllm is not None and ("cpu" in vllm[0] or "+cpu" in vllm[1])
 
 
+@functools.cache
 def _gpus() -> list[str]:
     """Names of the GPUs that this process may see."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

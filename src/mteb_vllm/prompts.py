@@ -157,7 +157,9 @@ def load_template(template: str) -> Template:
     try:
         function = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"it holds no '{{instruction}}', and as an import path it leads nowhere: {error}") from None
+        raise ValueError(
+            f"it holds no '{{instruction}}', and as an import path it leads nowhere: {error} (is it on PYTHONPATH?)"
+        ) from None
     if not callable(function):
         raise ValueError(f"{template} is not callable")
     return function  # type: ignore[no-any-return]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from mteb_vllm import __version__
 from mteb_vllm.files import write_atomically
-from mteb_vllm.fingerprint import device, versions
+from mteb_vllm.fingerprint import device, gpu_count, versions
 
 Status = Literal["computed", "reused", "failed"]
 
@@ -149,6 +149,7 @@ def hardware() -> dict[str, Any]:
     """The kind of machine."""
     return {
         "device": device(),
+        "gpus": gpu_count(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
         "platform": platform.platform(),

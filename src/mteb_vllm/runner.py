@@ -123,12 +123,12 @@ def run(
 
     Args:
         overrides: As on the command line: `["model=minilm", "tasks=sts12"]`.
-        multirun: Whether commas sweep (`-m`).
+        multirun: Whether commas sweep (`-m`); an experiment may be a sweep without.
         config_dir: A folder of your own configuration files.
         show: Whether progress and tables are shown.
 
     Returns:
-        the run's record; with `multirun` the records of all points, in their order.
+        the run's record; of a sweep the records of all points, in their order.
 
     Raises:
         ConfigError: with every mistake, before anything is loaded.
@@ -137,7 +137,7 @@ def run(
     from mteb_vllm.command import check
     from mteb_vllm.config import CONFIG_NAME, composer
 
-    check(overrides, multirun=multirun, config_dir=config_dir)
+    multirun = check(overrides, multirun=multirun, config_dir=config_dir)[0].swept
     records: list[RunRecord] = []
     console = terminal() if show else quiet_console()
     with composer(config_dir):

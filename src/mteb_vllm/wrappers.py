@@ -77,7 +77,7 @@ class VllmWrapperBase:
         name, revision = (model.name, model.revision) if isinstance(model, ModelMeta) else (model, revision)
         found = find_model(name, revision, path)
         args = engine_arguments({"max_num_seqs": max_num_seqs, "head_dtype": head_dtype, **engine_args})
-        spec = EngineSpec(found, self.convert, args, dict(env or {}))
+        spec = EngineSpec(found, self.convert, args, {key: str(value) for key, value in (env or {}).items()})
         self._adopt(spec, model if isinstance(model, ModelMeta) else None)
         self._owner = True
         self.engine  # noqa: B018 - opened now: whoever constructs a wrapper wants to know whether it works

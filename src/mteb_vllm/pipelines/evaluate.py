@@ -97,8 +97,9 @@ def _evaluate(model: VllmEncoderWrapper, task: AbsTask, store: ResultsStore, reu
     model.engine  # noqa: B018 - opened here, so that its start counts for no task
     before = copy.copy(model.stats)
     started = time.perf_counter()
-    task.load_data()
-    check_candidates(task)
+    if not task.is_aggregate:  # has no data of its own: mteb evaluates its parts
+        task.load_data()
+        check_candidates(task)
     loaded = time.perf_counter()
     try:
         answer = mteb.evaluate(
@@ -112,7 +113,8 @@ def _evaluate(model: VllmEncoderWrapper, task: AbsTask, store: ResultsStore, reu
             co2_tracker=False,
         )
     finally:
-        task.unload_data()
+        if not task.is_aggregate:
+            task.unload_data()
     if answer.exceptions:
         return _failed(task, answer.exceptions[0].exception)
     # Read back, so that what is shown now is to the last digit what every later run will read: mteb rounds when it writes.
