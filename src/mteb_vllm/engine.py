@@ -125,7 +125,7 @@ class Engine:
         from vllm.distributed import cleanup_dist_env_and_memory
 
         cleanup_dist_env_and_memory()
-        _set_env(self.outer_env)
+        _leave_env(self.outer_env)
 
 
 _current: Engine | None = None
@@ -217,7 +217,7 @@ def _open(spec: EngineSpec) -> Engine:
     if vllm_distribution() is None:
         raise MissingPackageError(INSTALL)
     started = time.perf_counter()
-    outer_env = _set_env(spec.env)
+    outer_env = _enter_env(spec.env)
     # Engine processes are started afresh: forked ones cannot use CUDA, and inherit threads that are not there.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     logger.info("opening vLLM: %s", spec.settings())
@@ -240,7 +240,7 @@ def _open(spec: EngineSpec) -> Engine:
     except Exception as error:
         logger.exception("vLLM did not open")
         gc.collect()
-        _set_env(outer_env)
+        _leave_env(outer_env)
         raise EngineError(_explain(spec, error)) from error
     config = llm.llm_engine.vllm_config
     model_config = config.model_config
@@ -271,18 +271,22 @@ def _open(spec: EngineSpec) -> Engine:
     return engine
 
 
-def _set_env(values: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Sets environment variables, or removes those that are None; returns what they were.
-
-    One engine's environment must not be the next one's.
-    """
+def _enter_env(values: Mapping[str, str]) -> dict[str, str | None]:
+    """Sets an engine's environment; returns what it was, and so must be afterwards, by name; None for not set."""
     before = {key: os.environ.get(key) for key in values}
-    for key, value in values.items():
+    before |= {key: value for key, value in os.environ.items() if key.startswith("VLLM_")}
+    os.environ.update(values)
+    return before
+
+
+def _leave_env(before: Mapping[str, str | None]) -> None:
+    """Restores the environment: one engine's, and what vLLM itself has set for it, must not be the next one's."""
+    for key in [*before, *(key for key in os.environ if key.startswith("VLLM_"))]:
+        value = before.get(key)
         if value is None:
             os.environ.pop(key, None)
         else:
             os.environ[key] = value
-    return before
 
 
 def _explain(spec: EngineSpec, error: Exception) -> str:

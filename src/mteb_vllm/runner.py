@@ -228,15 +228,10 @@ def _announce(console: Console, planned: Plan, record: RunRecord) -> None:
 
 def _evaluate(config: RunConfig, planned: Plan, record: RunRecord, console: Console) -> None:
     """Opens what is needed and lets the pipeline work; fills the record."""
-    # Bars of other libraries would fight with ours, and fill logs when piped.
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # vLLM's log goes where everything else is logged, instead of to the terminal.
-    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
     from mteb_vllm.progress import Progress
 
     log = Path(record.output_dir) / "mteb_vllm.log"
-    with _errors_into(log), Progress(console, len(planned.tasks)) as progress:
+    with _quiet_libraries(), _errors_into(log), Progress(console, len(planned.tasks)) as progress:
         progress.note("Importing mteb")
         from mteb_vllm.store import ResultsStore
         from mteb_vllm.wrappers import VllmEncoderWrapper
@@ -258,6 +253,20 @@ def _evaluate(config: RunConfig, planned: Plan, record: RunRecord, console: Cons
                 f"{task.name}: {task.truncated:,} of {task.texts:,} texts ({task.truncated / task.texts:.1%}) are longer "
                 f"than the context of {record.engine['resolved']['max_model_len']} tokens and were cut."
             )
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Lets other libraries' bars and logs not fight with ours on the terminal."""
+    # vLLM's log goes where everything else is logged.
+    quiet = {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "true", "VLLM_CONFIGURE_LOGGING": "0"}
+    added = {key: value for key, value in quiet.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            os.environ.pop(key, None)
 
 
 @contextlib.contextmanager
