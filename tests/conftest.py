@@ -71,6 +71,10 @@ class FakeEngine:
         self.calls: list[int] = []
         self.keep = True
 
+    def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        outputs: list[Any] = getattr(self, method)(*args, **kwargs)
+        return outputs
+
     def encode(self, texts: list[str], **kwargs: Any) -> list[Any]:
         import zlib
         from types import SimpleNamespace

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.config import InstructionConfig
 from mteb_vllm.prompts import Prompts, applying_keys, load_template, resolve
 
@@ -63,6 +64,8 @@ def test_a_tasks_own_instruction_is_used_without_a_prompt_dict() -> None:
 
 
 def test_a_callable_template_is_called_always() -> None:
+    from mteb.types import PromptType
+
     calls = []
 
     def template(instruction: str, prompt_type: Any) -> str:
@@ -72,7 +75,9 @@ def test_a_callable_template_is_called_always() -> None:
     prompts = Prompts({"SciFact": "check"}, template=template)
     assert prompts.prefix(TASK, "query").text == "<check>"
     assert Prompts(template=template).prefix(TASK, "document").text == "<>"
-    assert calls == [("check", "query"), ("", "document")]
+    assert calls == [("check", PromptType.query), ("", PromptType.document)], (
+        "what mteb would give it, also for the audit"
+    )
 
 
 def test_templates_hold_an_instruction_or_lead_to_a_callable() -> None:
@@ -84,10 +89,28 @@ def test_templates_hold_an_instruction_or_lead_to_a_callable() -> None:
 
 
 def test_keys_that_decide_nothing_are_told() -> None:
-    tasks = [("SciFact", "Retrieval"), ("STS12", "STS")]
-    assert applying_keys(["query", "document", "Clustering"], tasks) == {"query", "document"}
-    assert applying_keys(["query", "SciFact-query"], tasks) == {"SciFact-query"}
-    assert applying_keys(["query"], [("STS12", "STS")]) == set()
+    tasks = mteb_catalogue().tasks
+    two: list[Any] = [tasks["SciFact"], tasks["STS12"]]
+    assert applying_keys(["query", "document", "Clustering"], two) == {"query", "document"}
+    assert applying_keys(["query", "SciFact-query"], two) == {"SciFact-query"}
+    assert applying_keys(["query"], two[1:]) == set()
+
+
+def test_sides_are_those_that_mteb_asks_for() -> None:
+    tasks = mteb_catalogue().tasks
+    assert tasks["SciFact"].sides == tasks["AskUbuntuDupQuestions"].sides == ("query", "document")
+    assert tasks["STS12"].sides == tasks["Banking77Classification"].sides == ("",)
+    assert set(tasks["TERRa.V2"].sides) == {"query", "document"}, "an asymmetric pair classification"
+
+
+def test_an_aggregate_is_its_parts() -> None:
+    from mteb_vllm.tasks import parts
+
+    catalogue = mteb_catalogue()
+    names = [
+        task.name for task in parts([catalogue.tasks["CQADupstackRetrieval"], catalogue.tasks["STS12"]], catalogue)
+    ]
+    assert len(names) == 13 and "CQADupstackAndroidRetrieval" in names and "STS12" in names
 
 
 AUTO = {"from_model": True, "query": None, "document": None}
@@ -140,3 +163,12 @@ def test_a_models_default_prompt_stands_where_no_key_applies() -> None:
     prompts = prompts_of(AUTO, sentence_transformers=own)
     assert prompts.prefix(STS).text == "s: "
     assert prompts.prefix(TASK, "query").text == "q: "
+
+
+def test_documents_of_a_sentence_transformers_model() -> None:
+    default = {"prompts": {"query": "q: ", "document": ""}, "default_prompt_name": "query"}
+    prompts = prompts_of(AUTO, sentence_transformers=default)
+    assert prompts.prefix(TASK, "document").text == "", "its empty prompt keeps the default one away"
+    assert prompts.prefix(STS).text == "q: "
+    passage = {"prompts": {"query": "q: ", "passage": "p: "}}
+    assert prompts_of(AUTO, sentence_transformers=passage).prefix(TASK, "document").text == "p: "

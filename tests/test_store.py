@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ class Model:
     def encode(self, inputs: Any, **_: Any) -> Any:
         self.calls += 1
         texts = [text for batch in inputs for text in batch["text"]]
-        return np.random.default_rng(len(texts)).normal(size=(len(texts), 8)).astype(np.float32)
+        rows = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=8) for text in texts]
+        return np.array(rows, dtype=np.float32)
 
     def similarity(self, one: Any, other: Any) -> Any:
         return one @ other.T
@@ -55,10 +57,10 @@ def test_mteb_itself_reads_what_is_stored_and_tells_settings_apart(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["results"], "nothing is left of the writing"
     assert store.known(sts, one.mteb_model_meta) is not None
     assert store.known(sts, Model("bbbb").mteb_model_meta) is None
-    loaded = mteb.ResultCache(tmp_path).load_results(models=["org/model"], tasks=[sts], require_model_meta=False)
     assert evaluate(store, "bbbb", sts).calls > 0, "another setting computes"
     assert evaluate(store, "aaaa", sts).calls == 0, "the same one does not"
-    assert loaded is not None
+    loaded = mteb.ResultCache(tmp_path).load_results(models=["org/model"], load_experiments="match_name")
+    assert len([result for model in loaded.model_results for result in model.task_results]) == 2
 
 
 def test_other_data_is_not_the_same_result(tmp_path: Path, sts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,3 +93,28 @@ def test_a_missing_subset_is_not_known(tmp_path: Path) -> None:
         store, "aaaa", mock_tasks.MockMultilingualSTSTask().filter_languages(None, hf_subsets=task.hf_subsets[:1])
     )
     assert store.started(task, meta.mteb_model_meta) and store.known(task, meta.mteb_model_meta) is None
+
+
+def test_a_score_that_is_no_number_is_not_known(tmp_path: Path, sts: Any) -> None:
+    store = ResultsStore(tmp_path)
+    model = Model("aaaa")
+    model.encode = lambda inputs, **_: np.ones((len(inputs.dataset), 8), dtype=np.float32)  # type: ignore[method-assign]
+    mteb.evaluate(model, sts, cache=store, show_progress_bar=False, co2_tracker=False)
+    assert store.load_task_result(sts.metadata.name, model.mteb_model_meta) is not None
+    assert store.known(sts, model.mteb_model_meta) is None
+
+
+def test_a_passing_read_error_harms_no_file(tmp_path: Path, sts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mteb.results import TaskResult
+
+    store = ResultsStore(tmp_path)
+    meta = evaluate(store, "aaaa", sts).mteb_model_meta
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskResult, "from_disk", fail)
+        with pytest.raises(OSError):
+            store.known(sts, meta)
+    assert store.known(sts, meta) is not None

@@ -54,6 +54,7 @@ class TaskInfo:
     prompt: str | dict[str, str] | None
     main_score: str
     aggregate_of: tuple[str, ...] = ()
+    sides: tuple[str, ...] = ("",)
     superseded_by: str | None = None
     is_public: bool = True
     is_beta: bool = False
@@ -243,7 +244,7 @@ def _read_mteb() -> dict[str, Any]:
     return {
         "task_types": get_args(TaskType),
         "prompt_types": list(PromptType),
-        "tasks": {task.metadata.name: _dumps(_read_task(task.metadata)) for task in (*tasks, *TASKS.values())},
+        "tasks": {task.metadata.name: _dumps(_read_task(task)) for task in (*tasks, *TASKS.values())},
         "benchmarks": {DEMO: dict.fromkeys(TASKS)}
         | {
             name: {task.metadata.name: _subsets_taken(task) for task in benchmark.tasks}
@@ -254,7 +255,16 @@ def _read_mteb() -> dict[str, Any]:
     }
 
 
-def _read_task(meta: Any) -> Any:
+def _read_task(task: Any) -> Any:
+    from mteb.abstasks import AbsTaskRetrieval
+
+    meta = task.metadata
+    kind = task if isinstance(task, type) else type(task)
+    # STS and pair classification have sides where the task is asymmetric, none otherwise.
+    inputs = [getattr(task, f"input{at}_prompt_type", None) for at in (1, 2)]
+    sides = (
+        ("query", "document") if issubclass(kind, AbsTaskRetrieval) else [side.value if side else "" for side in inputs]
+    )
     same = {"name", "type", "modalities", "prompt", "main_score", "superseded_by", "is_public", "is_beta"}
     return meta.model_dump(include=same) | {
         "subsets": (subsets := meta.hf_subsets_to_langscripts),
@@ -262,6 +272,7 @@ def _read_task(meta: Any) -> Any:
         "splits": meta.eval_splits,
         "dataset_path": meta.dataset["path"],
         "dataset_revision": meta.dataset["revision"],
+        "sides": list(dict.fromkeys(sides)),
         "aggregate_of": [part.metadata.name for part in getattr(meta, "tasks", ())],
     }
 

@@ -92,13 +92,19 @@ def _main() -> int:
             at_home(lambda cfg: None)()
             return 0
         from mteb_vllm.command import check
+        from mteb_vllm.engine import close_engine
         from mteb_vllm.results import RunRecord
         from mteb_vllm.runner import end_sweep, job, terminal
 
         points = check(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
         records: list[RunRecord] = []
         console = terminal()
-        at_home(job(records, console))()
+        try:
+            at_home(job(records, console))()
+        finally:
+            close_engine()
+            if points[0].swept:
+                end_sweep(records, console)
     except (HydraException, ValueError) as error:
         # What is only printed is not checked: flags that do not go together are ValueErrors then. And a plug-in of Hydra's
         # may have a view of its own of a command.
@@ -107,8 +113,6 @@ def _main() -> int:
         from mteb_vllm.overrides import in_words
 
         raise ConfigError([Mistake("command line", in_words(error))]) from None
-    if points[0].swept:
-        end_sweep(records, console)
     return int(any(record.status != "ok" for record in records))
 
 

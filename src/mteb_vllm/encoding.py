@@ -76,7 +76,8 @@ def encode_texts(
 ) -> tuple[npt.NDArray[np.float32], EncodeStats]:
     """Embeds texts, each different one once.
 
-    Held beside the result are one window of texts with the engine's outputs for them, and 16 bytes of hash a text.
+    Held beside the result are one window of texts with the engine's outputs for them, and a hash for each different text
+    (about 120 bytes with its place in a dictionary).
 
     Args:
         engine: An open engine that embeds.
@@ -100,12 +101,12 @@ def encode_texts(
     copies: list[tuple[int, int]] = []  # (row, row of the same text)
     truncated: set[int] = set()
     row = 0
-    prefix = _readable(prefix)
+    prefix = readable(prefix)
     stream = iter(texts)
     while batch := list(itertools.islice(stream, window)):
         rows, unique = [], []
         for text in batch:
-            text = prefix + _readable(text)
+            text = prefix + readable(text)
             digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
             first = first_rows.setdefault(digest, row)
             if first == row:
@@ -150,12 +151,11 @@ def _encode_window(
             if shorter is not text:
                 truncated.add(rows[at])
                 texts[at] = shorter
-    outputs = engine.llm.encode(
-        texts, pooling_task="embed", use_tqdm=bar, tokenization_kwargs={"truncate_prompt_tokens": -1}
+    outputs = engine.call(
+        "encode", texts, pooling_task="embed", use_tqdm=bar, tokenization_kwargs={"truncate_prompt_tokens": -1}
     )
     block = torch.stack([output.outputs.data for output in outputs]).float().numpy()
-    if not np.isfinite(block).all():
-        raise NonFiniteError(_non_finite_message(engine, block))
+    check_finite(engine, block, "embeddings")
     out[rows] = block
     stats.computed += len(texts)
     full = []
@@ -182,7 +182,7 @@ def _shorten(text: str, tokenizer: Any, limit: int) -> str:
     return text
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
     """The text with what UTF-8 cannot hold (lone surrogates) as U+FFFD; surrogate pairs become their character."""
     try:
         text.encode()
@@ -191,13 +191,26 @@ def _readable(text: str) -> str:
     return text
 
 
-def _non_finite_message(engine: Engine, block: npt.NDArray[np.float32]) -> str:
-    broken = int((~np.isfinite(block)).any(axis=1).sum())
-    way_out = "engine.dtype=float32" if engine.dtype == "bfloat16" else "engine.dtype=bfloat16 or engine.dtype=float32"
-    return (
-        f"{broken} of {len(block)} embeddings of {engine.spec.model.name} in {engine.dtype} hold NaN or Inf "
-        f"(overflow, most likely). The way out: {way_out}."
-    )
+def check_finite(engine: Engine, values: npt.NDArray[np.float32], what: str) -> None:
+    """Refuses NaN and Inf.
+
+    Args:
+        engine: Where the values come from.
+        values: float32 array, shape (n, any).
+        what: What they are, for the message.
+
+    Raises:
+        NonFiniteError: naming model, dtype and the way out.
+    """
+    broken = int((~np.isfinite(values)).any(axis=1).sum())
+    if broken:
+        way_out = (
+            "engine.dtype=float32" if engine.dtype == "bfloat16" else "engine.dtype=bfloat16 or engine.dtype=float32"
+        )
+        raise NonFiniteError(
+            f"{broken} of {len(values)} {what} of {engine.spec.model.name} in {engine.dtype} hold NaN or Inf "
+            f"(overflow, most likely). The way out: {way_out}."
+        )
 
 
 def texts_of(inputs: Any) -> tuple[Iterator[str], int]:
@@ -208,7 +221,7 @@ def texts_of(inputs: Any) -> tuple[Iterator[str], int]:
     """
     dataset = getattr(inputs, "dataset", None)
     names = getattr(dataset, "column_names", None)
-    if dataset is not None and names is not None and "text" in names and _in_order(inputs):
+    if dataset is not None and names is not None and "text" in names and _plain(inputs):
         column = dataset.select_columns(["text"])
         if all(isinstance(row["text"], str) for row in itertools.islice(column, 1)):
             batches = (column[at : at + 1024]["text"] for at in range(0, len(column), 1024))
@@ -219,7 +232,14 @@ def texts_of(inputs: Any) -> tuple[Iterator[str], int]:
     return iter(texts), len(texts)
 
 
-def _in_order(inputs: Any) -> bool:
-    from torch.utils.data import SequentialSampler
+def _plain(inputs: Any) -> bool:
+    """Whether a loader yields the rows of its data set in their order, and their texts as they are."""
+    from mteb._create_dataloaders import _custom_collate_fn
+    from torch.utils.data import BatchSampler, SequentialSampler, default_collate
 
-    return isinstance(getattr(inputs, "sampler", None), SequentialSampler) and not getattr(inputs, "drop_last", False)
+    return (
+        type(getattr(inputs, "batch_sampler", None)) is BatchSampler
+        and type(inputs.sampler) is SequentialSampler
+        and not inputs.drop_last
+        and inputs.collate_fn in (default_collate, _custom_collate_fn)
+    )

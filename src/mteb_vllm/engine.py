@@ -20,7 +20,7 @@ from typing import Any, Literal
 from mteb_vllm.catalogue import vllm_distribution
 from mteb_vllm.config import conf_dir
 from mteb_vllm.errors import EngineError, MissingPackageError
-from mteb_vllm.fingerprint import cpu_build, device, fingerprint, shell_env, versions
+from mteb_vllm.fingerprint import cpu_build, device, fingerprint, identity, uncounted_variable, versions
 from mteb_vllm.models import Model
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class EngineSpec:
             "convert": self.convert,
             "args": {key: _plain(value) for key, value in self.args.items()},
             "env": dict(self.env),
-            "shell": shell_env(self.env),
+            "shell": _shell_env(self.env),
             "device": device(),
             "versions": dict(versions()),
         }
@@ -100,6 +100,28 @@ class Engine:
     resolved: dict[str, Any]
     owners: set[int] = field(default_factory=set)
     outer_env: dict[str, str | None] = field(default_factory=dict)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        """Calls `LLM.encode` or `LLM.score`; the engine is sound afterwards, or closed.
+
+        Raises:
+            EngineError: if the engine has died.
+        """
+        try:
+            outputs: list[Any] = getattr(self.llm, method)(*args, **kwargs)
+        except Exception as error:
+            if type(error).__name__ != "EngineDeadError":
+                raise  # vLLM takes its requests back
+            self.close()
+            raise EngineError("vLLM's engine died at work; the cause stands in the log") from error
+        except BaseException:
+            # Ctrl-C: vLLM keeps the requests, whose answers would be taken for those of the next call.
+            self.close()
+            raise
+        if len(outputs) != len(args[0]):
+            self.close()
+            raise EngineError(f"vLLM gave {len(outputs)} answers to {len(args[0])} texts")
+        return outputs
 
     def release(self, owner: object) -> None:
         """Takes note that `owner` needs the engine no more, and closes it when nobody does."""
@@ -218,6 +240,16 @@ def _open(spec: EngineSpec) -> Engine:
         raise MissingPackageError(INSTALL)
     started = time.perf_counter()
     outer_env = _enter_env(spec.env)
+    try:
+        engine = _load(spec, started, outer_env)
+    except BaseException:
+        _leave_env(outer_env)
+        raise
+    logger.info("vLLM opened in %.1f s: %s", engine.seconds, engine.resolved)
+    return engine
+
+
+def _load(spec: EngineSpec, started: float, outer_env: dict[str, str | None]) -> Engine:
     # Engine processes are started afresh: forked ones cannot use CUDA, and inherit threads that are not there.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     logger.info("opening vLLM: %s", spec.settings())
@@ -227,9 +259,9 @@ def _open(spec: EngineSpec) -> Engine:
     except ImportError as error:
         raise MissingPackageError(f"vLLM is installed but cannot be imported: {error}") from error
     args = dict(spec.args)
-    if isinstance(args.get("pooler_config"), Mapping):
-        args["pooler_config"] = PoolerConfig(**args["pooler_config"])
     try:
+        if isinstance(args.get("pooler_config"), Mapping):
+            args["pooler_config"] = PoolerConfig(**args["pooler_config"])
         llm = LLM(
             model=spec.model.location,
             revision=spec.model.hub_revision,
@@ -240,13 +272,12 @@ def _open(spec: EngineSpec) -> Engine:
     except Exception as error:
         logger.exception("vLLM did not open")
         gc.collect()
-        _leave_env(outer_env)
         raise EngineError(_explain(spec, error)) from error
     config = llm.llm_engine.vllm_config
     model_config = config.model_config
     dtype = str(model_config.dtype).removeprefix("torch.")
     pooler = model_config.pooler_config
-    engine = Engine(
+    return Engine(
         spec=spec,
         llm=llm,
         seconds=time.perf_counter() - started,
@@ -267,8 +298,17 @@ def _open(spec: EngineSpec) -> Engine:
         },
         outer_env=outer_env,
     )
-    logger.info("vLLM opened in %.1f s: %s", engine.seconds, engine.resolved)
-    return engine
+
+
+def _shell_env(chosen: Mapping[str, str]) -> dict[str, str]:
+    """Variables of vLLM's from the shell, beside those of `engine.env`: they change results all the same."""
+    # While an engine is open, vLLM's own variables are among them; what was there before it is the shell's.
+    outer: Mapping[str, str | None] = _current.outer_env if _current is not None else os.environ
+    return {
+        key: value
+        for key, value in sorted(outer.items())
+        if value is not None and key.startswith("VLLM_") and key not in chosen and not uncounted_variable(key)
+    }
 
 
 def _enter_env(values: Mapping[str, str]) -> dict[str, str | None]:
@@ -322,5 +362,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if callable(value):
-        return f"{value.__module__}:{value.__qualname__}"
+        return identity(value)
     return f"{type(value).__name__}: {value!r}"

@@ -11,14 +11,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from mteb_vllm.catalogue import vllm_distribution
@@ -31,8 +34,6 @@ _UNCOUNTED = re.compile(
     r"VLLM_(LOGGING_.*|CONFIGURE_LOGGING|CACHE_ROOT|CONFIG_ROOT|ASSETS_.*|NO_USAGE_STATS|USAGE_.*|DO_NOT_TRACK|HOST_IP|PORT|DIST_IDENT"
     r"|RPC_.*|WORKER_MULTIPROC_METHOD|TRACE_.*|DEBUG_.*|LOG_.*)"
 )
-# As it was before anything of vLLM's ran here, which sets variables itself.
-_SHELL = {key: value for key, value in os.environ.items() if key.startswith("VLLM_") and not _UNCOUNTED.fullmatch(key)}
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -45,9 +46,30 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def shell_env(chosen: Mapping[str, str]) -> dict[str, str]:
-    """Variables of vLLM's that came along from the shell, beside those of `engine.env`: they change results all the same."""
-    return {key: value for key, value in _SHELL.items() if key not in chosen}
+def uncounted_variable(name: str) -> bool:
+    """Whether a variable of vLLM's changes only what is printed, or kept where."""
+    return _UNCOUNTED.fullmatch(name) is not None
+
+
+def identity(function: Callable[..., Any]) -> str:
+    """What a callable does, as far as that can be known: the hash of its compiled code.
+
+    One that holds anything else (a closure, defaults, an object) is known by itself only: what it computes is never taken
+    for another's, nor found again in another process.
+    """
+    if inspect.isfunction(function) and not (function.__closure__ or function.__defaults__ or function.__kwdefaults__):
+        digest = hashlib.sha256(repr(_code(function.__code__)).encode()).hexdigest()[:16]
+        return f"{function.__module__}:{function.__qualname__}#{digest}"
+    return f"{type(function).__name__}#{_STRANGERS.setdefault(id(function), (uuid.uuid4().hex, function))[0]}"
+
+
+# Kept beside their names, so that no other object comes to have the same id.
+_STRANGERS: dict[int, tuple[str, Any]] = {}
+
+
+def _code(code: CodeType) -> tuple[Any, ...]:
+    constants = tuple(_code(item) if isinstance(item, CodeType) else item for item in code.co_consts)
+    return code.co_code, code.co_names, code.co_varnames, constants
 
 
 @functools.cache

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,11 @@ from mteb_vllm.errors import ModelError
 from mteb_vllm.files import write_atomically
 
 # What a model's files say that changes its results: weights, configuration, tokenizer. Not its README.
-_COUNTED = (".safetensors", ".bin", ".pt", ".json", ".txt", ".model", ".jinja", ".py")
+_COUNTED = (
+    ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".txt", ".model", ".tiktoken", ".bpe", ".vocab", ".yaml",
+    ".jinja", ".py",
+)  # fmt: skip
+_TRAINING = re.compile(r"(optimizer|scheduler|rng_state|trainer_state|training_args)")
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def _local_model(name: str | None, revision: str | None, path: Path) -> Model:
     if not config.is_file():
         raise ModelError(f"the folder {path} holds no config.json, so it is no model that vLLM can load")
     path = path.resolve()
-    digest = _digest(path)
+    digest = folder_digest(path, _is_counted)
     return Model(
         name=name or f"local/{path.name}",
         revision=revision or f"local-{digest[:12]}",
@@ -181,10 +187,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of the files that count.
+def folder_digest(folder: Path, counts: Callable[[str], bool] = lambda name: True) -> str:
+    """SHA-256 over the names and contents of a folder's files.
 
     A file's own digest is kept by its path, size, time and inode: large weights are read once.
+
+    Args:
+        folder: The folder; links in it are followed, hidden files and folders are not counted.
+        counts: Whether a file of this name counts.
     """
     memory_file = cache_dir() / "digests.json"
     try:
@@ -192,10 +202,7 @@ def _digest(folder: Path) -> str:
     except (OSError, ValueError, TypeError):
         memory = {}
     whole, known = hashlib.sha256(), dict(memory)
-    for file in sorted(folder.rglob("*")):
-        relative = file.relative_to(folder)
-        if file.suffix not in _COUNTED or not file.is_file() or any(part.startswith(".") for part in relative.parts):
-            continue
+    for file in _files(folder.resolve(), counts):
         status = file.stat()
         key = f"{file}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
         if key not in known:
@@ -205,8 +212,21 @@ def _digest(folder: Path) -> str:
                 while block := content.read(1 << 20):
                     one.update(block)
             known[key] = one.hexdigest()
-        whole.update(f"{relative.as_posix()} {known[key]}\n".encode())
+        whole.update(f"{file.relative_to(folder.resolve()).as_posix()} {known[key]}\n".encode())
     if known != memory:
         with contextlib.suppress(OSError):  # a read-only home: the digest is computed anew each time
             write_atomically(memory_file, json.dumps(known))
     return whole.hexdigest()
+
+
+def _files(folder: Path, counts: Callable[[str], bool]) -> list[Path]:
+    found = []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        # Training's own: its checkpoints change no result of the model that lies beside them.
+        folders[:] = [name for name in folders if not name.startswith((".", "checkpoint-")) and name != "runs"]
+        found += [Path(root, name) for name in names if not name.startswith(".") and counts(name)]
+    return sorted(found)
+
+
+def _is_counted(name: str) -> bool:
+    return name.endswith(_COUNTED) and not _TRAINING.match(name)

@@ -84,6 +84,16 @@ def _look_up(name: str | None, revision: str | None, path: str | None, package: 
         return error
 
 
+def find_now(config: RunConfig) -> Model:
+    """The model as it is now: local weights may have changed since the command was checked, and their digest with them.
+
+    Raises:
+        ModelError: if it cannot be had.
+    """
+    found = find(config)
+    return found if found.digest is None else find_model(config.model.name, config.model.revision, found.location)
+
+
 def forget_models() -> None:
     """Looks models up anew: in a notebook, weights and log-ins change from one command to the next."""
     _look_up.cache_clear()
@@ -187,7 +197,8 @@ def _prompt_mistakes(
         elif value is not None:
             mistakes += _line_break_mistakes(f"{where}.{key}", value)
     keys = [key for key, value in values.items() if key != "from_model" and value is not None]
-    if chosen and keys and not mistakes and not applying_keys(keys, [(task.name, task.type) for task in chosen]):
+    chosen = task_selection.parts(chosen, mteb)
+    if chosen and keys and not mistakes and not applying_keys(keys, chosen):
         types = ", ".join(sorted({task.type for task in chosen}))
         what = f"none of its keys ({', '.join(keys)}) applies to the chosen tasks, which are of the types {types}"
         way = f"Keys that would apply: {', '.join(candidates(chosen[0].name, chosen[0].type, None))}. "

@@ -28,6 +28,7 @@ class Progress:
         self._phase = ""
         self._phase_started = 0.0
         self._shown = 0.0
+        self._done = 0
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -66,9 +67,10 @@ class Progress:
         if not self.console.is_terminal:
             return
         now = time.perf_counter()
-        if phase != self._phase:
+        if phase != self._phase or done < self._done:  # a phase may come again: STS encodes two columns
             self._phase, self._phase_started = phase, now
             self._bar.reset(self._row, description=f"{self._label()} {phase}", total=total)
+        self._done = done
         if now - self._shown < 0.1 and done < total:
             return  # called for every text; nobody reads faster
         self._shown = now

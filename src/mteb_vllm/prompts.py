@@ -6,24 +6,18 @@ instruction template is in use, the instructions that go into it; a task's own i
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import inspect
 import re
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.config import InstructionConfig
 from mteb_vllm.errors import Mistake
+from mteb_vllm.fingerprint import identity
 
-Side = Literal["query", "document"]
-SIDES: tuple[Side, ...] = ("query", "document")
 Template = str | Callable[[str, Any], str]
-
-# Task types whose texts have a query side and a document side; all others have neither.
-TWO_SIDED = ("Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking")
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[:.][A-Za-z_]\w*")
 
@@ -87,6 +81,10 @@ class Prompts:
             return Prefix()
         instruction = self.values[key] if key is not None else task_instruction(task, side)
         if callable(self.template):
+            if isinstance(prompt_type, str):
+                from mteb.types import PromptType
+
+                prompt_type = PromptType(prompt_type)  # what such a callable gets from mteb
             return Prefix(self.template(instruction, prompt_type), key or "task")
         if not instruction:
             return Prefix()
@@ -98,7 +96,7 @@ class Prompts:
         return {
             "prompts": dict(self.values),
             "default": self.default,
-            "template": _identity(template) if callable(template) else template,
+            "template": identity(template) if callable(template) else template,
             "apply_to_documents": self.apply_to_documents if template is not None else None,
         }
 
@@ -110,17 +108,12 @@ def candidates(name: str, task_type: str, side: str | None) -> tuple[str, ...]:
     return (f"{name}-{side}", name, f"{task_type}-{side}", task_type, side)
 
 
-def sides(task_type: str) -> tuple[Side | None, ...]:
-    """The sides that texts of a task type have; (None,) where they have none."""
-    return SIDES if task_type in TWO_SIDED else (None,)
-
-
-def applying_keys(keys: list[str], tasks: list[tuple[str, str]]) -> set[str]:
-    """Those of the keys that decide anything for tasks given as (name, type)."""
+def applying_keys(keys: Collection[str], tasks: Iterable[TaskInfo]) -> set[str]:
+    """Those of the keys that decide anything for these tasks."""
     used = set()
-    for name, task_type in tasks:
-        for side in sides(task_type):
-            first = next((key for key in candidates(name, task_type, side) if key in keys), None)
+    for task in tasks:
+        for side in task.sides:
+            first = next((key for key in candidates(task.name, task.type, side or None) if key in keys), None)
             if first is not None:
                 used.add(first)
     return used
@@ -163,16 +156,6 @@ def load_template(template: str) -> Template:
     if not callable(function):
         raise ValueError(f"{template} is not callable")
     return function  # type: ignore[no-any-return]
-
-
-def _identity(function: Callable[..., Any]) -> str:
-    """A callable's name and the hash of its source, since its name alone says nothing of what it does."""
-    name = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        source = uuid.uuid4().hex  # nothing to know it by: its results are never taken for another's
-    return f"{name}#{hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
 def check_template(template: str) -> Mistake | None:
@@ -226,8 +209,12 @@ def resolve(
             values = _set(sentence_transformers.get("prompts") or {})
             source = "the model's sentence-transformers config"
             default = values.get(str(sentence_transformers.get("default_prompt_name")))
-            # An empty prompt says nothing, and older configs hold one for each side.
-            values = {key: value for key, value in values.items() if value}
+            # sentence-transformers takes the first of these three for documents.
+            document = next((values[key] for key in ("document", "passage", "corpus") if key in values), None)
+            if document is not None:
+                values["document"] = document
+            # An empty prompt says nothing, unless it keeps the default one away; older configs hold one for each side.
+            values = {key: value for key, value in values.items() if value or default}
     own = _set({key: value for key, value in chosen.items() if key != "from_model"})
     sources = [source if values or default else "", "the configuration" if own else ""]
     return Prompts(

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mteb_vllm.prompts import Prompts, TaskLike, applying_keys, sides
+from mteb_vllm.catalogue import TaskInfo
+from mteb_vllm.prompts import Prompts, applying_keys
 from mteb_vllm.results import RunRecord, TaskOutcome
 
 TASK_COLUMNS = ("task", "metric", "main score", "texts/s", "tokens/s", "seconds", "")
 
 
-def prompt_rows(prompts: Prompts, tasks: Iterable[TaskLike]) -> list[tuple[str, str, str, str]]:
+def prompt_rows(prompts: Prompts, tasks: Iterable[TaskInfo]) -> list[tuple[str, str, str, str]]:
     """What stands in front of the texts, per task and side: (task, side, key, one rendered example)."""
     rows: list[tuple[str, str, str, str]] = []
     for task in tasks:
-        for side in sides(str(task.type)):
-            prefix = prompts.prefix(task, side)
+        for side in task.sides:
+            prefix = prompts.prefix(task, side or None)
             rows.append((task.name, side or "texts", prefix.key or "no prompt", f"{prefix.text}<{side or 'text'}>"))
     return rows
 
 
-def unused_keys(prompts: Prompts, tasks: Iterable[TaskLike]) -> list[str]:
+def unused_keys(prompts: Prompts, tasks: Iterable[TaskInfo]) -> list[str]:
     """The prompt keys that apply to nothing here."""
-    used = applying_keys(list(prompts.values), [(task.name, str(task.type)) for task in tasks])
+    used = applying_keys(prompts.values, tasks)
     return [key for key in prompts.values if key not in used]
 
 
-def print_prompts(console: Console, prompts: Prompts, tasks: Sequence[TaskLike]) -> None:
+def print_prompts(console: Console, prompts: Prompts, tasks: Sequence[TaskInfo]) -> None:
     """Shows what the model is about to be given."""
     table = Table(title=f"Prompts: {prompts.source}", title_justify="left", box=None, pad_edge=False)
     for column in ("task", "side", "key", "what the model reads"):
@@ -75,14 +77,13 @@ def task_rows(tasks: Sequence[TaskOutcome]) -> list[tuple[str, ...]]:
         )
     scores = [task.main_score for task in tasks if task.main_score is not None]
     if len(scores) > 1:
-        computed = sum(task.computed for task in tasks)
-        tokens = sum(task.tokens for task in tasks)
+        computed = sum(task.computed or 0 for task in tasks)
+        tokens = sum(task.tokens or 0 for task in tasks)
         encode = sum(task.seconds.get("encode", 0.0) for task in tasks)
         speed = (_number(computed / encode), _number(tokens / encode)) if encode else ("", "")
         seconds = sum(task.total_seconds for task in tasks)
-        rows.append(
-            ("mean", "", _number(sum(scores) / len(scores), 5), *speed, _number(seconds, 1) if seconds else "", "")
-        )
+        of = "mean" if len(scores) == len(tasks) else f"mean of {len(scores)} of {len(tasks)}"
+        rows.append((of, "", _number(sum(scores) / len(scores), 5), *speed, _number(seconds, 1) if seconds else "", ""))
     return rows
 
 
@@ -95,7 +96,7 @@ def run_markdown(record: RunRecord) -> str:
         f"- status: {record.status}",
         f"- settings: `{record.fingerprint}`",
         f"- revision: `{model.get('revision')}`",
-        f"- command: `mteb-vllm {' '.join(record.overrides)}`".rstrip(),
+        f"- command: `{shlex.join(['mteb-vllm', *record.overrides])}`",
         f"- started: {record.started}, {record.seconds:.1f} s in all",
         f"- device: {model.get('device')}",
         f"- versions: {', '.join(f'{name} {version}' for name, version in (model.get('versions') or {}).items())}",
@@ -106,7 +107,7 @@ def run_markdown(record: RunRecord) -> str:
         lines += ["", f"**Failed:** {record.error}"]
     lines += [f"\n> {warning}" for warning in record.warnings]
     rows = [
-        (task.name, side, said.get("key") or "no prompt", f"`{said.get('example') or ''}`".replace("\n", "⏎"))
+        (task.name, side, said.get("key") or "no prompt", f"`` {said.get('example') or ''} ``".replace("\n", "⏎"))
         for task in record.tasks
         for side, said in task.prompts.items()
     ]
@@ -133,8 +134,8 @@ def sweep_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[str]
     names = list(dict.fromkeys(task.name for record in records for task in record.tasks))
     header = ["point", *keys, *names, "texts/s", "seconds", ""]
     rows = []
-    for number, (record, values) in enumerate(zip(records, varying, strict=True)):
-        computed = sum(task.computed for task in record.tasks)
+    for record, values in zip(records, varying, strict=True):
+        computed = sum(task.computed or 0 for task in record.tasks)
         encode = sum(task.seconds.get("encode", 0.0) for task in record.tasks)
         failed = [task.name for task in record.tasks if task.status == "failed"]
         if record.status == "failed":
@@ -143,7 +144,9 @@ def sweep_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[str]
             state = "known already" if all(task.status == "reused" for task in record.tasks) else ""
         scores = [_number(record.scores.get(name), 5) for name in names]
         speed = _number(computed / encode) if encode else ""
-        rows.append([str(number), *(values[key] for key in keys), *scores, speed, _number(record.seconds, 1), state])
+        rows.append(
+            [str(record.point), *(values[key] for key in keys), *scores, speed, _number(record.seconds, 1), state]
+        )
     return header, sorted(rows, key=lambda row: not row[-1].startswith("failed"))
 
 

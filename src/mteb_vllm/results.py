@@ -35,7 +35,7 @@ class TaskOutcome:
         scores: Split to subset to all scores.
         reason: Why it failed, in one line.
         seconds: Wall time by phase: load, encode, score.
-        texts: Texts that mteb asked for.
+        texts: Texts that mteb asked for. This and what follows is None where nothing was computed now.
         computed: Different texts that the engine computed.
         tokens: Tokens that the engine computed.
         truncated: Texts that were longer than the context.
@@ -50,10 +50,10 @@ class TaskOutcome:
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     reason: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    texts: int = 0
-    computed: int = 0
-    tokens: int = 0
-    truncated: int = 0
+    texts: int | None = None
+    computed: int | None = None
+    tokens: int | None = None
+    truncated: int | None = None
     prompts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -80,6 +80,7 @@ class RunRecord:
         status: Whether every task has a score.
         fingerprint: The hash of everything but the tasks that the scores depend on.
         overrides: The command-line overrides of this run.
+        point: Its number in a sweep.
         settings: What the fingerprint is made of.
         config: The resolved configuration.
         prompts: Values, source and template, and which keys apply to nothing here.
@@ -92,12 +93,13 @@ class RunRecord:
         output_dir: Where this record is.
     """
 
-    status: Literal["ok", "failed"]
-    fingerprint: str
-    overrides: list[str]
-    settings: dict[str, Any]
-    config: dict[str, Any]
-    prompts: dict[str, Any]
+    status: Literal["ok", "failed"] = "ok"
+    fingerprint: str = ""
+    overrides: list[str] = field(default_factory=list)
+    point: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    prompts: dict[str, Any] = field(default_factory=dict)
     tasks: list[TaskOutcome] = field(default_factory=list)
     engine: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
@@ -177,7 +179,7 @@ def git_revision() -> str | None:
     return answer.stdout.strip() or None if (here.parents[1] / ".git").exists() else None
 
 
-def _rate(count: int, seconds: float | None) -> float | None:
+def _rate(count: int | None, seconds: float | None) -> float | None:
     return count / seconds if count and seconds else None
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from mteb_vllm.config import RunConfig
 from mteb_vllm.engine import EngineSpec, close_engine, resolve_arguments
 from mteb_vllm.errors import MtebVllmError
 from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.preflight import find, make_pipeline
+from mteb_vllm.preflight import find_now, make_pipeline
 from mteb_vllm.prompts import Prompts, resolve
 from mteb_vllm.results import RunRecord, write_record
 
@@ -37,11 +38,13 @@ class Plan:
         spec: The engine that it needs.
         prompts: The prompts, wherever they come from.
         tasks: The tasks' metadata.
+        parts: The same, with the parts of an aggregate in its place.
     """
 
     spec: EngineSpec
     prompts: Prompts
     tasks: list[TaskInfo]
+    parts: list[TaskInfo]
 
 
 def plan(config: RunConfig) -> Plan:
@@ -50,7 +53,7 @@ def plan(config: RunConfig) -> Plan:
     Raises:
         ModelError: if the model cannot be had.
     """
-    model = find(config)
+    model = find_now(config)
     arguments, env, preset = resolve_arguments(config.engine, config.model.engine)
     catalogue = mteb_catalogue()
     registered = catalogue.models.get(model.name)
@@ -64,11 +67,16 @@ def plan(config: RunConfig) -> Plan:
     )
     chosen, _ = tasks.select(config.tasks, catalogue)
     convert: Any = "classify" if config.model.kind == "cross_encoder" else "embed"
-    return Plan(EngineSpec(model, convert, arguments, env, preset), prompts, chosen)
+    return Plan(EngineSpec(model, convert, arguments, env, preset), prompts, chosen, tasks.parts(chosen, catalogue))
 
 
 def run_config(
-    config: RunConfig, output_dir: Path, overrides: Sequence[str] = (), *, console: Console | None = None
+    config: RunConfig,
+    output_dir: Path,
+    overrides: Sequence[str] = (),
+    *,
+    point: int | None = None,
+    console: Console | None = None,
 ) -> RunRecord:
     """Runs one configuration and writes its record.
 
@@ -76,6 +84,7 @@ def run_config(
         config: A checked configuration.
         output_dir: Where `run.json`, `scores.csv` and `report.md` go.
         overrides: What made the configuration, for the record.
+        point: Its number in a sweep.
         console: Where progress is shown; None shows nothing.
 
     Returns:
@@ -83,32 +92,32 @@ def run_config(
     """
     started = time.perf_counter()
     console = console or quiet_console()
-    planned = plan(config)
-    settings = {"engine": planned.spec.settings(), "prompts": planned.prompts.settings()}
     record = RunRecord(
-        status="ok",
-        fingerprint=fingerprint(settings),
         overrides=list(overrides),
-        settings=settings,
+        point=point,
         config=asdict(config),
-        prompts={
-            **planned.prompts.settings(),
-            "source": planned.prompts.source,
-            "unused": report.unused_keys(planned.prompts, planned.tasks),
-        },
         started=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         output_dir=str(output_dir),
     )
-    _announce(console, planned, record)
     try:
+        planned = plan(config)
+        record.settings = {"engine": planned.spec.settings(), "prompts": planned.prompts.settings()}
+        record.fingerprint = fingerprint(record.settings)
+        unused = report.unused_keys(planned.prompts, planned.parts)
+        record.prompts = {**planned.prompts.settings(), "source": planned.prompts.source, "unused": unused}
+        _announce(console, planned, record)
         _evaluate(config, planned, record, console)
     except MtebVllmError as error:
         logger.exception("the run failed")
         record.error = str(error)
+    except Exception as error:
+        # A bug, of ours or of a library's: it is shown whole, and costs the other points of a sweep nothing.
+        logger.exception("the run failed")
+        traceback.print_exc()
+        record.error = f"{type(error).__name__}: {error}"
     except BaseException as error:
-        # Ctrl-C and bugs: what is done so far is kept, then they go their way.
-        record.error, record.status = f"{type(error).__name__}: {error}".rstrip(": "), "failed"
-        _finish(record, output_dir, started)
+        record.error = type(error).__name__
+        _finish(record, output_dir, started)  # Ctrl-C: what is done so far is kept
         raise
     _finish(record, output_dir, started)
     report.print_run(console, record)
@@ -151,10 +160,9 @@ def run(
             start(CONFIG_NAME, task, list(overrides), with_log_configuration=False)
         finally:
             close_engine(owned=False)
-    if multirun:
-        end_sweep(records, console)
-        return records
-    return records[0]
+            if multirun:
+                end_sweep(records, console)
+    return records if multirun else records[0]
 
 
 def job(records: list[RunRecord], console: Console) -> Any:
@@ -171,10 +179,11 @@ def job(records: list[RunRecord], console: Console) -> Any:
         assert isinstance(plain, dict)
         hydra = HydraConfig.get()
         overrides = [str(text) for text in hydra.overrides.task]
-        if hydra.mode == RunMode.MULTIRUN:
-            console.print(f"\nPoint {hydra.job.num}: {' '.join(overrides)}", markup=False, soft_wrap=True)
+        point = int(hydra.job.num) if hydra.mode == RunMode.MULTIRUN else None
+        if point is not None:
+            console.print(f"\nPoint {point}: {' '.join(overrides)}", markup=False, soft_wrap=True)
         config = parse({str(key): value for key, value in plain.items()})
-        record = run_config(config, Path(hydra.runtime.output_dir), overrides, console=console)
+        record = run_config(config, Path(hydra.runtime.output_dir), overrides, point=point, console=console)
         records.append(record)
         return record
 
@@ -222,7 +231,7 @@ def _announce(console: Console, planned: Plan, record: RunRecord) -> None:
         record.warnings.append(
             f"From the shell, not from engine.env, and counted as settings: {', '.join(f'{k}={v}' for k, v in shell.items())}"
         )
-    report.print_prompts(console, planned.prompts, planned.tasks)
+    report.print_prompts(console, planned.prompts, planned.parts)
     console.print()
 
 
@@ -258,6 +267,8 @@ def _evaluate(config: RunConfig, planned: Plan, record: RunRecord, console: Cons
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Lets other libraries' bars and logs not fight with ours on the terminal."""
+    import tqdm  # noqa: F401 - reads its variables once: bars of whoever called us must not be off for good
+
     # vLLM's log goes where everything else is logged.
     quiet = {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "true", "VLLM_CONFIGURE_LOGGING": "0"}
     added = {key: value for key, value in quiet.items() if key not in os.environ}

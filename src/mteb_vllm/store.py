@@ -9,6 +9,7 @@ that cannot be read is set aside, named in the log, and its task computed again.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -27,11 +28,30 @@ class ResultsStore(ResultCache):
     """mteb's result cache, with atomic writes."""
 
     def known(self, task: AbsTask, meta: ModelMeta) -> TaskResult | None:
-        """The whole result of a task under these settings: all its splits and subsets, of the same data; else None."""
+        """The whole result of a task under these settings: all its splits and subsets, of the same data; else None.
+
+        A score that is not a number is no result.
+        """
         result = self.load_task_result(task.metadata.name, meta)
         if result is None or result.dataset_revision != task.metadata.revision:
             return None
-        return None if result.get_missing_evaluations(task) else result.validate_and_filter_scores(task)
+        if result.get_missing_evaluations(task):
+            return None
+        result = result.validate_and_filter_scores(task)
+        return result if math.isfinite(result.get_score()) else None
+
+    def result(self, task: AbsTask, meta: ModelMeta) -> TaskResult:
+        """The whole result of a task that was just computed.
+
+        Raises:
+            ArithmeticError: if its score is not a number.
+        """
+        result = self.known(task, meta)
+        if result is None:
+            raise ArithmeticError(
+                "its main score is not a number: the embeddings may be all alike, or the metric is not defined on these data"
+            )
+        return result
 
     def started(self, task: AbsTask, meta: ModelMeta) -> bool:
         """Whether a part of the task's result is there, of the same data, so that only the rest needs computing."""
@@ -44,6 +64,8 @@ class ResultsStore(ResultCache):
         """mteb's, but a file that cannot be read is set aside instead of ending the run."""
         try:
             return super().load_task_result(task_name, model_name, *args, **kwargs)
+        except OSError:
+            raise  # a passing trouble of the machine's says nothing of the file
         except Exception as error:  # json, pydantic and KeyErrors alike: whatever half a file leads to
             path = self.get_task_result_path(task_name, model_name)
             if not path.exists():

@@ -8,11 +8,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mteb_vllm.catalogue import DEMO, MtebCatalogue, TaskInfo, nearest
 from mteb_vllm.config import TasksConfig
 from mteb_vllm.errors import Mistake
+from mteb_vllm.models import folder_digest
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -34,6 +36,15 @@ def select(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[TaskInfo
     if config.languages or config.subsets:
         chosen = [narrow for task in chosen if (narrow := _narrowed(task, config)).subsets]
     return chosen, mistakes
+
+
+def parts(chosen: Iterable[TaskInfo], catalogue: MtebCatalogue) -> list[TaskInfo]:
+    """The tasks with texts of their own: an aggregate is its parts, whose prompts count."""
+    return [
+        catalogue.tasks[name] if name != task.name else task
+        for task in chosen
+        for name in task.aggregate_of or (task.name,)
+    ]
 
 
 def why_none(config: TasksConfig) -> Mistake:
@@ -73,8 +84,23 @@ def load(config: TasksConfig, names: Iterable[str]) -> list[AbsTask]:
             task = task.filter_languages(config.languages, hf_subsets=kept)
         if config.splits:
             task = task.filter_eval_splits(config.splits)
+        _pin_local_data(task)
         tasks.append(task)
     return tasks
+
+
+def _pin_local_data(task: AbsTask) -> None:
+    """Gives a task whose data lie in a folder of the working directory a revision of its own.
+
+    `datasets` takes such a folder before it asks the Hub, whatever the revision: its scores must not pass for the Hub's.
+    """
+    from mteb.abstasks.aggregated_task import AbsTaskAggregate
+
+    for part in task.metadata.tasks if isinstance(task, AbsTaskAggregate) else [task]:
+        folder = Path(part.metadata.dataset["path"])
+        if folder.is_dir():
+            dataset = {**part.metadata.dataset, "revision": f"local-{folder_digest(folder)[:12]}"}
+            part.metadata = part.metadata.model_copy(update={"dataset": dataset})
 
 
 def _candidates(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[TaskInfo], list[Mistake]]:

@@ -12,8 +12,6 @@ They can be used without a configuration:
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,7 +21,7 @@ import numpy.typing as npt
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-from mteb_vllm.encoding import EncodeStats, encode_texts, texts_of
+from mteb_vllm.encoding import EncodeStats, check_finite, encode_texts, readable, texts_of
 from mteb_vllm.engine import Convert, Engine, EngineSpec, engine_arguments, open_engine
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.models import Model, find_model
@@ -81,7 +79,6 @@ class VllmWrapperBase:
         self._adopt(spec, model if isinstance(model, ModelMeta) else None)
         self._owner = True
         self.engine  # noqa: B018 - opened now: whoever constructs a wrapper wants to know whether it works
-        atexit.register(self.cleanup)
 
     def _adopt(self, spec: EngineSpec, meta: ModelMeta | None) -> None:
         self.spec = spec
@@ -128,7 +125,6 @@ class VllmWrapperBase:
 
         Again does nothing; a text that is encoded afterwards opens the engine again.
         """
-        atexit.unregister(self.cleanup)
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.release(self)
@@ -140,8 +136,11 @@ class VllmWrapperBase:
         self.cleanup()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # at interpreter shutdown modules may be gone already
+        # No contextlib: at interpreter shutdown modules may be gone already. The engine itself is closed by `atexit`.
+        try:  # noqa: SIM105
             self.cleanup()
+        except Exception:
+            pass
 
 
 class VllmEncoderWrapper(VllmWrapperBase, AbsEncoder):
@@ -333,20 +332,25 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
 
         Returns:
             scores: float32 array, shape (n_pairs,).
+
+        Raises:
+            NonFiniteError: if NaN or Inf comes out of the engine.
         """
-        queries = [self.query_prefix + text for text in texts_of(inputs1)[0]]
-        documents = [self.document_prefix + text for text in texts_of(inputs2)[0]]
+        queries = [readable(self.query_prefix + text) for text in texts_of(inputs1)[0]]
+        documents = [readable(self.document_prefix + text) for text in texts_of(inputs2)[0]]
         pairs = list(zip(queries, documents, strict=True))
         if not pairs:
             return np.empty(0, dtype=np.float32)
         unique = {pair: at for at, pair in enumerate(dict.fromkeys(pairs))}
-        outputs = self.llm.score(
+        outputs = self.engine.call(
+            "score",
             [query for query, _ in unique],
             [document for _, document in unique],
             use_tqdm=False,
             tokenization_kwargs={"truncate_prompt_tokens": -1},
         )
         scores = np.array([output.outputs.score for output in outputs], dtype=np.float32)
+        check_finite(self.engine, scores[:, None], "scores")
         return scores[[unique[pair] for pair in pairs]]
 
 

@@ -56,19 +56,15 @@ class Evaluate:
         dead: str | None = None
         for task in tasks:
             progress.start_task(task.metadata.name)
-            outcome = _known(model, task, store) if reuse else None
-            if outcome is None and dead is not None:
-                outcome = _failed(task, dead)
-            if outcome is None:
-                try:
-                    outcome = _evaluate(model, task, store, reuse)
-                except (EngineError, MissingPackageError) as error:
-                    # Nothing that needs the engine can be done any more; known results still count.
-                    dead = str(error)
-                    outcome = _failed(task, dead)
-                except Exception as error:
-                    logger.exception("%s failed", task.metadata.name)
-                    outcome = _failed(task, reason(error))
+            try:
+                outcome = _known(model, task, store) if reuse else None
+                if outcome is None and dead is None:
+                    dead = _why_no_engine(model)
+                if outcome is None:
+                    outcome = _failed(task, dead) if dead is not None else _evaluate(model, task, store, reuse)
+            except Exception as error:
+                logger.exception("%s failed", task.metadata.name)
+                outcome = _failed(task, reason(error))
             progress.end_task(outcome)
             yield outcome
 
@@ -90,47 +86,69 @@ def _known(model: VllmEncoderWrapper, task: AbsTask, store: ResultsStore) -> Tas
     return None if result is None else _outcome(task, result, "reused")
 
 
+def _why_no_engine(model: VllmEncoderWrapper) -> str | None:
+    """Opens the engine, so that its start counts for no task; why it does not open, which no later task will change."""
+    try:
+        model.engine  # noqa: B018
+    except (EngineError, MissingPackageError) as error:
+        return str(error)
+    return None
+
+
 def _evaluate(model: VllmEncoderWrapper, task: AbsTask, store: ResultsStore, reuse: bool) -> TaskOutcome:
+    from mteb.abstasks.aggregated_task import AbsTaskAggregate
+
+    meta = model.mteb_model_meta
+    assert meta is not None
+    before, started = copy.copy(model.stats), time.perf_counter()
+    aggregate = isinstance(task, AbsTaskAggregate)
+    parts: list[AbsTask] = list(task.metadata.tasks) if isinstance(task, AbsTaskAggregate) else [task]
+    load = sum(_compute(model, part, store, reuse) for part in parts if not (reuse and store.known(part, meta)))
+    if isinstance(task, AbsTaskAggregate):
+        store.save_to_cache(task.combine_task_results([store.result(part, meta) for part in parts]), meta)
+    # Read back, so that what is shown now is to the last digit what every later run will read: mteb rounds when it writes.
+    outcome = _outcome(task, store.result(task, meta), "computed")
+    encode = model.stats.seconds - before.seconds
+    outcome.seconds = {"load": load, "encode": encode, "score": time.perf_counter() - started - load - encode}
+    for name in ("texts", "computed", "tokens", "truncated"):
+        setattr(outcome, name, getattr(model.stats, name) - getattr(before, name))
+    names = {part.metadata.name: f"{part.metadata.name}: " if aggregate else "" for part in parts}
+    outcome.prompts = {
+        f"{names[of]}{side or 'texts'}": dict(said) for (of, side), said in model.applied.items() if of in names
+    }
+    return outcome
+
+
+def _compute(model: VllmEncoderWrapper, task: AbsTask, store: ResultsStore, reuse: bool) -> float:
+    """Lets mteb evaluate one task into the store; returns the seconds that its data took to load."""
     import mteb
 
-    assert model.mteb_model_meta is not None
-    model.engine  # noqa: B018 - opened here, so that its start counts for no task
-    before = copy.copy(model.stats)
+    meta = model.mteb_model_meta
+    assert meta is not None
     started = time.perf_counter()
-    if not task.is_aggregate:  # has no data of its own: mteb evaluates its parts
+    before = store.load_task_result(task.metadata.name, meta) if store.started(task, meta) else None
+    try:
         task.load_data()
         check_candidates(task)
-    loaded = time.perf_counter()
-    try:
+        loaded = time.perf_counter()
         answer = mteb.evaluate(
             cast("Any", model),  # the protocol's metadata is never None, that of mteb's own AbsEncoder may be
             task,
             cache=store,
             # Parts of a result are read only where they are of the same data: mteb itself asks that of whole ones only.
-            overwrite_strategy="only-missing" if reuse and store.started(task, model.mteb_model_meta) else "always",
+            overwrite_strategy="only-missing" if reuse and before is not None else "always",
             encode_kwargs={"batch_size": 512, "show_progress_bar": False},
             show_progress_bar=False,
             co2_tracker=False,
         )
     finally:
-        if not task.is_aggregate:
-            task.unload_data()
+        task.unload_data()
     if answer.exceptions:
-        return _failed(task, answer.exceptions[0].exception)
-    # Read back, so that what is shown now is to the last digit what every later run will read: mteb rounds when it writes.
-    stored = store.known(task, model.mteb_model_meta)
-    outcome = _outcome(task, stored or answer.task_results[0], "computed")
-    encode = model.stats.seconds - before.seconds
-    outcome.seconds = {
-        "load": loaded - started,
-        "encode": encode,
-        "score": time.perf_counter() - loaded - encode,
-    }
-    for name in ("texts", "computed", "tokens", "truncated"):
-        setattr(outcome, name, getattr(model.stats, name) - getattr(before, name))
-    name = task.metadata.name
-    outcome.prompts = {side or "texts": dict(said) for (of, side), said in model.applied.items() if of == name}
-    return outcome
+        raise RuntimeError(answer.exceptions[0].exception)
+    if not reuse and before is not None:
+        # Splits and subsets that were not asked for now stay as they are.
+        store.save_to_cache(before.merge(answer.task_results[0]), meta)
+    return loaded - started
 
 
 def check_candidates(task: AbsTask) -> None:

@@ -1,0 +1,169 @@
+"""The pipeline over tasks: a failure costs one task, an aggregate is its parts, a dead engine is opened again."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from mteb.mocks import mock_tasks
+from rich.console import Console
+
+from mteb_vllm.engine import Engine
+from mteb_vllm.errors import EngineError
+from mteb_vllm.models import Model
+from mteb_vllm.pipelines.evaluate import Evaluate, check_candidates
+from mteb_vllm.progress import Progress
+from mteb_vllm.prompts import Prompts
+from mteb_vllm.store import ResultsStore
+from mteb_vllm.wrappers import VllmEncoderWrapper
+
+
+class Encoder:
+    """A model of the wrapper's interface: embeddings by hash, and whatever goes wrong on demand."""
+
+    def __init__(self, *, opens: bool = True, fails: tuple[str, ...] = (), alike: bool = False) -> None:
+        from mteb_vllm.encoding import EncodeStats
+        from mteb_vllm.wrappers import model_meta
+
+        self.mteb_model_meta = model_meta(Model("org/model", "abc", "org/model", None, {}), "aaaa")
+        self.stats, self.applied = EncodeStats(), {}
+        self.opens, self.fails, self.alike = opens, fails, alike
+        self.tried, self.encoded = 0, []
+
+    @property
+    def engine(self) -> Any:
+        self.tried += 1
+        if not self.opens:
+            raise EngineError("vLLM did not open")
+        return self
+
+    def encode(self, inputs: Any, *, task_metadata: Any, **_: Any) -> Any:
+        import zlib
+
+        self.encoded.append(task_metadata.name)
+        if task_metadata.name in self.fails:
+            raise EngineError("vLLM's engine died at work")
+        texts = [text for batch in inputs for text in batch["text"]]
+        seeds = [0 if self.alike else zlib.crc32(text.encode()) for text in texts]
+        return np.array([np.random.default_rng(seed).normal(size=8) for seed in seeds], dtype=np.float32)
+
+    def similarity(self, one: Any, other: Any) -> Any:
+        return np.asarray(one) @ np.asarray(other).T
+
+    def similarity_pairwise(self, one: Any, other: Any) -> Any:
+        return (np.asarray(one) * np.asarray(other)).sum(1)
+
+
+def evaluate(tmp_path: Path, model: Any, *tasks: Any, reuse: bool = True) -> list[Any]:
+    progress = Progress(Console(file=io.StringIO()), len(tasks))
+    return list(Evaluate().run(model, tasks, ResultsStore(tmp_path), progress, reuse=reuse))
+
+
+def test_one_tasks_failure_costs_no_other_anything(tmp_path: Path) -> None:
+    sts, retrieval = mock_tasks.MockSTSTask(), mock_tasks.MockRetrievalTask()
+    model = Encoder(fails=(sts.metadata.name,))
+    failed, fine = evaluate(tmp_path, model, sts, retrieval)
+    assert failed.status == "failed" and "died" in failed.reason and fine.status == "computed"
+    again = evaluate(tmp_path, Encoder(), mock_tasks.MockSTSTask(), mock_tasks.MockRetrievalTask())
+    assert [outcome.status for outcome in again] == ["computed", "reused"], "only what is missing"
+
+
+def test_an_engine_that_does_not_open_is_tried_once(tmp_path: Path) -> None:
+    evaluate(tmp_path, Encoder(), mock_tasks.MockRetrievalTask())
+    model = Encoder(opens=False)
+    outcomes = evaluate(
+        tmp_path, model, mock_tasks.MockSTSTask(), mock_tasks.MockRetrievalTask(), mock_tasks.MockSTSTask()
+    )
+    assert [outcome.status for outcome in outcomes] == ["failed", "reused", "failed"] and model.tried == 1
+
+
+def test_a_score_that_is_no_number_is_a_failed_task(tmp_path: Path) -> None:
+    for _ in range(2):
+        (outcome,) = evaluate(tmp_path, Encoder(alike=True), mock_tasks.MockSTSTask())
+        assert outcome.status == "failed" and "not a number" in outcome.reason
+
+
+def test_an_aggregate_computes_the_parts_that_are_missing(tmp_path: Path) -> None:
+    task = mock_tasks.MockAggregatedTask()
+    parts = [part.metadata.name for part in task.metadata.tasks]
+    assert len(parts) > 1
+    evaluate(tmp_path, Encoder(), task.metadata.tasks[0])
+    model = Encoder()
+    (outcome,) = evaluate(tmp_path, model, task)
+    assert outcome.status == "computed" and set(model.encoded) == set(parts[1:])
+    (again,) = evaluate(tmp_path, Encoder(opens=False), task)
+    assert again.status == "reused" and again.main_score == outcome.main_score
+    model = Encoder()
+    (forced,) = evaluate(tmp_path, model, task, reuse=False)
+    assert set(model.encoded) == set(parts) and forced.main_score == pytest.approx(outcome.main_score)
+
+
+def test_computing_a_subset_again_keeps_the_others(tmp_path: Path) -> None:
+    whole = mock_tasks.MockMultilingualSTSTask()
+    evaluate(tmp_path, Encoder(), whole)
+    part = mock_tasks.MockMultilingualSTSTask().filter_languages(None, hf_subsets=whole.hf_subsets[:1])
+    (outcome,) = evaluate(tmp_path, Encoder(), part, reuse=False)
+    assert list(outcome.scores["test"]) == whole.hf_subsets[:1]
+    (again,) = evaluate(tmp_path, Encoder(opens=False), mock_tasks.MockMultilingualSTSTask())
+    assert again.status == "reused"
+
+
+def test_reranking_without_its_candidates_is_refused() -> None:
+    task = mock_tasks.MockRerankingTask()
+    task.load_data()
+    check_candidates(task)
+    for splits in task.dataset.values():
+        for part in splits.values():
+            part["top_ranked"] = None
+    with pytest.raises(LookupError, match="top_ranked"):
+        check_candidates(task)
+
+
+def dead_engine(error: BaseException) -> tuple[Engine, list[str]]:
+    closed: list[str] = []
+
+    class Dying(Engine):
+        def close(self) -> None:
+            closed.append("closed")
+
+    def encode(texts: list[str], **_: Any) -> Any:
+        raise error
+
+    return Dying(SimpleNamespace(), SimpleNamespace(encode=encode), 0.0, "float32", 8, 4, {}), closed  # type: ignore[arg-type]
+
+
+def test_an_engine_is_sound_after_a_call_or_closed() -> None:
+    engine, closed = dead_engine(ValueError("too long"))
+    with pytest.raises(ValueError, match="too long"):
+        engine.call("encode", ["a"])
+    assert not closed, "vLLM takes the requests of an ordinary error back"
+    engine, closed = dead_engine(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        engine.call("encode", ["a"])
+    assert closed, "after Ctrl-C it would answer the next call with the last one's texts"
+    engine, closed = dead_engine(type("EngineDeadError", (Exception,), {})())
+    with pytest.raises(EngineError, match="died"):
+        engine.call("encode", ["a"])
+    assert closed
+
+
+@pytest.mark.vllm
+def test_an_interrupted_call_harms_no_later_one(minilm: Any) -> None:
+    from mteb_vllm.encoding import encode_texts
+
+    texts = [f"text number {at}" for at in range(300)]
+    expected, _ = encode_texts(minilm.engine, texts, len(texts))
+
+    def interrupt(done: int, total: int) -> None:
+        if done > 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_texts(minilm.engine, [text.upper() for text in texts], len(texts), progress=interrupt)
+    again, _ = encode_texts(minilm.engine, texts, len(texts))
+    np.testing.assert_allclose(again, expected, atol=1e-6)
+    assert VllmEncoderWrapper.planned(minilm.spec, Prompts()).engine is minilm.engine

@@ -1,0 +1,108 @@
+"""Tables: failures first, what differs as columns, and nothing in a prompt breaks them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from rich.console import Console
+
+from mteb_vllm import report
+from mteb_vllm.progress import Progress
+from mteb_vllm.prompts import Prompts
+from mteb_vllm.results import RunRecord, TaskOutcome, write_record
+
+FINE = TaskOutcome(
+    "STS12", "STS", "computed", "cosine_spearman", 0.72369,
+    scores={"test": {"default": {"main_score": 0.72369, "cosine_spearman": 0.72369, "odd": float("nan")}}},
+    seconds={"load": 1.0, "encode": 4.0, "score": 0.5}, texts=900, computed=800, tokens=8_000,
+    prompts={"texts": {"prefix": "a|b\n", "key": "STS", "example": "a|b\n`text` [red]"}},
+)  # fmt: skip
+FAILED = TaskOutcome("NFCorpus", "Retrieval", "failed", "ndcg_at_10", reason="ConnectionError: no [bold]network")
+REUSED = TaskOutcome("SciFact", "Retrieval", "reused", "ndcg_at_10", 0.64508)
+
+
+def record(*tasks: TaskOutcome, overrides: tuple[str, ...] = (), point: int | None = None) -> RunRecord:
+    status: Any = "failed" if any(task.status == "failed" for task in tasks) else "ok"
+    return RunRecord(
+        status=status,
+        fingerprint="0123456789abcdef",
+        overrides=list(overrides),
+        point=point,
+        settings={"engine": {"model": "org/name"}},
+        tasks=list(tasks),
+    )
+
+
+def shown(show: Any, *args: Any) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    show(console, *args)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_failures_come_first_and_rates_count_what_was_computed() -> None:
+    rows = report.task_rows([FINE, REUSED, FAILED])
+    assert [row[0] for row in rows] == ["NFCorpus", "STS12", "SciFact", "mean of 2 of 3"]
+    assert rows[1][2:] == ("0.72369", "200", "2,000", "5.5", "")
+    assert rows[2][3:] == ("", "", "", "known already")
+    assert rows[3][2] == "0.68439"
+
+
+def test_text_of_a_user_is_never_markup() -> None:
+    text = shown(report.print_run, record(FINE, FAILED))
+    assert "[bold]network" in text
+    task = SimpleNamespace(name="STS12", type="STS", prompt=None, sides=("",))
+    text = shown(report.print_prompts, Prompts({"STS": "[red]x\n", "query": "q"}, source="mine"), [task])
+    assert r"[red]x\n<text>" in text
+    assert "Prompt keys that apply to nothing here: query" in text
+
+
+def test_markdown_survives_pipes_and_line_breaks() -> None:
+    lines = [line for line in report.run_markdown(record(FINE, FAILED)).splitlines() if line.startswith("|")]
+    for line in lines:
+        columns = line.replace("\\|", "").count("|")
+        assert columns in (5, 8), line
+    assert any("a\\|b" in line for line in lines)
+
+
+def test_a_sweep_shows_what_differs() -> None:
+    records = [
+        record(FINE, overrides=("tasks=sts12", "engine.dtype=float32", "+engine.block_size=16"), point=0),
+        record(FAILED, overrides=("tasks=sts12", "engine.dtype=bfloat16", "+engine.block_size=16"), point=1),
+    ]
+    header, rows = report.sweep_table(records)
+    assert header == ["point", "engine.dtype", "STS12", "NFCorpus", "texts/s", "seconds", ""]
+    assert [row[:2] for row in rows] == [["1", "bfloat16"], ["0", "float32"]], "failures first"
+    assert "failed: NFCorpus" in rows[0][-1] and rows[1][2] == "0.72369"
+    assert "bfloat16" in shown(report.print_sweep, records)
+
+
+def test_a_record_is_json_whatever_the_scores_are(tmp_path: Path) -> None:
+    write_record(record(FINE, FAILED), tmp_path)
+    content = json.loads(
+        (tmp_path / "run.json").read_text(), parse_constant=lambda word: (_ for _ in ()).throw(ValueError(word))
+    )
+    assert content["tasks"][0]["scores"]["test"]["default"]["odd"] is None
+    csv = (tmp_path / "scores.csv").read_text().splitlines()
+    assert csv[1] == "STS12,STS,test,default,cosine_spearman,0.72369,1,computed"
+    assert csv[-1] == "NFCorpus,Retrieval,,,ndcg_at_10,,,failed"
+
+
+def test_progress_is_plain_lines_when_piped_and_a_bar_on_a_terminal() -> None:
+    for terminal in (False, True):
+        console = Console(file=io.StringIO(), width=120, force_terminal=terminal, color_system=None)
+        with Progress(console, 3) as progress:
+            for outcome in (FINE, REUSED, FAILED):
+                progress.start_task(outcome.name)
+                for done in range(0, 101):
+                    progress.encoded("texts", done, 100)
+                progress.end_task(outcome)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "[1/3] STS12: cosine_spearman 0.72369 in 5.5 s, 200 texts/s" in text
+        assert "[2/3] SciFact: ndcg_at_10 0.64508 (known already, not computed again)" in text
+        assert "[3/3] NFCorpus: failed: ConnectionError: no [bold]network" in text
+        if not terminal:
+            assert text.count("\n") == 3 and "\x1b" not in text
