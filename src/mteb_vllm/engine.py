@@ -20,7 +20,7 @@ from typing import Any, Literal
 from mteb_vllm.catalogue import vllm_distribution
 from mteb_vllm.config import conf_dir
 from mteb_vllm.errors import EngineError, MissingPackageError
-from mteb_vllm.fingerprint import cpu_build, device, fingerprint, identity, uncounted_variable, versions
+from mteb_vllm.fingerprint import METHOD, cpu_build, device, fingerprint, identity, uncounted_variable, versions
 from mteb_vllm.models import Model
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class EngineSpec:
             "env": dict(self.env),
             "shell": _shell_env(self.env),
             "device": device(),
+            "method": METHOD,
             "versions": dict(versions()),
         }
 

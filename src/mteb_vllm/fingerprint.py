@@ -29,6 +29,9 @@ from mteb_vllm.catalogue import vllm_distribution
 # Packages whose version changes results. mteb's is counted although a score seldom moves with it: seldom is not never.
 _COUNTED_PACKAGES = ("torch", "transformers", "mteb")
 
+# Raised with every change of ours after which the same settings give other embeddings or scores.
+METHOD = 1
+
 # Variables of vLLM's that change what is printed or kept where, and no result.
 _UNCOUNTED = re.compile(
     r"VLLM_(LOGGING_.*|CONFIGURE_LOGGING|CACHE_ROOT|CONFIG_ROOT|ASSETS_.*|NO_USAGE_STATS|USAGE_.*|DO_NOT_TRACK|HOST_IP|PORT|DIST_IDENT"
