@@ -34,7 +34,7 @@ def hub_cache() -> Path:
 @pytest.fixture(scope="session")
 def minilm_args() -> dict[str, Any]:
     """Constructor arguments of a wrapper for the real MiniLM in float32, as the preset of the CPU has them."""
-    from mteb_vllm.engine import resolve_arguments
+    from mteb_vllm.arguments import resolve_arguments
     from mteb_vllm.models import package_folder
 
     args, env, _ = resolve_arguments({"preset": "vllm_cpu"}, {})

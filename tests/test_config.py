@@ -157,7 +157,7 @@ def test_command_line_over_experiment_over_file_over_recipe(mine: Callable[[str,
     mine("engine/file.yaml", "seed: 2\nmax_num_seqs: 2\nmax_model_len: 2\n")
     folder = mine("experiment/mine.yaml", "# @package _global_\nengine:\n  max_num_seqs: 3\n  max_model_len: 3\n")
     config = config_of("model=recipe", "engine=file", "experiment=mine", "engine.max_model_len=4", config_dir=folder)
-    from mteb_vllm.engine import resolve_arguments
+    from mteb_vllm.arguments import resolve_arguments
 
     arguments, _, _ = resolve_arguments(config.engine, config.model.engine)
     got = [arguments[key] for key in ("dtype", "seed", "max_num_seqs", "max_model_len")]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mteb_vllm import run
-from mteb_vllm.engine import resolve_arguments
+from mteb_vllm.arguments import resolve_arguments
 
 pytestmark = pytest.mark.vllm
 

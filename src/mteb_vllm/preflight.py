@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm import tasks as task_selection
+from mteb_vllm.arguments import OWN_KEYS, PRESETS, resolve_arguments
 from mteb_vllm.catalogue import (
     EngineArg,
     MtebCatalogue,
@@ -22,7 +23,6 @@ from mteb_vllm.catalogue import (
     vllm_catalogue,
 )
 from mteb_vllm.config import TARGETS, InstructionConfig, RunConfig, build, quoted
-from mteb_vllm.engine import OWN_KEYS, PRESETS, resolve_arguments
 from mteb_vllm.errors import ConfigError, Mistake, ModelError
 from mteb_vllm.models import Model, check_architecture, find_model, package_folder
 from mteb_vllm.prompts import applying_keys, candidates, check_template

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm import report, tasks
+from mteb_vllm.arguments import resolve_arguments
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.config import RunConfig
-from mteb_vllm.engine import EngineSpec, close_engine, resolve_arguments
+from mteb_vllm.engine import EngineSpec, close_engine
 from mteb_vllm.errors import MtebVllmError
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.preflight import find_now, make_pipeline

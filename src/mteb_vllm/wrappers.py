@@ -21,8 +21,9 @@ import numpy.typing as npt
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
+from mteb_vllm.arguments import engine_arguments
 from mteb_vllm.encoding import EncodeStats, check_finite, encode_texts, readable, texts_of
-from mteb_vllm.engine import Convert, Engine, EngineSpec, engine_arguments, open_engine
+from mteb_vllm.engine import Convert, Engine, EngineSpec, open_engine
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.models import Model, find_model
 from mteb_vllm.prompts import Prompts, load_template
