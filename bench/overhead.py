@@ -2,8 +2,8 @@
 
     make bench
 
-Prints the ratio wrapper / `LLM.encode` of every pair, in wall time and in processor time (of all threads; other work on the machine
-disturbs it less), their medians, and an interval for each median that holds with at least 95 % (order statistics of the
+Prints the ratio wrapper / `LLM.encode` of every pair, in wall time and in processor time (of all threads; other work on
+the machine disturbs it less), their medians, and an interval for each median that holds with at least 95 % (order statistics of the
 binomial distribution, no assumption about the times' own).
 """
 
@@ -73,8 +73,10 @@ def main() -> None:
                 base = seconds(raw)
             wall.append(ours[0] / base[0])
             processor.append(ours[1] / base[1])
-            shown = f"wrapper {ours[0]:6.2f} s, raw {base[0]:6.2f} s, ratio {wall[-1]:.3f}; processor time {processor[-1]:.3f}"
-            print(f"pair {pair + 1:2}: {shown}", flush=True)
+            times = f"wrapper {ours[0]:6.2f} s, raw {base[0]:6.2f} s"
+            print(
+                f"pair {pair + 1:2}: {times}, ratio {wall[-1]:.3f}, in processor time {processor[-1]:.3f}", flush=True
+            )
     for what, ratios in (("wall time", sorted(wall)), ("processor time", sorted(processor))):
         low, high = median_interval(ratios)
         print(f"{what}: median ratio {median(ratios):.3f}, 95 % interval {low:.3f} to {high:.3f}, {len(ratios)} pairs")
