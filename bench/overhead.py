@@ -3,8 +3,8 @@
     make bench
 
 Prints the ratio wrapper / `LLM.encode` of every pair, in wall time and in processor time (of all threads; other work on
-the machine disturbs it less), their medians, and an interval for each median that holds with at least 95 % (order statistics of the
-binomial distribution, no assumption about the times' own).
+the machine disturbs it less), their medians, and an interval for each median that holds with at least 95 % (order
+statistics of the binomial distribution, no assumption about the times' own).
 """
 
 from __future__ import annotations
