@@ -191,9 +191,7 @@ def test_five_lines_without_a_configuration(tmp_path: Path, minilm_args: dict[st
         from mteb_vllm import VllmEncoderWrapper
         from mteb.mocks import mock_tasks
         if __name__ == "__main__":
-            env = {minilm_args["env"]!r}
-            model = VllmEncoderWrapper(model={minilm_args["path"]!r}, dtype="float32", gpu_memory_utilization=0.2,
-                                       enforce_eager=True, distributed_executor_backend="uni", env=env)
+            model = VllmEncoderWrapper(model={minilm_args["path"]!r})
             tasks = [mock_tasks.MockRetrievalTask(), mock_tasks.MockClassificationTask()]
             results = mteb.evaluate(model, tasks, cache=mteb.ResultCache({str(tmp_path)!r}))
             print([result.get_score() for result in results.task_results])

@@ -41,10 +41,10 @@ def resolve_arguments(
     for layer in layers:
         merged |= {key: value for key, value in layer.items() if value is not None and key not in ("preset", "env")}
         env |= {key: str(value) for key, value in (layer.get("env") or {}).items() if value is not None}
-    return engine_arguments(merged), env, preset
+    return _vllm_names(merged), env, preset
 
 
-def engine_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+def _vllm_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by the names of `conf/engine/` as vLLM's engine arguments."""
     args = {key: value for key, value in values.items() if value is not None and key not in OWN_KEYS}
     if values.get("head_dtype") is not None:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-from mteb_vllm.arguments import engine_arguments
+from mteb_vllm.arguments import resolve_arguments
 from mteb_vllm.encoding import EncodeStats, check_finite, encode_texts, readable, texts_of
 from mteb_vllm.engine import Convert, Engine, EngineSpec, open_engine
 from mteb_vllm.fingerprint import fingerprint
@@ -48,7 +48,8 @@ class VllmWrapperBase:
         env: Environment variables that vLLM is opened with.
         max_num_seqs: Texts in one step of the engine.
         head_dtype: dtype of the pooling or classification head.
-        **engine_args: Any argument of vLLM's `EngineArgs`: dtype, max_model_len, pooler_config, ...
+        **engine_args: Any argument of vLLM's `EngineArgs`: dtype, max_model_len, pooler_config, ... What is not set is as
+            the configuration's `engine=auto` has it: on a CPU float32, in this process; on a GPU vLLM's defaults.
 
     Raises:
         ModelError: if the model cannot be had.
@@ -75,8 +76,8 @@ class VllmWrapperBase:
     ) -> None:
         name, revision = (model.name, model.revision) if isinstance(model, ModelMeta) else (model, revision)
         found = find_model(name, revision, path)
-        args = engine_arguments({"max_num_seqs": max_num_seqs, "head_dtype": head_dtype, **engine_args})
-        spec = EngineSpec(found, self.convert, args, {key: str(value) for key, value in (env or {}).items()})
+        chosen = {"preset": "auto", "max_num_seqs": max_num_seqs, "head_dtype": head_dtype, **engine_args, "env": env}
+        spec = EngineSpec(found, self.convert, *resolve_arguments(chosen, {}))
         self._adopt(spec, model if isinstance(model, ModelMeta) else None)
         self._owner = True
         self.engine  # noqa: B018 - opened now: whoever constructs a wrapper wants to know whether it works
