@@ -236,7 +236,7 @@ def test_without_vllm(without_vllm: None, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_a_model_is_looked_for_once_in_a_command_and_anew_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mteb_vllm import preflight
+    from mteb_vllm import models
     from mteb_vllm.errors import ModelError
 
     asked = []
@@ -245,7 +245,7 @@ def test_a_model_is_looked_for_once_in_a_command_and_anew_in_the_next(monkeypatc
         asked.append(model)
         raise ModelError("no such model")
 
-    monkeypatch.setattr(preflight, "find_model", look)
+    monkeypatch.setattr(models, "find_model", look)
     sweep = ["model=custom", "model.name=intfloat/e5-smal-v2", "engine.max_num_seqs=1,2,3"]
     assert "intfloat/e5-small-v2" in only(*sweep, multirun=True)
     assert len(asked) == 1

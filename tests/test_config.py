@@ -13,13 +13,13 @@ from omegaconf import OmegaConf
 
 from mteb_vllm import preflight
 from mteb_vllm.command import check
-from mteb_vllm.config import RunConfig, compose_config, composer, conf_dir, group_options, parse
+from mteb_vllm.config import ModelConfig, RunConfig, compose_config, composer, conf_dir, group_options, parse
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.models import Model
 from mteb_vllm.prompts import resolve
 
 CONF = conf_dir()
-GROUPS = ("model", "engine", "prompts", "instruction", "tasks", "pipeline", "experiment")
+GROUPS = ("model", "engine", "prompts", "instruction", "score_template", "tasks", "pipeline", "experiment")
 FILES = sorted(path.relative_to(CONF) for group in GROUPS for path in (CONF / group).rglob("*.yaml"))
 
 # A file that sets nothing by itself, and what makes a run of it.
@@ -30,15 +30,28 @@ NEEDS = {
     "tasks/mteb.yaml": ["tasks.types=[STS]", "tasks.languages=[eng]"],
 }
 # A prompt file needs a task that has the side which it speaks of.
+RERANK = ["pipeline=rerank", "tasks=demo_retrieval"]
+RERANKERS = [path for path in FILES if "kind: cross_encoder" in (CONF / path).read_text()]
+NEEDS |= {path.as_posix(): RERANK for path in RERANKERS}
+NEEDS |= {
+    path.as_posix(): ["model=ms_marco_minilm", *RERANK]
+    for path in FILES
+    if path.parts[0] == "score_template" or "first_stage" in path.parts
+}
+NEEDS["pipeline/first_stage/saved.yaml"] = [
+    *NEEDS["pipeline/first_stage/saved.yaml"],
+    "pipeline.first_stage.path=saved",
+]
+NEEDS["pipeline/rerank.yaml"] = ["model=ms_marco_minilm", "tasks=demo_retrieval"]
 NEEDS |= {f"prompts/{name}.yaml": ["tasks=scifact"] for name in ("bge_en", "e5")}
 
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    def find(config: RunConfig) -> Model:
-        return Model(config.model.name or "local/model", "main", "/nowhere", None, {"architectures": ["BertModel"]})
+    def find(recipe: ModelConfig) -> Model:
+        return Model(recipe.name or "local/model", "main", "/nowhere", None, {"architectures": ["BertModel"]})
 
-    monkeypatch.setattr(preflight, "find", find)
+    monkeypatch.setattr(preflight, "find_recipe", find)
 
 
 @pytest.fixture
@@ -84,7 +97,10 @@ def prompts_of(config: RunConfig) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_every_file_composes_and_passes(file: Path) -> None:
+def test_every_file_composes_and_passes(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("saved").mkdir()
+    Path("saved", "StdlibDocsRetrieval_predictions.json").write_text("{}")
     choice = f"{file.parent.as_posix()}={file.stem}"
     points = check([choice, *NEEDS.get(file.as_posix(), [])])
     assert points and all(point.config for point in points)
@@ -99,7 +115,7 @@ def test_an_experiment_opens_with_the_command_that_runs_it(file: Path) -> None:
     assert {point.config.experiment for point in check([f"experiment={file.stem}"])} == {file.stem}
 
 
-@pytest.mark.parametrize("group", ["engine", "model", "tasks"])
+@pytest.mark.parametrize("group", ["engine", "model", "score_template", "tasks"])
 def test_every_field_has_a_comment_and_is_unset(group: str) -> None:
     lines = (CONF / group / "fields.yaml").read_text().splitlines()
     keys = [line for line in lines if re.match(r"\w", line)]
@@ -115,10 +131,11 @@ def test_every_other_file_says_what_it_is() -> None:
 
 def test_fields_are_those_of_the_schema() -> None:
     schema = {item.name: item.type for item in fields(RunConfig)}
-    from mteb_vllm.config import ModelConfig, TasksConfig
+    from mteb_vllm.config import ScoreTemplateConfig, TasksConfig
 
-    for group, cls in (("model", ModelConfig), ("tasks", TasksConfig)):
-        assert list(OmegaConf.load(CONF / group / "fields.yaml")) == [item.name for item in fields(cls)]
+    for group, cls in (("model", ModelConfig), ("tasks", TasksConfig), ("score_template", ScoreTemplateConfig)):
+        known = [item.name for item in fields(cls) if item.name != "from_model"]
+        assert list(OmegaConf.load(CONF / group / "fields.yaml")) == known
     assert set(raw()) == set(schema)
 
 

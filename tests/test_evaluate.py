@@ -15,7 +15,8 @@ from rich.console import Console
 from mteb_vllm.engine import Engine
 from mteb_vllm.errors import EngineError
 from mteb_vllm.models import Model
-from mteb_vllm.pipelines.evaluate import Evaluate, check_candidates
+from mteb_vllm.pipelines.evaluate import Evaluate
+from mteb_vllm.pipelines.mteb_run import check_candidates
 from mteb_vllm.progress import Progress
 from mteb_vllm.prompts import Prompts
 from mteb_vllm.store import ResultsStore
@@ -26,11 +27,11 @@ class Encoder:
     """A model of the wrapper's interface: embeddings by hash, and whatever goes wrong on demand."""
 
     def __init__(self, *, opens: bool = True, fails: tuple[str, ...] = (), alike: bool = False) -> None:
-        from mteb_vllm.encoding import EncodeStats
+        from mteb_vllm.work import Work
         from mteb_vllm.wrappers import model_meta
 
         self.mteb_model_meta = model_meta(Model("org/model", "abc", "org/model", None, {}), "aaaa")
-        self.stats, self.applied = EncodeStats(), {}
+        self.work, self.applied = Work(), {}
         self.opens, self.fails, self.alike = opens, fails, alike
         self.tried, self.encoded = 0, []
 

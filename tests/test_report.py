@@ -44,7 +44,7 @@ def shown(show: Any, *args: Any) -> str:
 
 
 def test_failures_come_first_and_rates_count_what_was_computed() -> None:
-    rows = report.task_rows([FINE, REUSED, FAILED])
+    _, rows = report.task_table(record(FINE, REUSED, FAILED))
     assert [row[0] for row in rows] == ["NFCorpus", "STS12", "SciFact", "mean of 2 of 3"]
     assert rows[1][2:] == ("0.72369", "200", "2,000", "5.5", "")
     assert rows[2][3:] == ("", "", "", "known already")

@@ -92,7 +92,7 @@ def _main() -> int:
             at_home(lambda cfg: None)()
             return 0
         from mteb_vllm.command import check
-        from mteb_vllm.engine import close_engine
+        from mteb_vllm.engine import close_engines
         from mteb_vllm.results import RunRecord
         from mteb_vllm.runner import end_sweep, job, terminal
 
@@ -102,7 +102,7 @@ def _main() -> int:
         try:
             at_home(job(records, console))()
         finally:
-            close_engine()
+            close_engines()
             if points[0].swept:
                 end_sweep(records, console)
     except (HydraException, ValueError) as error:

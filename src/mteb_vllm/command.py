@@ -35,8 +35,9 @@ from mteb_vllm.config import (
 )
 from mteb_vllm.engine import INSTALL
 from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake
+from mteb_vllm.models import forget_models
 from mteb_vllm.overrides import apply, choice_mistake, in_words, parse_overrides
-from mteb_vllm.preflight import check_config, forget_models
+from mteb_vllm.preflight import check_config
 
 # What a file that somebody wrote can make Hydra raise.
 _NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)
@@ -149,7 +150,8 @@ class _Composition:
         if files.get("experiment") is not None or self._options("local"):
             by_hand = [override.key_or_group for override in values]
             mistakes += [mistake for choice in choices for mistake in self._undone(choice, by_hand, config)]
-        mistakes += self._another_name(files.get("model"), config)
+        for at in ("model", "pipeline.first_stage.model"):
+            mistakes += self._another_name(files.get("model" if at == "model" else f"model@{at}"), config, at)
         try:
             plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
@@ -187,7 +189,12 @@ class _Composition:
     def _undone(self, choice: Override, by_hand: Sequence[str], config: DictConfig) -> Iterator[Mistake]:
         """What an overlay changed of a file that the command line chose, where such a choice is meant as the whole answer."""
         group, name = choice.key_or_group, choice.value()
-        if group not in ("prompts", "instruction", "tasks") or not isinstance(name, str) or choice.is_delete():
+        if (
+            choice.package
+            or group not in ("prompts", "instruction", "score_template", "tasks")
+            or not isinstance(name, str)
+            or choice.is_delete()
+        ):
             return
         said, now = self._file(f"{group}/{name}"), OmegaConf.to_container(config[group])
         assert isinstance(now, dict)
@@ -202,14 +209,15 @@ class _Composition:
                 way = f"For what the file says: {full}={json.dumps(value, ensure_ascii=False)}"
                 yield Mistake(_written(choice), f"the experiment (or local/) sets {full} to {found!r} over it", way)
 
-    def _another_name(self, recipe: Any, config: DictConfig) -> Iterator[Mistake]:
+    def _another_name(self, recipe: Any, config: DictConfig, at: str) -> Iterator[Mistake]:
         """Refuses a pinned recipe under another model's name."""
         said = self._file(f"model/{recipe}") if isinstance(recipe, str) else {}
         pinned = any(said.get(field) is not None for field in ("revision", "path", "package"))
-        name = OmegaConf.select(config, "model.name")
+        name = OmegaConf.select(config, f"{at}.name")
         if pinned and said.get("name") is not None and name != said["name"]:
             what = f"the recipe {recipe} is {said['name']}'s, with a revision, path or prompts that are not another model's"
-            yield Mistake(f"model.name={name}", what, f"For another model: model=custom model.name={name}")
+            choice = "model=custom" if at == "model" else f"model@{at}=custom"
+            yield Mistake(f"{at}.name={name}", what, f"For another model: {choice} {at}.name={name}")
 
 
 def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Override]], list[Mistake]]:

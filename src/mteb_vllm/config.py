@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CONFIG_NAME = "config"
 
 # Which classes a configuration may name. Anything else in a `_target_` is a mistake, never an import.
-TARGETS = ("mteb_vllm.pipelines.",)
+TARGETS = ("mteb_vllm.pipelines.", "mteb_vllm.first_stages.")
 
 T = TypeVar("T")
 
@@ -65,6 +65,27 @@ class InstructionConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreTemplateConfig(_Strict):
+    """What a reranker reads a pair through; see `conf/score_template/`.
+
+    Attributes:
+        from_model: Whether the model's recipe fills in what is null here.
+        template: A jinja template; `messages` holds one of the role `query` and one of the role `document`.
+        file: The same from a file: a path, or the name of a shipped one.
+        query_prefix: What stands in front of each query.
+        document_prefix: What stands in front of each document.
+        activation: What is made of the logit; null: what the model's files say.
+    """
+
+    from_model: bool = False
+    template: str | None = None
+    file: str | None = None
+    query_prefix: str | None = None
+    document_prefix: str | None = None
+    activation: Literal["sigmoid", "none"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig(_Strict):
     """One model's whole recipe; see `conf/model/`."""
 
@@ -75,6 +96,7 @@ class ModelConfig(_Strict):
     kind: Literal["encoder", "cross_encoder"] = "encoder"
     prompts: dict[str, str | None] | None = None
     instruction: InstructionConfig | None = None
+    score_template: ScoreTemplateConfig | None = None
     engine: dict[str, Any] = field(default_factory=dict)
 
 
@@ -106,6 +128,7 @@ class RunConfig(_Strict):
     engine: dict[str, Any]
     prompts: dict[str, Any]
     instruction: InstructionConfig
+    score_template: ScoreTemplateConfig
     tasks: TasksConfig
     pipeline: dict[str, Any]
     results: ResultsConfig

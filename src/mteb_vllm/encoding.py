@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from mteb_vllm.engine import Engine
 from mteb_vllm.errors import NonFiniteError
+from mteb_vllm.work import Work
 
 # A text of more characters than this for each token of the context is shortened before it is tokenised: vLLM tokenises
 # a text whole before it truncates, which takes seconds for a book. Tokens of real text have 2 to 6 characters.
@@ -23,7 +23,7 @@ _LONG, _KEPT = 24, 16
 Progress = Callable[[int, int], None]
 
 
-class _Counter:
+class Counter:
     """Stands where vLLM expects a tqdm bar, and passes on how many texts of a window are done."""
 
     n = 0
@@ -41,30 +41,6 @@ class _Counter:
     def close(self) -> None: ...
 
 
-@dataclass
-class EncodeStats:
-    """What encoding did; adds up over calls.
-
-    Attributes:
-        texts: Texts that were asked for.
-        computed: Different texts that the engine computed.
-        tokens: Tokens that the engine computed.
-        truncated: Texts, of those asked for, that were longer than the context.
-        seconds: Wall time.
-    """
-
-    texts: int = 0
-    computed: int = 0
-    tokens: int = 0
-    truncated: int = 0
-    seconds: float = 0.0
-
-    def add(self, other: EncodeStats) -> None:
-        """Adds another call's."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-
 def encode_texts(
     engine: Engine,
     texts: Iterable[str],
@@ -73,7 +49,7 @@ def encode_texts(
     prefix: str = "",
     window: int = 8192,
     progress: Progress | None = None,
-) -> tuple[npt.NDArray[np.float32], EncodeStats]:
+) -> tuple[npt.NDArray[np.float32], Work]:
     """Embeds texts, each different one once.
 
     Held beside the result are one window of texts with the engine's outputs for them, and a hash for each different text
@@ -95,7 +71,7 @@ def encode_texts(
         ValueError: if there are not `n_texts` texts.
     """
     started = time.perf_counter()
-    stats = EncodeStats(texts=n_texts)
+    stats = Work(texts=n_texts)
     out = np.empty((n_texts, engine.dim), dtype=np.float32)
     first_rows: dict[bytes, int] = {}
     copies: list[tuple[int, int]] = []  # (row, row of the same text)
@@ -118,7 +94,7 @@ def encode_texts(
         if row > n_texts:
             raise ValueError(f"more texts than the {n_texts} that were announced")
         if unique:
-            bar = progress and functools.partial(_Counter, progress, row - len(batch), n_texts)
+            bar = progress and functools.partial(Counter, progress, row - len(batch), n_texts)
             _encode_window(engine, unique, rows, out, stats, truncated, bar or False)
         if progress is not None:
             progress(row, n_texts)
@@ -136,7 +112,7 @@ def _encode_window(
     texts: list[str],
     rows: list[int],
     out: npt.NDArray[np.float32],
-    stats: EncodeStats,
+    stats: Work,
     truncated: set[int],
     bar: Any,
 ) -> None:
@@ -147,7 +123,7 @@ def _encode_window(
     for at, text in enumerate(texts):
         if len(text) > _LONG * limit:
             tokenizer = tokenizer or engine.llm.get_tokenizer()
-            shorter = _shorten(text, tokenizer, limit)
+            shorter = shorten(text, tokenizer, limit)
             if shorter is not text:
                 truncated.add(rows[at])
                 texts[at] = shorter
@@ -171,7 +147,7 @@ def _encode_window(
         truncated.update(rows[at] for at, length in zip(full, lengths, strict=True) if length > limit)
 
 
-def _shorten(text: str, tokenizer: Any, limit: int) -> str:
+def shorten(text: str, tokenizer: Any, limit: int) -> str:
     """The beginning of a text that fills the context for certain, ending between words; the text if none does."""
     size = _KEPT * limit
     while size < len(text):

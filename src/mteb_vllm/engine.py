@@ -1,16 +1,18 @@
 """Opens, shares and closes a vLLM engine.
 
-An engine is what its specification says: model, revision, every engine argument, and the environment. At most one is open
-in a process; asking for another closes the first for certain, and asking for the same one again shares it.
+An engine is what its specification says: model, revision, every engine argument, and the environment. Asking for the same
+one again shares it; asking for another closes what is open for certain, unless both shall stay.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import logging
 import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from typing import Any, Literal
 from mteb_vllm.catalogue import vllm_distribution
 from mteb_vllm.errors import EngineError, MissingPackageError
 from mteb_vllm.fingerprint import METHOD, device, fingerprint, identity, uncounted_variable, versions
-from mteb_vllm.models import Model
+from mteb_vllm.models import Model, position_limit
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +84,9 @@ class Engine:
         max_model_len: Tokens after which a text is cut, special tokens included.
         dim: Length of an embedding.
         resolved: All of what vLLM made of unset arguments, for the record.
+        separates_pairs: Whether the two texts of a pair are tokenised as a pair, with a separator; else as one text.
+        labels: What a classification head gives, or None where the model has none.
         owners: Who asked for it and has not let go; the last one's leaving closes it.
-        outer_env: What its environment variables were before, for the time after it.
     """
 
     spec: EngineSpec
@@ -93,8 +96,9 @@ class Engine:
     max_model_len: int
     dim: int
     resolved: dict[str, Any]
+    separates_pairs: bool = True
+    labels: int | None = None
     owners: set[int] = field(default_factory=set)
-    outer_env: dict[str, str | None] = field(default_factory=dict)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """Calls `LLM.encode` or `LLM.score`; the engine is sound afterwards, or closed.
@@ -127,9 +131,8 @@ class Engine:
 
     def close(self) -> None:
         """Closes the engine and gives its memory back; again does nothing."""
-        global _current
-        if _current is self:
-            _current = None
+        if self in _open:
+            _open.remove(self)
         if self.llm is None:
             return
         llm, self.llm = self.llm, None
@@ -139,58 +142,82 @@ class Engine:
             llm.renderer.shutdown()
         del llm
         gc.collect()
-        from vllm.distributed import cleanup_dist_env_and_memory
-
-        cleanup_dist_env_and_memory()
-        _leave_env(self.outer_env)
+        if not _open:
+            _leave_vllm()
 
 
-_current: Engine | None = None
+# Open engines, the first one first, and what the environment was before it.
+_open: list[Engine] = []
+_outer_env: dict[str, str | None] = {}
 
 
-def open_engine(spec: EngineSpec) -> Engine:
-    """The engine of this specification: the one that is open, or a new one in its place.
+def open_engine(spec: EngineSpec, *, beside: bool = False) -> Engine:
+    """The engine of this specification: one that is open, or a new one.
+
+    Args:
+        spec: What it shall be.
+        beside: Whether engines that are open stay open; else a new one takes their place.
 
     Raises:
         MissingPackageError: if vLLM is not installed.
         EngineError: if vLLM does not open with these arguments.
     """
-    global _current
-    if _current is not None and _current.llm is not None and _current.spec.fingerprint == spec.fingerprint:
-        return _current
-    close_engine()
-    _current = _open(spec)
-    return _current
+    wanted = spec.fingerprint
+    for engine in _open:
+        if engine.llm is not None and engine.spec.fingerprint == wanted:
+            return engine
+    if not beside:
+        close_engines()
+    engine = _start(spec)
+    _open.append(engine)
+    return engine
 
 
-def close_engine(*, owned: bool = True) -> None:
-    """Closes the open engine, if there is one.
+def close_engines(*, owned: bool = True) -> None:
+    """Closes the open engines.
 
     Args:
-        owned: Also one that somebody still owns.
+        owned: Also those that somebody still owns.
     """
-    if _current is not None and (owned or not _current.owners):
-        _current.close()
+    for engine in reversed(list(_open)):
+        if owned or not engine.owners:
+            engine.close()
 
 
-atexit.register(close_engine)
+atexit.register(close_engines)
 
 
-def _open(spec: EngineSpec) -> Engine:
+def _start(spec: EngineSpec) -> Engine:
     if vllm_distribution() is None:
         raise MissingPackageError(INSTALL)
     started = time.perf_counter()
-    outer_env = _enter_env(spec.env)
+    if not _open:
+        _enter_env(spec.env)
+    elif dict(spec.env) != dict(_open[0].spec.env):
+        # Variables are the process's: one engine would run with the other's.
+        raise EngineError("engines with different engine.env cannot be open together: pipeline.keep_engines=false")
     try:
-        engine = _load(spec, started, outer_env)
+        engine = _load(spec, started)
     except BaseException:
-        _leave_env(outer_env)
+        if not _open:
+            _leave_env()
         raise
     logger.info("vLLM opened in %.1f s: %s", engine.seconds, engine.resolved)
     return engine
 
 
-def _load(spec: EngineSpec, started: float, outer_env: dict[str, str | None]) -> Engine:
+def _leave_vllm() -> None:
+    """Gives back what the last engine leaves in the process: vLLM's groups, its variables, and freed memory."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
+    _leave_env()
+    # glibc keeps what is freed; an engine's weights and caches are worth asking for.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _load(spec: EngineSpec, started: float) -> Engine:
     # Engine processes are started afresh: forked ones cannot use CUDA, and inherit threads that are not there.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     logger.info("opening vLLM: %s", spec.settings())
@@ -199,7 +226,10 @@ def _load(spec: EngineSpec, started: float, outer_env: dict[str, str | None]) ->
         from vllm.config import PoolerConfig
     except ImportError as error:
         raise MissingPackageError(f"vLLM is installed but cannot be imported: {error}") from error
+    _let_llvmlite_be_looked_at()
     args = dict(spec.args)
+    if (limit := position_limit(spec.model.config)) is not None:
+        args.setdefault("max_model_len", limit)
     try:
         if isinstance(args.get("pooler_config"), Mapping):
             args["pooler_config"] = PoolerConfig(**args["pooler_config"])
@@ -237,14 +267,36 @@ def _load(spec: EngineSpec, started: float, outer_env: dict[str, str | None]) ->
             "enable_prefix_caching": config.cache_config.enable_prefix_caching,
             "enable_chunked_prefill": config.scheduler_config.enable_chunked_prefill,
         },
-        outer_env=outer_env,
+        separates_pairs=bool(getattr(model_config, "use_sep_token", True)),
+        labels=getattr(model_config.hf_config, "num_labels", None) if spec.convert == "classify" else None,
     )
+
+
+def _let_llvmlite_be_looked_at() -> None:
+    """Keeps numba from hindering vLLM, where a program has loaded it (as BM25 does).
+
+    vLLM's CPU build (0.32, triton_utils/dispatcher.py) looks at the `__dict__` of everything in every loaded module, and
+    llvmlite's handle of its C library makes a C function of any name that it is asked for.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    handle: Any = type(getattr(ffi, "lib", None))
+    look_up = getattr(handle, "__getattr__", None)
+    if look_up is None or getattr(look_up, "spares_dunders", False):
+        return
+
+    def spared(self: Any, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return look_up(self, name)
+
+    spared.spares_dunders = True  # type: ignore[attr-defined]
+    handle.__getattr__ = spared
 
 
 def _shell_env(chosen: Mapping[str, str]) -> dict[str, str]:
     """Variables of vLLM's from the shell, beside those of `engine.env`: they change results all the same."""
     # While an engine is open, vLLM's own variables are among them; what was there before it is the shell's.
-    outer: Mapping[str, str | None] = _current.outer_env if _current is not None else os.environ
+    outer: Mapping[str, str | None] = _outer_env if _open else os.environ
     return {
         key: value
         for key, value in sorted(outer.items())
@@ -252,22 +304,22 @@ def _shell_env(chosen: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _enter_env(values: Mapping[str, str]) -> dict[str, str | None]:
-    """Sets an engine's environment; returns what it was, and so must be afterwards, by name; None for not set."""
-    before = {key: os.environ.get(key) for key in values}
-    before |= {key: value for key, value in os.environ.items() if key.startswith("VLLM_")}
+def _enter_env(values: Mapping[str, str]) -> None:
+    """Sets an engine's environment, and keeps what it was."""
+    _outer_env.update({key: os.environ.get(key) for key in values})
+    _outer_env.update({key: value for key, value in os.environ.items() if key.startswith("VLLM_")})
     os.environ.update(values)
-    return before
 
 
-def _leave_env(before: Mapping[str, str | None]) -> None:
+def _leave_env() -> None:
     """Restores the environment: one engine's, and what vLLM itself has set for it, must not be the next one's."""
-    for key in [*before, *(key for key in os.environ if key.startswith("VLLM_"))]:
-        value = before.get(key)
+    for key in [*_outer_env, *(key for key in os.environ if key.startswith("VLLM_"))]:
+        value = _outer_env.get(key)
         if value is None:
             os.environ.pop(key, None)
         else:
             os.environ[key] = value
+    _outer_env.clear()
 
 
 def _explain(spec: EngineSpec, error: Exception) -> str:

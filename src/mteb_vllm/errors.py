@@ -6,6 +6,7 @@ MtebVllmError
 ├── CatalogueError        mteb or vLLM is installed, but cannot be read; exit status 2
 ├── ModelError            the model cannot be had or is not one that vLLM knows
 ├── EngineError           vLLM did not open, or died
+├── FirstStageError       a first stage's predictions cannot be had, or belong to something else
 └── NonFiniteError        NaN or Inf came out of the engine
 """
 
@@ -75,6 +76,10 @@ class ModelError(MtebVllmError):
 
 class EngineError(MtebVllmError):
     """vLLM did not open with these arguments, or stopped working."""
+
+
+class FirstStageError(MtebVllmError):
+    """Predictions of a first stage cannot be read, or are those of another task, split or corpus."""
 
 
 class NonFiniteError(MtebVllmError, ArithmeticError):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mteb_vllm.catalogue import cache_dir
+from mteb_vllm.config import ModelConfig
 from mteb_vllm.errors import ModelError
 from mteb_vllm.files import write_atomically
 
@@ -22,6 +24,10 @@ _COUNTED = (
     ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".txt", ".model", ".tiktoken", ".bpe", ".vocab", ".yaml",
     ".jinja", ".py",
 )  # fmt: skip
+NOT_ONE_LABEL = (
+    "gives {labels} scores for a pair, and a reranker gives one: take a model with one label, or name the two tokens of a "
+    "yes-or-no model in engine.hf_overrides: {{classifier_from_token: [no, yes], method: from_2_way_softmax}}"
+)
 _TRAINING = re.compile(r"(optimizer|scheduler|rng_state|trainer_state|training_args)")
 
 
@@ -71,6 +77,44 @@ def find_model(name: str | None, revision: str | None = None, path: str | None =
     return _hub_model(name, revision)
 
 
+def find_recipe(recipe: ModelConfig) -> Model:
+    """The model that a recipe names; looked up once in a command.
+
+    Raises:
+        ModelError: if it cannot be had.
+    """
+    found = _look_up(recipe.name, recipe.revision, recipe.path, recipe.package)
+    if isinstance(found, ModelError):
+        raise ModelError(str(found))
+    return found
+
+
+def find_recipe_now(recipe: ModelConfig) -> Model:
+    """The model as it is now: local weights may have changed since the command was checked, and their digest with them.
+
+    Raises:
+        ModelError: if it cannot be had.
+    """
+    found = find_recipe(recipe)
+    return found if found.digest is None else find_model(recipe.name, recipe.revision, found.location)
+
+
+# Points of a sweep share their models: the Hub is asked, and told that it has none, once.
+@functools.lru_cache(maxsize=64)
+def _look_up(name: str | None, revision: str | None, path: str | None, package: str | None) -> Model | ModelError:
+    try:
+        if path is None and package is not None:
+            path = str(package_folder(package))
+        return find_model(name, revision, path)
+    except ModelError as error:
+        return error
+
+
+def forget_models() -> None:
+    """Looks models up anew: in a notebook, weights and log-ins change from one command to the next."""
+    _look_up.cache_clear()
+
+
 def package_folder(package: str) -> Path:
     """The folder of weights that a Python package carries, as `module/folder`.
 
@@ -106,6 +150,41 @@ def check_architecture(model: Model, known: Sequence[str], *, trust_remote_code:
         f"this vLLM does not know its architecture {names[0]}; another version may, "
         "or transformers' own implementation: +engine.model_impl=transformers"
     )
+
+
+def position_limit(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a model of RoBERTa's kind has positions for; None for other kinds.
+
+    Its positions begin behind the padding's (fairseq's way), so there are fewer than `max_position_embeddings` says;
+    vLLM goes by that, and reads beyond the table's end.
+    """
+    if config.get("model_type") not in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "data2vec-text"):
+        return None
+    positions, padding = config.get("max_position_embeddings"), config.get("pad_token_id")
+    return None if not positions else int(positions) - (1 if padding is None else int(padding)) - 1
+
+
+def label_problem(model: Model, hf_overrides: Mapping[str, Any]) -> str | None:
+    """Says what is wrong with the head of a model that shall score pairs, or None.
+
+    Args:
+        model: The model.
+        hf_overrides: Keys of its `config.json` that the engine replaces.
+    """
+    config = {**model.config, **hf_overrides}
+    names = [str(name) for name in config.get("architectures") or []]
+    if config.get("method") or config.get("classifier_from_token"):
+        return None  # vLLM makes the head of the language model's
+    if any(name.endswith("ForCausalLM") for name in names):
+        return (
+            f"its architecture {names[0]} is a language model, which scores a pair by the logits of its answer: "
+            "engine.hf_overrides must say which tokens these are, as conf/model/qwen3_reranker_0_6b.yaml does"
+        )
+    if not any(name.endswith("ForSequenceClassification") for name in names):
+        return None
+    # transformers' own default is two labels (PreTrainedConfig.num_labels).
+    labels = config.get("num_labels") or len(config.get("id2label") or "ab")
+    return None if labels == 1 else NOT_ONE_LABEL.format(labels=labels)
 
 
 def _local_model(name: str | None, revision: str | None, path: Path) -> Model:

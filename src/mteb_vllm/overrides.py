@@ -19,10 +19,15 @@ from mteb_vllm.errors import Mistake
 from mteb_vllm.preflight import known_prompt_key
 
 # Where texts stand whose white space counts.
-_TEXTS = ("prompts.", "instruction.", "model.prompts.", "model.instruction.")
+_TEXTS = (
+    "prompts.", "instruction.", "score_template.", "model.prompts.", "model.instruction.", "model.score_template."
+)  # fmt: skip
 
 # Dicts of any keys: what may stand in them is known by vLLM or mteb, if at all.
 _OPEN = ("engine.", "prompts.", "model.engine.", "model.prompts.")
+
+# A first stage has a model, an engine and prompts of its own.
+_MOUNTED = "pipeline.first_stage."
 
 
 def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Mistake]]:
@@ -79,18 +84,22 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
         current = OmegaConf.select(config, key, throw_on_missing=False)
         if override.is_delete():
             return _delete(override, current, config)
+        if isinstance(current, Mapping) and isinstance(value, (str, int, float)):
+            way = f"A choice of a file is written with a slash: {key.replace('.', '/')}={override.get_value_string()}"
+            return [Mistake(written, f"{key} is a group of fields", way if "." in key else "")]
         if override.is_add() and current is not None and not isinstance(value, (dict, list)):
             return [Mistake(written, f"is set already, to {current}", f"To change it, without the plus: {written[1:]}")]
         mistakes = []
         if not (override.is_add() or override.is_force_add()):
             missing = list(_missing(key, value, config))
             mistakes = [said for path in missing if (said := _unlisted(path, override, config)) is not None]
-            if any(not path.startswith(_OPEN) or (path.count(".") > 1 and mistakes) for path in missing):
+            local = [path.removeprefix(_MOUNTED) for path in missing]
+            if any(not path.startswith(_OPEN) or (path.count(".") > 1 and mistakes) for path in local):
                 return mistakes  # what follows from such a key would only be noise
         OmegaConf.update(config, key, value, merge=True, force_add=True)
     except (OmegaConfBaseException, AttributeError, TypeError, ValueError) as error:
         return [Mistake(written, in_words(error))]
-    if key.startswith(_TEXTS) and isinstance(value, str) and not mistakes and "=" in written:
+    if key.removeprefix(_MOUNTED).startswith(_TEXTS) and isinstance(value, str) and not mistakes and "=" in written:
         typed = override.get_value_string()
         if typed != typed.strip() and value == typed.strip():
             return [Mistake(written, "Hydra takes away the space around this text", quoted(key, typed))]
@@ -123,7 +132,7 @@ def _missing(key: str, value: Any, config: DictConfig) -> Iterator[str]:
     if isinstance(node, ListConfig):
         if not (name.isdecimal() and int(name) < len(node)):
             yield key
-    elif not isinstance(node, Mapping) or name not in node:
+    elif not isinstance(node, Mapping) or name not in list(node):  # a key whose value is still ??? is there
         yield key
     elif isinstance(value, dict) and isinstance(node[name], Mapping):
         for inner, item in value.items():
@@ -133,11 +142,11 @@ def _missing(key: str, value: Any, config: DictConfig) -> Iterator[str]:
 def _unlisted(key: str, override: Override, config: DictConfig) -> Mistake | None:
     """What to say of a key that the configuration does not list; None where preflight says it better."""
     written = str(override.input_line)
-    group, _, rest = key.partition(".")
+    group, _, rest = key.removeprefix(_MOUNTED).partition(".")
     field, _, inner = rest.partition(".")
     vllm = vllm_catalogue()
     what = ""
-    if key.startswith("engine.env."):
+    if key.removeprefix(_MOUNTED).startswith("engine.env."):
         if vllm is None or not inner.startswith("VLLM_") or inner in vllm.env:
             what = "a new variable is added"
     elif group == "engine":
@@ -146,7 +155,7 @@ def _unlisted(key: str, override: Override, config: DictConfig) -> Mistake | Non
     elif group == "prompts":
         if known_prompt_key(rest, mteb_catalogue()):
             what = "declared are query and document; others are added"
-    elif key.startswith(_OPEN):
+    elif key.removeprefix(_MOUNTED).startswith(_OPEN):
         what = f"{key} is new"
     else:
         near = _near_keys(key, config)

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mteb_vllm import score_templates
 from mteb_vllm import tasks as task_selection
-from mteb_vllm.arguments import OWN_KEYS, PRESETS, resolve_arguments
-from mteb_vllm.catalogue import (
-    EngineArg,
-    MtebCatalogue,
-    TaskInfo,
-    VllmCatalogue,
-    mteb_catalogue,
-    nearest,
-    vllm_catalogue,
-)
-from mteb_vllm.config import TARGETS, InstructionConfig, RunConfig, build, quoted
+from mteb_vllm.arguments import check_arguments, resolve_arguments
+from mteb_vllm.catalogue import MtebCatalogue, TaskInfo, VllmCatalogue, mteb_catalogue, nearest, vllm_catalogue
+from mteb_vllm.config import TARGETS, InstructionConfig, ModelConfig, RunConfig, ScoreTemplateConfig, build, quoted
 from mteb_vllm.errors import ConfigError, Mistake, ModelError
-from mteb_vllm.models import Model, check_architecture, find_model, package_folder
-from mteb_vllm.prompts import applying_keys, candidates, check_template
+from mteb_vllm.first_stages import DEPTH, Dense, Saved
+from mteb_vllm.models import check_architecture, find_recipe, label_problem, position_limit
+from mteb_vllm.prompts import applying_keys, candidates, check_template, instruction_keys
 
 
 def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mistake]:
@@ -37,154 +29,65 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mis
             that would only follow from those mistakes is reported.
     """
     if "experiment" in broken:
-        broken = ("model", "engine", "prompts", "instruction", "tasks", "pipeline")
-    vllm, mteb = vllm_catalogue(), mteb_catalogue()
-    mistakes = []
-    if vllm is not None:
-        mistakes += _engine_mistakes("engine", config.engine, vllm)
-        mistakes += _engine_mistakes("model.engine", config.model.engine, vllm)
+        broken = ("model", "engine", "prompts", "instruction", "score_template", "tasks", "pipeline")
+    mteb = mteb_catalogue()
+    reranker = config.model.kind == "cross_encoder"
     chosen, found = task_selection.select(config.tasks, mteb)
     if not chosen and not found and "tasks" not in broken:
         found = [task_selection.why_none(config.tasks)]
+    sure = not found and not {"tasks", "prompts", *(["model", "score_template"] if reranker else [])} & set(broken)
+    mistakes = _engine_mistakes("", config.model, config.engine)
     mistakes += found
-    sure = not found and not {"tasks", "prompts"} & set(broken)
-    mistakes += _prompt_mistakes("prompts", config.prompts, mteb, chosen if sure else ())
-    mistakes += _prompt_mistakes("model.prompts", config.model.prompts or {}, mteb, ())
-    mistakes += _template_mistakes("instruction", config.instruction)
-    mistakes += _template_mistakes("model.instruction", config.model.instruction)
+    mistakes += _recipe_mistakes("", config.model, config.engine, config.prompts, config.instruction, broken=broken)
+    mistakes += score_templates.check("score_template", config.score_template)
+    mistakes += score_templates.check("model.score_template", config.model.score_template)
+    if sure and not mistakes:
+        prompts = {key: value for key, value in config.prompts.items() if key != "from_model"}
+        mistakes += _applies_nowhere(prompts, task_selection.parts(chosen, mteb), config)
+    if not reranker and config.score_template != ScoreTemplateConfig(from_model=config.score_template.from_model):
+        what = "is what a cross-encoder reads pairs through, and the model is an encoder"
+        mistakes.append(Mistake("score_template", what, "Leave it away, or choose a reranker: model=ms_marco_minilm"))
+    if reranker and not mistakes and not {"model", "score_template", "instruction"} & set(broken):
+        mistakes += _reranker_mistakes(config)
     if "pipeline" not in broken:
-        mistakes += _pipeline_mistakes(config, kind_known="model" not in broken)
-    if "model" not in broken:
-        mistakes += _model_mistakes(config, mteb, vllm)
+        mistakes += _pipeline_mistakes(config, () if found else chosen, broken)
     mistakes += _results_mistakes(config.results.dir)
     return mistakes
 
 
-def find(config: RunConfig) -> Model:
-    """The model that a configuration names; looked up once in a command.
-
-    Raises:
-        ModelError: if it cannot be had.
-    """
-    model = config.model
-    found = _look_up(model.name, model.revision, model.path, model.package)
-    if isinstance(found, ModelError):
-        raise ModelError(str(found))
-    return found
-
-
-# Points of a sweep share their models: the Hub is asked, and told that it has none, once.
-@functools.lru_cache(maxsize=64)
-def _look_up(name: str | None, revision: str | None, path: str | None, package: str | None) -> Model | ModelError:
-    try:
-        if path is None and package is not None:
-            path = str(package_folder(package))
-        return find_model(name, revision, path)
-    except ModelError as error:
-        return error
-
-
-def find_now(config: RunConfig) -> Model:
-    """The model as it is now: local weights may have changed since the command was checked, and their digest with them.
-
-    Raises:
-        ModelError: if it cannot be had.
-    """
-    found = find(config)
-    return found if found.digest is None else find_model(config.model.name, config.model.revision, found.location)
-
-
-def forget_models() -> None:
-    """Looks models up anew: in a notebook, weights and log-ins change from one command to the next."""
-    _look_up.cache_clear()
-
-
-def _engine_mistakes(where: str, values: Mapping[str, Any], vllm: VllmCatalogue) -> list[Mistake]:
-    mistakes = []
-    for key, value in values.items():
-        at = f"{where}.{key}"
-        if key == "preset":
-            if value not in (None, *PRESETS):
-                mistakes.append(Mistake(f"{at}={value}", "there is no such preset", f"Presets: {', '.join(PRESETS)}."))
-        elif key == "env":
-            mistakes += _env_mistakes(at, value, vllm)
-        elif key in ("model", "revision", "runner", "convert"):
-            mistakes.append(
-                Mistake(at, "this argument is set by the model and the pipeline", "Use model.name, model.revision.")
-            )
-        elif key == "head_dtype":
-            choices = ("model", *(vllm.args["dtype"].choices or ()))
-            if value is not None and value not in choices:
-                mistakes.append(
-                    Mistake(
-                        f"{at}={value}",
-                        "no such dtype",
-                        f"Allowed: {', '.join(choices)}.",
-                        tuple(f"{at}={choice}" for choice in nearest(str(value), choices)),
-                    )
-                )
-        elif key not in vllm.args:
-            near = tuple(f"{where}.{name}" for name in nearest(key, [*vllm.args, *OWN_KEYS]))
-            what = f"vLLM {vllm.version} has no such engine argument"
-            mistakes.append(Mistake(at if value is None else f"{at}={value}", what, nearest=near))
-        elif value is not None:
-            mistakes += _value_mistakes(at, value, vllm.args[key])
-    return mistakes
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "bool": (bool,), "int": (int,), "float": (int, float), "str": (str,), "list": (list,), "dict": (dict,)
-}  # fmt: skip
-_AT_LEAST_ONE = (
-    "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size", "pipeline_parallel_size", "renderer_num_workers"
-)  # fmt: skip
-
-
-def _value_mistakes(at: str, value: Any, arg: EngineArg) -> list[Mistake]:
-    if arg.choices is not None:
-        if str(value) in arg.choices:
-            return []
-        near = tuple(f"{at}={choice}" for choice in nearest(str(value), arg.choices))
-        allowed = f"Allowed: {', '.join(arg.choices)}."
-        return [Mistake(f"{at}={value}", "vLLM does not know this value", allowed, near)]
-    # vLLM's own classes of settings are written as dicts.
-    kind = "dict" if arg.kind == "any" and re.fullmatch(r"\w+Config( \| None)?", arg.type) else arg.kind
-    types = _TYPES.get(kind)
-    if types is not None and not (isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))):
-        return [
-            Mistake(f"{at}={value}", f"vLLM wants {kind} here, this is {type(value).__name__}", _EXAMPLES.get(kind, ""))
-        ]
-    if arg.name in _AT_LEAST_ONE and value < 1:
-        return [Mistake(f"{at}={value}", "must be 1 or more")]
-    if arg.name == "gpu_memory_utilization" and not 0 < value <= 1:
-        return [Mistake(f"{at}={value}", "is a share of the memory, above 0 and up to 1")]
-    return []
-
-
-_EXAMPLES = {"bool": "true or false.", "list": "As [a,b].", "dict": "As {key: value}."}
-
-
-def _env_mistakes(at: str, value: Any, vllm: VllmCatalogue) -> list[Mistake]:
-    if not isinstance(value, Mapping):
-        return [Mistake(f"{at}={value}", "must be a dict of names and values")]
-    mistakes = []
-    for name, setting in value.items():
-        if str(name).startswith("VLLM_") and name not in vllm.env:
-            near = tuple(f"{at}.{known}" for known in nearest(name, vllm.env))
-            mistakes.append(Mistake(f"{at}.{name}", f"vLLM {vllm.version} reads no such variable", nearest=near))
-        if isinstance(setting, bool) or not isinstance(setting, (str, int, float)):
-            mistakes.append(
-                Mistake(f"{at}.{name}={setting}", "a variable is a text or a number", "Switches are 0 and 1.")
-            )
-    return mistakes
-
-
-def _prompt_mistakes(
-    where: str, values: Mapping[str, Any], mteb: MtebCatalogue, chosen: Sequence[TaskInfo]
+def _recipe_mistakes(
+    where: str,
+    model: ModelConfig,
+    engine: Mapping[str, Any],
+    prompts: Mapping[str, Any],
+    instruction: InstructionConfig,
+    *,
+    broken: Collection[str] = (),
 ) -> list[Mistake]:
+    """What is wrong with a model and its texts; `where` is what stands before `model`, `prompts` and so on."""
+    mteb = mteb_catalogue()
+    mistakes = _prompt_mistakes(f"{where}prompts", prompts, mteb)
+    mistakes += _prompt_mistakes(f"{where}model.prompts", model.prompts or {}, mteb)
+    mistakes += _template_mistakes(f"{where}instruction", instruction)
+    mistakes += _template_mistakes(f"{where}model.instruction", model.instruction)
+    if "model" not in broken:
+        mistakes += _model_mistakes(f"{where}model", model, engine, mteb, vllm_catalogue())
+    return mistakes
+
+
+def _engine_mistakes(where: str, model: ModelConfig, engine: Mapping[str, Any]) -> list[Mistake]:
+    if (vllm := vllm_catalogue()) is None:
+        return []
+    return [
+        *check_arguments(f"{where}engine", engine, vllm),
+        *check_arguments(f"{where}model.engine", model.engine, vllm),
+    ]
+
+
+def _prompt_mistakes(where: str, values: Mapping[str, Any], mteb: MtebCatalogue) -> list[Mistake]:
     mistakes = []
     for key, value in values.items():
-        if key == "from_model" and where == "prompts":
+        if key == "from_model" and not where.endswith("model.prompts"):
             if not isinstance(value, bool):
                 mistakes.append(Mistake(f"{where}.{key}={value}", "must be true or false"))
         elif not known_prompt_key(str(key), mteb):
@@ -196,14 +99,46 @@ def _prompt_mistakes(
             mistakes.append(Mistake(f"{where}.{key}={value}", what, quoted(f"{where}.{key}", str(value))))
         elif value is not None:
             mistakes += _line_break_mistakes(f"{where}.{key}", value)
-    keys = [key for key, value in values.items() if key != "from_model" and value is not None]
-    chosen = task_selection.parts(chosen, mteb)
-    if chosen and keys and not mistakes and not applying_keys(keys, chosen):
-        types = ", ".join(sorted({task.type for task in chosen}))
-        what = f"none of its keys ({', '.join(keys)}) applies to the chosen tasks, which are of the types {types}"
-        way = f"Keys that would apply: {', '.join(candidates(chosen[0].name, chosen[0].type, None))}. "
-        way += "query and document apply only to tasks with a query side, as retrieval."
-        mistakes.append(Mistake(where, what, way))
+    return mistakes
+
+
+def _applies_nowhere(prompts: Mapping[str, Any], parts: Sequence[TaskInfo], config: RunConfig) -> list[Mistake]:
+    """Refuses prompts that the user chose and that would reach no text of the run."""
+    keys = [key for key, value in prompts.items() if value is not None]
+    if not keys or not parts:
+        return []
+    if config.model.kind == "cross_encoder":
+        template = score_templates.resolve(config.score_template, config.model.score_template)
+        if not template.takes_instruction:
+            what = "a reranker's prompts are instructions, and its score template takes none"
+            way = "A text before each query or document: score_template.query_prefix, score_template.document_prefix."
+            return [Mistake("prompts", what, way)]
+    elif applying_keys(keys, parts):
+        return []
+    if instruction_keys(keys, parts) and config.model.kind == "cross_encoder":
+        return []
+    types = ", ".join(sorted({task.type for task in parts}))
+    what = f"none of its keys ({', '.join(keys)}) applies to the chosen tasks, which are of the types {types}"
+    way = f"Keys that would apply: {', '.join(candidates(parts[0].name, parts[0].type, None))}. "
+    way += "query and document apply only to tasks with a query side, as retrieval."
+    return [Mistake("prompts", what, way)]
+
+
+def _reranker_mistakes(config: RunConfig) -> list[Mistake]:
+    """What only a cross-encoder's run can have wrong."""
+    mistakes = []
+    if config.instruction.template is not None:
+        what = "a reranker reads its instruction through its score template"
+        mistakes.append(Mistake("instruction.template", what, "Write {{ instruction }} into score_template.template."))
+    template = score_templates.resolve(config.score_template, config.model.score_template)
+    try:
+        language_model = score_templates.missing_template(find_recipe(config.model).config)
+    except ModelError:
+        return mistakes  # said already
+    if template.text is None and language_model and config.score_template.from_model:
+        what = "a language model scores pairs through a template, and neither the recipe nor score_template names one"
+        way = "Choose one, as score_template=qwen3_reranker, or say that it needs none: score_template=none."
+        mistakes.append(Mistake("score_template", what, way))
     return mistakes
 
 
@@ -245,61 +180,128 @@ def _line_break_mistakes(where: str, text: str) -> list[Mistake]:
     return [Mistake(f"{where}={text}", what, way)]
 
 
-def _pipeline_mistakes(config: RunConfig, *, kind_known: bool) -> list[Mistake]:
-    target = config.pipeline.get("_target_")
-    where = f"pipeline._target_={target}"
+def _pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Collection[str]) -> list[Mistake]:
+    made, mistakes = _made("pipeline", config.pipeline, "model_kinds")
+    if made is None:
+        return mistakes
+    name, kind = type(made).__name__.lower(), config.model.kind
+    if "model" not in broken and kind not in made.model_kinds:
+        what = f"the pipeline {name} needs a model of kind {' or '.join(made.model_kinds)}"
+        way = "An encoder reranks by the cosine of its embeddings: pipeline.scoring=cosine"
+        way = (
+            way
+            if name == "rerank" and kind == "encoder"
+            else "Rerankers belong into pipeline=rerank, without scoring=cosine."
+        )
+        mistakes.append(Mistake(f"model.kind={kind}", what, way))
+    others = [task for task in chosen if made.task_types is not None and task.type not in made.task_types]
+    parts_fit = [
+        all(part.type in made.task_types for part in task_selection.parts([task], mteb_catalogue())) for task in others
+    ]
+    others = [task for task, fits in zip(others, parts_fit, strict=True) if not fits]
+    if others:
+        names = ", ".join(f"{task.name} ({task.type})" for task in others[:5]) + (", ..." if len(others) > 5 else "")
+        way = f"Take only those that can: 'tasks.types=[{','.join(made.task_types)}]', or tasks=demo_retrieval."
+        mistakes.append(Mistake("tasks", f"the pipeline {name} is for retrieval and reranking; not for {names}", way))
+    if hasattr(made, "first_stage"):
+        if not 1 <= made.top_k <= DEPTH:
+            mistakes.append(Mistake(f"pipeline.top_k={made.top_k}", f"must be from 1 to {DEPTH}"))
+        mistakes += _first_stage_mistakes(made.first_stage, chosen)
+    return mistakes
+
+
+def _first_stage_mistakes(config: Mapping[str, Any], chosen: Sequence[TaskInfo]) -> list[Mistake]:
+    where = "pipeline.first_stage"
+    stage, mistakes = _made(where, config, "is_first_stage")
+    if isinstance(stage, Dense):
+        mistakes += _engine_mistakes(f"{where}.", stage.model, stage.engine)
+        mistakes += _recipe_mistakes(f"{where}.", stage.model, stage.engine, stage.prompts, stage.instruction)
+        if stage.model.kind != "encoder":
+            what = "a dense first stage needs a model of kind encoder"
+            mistakes.append(Mistake(f"{where}.model.kind={stage.model.kind}", what))
+    elif isinstance(stage, Saved):
+        names = [
+            part.name
+            for task in chosen
+            if not task_selection.brings_candidates(task.type)
+            for part in task_selection.parts([task], mteb_catalogue())
+        ]
+        missing = [name for name in names if not stage.file(name).is_file()]
+        if not Path(stage.path).expanduser().exists():
+            mistakes.append(Mistake(f"{where}.path={stage.path}", "there is no such file or folder"))
+        elif missing:
+            there = sorted(path.name for path in Path(stage.path).expanduser().glob("*_predictions.json"))
+            what = f"holds no {stage.file(missing[0]).name}"
+            mistakes.append(
+                Mistake(f"{where}.path={stage.path}", what, f"It holds: {', '.join(there) or 'no predictions'}.")
+            )
+    return mistakes
+
+
+def _made(where: str, config: Mapping[str, Any], mark: str) -> tuple[Any, list[Mistake]]:
+    """What a part of the configuration with a `_target_` makes, or what is wrong with it."""
+    target = config.get("_target_")
+    at = f"{where}._target_={target}"
     if not isinstance(target, str) or not target.startswith(TARGETS):
-        return [Mistake(where, "is not a class that a configuration may name", f"Allowed: {TARGETS[0]}*.")]
+        return None, [Mistake(at, "is not a class that a configuration may name", f"Allowed: {', '.join(TARGETS)}.")]
     try:
-        pipeline = pipeline_class(target)
+        cls = _class(target)
     except (ImportError, AttributeError) as error:
-        return [Mistake(where, f"cannot be imported: {error}")]
-    if not hasattr(pipeline, "model_kinds"):
-        return [Mistake(where, "is no pipeline")]
+        return None, [Mistake(at, f"cannot be imported: {error}")]
+    if not hasattr(cls, mark):
+        return None, [Mistake(at, f"is no {where.rpartition('.')[2].replace('_', ' ')}")]
     try:
-        build(pipeline, _fields(config.pipeline), "pipeline")
+        return build(cls, _fields(config), where), []
     except ConfigError as error:
-        return list(error.mistakes)
-    kinds = pipeline.model_kinds
-    if kind_known and config.model.kind not in kinds:
-        what = f"the pipeline {pipeline.__name__.lower()} needs a model of kind {' or '.join(kinds)}"
-        return [Mistake(f"model.kind={config.model.kind}", what, "Rerankers belong into pipeline=rerank.")]
-    return []
+        return None, list(error.mistakes)
 
 
-def pipeline_class(target: str) -> Any:
-    """The class that a pipeline's `_target_` names."""
+def _class(target: str) -> Any:
     module, _, name = target.rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 
 def make_pipeline(config: RunConfig) -> Any:
     """The pipeline of a checked configuration."""
-    return build(pipeline_class(config.pipeline["_target_"]), _fields(config.pipeline), "pipeline")
+    return build(_class(config.pipeline["_target_"]), _fields(config.pipeline), "pipeline")
 
 
-def _fields(pipeline: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in pipeline.items() if key != "_target_"}
+def make_first_stage(config: RunConfig) -> Any:
+    """The first stage of a checked configuration that reranks."""
+    stage = config.pipeline["first_stage"]
+    return build(_class(stage["_target_"]), _fields(stage), "pipeline.first_stage")
 
 
-def _model_mistakes(config: RunConfig, mteb: MtebCatalogue, vllm: VllmCatalogue | None) -> list[Mistake]:
-    model = config.model
-    where = f"model.path={model.path}" if model.path else f"model.name={model.name}" if model.name else "model"
+def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != "_target_"}
+
+
+def _model_mistakes(
+    at: str, model: ModelConfig, engine: Mapping[str, Any], mteb: MtebCatalogue, vllm: VllmCatalogue | None
+) -> list[Mistake]:
+    where = f"{at}.path={model.path}" if model.path else f"{at}.name={model.name}" if model.name else at
     if model.name is None and model.path is None and model.package is None:
-        return [Mistake(where, "no model is named", "Set model.name=org/name or model.path=/folder.")]
+        return [Mistake(where, "no model is named", f"Set {at}.name=org/name or {at}.path=/folder.")]
     try:
-        found = find(config)
+        found = find_recipe(model)
     except ModelError as error:
         by_name = model.path is None and model.package is None and model.name not in mteb.models
-        near = tuple(f"model.name={name}" for name in nearest(model.name or "", mteb.models)) if by_name else ()
+        near = tuple(f"{at}.name={name}" for name in nearest(model.name or "", mteb.models)) if by_name else ()
         return [Mistake(where, str(error), nearest=near)]
-    arguments, _, _ = resolve_arguments(config.engine, model.engine)
-    if vllm is None or "model_impl" in arguments:
-        return []
-    problem = check_architecture(
-        found, vllm.architectures, trust_remote_code=arguments.get("trust_remote_code") is True
-    )
-    return [Mistake(where, problem)] if problem else []
+    arguments, _, _ = resolve_arguments(engine, model.engine)
+    overrides = arguments.get("hf_overrides")
+    problems = []
+    if model.kind == "cross_encoder":
+        problems.append(label_problem(found, overrides if isinstance(overrides, Mapping) else {}))
+    if vllm is not None and "model_impl" not in arguments:
+        trusted = arguments.get("trust_remote_code") is True
+        problems.append(check_architecture(found, vllm.architectures, trust_remote_code=trusted))
+    mistakes = [Mistake(where, problem) for problem in problems if problem]
+    limit, context = position_limit(found.config), arguments.get("max_model_len")
+    if limit is not None and isinstance(context, int) and context > limit:
+        what = f"the model has positions for {limit} tokens"
+        mistakes.append(Mistake(f"{at.removesuffix('model')}engine.max_model_len={context}", what))
+    return mistakes
 
 
 def _results_mistakes(folder: str) -> list[Mistake]:

@@ -57,13 +57,17 @@ class Progress:
         else:
             self.console.print(text, highlight=False)
 
-    def start_task(self, name: str) -> None:
-        """A task begins."""
-        self._task, self._phase = name, ""
+    def line(self, text: str) -> None:
+        """Shows a line that stays."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def start_task(self, name: str, what: str = "") -> None:
+        """A task begins, or a part of it."""
+        self._task, self._phase = f"{name} {what}".strip(), ""
         self._bar.update(self._row, description=f"{self._label()} loading data", total=None, completed=0, rate="")
 
     def encoded(self, phase: str, done: int, total: int) -> None:
-        """So many texts of a phase are embedded."""
+        """So many texts of a phase, or pairs, are computed."""
         if not self.console.is_terminal:
             return
         now = time.perf_counter()
@@ -75,7 +79,8 @@ class Progress:
             return  # called for every text; nobody reads faster
         self._shown = now
         elapsed = now - self._phase_started
-        rate = f"{done / elapsed:,.0f} texts/s" if done and elapsed > 0 else ""
+        unit = "pairs" if phase.endswith("pairs") else "texts"
+        rate = f"{done / elapsed:,.0f} {unit}/s" if done and elapsed > 0 else ""
         if done >= total:
             self._bar.update(self._row, completed=done, description=f"{self._label()} scoring", rate=rate)
         else:
@@ -91,7 +96,7 @@ class Progress:
             text = f"{head}: {outcome.metric} {outcome.main_score:.5f} (known already, not computed again)"
         else:
             rate = outcome.texts_per_second
-            speed = f", {rate:,.0f} texts/s" if rate else ""
+            speed = f", {rate:,.0f} {outcome.unit}/s" if rate else ""
             text = f"{head}: {outcome.metric} {outcome.main_score:.5f} in {outcome.total_seconds:.1f} s{speed}"
         style = "red" if outcome.status == "failed" else None
         self.console.print(text, highlight=False, markup=False, style=style, soft_wrap=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -72,23 +72,39 @@ class Prompts:
             prompt_type: mteb's `PromptType`, "query", "document" or None.
         """
         side = getattr(prompt_type, "value", prompt_type)
-        key = next((key for key in candidates(task.name, task.type, side) if key in self.values), None)
         if self.template is None:
+            key = self._key(task, side)
             if key is None:
                 return Prefix(self.default, "default") if self.default else Prefix()
             return Prefix(self.values[key], key)
         if side == "document" and not self.apply_to_documents:
             return Prefix()
-        instruction = self.values[key] if key is not None else task_instruction(task, side)
+        instruction = self.instruction(task, side)
         if callable(self.template):
             if isinstance(prompt_type, str):
                 from mteb.types import PromptType
 
                 prompt_type = PromptType(prompt_type)  # what such a callable gets from mteb
-            return Prefix(self.template(instruction, prompt_type), key or "task")
-        if not instruction:
+            return Prefix(self.template(instruction.text, prompt_type), instruction.key or "task")
+        if not instruction.text:
             return Prefix()
-        return Prefix(self.template.replace("{instruction}", instruction), key or "task")
+        return Prefix(self.template.replace("{instruction}", instruction.text), instruction.key)
+
+    def instruction(self, task: TaskLike, side: str | None) -> Prefix:
+        """The bare instruction for one side of a task: the value of the key that applies, else the task's own.
+
+        Args:
+            task: The task's metadata.
+            side: "query", "document" or None.
+        """
+        key = self._key(task, side)
+        if key is not None:
+            return Prefix(self.values[key], key)
+        text = task_instruction(task, side)
+        return Prefix(text, "task") if text else Prefix()
+
+    def _key(self, task: TaskLike, side: str | None) -> str | None:
+        return next((key for key in candidates(task.name, task.type, side) if key in self.values), None)
 
     def settings(self) -> dict[str, Any]:
         """What of this changes results, as plain values."""
@@ -108,11 +124,22 @@ def candidates(name: str, task_type: str, side: str | None) -> tuple[str, ...]:
     return (f"{name}-{side}", name, f"{task_type}-{side}", task_type, side)
 
 
-def applying_keys(keys: Collection[str], tasks: Iterable[TaskInfo]) -> set[str]:
-    """Those of the keys that decide anything for these tasks."""
+def instruction_keys(keys: Collection[str], tasks: Iterable[TaskInfo]) -> set[str]:
+    """Those of the keys that decide about a reranker's instruction: the query's side does."""
+    return applying_keys(keys, tasks, sides=("query",))
+
+
+def applying_keys(keys: Collection[str], tasks: Iterable[TaskInfo], sides: Sequence[str] | None = None) -> set[str]:
+    """Those of the keys that decide anything for these tasks.
+
+    Args:
+        keys: Prompt keys.
+        tasks: The tasks.
+        sides: The sides that count; None: all that a task has.
+    """
     used = set()
     for task in tasks:
-        for side in task.sides:
+        for side in sides or task.sides:
             first = next((key for key in candidates(task.name, task.type, side or None) if key in keys), None)
             if first is not None:
                 used.add(first)

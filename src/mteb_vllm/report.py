@@ -10,10 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from mteb_vllm.catalogue import TaskInfo
-from mteb_vllm.prompts import Prompts, applying_keys
+from mteb_vllm.prompts import Prefix, Prompts, applying_keys, instruction_keys
 from mteb_vllm.results import RunRecord, TaskOutcome
+from mteb_vllm.score_templates import ScoreTemplate
 
 TASK_COLUMNS = ("task", "metric", "main score", "texts/s", "tokens/s", "seconds", "")
+RERANK_COLUMNS = (
+    "task", "metric", "first stage", "reranked", "gain", "ceiling", "share", "pairs/s", "tokens/s", "seconds", ""
+)  # fmt: skip
 
 
 def prompt_rows(prompts: Prompts, tasks: Iterable[TaskInfo]) -> list[tuple[str, str, str, str]]:
@@ -26,10 +30,27 @@ def prompt_rows(prompts: Prompts, tasks: Iterable[TaskInfo]) -> list[tuple[str, 
     return rows
 
 
-def unused_keys(prompts: Prompts, tasks: Iterable[TaskInfo]) -> list[str]:
-    """The prompt keys that apply to nothing here."""
-    used = applying_keys(prompts.values, tasks)
+def unused_keys(prompts: Prompts, tasks: Iterable[TaskInfo], template: ScoreTemplate | None = None) -> list[str]:
+    """The prompt keys that apply to nothing here; of a cross-encoder, those that are no instruction."""
+    used = applying_keys(prompts.values, tasks) if template is None else instruction_keys(prompts.values, tasks)
+    if template is not None and not template.takes_instruction:
+        used = set()
     return [key for key in prompts.values if key not in used]
+
+
+def print_pairs(console: Console, template: ScoreTemplate, prompts: Prompts, tasks: Sequence[TaskInfo]) -> None:
+    """Shows through what a reranker is about to read pairs."""
+    how = "a score template" if template.text is not None else "the model's own way"
+    table = Table(title=f"Pairs: {how}", title_justify="left", box=None, pad_edge=False)
+    for column in ("task", "instruction", "what the model reads"):
+        table.add_column(column, overflow="fold")
+    for task in tasks:
+        instruction = prompts.instruction(task, "query") if template.takes_instruction else Prefix()
+        example = template.rendered("<query>", "<document>", instruction.text)
+        table.add_row(task.name, instruction.key or "none", escape(repr(example)[1:-1]))
+    console.print(table)
+    if unused := unused_keys(prompts, tasks, template):
+        console.print(f"Prompt keys that apply to nothing here: {', '.join(unused)}", markup=False, soft_wrap=True)
 
 
 def print_prompts(console: Console, prompts: Prompts, tasks: Sequence[TaskInfo]) -> None:
@@ -47,10 +68,11 @@ def print_prompts(console: Console, prompts: Prompts, tasks: Sequence[TaskInfo])
 
 def print_run(console: Console, record: RunRecord) -> None:
     """Shows the scores of one run; failures first."""
+    columns, rows = task_table(record)
     table = Table(box=None, pad_edge=False)
-    for at, column in enumerate(TASK_COLUMNS):
-        table.add_column(column, justify="right" if 2 <= at <= 5 else "left", overflow="fold")
-    for row in task_rows(record.tasks):
+    for at, column in enumerate(columns):
+        table.add_column(column, justify="right" if 2 <= at < len(columns) - 1 else "left", overflow="fold")
+    for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     console.print()
     console.print(table)
@@ -60,31 +82,47 @@ def print_run(console: Console, record: RunRecord) -> None:
         console.print(record.error, markup=False, style="red", soft_wrap=True)
 
 
-def task_rows(tasks: Sequence[TaskOutcome]) -> list[tuple[str, ...]]:
-    """One row a task, by `TASK_COLUMNS`; failures first, and the mean last where there are several scores."""
-    rows: list[tuple[str, ...]] = []
-    for task in sorted(tasks, key=lambda task: task.status != "failed"):
-        rows.append(
-            (
-                task.name,
-                task.metric,
-                _number(task.main_score, 5),
-                _number(task.texts_per_second),
-                _number(task.tokens_per_second),
-                _number(task.total_seconds, 1) if task.status == "computed" else "",
-                {"computed": "", "reused": "known already", "failed": f"failed: {task.reason}"}[task.status],
-            )
-        )
-    scores = [task.main_score for task in tasks if task.main_score is not None]
-    if len(scores) > 1:
-        computed = sum(task.computed or 0 for task in tasks)
-        tokens = sum(task.tokens or 0 for task in tasks)
-        encode = sum(task.seconds.get("encode", 0.0) for task in tasks)
+def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A header, and one row a task; failures first, and the mean last where there are several scores."""
+    reranked = bool(record.first_stage) or any(task.candidates for task in record.tasks)
+    rows = []
+    for task in sorted(record.tasks, key=lambda task: task.status != "failed"):
+        seconds = _number(task.total_seconds, 1) if task.status == "computed" else ""
+        state = {"computed": "", "reused": "known already", "failed": f"failed: {task.reason}"}[task.status]
+        speed = (_number(task.texts_per_second), _number(task.tokens_per_second))
+        scores = _rerank_scores([task]) if reranked else (_number(task.main_score, 5),)
+        rows.append((task.name, task.metric, *scores, *speed, seconds, state))
+    scored = [task for task in record.tasks if task.main_score is not None]
+    if len(scored) > 1:
+        computed = sum(task.computed or 0 for task in record.tasks)
+        tokens = sum(task.tokens or 0 for task in record.tasks)
+        encode = sum(task.seconds.get("encode", 0.0) for task in record.tasks)
         speed = (_number(computed / encode), _number(tokens / encode)) if encode else ("", "")
-        seconds = sum(task.total_seconds for task in tasks)
-        of = "mean" if len(scores) == len(tasks) else f"mean of {len(scores)} of {len(tasks)}"
-        rows.append((of, "", _number(sum(scores) / len(scores), 5), *speed, _number(seconds, 1) if seconds else "", ""))
-    return rows
+        whole = sum(task.total_seconds for task in record.tasks)
+        of = "mean" if len(scored) == len(record.tasks) else f"mean of {len(scored)} of {len(record.tasks)}"
+        scores = _rerank_scores(scored) if reranked else (_number(_mean(task.main_score for task in scored), 5),)
+        rows.append((of, "", *scores, *speed, _number(whole, 1) if whole else "", ""))
+    unit = "texts/s" if any(task.computed and task.unit == "texts" for task in record.tasks) else "pairs/s"
+    return (tuple(unit if name == "pairs/s" else name for name in RERANK_COLUMNS) if reranked else TASK_COLUMNS), rows
+
+
+def _rerank_scores(tasks: Sequence[TaskOutcome]) -> tuple[str, ...]:
+    """First stage, reranked, gain, ceiling and the share of it that is reached; the means of several tasks."""
+    first, reranked, gain, ceiling, share = (
+        _mean(getattr(task, name) for task in tasks)
+        for name in ("first_stage", "main_score", "gain", "ceiling", "share")
+    )
+    own = "own candidates" if all(task.candidates == "own" for task in tasks) else ""
+    signed = "" if gain is None else f"{gain:+.5f}"
+    percent = "" if share is None else f"{share:.1%}"
+    return _number(first, 5) or own, _number(reranked, 5), signed, _number(ceiling, 5), percent
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean, if all of them are there."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(found) else None
 
 
 def run_markdown(record: RunRecord) -> str:
@@ -101,7 +139,7 @@ def run_markdown(record: RunRecord) -> str:
         f"- device: {model.get('device')}",
         f"- versions: {', '.join(f'{name} {version}' for name, version in (model.get('versions') or {}).items())}",
         "",
-        *_markdown(TASK_COLUMNS, task_rows(record.tasks)),
+        *_markdown(*task_table(record)),
     ]
     if record.error:
         lines += ["", f"**Failed:** {record.error}"]

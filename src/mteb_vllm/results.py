@@ -18,6 +18,7 @@ from typing import Any, Literal
 from mteb_vllm import __version__
 from mteb_vllm.files import write_atomically
 from mteb_vllm.fingerprint import device, gpu_count, versions
+from mteb_vllm.work import Work
 
 Status = Literal["computed", "reused", "failed"]
 
@@ -35,11 +36,16 @@ class TaskOutcome:
         scores: Split to subset to all scores.
         reason: Why it failed, in one line.
         seconds: Wall time by phase: load, encode, score.
-        texts: Texts that mteb asked for. This and what follows is None where nothing was computed now.
-        computed: Different texts that the engine computed.
-        tokens: Tokens that the engine computed.
-        truncated: Texts that were longer than the context.
+        texts: Texts, or pairs of texts, that mteb asked for. This and what follows is None where nothing was computed now.
+        computed: Different ones, which the engine computed.
+        tokens: Tokens that the engine was given.
+        cached_tokens: Those of them that it had in its prefix cache.
+        truncated: Texts that were longer than the context; of pairs, those whose document was cut.
+        truncated_queries: Pairs whose query was too long by itself, and was cut.
         prompts: For each side, the prefix, its key, and a rendered example.
+        candidates: Where a reranker's candidates come from: "first stage", or "own" where the task brings them.
+        first_stage: The first stage's main score; None where there is none or it is not known.
+        ceiling: What a perfect reranker would reach with the same candidates; likewise.
     """
 
     name: str
@@ -53,8 +59,33 @@ class TaskOutcome:
     texts: int | None = None
     computed: int | None = None
     tokens: int | None = None
+    cached_tokens: int | None = None
     truncated: int | None = None
+    truncated_queries: int | None = None
     prompts: dict[str, Any] = field(default_factory=dict)
+    candidates: Literal["first stage", "own"] | None = None
+    first_stage: float | None = None
+    ceiling: float | None = None
+
+    @property
+    def unit(self) -> str:
+        """What is counted: texts, or pairs of a query and a document."""
+        return "pairs" if "pair" in {side.rpartition(" ")[2] for side in self.prompts} else "texts"
+
+    def take(self, work: Work) -> None:
+        """Notes what was computed."""
+        for name in ("texts", "computed", "tokens", "cached_tokens", "truncated", "truncated_queries"):
+            setattr(self, name, getattr(work, name))
+
+    @property
+    def gain(self) -> float | None:
+        """What reranking adds to the first stage's main score."""
+        return None if self.main_score is None or self.first_stage is None else self.main_score - self.first_stage
+
+    @property
+    def share(self) -> float | None:
+        """The share of the ceiling that reranking reaches."""
+        return None if self.main_score is None or not self.ceiling else self.main_score / self.ceiling
 
     @property
     def total_seconds(self) -> float:
@@ -86,6 +117,7 @@ class RunRecord:
         prompts: Values, source and template, and which keys apply to nothing here.
         tasks: What became of each task.
         engine: How it was opened: preset, resolved values, seconds; empty where known results needed none.
+        first_stage: Of a reranking run: settings and fingerprint per task, where its predictions are, its engine.
         error: Why the run as a whole failed.
         warnings: What a user should know of this run.
         seconds: Wall time of the run.
@@ -102,6 +134,7 @@ class RunRecord:
     prompts: dict[str, Any] = field(default_factory=dict)
     tasks: list[TaskOutcome] = field(default_factory=list)
     engine: dict[str, Any] = field(default_factory=dict)
+    first_stage: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0

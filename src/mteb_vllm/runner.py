@@ -10,65 +10,24 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm import report, tasks
-from mteb_vllm.arguments import resolve_arguments
-from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.config import RunConfig
-from mteb_vllm.engine import EngineSpec, close_engine
+from mteb_vllm.engine import EngineSpec, close_engines
 from mteb_vllm.errors import MtebVllmError
-from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.preflight import find_now, make_pipeline
-from mteb_vllm.prompts import Prompts, resolve
-from mteb_vllm.results import RunRecord, write_record
+from mteb_vllm.fingerprint import device, fingerprint
+from mteb_vllm.first_stages import EncoderStage
+from mteb_vllm.plan import Plan, plan
+from mteb_vllm.results import RunRecord, TaskOutcome, write_record
+from mteb_vllm.score_templates import missing_template
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a configuration comes down to, before anything is loaded.
-
-    Attributes:
-        spec: The engine that it needs.
-        prompts: The prompts, wherever they come from.
-        tasks: The tasks' metadata.
-        parts: The same, with the parts of an aggregate in its place.
-    """
-
-    spec: EngineSpec
-    prompts: Prompts
-    tasks: list[TaskInfo]
-    parts: list[TaskInfo]
-
-
-def plan(config: RunConfig) -> Plan:
-    """Works out what a checked configuration means on this machine.
-
-    Raises:
-        ModelError: if the model cannot be had.
-    """
-    model = find_now(config)
-    arguments, env, preset = resolve_arguments(config.engine, config.model.engine)
-    catalogue = mteb_catalogue()
-    registered = catalogue.models.get(model.name)
-    prompts = resolve(
-        config.prompts,
-        config.instruction,
-        recipe=config.model.prompts,
-        recipe_instruction=config.model.instruction,
-        registry=registered.prompts if registered else None,
-        sentence_transformers=model.sentence_transformers,
-    )
-    chosen, _ = tasks.select(config.tasks, catalogue)
-    convert: Any = "classify" if config.model.kind == "cross_encoder" else "embed"
-    return Plan(EngineSpec(model, convert, arguments, env, preset), prompts, chosen, tasks.parts(chosen, catalogue))
 
 
 def run_config(
@@ -102,9 +61,9 @@ def run_config(
     )
     try:
         planned = plan(config)
-        record.settings = {"engine": planned.spec.settings(), "prompts": planned.prompts.settings()}
+        record.settings = planned.settings
         record.fingerprint = fingerprint(record.settings)
-        unused = report.unused_keys(planned.prompts, planned.parts)
+        unused = report.unused_keys(planned.prompts, planned.parts, planned.template)
         record.prompts = {**planned.prompts.settings(), "source": planned.prompts.source, "unused": unused}
         _announce(console, planned, record)
         _evaluate(config, planned, record, console)
@@ -160,7 +119,7 @@ def run(
         try:
             start(CONFIG_NAME, task, list(overrides), with_log_configuration=False)
         finally:
-            close_engine(owned=False)
+            close_engines(owned=False)
             if multirun:
                 end_sweep(records, console)
     return records if multirun else records[0]
@@ -218,22 +177,41 @@ def quiet_console() -> Console:
 
 
 def _announce(console: Console, planned: Plan, record: RunRecord) -> None:
-    spec = planned.spec
-    args = {key: value for key, value in spec.args.items() if key not in ("load_format", "trust_remote_code")}
-    picked = f"preset {spec.preset}" + (
-        f" (device {record.settings['engine']['device']})" if spec.preset != "none" else ""
-    )
-    console.print(f"Model:  {spec.model.name} at {spec.model.revision}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Engine: {picked}: {_words(args)}", markup=False, highlight=False, soft_wrap=True)
-    if spec.args.get("trust_remote_code"):
-        record.warnings.append("trust_remote_code is on: Python code that comes with the model is run.")
-        console.print("        trust_remote_code is on: Python code that comes with the model is run", style="yellow")
+    stage = planned.stage
+    if isinstance(stage, EncoderStage):
+        _announce_engine(console, "First stage", stage.spec)
+        report.print_prompts(console, stage.prompts, [task for task in planned.parts if "query" in task.sides])
+        console.print()
+    elif stage is not None:
+        said = stage.settings(planned.parts[0].name)
+        kept = _words({key: value for key, value in said.items() if key not in ("kind", "versions", "method")})
+        console.print(f"First stage: {said['kind']}: {kept}", markup=False, highlight=False, soft_wrap=True)
+    _announce_engine(console, "Model" if stage is None else "Reranker", planned.spec)
+    for spec in [planned.spec, *([stage.spec] if isinstance(stage, EncoderStage) else [])]:
+        if spec.args.get("trust_remote_code"):
+            text = f"trust_remote_code is on: Python code that comes with {spec.model.name} is run"
+            record.warnings.append(f"{text}.")
+            console.print(f"        {text}", style="yellow", markup=False)
     if shell := record.settings["engine"]["shell"]:
         record.warnings.append(
             f"From the shell, not from engine.env, and counted as settings: {', '.join(f'{k}={v}' for k, v in shell.items())}"
         )
-    report.print_prompts(console, planned.prompts, planned.parts)
+    if planned.template is None:
+        report.print_prompts(console, planned.prompts, planned.parts)
+    else:
+        report.print_pairs(console, planned.template, planned.prompts, planned.parts)
+        if planned.template.text is None and missing_template(planned.spec.model.config):
+            record.warnings.append(
+                "A language model scores pairs without a score template: unless it was trained so, its scores mean nothing."
+            )
     console.print()
+
+
+def _announce_engine(console: Console, what: str, spec: EngineSpec) -> None:
+    args = {key: value for key, value in spec.args.items() if key not in ("load_format", "trust_remote_code")}
+    picked = f"preset {spec.preset}" + (f" (device {device()})" if spec.preset != "none" else "")
+    console.print(f"{what}: {spec.model.name} at {spec.model.revision}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Engine: {picked}: {_words(args)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _evaluate(config: RunConfig, planned: Plan, record: RunRecord, console: Console) -> None:
@@ -244,25 +222,45 @@ def _evaluate(config: RunConfig, planned: Plan, record: RunRecord, console: Cons
     with _quiet_libraries(), _errors_into(log), Progress(console, len(planned.tasks)) as progress:
         progress.note("Importing mteb")
         from mteb_vllm.store import ResultsStore
-        from mteb_vllm.wrappers import VllmEncoderWrapper
 
         chosen = tasks.load(config.tasks, [task.name for task in planned.tasks])
         store = ResultsStore(config.results.dir)
-        pipeline = make_pipeline(config)
-        model = VllmEncoderWrapper.planned(planned.spec, planned.prompts, pipeline.window)
-        model.progress = progress.encoded
-        model.on_open = lambda: progress.note("Opening vLLM")
-        for outcome in pipeline.run(model, chosen, store, progress, reuse=config.results.reuse == "exact"):
+        model = planned.wrapper()
+        models = [model]
+        options: dict[str, Any] = {"reuse": config.results.reuse == "exact"}
+        if planned.stage is not None:
+            options["stage"] = planned.stage
+            if isinstance(planned.stage, EncoderStage):
+                models.append(planned.stage.encoder)
+        for one in models:
+            one.progress = progress.encoded
+            one.on_open = lambda name=one.spec.model.name: progress.note(f"Opening vLLM: {name}")
+        for outcome in planned.pipeline.run(model, chosen, store, progress, **options):
             record.tasks.append(outcome)
         record.engine = model.engine_record()
+        if planned.stage is not None:
+            record.first_stage = {
+                "settings": {part.name: planned.stage.settings(part.name) for part in planned.parts},
+                "engine": models[-1].engine_record() if len(models) > 1 else {},
+            }
     if any(task.status == "failed" for task in record.tasks):
         record.status = "failed"
     for task in record.tasks:
-        if task.texts and task.truncated:
-            record.warnings.append(
-                f"{task.name}: {task.truncated:,} of {task.texts:,} texts ({task.truncated / task.texts:.1%}) are longer "
-                f"than the context of {record.engine['resolved']['max_model_len']} tokens and were cut."
-            )
+        record.warnings += _cut_texts(task, record)
+
+
+def _cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
+    if not task.texts:
+        return
+    context = record.engine["resolved"]["max_model_len"]
+    of = f"of {task.texts:,} {task.unit}"
+    if task.truncated:
+        share = f"{task.truncated:,} {of} ({task.truncated / task.texts:.1%})"
+        lost = "and were cut" if task.unit == "texts" else "and lost the end of their document"
+        yield f"{task.name}: {share} are longer than the context of {context} tokens {lost}."
+    if task.truncated_queries:
+        share = f"{task.truncated_queries:,} {of} ({task.truncated_queries / task.texts:.1%})"
+        yield f"{task.name}: the query of {share} is too long for the context of {context} tokens by itself, and was cut."
 
 
 @contextlib.contextmanager

@@ -2,17 +2,23 @@
 
     <root>/results/<org__name>/<revision>/experiments/settings_<hash>/<Task>.json, model_meta.json, run_settings.jsonl
 
-The hash in the folder's name is that of everything but the task that a result depends on. Files appear by rename; a file
-that cannot be read is set aside, named in the log, and its task computed again.
+The hash in the folder's name is that of everything but the task that a result depends on. What a first stage retrieved lies
+beside it, in mteb's own form of predictions:
+
+    <root>/predictions/<org__name>/<revision>/experiments/settings_<hash>/<Task>_predictions.json
+
+Files appear by rename; a file that cannot be read is set aside, named in the log, and its task computed again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +26,8 @@ from mteb.abstasks import AbsTask
 from mteb.cache import ResultCache
 from mteb.models.model_meta import ModelMeta
 from mteb.results import TaskResult
+
+from mteb_vllm.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +66,43 @@ class ResultsStore(ResultCache):
         result = self.load_task_result(task.metadata.name, meta)
         return result is not None and result.dataset_revision == task.metadata.revision
 
+    def predictions(self, task: AbsTask, meta: ModelMeta) -> Path | None:
+        """Where the predictions for all of a task's splits and subsets are, of the same data; None if they are not known."""
+        path = self.predictions_path(task, meta)
+        found = self._read_predictions(path)
+        if found is None or (found.get("mteb_vllm") or {}).get("dataset_revision") != task.metadata.revision:
+            return None
+        whole = all(split in found.get(subset, {}) for subset in task.hf_subsets for split in task.eval_splits)
+        return path if whole else None
+
+    def predictions_path(self, task: AbsTask, meta: ModelMeta) -> Path:
+        """Where the predictions of a model for a task belong, whether they are there or not."""
+        result = self.get_task_result_path(task.metadata.name, meta)
+        folder = result.parent.relative_to(self.cache_path / "results")
+        return Path(self.cache_path) / "predictions" / folder / task.prediction_file_name
+
+    def keep_predictions(self, task: AbsTask, meta: ModelMeta, written: Path) -> None:
+        """Takes over a file of predictions that mteb has written; subsets and splits that are known already stay."""
+        path = self.predictions_path(task, meta)
+        found = json.loads(written.read_text(encoding="utf-8"))
+        about = {"task": task.metadata.name, "dataset_revision": task.metadata.revision}
+        before = self._read_predictions(path) or {}
+        if before.get("mteb_vllm") == about:
+            for subset, splits in before.items():
+                if subset not in ("mteb_model_meta", "mteb_vllm"):
+                    found[subset] = {**splits, **found.get(subset, {})}
+        write_atomically(path, json.dumps({**found, "mteb_vllm": about}))
+
+    def _read_predictions(self, path: Path) -> dict[str, Any] | None:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            self._set_aside(path, error)
+            return None
+        return found if isinstance(found, dict) else None
+
     def load_task_result(
         self, task_name: str, model_name: str | ModelMeta, *args: Any, **kwargs: Any
     ) -> TaskResult | None:
@@ -70,10 +115,14 @@ class ResultsStore(ResultCache):
             path = self.get_task_result_path(task_name, model_name)
             if not path.exists():
                 raise
-            aside = path.with_suffix(".json.broken")
-            path.replace(aside)
-            logger.warning("%s cannot be read (%s); set aside as %s", path, error, aside.name)
+            self._set_aside(path, error)
             return None
+
+    @staticmethod
+    def _set_aside(path: Path, error: Exception) -> None:
+        aside = path.with_suffix(".json.broken")
+        path.replace(aside)
+        logger.warning("%s cannot be read (%s); set aside as %s", path, error, aside.name)
 
     def save_to_cache(
         self,
@@ -87,8 +136,7 @@ class ResultsStore(ResultCache):
         target = self.get_task_result_path(task_result.task_name, model_name, model_revision).parent
         target.mkdir(parents=True, exist_ok=True)
         # mteb writes in place; so it writes into a folder of its own on the same file system, and the files move over.
-        staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.cache_path))
-        try:
+        with self.staging() as staging:
             inner = ResultCache(staging)
             folder = inner.get_task_result_path(task_result.task_name, model_name, model_revision).parent
             folder.mkdir(parents=True)
@@ -98,5 +146,14 @@ class ResultsStore(ResultCache):
             inner.save_to_cache(task_result, model_name, model_revision, encode_kwargs=encode_kwargs)
             for file in folder.iterdir():
                 file.replace(target / file.name)
+
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A folder on the store's file system where files are written before they appear in it."""
+        root = Path(self.cache_path)
+        root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=root))
+        try:
+            yield folder
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)

@@ -38,6 +38,11 @@ def select(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[TaskInfo
     return chosen, mistakes
 
 
+def brings_candidates(task_type: str) -> bool:
+    """Whether tasks of a type bring candidate lists of their own to rerank."""
+    return task_type in ("Reranking", "InstructionReranking")
+
+
 def parts(chosen: Iterable[TaskInfo], catalogue: MtebCatalogue) -> list[TaskInfo]:
     """The tasks with texts of their own: an aggregate is its parts, whose prompts count."""
     return [

@@ -1,0 +1,333 @@
+"""First stages: what retrieves the candidates that a reranker then reads.
+
+BM25 and an embedding model retrieve; `Saved` reads what was retrieved before. All others lie between two anchors:
+`Random` draws its candidates, and those of `Oracle` hold every relevant document.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from mteb_vllm.config import InstructionConfig, ModelConfig
+from mteb_vllm.engine import EngineSpec
+from mteb_vllm.errors import FirstStageError
+from mteb_vllm.fingerprint import METHOD, fingerprint
+from mteb_vllm.prompts import Prompts
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+    from mteb.models.model_meta import ModelMeta
+
+    from mteb_vllm.wrappers import VllmEncoderWrapper
+
+# How deep a first stage retrieves, whatever a run's `top_k` is: mteb's own depth (the largest of its tasks' k_values).
+DEPTH = 1000
+
+
+class FirstStage(Protocol):
+    """What retrieves candidates."""
+
+    def settings(self, task: str) -> dict[str, Any]:
+        """What its candidates for a task depend on, as plain values."""
+
+    def searcher(self, task: AbsTask) -> Any:
+        """A model of mteb's that retrieves: an encoder, or one that searches, with `mteb_model_meta`."""
+
+
+class _Configured:
+    """What `pipeline.first_stage` may name."""
+
+    is_first_stage: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class BM25(_Configured):
+    """mteb's BM25 (`mteb/baseline-bm25s`), with stemmer and stop words by the task's language.
+
+    Attributes:
+        k1: How slowly the weight of a repeated term saturates.
+        b: How much a document's length counts, from 0 to 1.
+    """
+
+    k1: float = 1.5
+    b: float = 0.75
+
+    def settings(self, task: str) -> dict[str, Any]:
+        versions = {name: importlib.metadata.version(name) for name in ("bm25s", "PyStemmer", "mteb")}
+        return {"kind": "bm25", "k1": self.k1, "b": self.b, "versions": versions}
+
+    def searcher(self, task: AbsTask) -> Any:
+        import mteb
+        from mteb.models.model_implementations.bm25 import BM25Search
+
+        search: Any = BM25Search(k1=self.k1, b=self.b)
+        meta = mteb.get_model_meta("mteb/baseline-bm25s")
+        search.mteb_model_meta = _meta(str(meta.name), str(meta.revision), self.settings(task.metadata.name), meta)
+        return search
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense(_Configured):
+    """An embedding model in vLLM, with an engine of its own.
+
+    Attributes:
+        model: Its recipe.
+        engine: Its engine arguments.
+        prompts: Its prompts.
+        instruction: Its instruction template.
+    """
+
+    model: ModelConfig
+    engine: dict[str, Any] = field(default_factory=dict)
+    prompts: dict[str, Any] = field(default_factory=lambda: {"from_model": True})
+    instruction: InstructionConfig = field(default_factory=lambda: InstructionConfig(from_model=True))
+
+
+@dataclass(frozen=True)
+class EncoderStage:
+    """A first stage that embeds and searches all of the corpus: what a `Dense` comes down to on this machine.
+
+    Attributes:
+        spec: Its engine.
+        prompts: Its prompts.
+        window: How many different texts are handed to the engine at once.
+        beside: Whether its engine stays open beside another.
+    """
+
+    spec: EngineSpec
+    prompts: Prompts
+    window: int = 8192
+    beside: bool = False
+
+    def settings(self, task: str) -> dict[str, Any]:
+        # The encoder's own: what an evaluation of the same model has computed is the same result.
+        return {"engine": self.spec.settings(), "prompts": self.prompts.settings()}
+
+    @functools.cached_property
+    def encoder(self) -> VllmEncoderWrapper:
+        """The wrapper; its engine opens when the first text is embedded."""
+        from mteb_vllm.wrappers import VllmEncoderWrapper
+
+        encoder = VllmEncoderWrapper.planned(self.spec, self.prompts, self.window)
+        encoder.beside = self.beside
+        return encoder
+
+    def searcher(self, task: AbsTask) -> Any:
+        return self.encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved(_Configured):
+    """Predictions of an earlier run, in mteb's form.
+
+    Attributes:
+        path: A file, or a folder that holds `<Task>_predictions.json` for each task.
+    """
+
+    path: str
+
+    def file(self, task: str) -> Path:
+        """The file for a task; it may not be there."""
+        path = Path(self.path).expanduser()
+        return path / f"{task}_predictions.json" if path.is_dir() else path
+
+    def settings(self, task: str) -> dict[str, Any]:
+        return {"kind": "saved", "digest": _read(self.file(task))[0]}
+
+    def searcher(self, task: AbsTask) -> Any:
+        file = self.file(task.metadata.name)
+        _, content = _read(file)
+        try:
+            made_by = content["mteb_model_meta"]
+            name, revision = str(made_by["model_name"]), str(made_by["revision"])
+        except (KeyError, TypeError) as error:
+            raise FirstStageError(f"{file} holds no predictions of mteb's: {type(error).__name__} {error}") from None
+        about = content.get("mteb_vllm") or {}
+        named = file.name.removesuffix("_predictions.json")
+        of = about.get("task") or (named if named != file.name else task.metadata.name)
+        if of != task.metadata.name:
+            raise FirstStageError(f"{file} holds the predictions for {of}, and not for {task.metadata.name}")
+        revised = about.get("dataset_revision", task.metadata.revision)
+        if revised != task.metadata.revision:
+            raise FirstStageError(
+                f"{file} was made with revision {revised} of the data, and the task now has {task.metadata.revision}"
+            )
+        meta = _meta(name if "/" in name else f"local/{name}", revision, self.settings(task.metadata.name))
+        return _SavedSearch(file, content, meta)
+
+
+def _read(file: Path) -> tuple[str, dict[str, Any]]:
+    """The digest and the content of a file of predictions; read once while it stays the same."""
+    try:
+        status = file.stat()
+        return _read_once(file, (status.st_size, status.st_mtime_ns, status.st_ino))
+    except OSError as error:
+        raise FirstStageError(f"the predictions {file} cannot be read: {error.strerror}") from None
+
+
+@functools.lru_cache(maxsize=2)
+def _read_once(file: Path, stamp: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
+    content = file.read_bytes()
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise FirstStageError(f"{file} holds no predictions of mteb's: {error}") from None
+    return hashlib.sha256(content).hexdigest(), found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(_Configured):
+    """Documents drawn at random: the bottom, which every first stage should be far above.
+
+    Attributes:
+        seed: Of the draw.
+    """
+
+    seed: int = 0
+    kind: ClassVar[str] = "random"
+
+    def settings(self, task: str) -> dict[str, Any]:
+        return {"kind": self.kind, "seed": self.seed, "method": METHOD}
+
+    def searcher(self, task: AbsTask) -> Any:
+        meta = _meta(f"mteb-vllm/{self.kind}", str(METHOD), self.settings(task.metadata.name))
+        return _DrawnSearch(task, meta, self.seed, relevant_first=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oracle(Random):
+    """The relevant documents, then others drawn at random: what any reranker could reach if retrieval were perfect."""
+
+    kind: ClassVar[str] = "oracle"
+
+    def searcher(self, task: AbsTask) -> Any:
+        meta = _meta(f"mteb-vllm/{self.kind}", str(METHOD), self.settings(task.metadata.name))
+        return _DrawnSearch(task, meta, self.seed, relevant_first=True)
+
+
+class _Search:
+    """mteb's `SearchProtocol` without an index."""
+
+    def __init__(self, meta: ModelMeta) -> None:
+        self.mteb_model_meta = meta
+        self.documents: list[str] = []
+        self.present: frozenset[str] = frozenset()
+
+    def index(self, corpus: Any, **_: Any) -> None:
+        """Notes which documents there are."""
+        self.documents = list(corpus["id"])
+        self.present = frozenset(self.documents)
+
+
+class _SavedSearch(_Search):
+    def __init__(self, file: Path, content: dict[str, Any], meta: ModelMeta) -> None:
+        super().__init__(meta)
+        self.file, self.content = file, content
+
+    def search(self, queries: Any, *, hf_split: str, hf_subset: str, **_: Any) -> dict[str, dict[str, float]]:
+        """What the file holds for these queries, if it is of this task, split and corpus."""
+        found = (self.content.get(hf_subset) or {}).get(hf_split)
+        where = f"{hf_subset}/{hf_split}"
+        if not isinstance(found, dict):
+            there = ", ".join(
+                f"{subset}/{split}"
+                for subset, splits in self.content.items()
+                if subset not in ("mteb_model_meta", "mteb_vllm") and isinstance(splits, dict)
+                for split in splits
+            )
+            raise FirstStageError(f"{self.file} holds no predictions for {where}; it holds {there or 'none'}")
+        wanted = list(queries["id"])
+        missing = [query for query in wanted if query not in found]
+        if missing:
+            raise FirstStageError(
+                f"{self.file} is of another split or task: {len(missing):,} of the {len(wanted):,} queries of {where} "
+                f"are not in it (as {missing[0]!r})"
+            )
+        results: dict[str, dict[str, float]] = {query: found[query] for query in wanted}
+        stranger = next(
+            (document for one in results.values() for document in one if document not in self.present), None
+        )
+        if stranger is not None:
+            raise FirstStageError(
+                f"{self.file} is of another corpus: it retrieves {stranger!r}, which is not in {where}"
+            )
+        return results
+
+
+class _DrawnSearch(_Search):
+    def __init__(self, task: AbsTask, meta: ModelMeta, seed: int, *, relevant_first: bool) -> None:
+        super().__init__(meta)
+        self.task, self.seed, self.relevant_first = task, seed, relevant_first
+
+    def search(
+        self, queries: Any, *, hf_split: str, hf_subset: str, top_ranked: Any = None, **_: Any
+    ) -> dict[str, dict[str, float]]:
+        """Documents for each query, the same for the same seed; best first, with scores that fall."""
+        judged = _judgements(self.task, hf_subset, hf_split)
+        results = {}
+        for query in queries["id"]:
+            pool = self.documents if top_ranked is None else top_ranked.get(query, [])
+            draw = random.Random(f"{self.seed} {hf_subset} {hf_split} {query}")
+            ranked = draw.sample(pool, min(DEPTH, len(pool)))
+            if self.relevant_first:
+                grades = {doc: grade for doc, grade in judged.get(query, {}).items() if grade > 0}
+                best = sorted((doc for doc in grades if doc in self.present), key=lambda doc: -grades[doc])
+                ranked = [*best, *(doc for doc in ranked if doc not in grades)][:DEPTH]
+            results[query] = {document: -float(at) for at, document in enumerate(ranked)}
+        return results
+
+
+class Ceiling(_Search):
+    """A perfect reranker: it orders the candidates by their relevance.
+
+    Args:
+        task: The task, with its candidates.
+        settings: What these depend on.
+    """
+
+    def __init__(self, task: AbsTask, settings: dict[str, Any]) -> None:
+        super().__init__(ceiling_meta(settings))
+        self.task = task
+
+    def search(
+        self, queries: Any, *, hf_split: str, hf_subset: str, top_ranked: Any, **_: Any
+    ) -> dict[str, dict[str, float]]:
+        """The relevance of each candidate."""
+        judged = _judgements(self.task, hf_subset, hf_split)
+        return {
+            query: {doc: float(judged.get(query, {}).get(doc, 0)) for doc in (top_ranked or {}).get(query, [])}
+            for query in queries["id"]
+        }
+
+
+def ceiling_meta(settings: dict[str, Any]) -> ModelMeta:
+    """Under which name and settings a ceiling is kept in the results store."""
+    return _meta("mteb-vllm/ceiling", str(METHOD), {"kind": "ceiling", **settings})
+
+
+def _judgements(task: AbsTask, subset: str, split: str) -> dict[str, dict[str, int]]:
+    data: Any = task.dataset
+    judged: dict[str, dict[str, int]] = data[subset][split]["relevant_docs"]
+    return judged
+
+
+def _meta(name: str, revision: str, settings: dict[str, Any], meta: ModelMeta | None = None) -> ModelMeta:
+    from mteb.models.model_meta import ModelMeta as Meta
+
+    made: ModelMeta = (meta or Meta.create_empty()).model_copy(
+        update={
+            "name": name,
+            "revision": revision,
+            "loader": None,
+            "modalities": ["text"],
+            "experiment_kwargs": {"settings": fingerprint(settings)},
+        }
+    )
+    return made

@@ -1,0 +1,271 @@
+"""One task through mteb into the results store, and what a pipeline says of it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from mteb_vllm.errors import EngineError, MissingPackageError, ModelError, MtebVllmError
+from mteb_vllm.results import TaskOutcome
+from mteb_vllm.tasks import brings_candidates
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+    from mteb.results import TaskResult
+
+    from mteb_vllm.progress import Progress
+    from mteb_vllm.store import ResultsStore
+
+logger = logging.getLogger(__name__)
+
+
+def each_task(
+    tasks: Sequence[AbsTask], progress: Progress, evaluate: Callable[[AbsTask], TaskOutcome]
+) -> Iterator[TaskOutcome]:
+    """Evaluates task by task; one task's failure costs no other anything.
+
+    Args:
+        tasks: mteb's tasks.
+        progress: Told what is done.
+        evaluate: Evaluates one; may raise.
+    """
+    for task in tasks:
+        progress.start_task(task.metadata.name)
+        try:
+            outcome = evaluate(task)
+        except Exception as error:
+            logger.exception("%s failed", task.metadata.name)
+            # Our own errors say what to do; a library's say at least what they are.
+            outcome = failed(task, str(error) if isinstance(error, MtebVllmError) else reason(error))
+        progress.end_task(outcome)
+        yield outcome
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line, without the words that say nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kind = type(error).__name__
+    offline = "OfflineModeIsEnabled" in kind or any(
+        "HF_HUB_OFFLINE" in line or "offline mode" in line.lower() for line in lines
+    )
+    text = f"{kind}: {lines[0]}" if lines else kind
+    return text + (" (HF_HUB_OFFLINE is set: fetch the data beforehand where there is a network)" if offline else "")
+
+
+def parts_of(task: AbsTask) -> list[AbsTask]:
+    """The tasks with data of their own: an aggregate's parts, or the task itself."""
+    from mteb.abstasks.aggregated_task import AbsTaskAggregate
+
+    return list(task.metadata.tasks) if isinstance(task, AbsTaskAggregate) else [task]
+
+
+def compute(
+    model: Any,
+    task: AbsTask,
+    store: ResultsStore,
+    *,
+    reuse: bool,
+    prepare: Callable[[AbsTask], None] | None = None,
+    predictions: bool = False,
+) -> float:
+    """Evaluates what is not known of a task into the store; returns the seconds that its data took to load.
+
+    Args:
+        model: An encoder, a cross-encoder or a search model of mteb's, with `mteb_model_meta`.
+        task: The task; of an aggregate, the parts are evaluated and combined.
+        store: Where results are kept.
+        reuse: Whether known results are used.
+        prepare: Called with each loaded part before it is evaluated.
+        predictions: Whether what the model retrieved is kept, too.
+    """
+    from mteb.abstasks.aggregated_task import AbsTaskAggregate
+
+    meta = model.mteb_model_meta
+    parts = parts_of(task)
+    load = sum(
+        _compute_part(model, part, store, reuse, prepare, predictions)
+        for part in parts
+        if not (reuse and known(meta, part, store, predictions=predictions))
+    )
+    if isinstance(task, AbsTaskAggregate):
+        store.save_to_cache(task.combine_task_results([store.result(part, meta) for part in parts]), meta)
+    return load
+
+
+def known(meta: Any, task: AbsTask, store: ResultsStore, *, predictions: bool = False) -> TaskResult | None:
+    """A task's whole result, if it is known; with `predictions`, only if these are known as well."""
+    result = store.known(task, meta)
+    if predictions and result is not None and any(store.predictions(part, meta) is None for part in parts_of(task)):
+        return None
+    return result
+
+
+def _compute_part(
+    model: Any,
+    task: AbsTask,
+    store: ResultsStore,
+    reuse: bool,
+    prepare: Callable[[AbsTask], None] | None,
+    predictions: bool,
+) -> float:
+    started = time.perf_counter()
+    try:
+        load(task)
+        if prepare is not None:
+            prepare(task)
+        loaded = time.perf_counter()
+        evaluate_loaded(model, task, store, reuse=reuse, predictions=predictions)
+    finally:
+        task.unload_data()
+    return loaded - started
+
+
+def evaluate_loaded(model: Any, task: AbsTask, store: ResultsStore, *, reuse: bool, predictions: bool = False) -> None:
+    """Evaluates what is not known of a task whose data are loaded; for the arguments see `compute`."""
+    import mteb
+
+    meta = model.mteb_model_meta
+    # Parts of a result are read only where they are of the same data: mteb itself asks that of whole ones only.
+    before = store.load_task_result(task.metadata.name, meta) if store.started(task, meta) else None
+    # Where predictions are kept, all of them are made: they are whole or nothing.
+    missing_only = reuse and before is not None and not predictions
+    with store.staging() as folder:
+        answer = mteb.evaluate(
+            cast("Any", model),  # the protocol's metadata is never None, that of mteb's own AbsEncoder may be
+            task,
+            cache=store,
+            overwrite_strategy="only-missing" if missing_only else "always",
+            encode_kwargs={"batch_size": 512, "show_progress_bar": False},
+            prediction_folder=folder if predictions else None,
+            show_progress_bar=False,
+            co2_tracker=False,
+        )
+        if answer.exceptions:
+            raise RuntimeError(answer.exceptions[0].exception)
+        if predictions:
+            store.keep_predictions(task, meta, folder / task.prediction_file_name)
+    if before is not None and not missing_only:
+        # Splits and subsets that were not asked for now stay as they are.
+        store.save_to_cache(before.merge(answer.task_results[0]), meta)
+
+
+def load(task: AbsTask) -> None:
+    """Loads a task's data; a reranking task whose candidate lists got lost is refused.
+
+    `datasets` lists only the config `default` of an offline cache, and mteb then drops the candidate lists without a word:
+    it would silently score full retrieval instead.
+
+    Raises:
+        LookupError: with the way out.
+    """
+    from mteb.abstasks import AbsTaskRetrieval
+
+    task.load_data()
+    if isinstance(task, AbsTaskRetrieval):
+        task.convert_v1_dataset_format_to_v2(num_proc=None)
+    check_candidates(task)
+
+
+def check_candidates(task: AbsTask) -> None:
+    """Refuses a loaded reranking task without its candidate lists.
+
+    Raises:
+        LookupError: with the way out.
+    """
+    if not brings_candidates(task.metadata.type):
+        return
+    data: Any = getattr(task, "dataset", None) or {}
+    for subset in task.hf_subsets:
+        for split in task.eval_splits:
+            part = data.get(subset, {}).get(split)
+            if part is not None and not part.get("top_ranked"):
+                raise LookupError(
+                    f"the candidate lists (top_ranked) of {subset}/{split} are missing, as happens with an offline data-set "
+                    "cache; put a copy of the data set into a folder "
+                    f"{task.metadata.dataset['path']} of the working directory, or load it online"
+                )
+
+
+def outcome_of(task: AbsTask, result: TaskResult, status: Any) -> TaskOutcome:
+    """A task's result as a run's record holds it."""
+    scores: dict[str, dict[str, Any]] = {
+        split: {str(entry["hf_subset"]): entry for entry in entries}
+        for split, entries in result.to_dict()["scores"].items()
+    }
+    return TaskOutcome(
+        name=task.metadata.name,
+        type=str(task.metadata.type),
+        status=status,
+        metric=str(task.metadata.main_score),
+        main_score=float(result.get_score()),
+        scores=scores,
+    )
+
+
+def computed_outcome(
+    model: Any,
+    task: AbsTask,
+    store: ResultsStore,
+    *,
+    reuse: bool,
+    prepare: Callable[[AbsTask], None] | None = None,
+) -> TaskOutcome:
+    """Computes a task with a wrapper of ours, and says what that took."""
+    meta = model.mteb_model_meta
+    before, started = copy.copy(model.work), time.perf_counter()
+    loading = compute(model, task, store, reuse=reuse, prepare=prepare)
+    # Read back, so that what is shown now is to the last digit what every later run will read: mteb rounds when it writes.
+    outcome = outcome_of(task, store.result(task, meta), "computed")
+    work = model.work.since(before)
+    outcome.seconds = {
+        "load": loading, "encode": work.seconds, "score": time.perf_counter() - started - loading - work.seconds
+    }  # fmt: skip
+    outcome.take(work)
+    parts = parts_of(task)
+    names = {part.metadata.name: f"{part.metadata.name}: " if len(parts) > 1 else "" for part in parts}
+    outcome.prompts = {
+        f"{names[of]}{side or 'texts'}": dict(said) for (of, side), said in model.applied.items() if of in names
+    }
+    return outcome
+
+
+def failed(task: AbsTask, why: str) -> TaskOutcome:
+    """What is said of a task that has no score."""
+    return TaskOutcome(
+        name=task.metadata.name,
+        type=str(task.metadata.type),
+        status="failed",
+        metric=str(task.metadata.main_score),
+        reason=" ".join(why.split()),
+    )
+
+
+class EngineStart:
+    """Opens a model's engine before its first task, so that its start counts for none; why it does not open is kept.
+
+    Args:
+        model: A wrapper of ours.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._dead: Exception | None = None
+
+    def ensure(self) -> None:
+        """Opens the engine, or says again why it does not open, which no later task will change.
+
+        Raises:
+            EngineError: vLLM does not open with these arguments.
+            MissingPackageError: vLLM is not installed.
+            ModelError: the model is not of the kind that is needed.
+        """
+        if self._dead is not None:
+            raise self._dead
+        try:
+            self._model.engine  # noqa: B018
+        except (EngineError, MissingPackageError, ModelError) as error:
+            self._dead = error
+            raise

@@ -1,0 +1,120 @@
+"""What a checked configuration comes down to on this machine, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mteb_vllm import score_templates, tasks
+from mteb_vllm.arguments import resolve_arguments
+from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
+from mteb_vllm.config import InstructionConfig, ModelConfig, RunConfig
+from mteb_vllm.engine import EngineSpec
+from mteb_vllm.first_stages import Dense, EncoderStage, FirstStage
+from mteb_vllm.models import find_recipe_now
+from mteb_vllm.pipelines.rerank import Rerank
+from mteb_vllm.preflight import make_first_stage, make_pipeline
+from mteb_vllm.prompts import Prompts, resolve
+from mteb_vllm.score_templates import ScoreTemplate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration comes down to.
+
+    Attributes:
+        pipeline: What is done.
+        spec: The engine that it needs.
+        prompts: The prompts, wherever they come from; of a cross-encoder, its instructions.
+        template: What a cross-encoder reads a pair through; None for other models.
+        stage: What retrieves the candidates of a reranker; None where nothing is reranked.
+        tasks: The tasks' metadata.
+        parts: The same, with the parts of an aggregate in its place.
+        settings: Everything but the tasks that results depend on, as plain values.
+    """
+
+    pipeline: Any
+    spec: EngineSpec
+    prompts: Prompts
+    template: ScoreTemplate | None
+    stage: FirstStage | None
+    tasks: list[TaskInfo]
+    parts: list[TaskInfo]
+    settings: dict[str, Any]
+
+    def wrapper(self) -> Any:
+        """The model, as mteb knows it; its engine opens when it is needed."""
+        from mteb_vllm.wrappers import VllmCrossEncoderWrapper, VllmEncoderReranker, VllmEncoderWrapper
+
+        window = self.pipeline.window
+        if self.template is not None:
+            wrapper: Any = VllmCrossEncoderWrapper.planned(self.spec, self.template, self.prompts, window)
+        elif isinstance(self.pipeline, Rerank):
+            wrapper = VllmEncoderReranker.planned(self.spec, self.prompts, window)
+        else:
+            wrapper = VllmEncoderWrapper.planned(self.spec, self.prompts, window)
+        wrapper.beside = getattr(self.pipeline, "keep_engines", False)
+        return wrapper
+
+
+def plan(config: RunConfig) -> Plan:
+    """Works out what a checked configuration means on this machine.
+
+    Raises:
+        ModelError: if a model cannot be had.
+        FirstStageError: if saved predictions cannot be read.
+    """
+    pipeline = make_pipeline(config)
+    spec, prompts = _encoder(config.model, config.engine, config.prompts, config.instruction)
+    template = None
+    settings: dict[str, Any] = {"engine": spec.settings()}
+    if config.model.kind == "cross_encoder":
+        template = score_templates.resolve(config.score_template, config.model.score_template)
+        settings["score_template"] = template.settings()
+        settings["instructions"] = dict(prompts.values) if template.takes_instruction else None
+    else:
+        settings["prompts"] = prompts.settings()
+    chosen, _ = tasks.select(config.tasks, mteb_catalogue())
+    stage = None
+    if isinstance(pipeline, Rerank):
+        if template is None:
+            settings["scoring"] = "cosine"
+        stage = _stage(make_first_stage(config), pipeline)
+        settings |= _candidates(pipeline, stage, chosen)
+    parts = tasks.parts(chosen, mteb_catalogue())
+    return Plan(pipeline, spec, prompts, template, stage, chosen, parts, settings)
+
+
+def _encoder(
+    recipe: ModelConfig, engine: Mapping[str, Any], prompts: Mapping[str, Any], instruction: InstructionConfig
+) -> tuple[EngineSpec, Prompts]:
+    model = find_recipe_now(recipe)
+    cross_encoder = recipe.kind == "cross_encoder"
+    registered = None if cross_encoder else mteb_catalogue().models.get(model.name)
+    resolved = resolve(
+        prompts,
+        # A reranker's instruction goes into its score template.
+        InstructionConfig() if cross_encoder else instruction,
+        recipe=recipe.prompts,
+        recipe_instruction=recipe.instruction,
+        registry=registered.prompts if registered else None,
+        sentence_transformers={} if cross_encoder else model.sentence_transformers,
+    )
+    arguments, env, preset = resolve_arguments(engine, recipe.engine)
+    return EngineSpec(model, "classify" if cross_encoder else "embed", arguments, env, preset), resolved
+
+
+def _stage(stage: Any, pipeline: Rerank) -> FirstStage:
+    if not isinstance(stage, Dense):
+        made: FirstStage = stage
+        return made
+    spec, prompts = _encoder(stage.model, stage.engine, stage.prompts, stage.instruction)
+    return EncoderStage(spec, prompts, pipeline.window, pipeline.keep_engines)
+
+
+def _candidates(pipeline: Rerank, stage: FirstStage, chosen: list[TaskInfo]) -> dict[str, Any]:
+    """What the candidates depend on; task by task where that differs."""
+    each = {task.name: pipeline.candidates(stage, task.type, task.aggregate_of or (task.name,)) for task in chosen}
+    different = {str(candidates): candidates for candidates in each.values()}
+    return next(iter(different.values())) if len(different) == 1 else {"candidates": each}

@@ -1,0 +1,181 @@
+"""What a reranker reads a pair of a query and a document through: a jinja template, prefixes, and what is made of its logit.
+
+A template is rendered by vLLM as transformers renders a chat template: `messages` holds a message of the role `query` and
+one of the role `document`. A template that says `{{ instruction }}` gets the task's own instruction.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mteb_vllm.config import ScoreTemplateConfig, conf_dir
+from mteb_vllm.errors import Mistake
+
+Activation = Literal["sigmoid", "none"]
+
+FOLDER = "score_template"
+_QUERY, _DOCUMENT = "the-query-stands-here", "the-document-stands-here"
+_EXAMPLE = (
+    'For example: \'Query: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}\''
+)
+
+
+@dataclass(frozen=True)
+class ScoreTemplate:
+    """How a reranker reads a pair.
+
+    Attributes:
+        text: The jinja template; None where the model joins the two texts itself, as cross-encoders of the BERT kind do.
+        query_prefix: What stands in front of each query.
+        document_prefix: What stands in front of each document.
+        activation: What is made of the logit: the sigmoid, "none" for the raw logit; None: what the model's files say.
+    """
+
+    text: str | None = None
+    query_prefix: str = ""
+    document_prefix: str = ""
+    activation: Activation | None = None
+
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether the template says `{{ instruction }}`."""
+        return self.text is not None and "instruction" in _variables(self.text)
+
+    def with_instruction(self, instruction: str) -> str | None:
+        """The template with an instruction in it.
+
+        It becomes part of the template's text, and no argument beside it: nothing on the way to the model can lose it.
+        """
+        if self.text is None or not instruction or not self.takes_instruction:
+            return self.text
+        # JSON's escapes are among jinja's. Jinja takes away one line break after a block.
+        start = "\n" if self.text.startswith("\n") else ""
+        return f"{{% set instruction = {json.dumps(instruction, ensure_ascii=False)} %}}{start}{self.text}"
+
+    def rendered(self, query: str, document: str, instruction: str = "") -> str:
+        """One pair as the model reads it; the two texts side by side where the model joins them itself."""
+        query, document = self.query_prefix + query, self.document_prefix + document
+        template = self.with_instruction(instruction)
+        return f"{query} {document}" if template is None else _render(template, query, document)
+
+    def settings(self) -> dict[str, Any]:
+        """What of this changes results, as plain values."""
+        return {
+            "template": self.text,
+            "query_prefix": self.query_prefix,
+            "document_prefix": self.document_prefix,
+            "activation": self.activation,
+        }
+
+
+def resolve(chosen: ScoreTemplateConfig, recipe: ScoreTemplateConfig | None) -> ScoreTemplate:
+    """What a run reads pairs through: what is chosen, over what the recipe says where `from_model` asks for that.
+
+    Raises:
+        OSError: if a template's file cannot be read.
+    """
+    layers = [recipe if chosen.from_model and recipe is not None else ScoreTemplateConfig(), chosen]
+    values: dict[str, Any] = {}
+    for layer in layers:
+        if (text := template_text(layer)) is not None:
+            values["text"] = text
+        for name in ("query_prefix", "document_prefix", "activation"):
+            if getattr(layer, name) is not None:
+                values[name] = getattr(layer, name)
+    return ScoreTemplate(**values)
+
+
+def template_text(config: ScoreTemplateConfig) -> str | None:
+    """The template that a configuration names, inline or by file; None if it names none.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    if config.file is None:
+        return config.template
+    return template_file(config.file).read_text(encoding="utf-8")
+
+
+def template_file(name: str) -> Path:
+    """Where a template's file is: as the path says, else among the shipped ones."""
+    path = Path(name).expanduser()
+    return path if path.is_absolute() or path.exists() else conf_dir() / FOLDER / name
+
+
+def check(where: str, config: ScoreTemplateConfig | None) -> list[Mistake]:
+    """What is wrong with a score template, found without loading anything.
+
+    Args:
+        where: The part of the configuration, as `score_template`.
+        config: What it says.
+    """
+    if config is None:
+        return []
+    if config.template is not None and config.file is not None:
+        return [Mistake(where, "names both a template and a file", f"Set one of them: {where}.file=null")]
+    at = f"{where}.file={config.file}" if config.file is not None else f"{where}.template"
+    try:
+        text = template_text(config)
+    except (OSError, UnicodeDecodeError) as error:
+        shipped = sorted(path.name for path in (conf_dir() / FOLDER).glob("*.jinja"))
+        return [Mistake(at, f"cannot be read: {error}", f"Shipped ones: {', '.join(shipped)}; else a path.")]
+    return [] if text is None else _template_mistakes(at, text)
+
+
+def _template_mistakes(at: str, text: str) -> list[Mistake]:
+    from jinja2 import TemplateError
+
+    try:
+        rendered = _render(text, _QUERY, _DOCUMENT)
+    except TemplateError as error:
+        return [Mistake(at, f"is no jinja template: {error}")]
+    except Exception as error:  # a template can compute anything
+        return [Mistake(at, f"cannot be rendered: {type(error).__name__}: {error}")]
+    sides = {"query": _QUERY, "document": _DOCUMENT}
+    lost = [side for side, word in sides.items() if word not in rendered]
+    return [
+        Mistake(at, f"never mentions the {side}: every pair would be read without it", _EXAMPLE.replace("query", side))
+        for side in lost
+    ]
+
+
+def _render(template: str, query: str, document: str) -> str:
+    messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
+    text: str = _environment().from_string(template).render(messages=messages, add_generation_prompt=False)
+    return text
+
+
+@functools.cache
+def _variables(template: str) -> frozenset[str]:
+    from jinja2 import meta
+
+    return frozenset(meta.find_undeclared_variables(_environment().parse(template)))
+
+
+@functools.cache
+def _environment() -> Any:
+    # As transformers renders chat templates (its utils/chat_template_utils.py).
+    from jinja2.exceptions import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = refuse
+    for name in ("bos_token", "eos_token", "sep_token", "cls_token", "pad_token", "unk_token"):
+        environment.globals[name] = ""
+    return environment
+
+
+def missing_template(model_config: Mapping[str, Any]) -> bool:
+    """Whether a model is one that can only score through a template: a language model that answers yes or no."""
+    names = model_config.get("architectures") or []
+    return any(str(name).endswith("ForCausalLM") for name in names)

@@ -1,0 +1,37 @@
+"""What an engine has done for a model, counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Work:
+    """What encoding or scoring did; adds up over calls.
+
+    Attributes:
+        texts: Texts, or pairs of texts, that were asked for.
+        computed: Different ones, which the engine computed.
+        tokens: Tokens that the engine was given.
+        cached_tokens: Those of them that it had in its prefix cache.
+        truncated: Of the texts asked for, those that were longer than the context; of pairs, those whose document was cut.
+        truncated_queries: Pairs, of those asked for, whose query was too long for the context by itself, and was cut.
+        seconds: Wall time.
+    """
+
+    texts: int = 0
+    computed: int = 0
+    tokens: int = 0
+    cached_tokens: int = 0
+    truncated: int = 0
+    truncated_queries: int = 0
+    seconds: float = 0.0
+
+    def add(self, other: Work) -> None:
+        """Adds another call's."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def since(self, before: Work) -> Work:
+        """What was done after `before`."""
+        return Work(**{name: value - getattr(before, name) for name, value in vars(self).items()})

@@ -1,0 +1,161 @@
+"""What all wrappers share: an engine, its settings, and the metadata that mteb asks of a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+from mteb_vllm.arguments import resolve_arguments
+from mteb_vllm.engine import Convert, Engine, EngineSpec, open_engine
+from mteb_vllm.fingerprint import fingerprint
+from mteb_vllm.models import Model, find_model
+from mteb_vllm.work import Work
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+
+
+class VllmWrapperBase:
+    """A vLLM engine with the metadata that mteb asks of a model.
+
+    Args:
+        model: Name on the Hub, local folder, or mteb's `ModelMeta`.
+        revision: Commit, branch or tag on the Hub; a `ModelMeta`'s own wins.
+        path: Local folder with the weights of the model that `model` names.
+        env: Environment variables that vLLM is opened with.
+        max_num_seqs: Texts in one step of the engine.
+        head_dtype: dtype of the pooling or classification head.
+        **engine_args: Any argument of vLLM's `EngineArgs`: dtype, max_model_len, pooler_config, ... What is not set is as
+            the configuration's `engine=auto` has it: on a CPU float32, in this process; on a GPU vLLM's defaults.
+
+    Raises:
+        ModelError: if the model cannot be had.
+        EngineError: if vLLM does not open with these arguments.
+        MissingPackageError: if vLLM is not installed.
+    """
+
+    convert: Convert = "embed"
+    mteb_model_meta: ModelMeta | None = None
+    on_open: Callable[[], None] | None = None
+    beside = False
+    progress: Progress | None = None
+    _engine: Engine | None = None
+    _owner = False
+
+    def __init__(
+        self,
+        model: str | ModelMeta,
+        revision: str | None = None,
+        *,
+        path: str | None = None,
+        env: Mapping[str, str] | None = None,
+        max_num_seqs: int = 128,
+        head_dtype: str | None = None,
+        **engine_args: Any,
+    ) -> None:
+        name, revision = (model.name, model.revision) if isinstance(model, ModelMeta) else (model, revision)
+        found = find_model(name, revision, path)
+        chosen = {"preset": "auto", "max_num_seqs": max_num_seqs, "head_dtype": head_dtype, **engine_args, "env": env}
+        spec = EngineSpec(found, self.convert, *resolve_arguments(chosen, {}))
+        self._start(spec, model if isinstance(model, ModelMeta) else None)
+        self._owner = True
+        self.engine  # noqa: B018 - opened now: whoever constructs a wrapper wants to know whether it works
+
+    def _start(self, spec: EngineSpec, meta: ModelMeta | None) -> None:
+        self.spec = spec
+        self._engine = None
+        self.work = Work()
+        # (task, side) -> what was in front of the texts, by which key, and one rendered example.
+        self.applied: dict[tuple[str, str | None], dict[str, str | None]] = {}
+        self._meta = meta
+        self.count_also({})
+
+    def count_also(self, settings: Mapping[str, Any]) -> None:
+        """Counts more among the settings that results depend on from now on, as the first stage that a reranker follows."""
+        self.mteb_model_meta = model_meta(self.spec.model, fingerprint({**self.settings(), **settings}), self._meta)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes this model's results, as plain values."""
+        return {"engine": self.spec.settings()}
+
+    @property
+    def engine(self) -> Engine:
+        """The open engine; opened now if it is not.
+
+        Raises:
+            EngineError: if vLLM does not open with these arguments.
+        """
+        if self._engine is None or self._engine.llm is None:
+            if self.on_open is not None:
+                self.on_open()
+            self._engine = open_engine(self.spec, beside=self.beside)
+            if self._owner:
+                self._engine.owners.add(id(self))
+        return self._engine
+
+    def engine_record(self) -> dict[str, Any]:
+        """How the engine was opened; empty if it was not."""
+        if self._engine is None:
+            return {}
+        return {
+            "preset": self.spec.preset,
+            "fingerprint": self.spec.fingerprint,
+            "seconds": self._engine.seconds,
+            "resolved": self._engine.resolved,
+        }
+
+    @property
+    def llm(self) -> Any:
+        """vLLM's `LLM`."""
+        return self.engine.llm
+
+    def cleanup(self) -> None:
+        """Lets go of the engine, which closes and gives its memory back unless another wrapper shares it.
+
+        Again does nothing; a text that is encoded afterwards opens the engine again.
+        """
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.release(self)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.cleanup()
+
+    def __del__(self) -> None:
+        # No contextlib: at interpreter shutdown modules may be gone already. The engine itself is closed by `atexit`.
+        try:  # noqa: SIM105
+            self.cleanup()
+        except Exception:
+            pass
+
+
+def model_meta(model: Model, settings_hash: str, meta: ModelMeta | None = None) -> ModelMeta:
+    """mteb's metadata of a model, with the hash of the run's settings, by which mteb's cache tells two settings apart.
+
+    Only the hash goes there, never prompts: mteb maps several characters to one before it names a folder by them.
+    """
+    if meta is None:
+        from mteb.models.model_implementations import MODEL_REGISTRY
+
+        meta = MODEL_REGISTRY.get(model.name)
+    known = {"dot": ScoringFunction.DOT_PRODUCT, "dot_product": ScoringFunction.DOT_PRODUCT}
+    similarity = model.sentence_transformers.get("similarity_fn_name")
+    if meta is None:
+        meta = ModelMeta.create_empty({"similarity_fn_name": known.get(str(similarity), ScoringFunction.COSINE)})
+    name = model.name if "/" in model.name else f"local/{model.name}"
+    return meta.model_copy(
+        update={
+            "name": name,
+            "revision": model.revision,
+            "loader": None,
+            "modalities": ["text"],
+            "experiment_kwargs": {"settings": settings_hash},
+        }
+    )

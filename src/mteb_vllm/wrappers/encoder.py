@@ -1,0 +1,237 @@
+"""Embedding models in vLLM: as encoders, and as rerankers by cosine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ModelMeta
+
+from mteb_vllm.encoding import encode_texts, texts_of
+from mteb_vllm.engine import Convert, EngineSpec
+from mteb_vllm.prompts import Prompts, load_template
+from mteb_vllm.scoring import different
+from mteb_vllm.wrappers.base import VllmWrapperBase
+
+if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.types import BatchedInput, PromptType
+    from torch.utils.data import DataLoader
+    from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
+
+
+class Embedding(VllmWrapperBase):
+    """An embedding model in vLLM, and the prompts that it reads texts behind; what is made of it, a subclass says.
+
+    Args:
+        model: Name on the Hub, local folder, or mteb's `ModelMeta`.
+        revision: Commit, branch or tag on the Hub.
+        prompt_dict: Prompts by mteb's precedence: `Task-query`, `Task`, `TaskType-query`, `TaskType`, `query` or
+            `document`. With `use_instructions` the values are instructions.
+        use_instructions: Read texts through `instruction_template`; without a fitting key of `prompt_dict` the task's own
+            instruction is used.
+        instruction_template: A text with `{instruction}`, or a callable `(instruction, prompt_type) -> str`.
+        apply_instruction_to_documents: Whether documents carry an instruction too.
+        window: How many different texts are handed to the engine at once.
+        **kwargs: See `VllmWrapperBase`.
+
+    Raises:
+        ValueError: if instructions are asked for without a template, or a template lacks `{instruction}`.
+    """
+
+    convert: Convert = "embed"
+
+    def __init__(
+        self,
+        model: str | ModelMeta,
+        revision: str | None = None,
+        *,
+        prompt_dict: Mapping[str, str] | None = None,
+        use_instructions: bool = False,
+        instruction_template: str | Callable[[str, PromptType | None], str] | None = None,
+        apply_instruction_to_documents: bool = True,
+        window: int = 8192,
+        **kwargs: Any,
+    ) -> None:
+        if use_instructions and instruction_template is None:
+            raise ValueError(
+                "To use instructions, an instruction_template must be provided. For example, `Instruction: {instruction}`"
+            )
+        if isinstance(instruction_template, str):
+            if "{instruction}" not in instruction_template and ":" not in instruction_template:
+                raise ValueError("Instruction template must contain the string '{instruction}'.")
+            instruction_template = load_template(instruction_template)
+        self._set(
+            Prompts(
+                values=dict(prompt_dict or {}),
+                source="prompt_dict" if prompt_dict else "none",
+                template=instruction_template if use_instructions else None,
+                apply_to_documents=apply_instruction_to_documents,
+            ),
+            window,
+        )
+        super().__init__(model, revision, **kwargs)
+
+    @classmethod
+    def planned(cls, spec: EngineSpec, prompts: Prompts, window: int = 8192) -> Self:
+        """A wrapper whose engine opens when the first text is encoded, since known results need none.
+
+        It does not own the engine: the next point of a sweep may use it too, and whoever planned closes it.
+        """
+        wrapper = cls.__new__(cls)
+        wrapper._set(prompts, window)
+        wrapper._start(spec, None)
+        return wrapper
+
+    def _set(self, prompts: Prompts, window: int) -> None:
+        self.prompts = prompts
+        self.window = window
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes this model's results, as plain values."""
+        return {**super().settings(), "prompts": self.prompts.settings()}
+
+    def embed(
+        self,
+        texts: Iterable[str],
+        n_texts: int,
+        task_metadata: TaskMetadata,
+        hf_subset: str,
+        prompt_type: PromptType | None,
+    ) -> npt.NDArray[np.float32]:
+        """Embeds texts behind the prompt that applies to them.
+
+        Args:
+            texts: The texts.
+            n_texts: How many there are.
+            task_metadata: Metadata of the task; decides about the prompt.
+            hf_subset: The subset that is evaluated.
+            prompt_type: Query, document, or None where a task has neither.
+
+        Returns:
+            embeddings: float32 array, shape (n_texts, dim).
+
+        Raises:
+            NonFiniteError: if NaN or Inf comes out of the engine.
+        """
+        prefix = self.prompts.prefix(task_metadata, prompt_type)
+        side = prompt_type.value if prompt_type else None
+        if n_texts == 0:
+            return np.empty((0, self.engine.dim), dtype=np.float32)
+        applied = {"prefix": prefix.text, "key": prefix.key, "example": None}
+
+        def seen() -> Any:
+            for text in texts:
+                if applied["example"] is None:
+                    applied["example"] = (prefix.text + text)[:500]
+                yield text
+
+        if (task_metadata.name, side) not in self.applied:
+            logger.info("%s, %s: prefix %r (key %s)", task_metadata.name, side or "texts", prefix.text, prefix.key)
+            self.applied[task_metadata.name, side] = applied
+        label = " ".join(part for part in (hf_subset if hf_subset != "default" else "", side or "texts") if part)
+        report = self.progress
+        embeddings, work = encode_texts(
+            self.engine,
+            seen(),
+            n_texts,
+            prefix=prefix.text,
+            window=self.window,
+            progress=None if report is None else lambda done, total: report(label, done, total),
+        )
+        self.work.add(work)
+        return embeddings
+
+
+class VllmEncoderWrapper(Embedding, AbsEncoder):
+    """An embedding model in vLLM, as mteb's `EncoderProtocol`; for its arguments see `Embedding`."""
+
+    def encode(
+        self,
+        inputs: DataLoader[BatchedInput],
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        **kwargs: Any,
+    ) -> npt.NDArray[np.float32]:
+        """Embeds the texts of a data loader.
+
+        Args:
+            inputs: Batches with the key "text".
+            task_metadata: Metadata of the task; decides about the prompt.
+            hf_split: The split that is evaluated.
+            hf_subset: The subset that is evaluated.
+            prompt_type: Query, document, or None where a task has neither.
+            **kwargs: mteb's encode arguments; batch size and progress bar are the engine's own affair.
+
+        Returns:
+            embeddings: float32 array, shape (n_texts, dim).
+
+        Raises:
+            NonFiniteError: if NaN or Inf comes out of the engine.
+        """
+        texts, n_texts = texts_of(inputs)
+        return self.embed(texts, n_texts, task_metadata, hf_subset, prompt_type)
+
+
+class VllmEncoderReranker(Embedding):
+    """An embedding model as a reranker, as mteb's `CrossEncoderProtocol`: the cosine of a pair's embeddings.
+
+    Each different text is embedded once, and only the candidates are. For its arguments see `Embedding`.
+    """
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes this model's results, as plain values."""
+        return {**super().settings(), "scoring": "cosine"}
+
+    def predict(
+        self,
+        inputs1: DataLoader[BatchedInput],
+        inputs2: DataLoader[BatchedInput],
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        **kwargs: Any,
+    ) -> npt.NDArray[np.float32]:
+        """Scores pairs of a query and a document.
+
+        Args:
+            inputs1: Batches of queries, key "text".
+            inputs2: Batches of documents, key "text", as many.
+            task_metadata: Metadata of the task; decides about the prompts.
+            hf_split: The split that is evaluated.
+            hf_subset: The subset that is evaluated.
+            prompt_type: Not used.
+            **kwargs: mteb's encode arguments, not used.
+
+        Returns:
+            scores: float32 array, shape (n_pairs,), each the cosine of two embeddings.
+
+        Raises:
+            NonFiniteError: if NaN or Inf comes out of the engine.
+        """
+        from mteb.types import PromptType
+
+        sides = []
+        for inputs, side in ((inputs1, PromptType.query), (inputs2, PromptType.document)):
+            rows, texts = different(texts_of(inputs)[0])
+            vectors = self.embed(texts, len(texts), task_metadata, hf_subset, side)
+            # A vector of zeros has no direction: its cosine is 0.
+            lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+            sides.append((rows, vectors / lengths))
+        (query_rows, queries), (document_rows, documents) = sides
+        scores = np.empty(len(query_rows), dtype=np.float32)
+        for at in range(0, len(scores), 65_536):
+            block = slice(at, at + 65_536)
+            np.einsum("ij,ij->i", queries[query_rows[block]], documents[document_rows[block]], out=scores[block])
+        return scores
