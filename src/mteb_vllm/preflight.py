@@ -187,12 +187,9 @@ def _pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Co
     name, kind = type(made).__name__.lower(), config.model.kind
     if "model" not in broken and kind not in made.model_kinds:
         what = f"the pipeline {name} needs a model of kind {' or '.join(made.model_kinds)}"
-        way = "An encoder reranks by the cosine of its embeddings: pipeline.scoring=cosine"
-        way = (
-            way
-            if name == "rerank" and kind == "encoder"
-            else "Rerankers belong into pipeline=rerank, without scoring=cosine."
-        )
+        way = "Rerankers belong into pipeline=rerank, with pipeline.scoring=cross_encoder."
+        if name == "rerank" and kind == "encoder":
+            way = "An encoder reranks by the cosine of its embeddings: pipeline.scoring=cosine"
         mistakes.append(Mistake(f"model.kind={kind}", what, way))
     others = [task for task in chosen if made.task_types is not None and task.type not in made.task_types]
     parts_fit = [

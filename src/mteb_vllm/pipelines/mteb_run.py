@@ -112,6 +112,7 @@ def _compute_part(
     predictions: bool,
 ) -> float:
     started = time.perf_counter()
+    pinned = task.__dict__.get("metadata")
     try:
         load(task)
         if prepare is not None:
@@ -120,6 +121,9 @@ def _compute_part(
         evaluate_loaded(model, task, store, reuse=reuse, predictions=predictions)
     finally:
         task.unload_data()
+        if pinned is not None:
+            # mteb takes an object's own metadata away with its data: the revision of data in a local folder stands there.
+            task.metadata = pinned
     return loaded - started
 
 

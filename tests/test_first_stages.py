@@ -1,0 +1,176 @@
+"""What retrieves candidates: the anchors, saved predictions and what is refused of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mteb
+import pytest
+from mteb.mocks import mock_tasks
+
+from mteb_vllm.errors import FirstStageError
+from mteb_vllm.fingerprint import fingerprint
+from mteb_vllm.first_stages import BM25, Ceiling, Oracle, Random, Saved
+from mteb_vllm.pipelines import mteb_run
+from mteb_vllm.store import ResultsStore
+
+
+@pytest.fixture
+def task() -> Any:
+    from mteb_vllm.demo import StdlibDocsRetrieval
+
+    task = StdlibDocsRetrieval()
+    task.load_data()
+    return task
+
+
+@pytest.fixture(scope="module")
+def bm25(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A results store with what BM25 retrieved, not to be written to, and its score."""
+    from mteb_vllm.demo import StdlibDocsRetrieval
+
+    folder = tmp_path_factory.mktemp("bm25")
+    return folder, score(BM25(), StdlibDocsRetrieval(), folder)
+
+
+def score(stage: Any, task: Any, tmp_path: Path) -> float:
+    store = ResultsStore(tmp_path)
+    mteb_run.compute(stage.searcher(task), task, store, reuse=True, predictions=True)
+    return float(store.result(task, stage.searcher(task).mteb_model_meta).get_score())
+
+
+def kept(stage: Any, task: Any, tmp_path: Path) -> Path:
+    path = ResultsStore(tmp_path).predictions(task, stage.searcher(task).mteb_model_meta)
+    assert path is not None
+    return path
+
+
+def test_every_first_stage_lies_between_the_anchors(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
+    bottom, top = (score(stage, task, tmp_path) for stage in (Random(), Oracle()))
+    assert bottom < 0.01 < 0.4 < bm25[1] < 0.5 and top == 1.0
+    again = Random().searcher(task)
+    task.load_data()
+    part = task.dataset["default"]["test"]
+    again.index(part["corpus"])
+    one = again.search(part["queries"], hf_split="test", hf_subset="default")
+    assert one == again.search(part["queries"], hf_split="test", hf_subset="default"), "the same for the same seed"
+    query = part["queries"]["id"][0]
+    other = Random(seed=1).searcher(task)
+    other.index(part["corpus"])
+    assert list(other.search(part["queries"], hf_split="test", hf_subset="default")[query]) != list(one[query])
+
+
+def test_settings_tell_first_stages_apart() -> None:
+    stages = [BM25(), BM25(b=0.5), Random(), Random(seed=1), Oracle()]
+    assert len({fingerprint(stage.settings("SciFact")) for stage in stages}) == len(stages)
+
+
+def test_the_ceiling_is_the_best_order_of_the_candidates(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
+    store, (folder, first) = ResultsStore(tmp_path), bm25
+    ceilings = []
+    for top_k in (1, 10, 100):
+        task.load_data()
+        task.convert_to_reranking(kept(BM25(), task, folder), top_k=top_k)
+        search = Ceiling(task, {"top_k": top_k})
+        mteb_run.evaluate_loaded(search, task, store, reuse=True)
+        ceilings.append(float(store.result(task, search.mteb_model_meta).get_score()))
+        task.unload_data()
+    assert ceilings == sorted(ceilings) and ceilings[0] < first < ceilings[1] < ceilings[2] < 1
+
+
+def test_predictions_are_mtebs_own_and_kept_whole(task: Any, tmp_path: Path) -> None:
+    score(BM25(), task, tmp_path)
+    path = kept(BM25(), task, tmp_path)
+    content = json.loads(path.read_text())
+    assert content["mteb_model_meta"] == {"model_name": "mteb/baseline-bm25s", "revision": "0_3_0"}
+    assert path.parent.parent.name == "experiments" and path.name == "StdlibDocsRetrieval_predictions.json"
+    # Half a file is set aside, and not read.
+    path.write_text(path.read_text()[:1000])
+    assert ResultsStore(tmp_path).predictions(task, BM25().searcher(task).mteb_model_meta) is None
+    assert path.with_suffix(".json.broken").exists()
+    score(BM25(), task, tmp_path)
+    assert json.loads(kept(BM25(), task, tmp_path).read_text()) == content
+
+
+def test_predictions_for_another_subset_join_those_that_are_there(tmp_path: Path) -> None:
+    whole = mock_tasks.MockMultilingualRetrievalTask()
+    first, second = whole.hf_subsets[:2]
+    for subset in (first, second):
+        part = mock_tasks.MockMultilingualRetrievalTask().filter_languages(None, hf_subsets=[subset])
+        score(BM25(), part, tmp_path)
+    content = json.loads(kept(BM25(), whole, tmp_path).read_text())
+    assert {first, second} <= set(content)
+    assert ResultsStore(tmp_path).known(whole, BM25().searcher(whole).mteb_model_meta) is not None
+
+
+def test_saved_predictions_score_as_what_made_them(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
+    folder, first = bm25
+    path = kept(BM25(), task, folder)
+    for place in (path, path.parent):
+        assert score(Saved(path=str(place)), task, tmp_path / "other") == first
+    # A file that mteb itself has written says less of itself.
+    bare = tmp_path / "mine.json"
+    content = json.loads(path.read_text())
+    del content["mteb_vllm"]
+    bare.write_text(json.dumps(content))
+    assert score(Saved(path=str(bare)), task, tmp_path / "third") == first
+
+
+def test_saved_predictions_of_something_else_are_refused_with_the_reason(
+    task: Any, tmp_path: Path, bm25: tuple[Path, float]
+) -> None:
+    path = kept(BM25(), task, bm25[0])
+    content = json.loads(path.read_text())
+
+    def refused(change: Any, name: str = "changed.json") -> str:
+        changed = json.loads(json.dumps(content))
+        change(changed)
+        file = tmp_path / name
+        file.write_text(json.dumps(changed))
+        with pytest.raises(FirstStageError) as error:
+            score(Saved(path=str(file)), task, tmp_path / "other")
+        task.unload_data()
+        return str(error.value)
+
+    def another_task(file: Any) -> None:
+        file["mteb_vllm"]["task"] = "SciFact"
+
+    def another_revision(file: Any) -> None:
+        file["mteb_vllm"]["dataset_revision"] = "v0"
+
+    def another_split(file: Any) -> None:
+        file["default"] = {"train": file["default"]["test"]}
+
+    def another_query(file: Any) -> None:
+        file["default"]["test"].pop(next(iter(file["default"]["test"])))
+
+    def another_corpus(file: Any) -> None:
+        next(iter(file["default"]["test"].values()))["doc-1"] = 1.0
+
+    def nothing(file: Any) -> None:
+        file.clear()
+
+    assert "holds the predictions for SciFact, and not for StdlibDocsRetrieval" in refused(another_task)
+    assert "for NFCorpus" in refused(lambda file: file.pop("mteb_vllm"), "NFCorpus_predictions.json")
+    assert "revision v0" in refused(another_revision)
+    assert "holds no predictions for default/test; it holds default/train" in refused(another_split)
+    assert "another split or task: 1 of the" in refused(another_query)
+    assert "another corpus: it retrieves 'doc-1'" in refused(another_corpus)
+    assert "no predictions of mteb's" in refused(nothing)
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(FirstStageError, match="no predictions of mteb's"):
+        Saved(path=str(tmp_path / "broken.json")).settings("SciFact")
+    with pytest.raises(FirstStageError, match="cannot be read"):
+        Saved(path=str(tmp_path / "nowhere.json")).settings("SciFact")
+
+
+def test_mteb_reads_what_is_kept(task: Any, bm25: tuple[Path, float]) -> None:
+    """mteb's own second step, on a folder of ours."""
+    other = type(task)()
+    other.convert_to_reranking(kept(BM25(), task, bm25[0]).parent, top_k=3)
+    lists = other.dataset["default"]["test"]["top_ranked"]
+    assert lists and all(len(documents) == 3 for documents in lists.values())
+    results = mteb.evaluate(Ceiling(other, {}), other, cache=None, show_progress_bar=False, co2_tracker=False)
+    assert results.task_results[0].get_score() > 0.4

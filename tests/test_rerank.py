@@ -1,0 +1,373 @@
+"""Two-stage reranking, whole runs on real vLLM: what is computed, what is found again, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rerankers
+from mteb_vllm import ConfigError, run
+from mteb_vllm.command import check
+
+pytestmark = pytest.mark.vllm
+
+TASK = "StdlibDocsRetrieval"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that rerank the demo task with a small cross-encoder of random weights."""
+    path = rerankers.small("bert", tmp_path_factory.mktemp("models"), 256)
+    return [
+        "pipeline=rerank", "tasks=demo_retrieval", "model=custom", "model.kind=cross_encoder", f"model.path={path}",
+        "model.name=test/bert", "pipeline.top_k=3",
+    ]  # fmt: skip
+
+
+def one(folder: Path, *overrides: str) -> Any:
+    record: Any = run([*overrides, f"results.dir={folder}"], show=False)
+    return record
+
+
+def predictions(folder: Path) -> list[Path]:
+    return sorted(folder.glob("predictions/*/*/experiments/*/*_predictions.json"))
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("outputs")
+    return folder, one(folder, *small)
+
+
+def test_a_run_leaves_both_scores_the_gain_and_the_ceiling(first: tuple[Path, Any]) -> None:
+    folder, record = first
+    (task,) = record.tasks
+    assert record.status == "ok", task.reason
+    assert task.first_stage == pytest.approx(0.448, abs=5e-3)  # BM25
+    assert 0 < task.main_score < task.ceiling < 1
+    assert task.gain == pytest.approx(task.main_score - task.first_stage)
+    assert (task.unit, task.candidates) == ("pairs", "first stage")
+    content = json.loads((Path(record.output_dir) / "run.json").read_text())
+    assert content["first_stage"]["settings"][TASK]["kind"] == "bm25"
+    assert content["settings"]["top_k"] == 3
+    assert content["tasks"][0]["computed"] == content["tasks"][0]["texts"] > 2000
+    said = content["tasks"][0]["prompts"]["pair"]
+    assert said["example"] and said["key"] is None
+    report = (Path(record.output_dir) / "report.md").read_text()
+    assert "| first stage | reranked | gain | ceiling | share | pairs/s |" in report
+    assert len(predictions(folder)) == 1
+    (result,) = folder.glob(f"results/test__bert/*/experiments/*/{TASK}.json")
+    assert result.parent.name == f"settings_{record.fingerprint}"
+
+
+def test_the_same_again_computes_nothing(first: tuple[Path, Any], small: list[str]) -> None:
+    folder, record = first
+    before = predictions(folder)[0].stat().st_mtime_ns
+    again = one(folder, *small)
+    assert again.tasks[0].status == "reused" and again.engine == {} and again.fingerprint == record.fingerprint
+    known = [(task.main_score, task.first_stage, task.ceiling) for task in (*record.tasks, *again.tasks)]
+    assert known[0] == known[1]
+    assert predictions(folder)[0].stat().st_mtime_ns == before
+
+
+def test_top_k_first_stage_and_score_template_each_make_another_result(
+    first: tuple[Path, Any], small: list[str]
+) -> None:
+    folder, record = first
+    template = "'score_template.template=\"{{ messages[0].content }} [SEP] {{ messages[1].content }}\"'".strip("'")
+    deeper = one(folder, *small[:-1], "pipeline.top_k=2")
+    random = one(folder, *small, "pipeline/first_stage=random")
+    read = one(folder, *small, template)
+    records = [record, deeper, random, read]
+    assert [other.tasks[0].status for other in records] == ["computed"] * 4
+    assert len({other.fingerprint for other in records}) == 4
+    assert len({other.tasks[0].main_score for other in records}) == 4
+    assert len(predictions(folder)) == 2, "BM25's were found again by the two other runs"
+    assert random.tasks[0].first_stage < 0.01 and deeper.tasks[0].ceiling < record.tasks[0].ceiling
+    assert read.tasks[0].first_stage == record.tasks[0].first_stage
+    for other, changed in zip(records[1:], ("pipeline.top_k=2", "pipeline/first_stage=random", template), strict=True):
+        overrides = [text for text in small if text.split("=")[0] != changed.split("=")[0]]
+        assert one(folder, *overrides, changed).tasks[0].status == "reused", other.overrides
+
+
+def test_the_demo_experiment(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mteb_vllm", "experiment=rerank_demo", f"results.dir={tmp_path}"]
+    env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=env, check=False)
+    assert done.returncode == 0 and done.stderr == "", done.stderr[-3000:]
+    header = next(line for line in done.stdout.splitlines() if line.startswith("task  ") and "ceiling" in line)
+    assert header.split()[:8] == ["task", "metric", "first", "stage", "reranked", "gain", "ceiling", "share"]
+    row = next(line for line in done.stdout.splitlines() if line.startswith(TASK) and "%" in line).split()
+    assert row[2] == "0.44817" or float(row[2]) == pytest.approx(0.448, abs=5e-3)
+    assert row[4].startswith("+") and float(row[3]) < float(row[5]) < 1
+
+
+def test_a_matrix_computes_each_first_stage_once(tmp_path: Path, small: list[str]) -> None:
+    overrides = [*small[:-1], "pipeline.top_k=2,3", "pipeline/first_stage=dense,bm25", f"results.dir={tmp_path}"]
+    records: Any = run(overrides, multirun=True, show=False)
+    assert [record.status for record in records] == ["ok"] * 4
+    assert len(predictions(tmp_path)) == 2 and len({record.fingerprint for record in records}) == 4
+    dense = [record for record in records if "pipeline/first_stage=dense" in record.overrides]
+    assert [bool(record.first_stage["engine"]) for record in dense] == [True, False], "its engine opened once"
+    assert dense[0].tasks[0].first_stage == pytest.approx(0.482, abs=5e-3)
+    # The dense stage's score is that of an evaluation of the same model, and is found as one.
+    evaluated = one(tmp_path, "tasks=demo_retrieval")
+    assert evaluated.tasks[0].status == "reused"
+    assert evaluated.tasks[0].main_score == dense[0].tasks[0].first_stage
+
+
+def test_a_first_stage_that_fails_is_a_failed_task_with_its_reason(tmp_path: Path, small: list[str]) -> None:
+    saved = tmp_path / "mine.json"
+    saved.write_text(json.dumps({"mteb_model_meta": {"model_name": "a/b", "revision": "1"}, "default": {"test": {}}}))
+    overrides = [*small, "pipeline/first_stage=saved", f"pipeline.first_stage.path={saved}"]
+    record = one(tmp_path, *overrides)
+    assert record.status == "failed" and "another split or task" in record.tasks[0].reason
+    assert record.engine == {}, "no engine was opened for it"
+
+
+def test_memory_of_the_first_engine_is_back_before_the_second_opens(tmp_path: Path, small: list[str]) -> None:
+    """Resident memory of the process tree, seen from outside, while a dense first stage and a reranker follow each other."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import json, psutil
+from mteb_vllm import engine, run
+
+def resident():
+    me = psutil.Process()
+    return sum(one.memory_info().rss for one in [me, *me.children(recursive=True)]) // 2**20
+
+seen, start, close = [], engine._load, engine.Engine.close
+def load(*args):
+    seen.append(("opening", resident(), len(engine._open)))
+    opened = start(*args)
+    seen.append(("opened", resident(), len(engine._open)))
+    return opened
+def closing(self):
+    there = self.llm is not None
+    if there:
+        seen.append(("closing", resident(), len(engine._open)))
+    close(self)
+    if there:
+        seen.append(("closed", resident(), len(engine._open)))
+engine._load, engine.Engine.close = load, closing
+if __name__ == "__main__":
+    # A model of 470 MB, so that what comes back shows beside what libraries keep.
+    big = {str(tmp_path / "big")!r}
+    overrides = {small!r} + ["pipeline/first_stage=dense", "model@pipeline.first_stage.model=custom"]
+    overrides += [f"pipeline.first_stage.model.path={{big}}", "results.dir={tmp_path}"]
+    record = run(overrides, show=False)
+    print(json.dumps([seen, record.status, [task.reason for task in record.tasks]]))
+"""
+    )
+    big_encoder(tmp_path / "big")
+    env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=400, env=env, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen, status, reasons = json.loads(done.stdout.splitlines()[-1])
+    assert status == "ok", reasons
+    assert [(what, engines) for what, _, engines in seen[:6]] == [
+        ("opening", 0), ("opened", 0), ("closing", 1), ("closed", 0), ("opening", 0), ("opened", 0)
+    ]  # fmt: skip
+    used = {what: memory for what, memory, _ in seen[:4]}
+    assert used["closing"] - used["closed"] > 400, seen  # the weights are 470 MB
+    assert seen[4][1] < used["closing"] - 400, seen
+
+
+def big_encoder(folder: Path) -> None:
+    """An encoder whose weights take 470 MB, most of them in its vocabulary's table; one layer, so that it is quick."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    tokenizer = rerankers.save_tokenizer(folder, "wordpiece", 256)
+    torch.manual_seed(1)
+    config = BertConfig(
+        hidden_size=128, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128, vocab_size=960_000,
+        max_position_embeddings=256, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small: list[str]) -> None:
+    """SIGKILL in the second stage of the second task; the first stage and the first task are not computed again."""
+    local = tmp_path / "work"
+    write_local_task(local, "mteb/AskUbuntuDupQuestions", with_candidates=True)
+    overrides = [text for text in small if not text.startswith("tasks")]
+    overrides += [f"tasks.names=[AskUbuntuDupQuestions,{TASK}]", "pipeline.window=64"]
+    env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
+    env |= {"HF_DATASETS_CACHE": str(tmp_path / "datasets")}
+
+    def command(folder: Path) -> list[str]:
+        return [sys.executable, "-m", "mteb_vllm", *overrides, f"results.dir={folder}"]
+
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(killed),
+        cwd=local,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("[1/2]"):
+            break
+    time.sleep(1.0)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert any("brings its own candidates" in line for line in lines), lines
+    (kept,) = predictions(killed)
+    stamp = kept.stat().st_mtime_ns
+    assert not list(killed.glob(f"results/test__bert/*/experiments/*/{TASK}.json")), "it was killed too late"
+
+    def finished(folder: Path) -> tuple[str, dict[str, Any]]:
+        done = subprocess.run(
+            command(folder), cwd=local, env=env, capture_output=True, text=True, timeout=400, check=False
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        scores = {
+            path.stem: json.loads(path.read_text())["scores"]
+            for path in folder.glob("results/test__bert/*/experiments/*/*.json")
+            if path.stem != "model_meta"
+        }
+        return done.stdout, scores
+
+    text, scores = finished(killed)
+    assert "(known already)" in text and kept.stat().st_mtime_ns == stamp
+    assert "AskUbuntuDupQuestions: map_at_1000" in text and "known already, not computed again" in text
+    assert scores == finished(tmp_path / "undisturbed")[1]
+    assert not list(killed.glob(".writing-*")) or len(list(killed.glob(".writing-*"))) <= 1
+
+
+def write_local_task(root: Path, name: str, *, with_candidates: bool) -> None:
+    """A small data set in the Hub's layout, which `datasets` finds in the working directory before it asks the Hub."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    documents = {f"d{at}": text.replace("\n", " ") for at, text in enumerate(rerankers.texts()[:60])}
+    queries = {f"q{at}": documents[f"d{at}"].split(".")[0] for at in range(12)}
+    lists = {query: [f"d{(at + step) % 60}" for step in range(8)] for at, query in enumerate(queries)}
+    rows = {
+        "corpus": [{"_id": key, "title": "", "text": text} for key, text in documents.items()],
+        "queries": [{"_id": key, "text": text} for key, text in queries.items()],
+        "default": [{"query-id": query, "corpus-id": f"d{at}", "score": 1} for at, query in enumerate(queries)],
+        "top_ranked": [{"query-id": query, "corpus-ids": ids} for query, ids in lists.items()],
+    }
+    configs = []
+    for config, content in rows.items():
+        if config == "top_ranked" and not with_candidates:
+            continue
+        (folder / f"{config}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+        configs.append({"config_name": config, "data_files": [{"split": "test", "path": f"{config}.jsonl"}]})
+    (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+
+
+@pytest.mark.parametrize("with_candidates", [True, False])
+def test_a_reranking_task_from_a_folder_in_the_hubs_layout(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, with_candidates: bool
+) -> None:
+    write_local_task(tmp_path, "mteb/AskUbuntuDupQuestions", with_candidates=with_candidates)
+    monkeypatch.chdir(tmp_path)
+    record = one(tmp_path / "outputs", *small, "tasks.names=[AskUbuntuDupQuestions]")
+    (task,) = record.tasks
+    if with_candidates:
+        assert task.status == "computed", task.reason
+        assert (task.candidates, task.first_stage, task.ceiling, task.computed) == ("own", None, 1.0, 96)
+        assert "own candidates" in (Path(record.output_dir) / "report.md").read_text()
+        # Whatever the first stage is, it has no say.
+        again = one(tmp_path / "outputs", *small, "tasks.names=[AskUbuntuDupQuestions]", "pipeline/first_stage=random")
+        assert again.tasks[0].status == "reused"
+    else:
+        assert task.status == "failed" and "candidate lists (top_ranked)" in task.reason
+        assert "put a copy of the data set into a folder mteb/AskUbuntuDupQuestions" in task.reason
+
+
+def test_mtebs_mock_reranking_tasks(tmp_path: Path, minilm: Any) -> None:
+    import io
+
+    from mteb.mocks import mock_tasks
+    from rich.console import Console
+
+    from mteb_vllm.first_stages import BM25
+    from mteb_vllm.pipelines.rerank import Rerank
+    from mteb_vllm.progress import Progress
+    from mteb_vllm.store import ResultsStore
+    from mteb_vllm.wrappers import VllmEncoderReranker
+
+    tasks = [mock_tasks.MockRerankingTask(), mock_tasks.MockMultilingualRerankingTask(), mock_tasks.MockRetrievalTask()]
+    out = io.StringIO()
+    model = VllmEncoderReranker.planned(minilm.spec, minilm.prompts)
+    pipeline = Rerank(top_k=2, scoring="cosine")
+    progress = Progress(Console(file=out, width=200), 3)
+    outcomes = list(pipeline.run(model, tasks, ResultsStore(tmp_path), progress, stage=BM25()))
+    assert [outcome.status for outcome in outcomes] == ["computed"] * 3, [outcome.reason for outcome in outcomes]
+    assert [outcome.candidates for outcome in outcomes] == ["own", "own", "first stage"]
+    assert out.getvalue().count("brings its own candidates: it needs no first stage") == 2
+    assert all(0 < outcome.main_score <= outcome.ceiling <= 1 for outcome in outcomes)
+
+
+# What is refused before anything is loaded
+
+
+def mistakes(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        check(overrides)
+    return str(error.value)
+
+
+def test_a_template_without_the_document_is_refused(small: list[str]) -> None:
+    text = mistakes(*small, 'score_template.template="{{ messages[0].content }}"')
+    assert "never mentions the document" in text and "For example" in text
+    assert "is no jinja template" in mistakes(*small, 'score_template.template="{{ messages"')
+    assert "cannot be read" in mistakes(*small, "score_template.file=nowhere.jinja")
+    assert "both a template and a file" in mistakes(
+        *small, "score_template=qwen3_reranker", 'score_template.template="{{ messages }}"'
+    )
+
+
+def test_rerankers_that_cannot_score_are_refused(small: list[str], tmp_path: Path) -> None:
+    def with_model(name: str, *more: str) -> list[str]:
+        path = rerankers.small(name, tmp_path / name)
+        return [text for text in small if not text.startswith("model.path")] + [f"model.path={path}", *more]
+
+    text = mistakes(*with_model("two_labels"))
+    assert "gives 2 scores for a pair" in text and "take a model with one label" in text
+    assert "which tokens these are" in mistakes(*with_model("qwen3"))
+    ready = (
+        "engine.hf_overrides={architectures: [Qwen3ForSequenceClassification], "
+        'classifier_from_token: ["no", "yes"], method: from_2_way_softmax}'
+    )
+    text = mistakes(*with_model("qwen3"), ready)
+    assert "scores pairs through a template" in text and "score_template=qwen3_reranker" in text
+    assert check([*with_model("qwen3"), ready, "score_template=qwen3_reranker"])
+    assert check([*with_model("qwen3"), ready, "score_template=none"]), "who says so may"
+    assert "has positions for 256 tokens" in mistakes(*with_model("roberta"), "engine.max_model_len=258")
+
+
+def test_pipelines_kinds_and_tasks_belong_together(small: list[str]) -> None:
+    assert "pipeline.scoring=cosine" in mistakes("pipeline=rerank", "tasks=demo_retrieval")
+    assert "pipeline.scoring=cross_encoder" in mistakes(*small, "pipeline.scoring=cosine")
+    assert "StdlibDocsClustering (Clustering)" in mistakes("pipeline=rerank", "pipeline.scoring=cosine")
+    assert "from 1 to 1000" in mistakes(*small[:-1], "pipeline.top_k=1001")
+    assert "what a cross-encoder reads" in mistakes("score_template=qwen3_reranker")
+    assert "its score template takes none" in mistakes(*small, 'prompts.query="q: "')
+    assert "through its score template" in mistakes(*small, "instruction=qwen")
+    assert "pipeline/first_stage=dense" in mistakes(*small, "pipeline.first_stage=dense")
+    text = mistakes(*small, "pipeline/first_stage=dense", "pipeline.first_stage.engine.dtype=flaot32")
+    assert "Did you mean pipeline.first_stage.engine.dtype=float32" in text
+    text = mistakes(*small, "pipeline/first_stage=dense", "model@pipeline.first_stage.model=ms_marco_minilm")
+    assert "pipeline.first_stage" in text
+    assert "no such file or folder" in mistakes(
+        *small, "pipeline/first_stage=saved", "pipeline.first_stage.path=nowhere"
+    )
