@@ -43,7 +43,7 @@ test: check  ## all tests but the slow ones
 test-slow: install  ## the slow tests: published scores on whole data sets
 	$(BIN)/pytest -m slow
 
-bench: install  ## what the wrapper costs over raw vLLM, measured side by side (BENCH="--pairs 20")
+bench: install  ## what the wrappers cost over raw vLLM, measured side by side (BENCH="--what predict --pairs 20")
 	$(BIN)/python bench/overhead.py $(BENCH)
 
 format: install  ## let ruff write

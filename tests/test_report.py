@@ -51,6 +51,21 @@ def test_failures_come_first_and_rates_count_what_was_computed() -> None:
     assert rows[3][2] == "0.68439"
 
 
+def test_a_reranking_run_shows_both_stages_and_the_ceiling() -> None:
+    pair = {"pair": {"key": None, "example": "a b"}}
+    one = TaskOutcome(
+        "SciFact", "Retrieval", "computed", "ndcg_at_10", 0.75, seconds={"encode": 2.0}, texts=20, computed=10, tokens=100,
+        prompts=pair, candidates="first stage", first_stage=0.5, ceiling=0.875,
+    )  # fmt: skip
+    own = TaskOutcome("AskUbuntu", "Reranking", "reused", "map_at_1000", 0.25, candidates="own", ceiling=1.0)
+    columns, (first, second, mean) = report.task_table(record(one, own))
+    assert columns[2:8] == ("first stage", "reranked", "gain", "ceiling", "share", "pairs/s")
+    assert first[2:9] == ("0.50000", "0.75000", "+0.25000", "0.87500", "85.7%", "5", "50")
+    assert second[2:7] == ("own candidates", "0.25000", "", "1.00000", "25.0%")
+    assert mean[2:7] == ("", "0.50000", "", "0.93750", "55.4%"), "a mean is of all tasks, or of none"
+    assert "| first stage | reranked | gain |" in report.run_markdown(record(one, own))
+
+
 def test_text_of_a_user_is_never_markup() -> None:
     text = shown(report.print_run, record(FINE, FAILED))
     assert "[bold]network" in text

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from mteb_vllm.errors import CatalogueError, ConfigError, MissingPackageError, Mistake, MtebVllmError
 
-HELP = """mteb-vllm evaluates embedding models on MTEB tasks with vLLM, from YAML.
+HELP = """mteb-vllm evaluates embedding models and rerankers on MTEB tasks with vLLM, from YAML.
 
 Choose a file of a group with group=file, set a field with group.field=value, sweep with -m and commas:
 
@@ -18,6 +18,7 @@ Choose a file of a group with group=file, set a field with group.field=value, sw
     mteb-vllm model=e5_small tasks=sts12 engine.dtype=float16
     mteb-vllm model=custom model.name=org/name 'tasks.benchmark="MTEB(eng, v2)"'
     mteb-vllm -m engine.dtype=float16,bfloat16 engine.max_num_seqs=32,128 prompts=none,e5
+    mteb-vllm pipeline=rerank model=ms_marco_minilm tasks=nfcorpus pipeline.top_k=50
     mteb-vllm experiment=demo_dtypes                         # a sweep that is written down
     mteb-vllm --config-dir my_conf experiment=mine           # your own files beside the shipped ones
     mteb-vllm --cfg job                                      # print the configuration and stop
@@ -125,6 +126,8 @@ def _groups() -> str:
     own = parser.parse_known_args()[0].config_dir
     files: dict[str, set[str]] = {}
     for folder in filter(None, (conf_dir(), own)):
-        for file in folder.glob("*/*.yaml"):
-            files.setdefault(file.parent.name, set()).add(file.stem)
+        for file in folder.rglob("*.yaml"):
+            group = file.parent.relative_to(folder).as_posix()
+            if group != "." and not group.startswith("hydra"):
+                files.setdefault(group, set()).add(file.stem)
     return "\n".join(f"{group}: {', '.join(sorted(files[group]))}" for group in sorted(files))

@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -54,20 +54,24 @@ class BM25(_Configured):
     Attributes:
         k1: How slowly the weight of a repeated term saturates.
         b: How much a document's length counts, from 0 to 1.
+        stopwords: Whose stop words are left out, as bm25s names the language ("en"); None: the task's language's.
+        stemmer_language: Whose stems are taken, as PyStemmer names it ("english"); None: the task's language's.
     """
 
     k1: float = 1.5
     b: float = 0.75
+    stopwords: str | None = None
+    stemmer_language: str | None = None
 
     def settings(self, task: str) -> dict[str, Any]:
         versions = {name: importlib.metadata.version(name) for name in ("bm25s", "PyStemmer", "mteb")}
-        return {"kind": "bm25", "k1": self.k1, "b": self.b, "versions": versions}
+        return {"kind": "bm25", **asdict(self), "versions": versions}
 
     def searcher(self, task: AbsTask) -> Any:
         import mteb
         from mteb.models.model_implementations.bm25 import BM25Search
 
-        search: Any = BM25Search(k1=self.k1, b=self.b)
+        search: Any = BM25Search(**asdict(self))
         meta = mteb.get_model_meta("mteb/baseline-bm25s")
         search.mteb_model_meta = _meta(str(meta.name), str(meta.revision), self.settings(task.metadata.name), meta)
         return search

@@ -200,6 +200,12 @@ def _announce(console: Console, planned: Plan, record: RunRecord) -> None:
         report.print_prompts(console, planned.prompts, planned.parts)
     else:
         report.print_pairs(console, planned.template, planned.prompts, planned.parts)
+        said = planned.spec.model.sentence_transformers
+        if default := (said.get("prompts") or {}).get(said.get("default_prompt_name")):
+            record.warnings.append(
+                f"sentence-transformers would put the model's default prompt {default!r} in front of its texts. Here "
+                "score_template.query_prefix does."
+            )
         if planned.template.text is None and missing_template(planned.spec.model.config):
             record.warnings.append(
                 "A language model scores pairs without a score template: unless it was trained so, its scores mean nothing."
