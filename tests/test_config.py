@@ -49,7 +49,9 @@ NEEDS |= {f"prompts/{name}.yaml": ["tasks=scifact"] for name in ("bge_en", "e5")
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def find(recipe: ModelConfig) -> Model:
-        return Model(recipe.name or "local/model", "main", "/nowhere", None, {"architectures": ["BertModel"]})
+        head = {"architectures": ["BertForSequenceClassification"], "num_labels": 1}
+        config = head if recipe.kind == "cross_encoder" else {"architectures": ["BertModel"]}
+        return Model(recipe.name or "local/model", "main", "/nowhere", None, config)
 
     monkeypatch.setattr(preflight, "find_recipe", find)
 

@@ -161,7 +161,7 @@ def test_saved_predictions_of_something_else_are_refused_with_the_reason(
     assert "no predictions of mteb's" in refused(nothing)
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(FirstStageError, match="no predictions of mteb's"):
-        Saved(path=str(tmp_path / "broken.json")).settings("SciFact")
+        Saved(path=str(tmp_path / "broken.json")).searcher(task)
     with pytest.raises(FirstStageError, match="cannot be read"):
         Saved(path=str(tmp_path / "nowhere.json")).settings("SciFact")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,10 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import rerankers
 from mteb_vllm import ConfigError, run
 from mteb_vllm.command import check
+from mteb_vllm.first_stages import BM25, Oracle, Random
+from mteb_vllm.pipelines.rerank import Rerank
+from mteb_vllm.progress import Progress
+from mteb_vllm.store import ResultsStore
+from mteb_vllm.wrappers import VllmEncoderReranker
 
 pytestmark = pytest.mark.vllm
 
@@ -56,7 +63,8 @@ def test_a_run_leaves_both_scores_the_gain_and_the_ceiling(first: tuple[Path, An
     assert task.gain == pytest.approx(task.main_score - task.first_stage)
     assert (task.unit, task.candidates) == ("pairs", "first stage")
     content = json.loads((Path(record.output_dir) / "run.json").read_text())
-    assert content["first_stage"]["settings"][TASK]["kind"] == "bm25"
+    assert content["first_stage"]["kind"] == "bm25" and content["tasks"][0]["settings"] == record.fingerprint
+    assert [Path(path) for path in content["tasks"][0]["predictions"]] == predictions(folder)
     assert content["settings"]["top_k"] == 3
     assert content["tasks"][0]["computed"] == content["tasks"][0]["texts"] > 2000
     said = content["tasks"][0]["prompts"]["pair"]
@@ -98,30 +106,77 @@ def test_top_k_first_stage_and_score_template_each_make_another_result(
         assert one(folder, *overrides, changed).tasks[0].status == "reused", other.overrides
 
 
-def test_the_demo_experiment(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mteb_vllm", "experiment=rerank_demo", f"results.dir={tmp_path}"]
-    env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=env, check=False)
-    assert done.returncode == 0 and done.stderr == "", done.stderr[-3000:]
-    header = next(line for line in done.stdout.splitlines() if line.startswith("task  ") and "ceiling" in line)
+def test_the_demo_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record: Any = run(["experiment=rerank_demo", f"results.dir={tmp_path}"])
+    text = capsys.readouterr().out
+    assert record.status == "ok", record.tasks[0].reason
+    header = next(line for line in text.splitlines() if line.startswith("task  ") and "ceiling" in line)
     assert header.split()[:8] == ["task", "metric", "first", "stage", "reranked", "gain", "ceiling", "share"]
-    row = next(line for line in done.stdout.splitlines() if line.startswith(TASK) and "%" in line).split()
-    assert row[2] == "0.44817" or float(row[2]) == pytest.approx(0.448, abs=5e-3)
-    assert row[4].startswith("+") and float(row[3]) < float(row[5]) < 1
+    row = next(line for line in text.splitlines() if line.startswith(TASK) and "%" in line).split()
+    assert float(row[2]) == pytest.approx(0.448, abs=5e-3)
+    assert row[4].startswith("+") and float(row[2]) < float(row[3]) < float(row[5]) < 1
 
 
 def test_a_matrix_computes_each_first_stage_once(tmp_path: Path, small: list[str]) -> None:
-    overrides = [*small[:-1], "pipeline.top_k=2,3", "pipeline/first_stage=dense,bm25", f"results.dir={tmp_path}"]
+    overrides = [*small[:-1], "pipeline.top_k=1,2", "pipeline/first_stage=dense,bm25", f"results.dir={tmp_path}"]
     records: Any = run(overrides, multirun=True, show=False)
     assert [record.status for record in records] == ["ok"] * 4
     assert len(predictions(tmp_path)) == 2 and len({record.fingerprint for record in records}) == 4
     dense = [record for record in records if "pipeline/first_stage=dense" in record.overrides]
     assert [bool(record.first_stage["engine"]) for record in dense] == [True, False], "its engine opened once"
+    assert {"query", "document"} == {side.split(": ")[1] for side in dense[0].first_stage["prompts"]}
+    assert dense[0].first_stage["computed"] > 2000 and dense[1].first_stage["computed"] == 0
+    report = (Path(records[0].output_dir).parent / "report.md").read_text()
+    assert "| first stage | reranked | gain | ceiling | share | pairs/s |" in report and report.count("%") == 4
     assert dense[0].tasks[0].first_stage == pytest.approx(0.482, abs=5e-3)
     # The dense stage's score is that of an evaluation of the same model, and is found as one.
     evaluated = one(tmp_path, "tasks=demo_retrieval")
     assert evaluated.tasks[0].status == "reused"
     assert evaluated.tasks[0].main_score == dense[0].tasks[0].first_stage
+
+
+def test_both_engines_stay_open_where_the_user_says_so(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_local_task(tmp_path / "work", "mteb/nfcorpus", with_candidates=False)
+    overrides = [*small, "tasks=nfcorpus", "pipeline/first_stage=dense"]
+    monkeypatch.chdir(tmp_path / "work")
+    apart = one(tmp_path / "apart", *overrides)
+    together = one(tmp_path / "together", *overrides, "pipeline.keep_engines=true")
+    assert [record.status for record in (apart, together)] == ["ok", "ok"], together.tasks[0].reason
+    assert apart.scores == together.scores and apart.fingerprint == together.fingerprint
+
+
+def test_an_aggregate_is_reranked_part_by_part(tmp_path: Path, minilm: Any) -> None:
+    from mteb.mocks import mock_tasks
+
+    parts = [mock_tasks.MockRetrievalTask(), mock_tasks.MockMultilingualRetrievalTask()]
+    for stage in (BM25(), Random(), Oracle()):
+        outcome, again = (aggregate(tmp_path, minilm, parts, stage) for _ in range(2))
+        assert outcome.status == "computed", outcome.reason
+        assert outcome.first_stage is not None and 0 < outcome.main_score <= outcome.ceiling <= 1
+        assert again.status == "reused" and again.first_stage == outcome.first_stage
+        assert all(part._top_k == 1000 for part in parts), "parts are shared, and stay as they were"
+
+
+def aggregate(folder: Path, minilm: Any, parts: list[Any], stage: Any) -> Any:
+    from mteb.abstasks.aggregate_task_metadata import AggregateTaskMetadata
+    from mteb.abstasks.aggregated_task import AbsTaskAggregate
+
+    class Both(AbsTaskAggregate):
+        metadata = AggregateTaskMetadata(
+            name="Both", description="", reference=None, tasks=parts, main_score="ndcg_at_10", type="Retrieval",
+            eval_splits=["test"], bibtex_citation="",
+        )  # fmt: skip
+
+    return reranked(folder, minilm, [Both()], stage)[0]
+
+
+def reranked(folder: Path, minilm: Any, tasks: list[Any], stage: Any, out: Any = None) -> list[Any]:
+    """Reranks mock tasks by cosine."""
+    model = VllmEncoderReranker.planned(minilm.spec, minilm.prompts)
+    progress = Progress(Console(file=out or io.StringIO(), width=200), len(tasks))
+    return list(Rerank(top_k=2, scoring="cosine").run(model, tasks, ResultsStore(folder), progress, stage=stage))
 
 
 def test_a_first_stage_that_fails_is_a_failed_task_with_its_reason(tmp_path: Path, small: list[str]) -> None:
@@ -196,7 +251,7 @@ def big_encoder(folder: Path) -> None:
     BertModel(config).save_pretrained(folder)
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small: list[str]) -> None:
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL in the second stage of the second task; the first stage and the first task are not computed again."""
     local = tmp_path / "work"
     write_local_task(local, "mteb/AskUbuntuDupQuestions", with_candidates=True)
@@ -232,23 +287,17 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small: list[str]) -> 
     stamp = kept.stat().st_mtime_ns
     assert not list(killed.glob(f"results/test__bert/*/experiments/*/{TASK}.json")), "it was killed too late"
 
-    def finished(folder: Path) -> tuple[str, dict[str, Any]]:
-        done = subprocess.run(
-            command(folder), cwd=local, env=env, capture_output=True, text=True, timeout=400, check=False
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        scores = {
-            path.stem: json.loads(path.read_text())["scores"]
-            for path in folder.glob("results/test__bert/*/experiments/*/*.json")
-            if path.stem != "model_meta"
-        }
-        return done.stdout, scores
+    def scores(folder: Path) -> dict[str, Any]:
+        found = folder.glob("results/test__bert/*/experiments/*/*.json")
+        return {path.stem: json.loads(path.read_text())["scores"] for path in found if path.stem != "model_meta"}
 
-    text, scores = finished(killed)
-    assert "(known already)" in text and kept.stat().st_mtime_ns == stamp
-    assert "AskUbuntuDupQuestions: map_at_1000" in text and "known already, not computed again" in text
-    assert scores == finished(tmp_path / "undisturbed")[1]
-    assert not list(killed.glob(".writing-*")) or len(list(killed.glob(".writing-*"))) <= 1
+    done = subprocess.run(command(killed), cwd=local, env=env, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "(known already)" in done.stdout and kept.stat().st_mtime_ns == stamp
+    assert "AskUbuntuDupQuestions: map_at_1000" in done.stdout and "known already, not computed again" in done.stdout
+    monkeypatch.chdir(local)
+    undisturbed = one(tmp_path / "undisturbed", *overrides)
+    assert undisturbed.status == "ok" and scores(killed) == scores(tmp_path / "undisturbed")
 
 
 def write_local_task(root: Path, name: str, *, with_candidates: bool) -> None:
@@ -294,23 +343,11 @@ def test_a_reranking_task_from_a_folder_in_the_hubs_layout(
 
 
 def test_mtebs_mock_reranking_tasks(tmp_path: Path, minilm: Any) -> None:
-    import io
-
     from mteb.mocks import mock_tasks
-    from rich.console import Console
-
-    from mteb_vllm.first_stages import BM25
-    from mteb_vllm.pipelines.rerank import Rerank
-    from mteb_vllm.progress import Progress
-    from mteb_vllm.store import ResultsStore
-    from mteb_vllm.wrappers import VllmEncoderReranker
 
     tasks = [mock_tasks.MockRerankingTask(), mock_tasks.MockMultilingualRerankingTask(), mock_tasks.MockRetrievalTask()]
     out = io.StringIO()
-    model = VllmEncoderReranker.planned(minilm.spec, minilm.prompts)
-    pipeline = Rerank(top_k=2, scoring="cosine")
-    progress = Progress(Console(file=out, width=200), 3)
-    outcomes = list(pipeline.run(model, tasks, ResultsStore(tmp_path), progress, stage=BM25()))
+    outcomes = reranked(tmp_path, minilm, tasks, BM25(), out)
     assert [outcome.status for outcome in outcomes] == ["computed"] * 3, [outcome.reason for outcome in outcomes]
     assert [outcome.candidates for outcome in outcomes] == ["own", "own", "first stage"]
     assert out.getvalue().count("brings its own candidates: it needs no first stage") == 2
@@ -334,6 +371,36 @@ def test_a_template_without_the_document_is_refused(small: list[str]) -> None:
     assert "both a template and a file" in mistakes(
         *small, "score_template=qwen3_reranker", 'score_template.template="{{ messages }}"'
     )
+
+
+def test_templates_that_would_lose_or_change_a_text_are_refused(small: list[str]) -> None:
+    def of(text: str) -> str:
+        return mistakes(*small, f"score_template.template='{text}'")
+
+    whole = "{{ messages[0].content }} {{ messages[1].content }}"
+    assert "Did you mean instruction?" in of(whole + " {{ instructions }}")
+    for change in (" | trim", " | tojson", " | lower", " | e", "[:500]"):
+        assert "must hold the document once, as it is" in of(
+            f"{{{{ messages[0].content }}}} {{{{ messages[1].content{change} }}}}"
+        )
+    assert "must hold the document once" in of(whole + " {{ messages[1].content }}")
+    assert check([*small, f"score_template.template='{whole} {{{{ instruction }}}} {{{{ bos_token }}}}'"])
+
+
+def test_odd_values_are_mistakes_and_no_crashes(small: list[str]) -> None:
+    assert "must be 1 or more" in mistakes(*small, "pipeline.window=0")
+    assert "must be 1 or more" in mistakes("pipeline.window=-1")
+    stage = [*small, "pipeline/first_stage=saved"]
+    assert "no such file or folder" in mistakes(*stage, "pipeline.first_stage.path='~nosuchuser/x'")
+    assert "no such file or folder" in mistakes(*stage, f"pipeline.first_stage.path={'x' * 300}")
+    assert "cannot be read" in mistakes(*small, "score_template.file='~nosuchuser/x.jinja'")
+    assert "is no first stage" in mistakes(*small, "pipeline.first_stage._target_=mteb_vllm.first_stages._Configured")
+    assert "is no first stage" in mistakes(*small, "pipeline.first_stage._target_=mteb_vllm.first_stages.DEPTH")
+    text = mistakes(*small, "pipeline.first_stage.stemmer_language=engilsh", "pipeline.first_stage.b=7")
+    assert "Did you mean pipeline.first_stage.stemmer_language=english?" in text and "from 0 to 1" in text
+    assert "has no head that scores a pair" in mistakes("model=minilm", "model.kind=cross_encoder", *small[:2])
+    text = mistakes(*small, "pipeline/first_stage=dense", "+pipeline.first_stage.prompts.STS12=x")
+    assert "pipeline.first_stage.prompts: none of its keys (STS12) applies" in text
 
 
 def test_rerankers_that_cannot_score_are_refused(small: list[str], tmp_path: Path) -> None:

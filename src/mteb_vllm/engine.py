@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -86,6 +86,7 @@ class Engine:
         resolved: All of what vLLM made of unset arguments, for the record.
         separates_pairs: Whether the two texts of a pair are tokenised as a pair, with a separator; else as one text.
         labels: What a classification head gives, or None where the model has none.
+        in_process: Whether it works in this process, and not in one of its own.
         owners: Who asked for it and has not let go; the last one's leaving closes it.
     """
 
@@ -98,6 +99,7 @@ class Engine:
     resolved: dict[str, Any]
     separates_pairs: bool = True
     labels: int | None = None
+    in_process: bool = False
     owners: set[int] = field(default_factory=set)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
@@ -135,6 +137,10 @@ class Engine:
             _open.remove(self)
         if self.llm is None:
             return
+        if self.in_process:
+            # What the engines of one process share, vLLM's groups, goes with the first; who needs another opens it again.
+            for engine in [other for other in _open if other.in_process]:
+                engine.close()
         llm, self.llm = self.llm, None
         with contextlib.suppress(Exception):  # a dead engine core cannot be asked to shut down
             llm.llm_engine.engine_core.shutdown()
@@ -151,12 +157,12 @@ _open: list[Engine] = []
 _outer_env: dict[str, str | None] = {}
 
 
-def open_engine(spec: EngineSpec, *, beside: bool = False) -> Engine:
-    """The engine of this specification: one that is open, or a new one.
+def open_engine(spec: EngineSpec, *, beside: Sequence[EngineSpec] = ()) -> Engine:
+    """The engine of this specification: one that is open, or a new one in the place of the others.
 
     Args:
         spec: What it shall be.
-        beside: Whether engines that are open stay open; else a new one takes their place.
+        beside: Engines that stay open beside it, if they are.
 
     Raises:
         MissingPackageError: if vLLM is not installed.
@@ -166,7 +172,8 @@ def open_engine(spec: EngineSpec, *, beside: bool = False) -> Engine:
     for engine in _open:
         if engine.llm is not None and engine.spec.fingerprint == wanted:
             return engine
-    if not beside:
+    kept = {other.fingerprint for other in beside}
+    if any(engine.spec.fingerprint not in kept for engine in _open):
         close_engines()
     engine = _start(spec)
     _open.append(engine)
@@ -228,18 +235,12 @@ def _load(spec: EngineSpec, started: float) -> Engine:
         raise MissingPackageError(f"vLLM is installed but cannot be imported: {error}") from error
     _let_llvmlite_be_looked_at()
     args = dict(spec.args)
-    if (limit := position_limit(spec.model.config)) is not None:
-        args.setdefault("max_model_len", limit)
     try:
         if isinstance(args.get("pooler_config"), Mapping):
             args["pooler_config"] = PoolerConfig(**args["pooler_config"])
-        llm = LLM(
-            model=spec.model.location,
-            revision=spec.model.hub_revision,
-            runner="pooling",
-            convert=spec.convert,
-            **{"use_tqdm_on_load": False, **args},
-        )
+        args |= {"model": spec.model.location, "revision": spec.model.hub_revision}
+        args |= {"runner": "pooling", "convert": spec.convert}
+        llm = LLM(**{"use_tqdm_on_load": False, **args, **_within_positions(spec, args)})
     except Exception as error:
         logger.exception("vLLM did not open")
         gc.collect()
@@ -268,8 +269,21 @@ def _load(spec: EngineSpec, started: float) -> Engine:
             "enable_chunked_prefill": config.scheduler_config.enable_chunked_prefill,
         },
         separates_pairs=bool(getattr(model_config, "use_sep_token", True)),
+        in_process=type(llm.llm_engine.engine_core).__name__ == "InprocClient",
         labels=getattr(model_config.hf_config, "num_labels", None) if spec.convert == "classify" else None,
     )
+
+
+def _within_positions(spec: EngineSpec, args: Mapping[str, Any]) -> dict[str, int]:
+    """The context that a model of RoBERTa's kind has positions for, where vLLM would take a longer one."""
+    overrides = args.get("hf_overrides")
+    limit = position_limit({**spec.model.config, **(overrides if isinstance(overrides, Mapping) else {})})
+    if limit is None or args.get("max_model_len") is not None:
+        return {}
+    from vllm import EngineArgs
+
+    context = EngineArgs(**args).create_model_config().max_model_len
+    return {"max_model_len": limit} if context > limit else {}
 
 
 def _let_llvmlite_be_looked_at() -> None:

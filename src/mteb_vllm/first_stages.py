@@ -10,14 +10,17 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from mteb_vllm.catalogue import nearest
 from mteb_vllm.config import InstructionConfig, ModelConfig
 from mteb_vllm.engine import EngineSpec
-from mteb_vllm.errors import FirstStageError
+from mteb_vllm.errors import FirstStageError, Mistake
 from mteb_vllm.fingerprint import METHOD, fingerprint
 from mteb_vllm.prompts import Prompts
 
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
 
 # How deep a first stage retrieves, whatever a run's `top_k` is: mteb's own depth (the largest of its tasks' k_values).
 DEPTH = 1000
+
+# Whose stop words bm25s has, by mteb's names.
+_STOPWORDS = ("en", "de", "nl", "fr", "es", "pt", "it", "ru", "sv", "no", "zh")
 
 
 class FirstStage(Protocol):
@@ -45,6 +51,15 @@ class _Configured:
     """What `pipeline.first_stage` may name."""
 
     is_first_stage: ClassVar[bool] = True
+
+    def mistakes(self, where: str, tasks: Sequence[str]) -> list[Mistake]:
+        """What is wrong with it beyond its types.
+
+        Args:
+            where: The part of the configuration that it is made of.
+            tasks: The tasks that it shall retrieve for.
+        """
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +78,25 @@ class BM25(_Configured):
     stopwords: str | None = None
     stemmer_language: str | None = None
 
+    def mistakes(self, where: str, tasks: Sequence[str]) -> list[Mistake]:
+        import Stemmer
+
+        found = []
+        if self.k1 < 0:
+            found.append(Mistake(f"{where}.k1={self.k1}", "must be 0 or more"))
+        if not 0 <= self.b <= 1:
+            found.append(Mistake(f"{where}.b={self.b}", "must be from 0 to 1"))
+        for name, choices in (("stopwords", _STOPWORDS), ("stemmer_language", Stemmer.algorithms())):
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                near = tuple(f"{where}.{name}={choice}" for choice in nearest(value, choices))
+                allowed = f"Allowed: {', '.join(choices)}."
+                found.append(Mistake(f"{where}.{name}={value}", "there is no such language", allowed, near))
+        return found
+
     def settings(self, task: str) -> dict[str, Any]:
         versions = {name: importlib.metadata.version(name) for name in ("bm25s", "PyStemmer", "mteb")}
-        return {"kind": "bm25", **asdict(self), "versions": versions}
+        return {"kind": "bm25", **asdict(self), "versions": versions, "method": METHOD}
 
     def searcher(self, task: AbsTask) -> Any:
         import mteb
@@ -102,13 +133,13 @@ class EncoderStage:
         spec: Its engine.
         prompts: Its prompts.
         window: How many different texts are handed to the engine at once.
-        beside: Whether its engine stays open beside another.
+        beside: Engines that stay open beside its own.
     """
 
     spec: EngineSpec
     prompts: Prompts
     window: int = 8192
-    beside: bool = False
+    beside: tuple[EngineSpec, ...] = ()
 
     def settings(self, task: str) -> dict[str, Any]:
         # The encoder's own: what an evaluation of the same model has computed is the same result.
@@ -139,15 +170,28 @@ class Saved(_Configured):
 
     def file(self, task: str) -> Path:
         """The file for a task; it may not be there."""
-        path = Path(self.path).expanduser()
-        return path / f"{task}_predictions.json" if path.is_dir() else path
+        path = Path(os.path.expanduser(self.path))  # noqa: PTH111 - as it is where there is no such user
+        return path / f"{task}_predictions.json" if os.path.isdir(path) else path  # noqa: PTH112 - says no of odd names
+
+    def mistakes(self, where: str, tasks: Sequence[str]) -> list[Mistake]:
+        at, files = f"{where}.path={self.path}", [self.file(task) for task in tasks]
+        missing = [file for file in files if not os.path.isfile(file)]  # noqa: PTH113
+        if not missing:
+            several = len(tasks) > 1 and len(set(files)) == 1
+            what = f"is one file, and there are {len(tasks)} tasks"
+            return [Mistake(at, what, "Name a folder that holds <Task>_predictions.json for each.")] if several else []
+        folder = Path(os.path.expanduser(self.path))  # noqa: PTH111
+        if not os.path.isdir(folder):  # noqa: PTH112
+            return [Mistake(at, "there is no such file or folder")]
+        there = ", ".join(sorted(file.name for file in folder.glob("*_predictions.json")))
+        return [Mistake(at, f"holds no {missing[0].name}", f"It holds: {there or 'no predictions'}.")]
 
     def settings(self, task: str) -> dict[str, Any]:
-        return {"kind": "saved", "digest": _read(self.file(task))[0]}
+        return {"kind": "saved", "digest": _digest(self.file(task)), "method": METHOD}
 
     def searcher(self, task: AbsTask) -> Any:
         file = self.file(task.metadata.name)
-        _, content = _read(file)
+        content = _content(file)
         try:
             made_by = content["mteb_model_meta"]
             name, revision = str(made_by["model_name"]), str(made_by["revision"])
@@ -167,23 +211,31 @@ class Saved(_Configured):
         return _SavedSearch(file, content, meta)
 
 
-def _read(file: Path) -> tuple[str, dict[str, Any]]:
-    """The digest and the content of a file of predictions; read once while it stays the same."""
+def _digest(file: Path) -> str:
+    """The hash of a file of predictions; computed once while the file stays the same."""
     try:
         status = file.stat()
-        return _read_once(file, (status.st_size, status.st_mtime_ns, status.st_ino))
+        return _digest_once(file, (status.st_size, status.st_mtime_ns, status.st_ino))
     except OSError as error:
         raise FirstStageError(f"the predictions {file} cannot be read: {error.strerror}") from None
 
 
-@functools.lru_cache(maxsize=2)
-def _read_once(file: Path, stamp: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
-    content = file.read_bytes()
+@functools.lru_cache(maxsize=256)
+def _digest_once(file: Path, stamp: tuple[int, ...]) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _content(file: Path) -> dict[str, Any]:
+    return _content_once(file, _digest(file))
+
+
+@functools.lru_cache(maxsize=1)
+def _content_once(file: Path, digest: str) -> dict[str, Any]:
     try:
-        found = json.loads(content)
+        found = json.loads(file.read_bytes())
     except ValueError as error:
         raise FirstStageError(f"{file} holds no predictions of mteb's: {error}") from None
-    return hashlib.sha256(content).hexdigest(), found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +306,8 @@ class _SavedSearch(_Search):
                 f"{self.file} is of another split or task: {len(missing):,} of the {len(wanted):,} queries of {where} "
                 f"are not in it (as {missing[0]!r})"
             )
-        results: dict[str, dict[str, float]] = {query: found[query] for query in wanted}
+        # Copies: mteb takes documents away from what it is given.
+        results: dict[str, dict[str, float]] = {query: dict(found[query]) for query in wanted}
         stranger = next(
             (document for one in results.values() for document in one if document not in self.present), None
         )
@@ -274,7 +327,7 @@ class _DrawnSearch(_Search):
         self, queries: Any, *, hf_split: str, hf_subset: str, top_ranked: Any = None, **_: Any
     ) -> dict[str, dict[str, float]]:
         """Documents for each query, the same for the same seed; best first, with scores that fall."""
-        judged = _judgements(self.task, hf_subset, hf_split)
+        judged = _judgements(self.task, hf_subset, hf_split) if self.relevant_first else {}
         results = {}
         for query in queries["id"]:
             pool = self.documents if top_ranked is None else top_ranked.get(query, [])

@@ -26,7 +26,7 @@ _COUNTED = (
 )  # fmt: skip
 NOT_ONE_LABEL = (
     "gives {labels} scores for a pair, and a reranker gives one: take a model with one label, or name the two tokens of a "
-    "yes-or-no model in engine.hf_overrides: {{classifier_from_token: [no, yes], method: from_2_way_softmax}}"
+    'yes-or-no model in engine.hf_overrides: {{classifier_from_token: ["no", "yes"], method: from_2_way_softmax}}'
 )
 _TRAINING = re.compile(r"(optimizer|scheduler|rng_state|trainer_state|training_args)")
 
@@ -174,12 +174,17 @@ def label_problem(model: Model, hf_overrides: Mapping[str, Any]) -> str | None:
     config = {**model.config, **hf_overrides}
     names = [str(name) for name in config.get("architectures") or []]
     if config.get("method") or config.get("classifier_from_token"):
-        return None  # vLLM makes the head of the language model's
+        # vLLM makes the head of the language model's: of the difference of two tokens, or of each one's logit.
+        tokens = config.get("classifier_from_token") or []
+        labels = 1 if config.get("method") == "from_2_way_softmax" and len(tokens) == 2 else len(tokens)
+        return None if labels == 1 else NOT_ONE_LABEL.format(labels=labels)
     if any(name.endswith("ForCausalLM") for name in names):
         return (
             f"its architecture {names[0]} is a language model, which scores a pair by the logits of its answer: "
             "engine.hf_overrides must say which tokens these are, as conf/model/qwen3_reranker_0_6b.yaml does"
         )
+    if names and all(name.endswith(("Model", "ForMaskedLM")) for name in names):
+        return f"its architecture {names[0]} has no head that scores a pair: it is an encoder (model.kind=encoder)"
     if not any(name.endswith("ForSequenceClassification") for name in names):
         return None
     # transformers' own default is two labels (PreTrainedConfig.num_labels).

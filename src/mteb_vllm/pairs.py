@@ -93,32 +93,35 @@ class PairReader:
         return self._cut_text(query, document) if self.one_text else self._cut_pair(query, document)
 
     def _cut_pair(self, query: str, document: str) -> LongPair:
-        fitting = self.tokenizer(query, document, truncation="only_second", max_length=self.limit)
-        tokens = list(fitting["input_ids"])
-        whole = len(self.tokenizer(query, document, truncation=False, verbose=False)["input_ids"])
-        return LongPair(tokens, _first_length(fitting), whole > len(tokens))
+        read = self.tokenizer(query, document, truncation=False, verbose=False)
+        inside = [at for at, side in enumerate(read.sequence_ids(0)) if side == 1]
+        return self._without_the_end(read, inside)
 
     def _cut_text(self, query: str, document: str) -> LongPair:
         head, tail = self._frame(query)
         read = self.tokenizer(head + document + tail, truncation=False, verbose=False, return_offsets_mapping=True)
-        tokens = list(read["input_ids"])
-        excess = len(tokens) - self.limit
-        if excess <= 0:
-            return LongPair(tokens, _first_length(read), False)
         begin, end = len(head), len(head) + len(document)
         inside = [at for at, (start, stop) in enumerate(read["offset_mapping"]) if begin <= start < stop <= end]
+        return self._without_the_end(read, inside)
+
+    def _without_the_end(self, read: Any, inside: Sequence[int]) -> LongPair:
+        """A tokenised pair without as many of its document's last tokens (`inside`) as are too many."""
+        tokens = list(read["input_ids"])
+        excess = max(len(tokens) - self.limit, 0)
         if len(inside) < excess:
             raise EngineError(
                 f"a pair cannot be cut to the context of {self.limit} tokens: its template leaves no room"
             )
-        last = inside[-1] + 1
-        kept = tokens[: last - excess] + tokens[last:]
-        return LongPair(kept, None if _first_length(read) is None else len(kept), True)
+        last = inside[-1] + 1 if inside else 0
+        types = read.get("token_type_ids")
+        kept = [*range(last - excess), *range(last, len(tokens))]
+        segments = None if types is None else [types[at] for at in kept]
+        return LongPair([tokens[at] for at in kept], _first_length(segments), excess > 0)
 
     def _room(self, queries: Sequence[str]) -> npt.NDArray[np.int64]:
         if self.one_text:
             taken = self._ids(["".join(self._frame(query)) for query in queries], add_special_tokens=True)
-            return np.array([self.limit - len(ids) - _SEAM for ids in taken], dtype=np.int64)
+            return np.array([self.limit - len(ids) for ids in taken], dtype=np.int64)
         special = self.tokenizer.num_special_tokens_to_add(pair=True)
         taken = self._ids(list(queries), add_special_tokens=False)
         return np.array([self.limit - len(ids) - special for ids in taken], dtype=np.int64)
@@ -131,7 +134,7 @@ class PairReader:
         text = self.tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False)
         head, mark, tail = text.rpartition(_MARK)
         if not mark or _MARK in head:
-            raise EngineError("the score template must hold the document once, as it is: a filter may not change it")
+            raise EngineError("the score template must hold the document once, as it is")
         return head, tail
 
     def _ids(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
@@ -147,7 +150,6 @@ class PairReader:
         return text[: offsets[count - 1][1]] if len(offsets) > count else text
 
 
-def _first_length(read: Any) -> int | None:
+def _first_length(types: Sequence[int] | None) -> int | None:
     # What vLLM passes on of `token_type_ids`: zeros, then ones.
-    types = read.get("token_type_ids")
     return None if types is None else types.index(1) if 1 in types else len(types)

@@ -11,6 +11,7 @@ from mteb_vllm.arguments import resolve_arguments
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.config import InstructionConfig, ModelConfig, RunConfig
 from mteb_vllm.engine import EngineSpec
+from mteb_vllm.errors import FirstStageError
 from mteb_vllm.first_stages import Dense, EncoderStage, FirstStage
 from mteb_vllm.models import find_recipe_now
 from mteb_vllm.pipelines.rerank import Rerank
@@ -54,7 +55,8 @@ class Plan:
             wrapper = VllmEncoderReranker.planned(self.spec, self.prompts, window)
         else:
             wrapper = VllmEncoderWrapper.planned(self.spec, self.prompts, window)
-        wrapper.beside = getattr(self.pipeline, "keep_engines", False)
+        if isinstance(self.stage, EncoderStage) and self.stage.beside:
+            wrapper.beside = (self.stage.spec,)
         return wrapper
 
 
@@ -63,7 +65,6 @@ def plan(config: RunConfig) -> Plan:
 
     Raises:
         ModelError: if a model cannot be had.
-        FirstStageError: if saved predictions cannot be read.
     """
     pipeline = make_pipeline(config)
     spec, prompts = _encoder(config.model, config.engine, config.prompts, config.instruction)
@@ -80,7 +81,7 @@ def plan(config: RunConfig) -> Plan:
     if isinstance(pipeline, Rerank):
         if template is None:
             settings["scoring"] = "cosine"
-        stage = _stage(make_first_stage(config), pipeline)
+        stage = _stage(make_first_stage(config), pipeline, spec)
         settings |= _candidates(pipeline, stage, chosen)
     parts = tasks.parts(chosen, mteb_catalogue())
     return Plan(pipeline, spec, prompts, template, stage, chosen, parts, settings)
@@ -105,16 +106,21 @@ def _encoder(
     return EngineSpec(model, "classify" if cross_encoder else "embed", arguments, env, preset), resolved
 
 
-def _stage(stage: Any, pipeline: Rerank) -> FirstStage:
+def _stage(stage: Any, pipeline: Rerank, reranker: EngineSpec) -> FirstStage:
     if not isinstance(stage, Dense):
         made: FirstStage = stage
         return made
     spec, prompts = _encoder(stage.model, stage.engine, stage.prompts, stage.instruction)
-    return EncoderStage(spec, prompts, pipeline.window, pipeline.keep_engines)
+    return EncoderStage(spec, prompts, pipeline.window, (reranker,) if pipeline.keep_engines else ())
 
 
 def _candidates(pipeline: Rerank, stage: FirstStage, chosen: list[TaskInfo]) -> dict[str, Any]:
     """What the candidates depend on; task by task where that differs."""
-    each = {task.name: pipeline.candidates(stage, task.type, task.aggregate_of or (task.name,)) for task in chosen}
+    each: dict[str, Any] = {}
+    for task in chosen:
+        try:
+            each[task.name] = pipeline.candidates(stage, task.type, task.aggregate_of or (task.name,))
+        except FirstStageError as error:
+            each[task.name] = {"failed": str(error)}  # that task will
     different = {str(candidates): candidates for candidates in each.values()}
-    return next(iter(different.values())) if len(different) == 1 else {"candidates": each}
+    return next(iter(different.values())) if len(different) == 1 else {"tasks": each}

@@ -15,7 +15,7 @@ from mteb_vllm.arguments import check_arguments, resolve_arguments
 from mteb_vllm.catalogue import MtebCatalogue, TaskInfo, VllmCatalogue, mteb_catalogue, nearest, vllm_catalogue
 from mteb_vllm.config import TARGETS, InstructionConfig, ModelConfig, RunConfig, ScoreTemplateConfig, build, quoted
 from mteb_vllm.errors import ConfigError, Mistake, ModelError
-from mteb_vllm.first_stages import DEPTH, Dense, Saved
+from mteb_vllm.first_stages import DEPTH, Dense
 from mteb_vllm.models import check_architecture, find_recipe, label_problem, position_limit
 from mteb_vllm.prompts import applying_keys, candidates, check_template, instruction_keys
 
@@ -200,6 +200,8 @@ def _pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Co
         names = ", ".join(f"{task.name} ({task.type})" for task in others[:5]) + (", ..." if len(others) > 5 else "")
         way = f"Take only those that can: 'tasks.types=[{','.join(made.task_types)}]', or tasks=demo_retrieval."
         mistakes.append(Mistake("tasks", f"the pipeline {name} is for retrieval and reranking; not for {names}", way))
+    if made.window < 1:
+        mistakes.append(Mistake(f"pipeline.window={made.window}", "must be 1 or more"))
     if hasattr(made, "first_stage"):
         if not 1 <= made.top_k <= DEPTH:
             mistakes.append(Mistake(f"pipeline.top_k={made.top_k}", f"must be from 1 to {DEPTH}"))
@@ -210,28 +212,22 @@ def _pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Co
 def _first_stage_mistakes(config: Mapping[str, Any], chosen: Sequence[TaskInfo]) -> list[Mistake]:
     where = "pipeline.first_stage"
     stage, mistakes = _made(where, config, "is_first_stage")
+    # Tasks that bring their own candidates need nothing of it.
+    needing = [task for task in chosen if not task_selection.brings_candidates(task.type)]
+    parts = task_selection.parts(needing, mteb_catalogue())
     if isinstance(stage, Dense):
         mistakes += _engine_mistakes(f"{where}.", stage.model, stage.engine)
         mistakes += _recipe_mistakes(f"{where}.", stage.model, stage.engine, stage.prompts, stage.instruction)
         if stage.model.kind != "encoder":
             what = "a dense first stage needs a model of kind encoder"
             mistakes.append(Mistake(f"{where}.model.kind={stage.model.kind}", what))
-    elif isinstance(stage, Saved):
-        names = [
-            part.name
-            for task in chosen
-            if not task_selection.brings_candidates(task.type)
-            for part in task_selection.parts([task], mteb_catalogue())
-        ]
-        missing = [name for name in names if not stage.file(name).is_file()]
-        if not Path(stage.path).expanduser().exists():
-            mistakes.append(Mistake(f"{where}.path={stage.path}", "there is no such file or folder"))
-        elif missing:
-            there = sorted(path.name for path in Path(stage.path).expanduser().glob("*_predictions.json"))
-            what = f"holds no {stage.file(missing[0]).name}"
+        keys = [key for key, value in stage.prompts.items() if key != "from_model" and value is not None]
+        if keys and parts and not mistakes and not applying_keys(keys, parts):
             mistakes.append(
-                Mistake(f"{where}.path={stage.path}", what, f"It holds: {', '.join(there) or 'no predictions'}.")
+                Mistake(f"{where}.prompts", f"none of its keys ({', '.join(keys)}) applies to the chosen tasks")
             )
+    if stage is not None:
+        mistakes += stage.mistakes(where, [part.name for part in parts])
     return mistakes
 
 
@@ -242,10 +238,10 @@ def _made(where: str, config: Mapping[str, Any], mark: str) -> tuple[Any, list[M
     if not isinstance(target, str) or not target.startswith(TARGETS):
         return None, [Mistake(at, "is not a class that a configuration may name", f"Allowed: {', '.join(TARGETS)}.")]
     try:
-        cls = _class(target)
+        cls: Any = _class(target)
     except (ImportError, AttributeError) as error:
         return None, [Mistake(at, f"cannot be imported: {error}")]
-    if not hasattr(cls, mark):
+    if not (hasattr(cls, mark) and hasattr(cls, "__dataclass_fields__")):
         return None, [Mistake(at, f"is no {where.rpartition('.')[2].replace('_', ' ')}")]
     try:
         return build(cls, _fields(config), where), []

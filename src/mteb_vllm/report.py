@@ -112,7 +112,7 @@ def _rerank_scores(tasks: Sequence[TaskOutcome]) -> tuple[str, ...]:
         _mean(getattr(task, name) for task in tasks)
         for name in ("first_stage", "main_score", "gain", "ceiling", "share")
     )
-    own = "own candidates" if all(task.candidates == "own" for task in tasks) else ""
+    own = "own candidates" if tasks and all(task.candidates == "own" for task in tasks) else ""
     signed = "" if gain is None else f"{gain:+.5f}"
     percent = "" if share is None else f"{share:.1%}"
     return _number(first, 5) or own, _number(reranked, 5), signed, _number(ceiling, 5), percent
@@ -170,7 +170,11 @@ def sweep_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[str]
     varying = differing(records)
     keys = list(varying[0]) if varying else []
     names = list(dict.fromkeys(task.name for record in records for task in record.tasks))
-    header = ["point", *keys, *names, "texts/s", "seconds", ""]
+    reranked = any(task.candidates for record in records for task in record.tasks)
+    means = list(RERANK_COLUMNS[2:7]) if reranked else []
+    names = names if not reranked or len(names) > 1 else []  # of one task, the columns of reranking say it all
+    unit = "pairs/s" if any(task.unit == "pairs" for record in records for task in record.tasks) else "texts/s"
+    header = ["point", *keys, *means, *names, unit, "seconds", ""]
     rows = []
     for record, values in zip(records, varying, strict=True):
         computed = sum(task.computed or 0 for task in record.tasks)
@@ -182,8 +186,17 @@ def sweep_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[str]
             state = "known already" if all(task.status == "reused" for task in record.tasks) else ""
         scores = [_number(record.scores.get(name), 5) for name in names]
         speed = _number(computed / encode) if encode else ""
+        both = _rerank_scores(record.tasks) if reranked else ()
         rows.append(
-            [str(record.point), *(values[key] for key in keys), *scores, speed, _number(record.seconds, 1), state]
+            [
+                str(record.point),
+                *(values[key] for key in keys),
+                *both,
+                *scores,
+                speed,
+                _number(record.seconds, 1),
+                state,
+            ]
         )
     return header, sorted(rows, key=lambda row: not row[-1].startswith("failed"))
 

@@ -46,6 +46,9 @@ class TaskOutcome:
         candidates: Where a reranker's candidates come from: "first stage", or "own" where the task brings them.
         first_stage: The first stage's main score; None where there is none or it is not known.
         ceiling: What a perfect reranker would reach with the same candidates; likewise.
+        predictions: Where the first stage's predictions are.
+        settings: The hash that names the result's folder in the store, where it is not the run's own.
+        warnings: What a user should know of it.
     """
 
     name: str
@@ -66,6 +69,9 @@ class TaskOutcome:
     candidates: Literal["first stage", "own"] | None = None
     first_stage: float | None = None
     ceiling: float | None = None
+    predictions: list[str] = field(default_factory=list)
+    settings: str | None = None
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def unit(self) -> str:
@@ -117,7 +123,7 @@ class RunRecord:
         prompts: Values, source and template, and which keys apply to nothing here.
         tasks: What became of each task.
         engine: How it was opened: preset, resolved values, seconds; empty where known results needed none.
-        first_stage: Of a reranking run: settings and fingerprint per task, where its predictions are, its engine.
+        first_stage: Of a reranking run: its configuration; of a dense one also its engine, prompts, and what it computed.
         error: Why the run as a whole failed.
         warnings: What a user should know of this run.
         seconds: Wall time of the run.

@@ -19,7 +19,7 @@ from mteb_vllm.config import RunConfig
 from mteb_vllm.engine import EngineSpec, close_engines
 from mteb_vllm.errors import MtebVllmError
 from mteb_vllm.fingerprint import device, fingerprint
-from mteb_vllm.first_stages import EncoderStage
+from mteb_vllm.first_stages import EncoderStage, FirstStage
 from mteb_vllm.plan import Plan, plan
 from mteb_vllm.results import RunRecord, TaskOutcome, write_record
 from mteb_vllm.score_templates import missing_template
@@ -183,9 +183,9 @@ def _announce(console: Console, planned: Plan, record: RunRecord) -> None:
         report.print_prompts(console, stage.prompts, [task for task in planned.parts if "query" in task.sides])
         console.print()
     elif stage is not None:
-        said = stage.settings(planned.parts[0].name)
-        kept = _words({key: value for key, value in said.items() if key not in ("kind", "versions", "method")})
-        console.print(f"First stage: {said['kind']}: {kept}", markup=False, highlight=False, soft_wrap=True)
+        said = _words({key: value for key, value in vars(stage).items() if value is not None})
+        name = type(stage).__name__.lower()
+        console.print(f"First stage: {name}: {said}", markup=False, highlight=False, soft_wrap=True)
     _announce_engine(console, "Model" if stage is None else "Reranker", planned.spec)
     for spec in [planned.spec, *([stage.spec] if isinstance(stage, EncoderStage) else [])]:
         if spec.args.get("trust_remote_code"):
@@ -200,8 +200,8 @@ def _announce(console: Console, planned: Plan, record: RunRecord) -> None:
         report.print_prompts(console, planned.prompts, planned.parts)
     else:
         report.print_pairs(console, planned.template, planned.prompts, planned.parts)
-        said = planned.spec.model.sentence_transformers
-        if default := (said.get("prompts") or {}).get(said.get("default_prompt_name")):
+        config = planned.spec.model.sentence_transformers
+        if default := (config.get("prompts") or {}).get(config.get("default_prompt_name")):
             record.warnings.append(
                 f"sentence-transformers would put the model's default prompt {default!r} in front of its texts. Here "
                 "score_template.query_prefix does."
@@ -245,14 +245,27 @@ def _evaluate(config: RunConfig, planned: Plan, record: RunRecord, console: Cons
             record.tasks.append(outcome)
         record.engine = model.engine_record()
         if planned.stage is not None:
-            record.first_stage = {
-                "settings": {part.name: planned.stage.settings(part.name) for part in planned.parts},
-                "engine": models[-1].engine_record() if len(models) > 1 else {},
-            }
+            record.first_stage = _first_stage_record(planned.stage, record)
     if any(task.status == "failed" for task in record.tasks):
         record.status = "failed"
     for task in record.tasks:
-        record.warnings += _cut_texts(task, record)
+        record.warnings += [*task.warnings, *_cut_texts(task, record)]
+
+
+def _first_stage_record(stage: FirstStage, record: RunRecord) -> dict[str, Any]:
+    if not isinstance(stage, EncoderStage):
+        return {"kind": type(stage).__name__.lower(), **vars(stage)}
+    encoder = stage.encoder
+    if (work := encoder.work).truncated:
+        share = f"{work.truncated:,} of {work.texts:,} texts ({work.truncated / work.texts:.1%})"
+        record.warnings.append(f"First stage: {share} are longer than its context and were cut.")
+    return {
+        "kind": "dense",
+        "settings": encoder.settings(),
+        "engine": encoder.engine_record(),
+        "prompts": {f"{task}: {side or 'texts'}": said for (task, side), said in encoder.applied.items()},
+        **asdict(work),
+    }
 
 
 def _cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:

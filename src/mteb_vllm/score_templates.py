@@ -6,13 +6,16 @@ one of the role `document`. A template that says `{{ instruction }}` gets the ta
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mteb_vllm.catalogue import nearest
 from mteb_vllm.config import ScoreTemplateConfig, conf_dir
 from mteb_vllm.errors import Mistake
 
@@ -20,6 +23,10 @@ Activation = Literal["sigmoid", "none"]
 
 FOLDER = "score_template"
 _QUERY, _DOCUMENT = "the-query-stands-here", "the-document-stands-here"
+# What filters change, and slices cut: space at both ends, markup, quotes, cases, and length.
+_PROBE = '  <b>The Document\'s "text" &amp; more\n\n' + "of it " * 2000 + "END \n"
+_SPECIAL = ("bos_token", "eos_token", "sep_token", "cls_token", "pad_token", "unk_token")
+_KNOWN = frozenset({"messages", "instruction", "add_generation_prompt", "raise_exception", "strftime_now", *_SPECIAL})
 _EXAMPLE = (
     'For example: \'Query: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}\''
 )
@@ -103,8 +110,8 @@ def template_text(config: ScoreTemplateConfig) -> str | None:
 
 def template_file(name: str) -> Path:
     """Where a template's file is: as the path says, else among the shipped ones."""
-    path = Path(name).expanduser()
-    return path if path.is_absolute() or path.exists() else conf_dir() / FOLDER / name
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - as it is where there is no such user
+    return path if path.is_absolute() or os.path.exists(path) else conf_dir() / FOLDER / name  # noqa: PTH110
 
 
 def check(where: str, config: ScoreTemplateConfig | None) -> list[Mistake]:
@@ -121,13 +128,14 @@ def check(where: str, config: ScoreTemplateConfig | None) -> list[Mistake]:
     at = f"{where}.file={config.file}" if config.file is not None else f"{where}.template"
     try:
         text = template_text(config)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         shipped = sorted(path.name for path in (conf_dir() / FOLDER).glob("*.jinja"))
         return [Mistake(at, f"cannot be read: {error}", f"Shipped ones: {', '.join(shipped)}; else a path.")]
-    return [] if text is None else _template_mistakes(at, text)
+    return [] if text is None else template_mistakes(at, text)
 
 
-def _template_mistakes(at: str, text: str) -> list[Mistake]:
+def template_mistakes(at: str, text: str) -> list[Mistake]:
+    """What is wrong with a template's text; `at` is where it stands."""
     from jinja2 import TemplateError
 
     try:
@@ -138,10 +146,19 @@ def _template_mistakes(at: str, text: str) -> list[Mistake]:
         return [Mistake(at, f"cannot be rendered: {type(error).__name__}: {error}")]
     sides = {"query": _QUERY, "document": _DOCUMENT}
     lost = [side for side, word in sides.items() if word not in rendered]
-    return [
+    mistakes = [
         Mistake(at, f"never mentions the {side}: every pair would be read without it", _EXAMPLE.replace("query", side))
         for side in lost
     ]
+    if not lost and _render(text, _QUERY, _PROBE).count(_PROBE) != 1:
+        what = "must hold the document once, as it is: where a pair is too long, its document is cut by tokens"
+        mistakes.append(Mistake(at, what, "Leave filters (trim, tojson, ...) and slices of the document away."))
+    unknown = sorted(_variables(text) - _KNOWN)
+    mistakes += [
+        Mistake(at, f"{{{{ {name} }}}} stands for nothing, and would be left out", nearest=nearest(name, _KNOWN))
+        for name in unknown
+    ]
+    return mistakes
 
 
 def _render(template: str, query: str, document: str) -> str:
@@ -170,8 +187,9 @@ def _environment() -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = refuse
-    for name in ("bos_token", "eos_token", "sep_token", "cls_token", "pad_token", "unk_token"):
-        environment.globals[name] = ""
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    for name in _SPECIAL:
+        environment.globals[name] = ""  # a tokenizer's own; checks need none
     return environment
 
 

@@ -46,8 +46,10 @@ def score_pairs(
     Raises:
         NonFiniteError: if NaN or Inf comes out.
         EngineError: if the template leaves no room for a document.
-        ValueError: if there are not as many queries as documents.
+        ValueError: if there are not as many queries as documents, or the window holds none.
     """
+    if window < 1:
+        raise ValueError(f"a window of {window} pairs")
     started = time.perf_counter()
     query_rows, query_texts = different(queries)
     document_rows, document_texts = different(documents)

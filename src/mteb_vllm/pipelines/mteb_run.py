@@ -135,13 +135,14 @@ def evaluate_loaded(model: Any, task: AbsTask, store: ResultsStore, *, reuse: bo
     # Parts of a result are read only where they are of the same data: mteb itself asks that of whole ones only.
     before = store.load_task_result(task.metadata.name, meta) if store.started(task, meta) else None
     # Where predictions are kept, all of them are made: they are whole or nothing.
-    missing_only = reuse and before is not None and not predictions
+    again = before is not None and (predictions or not reuse)
     with store.staging() as folder:
         answer = mteb.evaluate(
             cast("Any", model),  # the protocol's metadata is never None, that of mteb's own AbsEncoder may be
             task,
-            cache=store,
-            overwrite_strategy="only-missing" if missing_only else "always",
+            # What is known stays as it is until all is there that takes its place: mteb would write a subset at a time.
+            cache=None if again else store,
+            overwrite_strategy="only-missing" if before is not None and not again else "always",
             encode_kwargs={"batch_size": 512, "show_progress_bar": False},
             prediction_folder=folder if predictions else None,
             show_progress_bar=False,
@@ -151,7 +152,7 @@ def evaluate_loaded(model: Any, task: AbsTask, store: ResultsStore, *, reuse: bo
             raise RuntimeError(answer.exceptions[0].exception)
         if predictions:
             store.keep_predictions(task, meta, folder / task.prediction_file_name)
-    if before is not None and not missing_only:
+    if before is not None and again:
         # Splits and subsets that were not asked for now stay as they are.
         store.save_to_cache(before.merge(answer.task_results[0]), meta)
 
@@ -170,6 +171,7 @@ def load(task: AbsTask) -> None:
     task.load_data()
     if isinstance(task, AbsTaskRetrieval):
         task.convert_v1_dataset_format_to_v2(num_proc=None)
+        check_instructions(task)
     check_candidates(task)
 
 
@@ -191,6 +193,35 @@ def check_candidates(task: AbsTask) -> None:
                     "cache; put a copy of the data set into a folder "
                     f"{task.metadata.dataset['path']} of the working directory, or load it online"
                 )
+
+
+def check_instructions(task: AbsTask) -> None:
+    """Refuses a loaded task of instructions that lost them, as happens with candidate lists.
+
+    Raises:
+        LookupError: with the way out.
+    """
+    if not str(task.metadata.type).startswith("Instruction"):
+        return
+    data: Any = task.dataset
+    columns = {name for splits in data.values() for part in splits.values() for name in part["queries"].column_names}
+    path, revision = task.metadata.dataset["path"], task.metadata.dataset.get("revision")
+    if "instruction" in columns or not _lists_too_little(path, revision):
+        return
+    raise LookupError(
+        f"whether {task.metadata.name} has instructions cannot be known from an offline data-set cache, and without them it "
+        f"is another task; put a copy of the data set into a folder {path} of the working directory, or load it online"
+    )
+
+
+def _lists_too_little(path: str, revision: Any) -> bool:
+    """Whether `datasets` lists only one configuration of a data set that has several: what an offline cache does."""
+    from datasets import get_dataset_config_names
+
+    try:
+        return list(get_dataset_config_names(path, revision)) == ["default"]
+    except Exception:  # a task whose data come from elsewhere
+        return False
 
 
 def outcome_of(task: AbsTask, result: TaskResult, status: Any) -> TaskOutcome:

@@ -6,9 +6,11 @@ what a perfect reranker would reach with the same candidates. Tasks that bring t
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mteb_vllm.errors import FirstStageError, MtebVllmError
@@ -128,20 +130,30 @@ class Rerank:
         start: mteb_run.EngineStart | None,
         reuse: bool,
     ) -> None:
-        searcher = stage.searcher(task)
-        found = mteb_run.known(searcher.mteb_model_meta, task, store, predictions=True) if reuse else None
-        how = "known already"
-        if found is None:
-            model.count_also(self._candidates(stage, task))
-            if reuse and mteb_run.known(model.mteb_model_meta, task, store) is not None:
-                return  # nothing will be reranked
-            progress.start_task(task.metadata.name, "first stage")
+        parts = mteb_run.parts_of(task)
+        model.count_also(self._candidates(stage, task))
+        if reuse and mteb_run.known(model.mteb_model_meta, task, store) is not None:
+            return  # nothing will be reranked
+        computed = False
+        for part in parts:
+            searcher = stage.searcher(part)
+            if reuse and mteb_run.known(searcher.mteb_model_meta, part, store, predictions=True) is not None:
+                continue
+            computed = True
+            progress.start_task(part.metadata.name, "first stage")
             if start is not None:
                 start.ensure()
-            mteb_run.compute(searcher, task, store, reuse=reuse, prepare=_deep_enough, predictions=True)
-            found, how = store.result(task, searcher.mteb_model_meta), "computed"
-        score = float(found.get_score())
-        progress.line(f"First stage: {task.metadata.name} {task.metadata.main_score} {score:.5f} ({how})")
+            depth = part._top_k  # type: ignore[attr-defined]
+            try:
+                # Some tasks look at fewer documents than another run's top_k may ask for.
+                part._top_k = max(depth, DEPTH)  # type: ignore[attr-defined]
+                mteb_run.compute(searcher, part, store, reuse=reuse, predictions=True)
+            finally:
+                part._top_k = depth  # type: ignore[attr-defined]
+        score = _score(store, task, lambda part: stage.searcher(part).mteb_model_meta)
+        shown = "" if score is None else f" {score:.5f}"
+        how = "computed" if computed else "known already"
+        progress.line(f"First stage: {task.metadata.name} {task.metadata.main_score}{shown} ({how})")
 
     def _rerank(
         self,
@@ -155,12 +167,18 @@ class Rerank:
         candidates = self._candidates(stage, task)
         model.count_also(candidates)
         own = brings_candidates(task.metadata.type)
+        shallow: list[str] = []
 
         def prepare(part: AbsTask) -> None:
             if not own:
-                meta = stage.searcher(part).mteb_model_meta
-                part.convert_to_reranking(store.predictions_path(part, meta), top_k=self.top_k)  # type: ignore[attr-defined]
-            mteb_run.evaluate_loaded(Ceiling(part, candidates), part, store, reuse=reuse)
+                path = store.predictions_path(part, stage.searcher(part).mteb_model_meta)
+                if few := take_candidates(part, path, self.top_k):
+                    what = f"the first stage has fewer than {self.top_k} candidates for {few:,} queries"
+                    shallow.append(f"{part.metadata.name}: {what}.")
+            try:
+                mteb_run.evaluate_loaded(Ceiling(part, candidates), part, store, reuse=reuse)
+            except Exception:
+                logger.exception("the ceiling of %s cannot be had", part.metadata.name)
 
         result = mteb_run.known(model.mteb_model_meta, task, store) if reuse else None
         if result is not None:
@@ -168,10 +186,17 @@ class Rerank:
         else:
             start.ensure()
             outcome = mteb_run.computed_outcome(model, task, store, reuse=reuse, prepare=prepare)
+        outcome.settings = model.mteb_model_meta.experiment_kwargs["settings"]
         outcome.candidates = "own" if own else "first stage"
-        outcome.ceiling = _score(store, task, ceiling_meta(candidates))
+        outcome.warnings += shallow
+        if task.metadata.main_score != "p-MRR":  # which compares two orders: the best one is no maximum of it
+            outcome.ceiling = _score(store, task, lambda part: ceiling_meta(candidates))
         if not own:
-            outcome.first_stage = _score(store, task, stage.searcher(task).mteb_model_meta)
+            metas = {part.metadata.name: stage.searcher(part).mteb_model_meta for part in mteb_run.parts_of(task)}
+            outcome.first_stage = _score(store, task, lambda part: metas[part.metadata.name])
+            outcome.predictions = [
+                str(store.predictions_path(part, metas[part.metadata.name])) for part in mteb_run.parts_of(task)
+            ]
         return outcome
 
     def _candidates(self, stage: FirstStage, task: AbsTask) -> dict[str, Any]:
@@ -179,15 +204,39 @@ class Rerank:
         return self.candidates(stage, task.metadata.type, names)
 
 
-def _deep_enough(task: AbsTask) -> None:
-    # Some tasks look at fewer documents than another run's top_k may ask for.
-    task._top_k = max(task._top_k, DEPTH)  # type: ignore[attr-defined]
+def take_candidates(task: AbsTask, path: Path, top_k: int) -> int:
+    """Makes a loaded task one of reranking what a first stage retrieved, as mteb's `convert_to_reranking` does.
+
+    That goes on to change the task after its data are gone, and asks for splits and subsets that were not chosen.
+
+    Args:
+        task: The task.
+        path: The first stage's predictions.
+        top_k: How many documents are reranked for each query.
+
+    Returns:
+        how many queries have fewer candidates than that, and than there are documents.
+    """
+    found = json.loads(path.read_text(encoding="utf-8"))
+    data: Any = task.dataset
+    few = 0
+    for subset in task.hf_subsets:
+        for split in task.eval_splits:
+            part = data[subset][split]
+            best = {
+                query: sorted(scores, key=lambda document: scores[document], reverse=True)[:top_k]
+                for query, scores in found[subset][split].items()
+            }
+            enough = min(top_k, len(part["corpus"]))
+            few += sum(len(best.get(query, [])) < enough for query in part["queries"]["id"])
+            part["top_ranked"] = best
+    return few
 
 
-def _score(store: ResultsStore, task: AbsTask, meta: Any) -> float | None:
+def _score(store: ResultsStore, task: AbsTask, meta_of: Callable[[AbsTask], Any]) -> float | None:
     """A main score, if it is known; an aggregate's, of its parts."""
     parts = mteb_run.parts_of(task)
-    results = [result for part in parts if (result := store.known(part, meta)) is not None]
+    results = [result for part in parts if (result := store.known(part, meta_of(part))) is not None]
     if len(results) < len(parts):
         return None
     whole = task.combine_task_results(results) if parts[0] is not task else results[0]  # type: ignore[attr-defined]

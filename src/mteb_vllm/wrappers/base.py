@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mteb.models.model_meta import ModelMeta, ScoringFunction
@@ -41,7 +41,7 @@ class VllmWrapperBase:
     convert: Convert = "embed"
     mteb_model_meta: ModelMeta | None = None
     on_open: Callable[[], None] | None = None
-    beside = False
+    beside: Sequence[EngineSpec] = ()
     progress: Progress | None = None
     _engine: Engine | None = None
     _owner = False

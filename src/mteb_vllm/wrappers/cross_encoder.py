@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from mteb.models.model_meta import ModelMeta
 
+from mteb_vllm import score_templates
 from mteb_vllm.encoding import texts_of
 from mteb_vllm.engine import Convert, Engine, EngineSpec
 from mteb_vllm.errors import ModelError
@@ -45,7 +46,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
 
     Raises:
         ModelError: if the model cannot be had, or gives other than one score for a pair.
-        ValueError: if there are instructions, but no template that takes one.
+        ValueError: if there are instructions, but no template that takes one; if a template lacks the query or document.
     """
 
     convert: Convert = "classify"
@@ -68,6 +69,10 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
             raise ValueError(
                 "prompt_dict holds instructions, and there is no score_template that says {{ instruction }}"
             )
+        if score_template is not None and (
+            wrong := score_templates.template_mistakes("score_template", score_template)
+        ):
+            raise ValueError(str(wrong[0]))
         source = "prompt_dict" if prompt_dict else "none"
         self._set(template, Prompts(values=dict(prompt_dict or {}), source=source), window)
         super().__init__(model, revision, **kwargs)
@@ -167,6 +172,16 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
             progress=None if report is None else lambda done, total: report(label, done, total),
         )
         if len(first) == 2:
-            applied["example"] = self.template.rendered(first[0], first[1], text)[:1000]
+            applied["example"] = self._read(first[0], first[1], text)[:1000]
         self.work.add(work)
         return scores
+
+    def _read(self, query: str, document: str, instruction: str) -> str:
+        """One pair as the engine reads it, the tokenizer's own special tokens included where a template names them."""
+        template = self.template.with_instruction(instruction)
+        if template is None:
+            return self.template.rendered(query, document)
+        query, document = self.template.query_prefix + query, self.template.document_prefix + document
+        messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
+        tokenizer = self.engine.llm.get_tokenizer()
+        return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False))
