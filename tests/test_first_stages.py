@@ -12,8 +12,9 @@ from mteb.mocks import mock_tasks
 
 from mteb_vllm.errors import FirstStageError
 from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.first_stages import BM25, Ceiling, Oracle, Random, Saved
+from mteb_vllm.first_stages import BM25, Oracle, Random, Saved
 from mteb_vllm.pipelines import mteb_run
+from mteb_vllm.searches import Ceiling
 from mteb_vllm.store import ResultsStore
 
 

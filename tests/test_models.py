@@ -13,8 +13,9 @@ import pytest
 from huggingface_hub import constants, errors
 
 from mteb_vllm import catalogue
+from mteb_vllm.architectures import check_architecture
 from mteb_vllm.errors import ModelError
-from mteb_vllm.models import Model, check_architecture, find_model, package_folder
+from mteb_vllm.models import Model, find_model, package_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

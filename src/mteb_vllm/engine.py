@@ -12,7 +12,6 @@ import ctypes
 import gc
 import logging
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,8 @@ from typing import Any, Literal
 from mteb_vllm.catalogue import vllm_distribution
 from mteb_vllm.errors import EngineError, MissingPackageError
 from mteb_vllm.fingerprint import METHOD, device, fingerprint, identity, uncounted_variable, versions
-from mteb_vllm.models import Model, position_limit
+from mteb_vllm.models import Model
+from mteb_vllm.quirks import explain, let_llvmlite_be_looked_at, within_positions
 
 logger = logging.getLogger(__name__)
 
@@ -233,18 +233,18 @@ def _load(spec: EngineSpec, started: float) -> Engine:
         from vllm.config import PoolerConfig
     except ImportError as error:
         raise MissingPackageError(f"vLLM is installed but cannot be imported: {error}") from error
-    _let_llvmlite_be_looked_at()
+    let_llvmlite_be_looked_at()
     args = dict(spec.args)
     try:
         if isinstance(args.get("pooler_config"), Mapping):
             args["pooler_config"] = PoolerConfig(**args["pooler_config"])
         args |= {"model": spec.model.location, "revision": spec.model.hub_revision}
         args |= {"runner": "pooling", "convert": spec.convert}
-        llm = LLM(**{"use_tqdm_on_load": False, **args, **_within_positions(spec, args)})
+        llm = LLM(**{"use_tqdm_on_load": False, **args, **within_positions(spec, args)})
     except Exception as error:
         logger.exception("vLLM did not open")
         gc.collect()
-        raise EngineError(_explain(spec, error)) from error
+        raise EngineError(explain(spec, error)) from error
     config = llm.llm_engine.vllm_config
     model_config = config.model_config
     dtype = str(model_config.dtype).removeprefix("torch.")
@@ -274,39 +274,6 @@ def _load(spec: EngineSpec, started: float) -> Engine:
     )
 
 
-def _within_positions(spec: EngineSpec, args: Mapping[str, Any]) -> dict[str, int]:
-    """The context that a model of RoBERTa's kind has positions for, where vLLM would take a longer one."""
-    overrides = args.get("hf_overrides")
-    limit = position_limit({**spec.model.config, **(overrides if isinstance(overrides, Mapping) else {})})
-    if limit is None or args.get("max_model_len") is not None:
-        return {}
-    from vllm import EngineArgs
-
-    context = EngineArgs(**args).create_model_config().max_model_len
-    return {"max_model_len": limit} if context > limit else {}
-
-
-def _let_llvmlite_be_looked_at() -> None:
-    """Keeps numba from hindering vLLM, where a program has loaded it (as BM25 does).
-
-    vLLM's CPU build (0.32, triton_utils/dispatcher.py) looks at the `__dict__` of everything in every loaded module, and
-    llvmlite's handle of its C library makes a C function of any name that it is asked for.
-    """
-    ffi = sys.modules.get("llvmlite.binding.ffi")
-    handle: Any = type(getattr(ffi, "lib", None))
-    look_up = getattr(handle, "__getattr__", None)
-    if look_up is None or getattr(look_up, "spares_dunders", False):
-        return
-
-    def spared(self: Any, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return look_up(self, name)
-
-    spared.spares_dunders = True  # type: ignore[attr-defined]
-    handle.__getattr__ = spared
-
-
 def _shell_env(chosen: Mapping[str, str]) -> dict[str, str]:
     """Variables of vLLM's from the shell, beside those of `engine.env`: they change results all the same."""
     # While an engine is open, vLLM's own variables are among them; what was there before it is the shell's.
@@ -334,30 +301,6 @@ def _leave_env() -> None:
         else:
             os.environ[key] = value
     _outer_env.clear()
-
-
-def _explain(spec: EngineSpec, error: Exception) -> str:
-    """vLLM's error in one line, with the way out where it is known."""
-    message = str(error)
-    first = next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)
-    hints = (
-        ("Available memory on node", "lower engine.gpu_memory_utilization (on a CPU: a share of the node's memory)"),
-        ("Free memory on device", "lower engine.gpu_memory_utilization, or free the GPU"),
-        (
-            "out of memory",
-            "lower engine.gpu_memory_utilization or engine.max_num_batched_tokens, or take a smaller dtype",
-        ),
-        (
-            "safetensors",
-            "if the model has no safetensors weights: +engine.load_format=auto, if you trust its pickled ones",
-        ),
-        ("no model weights", "if the model has no safetensors weights: +engine.load_format=auto, if you trust them"),
-        ("trust_remote_code", "read the model's own code, then add engine.trust_remote_code=true"),
-        ("max_model_len", "lower engine.max_model_len to what the model can read"),
-        ("Engine core initialization failed", "the cause stands above it in the log"),
-    )
-    hint = next((way for mark, way in hints if mark.lower() in message.lower()), "")
-    return f"vLLM did not open {spec.model.name}: {first}" + (f"\n  What to try: {hint}." if hint else "")
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mteb_vllm.catalogue import mteb_catalogue, nearest, vllm_catalogue
 from mteb_vllm.config import quoted
 from mteb_vllm.errors import Mistake
-from mteb_vllm.preflight import known_prompt_key
+from mteb_vllm.prompt_checks import known_prompt_key
 
 # Where texts stand whose white space counts.
 _TEXTS = (

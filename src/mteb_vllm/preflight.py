@@ -5,19 +5,21 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mteb_vllm import score_templates
 from mteb_vllm import tasks as task_selection
+from mteb_vllm.architectures import check_architecture, is_language_model, label_problem, position_limit
 from mteb_vllm.arguments import check_arguments, resolve_arguments
 from mteb_vllm.catalogue import MtebCatalogue, TaskInfo, VllmCatalogue, mteb_catalogue, nearest, vllm_catalogue
-from mteb_vllm.config import TARGETS, InstructionConfig, ModelConfig, RunConfig, ScoreTemplateConfig, build, quoted
+from mteb_vllm.config import TARGETS, InstructionConfig, ModelConfig, RunConfig, ScoreTemplateConfig, build
 from mteb_vllm.errors import ConfigError, Mistake, ModelError
-from mteb_vllm.first_stages import DEPTH, Dense
-from mteb_vllm.models import check_architecture, find_recipe, label_problem, position_limit
-from mteb_vllm.prompts import applying_keys, candidates, check_template, instruction_keys
+from mteb_vllm.first_stages import Dense
+from mteb_vllm.models import find_recipe
+from mteb_vllm.prompt_checks import prompt_mistakes, template_mistakes
+from mteb_vllm.prompts import applying_keys, candidates, instruction_keys
+from mteb_vllm.searches import DEPTH
 
 
 def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mistake]:
@@ -47,10 +49,11 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mis
     if not reranker and config.score_template != ScoreTemplateConfig(from_model=config.score_template.from_model):
         what = "is what a cross-encoder reads pairs through, and the model is an encoder"
         mistakes.append(Mistake("score_template", what, "Leave it away, or choose a reranker: model=ms_marco_minilm"))
-    if reranker and not mistakes and not {"model", "score_template", "instruction"} & set(broken):
-        mistakes += _reranker_mistakes(config)
-    if "pipeline" not in broken:
-        mistakes += _pipeline_mistakes(config, () if found else chosen, broken)
+    pipeline = _pipeline_mistakes(config, () if found else chosen, broken) if "pipeline" not in broken else []
+    wrong_kind = any(mistake.where.startswith("model.kind=") for mistake in pipeline)
+    if reranker and not wrong_kind and not {"model", "engine", "score_template", "instruction"} & set(broken):
+        mistakes += _reranker_mistakes(config, templates_fine=not mistakes)
+    mistakes += pipeline
     mistakes += _results_mistakes(config.results.dir)
     return mistakes
 
@@ -66,10 +69,10 @@ def _recipe_mistakes(
 ) -> list[Mistake]:
     """What is wrong with a model and its texts; `where` is what stands before `model`, `prompts` and so on."""
     mteb = mteb_catalogue()
-    mistakes = _prompt_mistakes(f"{where}prompts", prompts, mteb)
-    mistakes += _prompt_mistakes(f"{where}model.prompts", model.prompts or {}, mteb)
-    mistakes += _template_mistakes(f"{where}instruction", instruction)
-    mistakes += _template_mistakes(f"{where}model.instruction", model.instruction)
+    mistakes = prompt_mistakes(f"{where}prompts", prompts, mteb)
+    mistakes += prompt_mistakes(f"{where}model.prompts", model.prompts or {}, mteb)
+    mistakes += template_mistakes(f"{where}instruction", instruction)
+    mistakes += template_mistakes(f"{where}model.instruction", model.instruction)
     if "model" not in broken:
         mistakes += _model_mistakes(f"{where}model", model, engine, mteb, vllm_catalogue())
     return mistakes
@@ -82,24 +85,6 @@ def _engine_mistakes(where: str, model: ModelConfig, engine: Mapping[str, Any]) 
         *check_arguments(f"{where}engine", engine, vllm),
         *check_arguments(f"{where}model.engine", model.engine, vllm),
     ]
-
-
-def _prompt_mistakes(where: str, values: Mapping[str, Any], mteb: MtebCatalogue) -> list[Mistake]:
-    mistakes = []
-    for key, value in values.items():
-        if key == "from_model" and not where.endswith("model.prompts"):
-            if not isinstance(value, bool):
-                mistakes.append(Mistake(f"{where}.{key}={value}", "must be true or false"))
-        elif not known_prompt_key(str(key), mteb):
-            what = "is neither a task, a task type, query or document, nor a pair as STS12-query"
-            near = tuple(f"{where}.{name}" for name in _near_prompt_keys(str(key), mteb))
-            mistakes.append(Mistake(f"{where}.{key}", what, nearest=near))
-        elif value is not None and not isinstance(value, str):
-            what = f"a prompt is a text, this is {type(value).__name__}"
-            mistakes.append(Mistake(f"{where}.{key}={value}", what, quoted(f"{where}.{key}", str(value))))
-        elif value is not None:
-            mistakes += _line_break_mistakes(f"{where}.{key}", value)
-    return mistakes
 
 
 def _applies_nowhere(prompts: Mapping[str, Any], parts: Sequence[TaskInfo], config: RunConfig) -> list[Mistake]:
@@ -124,60 +109,26 @@ def _applies_nowhere(prompts: Mapping[str, Any], parts: Sequence[TaskInfo], conf
     return [Mistake("prompts", what, way)]
 
 
-def _reranker_mistakes(config: RunConfig) -> list[Mistake]:
+def _reranker_mistakes(config: RunConfig, *, templates_fine: bool) -> list[Mistake]:
     """What only a cross-encoder's run can have wrong."""
-    mistakes = []
+    mistakes: list[Mistake] = []
+    try:
+        model = find_recipe(config.model)
+    except ModelError:
+        return mistakes  # said already
+    overrides = resolve_arguments(config.engine, config.model.engine)[0].get("hf_overrides")
+    if problem := label_problem(model, overrides if isinstance(overrides, Mapping) else {}):
+        mistakes.append(Mistake(f"model.name={model.name}", problem))
     if config.instruction.template is not None:
         what = "a reranker reads its instruction through its score template"
         mistakes.append(Mistake("instruction.template", what, "Write {{ instruction }} into score_template.template."))
-    template = score_templates.resolve(config.score_template, config.model.score_template)
-    try:
-        language_model = score_templates.missing_template(find_recipe(config.model).config)
-    except ModelError:
-        return mistakes  # said already
-    if template.text is None and language_model and config.score_template.from_model:
+    if not templates_fine or not is_language_model(model.config) or not config.score_template.from_model:
+        return mistakes
+    if score_templates.resolve(config.score_template, config.model.score_template).text is None:
         what = "a language model scores pairs through a template, and neither the recipe nor score_template names one"
         way = "Choose one, as score_template=qwen3_reranker, or say that it needs none: score_template=none."
         mistakes.append(Mistake("score_template", what, way))
     return mistakes
-
-
-def _near_prompt_keys(key: str, mteb: MtebCatalogue) -> tuple[str, ...]:
-    names = [*mteb.prompt_types, *mteb.task_types, *mteb.tasks]
-    bare, dash, side = key.rpartition("-")
-    if dash and side in mteb.prompt_types:
-        return tuple(f"{name}-{side}" for name in nearest(bare, names))
-    if dash and bare in names:
-        return tuple(f"{bare}-{near}" for near in nearest(side, mteb.prompt_types) or mteb.prompt_types)
-    return nearest(key, names)
-
-
-def known_prompt_key(key: str, mteb: MtebCatalogue) -> bool:
-    """Whether mteb could ever look a prompt up by this key."""
-    if key in mteb.prompt_types:
-        return True
-    bare, dash, side = key.rpartition("-")
-    names = (key, bare) if dash and side in mteb.prompt_types else (key,)
-    return any(name in mteb.tasks or name in mteb.task_types for name in names)
-
-
-def _template_mistakes(where: str, instruction: InstructionConfig | None) -> list[Mistake]:
-    if instruction is None or instruction.template is None:
-        return []
-    mistakes = _line_break_mistakes(f"{where}.template", instruction.template)
-    try:
-        mistake = check_template(instruction.template)
-    except Exception as error:  # a module of the user's, which does what it likes when it is imported
-        mistake = Mistake(where, f"its module cannot be imported: {type(error).__name__}: {error}")
-    return [*mistakes, *([replace(mistake, where=f"{where}.template={instruction.template}")] if mistake else [])]
-
-
-def _line_break_mistakes(where: str, text: str) -> list[Mistake]:
-    if "\\n" not in text:
-        return []
-    what = "holds a backslash and an n, which the model would read as they are"
-    way = f'A line break, in YAML: "...\\n..." in double quotes; in a shell: $\'{where}="...\\n..."\''
-    return [Mistake(f"{where}={text}", what, way)]
 
 
 def _pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Collection[str]) -> list[Mistake]:
@@ -282,10 +233,7 @@ def _model_mistakes(
         near = tuple(f"{at}.name={name}" for name in nearest(model.name or "", mteb.models)) if by_name else ()
         return [Mistake(where, str(error), nearest=near)]
     arguments, _, _ = resolve_arguments(engine, model.engine)
-    overrides = arguments.get("hf_overrides")
     problems = []
-    if model.kind == "cross_encoder":
-        problems.append(label_problem(found, overrides if isinstance(overrides, Mapping) else {}))
     if vllm is not None and "model_impl" not in arguments:
         trusted = arguments.get("trust_remote_code") is True
         problems.append(check_architecture(found, vllm.architectures, trust_remote_code=trusted))

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm import report, tasks
+from mteb_vllm.announce import announce
 from mteb_vllm.config import RunConfig
-from mteb_vllm.engine import EngineSpec, close_engines
+from mteb_vllm.engine import close_engines
 from mteb_vllm.errors import MtebVllmError
-from mteb_vllm.fingerprint import device, fingerprint
+from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import EncoderStage, FirstStage
 from mteb_vllm.plan import Plan, plan
 from mteb_vllm.results import RunRecord, TaskOutcome, write_record
-from mteb_vllm.score_templates import missing_template
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,7 +65,7 @@ def run_config(
         record.fingerprint = fingerprint(record.settings)
         unused = report.unused_keys(planned.prompts, planned.parts, planned.template)
         record.prompts = {**planned.prompts.settings(), "source": planned.prompts.source, "unused": unused}
-        _announce(console, planned, record)
+        announce(console, planned, record)
         _evaluate(config, planned, record, console)
     except MtebVllmError as error:
         logger.exception("the run failed")
@@ -174,50 +174,6 @@ def quiet_console() -> Console:
     from rich.console import Console
 
     return Console(quiet=True)
-
-
-def _announce(console: Console, planned: Plan, record: RunRecord) -> None:
-    stage = planned.stage
-    if isinstance(stage, EncoderStage):
-        _announce_engine(console, "First stage", stage.spec)
-        report.print_prompts(console, stage.prompts, [task for task in planned.parts if "query" in task.sides])
-        console.print()
-    elif stage is not None:
-        said = _words({key: value for key, value in vars(stage).items() if value is not None})
-        name = type(stage).__name__.lower()
-        console.print(f"First stage: {name}: {said}", markup=False, highlight=False, soft_wrap=True)
-    _announce_engine(console, "Model" if stage is None else "Reranker", planned.spec)
-    for spec in [planned.spec, *([stage.spec] if isinstance(stage, EncoderStage) else [])]:
-        if spec.args.get("trust_remote_code"):
-            text = f"trust_remote_code is on: Python code that comes with {spec.model.name} is run"
-            record.warnings.append(f"{text}.")
-            console.print(f"        {text}", style="yellow", markup=False)
-    if shell := record.settings["engine"]["shell"]:
-        record.warnings.append(
-            f"From the shell, not from engine.env, and counted as settings: {', '.join(f'{k}={v}' for k, v in shell.items())}"
-        )
-    if planned.template is None:
-        report.print_prompts(console, planned.prompts, planned.parts)
-    else:
-        report.print_pairs(console, planned.template, planned.prompts, planned.parts)
-        config = planned.spec.model.sentence_transformers
-        if default := (config.get("prompts") or {}).get(config.get("default_prompt_name")):
-            record.warnings.append(
-                f"sentence-transformers would put the model's default prompt {default!r} in front of its texts. Here "
-                "score_template.query_prefix does."
-            )
-        if planned.template.text is None and missing_template(planned.spec.model.config):
-            record.warnings.append(
-                "A language model scores pairs without a score template: unless it was trained so, its scores mean nothing."
-            )
-    console.print()
-
-
-def _announce_engine(console: Console, what: str, spec: EngineSpec) -> None:
-    args = {key: value for key, value in spec.args.items() if key not in ("load_format", "trust_remote_code")}
-    picked = f"preset {spec.preset}" + (f" (device {device()})" if spec.preset != "none" else "")
-    console.print(f"{what}: {spec.model.name} at {spec.model.revision}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Engine: {picked}: {_words(args)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _evaluate(config: RunConfig, planned: Plan, record: RunRecord, console: Console) -> None:
@@ -337,7 +293,3 @@ def _conclude(console: Console, config: RunConfig, record: RunRecord) -> None:
         f"Settings {record.fingerprint}, results in {config.results.dir}/results", markup=False, soft_wrap=True
     )
     console.print(f"Record:  {record.output_dir}/run.json", markup=False, soft_wrap=True)
-
-
-def _words(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in values.items())

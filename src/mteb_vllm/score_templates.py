@@ -10,7 +10,6 @@ import datetime
 import functools
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -191,9 +190,3 @@ def _environment() -> Any:
     for name in _SPECIAL:
         environment.globals[name] = ""  # a tokenizer's own; checks need none
     return environment
-
-
-def missing_template(model_config: Mapping[str, Any]) -> bool:
-    """Whether a model is one that can only score through a template: a language model that answers yes or no."""
-    names = model_config.get("architectures") or []
-    return any(str(name).endswith("ForCausalLM") for name in names)

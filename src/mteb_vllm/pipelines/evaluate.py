@@ -51,7 +51,7 @@ class Evaluate:
         start = mteb_run.EngineStart(model)
 
         def evaluate(task: AbsTask) -> TaskOutcome:
-            result = mteb_run.known(model.mteb_model_meta, task, store) if reuse else None
+            result = mteb_run.known(store, task, model.mteb_model_meta) if reuse else None
             if result is not None:
                 return mteb_run.outcome_of(task, result, "reused")
             start.ensure()

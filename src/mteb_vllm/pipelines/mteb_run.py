@@ -88,14 +88,14 @@ def compute(
     load = sum(
         _compute_part(model, part, store, reuse, prepare, predictions)
         for part in parts
-        if not (reuse and known(meta, part, store, predictions=predictions))
+        if not (reuse and known(store, part, meta, predictions=predictions))
     )
     if isinstance(task, AbsTaskAggregate):
         store.save_to_cache(task.combine_task_results([store.result(part, meta) for part in parts]), meta)
     return load
 
 
-def known(meta: Any, task: AbsTask, store: ResultsStore, *, predictions: bool = False) -> TaskResult | None:
+def known(store: ResultsStore, task: AbsTask, meta: Any, *, predictions: bool = False) -> TaskResult | None:
     """A task's whole result, if it is known; with `predictions`, only if these are known as well."""
     result = store.known(task, meta)
     if predictions and result is not None and any(store.predictions(part, meta) is None for part in parts_of(task)):

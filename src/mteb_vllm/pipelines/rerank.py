@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.first_stages import DEPTH, Ceiling, EncoderStage, FirstStage, ceiling_meta
+from mteb_vllm.first_stages import EncoderStage, FirstStage
 from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.results import TaskOutcome
+from mteb_vllm.searches import DEPTH, Ceiling, ceiling_meta
 from mteb_vllm.tasks import brings_candidates
 
 if TYPE_CHECKING:
@@ -132,12 +133,12 @@ class Rerank:
     ) -> None:
         parts = mteb_run.parts_of(task)
         model.count_also(self._candidates(stage, task))
-        if reuse and mteb_run.known(model.mteb_model_meta, task, store) is not None:
+        if reuse and mteb_run.known(store, task, model.mteb_model_meta) is not None:
             return  # nothing will be reranked
         computed = False
         for part in parts:
             searcher = stage.searcher(part)
-            if reuse and mteb_run.known(searcher.mteb_model_meta, part, store, predictions=True) is not None:
+            if reuse and mteb_run.known(store, part, searcher.mteb_model_meta, predictions=True) is not None:
                 continue
             computed = True
             progress.start_task(part.metadata.name, "first stage")
@@ -180,7 +181,7 @@ class Rerank:
             except Exception:
                 logger.exception("the ceiling of %s cannot be had", part.metadata.name)
 
-        result = mteb_run.known(model.mteb_model_meta, task, store) if reuse else None
+        result = mteb_run.known(store, task, model.mteb_model_meta) if reuse else None
         if result is not None:
             outcome = mteb_run.outcome_of(task, result, "reused")
         else:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from mteb.models.model_meta import ModelMeta
 
 from mteb_vllm import score_templates
+from mteb_vllm.architectures import NOT_ONE_LABEL
 from mteb_vllm.encoding import texts_of
 from mteb_vllm.engine import Convert, Engine, EngineSpec
 from mteb_vllm.errors import ModelError
-from mteb_vllm.models import NOT_ONE_LABEL
 from mteb_vllm.prompts import Prompts
 from mteb_vllm.score_templates import Activation, ScoreTemplate
 from mteb_vllm.scoring import score_pairs

@@ -1,0 +1,65 @@
+"""What a user is told of a run before anything is loaded: what will read which texts, and how."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mteb_vllm import report
+from mteb_vllm.architectures import is_language_model
+from mteb_vllm.engine import EngineSpec
+from mteb_vllm.fingerprint import device
+from mteb_vllm.first_stages import EncoderStage
+from mteb_vllm.plan import Plan
+from mteb_vllm.results import RunRecord
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def announce(console: Console, planned: Plan, record: RunRecord) -> None:
+    """Shows what a plan comes down to, and puts what a user should know of it among the record's warnings."""
+    stage = planned.stage
+    if isinstance(stage, EncoderStage):
+        _announce_engine(console, "First stage", stage.spec)
+        report.print_prompts(console, stage.prompts, [task for task in planned.parts if "query" in task.sides])
+        console.print()
+    elif stage is not None:
+        said = _words({key: value for key, value in vars(stage).items() if value is not None})
+        name = type(stage).__name__.lower()
+        console.print(f"First stage: {name}: {said}", markup=False, highlight=False, soft_wrap=True)
+    _announce_engine(console, "Model" if stage is None else "Reranker", planned.spec)
+    for spec in [planned.spec, *([stage.spec] if isinstance(stage, EncoderStage) else [])]:
+        if spec.args.get("trust_remote_code"):
+            text = f"trust_remote_code is on: Python code that comes with {spec.model.name} is run"
+            record.warnings.append(f"{text}.")
+            console.print(f"        {text}", style="yellow", markup=False)
+    if shell := record.settings["engine"]["shell"]:
+        record.warnings.append(
+            f"From the shell, not from engine.env, and counted as settings: {', '.join(f'{k}={v}' for k, v in shell.items())}"
+        )
+    if planned.template is None:
+        report.print_prompts(console, planned.prompts, planned.parts)
+    else:
+        report.print_pairs(console, planned.template, planned.prompts, planned.parts)
+        config = planned.spec.model.sentence_transformers
+        if default := (config.get("prompts") or {}).get(config.get("default_prompt_name")):
+            record.warnings.append(
+                f"sentence-transformers would put the model's default prompt {default!r} in front of its texts. Here "
+                "score_template.query_prefix does."
+            )
+        if planned.template.text is None and is_language_model(planned.spec.model.config):
+            record.warnings.append(
+                "A language model scores pairs without a score template: unless it was trained so, its scores mean nothing."
+            )
+    console.print()
+
+
+def _announce_engine(console: Console, what: str, spec: EngineSpec) -> None:
+    args = {key: value for key, value in spec.args.items() if key not in ("load_format", "trust_remote_code")}
+    picked = f"preset {spec.preset}" + (f" (device {device()})" if spec.preset != "none" else "")
+    console.print(f"{what}: {spec.model.name} at {spec.model.revision}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Engine: {picked}: {_words(args)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _words(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items())
