@@ -431,6 +431,7 @@ def test_pipelines_kinds_and_tasks_belong_together(small: list[str]) -> None:
     assert "its score template takes none" in mistakes(*small, 'prompts.query="q: "')
     assert "through its score template" in mistakes(*small, "instruction=qwen")
     assert "pipeline/first_stage=dense" in mistakes(*small, "pipeline.first_stage=dense")
+    assert "Add: pipeline=rerank" in mistakes("pipeline/first_stage=bm25", "tasks=demo_retrieval")
     text = mistakes(*small, "pipeline/first_stage=dense", "pipeline.first_stage.engine.dtype=flaot32")
     assert "Did you mean pipeline.first_stage.engine.dtype=float32" in text
     text = mistakes(*small, "pipeline/first_stage=dense", "model@pipeline.first_stage.model=ms_marco_minilm")

@@ -140,6 +140,10 @@ class _Composition:
         try:
             base = self._base(choices)
         except _NOT_COMPOSED as error:
+            staged = [choice for choice in choices if choice.key_or_group == "pipeline/first_stage"]
+            if staged and "No match in the defaults list" in str(error):
+                what = "only a pipeline of two stages has a first one"
+                return None, [*mistakes, Mistake(_written(staged[0]), what, "Add: pipeline=rerank")]
             return None, [*mistakes, Mistake("configuration", in_words(error))]
         files = base.hydra.runtime.choices
         config = OmegaConf.masked_copy(base, [str(key) for key in base if key != "hydra"])

@@ -175,5 +175,6 @@ def _parameters(activation: Activation | None, first_length: int | None = None) 
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    # In float64, where exp of a float32 logit's ordinary range neither overflows nor rounds to the same value.
-    return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+    # In float64, so that it is rounded once.
+    with np.errstate(over="ignore"):  # far below zero the exponential is infinite, and the sigmoid 0
+        return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
