@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,3 +169,23 @@ def test_an_interrupted_call_harms_no_later_one(minilm: Any) -> None:
     again, _ = encode_texts(minilm.engine, texts, len(texts))
     np.testing.assert_allclose(again, expected, atol=1e-6)
     assert VllmEncoderWrapper.planned(minilm.spec, Prompts()).engine is minilm.engine
+
+
+def test_engines_of_one_process_close_together_and_leave_the_shells_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mteb_vllm import engine as engines
+
+    left: list[int] = []
+    monkeypatch.setattr(engines, "_open", [])
+    monkeypatch.setattr(engines, "_outer_env", {})
+    monkeypatch.setattr(engines, "_leave_vllm", lambda: (left.append(len(engines._open)), engines._leave_env()))
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
+    engines._enter_env({"VLLM_X": "1"})
+    both = [
+        Engine(SimpleNamespace(env={}), SimpleNamespace(), 0.0, "float32", 8, 4, {}, in_process=True)  # type: ignore[arg-type]
+        for _ in range(2)
+    ]
+    engines._open.extend(both)
+    both[0].close()
+    both[1].close()
+    assert left == [0] and all(engine.llm is None for engine in both) and not engines._open
+    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "4" and "VLLM_X" not in os.environ

@@ -379,12 +379,17 @@ def test_templates_that_would_lose_or_change_a_text_are_refused(small: list[str]
 
     whole = "{{ messages[0].content }} {{ messages[1].content }}"
     assert "Did you mean instruction?" in of(whole + " {{ instructions }}")
+    assert "'task_description' is undefined" in of(whole + " {{ task_description }}")
     for change in (" | trim", " | tojson", " | lower", " | e", "[:500]"):
         assert "must hold the document once, as it is" in of(
             f"{{{{ messages[0].content }}}} {{{{ messages[1].content{change} }}}}"
         )
     assert "must hold the document once" in of(whole + " {{ messages[1].content }}")
-    assert check([*small, f"score_template.template='{whole} {{{{ instruction }}}} {{{{ bos_token }}}}'"])
+    for fine in (
+        " {{ instruction }} {{ bos_token }}", " {% if tools is defined and tools %}x{% endif %}",
+        " {% if tools %}x{% endif %}", ' {{ "I: " + instruction }}{{ instruction.strip() }}', " {% generation %}y{% endgeneration %}",
+    ):  # fmt: skip
+        assert check([*small, f"score_template.template='{whole}{fine}'"]), fine
 
 
 def test_odd_values_are_mistakes_and_no_crashes(small: list[str]) -> None:
@@ -419,7 +424,29 @@ def test_rerankers_that_cannot_score_are_refused(small: list[str], tmp_path: Pat
     assert "scores pairs through a template" in text and "score_template=qwen3_reranker" in text
     assert check([*with_model("qwen3"), ready, "score_template=qwen3_reranker"])
     assert check([*with_model("qwen3"), ready, "score_template=none"]), "who says so may"
+    original = 'engine.hf_overrides={classifier_from_token: ["no", "yes"], is_original_qwen3_reranker: true}'
+    assert check([*with_model("qwen3"), original, "score_template=qwen3_reranker"])
     assert "has positions for 256 tokens" in mistakes(*with_model("roberta"), "engine.max_model_len=258")
+
+
+def test_engines_with_other_environments_are_not_kept_together(small: list[str]) -> None:
+    both = [*small, "pipeline/first_stage=dense", "pipeline.keep_engines=true"]
+    assert check(both)
+    assert "different environments" in mistakes(*both, "+pipeline.first_stage.engine.env.OMP_NUM_THREADS=1")
+
+
+def test_a_dense_retriever_of_ones_own_is_a_file(small: list[str], tmp_path: Path) -> None:
+    group = tmp_path / "pipeline" / "first_stage"
+    group.mkdir(parents=True)
+    (group / "mine.yaml").write_text("defaults:\n  - dense\n  - override /model@model: minilm_hub\n")
+    sweep = [*small, "pipeline/first_stage=bm25,mine"]
+    with pytest.raises(ConfigError) as error:
+        check(sweep, multirun=True, config_dir=str(tmp_path))
+    (mistake,) = error.value.mistakes  # the Hub cannot be reached: it was asked for that model
+    assert mistake.where == "pipeline.first_stage.model.name=sentence-transformers/all-MiniLM-L6-v2"
+    with pytest.raises(ConfigError) as error:
+        check([*sweep, "model@pipeline.first_stage.model=e5_small"], multirun=True, config_dir=str(tmp_path))
+    assert "only pipeline/first_stage=dense has this" in str(error.value)
 
 
 def test_pipelines_kinds_and_tasks_belong_together(small: list[str]) -> None:

@@ -52,6 +52,8 @@ def label_problem(model: Model, hf_overrides: Mapping[str, Any]) -> str | None:
     """
     config = {**model.config, **hf_overrides}
     names = [str(name) for name in config.get("architectures") or []]
+    if config.get("is_original_qwen3_reranker"):
+        return None  # for which vLLM itself takes the difference of two tokens
     if config.get("method") or config.get("classifier_from_token"):
         # vLLM makes the head of the language model's: of the difference of two tokens, or of each one's logit.
         tokens = config.get("classifier_from_token") or []

@@ -144,6 +144,10 @@ class _Composition:
             if staged and "No match in the defaults list" in str(error):
                 what = "only a pipeline of two stages has a first one"
                 return None, [*mistakes, Mistake(_written(staged[0]), what, "Add: pipeline=rerank")]
+            mounted = [choice for choice in choices if (choice.package or "").startswith("pipeline.first_stage.")]
+            if mounted and "Could not override" in str(error):
+                way = "In a sweep over first stages, write that one down in a file of yours: pipeline/first_stage/NAME.yaml"
+                return None, [*mistakes, Mistake(_written(mounted[0]), "only pipeline/first_stage=dense has this", way)]
             return None, [*mistakes, Mistake("configuration", in_words(error))]
         files = base.hydra.runtime.choices
         config = OmegaConf.masked_copy(base, [str(key) for key in base if key != "hydra"])

@@ -13,7 +13,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -87,6 +87,7 @@ class Engine:
         separates_pairs: Whether the two texts of a pair are tokenised as a pair, with a separator; else as one text.
         labels: What a classification head gives, or None where the model has none.
         in_process: Whether it works in this process, and not in one of its own.
+        own_template: Whether vLLM reads pairs through a template of the model's own, which we do not know.
         owners: Who asked for it and has not let go; the last one's leaving closes it.
     """
 
@@ -100,6 +101,7 @@ class Engine:
     separates_pairs: bool = True
     labels: int | None = None
     in_process: bool = False
+    own_template: bool = False
     owners: set[int] = field(default_factory=set)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
@@ -132,24 +134,28 @@ class Engine:
                 self.close()
 
     def close(self) -> None:
-        """Closes the engine and gives its memory back; again does nothing."""
-        if self in _open:
-            _open.remove(self)
+        """Closes the engine and gives its memory back; again does nothing.
+
+        Engines of one process close together, since what they share, vLLM's groups, goes with the first of them; whoever
+        needs another opens it again.
+        """
         if self.llm is None:
             return
-        if self.in_process:
-            # What the engines of one process share, vLLM's groups, goes with the first; who needs another opens it again.
-            for engine in [other for other in _open if other.in_process]:
-                engine.close()
+        together = [self, *(other for other in _open if other is not self and self.in_process and other.in_process)]
+        for engine in together:
+            engine._shut_down()
+        gc.collect()
+        if not _open:
+            _leave_vllm()
+
+    def _shut_down(self) -> None:
+        if self in _open:
+            _open.remove(self)
         llm, self.llm = self.llm, None
         with contextlib.suppress(Exception):  # a dead engine core cannot be asked to shut down
             llm.llm_engine.engine_core.shutdown()
         with contextlib.suppress(Exception):
             llm.renderer.shutdown()
-        del llm
-        gc.collect()
-        if not _open:
-            _leave_vllm()
 
 
 # Open engines, the first one first, and what the environment was before it.
@@ -162,7 +168,7 @@ def open_engine(spec: EngineSpec, *, beside: Sequence[EngineSpec] = ()) -> Engin
 
     Args:
         spec: What it shall be.
-        beside: Engines that stay open beside it, if they are.
+        beside: Engines that stay open beside it, if no other has to close.
 
     Raises:
         MissingPackageError: if vLLM is not installed.
@@ -269,9 +275,14 @@ def _load(spec: EngineSpec, started: float) -> Engine:
             "enable_chunked_prefill": config.scheduler_config.enable_chunked_prefill,
         },
         separates_pairs=bool(getattr(model_config, "use_sep_token", True)),
+        own_template=any(getattr(one, "supports_score_template", False) for one in _processors(llm)),
         in_process=type(llm.llm_engine.engine_core).__name__ == "InprocClient",
         labels=getattr(model_config.hf_config, "num_labels", None) if spec.convert == "classify" else None,
     )
+
+
+def _processors(llm: Any) -> Iterable[Any]:
+    return getattr(llm, "pooling_io_processors", {}).values()
 
 
 def _shell_env(chosen: Mapping[str, str]) -> dict[str, str]:

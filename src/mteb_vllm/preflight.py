@@ -157,6 +157,7 @@ def _pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Co
         if not 1 <= made.top_k <= DEPTH:
             mistakes.append(Mistake(f"pipeline.top_k={made.top_k}", f"must be from 1 to {DEPTH}"))
         mistakes += _first_stage_mistakes(made.first_stage, chosen)
+        mistakes += _engines_together(config, made)
     return mistakes
 
 
@@ -180,6 +181,18 @@ def _first_stage_mistakes(config: Mapping[str, Any], chosen: Sequence[TaskInfo])
     if stage is not None:
         mistakes += stage.mistakes(where, [part.name for part in parts])
     return mistakes
+
+
+def _engines_together(config: RunConfig, pipeline: Any) -> list[Mistake]:
+    """Refuses engines that shall be open together with different environments: these are the process's."""
+    stage = pipeline.first_stage
+    if not pipeline.keep_engines or "engine" not in stage:
+        return []
+    _, one, _ = resolve_arguments(config.engine, config.model.engine)
+    _, other, _ = resolve_arguments(stage["engine"], (stage.get("model") or {}).get("engine") or {})
+    if one == other:
+        return []
+    return [Mistake("pipeline.keep_engines=true", "the two engines have different environments (engine.env)")]
 
 
 def _made(where: str, config: Mapping[str, Any], mark: str) -> tuple[Any, list[Mistake]]:
@@ -233,12 +246,16 @@ def _model_mistakes(
         near = tuple(f"{at}.name={name}" for name in nearest(model.name or "", mteb.models)) if by_name else ()
         return [Mistake(where, str(error), nearest=near)]
     arguments, _, _ = resolve_arguments(engine, model.engine)
+    overrides = arguments.get("hf_overrides")
+    config = {**found.config, **(overrides if isinstance(overrides, Mapping) else {})}
+    replaced = not set(config.get("architectures") or []).isdisjoint(vllm.architectures if vllm is not None else ())
     problems = []
-    if vllm is not None and "model_impl" not in arguments:
+    # The head that vLLM makes of a language model's has a name that it need not know.
+    if vllm is not None and "model_impl" not in arguments and not replaced:
         trusted = arguments.get("trust_remote_code") is True
         problems.append(check_architecture(found, vllm.architectures, trust_remote_code=trusted))
     mistakes = [Mistake(where, problem) for problem in problems if problem]
-    limit, context = position_limit(found.config), arguments.get("max_model_len")
+    limit, context = position_limit(config), arguments.get("max_model_len")
     if limit is not None and isinstance(context, int) and context > limit:
         what = f"the model has positions for {limit} tokens"
         mistakes.append(Mistake(f"{at.removesuffix('model')}engine.max_model_len={context}", what))

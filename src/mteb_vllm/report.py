@@ -134,6 +134,7 @@ def run_markdown(record: RunRecord) -> str:
         f"- status: {record.status}",
         f"- settings: `{record.fingerprint}`",
         f"- revision: `{model.get('revision')}`",
+        *_first_stage_lines(record),
         f"- command: `{shlex.join(['mteb-vllm', *record.overrides])}`",
         f"- started: {record.started}, {record.seconds:.1f} s in all",
         f"- device: {model.get('device')}",
@@ -155,6 +156,16 @@ def run_markdown(record: RunRecord) -> str:
         values = [(key, str(value)) for key, value in (record.engine.get("resolved") or {}).items()]
         lines += ["", "## Engine", "", *_markdown(("argument", "value"), values)]
     return "\n".join(lines) + "\n"
+
+
+def _first_stage_lines(record: RunRecord) -> list[str]:
+    stage = record.first_stage
+    if not stage:
+        return []
+    model = ((stage.get("settings") or {}).get("engine") or {}).get("model") if stage["kind"] == "dense" else None
+    return [
+        f"- first stage: {stage['kind']}{f' ({model})' if model else ''}, top_k {record.config['pipeline']['top_k']}"
+    ]
 
 
 def differing(records: Sequence[RunRecord]) -> list[dict[str, str]]:

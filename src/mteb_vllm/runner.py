@@ -18,9 +18,9 @@ from mteb_vllm import report, tasks
 from mteb_vllm.announce import announce
 from mteb_vllm.config import RunConfig
 from mteb_vllm.engine import close_engines
-from mteb_vllm.errors import MtebVllmError
+from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.first_stages import EncoderStage, FirstStage
+from mteb_vllm.first_stages import EncoderStage
 from mteb_vllm.plan import Plan, plan
 from mteb_vllm.results import RunRecord, TaskOutcome, write_record
 
@@ -201,16 +201,22 @@ def _evaluate(config: RunConfig, planned: Plan, record: RunRecord, console: Cons
             record.tasks.append(outcome)
         record.engine = model.engine_record()
         if planned.stage is not None:
-            record.first_stage = _first_stage_record(planned.stage, record)
+            record.first_stage = _first_stage_record(planned, record)
     if any(task.status == "failed" for task in record.tasks):
         record.status = "failed"
     for task in record.tasks:
         record.warnings += [*task.warnings, *_cut_texts(task, record)]
 
 
-def _first_stage_record(stage: FirstStage, record: RunRecord) -> dict[str, Any]:
+def _first_stage_record(planned: Plan, record: RunRecord) -> dict[str, Any]:
+    stage = planned.stage
     if not isinstance(stage, EncoderStage):
-        return {"kind": type(stage).__name__.lower(), **vars(stage)}
+        depends: dict[str, Any] = {}
+        for part in planned.parts:
+            if stage is not None and not tasks.brings_candidates(part.type):
+                with contextlib.suppress(FirstStageError):  # its task has failed, and says why
+                    depends[part.name] = stage.settings(part.name)
+        return {"kind": type(stage).__name__.lower(), **vars(stage), "settings": depends}
     encoder = stage.encoder
     if (work := encoder.work).truncated:
         share = f"{work.truncated:,} of {work.texts:,} texts ({work.truncated / work.texts:.1%})"

@@ -25,7 +25,7 @@ _QUERY, _DOCUMENT = "the-query-stands-here", "the-document-stands-here"
 # What filters change, and slices cut: space at both ends, markup, quotes, cases, and length.
 _PROBE = '  <b>The Document\'s "text" &amp; more\n\n' + "of it " * 2000 + "END \n"
 _SPECIAL = ("bos_token", "eos_token", "sep_token", "cls_token", "pad_token", "unk_token")
-_KNOWN = frozenset({"messages", "instruction", "add_generation_prompt", "raise_exception", "strftime_now", *_SPECIAL})
+_NAMES = ("messages", "instruction", *_SPECIAL)
 _EXAMPLE = (
     'For example: \'Query: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}\''
 )
@@ -57,11 +57,10 @@ class ScoreTemplate:
 
         It becomes part of the template's text, and no argument beside it: nothing on the way to the model can lose it.
         """
-        if self.text is None or not instruction or not self.takes_instruction:
+        if self.text is None or not self.takes_instruction:
             return self.text
-        # JSON's escapes are among jinja's. Jinja takes away one line break after a block.
-        start = "\n" if self.text.startswith("\n") else ""
-        return f"{{% set instruction = {json.dumps(instruction, ensure_ascii=False)} %}}{start}{self.text}"
+        # JSON's escapes are among jinja's; the line break goes with the block, and what follows begins a line as before.
+        return f"{{% set instruction = {json.dumps(instruction, ensure_ascii=False)} %}}\n{self.text}"
 
     def rendered(self, query: str, document: str, instruction: str = "") -> str:
         """One pair as the model reads it; the two texts side by side where the model joins them itself."""
@@ -135,12 +134,17 @@ def check(where: str, config: ScoreTemplateConfig | None) -> list[Mistake]:
 
 def template_mistakes(at: str, text: str) -> list[Mistake]:
     """What is wrong with a template's text; `at` is where it stands."""
-    from jinja2 import TemplateError
+    from jinja2 import TemplateSyntaxError, UndefinedError
 
+    template = ScoreTemplate(text)
     try:
-        rendered = _render(text, _QUERY, _DOCUMENT)
-    except TemplateError as error:
+        rendered = template.rendered(_QUERY, _DOCUMENT, "an instruction")
+        without = template.rendered(_QUERY, _PROBE)
+    except TemplateSyntaxError as error:
         return [Mistake(at, f"is no jinja template: {error}")]
+    except UndefinedError as error:
+        name = str(error).partition("'")[2].partition("'")[0]
+        return [Mistake(at, f"cannot be rendered: {error}", nearest=nearest(name, _NAMES))]
     except Exception as error:  # a template can compute anything
         return [Mistake(at, f"cannot be rendered: {type(error).__name__}: {error}")]
     sides = {"query": _QUERY, "document": _DOCUMENT}
@@ -149,14 +153,9 @@ def template_mistakes(at: str, text: str) -> list[Mistake]:
         Mistake(at, f"never mentions the {side}: every pair would be read without it", _EXAMPLE.replace("query", side))
         for side in lost
     ]
-    if not lost and _render(text, _QUERY, _PROBE).count(_PROBE) != 1:
+    if not lost and without.count(_PROBE) != 1:
         what = "must hold the document once, as it is: where a pair is too long, its document is cut by tokens"
         mistakes.append(Mistake(at, what, "Leave filters (trim, tojson, ...) and slices of the document away."))
-    unknown = sorted(_variables(text) - _KNOWN)
-    mistakes += [
-        Mistake(at, f"{{{{ {name} }}}} stands for nothing, and would be left out", nearest=nearest(name, _KNOWN))
-        for name in unknown
-    ]
     return mistakes
 
 
@@ -176,17 +175,34 @@ def _variables(template: str) -> frozenset[str]:
 @functools.cache
 def _environment() -> Any:
     # As transformers renders chat templates (its utils/chat_template_utils.py).
+    from jinja2 import Undefined, nodes
     from jinja2.exceptions import TemplateError
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Unknown(Undefined):
+        """A name that stands for nothing: it may be asked for, and not be printed."""
+
+        __str__ = Undefined._fail_with_undefined_error
+
+    class Generation(Extension):
+        """transformers' tag around what a model has said, which changes nothing of the text."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> nodes.Node | list[nodes.Node]:
+            next(parser.stream)
+            body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return body
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation], undefined=Unknown
     )
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     for name in _SPECIAL:
-        environment.globals[name] = ""  # a tokenizer's own; checks need none
+        environment.globals[name] = f"<{name}>"  # a tokenizer's own
     return environment

@@ -46,7 +46,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
 
     Raises:
         ModelError: if the model cannot be had, or gives other than one score for a pair.
-        ValueError: if there are instructions, but no template that takes one; if a template lacks the query or document.
+        ValueError: if there are instructions, but no template that takes one; if a template lacks or changes a text.
     """
 
     convert: Convert = "classify"
@@ -98,12 +98,17 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
 
         Raises:
             EngineError: if vLLM does not open with these arguments.
-            ModelError: if the model gives other than one score for a pair.
+            ModelError: if the model gives other than one score for a pair, or has a template of its own.
         """
         engine = super().engine
         if engine.labels not in (None, 1):
             self.cleanup()
             raise ModelError(f"{self.spec.model.name} {NOT_ONE_LABEL.format(labels=engine.labels)}")
+        if engine.own_template:
+            self.cleanup()
+            raise ModelError(
+                f"vLLM reads pairs for {self.spec.model.name} through a template of its own, to which none can be cut"
+            )
         return engine
 
     def settings(self) -> dict[str, Any]:
