@@ -387,7 +387,8 @@ def test_templates_that_would_lose_or_change_a_text_are_refused(small: list[str]
     assert "must hold the document once" in of(whole + " {{ messages[1].content }}")
     for fine in (
         " {{ instruction }} {{ bos_token }}", " {% if tools is defined and tools %}x{% endif %}",
-        " {% if tools %}x{% endif %}", ' {{ "I: " + instruction }}{{ instruction.strip() }}', " {% generation %}y{% endgeneration %}",
+        " {% if tools %}x{% endif %}", ' {{ "I: " + instruction }}{{ instruction.strip() }}',
+        " {% generation %}y{% endgeneration %}",
     ):  # fmt: skip
         assert check([*small, f"score_template.template='{whole}{fine}'"]), fine
 
