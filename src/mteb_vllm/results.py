@@ -47,7 +47,7 @@ class TaskOutcome:
         first_stage: The first stage's main score; None where there is none or it is not known.
         ceiling: What a perfect reranker would reach with the same candidates; likewise.
         predictions: Where the first stage's predictions are.
-        settings: The hash that names the result's folder in the store, where it is not the run's own.
+        settings: Of a reranking run, the hash that names the result's folder in the store: tasks may differ in candidates.
         warnings: What a user should know of it.
     """
 
