@@ -14,9 +14,10 @@ import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from mteb_vllm import __version__, cli, runner
+from mteb_vllm import __version__, cli
 from mteb_vllm.command import check
 from mteb_vllm.config import RunConfig, parse
+from mteb_vllm.entry import Job
 from mteb_vllm.errors import CatalogueError, EngineError
 
 
@@ -26,19 +27,16 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     jobs: list[tuple[list[str], RunConfig, str]] = []
     swept: list[int] = []
 
-    def job(records: list[Any], console: Any) -> Any:
-        def run_job(cfg: Any) -> None:
-            from hydra.core.hydra_config import HydraConfig
+    def run_job(self: Any, cfg: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
 
-            plain: Any = OmegaConf.to_container(cfg, resolve=True)
-            hydra = HydraConfig.get()
-            jobs.append((list(hydra.overrides.task), parse(plain), hydra.runtime.output_dir))
-            records.append(SimpleNamespace(status="failed" if plain["experiment"] == "failing" else "ok"))
+        plain: Any = OmegaConf.to_container(cfg, resolve=True)
+        hydra = HydraConfig.get()
+        jobs.append((list(hydra.overrides.task), parse(plain), hydra.runtime.output_dir))
+        self.records.append(SimpleNamespace(status="failed" if plain["experiment"] == "failing" else "ok"))
 
-        return run_job
-
-    monkeypatch.setattr(runner, "job", job)
-    monkeypatch.setattr(runner, "end_sweep", lambda records, console: swept.append(len(records)))
+    monkeypatch.setattr(Job, "__call__", run_job)
+    monkeypatch.setattr(Job, "end_sweep", lambda self: swept.append(len(self.records)))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.chdir(tmp_path)
 
@@ -99,7 +97,7 @@ def test_flags_that_only_print(run: Any) -> None:
 def test_flags_may_stand_behind_and_between_overrides(run: Any) -> None:
     done = run("model=e5_small", "--cfg", "job", "prompts=none", "--package", "model")
     assert (done.status, "passage: " in done.out) == (0, True)
-    done = run("engine.seed=1,2", "-m", "tasks=sts12")
+    done = run("engine.seed=1,2", "-m", "tasks=sts12", "hydra/launcher=basic")
     assert [job[0] for job in done.jobs] == [["engine.seed=1", "tasks=sts12"], ["engine.seed=2", "tasks=sts12"]]
 
 
@@ -131,7 +129,7 @@ def test_what_only_hydra_finds_wrong_has_no_traceback_either(run: Any, monkeypat
     def job(*_: Any) -> Any:
         raise ConfigCompositionException("a plug-in\ndoes not like it")
 
-    monkeypatch.setattr(runner, "job", job)
+    monkeypatch.setattr(Job, "__call__", job)
     done = run()
     assert (done.status, done.out) == (2, "")
     assert done.err == "1 mistake in the configuration:\n  - command line: a plug-in does not like it\n"
@@ -190,7 +188,7 @@ def test_a_run_is_handed_over_as_it_was_checked(run: Any, tmp_path: Path) -> Non
     ids=" ".join,
 )
 def test_a_sweep_is_handed_over_as_it_was_checked(run: Any, words: list[str], tmp_path: Path) -> None:
-    done = run(*words, f"hydra.sweep.dir={tmp_path}/sweep")
+    done = run(*words, f"hydra.sweep.dir={tmp_path}/sweep", "hydra/launcher=basic")
     points = check([word for word in words if word != "-m"], multirun="-m" in words)
     assert done.status == 0, done.err
     assert [config for _, config, _ in done.jobs] == [point.config for point in points]

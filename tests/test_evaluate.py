@@ -125,7 +125,7 @@ def test_reranking_without_its_candidates_is_refused() -> None:
         check_candidates(task)
 
 
-def dead_engine(error: BaseException) -> tuple[Engine, list[str]]:
+def dead_engine(error: BaseException, unfinished: bool = False) -> tuple[Engine, list[str]]:
     closed: list[str] = []
 
     class Dying(Engine):
@@ -135,7 +135,9 @@ def dead_engine(error: BaseException) -> tuple[Engine, list[str]]:
     def encode(texts: list[str], **_: Any) -> Any:
         raise error
 
-    return Dying(SimpleNamespace(), SimpleNamespace(encode=encode), 0.0, "float32", 8, 4, {}), closed  # type: ignore[arg-type]
+    core = SimpleNamespace(has_unfinished_requests=lambda: unfinished)
+    llm = SimpleNamespace(encode=encode, llm_engine=core)
+    return Dying(SimpleNamespace(), llm, 0.0, "float32", 8, 4, {}), closed  # type: ignore[arg-type]
 
 
 def test_an_engine_is_sound_after_a_call_or_closed() -> None:
@@ -143,6 +145,10 @@ def test_an_engine_is_sound_after_a_call_or_closed() -> None:
     with pytest.raises(ValueError, match="too long"):
         engine.call("encode", ["a"])
     assert not closed, "vLLM takes the requests of an ordinary error back"
+    engine, closed = dead_engine(RuntimeError("can't allocate memory"), unfinished=True)
+    with pytest.raises(EngineError, match="failed at work: RuntimeError: can't allocate memory"):
+        engine.call("encode", ["a"])
+    assert closed, "it would answer the next call with the texts that it still has"
     engine, closed = dead_engine(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         engine.call("encode", ["a"])

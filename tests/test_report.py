@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from mteb_vllm import report
+from mteb_vllm.failures import Failure
 from mteb_vllm.progress import Progress
 from mteb_vllm.prompts import Prompts
 from mteb_vllm.results import RunRecord, TaskOutcome, write_record
@@ -21,7 +22,9 @@ FINE = TaskOutcome(
     seconds={"load": 1.0, "encode": 4.0, "score": 0.5}, texts=900, computed=800, tokens=8_000,
     prompts={"texts": {"prefix": "a|b\n", "key": "STS", "example": "a|b\n`text` [red]"}},
 )  # fmt: skip
-FAILED = TaskOutcome("NFCorpus", "Retrieval", "failed", "ndcg_at_10", reason="ConnectionError: no [bold]network")
+FAILED = TaskOutcome(
+    "NFCorpus", "Retrieval", "failed", "ndcg_at_10", failure=Failure("data", "ConnectionError: no [bold]network", "NFCorpus")
+)  # fmt: skip
 REUSED = TaskOutcome("SciFact", "Retrieval", "reused", "ndcg_at_10", 0.64508)
 
 

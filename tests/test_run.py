@@ -86,7 +86,7 @@ def test_dtype_and_prompts_each_make_another_result(first: tuple[Path, Any]) -> 
 
 def test_eight_points_with_hydras_own_launcher(tmp_path: Path) -> None:
     sweep = ["engine.max_num_seqs=32,128", "engine.dtype=float32,bfloat16", "prompts=none,e5"]
-    overrides = [f"results.dir={tmp_path}", f"tasks.names=[{TASK}]", *sweep]
+    overrides = [f"results.dir={tmp_path}", f"tasks.names=[{TASK}]", *sweep, "hydra/launcher=basic"]
     records: Any = run(overrides, multirun=True, show=False)
     assert len(records) == 8 and all(record.status == "ok" for record in records)
     assert len(result_files(tmp_path)) == len({record.fingerprint for record in records}) == 8

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mteb_vllm.entry import run
     from mteb_vllm.errors import (
         CatalogueError,
         ConfigError,
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
         MtebVllmError,
         NonFiniteError,
     )
-    from mteb_vllm.runner import run
     from mteb_vllm.wrappers import VllmCrossEncoderWrapper, VllmEncoderWrapper, VllmWrapperBase
 
 __version__ = "0.1.0"
@@ -33,7 +33,7 @@ _HOMES = {
     "VllmCrossEncoderWrapper": "wrappers",
     "VllmEncoderWrapper": "wrappers",
     "VllmWrapperBase": "wrappers",
-    "run": "runner",
+    "run": "entry",
 }
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +20,7 @@ Choose a file of a group with group=file, set a field with group.field=value, sw
     mteb-vllm model=custom model.name=org/name 'tasks.benchmark="MTEB(eng, v2)"'
     mteb-vllm -m engine.dtype=float16,bfloat16 engine.max_num_seqs=32,128 prompts=none,e5
     mteb-vllm pipeline=rerank model=ms_marco_minilm tasks=nfcorpus pipeline.top_k=50
+    mteb-vllm -m ... dry_run=true                            # check every point, say what would be done, and stop
     mteb-vllm experiment=demo_dtypes                         # a sweep that is written down
     mteb-vllm --config-dir my_conf experiment=mine           # your own files beside the shipped ones
     mteb-vllm --cfg job                                      # print the configuration and stop
@@ -44,7 +46,7 @@ def main() -> NoReturn:
     """Runs `mteb-vllm`.
 
     Exit status: 0 all is well; 1 something failed; 2 a mistake in the configuration, or a package is missing;
-    130 Ctrl-C.
+    130 Ctrl-C; 143 a sweep that was asked to end (SIGTERM).
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
@@ -55,9 +57,10 @@ def main() -> NoReturn:
     except MtebVllmError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("Interrupted; what was done is kept, and the same command goes on from there.", file=sys.stderr)
-        sys.exit(130)
+        # As shells have it: 128 and the signal's number. A sweep says which one it was.
+        sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
 
 
 def _main() -> int:
@@ -94,18 +97,22 @@ def _main() -> int:
             return 0
         from mteb_vllm.command import check
         from mteb_vllm.engine import close_engines
-        from mteb_vllm.results import RunRecord
-        from mteb_vllm.runner import end_sweep, job, terminal
+        from mteb_vllm.entry import Job, dry_run, is_dry
+        from mteb_vllm.runner import terminal
+        from mteb_vllm.sweep.launcher import register
 
         points = check(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
-        records: list[RunRecord] = []
-        console = terminal()
+        if is_dry(points):
+            planned = dry_run(points, terminal())
+            return int(any(point.failure is not None for point in planned))
+        job = Job(terminal(), points)
+        register()
         try:
-            at_home(job(records, console))()
+            at_home(job)()
         finally:
             close_engines()
             if points[0].swept:
-                end_sweep(records, console)
+                job.end_sweep()
     except (HydraException, ValueError) as error:
         # What is only printed is not checked: flags that do not go together are ValueErrors then. And a plug-in of Hydra's
         # may have a view of its own of a command.
@@ -114,7 +121,7 @@ def _main() -> int:
         from mteb_vllm.overrides import in_words
 
         raise ConfigError([Mistake("command line", in_words(error))]) from None
-    return int(any(record.status != "ok" for record in records))
+    return int(any(record.status != "ok" for record in job.records))
 
 
 def _groups() -> str:

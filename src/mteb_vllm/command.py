@@ -25,7 +25,9 @@ from yaml import YAMLError
 
 from mteb_vllm.catalogue import vllm_catalogue, warm
 from mteb_vllm.config import (
+    LauncherConfig,
     RunConfig,
+    build,
     compose_config,
     composer,
     conf_dir,
@@ -129,6 +131,7 @@ class _Composition:
                 found = apply(override, config)
                 self.mistakes += found
                 self._fixed += [] if found else [_written(override)]
+        self.mistakes += _launcher_mistakes(config.hydra.launcher)
         self.sweeps = config.hydra.mode == RunMode.MULTIRUN
         params = config.hydra.sweeper.get("params") or {}
         self.axes, unread = parse_overrides([f"{key}={value}" for key, value in params.items()])
@@ -251,6 +254,19 @@ def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Overrid
                 continue
         axes[key if swept else str(at)] = values
     return list(axes.values()), mistakes
+
+
+def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:
+    if not str(launcher.get("_target_")).endswith(".EngineGroupedLauncher"):
+        return []  # another one's own affair
+    try:
+        values: Any = OmegaConf.to_container(launcher, resolve=True)
+        build(LauncherConfig, {key: value for key, value in values.items() if key != "_target_"}, "hydra.launcher")
+    except ConfigError as error:
+        return list(error.mistakes)
+    except OmegaConfBaseException as error:
+        return [Mistake("hydra.launcher", in_words(error))]
+    return []
 
 
 def _never_read(config_dir: str | None) -> list[Mistake]:

@@ -43,6 +43,14 @@ class _OneOrMore:
 Names = Annotated[list[str], _OneOrMore]
 
 
+class _Positive:
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.float_schema(gt=0)
+
+
 class _Strict:
     # Unknown keys are mistakes everywhere.
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic's own way to say it
@@ -121,6 +129,14 @@ class ResultsConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LauncherConfig(_Strict):
+    """How a sweep's points are run; see `conf/hydra/launcher/engine_grouped.yaml`."""
+
+    point_timeout: Annotated[float, _Positive] | None = None
+    max_leftover_mb: Annotated[float, _Positive] = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig(_Strict):
     """One run, whole and typed."""
 
@@ -132,6 +148,8 @@ class RunConfig(_Strict):
     tasks: TasksConfig
     pipeline: dict[str, Any]
     results: ResultsConfig
+    retry_failed: bool = True
+    dry_run: bool = False
     experiment: str | None = None
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mteb_vllm.catalogue import vllm_distribution
-from mteb_vllm.errors import EngineError, MissingPackageError
+from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
 from mteb_vllm.fingerprint import METHOD, device, fingerprint, identity, uncounted_variable, versions
 from mteb_vllm.models import Model
 from mteb_vllm.quirks import explain, let_llvmlite_be_looked_at, within_positions
@@ -88,6 +88,7 @@ class Engine:
         labels: What a classification head gives, or None where the model has none.
         in_process: Whether it works in this process, and not in one of its own.
         own_template: Whether vLLM reads pairs through a template of the model's own, which we do not know.
+        processes: The processes that it works in, beside this one.
         owners: Who asked for it and has not let go; the last one's leaving closes it.
     """
 
@@ -102,6 +103,7 @@ class Engine:
     labels: int | None = None
     in_process: bool = False
     own_template: bool = False
+    processes: Sequence[Any] = ()
     owners: set[int] = field(default_factory=set)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
@@ -113,10 +115,13 @@ class Engine:
         try:
             outputs: list[Any] = getattr(self.llm, method)(*args, **kwargs)
         except Exception as error:
-            if type(error).__name__ != "EngineDeadError":
-                raise  # vLLM takes its requests back
+            dead = type(error).__name__ == "EngineDeadError"
+            if not dead and not self.llm.llm_engine.has_unfinished_requests():
+                raise  # vLLM has taken its requests back, as those that it does not accept
             self.close()
-            raise EngineError("vLLM's engine died at work; the cause stands in the log") from error
+            if dead:
+                raise EngineError("vLLM's engine died at work; the cause stands in the log") from error
+            raise EngineError(f"vLLM's engine failed at work: {type(error).__name__}: {error}") from error
         except BaseException:
             # Ctrl-C: vLLM keeps the requests, whose answers would be taken for those of the next call.
             self.close()
@@ -158,6 +163,12 @@ class Engine:
             llm.renderer.shutdown()
 
 
+def is_open(spec: EngineSpec) -> bool:
+    """Whether the engine of this specification is open."""
+    wanted = spec.fingerprint
+    return any(engine.llm is not None and engine.spec.fingerprint == wanted for engine in _open)
+
+
 # Open engines, the first one first, and what the environment was before it.
 _open: list[Engine] = []
 _outer_env: dict[str, str | None] = {}
@@ -172,7 +183,7 @@ def open_engine(spec: EngineSpec, *, beside: Sequence[EngineSpec] = ()) -> Engin
 
     Raises:
         MissingPackageError: if vLLM is not installed.
-        EngineError: if vLLM does not open with these arguments.
+        EngineStartError: if vLLM does not open with these arguments.
     """
     wanted = spec.fingerprint
     for engine in _open:
@@ -199,6 +210,40 @@ def close_engines(*, owned: bool = True) -> None:
 
 atexit.register(close_engines)
 
+# Memory that this process held before it opened its first engine, imports included.
+_before_mb: float | None = None
+
+
+def leftover_mb() -> float:
+    """Memory in MB that this process holds more than before it opened its first engine; 0 where it opened none."""
+    return 0.0 if _before_mb is None else max(0.0, resident_mb() - _before_mb)
+
+
+def resident_mb() -> float:
+    """Memory in MB that this process holds."""
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 2**20
+
+
+def working_processes() -> list[Any]:
+    """The processes of open engines, beside this one."""
+    return [process for engine in _open for process in engine.processes]
+
+
+def dead_processes() -> list[int]:
+    """Processes of open engines that have ended, as the system has it: vLLM itself may notice late, or never."""
+    import psutil
+
+    gone = []
+    for engine in _open:
+        for process in engine.processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    continue
+            gone.append(process.pid)
+    return gone
+
 
 def _start(spec: EngineSpec) -> Engine:
     if vllm_distribution() is None:
@@ -208,7 +253,7 @@ def _start(spec: EngineSpec) -> Engine:
         _enter_env(spec.env)
     elif dict(spec.env) != dict(_open[0].spec.env):
         # Variables are the process's: one engine would run with the other's.
-        raise EngineError("engines with different engine.env cannot be open together: pipeline.keep_engines=false")
+        raise EngineStartError("engines with different engine.env cannot be open together: pipeline.keep_engines=false")
     try:
         engine = _load(spec, started)
     except BaseException:
@@ -234,23 +279,28 @@ def _load(spec: EngineSpec, started: float) -> Engine:
     # Engine processes are started afresh: forked ones cannot use CUDA, and inherit threads that are not there.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     logger.info("opening vLLM: %s", spec.settings())
+    import psutil
+
     try:
         from vllm import LLM
         from vllm.config import PoolerConfig
     except ImportError as error:
         raise MissingPackageError(f"vLLM is installed but cannot be imported: {error}") from error
     let_llvmlite_be_looked_at()
+    global _before_mb
+    _before_mb = resident_mb() if _before_mb is None else _before_mb
     args = dict(spec.args)
     try:
         if isinstance(args.get("pooler_config"), Mapping):
             args["pooler_config"] = PoolerConfig(**args["pooler_config"])
         args |= {"model": spec.model.location, "revision": spec.model.hub_revision}
         args |= {"runner": "pooling", "convert": spec.convert}
+        others = set(psutil.Process().children(recursive=True))
         llm = LLM(**{"use_tqdm_on_load": False, **args, **within_positions(spec, args)})
     except Exception as error:
         logger.exception("vLLM did not open")
         gc.collect()
-        raise EngineError(explain(spec, error)) from error
+        raise EngineStartError(explain(spec, error)) from error
     config = llm.llm_engine.vllm_config
     model_config = config.model_config
     dtype = str(model_config.dtype).removeprefix("torch.")
@@ -276,9 +326,20 @@ def _load(spec: EngineSpec, started: float) -> Engine:
         },
         separates_pairs=bool(getattr(model_config, "use_sep_token", True)),
         own_template=any(getattr(one, "supports_score_template", False) for one in _processors(llm)),
+        processes=[one for one in psutil.Process().children(recursive=True) if one not in others and _works(one)],
         in_process=type(llm.llm_engine.engine_core).__name__ == "InprocClient",
         labels=getattr(model_config.hf_config, "num_labels", None) if spec.convert == "classify" else None,
     )
+
+
+def _works(process: Any) -> bool:
+    """Whether a process is one of an engine's, and not a helper of Python's that outlives it."""
+    import psutil
+
+    try:
+        return not any("tracker" in word or "forkserver" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _processors(llm: Any) -> Iterable[Any]:

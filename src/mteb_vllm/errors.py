@@ -5,7 +5,10 @@ MtebVllmError
 ├── MissingPackageError   something has to be installed first; exit status 2
 ├── CatalogueError        mteb or vLLM is installed, but cannot be read; exit status 2
 ├── ModelError            the model cannot be had or is not one that vLLM knows
-├── EngineError           vLLM did not open, or died
+├── EngineError           vLLM stopped working
+│   └── EngineStartError  vLLM did not open
+├── DataError             a task's data cannot be loaded
+├── TemplateError         a score template and a model's tokenizer do not go together
 ├── FirstStageError       a first stage's predictions cannot be had, or belong to something else
 └── NonFiniteError        NaN or Inf came out of the engine
 """
@@ -76,6 +79,18 @@ class ModelError(MtebVllmError):
 
 class EngineError(MtebVllmError):
     """vLLM did not open with these arguments, or stopped working."""
+
+
+class EngineStartError(EngineError):
+    """vLLM did not open with these arguments."""
+
+
+class DataError(MtebVllmError, LookupError):
+    """A task's data cannot be loaded, or are not what the task needs."""
+
+
+class TemplateError(MtebVllmError):
+    """A score template cannot be used with this model: its texts would not be read as they are."""
 
 
 class FirstStageError(MtebVllmError):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from mteb_vllm.encoding import shorten
 from mteb_vllm.engine import Engine
-from mteb_vllm.errors import EngineError
+from mteb_vllm.errors import TemplateError
 
 # Where a pair is read as one text, tokens can merge or split where its parts meet.
 _SEAM = 8
@@ -63,7 +63,7 @@ class PairReader:
             the queries, cut where needed; tokens left for a document, shape (n_queries,); which ones were cut.
 
         Raises:
-            EngineError: if the template alone is longer than the context.
+            TemplateError: if the template alone is longer than the context.
         """
         texts = list(queries)
         room = self._room(texts)
@@ -71,7 +71,7 @@ class PairReader:
         if any(cut):
             whole = int(self._room([""])[0])
             if whole < 2:
-                raise EngineError(f"the score template alone is longer than the context of {self.limit} tokens")
+                raise TemplateError(f"the score template alone is longer than the context of {self.limit} tokens")
             for at in np.flatnonzero(cut):
                 texts[at] = self._first_tokens(texts[at], whole // 2)
             room = self._room(texts)
@@ -109,7 +109,7 @@ class PairReader:
         tokens = list(read["input_ids"])
         excess = max(len(tokens) - self.limit, 0)
         if len(inside) < excess:
-            raise EngineError(
+            raise TemplateError(
                 f"a pair cannot be cut to the context of {self.limit} tokens: its template leaves no room"
             )
         last = inside[-1] + 1 if inside else 0
@@ -134,7 +134,7 @@ class PairReader:
         text = self.tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False)
         head, mark, tail = text.rpartition(_MARK)
         if not mark or _MARK in head:
-            raise EngineError("the score template must hold the document once, as it is")
+            raise TemplateError("the score template must hold the document once, as it is")
         return head, tail
 
     def _ids(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:

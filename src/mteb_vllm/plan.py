@@ -19,6 +19,9 @@ from mteb_vllm.preflight import make_first_stage, make_pipeline
 from mteb_vllm.prompts import Prompts, resolve
 from mteb_vllm.score_templates import ScoreTemplate
 
+# What of a reranking run's settings says where the candidates come from.
+_OF_CANDIDATES = ("candidates", "first_stage", "top_k", "tasks")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -43,6 +46,18 @@ class Plan:
     tasks: list[TaskInfo]
     parts: list[TaskInfo]
     settings: dict[str, Any]
+
+    def settings_for(self, task: TaskInfo) -> dict[str, Any]:
+        """What the result of one task depends on: of reranking, that task's own candidates.
+
+        Raises:
+            FirstStageError: if saved predictions cannot be read.
+        """
+        if self.stage is None:
+            return self.settings
+        own = {key: value for key, value in self.settings.items() if key not in _OF_CANDIDATES}
+        candidates: dict[str, Any] = self.pipeline.candidates(self.stage, task.type, task.aggregate_of or (task.name,))
+        return own | candidates
 
     def wrapper(self) -> Any:
         """The model, as mteb knows it; its engine opens when it is needed."""

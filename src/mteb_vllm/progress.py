@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -56,6 +58,14 @@ class Progress:
             self._bar.update(self._row, description=text, total=None, completed=0, rate="")
         else:
             self.console.print(text, highlight=False)
+
+    @contextlib.contextmanager
+    def opening(self, model: str) -> Iterator[None]:
+        """An engine opens."""
+        self.note(f"Opening vLLM: {model}")
+        yield
+        if self._task:
+            self._bar.update(self._row, description=f"{self._label()} loading data")
 
     def line(self, text: str) -> None:
         """Shows a line that stays."""

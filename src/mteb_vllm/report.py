@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mteb_vllm.catalogue import TaskInfo
+from mteb_vllm.failures import Failure
 from mteb_vllm.prompts import Prefix, Prompts, applying_keys, instruction_keys
 from mteb_vllm.results import RunRecord, TaskOutcome
 from mteb_vllm.score_templates import ScoreTemplate
@@ -78,8 +79,24 @@ def print_run(console: Console, record: RunRecord) -> None:
     console.print(table)
     for warning in record.warnings:
         console.print(f"Note: {warning}", markup=False, style="yellow", soft_wrap=True)
-    if record.error:
-        console.print(record.error, markup=False, style="red", soft_wrap=True)
+    for failure in record.failures:
+        print_failure(console, failure)
+
+
+def print_failure(console: Console, failure: Failure) -> None:
+    """Shows a failure and what to try; the log is in the record."""
+    console.print(f"Failed: {failure}", markup=False, style="red", soft_wrap=True)
+    if failure.advice:
+        console.print(f"  What to try: {failure.advice}.", markup=False, soft_wrap=True)
+
+
+def _failure_lines(failure: Failure) -> list[str]:
+    lines = [f"**Failed:** {failure}"]
+    if failure.advice:
+        lines += ["", f"What to try: {failure.advice}."]
+    if failure.log:
+        lines += ["", "```", *failure.log, "```"]
+    return lines
 
 
 def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -100,7 +117,7 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
         speed = (_number(computed / encode), _number(tokens / encode)) if encode else ("", "")
         whole = sum(task.total_seconds for task in record.tasks)
         of = "mean" if len(scored) == len(record.tasks) else f"mean of {len(scored)} of {len(record.tasks)}"
-        scores = _rerank_scores(scored) if reranked else (_number(_mean(task.main_score for task in scored), 5),)
+        scores = _rerank_scores(scored) if reranked else (_number(mean(task.main_score for task in scored), 5),)
         rows.append((of, "", *scores, *speed, _number(whole, 1) if whole else "", ""))
     unit = "texts/s" if any(task.computed and task.unit == "texts" for task in record.tasks) else "pairs/s"
     return (tuple(unit if name == "pairs/s" else name for name in RERANK_COLUMNS) if reranked else TASK_COLUMNS), rows
@@ -109,7 +126,7 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
 def _rerank_scores(tasks: Sequence[TaskOutcome]) -> tuple[str, ...]:
     """First stage, reranked, gain, ceiling and the share of it that is reached; the means of several tasks."""
     first, reranked, gain, ceiling, share = (
-        _mean(getattr(task, name) for task in tasks)
+        mean(getattr(task, name) for task in tasks)
         for name in ("first_stage", "main_score", "gain", "ceiling", "share")
     )
     own = "own candidates" if tasks and all(task.candidates == "own" for task in tasks) else ""
@@ -118,7 +135,7 @@ def _rerank_scores(tasks: Sequence[TaskOutcome]) -> tuple[str, ...]:
     return _number(first, 5) or own, _number(reranked, 5), signed, _number(ceiling, 5), percent
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def mean(values: Iterable[float | None]) -> float | None:
     """The mean, if all of them are there."""
     found = list(values)
     known = [value for value in found if value is not None]
@@ -142,8 +159,8 @@ def run_markdown(record: RunRecord) -> str:
         "",
         *_markdown(*task_table(record)),
     ]
-    if record.error:
-        lines += ["", f"**Failed:** {record.error}"]
+    for failure in record.failures:
+        lines += ["", *_failure_lines(failure)]
     lines += [f"\n> {warning}" for warning in record.warnings]
     rows = [
         (task.name, side, said.get("key") or "no prompt", f"`` {said.get('example') or ''} ``".replace("\n", "⏎"))
@@ -168,9 +185,9 @@ def _first_stage_lines(record: RunRecord) -> list[str]:
     ]
 
 
-def differing(records: Sequence[RunRecord]) -> list[dict[str, str]]:
-    """For each run of a sweep, the overrides in which the runs differ."""
-    parsed = [dict(_key_value(text) for text in record.overrides) for record in records]
+def differing(runs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """For each run of a sweep, given by its overrides, those in which the runs differ: key to value."""
+    parsed = [dict(_key_value(text) for text in overrides) for overrides in runs]
     keys = dict.fromkeys(key for one in parsed for key in one)
     varying = [key for key in keys if len({one.get(key, "") for one in parsed}) > 1]
     return [{key: one.get(key, "") for key in varying} for one in parsed]
@@ -178,7 +195,7 @@ def differing(records: Sequence[RunRecord]) -> list[dict[str, str]]:
 
 def sweep_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[str]]]:
     """A header, and one row a point: what differs, the main score of each task, texts/s, seconds, state; failures first."""
-    varying = differing(records)
+    varying = differing([record.overrides for record in records])
     keys = list(varying[0]) if varying else []
     names = list(dict.fromkeys(task.name for record in records for task in record.tasks))
     reranked = any(task.candidates for record in records for task in record.tasks)
@@ -192,7 +209,9 @@ def sweep_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[str]
         encode = sum(task.seconds.get("encode", 0.0) for task in record.tasks)
         failed = [task.name for task in record.tasks if task.status == "failed"]
         if record.status == "failed":
-            state = f"failed: {record.error or ', '.join(failed)}"
+            whole = record.failure
+            kinds = dict.fromkeys(task.failure.kind.replace("_", " ") for task in record.tasks if task.failure)
+            state = f"failed: {whole}" if whole else f"failed: {', '.join(failed)} ({', '.join(kinds)})"
         else:
             state = "known already" if all(task.status == "reused" for task in record.tasks) else ""
         scores = [_number(record.scores.get(name), 5) for name in names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mteb_vllm import __version__
+from mteb_vllm.failures import Failure
 from mteb_vllm.files import write_atomically
 from mteb_vllm.fingerprint import device, gpu_count, versions
 from mteb_vllm.work import Work
@@ -34,7 +36,7 @@ class TaskOutcome:
         metric: The name of its main score.
         main_score: The mean over splits and subsets; None if it failed.
         scores: Split to subset to all scores.
-        reason: Why it failed, in one line.
+        failure: Why it failed.
         seconds: Wall time by phase: load, encode, score.
         texts: Texts, or pairs of texts, that mteb asked for. This and what follows is None where nothing was computed now.
         computed: Different ones, which the engine computed.
@@ -57,7 +59,7 @@ class TaskOutcome:
     metric: str
     main_score: float | None = None
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
-    reason: str | None = None
+    failure: Failure | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     texts: int | None = None
     computed: int | None = None
@@ -72,6 +74,11 @@ class TaskOutcome:
     predictions: list[str] = field(default_factory=list)
     settings: str | None = None
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def reason(self) -> str | None:
+        """Why it failed, in one line."""
+        return " ".join(self.failure.message.split()) if self.failure is not None else None
 
     @property
     def unit(self) -> str:
@@ -124,7 +131,7 @@ class RunRecord:
         tasks: What became of each task.
         engine: How it was opened: preset, resolved values, seconds; empty where known results needed none.
         first_stage: Of a reranking run: its configuration; of a dense one also its engine, prompts, and what it computed.
-        error: Why the run as a whole failed.
+        failure: Why the run as a whole failed.
         warnings: What a user should know of this run.
         seconds: Wall time of the run.
         started: When, in ISO format with the time zone.
@@ -141,11 +148,17 @@ class RunRecord:
     tasks: list[TaskOutcome] = field(default_factory=list)
     engine: dict[str, Any] = field(default_factory=dict)
     first_stage: dict[str, Any] = field(default_factory=dict)
-    error: str | None = None
+    failure: Failure | None = None
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     started: str = ""
     output_dir: str = ""
+
+    @property
+    def failures(self) -> list[Failure]:
+        """All that went wrong, what concerns the whole run first."""
+        found = [self.failure, *(task.failure for task in self.tasks)]
+        return [failure for failure in found if failure is not None]
 
     @property
     def scores(self) -> dict[str, float | None]:
@@ -195,6 +208,12 @@ def hardware() -> dict[str, Any]:
         "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
         "platform": platform.platform(),
     }
+
+
+def reset_peak_memory() -> None:
+    """Lets a run's peak be its own, in a process that has run others; where the system can (Linux: proc(5), clear_refs)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory() -> dict[str, float]:

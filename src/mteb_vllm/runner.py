@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import logging
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm import report, tasks
 from mteb_vllm.announce import announce
 from mteb_vllm.config import RunConfig
-from mteb_vllm.engine import close_engines
 from mteb_vllm.errors import FirstStageError, MtebVllmError
+from mteb_vllm.failures import Failure, before, last_lines, of_exception, remember, remembered, with_log
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import EncoderStage
 from mteb_vllm.plan import Plan, plan
-from mteb_vllm.results import RunRecord, TaskOutcome, write_record
+from mteb_vllm.results import RunRecord, TaskOutcome, reset_peak_memory, write_record
+from mteb_vllm.stored import keep_settings, look, result_path
 
 if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
     from rich.console import Console
 
+    from mteb_vllm.progress import Progress
+    from mteb_vllm.store import ResultsStore
+
 logger = logging.getLogger(__name__)
+
+
+LOG = "mteb_vllm.log"
 
 
 def run_config(
@@ -37,6 +46,7 @@ def run_config(
     *,
     point: int | None = None,
     console: Console | None = None,
+    progress: Callable[[Console, int], Progress] | None = None,
 ) -> RunRecord:
     """Runs one configuration and writes its record.
 
@@ -46,19 +56,15 @@ def run_config(
         overrides: What made the configuration, for the record.
         point: Its number in a sweep.
         console: Where progress is shown; None shows nothing.
+        progress: Makes what shows it, of a console and a number of tasks.
 
     Returns:
         the record; a failure is in it, not raised.
     """
     started = time.perf_counter()
+    reset_peak_memory()
     console = console or quiet_console()
-    record = RunRecord(
-        overrides=list(overrides),
-        point=point,
-        config=asdict(config),
-        started=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        output_dir=str(output_dir),
-    )
+    record = started_record(config, output_dir, overrides, point)
     try:
         planned = plan(config)
         record.settings = planned.settings
@@ -66,127 +72,74 @@ def run_config(
         unused = report.unused_keys(planned.prompts, planned.parts, planned.template)
         record.prompts = {**planned.prompts.settings(), "source": planned.prompts.source, "unused": unused}
         announce(console, planned, record)
-        _evaluate(config, planned, record, console)
+        _evaluate(config, planned, record, console, progress)
     except MtebVllmError as error:
         logger.exception("the run failed")
-        record.error = str(error)
+        record.failure = of_exception(error)
     except Exception as error:
         # A bug, of ours or of a library's: it is shown whole, and costs the other points of a sweep nothing.
         logger.exception("the run failed")
         traceback.print_exc()
-        record.error = f"{type(error).__name__}: {error}"
+        record.failure = of_exception(error)
     except BaseException as error:
-        record.error = type(error).__name__
-        _finish(record, output_dir, started)  # Ctrl-C: what is done so far is kept
+        record.failure = of_exception(error)
+        finish(record, started)  # Ctrl-C: what is done so far is kept
         raise
-    _finish(record, output_dir, started)
+    if record.failure is not None:
+        record.failure = with_log(record.failure, last_lines(output_dir / LOG))
+    finish(record, started)
     report.print_run(console, record)
     _conclude(console, config, record)
     return record
 
 
-def run(
-    overrides: Sequence[str] = (), *, multirun: bool = False, config_dir: str | None = None, show: bool = True
-) -> RunRecord | list[RunRecord]:
-    """Does what the command line does, for notebooks and tests.
+def retrieve_ahead(
+    config: RunConfig,
+    output_dir: Path,
+    *,
+    console: Console,
+    progress: Callable[[Console, int], Progress] | None = None,
+) -> None:
+    """Does the first stage of a run that reranks, so that its engine need not open again among rerankers'.
 
-    Args:
-        overrides: As on the command line: `["model=minilm", "tasks=sts12"]`.
-        multirun: Whether commas sweep (`-m`); an experiment may be a sweep without.
-        config_dir: A folder of your own configuration files.
-        show: Whether progress and tables are shown.
-
-    Returns:
-        the run's record; of a sweep the records of all points, in their order.
-
-    Raises:
-        ConfigError: with every mistake, before anything is loaded.
-        MissingPackageError: if vLLM is not installed.
+    What goes wrong is not raised: the run itself will meet it and say so.
     """
-    from mteb_vllm.command import check
-    from mteb_vllm.config import CONFIG_NAME, composer
-
-    multirun = check(overrides, multirun=multirun, config_dir=config_dir)[0].swept
-    records: list[RunRecord] = []
-    console = terminal() if show else quiet_console()
-    with composer(config_dir):
-        from hydra.core.global_hydra import GlobalHydra
-
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        task = job(records, console)
-        start = hydra.multirun if multirun else hydra.run
-        try:
-            start(CONFIG_NAME, task, list(overrides), with_log_configuration=False)
-        finally:
-            close_engines(owned=False)
-            if multirun:
-                end_sweep(records, console)
-    return records if multirun else records[0]
+    planned = plan(config)
+    with _working(config, planned, output_dir / LOG, console, progress) as work:
+        work.model.beside = ()
+        planned.pipeline.retrieve(work.model, work.tasks, work.store, work.progress, **work.options)
 
 
-def job(records: list[RunRecord], console: Console) -> Any:
-    """The function that Hydra calls for each point; the records gather in the list."""
+@dataclass(frozen=True)
+class _Work:
+    """What a pipeline is given."""
 
-    def run_job(cfg: Any) -> RunRecord:
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-        from omegaconf import OmegaConf
-
-        from mteb_vllm.config import parse
-
-        plain = OmegaConf.to_container(cfg, resolve=True)
-        assert isinstance(plain, dict)
-        hydra = HydraConfig.get()
-        overrides = [str(text) for text in hydra.overrides.task]
-        point = int(hydra.job.num) if hydra.mode == RunMode.MULTIRUN else None
-        if point is not None:
-            console.print(f"\nPoint {point}: {' '.join(overrides)}", markup=False, soft_wrap=True)
-        config = parse({str(key): value for key, value in plain.items()})
-        record = run_config(config, Path(hydra.runtime.output_dir), overrides, point=point, console=console)
-        records.append(record)
-        return record
-
-    return run_job
+    model: Any
+    tasks: list[AbsTask]
+    store: ResultsStore
+    progress: Progress
+    options: dict[str, Any]
 
 
-def end_sweep(records: Sequence[RunRecord], console: Console) -> None:
-    """Shows a sweep's table, and writes it beside the points' folders."""
-    if not records:
-        return
-    from mteb_vllm.files import write_atomically
-
-    report.print_sweep(console, records)
-    folder = Path(records[0].output_dir).parent
-    write_atomically(folder / "report.md", report.sweep_markdown(records))
-    console.print(f"Sweep: {folder}", markup=False, soft_wrap=True)
-
-
-def terminal() -> Console:
-    """Standard output as a place for progress and tables; wide enough for them where it is no terminal."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=160, highlight=False)
-
-
-def quiet_console() -> Console:
-    """A place that shows nothing."""
-    from rich.console import Console
-
-    return Console(quiet=True)
-
-
-def _evaluate(config: RunConfig, planned: Plan, record: RunRecord, console: Console) -> None:
-    """Opens what is needed and lets the pipeline work; fills the record."""
+@contextlib.contextmanager
+def _working(
+    config: RunConfig,
+    planned: Plan,
+    log: Path,
+    console: Console,
+    make_progress: Callable[[Console, int], Progress] | None,
+    skip: Collection[str] = (),
+) -> Iterator[_Work]:
     from mteb_vllm.progress import Progress
 
-    log = Path(record.output_dir) / "mteb_vllm.log"
-    with _quiet_libraries(), _errors_into(log), Progress(console, len(planned.tasks)) as progress:
+    names = [task.name for task in planned.tasks if task.name not in skip]
+    with _quiet_libraries(), _errors_into(log), (make_progress or Progress)(console, len(names)) as progress:
         progress.note("Importing mteb")
+        from mteb_vllm.locks import clear
         from mteb_vllm.store import ResultsStore
 
-        chosen = tasks.load(config.tasks, [task.name for task in planned.tasks])
         store = ResultsStore(config.results.dir)
+        clear(store.root)
         model = planned.wrapper()
         models = [model]
         options: dict[str, Any] = {"reuse": config.results.reuse == "exact"}
@@ -196,16 +149,42 @@ def _evaluate(config: RunConfig, planned: Plan, record: RunRecord, console: Cons
                 models.append(planned.stage.encoder)
         for one in models:
             one.progress = progress.encoded
-            one.on_open = lambda name=one.spec.model.name: progress.note(f"Opening vLLM: {name}")
-        for outcome in planned.pipeline.run(model, chosen, store, progress, **options):
+            one.opening = functools.partial(progress.opening, one.spec.model.name)
+        yield _Work(model, tasks.load(config.tasks, names), store, progress, options)
+
+
+def _evaluate(
+    config: RunConfig,
+    planned: Plan,
+    record: RunRecord,
+    console: Console,
+    progress: Callable[[Console, int], Progress] | None,
+) -> None:
+    """Opens what is needed and lets the pipeline work; fills the record."""
+    log, root = Path(record.output_dir) / LOG, Path(config.results.dir)
+    skipped = {} if config.retry_failed else failed_before(config, planned)
+    names = [task.name for task in planned.tasks]
+    with _working(config, planned, log, console, progress, skipped) as work:
+        for task in planned.tasks:
+            with contextlib.suppress(FirstStageError):  # that task will fail, and say why
+                keep_settings(root, planned.settings_for(task))
+        for outcome in planned.pipeline.run(work.model, work.tasks, work.store, work.progress, **work.options):
+            if outcome.failure is not None:
+                outcome.failure = with_log(outcome.failure, last_lines(log))
             record.tasks.append(outcome)
-        record.engine = model.engine_record()
+        record.warnings += [f"{path} could not be read before it was set aside." for path in work.store.set_aside]
+        record.engine = work.model.engine_record()
         if planned.stage is not None:
             record.first_stage = _first_stage_record(planned, record)
+    for task in planned.tasks:
+        if (failure := skipped.get(task.name)) is not None:
+            said = replace(failure, message=f"{failure.message} (before; not tried again: retry_failed=false)")
+            record.tasks.append(TaskOutcome(task.name, task.type, "failed", task.main_score, failure=said))
+    record.tasks.sort(key=lambda outcome: names.index(outcome.name))
     if any(task.status == "failed" for task in record.tasks):
         record.status = "failed"
-    for task in record.tasks:
-        record.warnings += [*task.warnings, *_cut_texts(task, record)]
+    for outcome in record.tasks:
+        record.warnings += [*outcome.warnings, *_cut_texts(outcome, record)]
 
 
 def _first_stage_record(planned: Plan, record: RunRecord) -> dict[str, Any]:
@@ -280,14 +259,67 @@ def _errors_into(log: Path) -> Iterator[None]:
         logging.captureWarnings(False)
 
 
-def _finish(record: RunRecord, output_dir: Path, started: float) -> None:
+def started_record(config: RunConfig, output_dir: Path, overrides: Sequence[str], point: int | None) -> RunRecord:
+    """The record of a run that has just begun."""
+    return RunRecord(
+        overrides=list(overrides),
+        point=point,
+        config=asdict(config),
+        started=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        output_dir=str(output_dir),
+    )
+
+
+def finish(record: RunRecord, started: float) -> None:
+    """Writes a run's record and report, and remembers what failed.
+
+    Args:
+        record: The record.
+        started: When the run began, by `time.perf_counter`.
+    """
     from mteb_vllm.files import write_atomically
 
-    if record.error:
+    folder = Path(record.output_dir)
+    if record.failures:
         record.status = "failed"
     record.seconds = time.perf_counter() - started
-    write_record(record, output_dir)
-    write_atomically(output_dir / "report.md", report.run_markdown(record))
+    write_record(record, folder)
+    write_atomically(folder / "report.md", report.run_markdown(record))
+    if record.fingerprint:
+        settled = [task.name for task in record.tasks if task.status != "failed"]
+        remember(Path(record.config["results"]["dir"]), record.fingerprint, record.failures, settled)
+
+
+def failed_before(config: RunConfig, planned: Plan) -> dict[str, Failure]:
+    """The tasks that failed before under the very same settings and have no result since."""
+    root = Path(config.results.dir)
+    earlier = remembered(root, fingerprint(planned.settings))
+    found = {}
+    for task in planned.tasks:
+        failure = before(earlier, task.name)
+        if failure is None:
+            continue
+        with contextlib.suppress(FirstStageError):
+            settings = planned.settings_for(task)
+            path = result_path(root, settings, task.name, fingerprint(settings))
+            if look(path, task, config.tasks.splits) == "whole":
+                continue
+        found[task.name] = failure
+    return found
+
+
+def terminal() -> Console:
+    """Standard output as a place for progress and tables; wide enough for them where it is no terminal."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160, highlight=False)
+
+
+def quiet_console() -> Console:
+    """A place that shows nothing."""
+    from rich.console import Console
+
+    return Console(quiet=True)
 
 
 def _conclude(console: Console, config: RunConfig, record: RunRecord) -> None:

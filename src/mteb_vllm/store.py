@@ -12,13 +12,12 @@ Files appear by rename; a file that cannot be read is set aside, named in the lo
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,38 @@ from mteb.cache import ResultCache
 from mteb.models.model_meta import ModelMeta
 from mteb.results import TaskResult
 
-from mteb_vllm.files import write_atomically
+from mteb_vllm.locks import lock, staging
 
 logger = logging.getLogger(__name__)
 
 
 class ResultsStore(ResultCache):
-    """mteb's result cache, with atomic writes."""
+    """mteb's result cache, with atomic writes, shared by several runs at a time.
+
+    Attributes:
+        set_aside: What could not be read, and was renamed.
+    """
+
+    def __init__(self, cache_path: Path | str) -> None:
+        super().__init__(cache_path)
+        self.set_aside: list[Path] = []
+
+    @property
+    def root(self) -> Path:
+        """The folder that `results` is in."""
+        return Path(self.cache_path)
+
+    def claim(self, task: AbsTask, meta: ModelMeta, *, wait: bool = True) -> AbstractContextManager[None]:
+        """Holds the lock of one result, so that of several runs only one computes it.
+
+        Raises:
+            BusyError: if another run holds it and `wait` is false.
+        """
+        return lock(self.root, f"{meta.experiment_name}.{task.metadata.name}", wait=wait)
+
+    def staging(self) -> AbstractContextManager[Path]:
+        """A folder on the store's file system where files are written before they appear in it."""
+        return staging(self.root)
 
     def known(self, task: AbsTask, meta: ModelMeta) -> TaskResult | None:
         """The whole result of a task under these settings: all its splits and subsets, of the same data; else None.
@@ -91,7 +115,10 @@ class ResultsStore(ResultCache):
             for subset, splits in before.items():
                 if subset not in ("mteb_model_meta", "mteb_vllm"):
                     found[subset] = {**splits, **found.get(subset, {})}
-        write_atomically(path, json.dumps({**found, "mteb_vllm": about}))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = written.with_suffix(".whole")
+        whole.write_text(json.dumps({**found, "mteb_vllm": about}), encoding="utf-8")
+        whole.replace(path)
 
     def _read_predictions(self, path: Path) -> dict[str, Any] | None:
         try:
@@ -118,10 +145,10 @@ class ResultsStore(ResultCache):
             self._set_aside(path, error)
             return None
 
-    @staticmethod
-    def _set_aside(path: Path, error: Exception) -> None:
+    def _set_aside(self, path: Path, error: Exception) -> None:
         aside = path.with_suffix(".json.broken")
         path.replace(aside)
+        self.set_aside.append(aside)
         logger.warning("%s cannot be read (%s); set aside as %s", path, error, aside.name)
 
     def save_to_cache(
@@ -136,24 +163,14 @@ class ResultsStore(ResultCache):
         target = self.get_task_result_path(task_result.task_name, model_name, model_revision).parent
         target.mkdir(parents=True, exist_ok=True)
         # mteb writes in place; so it writes into a folder of its own on the same file system, and the files move over.
-        with self.staging() as staging:
+        with self.staging() as staging, lock(self.root, f"{target.name}.folder"):
             inner = ResultCache(staging)
-            folder = inner.get_task_result_path(task_result.task_name, model_name, model_revision).parent
-            folder.mkdir(parents=True)
+            result = inner.get_task_result_path(task_result.task_name, model_name, model_revision)
+            result.parent.mkdir(parents=True)
             settings = target / "run_settings.jsonl"
             if settings.exists():
-                shutil.copy2(settings, folder)
+                shutil.copy2(settings, result.parent)
             inner.save_to_cache(task_result, model_name, model_revision, encode_kwargs=encode_kwargs)
-            for file in folder.iterdir():
+            # The result comes last: where it is, the rest is.
+            for file in sorted(result.parent.iterdir(), key=lambda file: file == result):
                 file.replace(target / file.name)
-
-    @contextlib.contextmanager
-    def staging(self) -> Iterator[Path]:
-        """A folder on the store's file system where files are written before they appear in it."""
-        root = Path(self.cache_path)
-        root.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=root))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)

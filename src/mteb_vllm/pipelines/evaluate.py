@@ -50,11 +50,7 @@ class Evaluate:
         """
         start = mteb_run.EngineStart(model)
 
-        def evaluate(task: AbsTask) -> TaskOutcome:
-            result = mteb_run.known(store, task, model.mteb_model_meta) if reuse else None
-            if result is not None:
-                return mteb_run.outcome_of(task, result, "reused")
-            start.ensure()
-            return mteb_run.computed_outcome(model, task, store, reuse=reuse)
+        def evaluate(task: AbsTask, wait: bool) -> TaskOutcome:
+            return mteb_run.evaluated(model, task, store, reuse=reuse, wait=wait, start=start)
 
         yield from mteb_run.each_task(tasks, progress, evaluate)

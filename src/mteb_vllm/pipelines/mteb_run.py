@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from mteb_vllm.errors import EngineError, MissingPackageError, ModelError, MtebVllmError
+from mteb_vllm.errors import DataError, EngineError, MissingPackageError, ModelError
+from mteb_vllm.failures import in_one_line, of_exception
+from mteb_vllm.locks import BusyError
 from mteb_vllm.results import TaskOutcome
 from mteb_vllm.tasks import brings_candidates
 
@@ -23,36 +26,66 @@ logger = logging.getLogger(__name__)
 
 
 def each_task(
-    tasks: Sequence[AbsTask], progress: Progress, evaluate: Callable[[AbsTask], TaskOutcome]
+    tasks: Sequence[AbsTask], progress: Progress, evaluate: Callable[[AbsTask, bool], TaskOutcome]
 ) -> Iterator[TaskOutcome]:
     """Evaluates task by task; one task's failure costs no other anything.
+
+    A task that another run is computing comes last, when its result may be there.
 
     Args:
         tasks: mteb's tasks.
         progress: Told what is done.
-        evaluate: Evaluates one; may raise.
+        evaluate: Evaluates one; may raise. Its second argument says whether to wait for another run that is at it, or to
+            raise `BusyError`.
     """
-    for task in tasks:
+    later: list[AbsTask] = []
+    for task, wait in itertools.chain(((task, False) for task in tasks), ((task, True) for task in later)):
         progress.start_task(task.metadata.name)
         try:
-            outcome = evaluate(task)
+            outcome = evaluate(task, wait)
+        except BusyError:
+            progress.line(f"{task.metadata.name} is being computed by another run: it comes later")
+            later.append(task)
+            continue
         except Exception as error:
             logger.exception("%s failed", task.metadata.name)
-            # Our own errors say what to do; a library's say at least what they are.
-            outcome = failed(task, str(error) if isinstance(error, MtebVllmError) else reason(error))
+            outcome = failed(task, error)
         progress.end_task(outcome)
         yield outcome
 
 
-def reason(error: BaseException) -> str:
-    """An error in one line, without the words that say nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kind = type(error).__name__
-    offline = "OfflineModeIsEnabled" in kind or any(
-        "HF_HUB_OFFLINE" in line or "offline mode" in line.lower() for line in lines
-    )
-    text = f"{kind}: {lines[0]}" if lines else kind
-    return text + (" (HF_HUB_OFFLINE is set: fetch the data beforehand where there is a network)" if offline else "")
+def evaluated(
+    model: Any,
+    task: AbsTask,
+    store: ResultsStore,
+    *,
+    reuse: bool,
+    wait: bool,
+    start: EngineStart,
+    prepare: Callable[[AbsTask], None] | None = None,
+) -> TaskOutcome:
+    """A task's outcome: what is known of it, else what is computed now, by one run at a time.
+
+    Args:
+        model: A wrapper of ours.
+        task: The task.
+        store: Where results are kept.
+        reuse: Whether known results are used.
+        wait: Whether to wait for another run that computes the same.
+        start: Opens the model's engine.
+        prepare: Called with each loaded part before it is evaluated.
+
+    Raises:
+        BusyError: if another run computes it and `wait` is false.
+    """
+    meta = model.mteb_model_meta
+    if reuse and (result := known(store, task, meta)) is not None:
+        return outcome_of(task, result, "reused")
+    with store.claim(task, meta, wait=wait):
+        if reuse and (result := known(store, task, meta)) is not None:
+            return outcome_of(task, result, "reused")  # by another run, meanwhile
+        start.ensure()
+        return computed_outcome(model, task, store, reuse=reuse, prepare=prepare)
 
 
 def parts_of(task: AbsTask) -> list[AbsTask]:
@@ -164,11 +197,14 @@ def load(task: AbsTask) -> None:
     it would silently score full retrieval instead.
 
     Raises:
-        LookupError: with the way out.
+        DataError: with the way out.
     """
     from mteb.abstasks import AbsTaskRetrieval
 
-    task.load_data()
+    try:
+        task.load_data()
+    except Exception as error:  # networks, caches and files fail in many ways
+        raise DataError(in_one_line(error)) from error
     if isinstance(task, AbsTaskRetrieval):
         task.convert_v1_dataset_format_to_v2(num_proc=None)
         check_instructions(task)
@@ -179,7 +215,7 @@ def check_candidates(task: AbsTask) -> None:
     """Refuses a loaded reranking task without its candidate lists.
 
     Raises:
-        LookupError: with the way out.
+        DataError: with the way out.
     """
     if not brings_candidates(task.metadata.type):
         return
@@ -188,7 +224,7 @@ def check_candidates(task: AbsTask) -> None:
         for split in task.eval_splits:
             part = data.get(subset, {}).get(split)
             if part is not None and not part.get("top_ranked"):
-                raise LookupError(
+                raise DataError(
                     f"the candidate lists (top_ranked) of {subset}/{split} are missing, as happens with an offline data-set "
                     "cache; put a copy of the data set into a folder "
                     f"{task.metadata.dataset['path']} of the working directory, or load it online"
@@ -199,7 +235,7 @@ def check_instructions(task: AbsTask) -> None:
     """Refuses a loaded task of instructions that lost them, as happens with candidate lists.
 
     Raises:
-        LookupError: with the way out.
+        DataError: with the way out.
     """
     if not str(task.metadata.type).startswith("Instruction"):
         return
@@ -208,7 +244,7 @@ def check_instructions(task: AbsTask) -> None:
     path, revision = task.metadata.dataset["path"], task.metadata.dataset.get("revision")
     if "instruction" in columns or not _lists_too_little(path, revision):
         return
-    raise LookupError(
+    raise DataError(
         f"whether {task.metadata.name} has instructions cannot be known from an offline data-set cache, and without them it "
         f"is another task; put a copy of the data set into a folder {path} of the working directory, or load it online"
     )
@@ -267,14 +303,14 @@ def computed_outcome(
     return outcome
 
 
-def failed(task: AbsTask, why: str) -> TaskOutcome:
+def failed(task: AbsTask, error: Exception) -> TaskOutcome:
     """What is said of a task that has no score."""
     return TaskOutcome(
         name=task.metadata.name,
         type=str(task.metadata.type),
         status="failed",
         metric=str(task.metadata.main_score),
-        reason=" ".join(why.split()),
+        failure=of_exception(error, task=task.metadata.name),
     )
 
 

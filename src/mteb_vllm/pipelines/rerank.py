@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mteb_vllm.errors import FirstStageError, MtebVllmError
+from mteb_vllm.failures import in_one_line
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import EncoderStage, FirstStage
 from mteb_vllm.pipelines import mteb_run
@@ -99,7 +100,33 @@ class Rerank:
             stage: The first stage.
             reuse: Whether known results are used.
         """
-        failures: dict[str, str] = {}
+        failures = self.retrieve(model, tasks, store, progress, stage=stage, reuse=reuse)
+        second = mteb_run.EngineStart(model)
+
+        def evaluate(task: AbsTask, wait: bool) -> TaskOutcome:
+            if (error := failures.get(task.metadata.name)) is not None:
+                said = str(error) if isinstance(error, MtebVllmError) else in_one_line(error)
+                raise FirstStageError(f"first stage: {said}") from error
+            return self._rerank(model, task, store, stage, second, reuse=reuse, wait=wait)
+
+        yield from mteb_run.each_task(tasks, progress, evaluate)
+
+    def retrieve(
+        self,
+        model: VllmCrossEncoderWrapper | VllmEncoderReranker,
+        tasks: Sequence[AbsTask],
+        store: ResultsStore,
+        progress: Progress,
+        *,
+        stage: FirstStage,
+        reuse: bool = True,
+    ) -> dict[str, Exception]:
+        """The first stage alone, of all tasks; for the arguments see `run`.
+
+        Returns:
+            what went wrong: task to error.
+        """
+        failures: dict[str, Exception] = {}
         first = mteb_run.EngineStart(stage.encoder) if isinstance(stage, EncoderStage) else None
         for task in tasks:
             name = task.metadata.name
@@ -110,16 +137,8 @@ class Rerank:
                 self._retrieve(model, task, store, progress, stage, first, reuse)
             except Exception as error:
                 logger.exception("the first stage failed for %s", name)
-                said = str(error) if isinstance(error, MtebVllmError) else mteb_run.reason(error)
-                failures[name] = f"first stage: {said}"
-        second = mteb_run.EngineStart(model)
-
-        def evaluate(task: AbsTask) -> TaskOutcome:
-            if task.metadata.name in failures:
-                raise FirstStageError(failures[task.metadata.name])
-            return self._rerank(model, task, store, stage, second, reuse)
-
-        yield from mteb_run.each_task(tasks, progress, evaluate)
+                failures[name] = error
+        return failures
 
     def _retrieve(
         self,
@@ -140,17 +159,20 @@ class Rerank:
             searcher = stage.searcher(part)
             if reuse and mteb_run.known(store, part, searcher.mteb_model_meta, predictions=True) is not None:
                 continue
-            computed = True
             progress.start_task(part.metadata.name, "first stage")
-            if start is not None:
-                start.ensure()
-            depth = part._top_k  # type: ignore[attr-defined]
-            try:
-                # Some tasks look at fewer documents than another run's top_k may ask for.
-                part._top_k = max(depth, DEPTH)  # type: ignore[attr-defined]
-                mteb_run.compute(searcher, part, store, reuse=reuse, predictions=True)
-            finally:
-                part._top_k = depth  # type: ignore[attr-defined]
+            with store.claim(part, searcher.mteb_model_meta):
+                if reuse and mteb_run.known(store, part, searcher.mteb_model_meta, predictions=True) is not None:
+                    continue  # by another run, meanwhile
+                computed = True
+                if start is not None:
+                    start.ensure()
+                depth = part._top_k  # type: ignore[attr-defined]
+                try:
+                    # Some tasks look at fewer documents than another run's top_k may ask for.
+                    part._top_k = max(depth, DEPTH)  # type: ignore[attr-defined]
+                    mteb_run.compute(searcher, part, store, reuse=reuse, predictions=True)
+                finally:
+                    part._top_k = depth  # type: ignore[attr-defined]
         score = _score(store, task, lambda part: stage.searcher(part).mteb_model_meta)
         shown = "" if score is None else f" {score:.5f}"
         how = "computed" if computed else "known already"
@@ -163,7 +185,9 @@ class Rerank:
         store: ResultsStore,
         stage: FirstStage,
         start: mteb_run.EngineStart,
+        *,
         reuse: bool,
+        wait: bool,
     ) -> TaskOutcome:
         candidates = self._candidates(stage, task)
         model.count_also(candidates)
@@ -181,12 +205,7 @@ class Rerank:
             except Exception:
                 logger.exception("the ceiling of %s cannot be had", part.metadata.name)
 
-        result = mteb_run.known(store, task, model.mteb_model_meta) if reuse else None
-        if result is not None:
-            outcome = mteb_run.outcome_of(task, result, "reused")
-        else:
-            start.ensure()
-            outcome = mteb_run.computed_outcome(model, task, store, reuse=reuse, prepare=prepare)
+        outcome = mteb_run.evaluated(model, task, store, reuse=reuse, wait=wait, start=start, prepare=prepare)
         outcome.settings = model.mteb_model_meta.experiment_kwargs["settings"]
         outcome.candidates = "own" if own else "first stage"
         outcome.warnings += shallow

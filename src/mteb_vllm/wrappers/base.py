@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
 from mteb_vllm.arguments import resolve_arguments
-from mteb_vllm.engine import Convert, Engine, EngineSpec, open_engine
+from mteb_vllm.engine import Convert, Engine, EngineSpec, is_open, open_engine
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.models import Model, find_model
 from mteb_vllm.work import Work
@@ -40,11 +41,12 @@ class VllmWrapperBase:
 
     convert: Convert = "embed"
     mteb_model_meta: ModelMeta | None = None
-    on_open: Callable[[], None] | None = None
+    opening: Callable[[], contextlib.AbstractContextManager[None]] | None = None
     beside: Sequence[EngineSpec] = ()
     progress: Progress | None = None
     _engine: Engine | None = None
     _owner = False
+    n_opened = 0
 
     def __init__(
         self,
@@ -90,9 +92,10 @@ class VllmWrapperBase:
             EngineError: if vLLM does not open with these arguments.
         """
         if self._engine is None or self._engine.llm is None:
-            if self.on_open is not None:
-                self.on_open()
-            self._engine = open_engine(self.spec, beside=self.beside)
+            new = not is_open(self.spec)
+            with self.opening() if new and self.opening is not None else contextlib.nullcontext():
+                self._engine = open_engine(self.spec, beside=self.beside)
+            self.n_opened += new
             if self._owner:
                 self._engine.owners.add(id(self))
         return self._engine
@@ -104,6 +107,7 @@ class VllmWrapperBase:
         return {
             "preset": self.spec.preset,
             "fingerprint": self.spec.fingerprint,
+            "opened": self.n_opened,  # how often by this run: not at all where another's was open
             "seconds": self._engine.seconds,
             "resolved": self._engine.resolved,
         }

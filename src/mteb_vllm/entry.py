@@ -1,0 +1,140 @@
+"""What the command line and `mteb_vllm.run` share: the function that Hydra calls for a point, dry runs, a sweep's end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mteb_vllm import report
+from mteb_vllm.results import RunRecord
+from mteb_vllm.runner import quiet_console, run_config, terminal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mteb_vllm.command import Point
+    from mteb_vllm.progress import Progress
+    from mteb_vllm.sweep.planning import PlannedPoint
+
+
+@dataclass
+class Job:
+    """What Hydra calls for each point; the records gather in it.
+
+    Attributes:
+        console: Where it is shown what goes on.
+        points: The command's points, in their order.
+        records: What became of them, in their order.
+        progress: Makes what shows the progress of a point; None: the console does.
+    """
+
+    console: Console
+    points: Sequence[Point] = ()
+    records: list[RunRecord] = field(default_factory=list)
+    progress: Callable[[Console, int], Progress] | None = None
+
+    def __call__(self, cfg: Any) -> RunRecord:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        hydra = HydraConfig.get()
+        overrides = [str(text) for text in hydra.overrides.task]
+        point = int(hydra.job.num) if hydra.mode == RunMode.MULTIRUN else None
+        if point is not None:
+            self.console.print(f"\nPoint {point}: {' '.join(overrides)}", markup=False, soft_wrap=True)
+        folder = Path(hydra.runtime.output_dir)
+        record = run_config(
+            typed(cfg), folder, overrides, point=point, console=self.console, progress=self.progress
+        )  # fmt: skip
+        self.records.append(record)
+        return record
+
+    def end_sweep(self) -> None:
+        """Shows a sweep's table and what is not done, and writes the table beside the points' folders."""
+        from mteb_vllm.files import write_atomically
+
+        records = sorted(self.records, key=lambda record: record.point or 0)
+        done = {record.point for record in records}
+        missing = [str(at) for at in range(len(self.points)) if at not in done]
+        if records:
+            report.print_sweep(self.console, records)
+            folder = Path(records[0].output_dir).parent
+            write_atomically(folder / "report.md", report.sweep_markdown(records))
+            self.console.print(f"Sweep: {folder}", markup=False, soft_wrap=True)
+        if missing:
+            text = f"Not done: {len(missing)} of {len(self.points)} points ({', '.join(missing)})."
+            self.console.print(f"{text} The same command goes on from there.", markup=False, soft_wrap=True)
+
+
+def typed(cfg: Any) -> Any:
+    """Hydra's configuration of a point as a `RunConfig`."""
+    from omegaconf import OmegaConf
+
+    from mteb_vllm.config import parse
+
+    plain = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
+    assert isinstance(plain, dict)
+    return parse({str(key): value for key, value in plain.items()})
+
+
+def run(
+    overrides: Sequence[str] = (), *, multirun: bool = False, config_dir: str | None = None, show: bool = True
+) -> RunRecord | list[RunRecord] | list[PlannedPoint]:
+    """Does what the command line does, for notebooks and tests.
+
+    Args:
+        overrides: As on the command line: `["model=minilm", "tasks=sts12"]`.
+        multirun: Whether commas sweep (`-m`); an experiment may be a sweep without.
+        config_dir: A folder of your own configuration files.
+        show: Whether progress and tables are shown.
+
+    Returns:
+        the run's record; of a sweep the records of all points, in their order; of a dry run (`dry_run=true`), what would be
+        done, point by point.
+
+    Raises:
+        ConfigError: with every mistake, before anything is loaded.
+        MissingPackageError: if vLLM is not installed.
+    """
+    from mteb_vllm.command import check
+    from mteb_vllm.config import CONFIG_NAME, composer
+    from mteb_vllm.engine import close_engines
+    from mteb_vllm.sweep.launcher import register
+
+    points = check(overrides, multirun=multirun, config_dir=config_dir)
+    console = terminal() if show else quiet_console()
+    if is_dry(points):
+        return dry_run(points, console)
+    swept = points[0].swept
+    job = Job(console, points)
+    register()
+    with composer(config_dir):
+        from hydra.core.global_hydra import GlobalHydra
+
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        start = hydra.multirun if swept else hydra.run
+        try:
+            start(CONFIG_NAME, job, list(overrides), with_log_configuration=False)
+        finally:
+            close_engines(owned=False)
+            if swept:
+                job.end_sweep()
+    return job.records if swept else job.records[0]
+
+
+def is_dry(points: Sequence[Point]) -> bool:
+    """Whether a command shall only say what it would do."""
+    return any(point.config.dry_run for point in points)
+
+
+def dry_run(points: Sequence[Point], console: Console) -> list[PlannedPoint]:
+    """Says what a command would do, point by point; nothing is loaded, opened or written."""
+    from mteb_vllm.sweep.planning import plan_points
+    from mteb_vllm.sweep.table import print_plan
+
+    planned = plan_points([(point.overrides, point.config) for point in points])
+    print_plan(console, planned, swept=points[0].swept)
+    return planned

@@ -1,0 +1,75 @@
+"""Locks by which several runs share one results store, on the operating system's file locks (filelock).
+
+The system lets go of a lock when its holder dies, however it dies: a stale one is taken over at once. Lock files go with
+their locks; those of killed runs are cleared away.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_STAGING = ".writing-"
+
+
+class BusyError(Exception):
+    """Somebody else holds the lock."""
+
+
+@contextmanager
+def lock(root: Path, name: str, *, wait: bool = True) -> Iterator[None]:
+    """Holds a lock of a results store.
+
+    Args:
+        root: The store's root.
+        name: What is locked.
+        wait: Whether to wait for whoever holds it.
+
+    Raises:
+        BusyError: if somebody else holds it and `wait` is false.
+    """
+    path = root / ".locks" / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(path)
+    try:
+        held.acquire(blocking=wait)
+    except Timeout:
+        raise BusyError(name) from None
+    try:
+        yield
+    finally:
+        # Whoever has opened the file meanwhile finds it gone once he holds it, and starts over: filelock looks.
+        path.unlink(missing_ok=True)
+        held.release()
+
+
+@contextmanager
+def staging(root: Path) -> Iterator[Path]:
+    """A folder on the store's file system where files are written before they appear in it by rename."""
+    import uuid
+
+    folder = root / f"{_STAGING}{uuid.uuid4().hex[:12]}"
+    with lock(root, folder.name):
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear(root: Path) -> None:
+    """Removes what killed runs have left: folders that they were writing into, and lock files that nobody holds."""
+    left = [path.name for path in root.glob(f"{_STAGING}*")]
+    left += [path.stem for path in (root / ".locks").glob("*.lock")]
+    for name in dict.fromkeys(left):
+        try:
+            with lock(root, name, wait=False):
+                if name.startswith(_STAGING):
+                    shutil.rmtree(root / name, ignore_errors=True)
+        except BusyError:
+            pass

@@ -1,0 +1,146 @@
+"""What a results store holds, read without mteb: what a dry run says of a point before anything is loaded.
+
+Beside the results lie the settings that their hashes stand for, so that a result under other settings can say why it is not
+this run's:
+
+    <root>/settings/<hash>.json
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mteb_vllm.catalogue import TaskInfo
+from mteb_vllm.files import write_atomically
+from mteb_vllm.fingerprint import fingerprint
+from mteb_vllm.models import folder_digest
+
+# What of a run's settings no configuration says: where only this differs, an earlier result is the same one, gone stale.
+_SURROUNDINGS = re.compile(r"(^|\.)(versions\..*|device|method|weights|shell\..*|revision)$")
+
+
+def keep_settings(root: Path, settings: Mapping[str, Any]) -> None:
+    """Writes down what a hash of settings stands for."""
+    path = root / "settings" / f"{fingerprint(settings)}.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(settings, indent=1, sort_keys=True) + "\n")
+
+
+def result_path(root: Path, settings: Mapping[str, Any], task: str, fingerprint: str) -> Path:
+    """Where the result of a task is, in mteb's layout.
+
+    Args:
+        root: The folder that `results` is in.
+        settings: The settings; the model's name and revision count.
+        task: The task.
+        fingerprint: The settings' hash.
+    """
+    name, revision = str(settings["engine"]["model"]), str(settings["engine"]["revision"])
+    folder = (name if "/" in name else f"local/{name}").replace("/", "__").replace(" ", "_")
+    return root / "results" / folder / revision / "experiments" / f"settings_{fingerprint}" / f"{task}.json"
+
+
+Found = Literal["whole", "part", "other data", "unreadable", "nothing"]
+
+
+def look(path: Path, task: TaskInfo, splits: Sequence[str] | None = None) -> Found:
+    """What is there of a task's result; "whole" is what `ResultsStore.known` takes for one.
+
+    Args:
+        path: Where it is.
+        task: The task, with the subsets that count.
+        splits: The splits that count; None: the task's own.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["dataset_revision"] != _revision(task):
+            return "other data"
+        scores = {
+            (split, entry["hf_subset"]): entry["main_score"]
+            for split, entries in found["scores"].items()
+            for entry in entries
+        }
+    except FileNotFoundError:
+        return "nothing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "unreadable"
+    wanted = [split for split in task.splits if not splits or split in splits]
+    values = [scores.get((split, subset)) for split in wanted for subset in task.subsets]
+    return "whole" if all(value is not None and math.isfinite(value) for value in values) else "part"
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Settings under which something was computed before."""
+
+    fingerprint: str
+    settings: dict[str, Any]
+
+
+class Stale:
+    """Finds results that are this run's but for what no configuration says: versions, the machine, weights, data.
+
+    Args:
+        root: The results' root.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def why(self, settings: Mapping[str, Any], task: TaskInfo) -> str | None:
+        """Why the newest such result of a task is stale, as "vllm 0.26.0 -> 0.32.0"; None where there is none."""
+        found = [
+            (path.stat().st_mtime, earlier.settings)
+            for earlier in self._all.get(_chosen(settings), [])
+            if (path := result_path(self._root, earlier.settings, task.name, earlier.fingerprint)).exists()
+        ]
+        if not found:
+            return None
+        _, before = max(found, key=lambda one: one[0])
+        return ", ".join(_differences(before, settings)[:3])
+
+    @functools.cached_property
+    def _all(self) -> dict[str, list[Earlier]]:
+        found: dict[str, list[Earlier]] = {}
+        for path in (self._root / "settings").glob("*.json"):
+            try:
+                settings = json.loads(path.read_text(encoding="utf-8"))
+                found.setdefault(_chosen(settings), []).append(Earlier(path.stem, settings))
+            except (OSError, ValueError, AttributeError):
+                continue  # it only explains
+        return found
+
+
+def _chosen(settings: Mapping[str, Any]) -> str:
+    """The hash of what a configuration says."""
+    return fingerprint({key: value for key, value in _leaves(settings) if not _SURROUNDINGS.search(key)})
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    return [
+        f"{key.rpartition('.')[2]} {old.get(key)} -> {new.get(key)}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _revision(task: TaskInfo) -> str:
+    # As tasks.load has it: a folder of the working directory stands in for the Hub's data.
+    folder = Path(task.dataset_path)
+    return f"local-{folder_digest(folder)[:12]}" if folder.is_dir() else task.dataset_revision

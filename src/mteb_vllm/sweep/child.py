@@ -1,0 +1,172 @@
+"""The process that runs a sweep's points, one after another, as it is told.
+
+It ends when whoever started it does, however that ends, and takes the processes of its engines with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from mteb_vllm.failures import ENGINE_DIED
+from mteb_vllm.progress import Progress
+from mteb_vllm.results import TaskOutcome
+from mteb_vllm.sweep.messages import (
+    Closed,
+    CloseEngines,
+    Doing,
+    Order,
+    PointDone,
+    Report,
+    TaskDone,
+    Working,
+)  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+# How long vLLM may take to notice that a process of its own has ended, in seconds.
+_NOTICE_WITHIN = 10.0
+
+# How often a phase's progress is told, in seconds.
+_TELL_EVERY = 0.2
+
+
+def main(orders: int, lifeline: int) -> None:
+    """Does what it is told until it is told nothing more.
+
+    Args:
+        orders: File descriptor of the pipe to the sweep.
+        lifeline: File descriptor of a pipe that closes when the sweep's process ends.
+    """
+    for descriptor in (orders, lifeline):
+        os.set_inheritable(descriptor, False)  # an engine's processes must not hold them open
+    # A crash, and a hang that is asked about, show where they are; standard error goes into the point's log.
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
+    threading.Thread(target=_watch_engines, daemon=True).start()
+    signal.signal(signal.SIGTERM, _stop)
+    with Connection(orders) as pipe:
+        try:
+            while True:
+                pipe.send(_follow(pipe.recv(), pipe))
+        except (EOFError, BrokenPipeError, KeyboardInterrupt):
+            pass
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            _close_engines()
+
+
+def _follow(order: Order, pipe: Connection) -> Report:
+    if isinstance(order, CloseEngines):
+        return _close_engines()
+    from hydra import version
+    from hydra.core.utils import run_job, setup_globals
+
+    from mteb_vllm.entry import Job, typed
+    from mteb_vllm.runner import retrieve_ahead
+
+    version.setbase("1.3")
+    setup_globals()
+    order.folder.mkdir(parents=True, exist_ok=True)
+    with (order.folder / "output.txt").open("a", encoding="utf-8") as file:
+        console = Console(file=file, width=160, highlight=False)
+
+        def progress(console: Console, n_tasks: int) -> Progress:
+            return _Relay(console, n_tasks, pipe)
+
+        def first_stage(cfg: Any) -> None:
+            retrieve_ahead(typed(cfg), order.folder, console=console, progress=progress)
+
+        answer = run_job(
+            first_stage if order.first_stage_only else Job(console, progress=progress),
+            order.config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            hydra_context=order.context,
+        )
+    return PointDone(None if order.first_stage_only else answer)
+
+
+class _Relay(Progress):
+    """Progress that goes into the point's own file, and to the sweep."""
+
+    def __init__(self, console: Console, n_tasks: int, pipe: Connection) -> None:
+        super().__init__(console, n_tasks)
+        self._pipe = pipe
+        self._told = 0.0
+
+    def note(self, text: str) -> None:
+        super().note(text)
+        self._pipe.send(Doing(text))
+
+    @contextlib.contextmanager
+    def opening(self, model: str) -> Iterator[None]:
+        with super().opening(model):
+            yield
+        self._pipe.send(Working(self._task, "loading data"))
+
+    def start_task(self, name: str, what: str = "") -> None:
+        super().start_task(name, what)
+        self._pipe.send(Working(name, what or "loading data"))
+
+    def encoded(self, phase: str, done: int, total: int) -> None:
+        super().encoded(phase, done, total)
+        now = time.perf_counter()
+        if now - self._told > _TELL_EVERY or done >= total:
+            self._told = now
+            name = self._task
+            self._pipe.send(Working(name, "scoring") if done >= total else Working(name, phase, done, total))
+
+    def end_task(self, outcome: TaskOutcome) -> None:
+        super().end_task(outcome)
+        self._pipe.send(TaskDone(outcome))
+
+
+def _close_engines() -> Closed:
+    import psutil
+
+    from mteb_vllm.engine import close_engines, leftover_mb, working_processes
+
+    processes = working_processes()
+    close_engines()
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    return Closed(leftover_mb(), len(alive))
+
+
+def _watch_engines() -> None:
+    """Ends this process when one of an engine's has ended and vLLM does not notice."""
+    from mteb_vllm.engine import dead_processes
+
+    missing: set[int] = set()
+    while True:
+        time.sleep(_NOTICE_WITHIN)
+        # Between two looks vLLM says so itself, and the engine closes.
+        dead = set(dead_processes())
+        if still := dead & missing:
+            logger.error("a process of the engine has ended (%s) and vLLM has not noticed", sorted(still))
+            logging.shutdown()
+            os._exit(ENGINE_DIED)
+        missing = dead
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    # As Ctrl-C: the record of what is done is written, and engines close.
+    raise KeyboardInterrupt
+
+
+def _die_with_parent(lifeline: int) -> None:
+    while os.read(lifeline, 1):
+        pass
+    os.killpg(0, signal.SIGKILL)

@@ -1,0 +1,141 @@
+"""`hydra/launcher: engine_grouped`, Hydra's side of a sweep: points come in as overrides and go out as results."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+if TYPE_CHECKING:
+    from hydra.types import HydraContext, TaskFunction
+
+
+class EngineGroupedLauncher(Launcher):
+    """Opens each engine of a sweep once, in a child process, and runs all its points on it.
+
+    Args:
+        point_timeout: Seconds that a point may take, its engine's start included; None: no limit.
+        max_leftover_mb: Memory that may stay behind a closed engine before its process is replaced.
+    """
+
+    def __init__(self, point_timeout: float | None = None, max_leftover_mb: float = 2000) -> None:
+        super().__init__()
+        self._point_timeout, self._max_leftover_mb = point_timeout, max_leftover_mb
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra's own."""
+        self._context, self._job, self._config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Runs a batch of points.
+
+        Args:
+            job_overrides: For each its overrides.
+            initial_job_idx: The number of the first.
+
+        Returns:
+            what became of them, in their order; a point that failed says so in its record.
+
+        Raises:
+            KeyboardInterrupt: on Ctrl-C and SIGTERM, with the signal's number.
+        """
+        from mteb_vllm.entry import Job, typed
+        from mteb_vllm.sweep.planning import plan_points
+        from mteb_vllm.sweep.supervisor import Supervisor, SweepPoint
+        from mteb_vllm.sweep.view import View
+
+        assert isinstance(self._job, Job)
+        setup_globals()
+        folder = Path(str(self._config.hydra.sweep.dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        configs, made = [], []
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            configs.append(self._compose(number, overrides, folder))
+            made.append(typed(configs[-1]))
+        planned = plan_points(list(zip(job_overrides, made, strict=True)), initial_job_idx)
+        points = [
+            SweepPoint(point, config, folder / str(config.hydra.sweep.subdir))
+            for point, config in zip(planned, configs, strict=True)
+        ]
+        with View(self._job.console, planned) as view:
+            supervisor = Supervisor(
+                points,
+                self._context,
+                folder,
+                view,
+                point_timeout=self._point_timeout,
+                max_leftover_mb=self._max_leftover_mb,
+            )
+            try:
+                with _terminated():
+                    supervisor.run()
+            finally:
+                self._job.records += [supervisor.records[number] for number in sorted(supervisor.records)]
+        return [supervisor.answers[point.planned.number] or self._answer(point, supervisor.records) for point in points]
+
+    def _compose(self, number: int, overrides: Sequence[str], folder: Path) -> DictConfig:
+        config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+            # The child's clock is another one.
+            config.hydra.sweep.dir = str(folder)
+        HydraConfig.instance().set_config(config)  # for ${hydra:...} in somebody's file
+        return config
+
+    def _answer(self, point: Any, records: dict[int, Any]) -> JobReturn:
+        """What Hydra would have returned, had the point lived to say so."""
+        answer = JobReturn()
+        config = point.config.copy()
+        with open_dict(config):
+            answer.hydra_cfg = OmegaConf.masked_copy(config, ["hydra"])
+            del config["hydra"]
+        answer.cfg, answer.overrides = config, list(point.planned.overrides)
+        answer.status = JobStatus.COMPLETED
+        answer.return_value = records[point.planned.number]
+        self._context.callbacks.on_job_end(config=point.config, job_return=answer)
+        return answer
+
+
+# Hydra makes launchers only of what it finds by a name in this package, which need not be there otherwise.
+_PACKAGE, _MODULE = "hydra_plugins", "hydra_plugins.mteb_vllm"
+EngineGroupedLauncher.__module__ = _MODULE
+
+
+def register() -> None:
+    """Makes the launcher known to Hydra in this process; other programs of Hydra's do not see it."""
+    try:
+        package = importlib.import_module(_PACKAGE)
+    except ImportError:
+        package = sys.modules[_PACKAGE] = ModuleType(_PACKAGE)
+        package.__path__ = []
+    package.mteb_vllm = sys.modules[_MODULE] = sys.modules[__name__]  # type: ignore[attr-defined]
+    Plugins.instance().register(EngineGroupedLauncher)
+
+
+@contextlib.contextmanager
+def _terminated() -> Iterator[None]:
+    """Lets SIGTERM end a sweep as Ctrl-C does, where this thread may say so."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

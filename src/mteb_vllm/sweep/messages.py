@@ -1,0 +1,79 @@
+"""What a sweep and its child process tell each other, pickled over a pipe of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mteb_vllm.results import TaskOutcome
+
+
+@dataclass(frozen=True)
+class RunPoint:
+    """To the child: run a point, or only its first stage.
+
+    Attributes:
+        config: Hydra's configuration of it.
+        context: Hydra's context, for its callbacks.
+        folder: The point's folder.
+        first_stage_only: Whether only the first stage is wanted now.
+    """
+
+    config: Any
+    context: Any
+    folder: Path
+    first_stage_only: bool = False
+
+
+@dataclass(frozen=True)
+class CloseEngines:
+    """To the child: close what is open, and say what stays behind."""
+
+
+@dataclass(frozen=True)
+class Doing:
+    """From the child: what goes on outside of any task, as the start of an engine."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class Working:
+    """From the child: how far a phase of a task is; `total` is 0 where nobody knows."""
+
+    task: str
+    phase: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class TaskDone:
+    """From the child: a task has ended, one way or another."""
+
+    outcome: TaskOutcome
+
+
+@dataclass(frozen=True)
+class PointDone:
+    """From the child: a point has ended; `answer` is Hydra's `JobReturn`, None of a first stage alone."""
+
+    answer: Any = None
+
+
+@dataclass(frozen=True)
+class Closed:
+    """From the child: its engines are closed.
+
+    Attributes:
+        leftover_mb: Memory that it holds more than before it opened its first engine.
+        processes: Processes of its engines that are still there.
+    """
+
+    leftover_mb: float
+    processes: int
+
+
+Order = RunPoint | CloseEngines
+Report = Doing | Working | TaskDone | PointDone | Closed

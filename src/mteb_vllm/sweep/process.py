@@ -1,0 +1,112 @@
+"""A sweep's child process, seen from outside: started, told, listened to, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import Pipe
+from pathlib import Path
+
+from mteb_vllm.sweep.messages import Order, Report
+
+# The child imports from where this process does.
+START = """
+import json, sys
+sys.path[:], orders, lifeline = json.loads(sys.argv[1])
+from mteb_vllm.sweep.child import main
+main(orders, lifeline)
+"""
+
+# How long a child may take to end by itself, in seconds: an engine closes, a record is written.
+_END_WITHIN = 30.0
+
+
+class Child:
+    """A process that runs points.
+
+    Args:
+        log: Where goes what it writes outside of any point.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._pipe, theirs = Pipe()
+        end, self._lifeline = os.pipe()
+        descriptors = (theirs.fileno(), end)
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", START, json.dumps([sys.path, *descriptors])],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                pass_fds=descriptors,
+                # Ctrl-C goes to the sweep, which ends its child in order; and the child's processes can be ended with it.
+                start_new_session=True,
+            )
+        theirs.close()
+        os.close(end)
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    def tell(self, order: Order) -> None:
+        """Gives it something to do."""
+        with contextlib.suppress(BrokenPipeError):  # that it has ended, listening says
+            self._pipe.send(order)
+
+    def listen(self, seconds: float) -> Report | None:
+        """What it says next; None if it says nothing for so long.
+
+        Raises:
+            EOFError: if it has ended.
+        """
+        try:
+            if not self._pipe.poll(seconds):
+                return None
+            said: Report = self._pipe.recv()
+            return said
+        except (EOFError, ConnectionError):
+            raise EOFError from None
+
+    def show_where(self) -> None:
+        """Lets it write into its log where it is."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGUSR1)
+        time.sleep(1)
+
+    def end(self) -> None:
+        """Asks it to end, and ends it if it does not."""
+        try:
+            self._process.terminate()
+            deadline = time.monotonic() + _END_WITHIN
+            # It may still be saying something, and would wait to be heard.
+            with contextlib.suppress(EOFError):
+                while time.monotonic() < deadline:
+                    self.listen(0.2)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(max(0.1, deadline - time.monotonic()))
+        finally:
+            self.kill()
+
+    def kill(self) -> int:
+        """Ends it and all of its processes; returns its exit status as `subprocess` has it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        status = self._process.wait()
+        self._pipe.close()
+        with contextlib.suppress(OSError):
+            os.close(self._lifeline)
+        self._lifeline = -1
+        return status
+
+    def ended(self) -> int:
+        """The exit status of a child that has ended by itself; what it leaves of its processes is ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)
+        return self.kill()

@@ -1,0 +1,277 @@
+"""Runs the points of a sweep in child processes, so that whatever one of them does costs no other point anything."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mteb_vllm.failures import FATAL, Failure, last_lines, of_exit, of_timeout
+from mteb_vllm.files import write_atomically
+from mteb_vllm.results import RunRecord, TaskOutcome
+from mteb_vllm.runner import LOG, finish, started_record
+from mteb_vllm.sweep.messages import Closed, CloseEngines, Doing, PointDone, RunPoint, TaskDone, Working
+from mteb_vllm.sweep.planning import Group, PlannedPoint, Step, grouped
+from mteb_vllm.sweep.process import Child
+from mteb_vllm.sweep.view import View
+
+# How often the view moves while a child says nothing, in seconds.
+_TICK = 0.5
+
+# How long engines may take to close, in seconds.
+_CLOSE_WITHIN = 120.0
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """A point as it runs.
+
+    Attributes:
+        planned: What it comes down to.
+        config: Hydra's configuration of it.
+        folder: Where its record goes.
+    """
+
+    planned: PlannedPoint
+    config: Any
+    folder: Path
+
+
+@dataclass
+class Summary:
+    """A sweep as it is kept in `sweep.json`, beside its points' folders.
+
+    Attributes:
+        points: For each point that has ended its number, folder, fingerprint, status, failures and seconds.
+        engines: For each engine its number, model, fingerprint, the points on it, and how often it was opened.
+        children: How many child processes were started.
+        seconds: Wall time.
+    """
+
+    points: dict[int, dict[str, Any]] = field(default_factory=dict)
+    engines: dict[int, dict[str, Any]] = field(default_factory=dict)
+    children: int = 0
+    seconds: float = 0.0
+
+    def write(self, folder: Path) -> None:
+        """Writes it, whole or not at all."""
+        content = {
+            "points": [self.points[number] for number in sorted(self.points)],
+            "engines": list(self.engines.values()),
+            "engines_opened": sum(engine["opened"] for engine in self.engines.values()),
+            "children": self.children,
+            "seconds": self.seconds,
+        }
+        write_atomically(folder / "sweep.json", json.dumps(content, indent=2) + "\n")
+
+
+class Supervisor:
+    """Gives points to a child process, watches it, and replaces it when it fails.
+
+    Args:
+        points: The sweep's points.
+        context: Hydra's context.
+        folder: The sweep's folder.
+        view: Shows what goes on.
+        point_timeout: Seconds that a point may take; None: no limit.
+        max_leftover_mb: Memory that may stay behind a closed engine before its process is replaced.
+
+    Attributes:
+        answers: What became of the points: Hydra's `JobReturn` by number, None where Hydra could not say.
+        records: Their records.
+    """
+
+    def __init__(
+        self,
+        points: Sequence[SweepPoint],
+        context: Any,
+        folder: Path,
+        view: View,
+        *,
+        point_timeout: float | None,
+        max_leftover_mb: float,
+    ) -> None:
+        self._points = {point.planned.number: point for point in points}
+        self._context, self._folder, self._view = context, folder, view
+        self._timeout, self._max_leftover_mb = point_timeout, max_leftover_mb
+        self._child: Child | None = None
+        self._summary = Summary()
+        self._started = time.perf_counter()
+        self.answers: dict[int, Any] = {}
+        self.records: dict[int, RunRecord] = {}
+
+    def run(self) -> None:
+        """Runs all points.
+
+        Raises:
+            KeyboardInterrupt: on Ctrl-C; the child has ended, and what is done is in `records`.
+        """
+        try:
+            for point in self._points.values():
+                if point.planned.failure is not None:
+                    self._fail(point, point.planned.failure)
+            for group in grouped([point.planned for point in self._points.values()]):
+                self._run_group(group)
+        finally:
+            if self._child is not None:
+                self._child.end()
+            self._summarise()
+
+    def _run_group(self, group: Group) -> None:
+        if group.engine is not None:
+            self._view.engine(group)
+            self._summary.engines[group.number] = {
+                "number": group.number,
+                "model": group.engine.model.name,
+                "fingerprint": group.engine.fingerprint,
+                "points": [step.point.number for step in group.steps if not step.first_stage_only],
+                "opened": 0,
+            }
+        dead: Failure | None = None
+        for step in group.steps:
+            point = self._points[step.point.number]
+            if point.planned.number in self.records:
+                continue  # its first stage has failed, and it with it
+            if dead is not None:
+                self._fail(point, dead)
+                continue
+            failure = self._run_step(step, point)
+            # Twice the same, and in a new process the second time: a third will be no better.
+            same = self._last_start is not None and failure is not None and self._last_start == failure.message
+            starts = failure is not None and failure.kind in ("engine_start", "out_of_memory_loading")
+            dead = failure if starts and same else None
+            self._last_start = failure.message if failure is not None and starts else None
+        self._last_start = None
+        self._close_engines()
+
+    _last_start: str | None = None
+
+    def _run_step(self, step: Step, point: SweepPoint) -> Failure | None:
+        """Runs a step in the child; returns the failure of the point that means something for others on its engine."""
+        started = time.perf_counter()
+        deadline = started + self._timeout if self._timeout is not None else None
+        tasks: list[TaskOutcome] = []
+        task: str | None = None
+        doing = "starting"
+        self._view.started(point.planned, step.first_stage_only)
+        child = self._the_child()
+        child.tell(RunPoint(point.config, self._context, point.folder, step.first_stage_only))
+        while True:
+            try:
+                said = child.listen(_TICK)
+            except EOFError:
+                status = self._drop(child.ended)
+                log = last_lines(point.folder / LOG)
+                return self._fail(point, of_exit(status, doing, log, task), tasks, started)
+            self._view.heard(said)
+            if isinstance(said, Doing):
+                doing, task = said.what[:1].lower() + said.what[1:], None
+            elif isinstance(said, Working):
+                doing, task = f"at {said.phase} of {said.task}", said.task
+            elif isinstance(said, TaskDone):
+                tasks.append(said.outcome)
+                task = None
+            elif isinstance(said, PointDone):
+                if said.answer is None:
+                    return None
+                return self._done(point, said.answer)
+            if deadline is not None and time.perf_counter() > deadline:
+                assert self._timeout is not None
+                child.show_where()
+                self._drop(child.kill)
+                log = last_lines(point.folder / LOG)
+                return self._fail(point, of_timeout(self._timeout, doing, log, task), tasks, started)
+
+    def _done(self, point: SweepPoint, answer: Any) -> Failure | None:
+        number = point.planned.number
+        if not isinstance(answer._return_value, RunRecord):
+            # Hydra's own part of a point failed, as a callback of the user's.
+            from mteb_vllm.failures import of_exception
+
+            return self._fail(point, of_exception(answer._return_value), answer=answer)
+        record = answer._return_value
+        self._take(number, record, answer)
+        fatal = [failure for failure in record.failures if failure.kind in FATAL]
+        if fatal and self._child is not None:
+            self._drop(self._child.end)
+        starts = [failure for failure in record.failures if failure.kind in ("engine_start", "out_of_memory_loading")]
+        return next(iter([*starts, *fatal]), None)
+
+    def _fail(
+        self,
+        point: SweepPoint,
+        failure: Failure,
+        tasks: Sequence[TaskOutcome] = (),
+        started: float | None = None,
+        answer: Any = None,
+    ) -> Failure:
+        """Writes the record of a point that could not write its own."""
+        planned = point.planned
+        record = started_record(planned.config, point.folder, planned.overrides, planned.number)
+        if planned.plan is not None:
+            record.settings, record.fingerprint = planned.plan.settings, planned.fingerprint
+        record.tasks, record.failure = list(tasks), failure
+        finish(record, started if started is not None else time.perf_counter())
+        self._take(planned.number, record, answer)
+        return failure
+
+    def _take(self, number: int, record: RunRecord, answer: Any) -> None:
+        self.records[number], self.answers[number] = record, answer
+        self._summary.points[number] = {
+            "point": number,
+            "overrides": record.overrides,
+            "folder": str(self._points[number].folder.name),
+            "fingerprint": record.fingerprint,
+            "status": record.status,
+            "failures": [asdict(failure) for failure in record.failures],
+            "seconds": record.seconds,
+        }
+        for opened in (record.engine, record.first_stage.get("engine") or {}):
+            self._note_opened(opened)
+        self._summarise()
+        self._view.ended(record)
+
+    def _note_opened(self, engine: Mapping[str, Any]) -> None:
+        for known in self._summary.engines.values():
+            if known["fingerprint"] == engine.get("fingerprint"):
+                known["opened"] += engine["opened"]
+                return
+
+    def _summarise(self) -> None:
+        self._summary.seconds = time.perf_counter() - self._started
+        self._summary.write(self._folder)
+
+    def _the_child(self) -> Child:
+        if self._child is None:
+            self._child = Child(self._folder / "child.log")
+            self._summary.children += 1
+        return self._child
+
+    def _drop(self, how: Any) -> int:
+        """Lets go of a child that is not to be relied on."""
+        self._child = None
+        status: int = how() or 0
+        return status
+
+    def _close_engines(self) -> None:
+        """Closes the group's engine; a process that does not give its memory back is replaced."""
+        child = self._child
+        if child is None:
+            return
+        child.tell(CloseEngines())
+        deadline = time.monotonic() + _CLOSE_WITHIN
+        try:
+            while time.monotonic() < deadline:
+                said = child.listen(_TICK)
+                if isinstance(said, Closed):
+                    if said.leftover_mb > self._max_leftover_mb or said.processes:
+                        self._view.line(f"A new process: {said.leftover_mb:,.0f} MB stayed behind the closed engine")
+                        self._drop(child.end)
+                    return
+        except EOFError:
+            self._drop(child.ended)
+            return
+        self._drop(child.kill)

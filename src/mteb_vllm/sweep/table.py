@@ -1,0 +1,75 @@
+"""A plan, shown: what a dry run prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mteb_vllm.sweep.planning import PlannedPoint, grouped
+
+
+def print_plan(console: Console, points: Sequence[PlannedPoint], *, swept: bool) -> None:
+    """Shows what would be done, point by point."""
+    header, rows = plan_table(points, swept=swept)
+    title = f"Dry run: {len(points)} points" if swept else "Dry run"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in header:
+        right = column in ("point", "engine", "~texts", "~pairs", "~tokens")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+    for point in points:
+        if point.failure is not None:
+            at = f"Point {point.number}: " if swept else ""
+            console.print(f"{at}{point.failure}", markup=False, style="red", soft_wrap=True)
+    console.print(_summary(points), markup=False, highlight=False, soft_wrap=True)
+
+
+def plan_table(points: Sequence[PlannedPoint], *, swept: bool) -> tuple[list[str], list[list[str]]]:
+    """A header, and one row a point: what differs, fingerprint, state and why, engine, and the work to be done."""
+    keys = list(points[0].differs) if points else []
+    pairs = any(point.work is not None and point.work.unit == "pairs" for point in points)
+    header = ["point", *keys, "settings", "state", "engine", "~pairs" if pairs else "~texts", "~tokens"]
+    rows = []
+    for point in points:
+        work = point.work
+        rows.append(
+            [
+                str(point.number),
+                *(point.differs[key] for key in keys),
+                point.fingerprint,
+                _state(point),
+                "" if point.group is None else str(point.group),
+                f"{work.texts:,}" if work else "",
+                f"{work.tokens:,}" if work else "",
+            ]
+        )
+    return (header, rows) if swept else (header[1:], [row[1:] for row in rows])
+
+
+def _state(point: PlannedPoint) -> str:
+    if point.failure is not None:
+        return "cannot be planned"
+    to_do = point.to_do
+    text: str = point.state
+    if to_do and len(to_do) < len(point.tasks):
+        text += f" ({len(to_do)} of {len(point.tasks)} tasks: {', '.join(task.name for task in to_do)})"
+    why = dict.fromkeys(task.why for task in to_do if task.why and task.state == point.state)
+    return f"{text}: {'; '.join(why)}" if why else text
+
+
+def _summary(points: Sequence[PlannedPoint]) -> str:
+    engines = [group for group in grouped(points) if group.engine is not None]
+    to_run = [point for point in points if point.to_do]
+    text = f"{len(to_run)} of {len(points)} points to run"
+    if engines:
+        names = dict.fromkeys(group.engine.model.name for group in engines if group.engine is not None)
+        text += f", {len(engines)} {'engine' if len(engines) == 1 else 'engines'} to open ({', '.join(names)})"
+    unknown = {task.name for point in points for task in point.to_do if task.work is None}
+    if unknown:
+        text += f"; of {', '.join(sorted(unknown))} nobody knows how large they are"
+    return f"{text}. Texts and tokens are estimates from mteb's descriptive statistics."

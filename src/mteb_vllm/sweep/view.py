@@ -1,0 +1,123 @@
+"""What a user sees while a sweep goes on: two live lines on a terminal, plain lines where output is piped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from mteb_vllm.report import mean
+from mteb_vllm.results import RunRecord
+from mteb_vllm.sweep.messages import Doing, Report, TaskDone, Working
+from mteb_vllm.sweep.planning import Group, PlannedPoint
+
+
+class View:
+    """The view of a sweep.
+
+    Args:
+        console: Where it is shown.
+        points: The sweep's points.
+    """
+
+    def __init__(self, console: Console, points: Sequence[PlannedPoint]) -> None:
+        self._console = console
+        self._points = {point.number: point for point in points}
+        self._left = {point.number: _weight(point) for point in points}
+        self._whole = sum(self._left.values())
+        self._n_engines = len({point.group for point in points if point.group is not None})
+        self._done = self._failed = 0
+        self._now = ""
+        self._started = time.perf_counter()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[more]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._all = self._bar.add_task("points", total=len(points), more="")
+        self._one = self._bar.add_task("", total=None, more="")
+
+    def __enter__(self) -> View:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def line(self, text: str, style: str | None = None) -> None:
+        """A line that stays."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True, style=style)
+
+    def engine(self, group: Group) -> None:
+        """The points of an engine begin."""
+        assert group.engine is not None
+        n_points = len({step.point.number for step in group.steps})
+        name, of = group.engine.model.name, f"{n_points} {'point' if n_points == 1 else 'points'}"
+        self.line(f"Engine {group.number}/{max(self._n_engines, group.number)}: {name}, {of}")
+
+    def started(self, point: PlannedPoint, first_stage_only: bool) -> None:
+        """A point begins, or its first stage."""
+        self._now = f"point {point.number}{' first stage' if first_stage_only else ''}"
+        self._show(self._now)
+
+    def heard(self, said: Report | None) -> None:
+        """The child has said something, or nothing for a while."""
+        if isinstance(said, Doing):
+            self._show(f"{self._now}: {said.what}")
+        elif isinstance(said, Working):
+            self._show(f"{self._now}: {said.task} {said.phase}", said.done, said.total)
+        elif isinstance(said, TaskDone) and not self._console.is_terminal:
+            outcome = said.outcome
+            score = f"failed: {outcome.reason}" if outcome.main_score is None else f"{outcome.main_score:.5f}"
+            self.line(f"  {self._now}: {outcome.name} {score}")
+        self._bar.update(self._all, more=self._summary())
+
+    def ended(self, record: RunRecord) -> None:
+        """A point has ended, one way or another."""
+        assert record.point is not None
+        self._done += 1
+        self._failed += record.status == "failed"
+        self._left.pop(record.point, None)
+        settings = " ".join(f"{key}={value}" for key, value in self._points[record.point].differs.items())
+        head = f"[{self._done}/{len(self._points)}] point {record.point} {settings}"
+        if record.status == "failed":
+            kinds = dict.fromkeys(str(failure) for failure in record.failures)
+            self.line(f"{head}: failed: {'; '.join(kinds)}", "red")
+        else:
+            known = record.tasks and all(task.status == "reused" for task in record.tasks)
+            score = mean(task.main_score for task in record.tasks)
+            shown = "" if score is None else f"mean {score:.5f} " if len(record.tasks) > 1 else f"{score:.5f} "
+            self.line(f"{head}: {shown}{'(known already)' if known else f'in {record.seconds:.1f} s'}")
+        self._bar.update(self._all, completed=self._done, more=self._summary())
+
+    def _show(self, text: str, done: int = 0, total: int = 0) -> None:
+        self._bar.update(self._one, description=text.replace("[", r"\["), completed=done, total=total or None)
+
+    def _summary(self) -> str:
+        failed = f"{self._failed} failed, " if self._failed else ""
+        passed = self._whole - sum(self._left.values())
+        if not passed:
+            return failed.rstrip(", ")
+        seconds = (time.perf_counter() - self._started) * sum(self._left.values()) / passed
+        return f"{failed}about {_duration(seconds)} left"
+
+
+def _weight(point: PlannedPoint) -> float:
+    """How much of a sweep's time a point is expected to take; one that is known already next to nothing."""
+    work = point.work
+    return 1.0 if work is None and point.to_do else 0.01 if work is None else float(max(1, work.tokens))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
