@@ -134,6 +134,25 @@ def test_task_and_prompt_types(mteb: MtebCatalogue) -> None:
     assert mteb.prompt_types == ("query", "document")
 
 
+def test_how_much_of_its_data_a_task_has_encoded(mteb: MtebCatalogue) -> None:
+    assert mteb.tasks["STS12"].sampling == {}
+    assert mteb.tasks["FloresBitextMining"].sampling == {"parallel_subsets": True}
+    assert mteb.tasks["Banking77Classification"].sampling == {
+        "is_cross_validation": False,
+        "n_experiments": 10,
+        "samples_per_label": 8,
+        "train_split": "train",
+    }
+    whole, sample = (mteb.tasks[name].sampling for name in ("RedditClustering.v2", "TwentyNewsgroupsClustering.v2"))
+    assert whole == {"max_document_to_embed": None, "max_fraction_of_documents_to_embed": None}
+    assert sample == {"max_document_to_embed": None, "max_fraction_of_documents_to_embed": 0.04}
+
+
+def test_only_demo_tasks_bring_their_statistics(mteb: MtebCatalogue) -> None:
+    with_statistics = {name for name, task in mteb.tasks.items() if task.statistics is not None}
+    assert with_statistics == set(mteb.benchmarks["demo"])
+
+
 def test_demo_tasks_are_there(mteb: MtebCatalogue) -> None:
     assert mteb.tasks["StdlibDocsRetrieval"].type == "Retrieval"
     assert {"StdlibDocsClassification", "StdlibDocsClustering"} <= set(mteb.tasks)

@@ -20,7 +20,7 @@ import tempfile
 from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from types import UnionType
@@ -36,12 +36,28 @@ CHILD_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNIN
 KINDS = {bool: "bool", int: "int", float: "float", str: "str", list: "list", tuple: "list", set: "list", dict: "dict"}
 MOST_NEAREST = 5
 DEMO = "demo"  # the benchmark of our own tasks
+# mteb's attributes that decide how much of its data a task has encoded.
+SAMPLING = (
+    "is_cross_validation",
+    "max_document_to_embed",
+    "max_eval_samples",
+    "max_fraction_of_documents_to_embed",
+    "n_experiments",
+    "n_samples",
+    "parallel_subsets",
+    "samples_per_label",
+    "train_split",
+)
 _dumps = functools.partial(json.dumps, default=lambda item: getattr(item, "value", repr(item)), ensure_ascii=False)
 
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """One task's metadata; `languages` are codes as `eng-Latn`, `subsets` maps each hf_subset to its own."""
+    """One task's metadata; `languages` are codes as `eng-Latn`, `subsets` maps each hf_subset to its own.
+
+    `sampling` holds those of the attributes in `SAMPLING` that the task has. `statistics` are our demo tasks' descriptive
+    statistics, in the form of the files that mteb brings for its own; None for those.
+    """
 
     name: str
     type: str
@@ -58,6 +74,8 @@ class TaskInfo:
     superseded_by: str | None = None
     is_public: bool = True
     is_beta: bool = False
+    sampling: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -238,13 +256,17 @@ def _read_mteb() -> dict[str, Any]:
     from mteb.abstasks.task_metadata import TaskType
     from mteb.types import PromptType
 
-    from mteb_vllm.demo import TASKS
+    from mteb_vllm.demo import TASKS, statistics
 
+    own = {name: {"statistics": statistics(task)} for name, task in TASKS.items()}
     tasks: list[Any] = [*mteb.get_tasks(exclude_superseded=False, exclude_private=False, exclude_beta=False)]
     return {
         "task_types": get_args(TaskType),
         "prompt_types": list(PromptType),
-        "tasks": {task.metadata.name: _dumps(_read_task(task)) for task in (*tasks, *TASKS.values())},
+        "tasks": {
+            task.metadata.name: _dumps(_read_task(task) | own.get(task.metadata.name, {}))
+            for task in (*tasks, *TASKS.values())
+        },
         "benchmarks": {DEMO: dict.fromkeys(TASKS)}
         | {
             name: {task.metadata.name: _subsets_taken(task) for task in benchmark.tasks}
@@ -274,7 +296,16 @@ def _read_task(task: Any) -> Any:
         "dataset_revision": meta.dataset["revision"],
         "sides": list(dict.fromkeys(sides)),
         "aggregate_of": [part.metadata.name for part in getattr(meta, "tasks", ())],
+        "sampling": _read_sampling(task),
     }
+
+
+def _read_sampling(task: Any) -> dict[str, Any]:
+    found = {name: getattr(task, name) for name in SAMPLING if hasattr(task, name)}
+    fraction = "max_fraction_of_documents_to_embed"
+    # Two tasks set this to None when they have loaded their data, and not before.
+    names = getattr(getattr(task.dataset_transform, "__code__", None), "co_names", ())
+    return found | {fraction: None} if fraction in names else found
 
 
 def _subsets_taken(task: Any) -> list[str] | None:

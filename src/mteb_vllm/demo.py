@@ -61,6 +61,7 @@ __all__ = [
     "StdlibDocsClustering",
     "StdlibDocsRetrieval",
     "docstrings",
+    "statistics",
 ]
 
 RECIPE = "v1"  # goes up with every change below that changes a text, a label or a score
@@ -291,3 +292,22 @@ class StdlibDocsClustering(AbsTaskClustering):
 TASKS: dict[str, type[AbsTask]] = {
     task.metadata.name: task for task in (StdlibDocsRetrieval, StdlibDocsClassification, StdlibDocsClustering)
 }
+
+
+def statistics(task: type[AbsTask]) -> dict[str, Any] | None:
+    """A demo task's descriptive statistics, in the form of the files that mteb brings for its own tasks.
+
+    Args:
+        task: One of `TASKS`.
+
+    Returns:
+        split -> what mteb counts in it, the training split included; None where that cannot be had.
+    """
+    made = task()
+    splits = [*made.eval_splits, *([made.train_split] if isinstance(made, AbsTaskClassification) else [])]
+    try:
+        made.load_data()
+        # mteb's public way to them writes them into its own package.
+        return {split: dict(made._calculate_descriptive_statistics_from_split(split)) for split in splits}
+    except (FileNotFoundError, AttributeError, TypeError):  # an mteb that does it otherwise is no reason to fail
+        return None
