@@ -15,10 +15,10 @@ endif
 PINS := $(wildcard constraints-$(EXTRA).txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow check format bench wheel clean
+.PHONY: help install run test test-slow check format bench bench-sweep wheel clean
 
 help:  ## list the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 install: $(STAMP)  ## make .venv with everything pinned (EXTRA=cuda for a GPU machine)
 
@@ -45,6 +45,9 @@ test-slow: install  ## the slow tests: published scores on whole data sets, rera
 
 bench: install  ## what the wrappers cost over raw vLLM, measured side by side (BENCH="--what predict --pairs 20")
 	$(BIN)/python bench/overhead.py $(BENCH)
+
+bench-sweep: install  ## what a sweep saves over the same points as single commands (about 15 minutes)
+	$(BIN)/python bench/sweep.py $(BENCH)
 
 format: install  ## let ruff write
 	$(BIN)/ruff check --fix src tests bench

@@ -19,6 +19,7 @@ from mteb_vllm.command import check
 from mteb_vllm.config import RunConfig, parse
 from mteb_vllm.entry import Job
 from mteb_vllm.errors import CatalogueError, EngineError
+from mteb_vllm.sweep import launcher
 
 
 @pytest.fixture
@@ -126,10 +127,10 @@ def test_mistakes_have_status_2_and_no_traceback(run: Any, words: list[str], sai
 
 
 def test_what_only_hydra_finds_wrong_has_no_traceback_either(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def job(*_: Any) -> Any:
+    def refuse() -> Any:
         raise ConfigCompositionException("a plug-in\ndoes not like it")
 
-    monkeypatch.setattr(Job, "__call__", job)
+    monkeypatch.setattr(launcher, "register", refuse)
     done = run()
     assert (done.status, done.out) == (2, "")
     assert done.err == "1 mistake in the configuration:\n  - command line: a plug-in does not like it\n"

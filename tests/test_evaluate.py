@@ -145,10 +145,14 @@ def test_an_engine_is_sound_after_a_call_or_closed() -> None:
     with pytest.raises(ValueError, match="too long"):
         engine.call("encode", ["a"])
     assert not closed, "vLLM takes the requests of an ordinary error back"
-    engine, closed = dead_engine(RuntimeError("can't allocate memory"), unfinished=True)
-    with pytest.raises(EngineError, match="failed at work: RuntimeError: can't allocate memory"):
+    engine, closed = dead_engine(ValueError("in a step"), unfinished=True)
+    with pytest.raises(EngineError, match="failed at work: ValueError: in a step"):
         engine.call("encode", ["a"])
     assert closed, "it would answer the next call with the texts that it still has"
+    engine, closed = dead_engine(RuntimeError("can't allocate memory"))
+    with pytest.raises(EngineError, match="failed at work: RuntimeError: can't allocate memory"):
+        engine.call("encode", ["a"])
+    assert closed, "in the middle of a step"
     engine, closed = dead_engine(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         engine.call("encode", ["a"])

@@ -116,8 +116,10 @@ class Engine:
             outputs: list[Any] = getattr(self.llm, method)(*args, **kwargs)
         except Exception as error:
             dead = type(error).__name__ == "EngineDeadError"
-            if not dead and not self.llm.llm_engine.has_unfinished_requests():
-                raise  # vLLM has taken its requests back, as those that it does not accept
+            refused = isinstance(error, (ValueError, TypeError)) and not self.llm.llm_engine.has_unfinished_requests()
+            if refused and not dead:
+                raise  # vLLM does not accept such requests, and has taken them back
+            # In the middle of a step: what it holds of it might be taken for a part of the next call.
             self.close()
             if dead:
                 raise EngineError("vLLM's engine died at work; the cause stands in the log") from error

@@ -116,8 +116,9 @@ def run(
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         start = hydra.multirun if swept else hydra.run
+        mode = ["hydra.mode=MULTIRUN"] if swept else []  # as Hydra's own command line says it
         try:
-            start(CONFIG_NAME, job, list(overrides), with_log_configuration=False)
+            start(CONFIG_NAME, job, [*overrides, *mode], with_log_configuration=False)
         finally:
             close_engines(owned=False)
             if swept:

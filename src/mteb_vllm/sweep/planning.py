@@ -36,7 +36,7 @@ class TaskState:
 
     Attributes:
         name: The task.
-        state: "done" is not computed again; the other three are.
+        state: "done" is not computed again; "failed before" only with `retry_failed`; the other two are.
         why: Why it is stale, or failed; or what of it is there.
         work: What the engine will be given for it; None where it is done or nobody knows.
     """
@@ -78,8 +78,9 @@ class PlannedPoint:
 
     @property
     def to_do(self) -> list[TaskState]:
-        """Its tasks that are computed."""
-        return [task for task in self.tasks if task.state != "done"]
+        """Its tasks that will be computed."""
+        settled = ("done",) if self.config.retry_failed else ("done", "failed before")
+        return [task for task in self.tasks if task.state not in settled]
 
     @property
     def state(self) -> State:

@@ -58,7 +58,7 @@ def _state(point: PlannedPoint) -> str:
     text: str = point.state
     if to_do and len(to_do) < len(point.tasks):
         text += f" ({len(to_do)} of {len(point.tasks)} tasks: {', '.join(task.name for task in to_do)})"
-    why = dict.fromkeys(task.why for task in to_do if task.why and task.state == point.state)
+    why = dict.fromkeys(task.why for task in point.tasks if task.why and task.state == point.state)
     return f"{text}: {'; '.join(why)}" if why else text
 
 

@@ -1,0 +1,81 @@
+"""What a sweep saves over the same points as single commands: wall time of both, one after the other, from empty stores.
+
+    python bench/sweep.py                  # 2 dtypes x 2 max_num_seqs x 3 query prompts on the demo tasks: 12 points
+    python bench/sweep.py --tasks StdlibDocsClassification prompts=none,e5 engine.max_num_seqs=32,64
+
+The ratio is what to look at: machines differ, and so do their moments. Both sides' scores must be the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+AXES = (
+    "engine.dtype=float32,bfloat16",
+    "engine.max_num_seqs=32,128",
+    "prompts.query='','query: ','Represent this sentence for searching relevant passages: '",
+)
+
+
+def main() -> int:
+    """Measures both and prints the table; status 1 if scores differ or something failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default="demo", help="demo, or names of tasks with commas")
+    parser.add_argument("axes", nargs="*", default=list(AXES), help="overrides with several values")
+    options = parser.parse_args()
+    from mteb_vllm.command import check
+
+    tasks = "tasks=demo" if options.tasks == "demo" else f"tasks.names=[{options.tasks}]"
+    words = [tasks, "prompts=none", *options.axes]
+    points = [list(point.overrides) for point in check(words, multirun=True)]
+    with tempfile.TemporaryDirectory(prefix="mteb-vllm-bench-") as scratch:
+        sweep, single = Path(scratch, "sweep"), Path(scratch, "single")
+        started = time.perf_counter()
+        run("-m", *words, f"results.dir={sweep}")
+        seconds = time.perf_counter() - started
+        each = []
+        for point in points:
+            started = time.perf_counter()
+            run(*point, f"results.dir={single}")
+            each.append(time.perf_counter() - started)
+            print(f"single command {len(each)} of {len(points)}: {each[-1]:.1f} s", flush=True)
+        (record,) = sweep.glob("sweeps/*/*/sweep.json")
+        told = json.loads(record.read_text())
+        same = scores(sweep) == scores(single)
+    print(f"points                     {len(points)}")
+    print(f"engines opened             {told['engines_opened']}")
+    print(f"processes                  {told['children']}")
+    print(f"sweep                      {seconds:.1f} s")
+    print(f"single commands            {sum(each):.1f} s ({min(each):.1f} to {max(each):.1f} s each)")
+    print(f"ratio                      {seconds / sum(each):.3f}")
+    print(f"scores the same            {same}")
+    return int(not same)
+
+
+def run(*words: str) -> None:
+    """Runs a command as a user would."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
+    subprocess.run([sys.executable, "-m", "mteb_vllm", *words], check=True, stdout=subprocess.DEVNULL, env=env)
+
+
+def scores(root: Path) -> dict[str, object]:
+    """All main scores of a store, by settings and task."""
+    files = root.glob("results/*/*/experiments/*/*.json")
+    found = {}
+    for file in files:
+        if file.name != "model_meta.json":
+            content = json.loads(file.read_text())["scores"]
+            mains = {split: [entry["main_score"] for entry in entries] for split, entries in content.items()}
+            found[f"{file.parent.name}/{file.name}"] = mains
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Real faults for a sweep's child process: it is killed, runs out of memory, crashes or hangs at a chosen moment.
+
+The child starts here instead of in `mteb_vllm.sweep.child`, lays the fault, and goes on as it would. Nothing of the package
+knows of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mteb_vllm.sweep import process
+
+_OWN = "from mteb_vllm.sweep.child import main"
+
+
+def start(fault: str, when: str, point: int, marker: Path) -> str:
+    """What a child runs that has a fault.
+
+    Args:
+        fault: One of the functions below.
+        when: loading, encoding, scoring or writing.
+        point: The point that shall fail.
+        marker: A file that is there once the fault has happened: it happens once.
+    """
+    lay = f"import faults; faults.lay({fault!r}, {when!r}, {point}, {str(marker)!r})"
+    assert _OWN in process.START
+    return process.START.replace(_OWN, f"{lay}\n{_OWN}")
+
+
+def lay(fault: str, when: str, point: int, marker: str) -> None:
+    """Lays the fault in this process."""
+    from mteb_vllm.sweep import child
+
+    now: list[int] = []
+    follow = child._follow
+
+    def followed(order: Any, pipe: Any) -> Any:
+        if hasattr(order, "config"):
+            now[:] = [int(order.config.hydra.job.num)]
+        return follow(order, pipe)
+
+    child._follow = followed
+
+    def happens() -> None:
+        if now == [point] and not Path(marker).exists():
+            Path(marker).write_text(f"{fault} {when}")
+            _FAULTS[fault]()
+
+    _WHEN[when](happens)
+
+
+def _before(owner: Any, name: str, happens: Callable[[], None]) -> None:
+    real = getattr(owner, name)
+
+    @functools.wraps(real)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        happens()
+        return real(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def _loading(happens: Callable[[], None]) -> None:
+    # Looked at at the very moment when vLLM's LLM is made.
+    from mteb_vllm import engine
+
+    _before(engine, "within_positions", happens)
+
+
+def _encoding(happens: Callable[[], None]) -> None:
+    from mteb_vllm.engine import Engine
+
+    _before(Engine, "call", happens)
+
+
+def _scoring(happens: Callable[[], None]) -> None:
+    from mteb_vllm.pipelines import mteb_run
+
+    _before(mteb_run, "evaluate_loaded", happens)
+
+
+def _writing(happens: Callable[[], None]) -> None:
+    # Between a file that is written and its appearing in the store.
+    real = Path.replace
+
+    def replaced(self: Path, target: Any) -> Any:
+        if ".writing-" in str(self):
+            happens()
+        return real(self, target)
+
+    Path.replace = replaced  # type: ignore[method-assign,assignment]
+
+
+_WHEN = {"loading": _loading, "encoding": _encoding, "scoring": _scoring, "writing": _writing}
+
+
+def _killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _killed_soon() -> None:
+    threading.Timer(0.3, _killed).start()
+
+
+def _segmentation_fault() -> None:
+    ctypes.string_at(0)
+
+
+def _out_of_memory() -> None:
+    # As much address space as there is now, and a little: no weights, and no activations, fit into it.
+    _, size = 0, int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + 2**20, size + 2**20))
+
+
+def _hang() -> None:
+    time.sleep(100_000)
+
+
+def _exception() -> None:
+    raise ZeroDivisionError("a metric that is not defined")
+
+
+def _core_killed() -> None:
+    from mteb_vllm.engine import working_processes
+
+    for one in working_processes():
+        os.kill(one.pid, signal.SIGKILL)
+
+
+_FAULTS: dict[str, Callable[[], None]] = {
+    "killed": _killed,
+    "killed soon": _killed_soon,
+    "segmentation fault": _segmentation_fault,
+    "out of memory": _out_of_memory,
+    "hang": _hang,
+    "exception": _exception,
+    "core killed": _core_killed,
+}
+
+if __name__ == "__main__":
+    sys.exit("the child of a test's sweep, no program")

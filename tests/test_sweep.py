@@ -1,0 +1,216 @@
+"""Sweeps on real vLLM: each engine opened once, whatever one point does, and the same command goes on from there.
+
+The faults are real ones (tests/faults.py): the child is killed, runs out of address space, touches memory that is not its
+own, hangs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import faults
+from mteb_vllm import run
+from mteb_vllm.sweep import process
+
+pytestmark = pytest.mark.vllm
+
+TASK = "StdlibDocsClassification"
+AXES = ["engine.max_num_seqs=32,64", "prompts=none,e5"]  # two engines, two points each
+BASE = [f"tasks.names=[{TASK}]", "engine.dtype=bfloat16"]
+
+# fault, when, point, kind: the point that is first on its engine is the one that loads it.
+SHORT = [("killed", "encoding", 1, "killed")]
+LONG = [
+    ("out of memory", "loading", 2, "out_of_memory_loading"),
+    ("out of memory", "encoding", 1, "out_of_memory_encoding"),
+    ("killed soon", "loading", 2, "killed"),
+    ("killed soon", "encoding", 0, "killed"),
+    ("killed", "writing", 1, "killed"),
+    ("segmentation fault", "encoding", 1, "segmentation_fault"),
+    ("hang", "encoding", 1, "timeout"),
+    ("hang", "loading", 2, "timeout"),
+    ("exception", "scoring", 1, "task"),
+]
+
+
+def sweep(folder: Path, *more: str, axes: list[str] = AXES) -> Any:
+    return run([f"results.dir={folder}", *BASE, *axes, *more], multirun=True, show=False)
+
+
+def told(records: Any) -> dict[str, Any]:
+    """What a sweep says of itself."""
+    content: dict[str, Any] = json.loads((Path(records[0].output_dir).parent / "sweep.json").read_text())
+    return content
+
+
+def statuses(records: Any) -> list[str]:
+    return [task.status for record in records for task in record.tasks]
+
+
+def nothing_is_left(folder: Path) -> None:
+    assert not list(folder.glob(".writing-*")) and not list((folder / ".locks").glob("*"))
+    children = psutil.Process().children(recursive=True)
+    assert not [one for one in children if "mteb_vllm.sweep.child" in " ".join(one.cmdline())]
+
+
+@pytest.fixture(scope="module")
+def control(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The sweep without a fault."""
+    return sweep(tmp_path_factory.mktemp("control"))
+
+
+def test_each_engine_opens_once_and_results_come_in_the_points_order(control: Any) -> None:
+    assert [record.point for record in control] == [0, 1, 2, 3] and statuses(control) == ["computed"] * 4
+    assert control[0].scores == control[2].scores != control[1].scores, "max_num_seqs changes no score here, prompts do"
+    about = told(control)
+    assert (about["engines_opened"], about["children"]) == (2, 1)
+    assert [engine["points"] for engine in about["engines"]] == [[0, 1], [2, 3]]
+    assert [record.engine["opened"] for record in control] == [1, 0, 1, 0]
+    assert [point["fingerprint"] for point in about["points"]] == [record.fingerprint for record in control]
+    folder = Path(control[1].output_dir)
+    assert folder.name == "1" and (folder / "run.json").exists() and (folder / ".hydra" / "config.yaml").exists()
+    assert (
+        "prefix 'query: '" in (folder / "mteb_vllm.log").read_text()
+        and "Prompts: e5" in (folder / "output.txt").read_text()
+    )
+    nothing_is_left(folder.parents[3])
+
+
+def test_more_points_compute_only_what_is_missing(control: Any) -> None:
+    root = Path(control[0].config["results"]["dir"])
+    more = sweep(root, axes=["engine.max_num_seqs=32", "prompts=none,bge_en,e5"])
+    assert [statuses([record]) for record in more] == [["reused"], ["computed"], ["reused"]]
+    assert [more[0].scores, more[2].scores] == [control[0].scores, control[1].scores]
+    assert told(more)["engines_opened"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "when", "point", "kind"), [*SHORT, *(pytest.param(*one, marks=pytest.mark.slow) for one in LONG)]
+)
+def test_one_points_fault_costs_no_other_point_anything(
+    fault: str, when: str, point: int, kind: str, control: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "START", faults.start(fault, when, point, tmp_path / "happened"))
+    timeout = ["hydra.launcher.point_timeout=90"] if kind == "timeout" else []
+    records = sweep(tmp_path / "out", *timeout)
+    assert (tmp_path / "happened").read_text() == f"{fault} {when}"
+    (failure,) = records[point].failures
+    assert (failure.kind, failure.task) in ((kind, TASK), (kind, None)) and records[point].status == "failed"
+    assert failure.message and failure.advice and failure.log
+    if kind == "timeout":
+        assert any("faults.py" in line and "_hang" in line for line in failure.log), "it shows where it stood"
+    others = [at for at in range(4) if at != point]
+    assert [records[at].scores for at in others] == [control[at].scores for at in others]
+    assert [record.point for record in records] == [0, 1, 2, 3]
+    about = told(records)
+    assert about["points"][point]["failures"][0]["kind"] == kind
+    assert about["children"] == (1 if kind == "task" else 2)
+    written = json.loads((Path(records[point].output_dir) / "run.json").read_text())
+    assert written["status"] == "failed"
+    report = (Path(records[0].output_dir).parent / "report.md").read_text().splitlines()
+    assert report[4].startswith(f"| {point} |") and "failed" in report[4], "failures come first"
+    left = sweep(tmp_path / "out", "retry_failed=false")
+    assert [record.status for record in left] == ["failed" if at == point else "ok" for at in range(4)]
+    assert "computed" not in statuses(left) and told(left)["engines_opened"] == 0
+    again = sweep(tmp_path / "out")
+    assert statuses(again) == ["computed" if at == point else "reused" for at in range(4)]
+    assert [record.scores for record in again] == [record.scores for record in control]
+    nothing_is_left(tmp_path / "out")
+
+
+def test_an_engine_that_never_opens_is_tried_twice_and_others_are_not_harmed(tmp_path: Path, control: Any) -> None:
+    axes = ["engine.gpu_memory_utilization=0.3,1.0", "prompts=none,e5,bge_en"]
+    records = sweep(tmp_path, "engine.max_num_seqs=32", axes=axes)
+    assert [record.status for record in records] == ["ok"] * 3 + ["failed"] * 3
+    assert {failure.kind for record in records for failure in record.failures} == {"out_of_memory_loading"}
+    assert "lower engine.gpu_memory_utilization" in records[5].failures[0].message
+    assert [record.scores for record in records[:2]] == [record.scores for record in control[:2]]
+    assert told(records)["children"] == 3, "one for the fine points, one for each try"
+
+
+@pytest.mark.slow
+def test_data_that_cannot_be_loaded_is_a_failure_of_its_own_kind(tmp_path: Path, control: Any) -> None:
+    records = sweep(tmp_path, axes=["tasks.names=[NFCorpus],[StdlibDocsClassification]", "prompts=none,e5"])
+    assert [[failure.kind for failure in record.failures] for record in records] == [["data"], ["data"], [], []]
+    assert statuses(records[2:]) == ["computed"] * 2, "the very settings of no point of the control"
+
+
+@pytest.mark.slow
+def test_an_engine_process_that_is_killed_is_noticed(
+    tmp_path: Path, control: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "START", faults.start("core killed", "encoding", 1, tmp_path / "happened"))
+    apart = ["engine.env.VLLM_ENABLE_V1_MULTIPROCESSING=1", "engine.max_num_seqs=32"]
+    records = sweep(tmp_path / "out", *apart, axes=["prompts=none,e5,bge_en"])
+    assert [[failure.kind for failure in record.failures] for record in records] == [[], ["engine_died"], []]
+    assert told(records)["children"] == 2
+    again = sweep(tmp_path / "out", *apart, axes=["prompts=none,e5,bge_en"])
+    assert statuses(again) == ["reused", "computed", "reused"]
+    nothing_is_left(tmp_path / "out")
+
+
+# From the command line
+
+
+def command(folder: Path, *words: str) -> subprocess.Popen[str]:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "mteb_vllm", "-m", f"results.dir={folder}", *BASE, *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent, env=env,
+    )  # fmt: skip
+
+
+def wait_for(pattern: str, folder: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline, f"{pattern} never came"
+        time.sleep(0.005)
+
+
+def test_a_sweep_that_is_asked_to_end_says_what_is_done_and_goes_on_later(tmp_path: Path, control: Any) -> None:
+    running = command(tmp_path / "out", *AXES)
+    wait_for(f"results/*/*/experiments/*/{TASK}.json", tmp_path / "out")
+    wait_for("sweeps/*/*/1/mteb_vllm.log", tmp_path / "out")
+    family = psutil.Process(running.pid).children(recursive=True)
+    assert family
+    running.send_signal(signal.SIGTERM)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM and "Traceback" not in err
+    assert "Not done: 3 of 4 points (1, 2, 3)." in out and f"{control[0].scores[TASK]:.5f}" in out
+    assert not [one for one in family if one.is_running()]
+    assert (
+        json.loads(next((tmp_path / "out").glob("sweeps/*/*/1/run.json")).read_text())["failure"]["kind"]
+        == "interrupted"
+    )
+    again = sweep(tmp_path / "out")
+    assert statuses(again)[0] == "reused" and [record.scores for record in again] == [
+        record.scores for record in control
+    ]
+    nothing_is_left(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_share_the_work(tmp_path: Path, control: Any) -> None:
+    both = [command(tmp_path / "out", *AXES) for _ in range(2)]
+    for one in both:
+        out, err = one.communicate(timeout=400)
+        assert one.returncode == 0, out + err
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("sweeps/*/*/?/run.json")]
+    assert len(records) == 8
+    computed = [record["overrides"] for record in records for task in record["tasks"] if task["status"] == "computed"]
+    assert len(computed) == 4, "each point once in all"
+    again = sweep(tmp_path / "out")
+    assert set(statuses(again)) == {"reused"} and [record.scores for record in again] == [
+        record.scores for record in control
+    ]
+    nothing_is_left(tmp_path / "out")
