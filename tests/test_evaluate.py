@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,7 @@ from mteb_vllm.engine import Engine
 from mteb_vllm.errors import EngineError
 from mteb_vllm.models import Model
 from mteb_vllm.pipelines.evaluate import Evaluate
-from mteb_vllm.pipelines.mteb_run import check_candidates
+from mteb_vllm.pipelines.mteb_run import check_candidates, compute
 from mteb_vllm.progress import Progress
 from mteb_vllm.prompts import Prompts
 from mteb_vllm.store import ResultsStore
@@ -112,6 +114,24 @@ def test_computing_a_subset_again_keeps_the_others(tmp_path: Path) -> None:
     assert list(outcome.scores["test"]) == whole.hf_subsets[:1]
     (again,) = evaluate(tmp_path, Encoder(opens=False), mock_tasks.MockMultilingualSTSTask())
     assert again.status == "reused"
+
+
+def test_a_task_that_another_run_computes_comes_last_and_is_not_computed_again(tmp_path: Path) -> None:
+    one, other = mock_tasks.MockSTSTask(), mock_tasks.MockClassificationTask()
+    store, model, outcomes = ResultsStore(tmp_path), Encoder(), []
+    here = threading.Thread(target=lambda: outcomes.extend(evaluate(tmp_path, model, one, other)))
+    with store.claim(one, model.mteb_model_meta):  # as another run does
+        here.start()
+        while store.known(mock_tasks.MockClassificationTask(), model.mteb_model_meta) is None:
+            assert here.is_alive() or outcomes
+            time.sleep(0.01)
+        computing = mock_tasks.MockSTSTask()
+        compute(Encoder(), computing, store, reuse=True)
+        assert here.is_alive() and set(model.encoded) == {other.metadata.name}
+    here.join(60)
+    statuses = [(outcome.name, outcome.status) for outcome in outcomes]
+    assert statuses == [(other.metadata.name, "computed"), (one.metadata.name, "reused")]
+    assert set(model.encoded) == {other.metadata.name}
 
 
 def test_reranking_without_its_candidates_is_refused() -> None:

@@ -359,6 +359,14 @@ def _shell_env(chosen: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def outer_environment() -> dict[str, str]:
+    """The environment as it is without the engines that are open."""
+    if not _open:
+        return dict(os.environ)
+    others = {key: value for key, value in os.environ.items() if key not in _outer_env and not key.startswith("VLLM_")}
+    return others | {key: value for key, value in _outer_env.items() if value is not None}
+
+
 def _enter_env(values: Mapping[str, str]) -> None:
     """Sets an engine's environment, and keeps what it was."""
     _outer_env.update({key: os.environ.get(key) for key in values})

@@ -12,6 +12,7 @@ import time
 from multiprocessing import Pipe
 from pathlib import Path
 
+from mteb_vllm.engine import outer_environment
 from mteb_vllm.sweep.messages import Order, Report
 
 # The child imports from where this process does.
@@ -44,6 +45,8 @@ class Child:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 pass_fds=descriptors,
+                # Variables of an engine that is open here would count as settings of the shell's there.
+                env=outer_environment(),
                 # Ctrl-C goes to the sweep, which ends its child in order; and the child's processes can be ended with it.
                 start_new_session=True,
             )
@@ -68,6 +71,8 @@ class Child:
         """
         try:
             if not self._pipe.poll(seconds):
+                if self._process.poll() is not None:
+                    raise EOFError  # somebody whom it forked may still hold its end
                 return None
             said: Report = self._pipe.recv()
             return said

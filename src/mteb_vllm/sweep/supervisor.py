@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,11 @@ class Summary:
             "seconds": self.seconds,
         }
         write_atomically(folder / "sweep.json", json.dumps(content, indent=2) + "\n")
+
+
+def _while_loading(failure: Failure) -> bool:
+    """Whether an engine did not open, whatever it was that kept it from opening."""
+    return failure.kind in ("engine_start", "out_of_memory_loading") or (failure.task is None and failure.kind in FATAL)
 
 
 class Supervisor:
@@ -130,27 +135,25 @@ class Supervisor:
                 "points": [step.point.number for step in group.steps if not step.first_stage_only],
                 "opened": 0,
             }
-        dead: Failure | None = None
+        given_up: Failure | None = None
+        last: Failure | None = None
         for step in group.steps:
             point = self._points[step.point.number]
             if point.planned.number in self.records:
                 continue  # its first stage has failed, and it with it
-            if dead is not None:
-                self._fail(point, dead)
+            if given_up is not None:
+                said = f"{given_up.message} (not tried: it was so twice in a row)"
+                self._fail(point, replace(given_up, message=said))
                 continue
             failure = self._run_step(step, point)
-            # Twice the same, and in a new process the second time: a third will be no better.
-            same = self._last_start is not None and failure is not None and self._last_start == failure.message
-            starts = failure is not None and failure.kind in ("engine_start", "out_of_memory_loading")
-            dead = failure if starts and same else None
-            self._last_start = failure.message if failure is not None and starts else None
-        self._last_start = None
+            failure = failure if failure is not None and _while_loading(failure) else None
+            # The second time was in a new process, or with nothing open: a third will be no better.
+            given_up = failure if failure is not None and last is not None and failure.kind == last.kind else None
+            last = failure
         self._close_engines()
 
-    _last_start: str | None = None
-
     def _run_step(self, step: Step, point: SweepPoint) -> Failure | None:
-        """Runs a step in the child; returns the failure of the point that means something for others on its engine."""
+        """Runs a step in the child; returns what went wrong with it, if anything did."""
         started = time.perf_counter()
         deadline = started + self._timeout if self._timeout is not None else None
         tasks: list[TaskOutcome] = []
@@ -194,11 +197,9 @@ class Supervisor:
             return self._fail(point, of_exception(answer._return_value), answer=answer)
         record = answer._return_value
         self._take(number, record, answer)
-        fatal = [failure for failure in record.failures if failure.kind in FATAL]
-        if fatal and self._child is not None:
+        if self._child is not None and any(failure.kind in FATAL for failure in record.failures):
             self._drop(self._child.end)
-        starts = [failure for failure in record.failures if failure.kind in ("engine_start", "out_of_memory_loading")]
-        return next(iter([*starts, *fatal]), None)
+        return next(iter(record.failures), None)
 
     def _fail(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from mteb_vllm.report import mean
 from mteb_vllm.results import RunRecord
@@ -35,14 +35,14 @@ class View:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[more]}"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._all = self._bar.add_task("points", total=len(points), more="")
-        self._one = self._bar.add_task("", total=None, more="")
+        self._all = self._bar.add_task("points", total=len(points), count=f"0/{len(points)}", more="")
+        self._one = self._bar.add_task("", total=1, count="", more="")
 
     def __enter__(self) -> View:
         self._bar.start()
@@ -97,10 +97,13 @@ class View:
             score = mean(task.main_score for task in record.tasks)
             shown = "" if score is None else f"mean {score:.5f} " if len(record.tasks) > 1 else f"{score:.5f} "
             self.line(f"{head}: {shown}{'(known already)' if known else f'in {record.seconds:.1f} s'}")
-        self._bar.update(self._all, completed=self._done, more=self._summary())
+        count = f"{self._done}/{len(self._points)}"
+        self._bar.update(self._all, completed=self._done, count=count, more=self._summary())
+        self._show(f"point {record.point} has ended")
 
     def _show(self, text: str, done: int = 0, total: int = 0) -> None:
-        self._bar.update(self._one, description=text.replace("[", r"\["), completed=done, total=total or None)
+        count = f"{done:,}/{total:,}" if total else ""
+        self._bar.update(self._one, description=text.replace("[", r"\["), completed=done, total=total or 1, count=count)
 
     def _summary(self) -> str:
         failed = f"{self._failed} failed, " if self._failed else ""

@@ -1,0 +1,56 @@
+"""What a user sees of a sweep: plain lines where output is piped, two live lines on a terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+
+from rich.console import Console
+
+from mteb_vllm.command import check
+from mteb_vllm.failures import Failure
+from mteb_vllm.results import RunRecord, TaskOutcome
+from mteb_vllm.sweep.messages import Doing, TaskDone, Working
+from mteb_vllm.sweep.planning import grouped, plan_points
+from mteb_vllm.sweep.view import View
+
+
+def shown(*, terminal: bool) -> str:
+    """A sweep of three points: one computed, one failed, one known already."""
+    words = ["tasks.names=[STS12,STS13]", "prompts=none", "engine.max_num_seqs=1,2,3"]
+    points = plan_points([(point.overrides, point.config) for point in check(words, multirun=True)])
+    console = Console(file=io.StringIO(), width=160, force_terminal=terminal)
+    fine = TaskOutcome("STS12", "STS", "computed", "cosine_spearman", 0.5)
+    with View(console, points) as view:
+        view.engine(grouped(points)[0])
+        view.started(points[0], False)
+        view.heard(Doing("Opening vLLM: [a/b]"))
+        view.heard(Working("STS12", "texts", 1_200, 4_000))
+        view._bar.refresh()
+        view.heard(TaskDone(fine))
+        view.heard(None)
+        view.ended(RunRecord(point=0, tasks=[fine], seconds=12.34))
+        view._bar.refresh()
+        view.ended(
+            RunRecord(point=1, status="failed", failure=Failure("killed", "the process ended (SIGKILL)", "STS12"))
+        )
+        view.ended(RunRecord(point=2, tasks=[TaskOutcome("STS12", "STS", "reused", "cosine_spearman", 0.25)]))
+        view._bar.refresh()
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_piped_output_is_plain_lines() -> None:
+    assert shown(terminal=False).splitlines() == [
+        "Engine 1/3: sentence-transformers/all-MiniLM-L6-v2, 1 point",
+        "  point 0: STS12 0.50000",
+        "[1/3] point 0 engine.max_num_seqs=1: 0.50000 in 12.3 s",
+        "[2/3] point 1 engine.max_num_seqs=2: failed: killed in STS12: the process ended (SIGKILL)",
+        "[3/3] point 2 engine.max_num_seqs=3: 0.25000 (known already)",
+    ]
+
+
+def test_a_terminal_shows_how_far_it_is_and_how_long_it_takes() -> None:
+    text = shown(terminal=True)
+    assert "point 0: STS12 texts" in text and "1,200/4,000" in text
+    assert "1/3" in text and re.search(r"about \d+ s left", text) and "1 failed, about 0 s left" in text
+    assert "  point 0: STS12 0.50000" not in text, "a line a task would be too many"
