@@ -161,6 +161,8 @@ def test_demo_tasks_are_there(mteb: MtebCatalogue) -> None:
 def test_benchmarks_with_their_aliases(mteb: MtebCatalogue) -> None:
     assert "STS12" in mteb.benchmarks["MTEB(eng, v2)"]
     assert mteb.benchmarks["MTEB(eng)"] == mteb.benchmarks["MTEB(eng, v2)"]
+    assert mteb.benchmark_splits["MTEB(eng)"]["MTOPDomainClassification"] == ("test",)
+    assert mteb.tasks["MTOPDomainClassification"].splits == ("validation", "test")
     assert {name for tasks in mteb.benchmarks.values() for name in tasks} <= set(mteb.tasks)
 
 

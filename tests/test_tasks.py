@@ -6,6 +6,7 @@ from typing import Any
 
 import mteb
 import pytest
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
 from mteb_vllm import tasks
 from mteb_vllm.catalogue import mteb_catalogue
@@ -111,3 +112,14 @@ def test_splits_that_a_data_set_may_have() -> None:
     assert loaded(names=["STSBenchmark"], splits=["validation"])["STSBenchmark"].eval_splits == ["validation"]
     _, (mistake,) = tasks.select(TasksConfig(names=["STSBenchmark"], splits=["tset"]), mteb_catalogue())
     assert (mistake.where, mistake.nearest) == ("tasks.splits=tset", ("test",))
+
+
+@pytest.mark.parametrize("benchmark", [EN, "MTEB(cmn, v1)"])
+def test_a_benchmarks_own_splits_and_subsets_are_known_before_anything_is_loaded(benchmark: str) -> None:
+    chosen, _ = tasks.select(TasksConfig(benchmark=benchmark), mteb_catalogue())
+    made = loaded(benchmark=benchmark)
+    assert {one.name: (one.splits, set(one.subsets)) for one in chosen if not one.aggregate_of} == {
+        name: (tuple(task.eval_splits), set(task.hf_subsets))
+        for name, task in made.items()
+        if not isinstance(task, AbsTaskAggregate)
+    }

@@ -94,7 +94,7 @@ class MtebCatalogue:
     """What mteb can be asked for, our demo tasks included.
 
     `benchmarks` holds mteb's aliases and our `demo`, too: task names, each with the subsets that the benchmark takes,
-    None where it takes all.
+    None where it takes all; `benchmark_splits` the splits of those tasks that a benchmark takes not all splits of.
     """
 
     version: str
@@ -102,6 +102,7 @@ class MtebCatalogue:
     prompt_types: tuple[str, ...]
     tasks: Mapping[str, TaskInfo]
     benchmarks: dict[str, dict[str, tuple[str, ...] | None]]
+    benchmark_splits: dict[str, dict[str, tuple[str, ...]]]
     models: dict[str, ModelInfo]
 
 
@@ -273,7 +274,21 @@ def _read_mteb() -> dict[str, Any]:
             for benchmark in mteb.get_benchmarks()
             for name in (benchmark.name, *(benchmark.aliases or ()))
         },
+        "benchmark_splits": {
+            name: splits
+            for benchmark in mteb.get_benchmarks()
+            if (splits := _splits_taken(benchmark))
+            for name in (benchmark.name, *(benchmark.aliases or ()))
+        },
         "models": {meta.name: _read_model(meta) for meta in mteb.get_model_metas()},
+    }
+
+
+def _splits_taken(benchmark: Any) -> dict[str, list[str]]:
+    return {
+        task.metadata.name: list(task.eval_splits)
+        for task in benchmark.tasks
+        if list(task.eval_splits) != list(task.metadata.eval_splits)
     }
 
 

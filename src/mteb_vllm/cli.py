@@ -98,7 +98,7 @@ def _main() -> int:
         from mteb_vllm.command import check
         from mteb_vllm.engine import close_engines
         from mteb_vllm.entry import Job, dry_run, is_dry
-        from mteb_vllm.runner import terminal
+        from mteb_vllm.progress import terminal
         from mteb_vllm.sweep.launcher import register
 
         points = check(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)

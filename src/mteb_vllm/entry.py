@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm import report
+from mteb_vllm.progress import MakeProgress, Progress, quiet_console, terminal
 from mteb_vllm.results import RunRecord
-from mteb_vllm.runner import quiet_console, run_config, terminal
+from mteb_vllm.runner import run_config
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from mteb_vllm.command import Point
-    from mteb_vllm.progress import Progress
     from mteb_vllm.sweep.planning import PlannedPoint
 
 
@@ -27,13 +27,13 @@ class Job:
         console: Where it is shown what goes on.
         points: The command's points, in their order.
         records: What became of them, in their order.
-        progress: Makes what shows the progress of a point; None: the console does.
+        progress: Makes what shows the progress of a point.
     """
 
     console: Console
     points: Sequence[Point] = ()
     records: list[RunRecord] = field(default_factory=list)
-    progress: Callable[[Console, int], Progress] | None = None
+    progress: MakeProgress = Progress
 
     def __call__(self, cfg: Any) -> RunRecord:
         from hydra.core.hydra_config import HydraConfig

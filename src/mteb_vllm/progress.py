@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from mteb_vllm.engine import EngineSpec
 from mteb_vllm.results import TaskOutcome
 
 
@@ -60,9 +62,9 @@ class Progress:
             self.console.print(text, highlight=False)
 
     @contextlib.contextmanager
-    def opening(self, model: str) -> Iterator[None]:
+    def opening(self, engine: EngineSpec) -> Iterator[None]:
         """An engine opens."""
-        self.note(f"Opening vLLM: {model}")
+        self.note(f"Opening vLLM: {engine.model.name}")
         yield
         if self._task:
             self._bar.update(self._row, description=f"{self._label()} loading data")
@@ -113,3 +115,17 @@ class Progress:
 
     def _label(self) -> str:
         return f"[{self.n_done + 1}/{self.n_tasks}] {self._task}".replace("[", r"\[")
+
+
+# Makes what shows a run's progress, of a console and the number of tasks.
+MakeProgress = Callable[[Console, int], Progress]
+
+
+def terminal() -> Console:
+    """Standard output as a place for progress and tables; wide enough for them where it is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=160, highlight=False)
+
+
+def quiet_console() -> Console:
+    """A place that shows nothing."""
+    return Console(quiet=True)

@@ -6,12 +6,10 @@ import contextlib
 import datetime
 import functools
 import logging
-import os
-import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,8 @@ from mteb_vllm.failures import Failure, before, last_lines, of_exception, rememb
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import EncoderStage
 from mteb_vllm.plan import Plan, plan
+from mteb_vllm.progress import MakeProgress, Progress, quiet_console
+from mteb_vllm.quiet import errors_into, quiet_libraries
 from mteb_vllm.results import RunRecord, TaskOutcome, reset_peak_memory, write_record
 from mteb_vllm.stored import keep_settings, look, result_path
 
@@ -30,12 +30,11 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from rich.console import Console
 
-    from mteb_vllm.progress import Progress
     from mteb_vllm.store import ResultsStore
 
 logger = logging.getLogger(__name__)
 
-
+# A run's log in its folder, as `conf/hydra/job_logging/file.yaml` has it.
 LOG = "mteb_vllm.log"
 
 
@@ -46,7 +45,7 @@ def run_config(
     *,
     point: int | None = None,
     console: Console | None = None,
-    progress: Callable[[Console, int], Progress] | None = None,
+    progress: MakeProgress = Progress,
 ) -> RunRecord:
     """Runs one configuration and writes its record.
 
@@ -98,7 +97,7 @@ def retrieve_ahead(
     output_dir: Path,
     *,
     console: Console,
-    progress: Callable[[Console, int], Progress] | None = None,
+    progress: MakeProgress = Progress,
 ) -> None:
     """Does the first stage of a run that reranks, so that its engine need not open again among rerankers'.
 
@@ -108,155 +107,6 @@ def retrieve_ahead(
     with _working(config, planned, output_dir / LOG, console, progress) as work:
         work.model.beside = ()
         planned.pipeline.retrieve(work.model, work.tasks, work.store, work.progress, **work.options)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What a pipeline is given."""
-
-    model: Any
-    tasks: list[AbsTask]
-    store: ResultsStore
-    progress: Progress
-    options: dict[str, Any]
-
-
-@contextlib.contextmanager
-def _working(
-    config: RunConfig,
-    planned: Plan,
-    log: Path,
-    console: Console,
-    make_progress: Callable[[Console, int], Progress] | None,
-    skip: Collection[str] = (),
-) -> Iterator[_Work]:
-    from mteb_vllm.progress import Progress
-
-    names = [task.name for task in planned.tasks if task.name not in skip]
-    with _quiet_libraries(), _errors_into(log), (make_progress or Progress)(console, len(names)) as progress:
-        progress.note("Importing mteb")
-        from mteb_vllm.locks import clear
-        from mteb_vllm.store import ResultsStore
-
-        store = ResultsStore(config.results.dir)
-        clear(store.root)
-        model = planned.wrapper()
-        models = [model]
-        options: dict[str, Any] = {"reuse": config.results.reuse == "exact"}
-        if planned.stage is not None:
-            options["stage"] = planned.stage
-            if isinstance(planned.stage, EncoderStage):
-                models.append(planned.stage.encoder)
-        for one in models:
-            one.progress = progress.encoded
-            one.opening = functools.partial(progress.opening, one.spec.model.name)
-        yield _Work(model, tasks.load(config.tasks, names), store, progress, options)
-
-
-def _evaluate(
-    config: RunConfig,
-    planned: Plan,
-    record: RunRecord,
-    console: Console,
-    progress: Callable[[Console, int], Progress] | None,
-) -> None:
-    """Opens what is needed and lets the pipeline work; fills the record."""
-    log, root = Path(record.output_dir) / LOG, Path(config.results.dir)
-    skipped = {} if config.retry_failed else failed_before(config, planned)
-    names = [task.name for task in planned.tasks]
-    with _working(config, planned, log, console, progress, skipped) as work:
-        for task in planned.tasks:
-            with contextlib.suppress(FirstStageError):  # that task will fail, and say why
-                keep_settings(root, planned.settings_for(task))
-        for outcome in planned.pipeline.run(work.model, work.tasks, work.store, work.progress, **work.options):
-            if outcome.failure is not None:
-                outcome.failure = with_log(outcome.failure, last_lines(log))
-            record.tasks.append(outcome)
-        record.warnings += [f"{path} could not be read before it was set aside." for path in work.store.set_aside]
-        record.engine = work.model.engine_record()
-        if planned.stage is not None:
-            record.first_stage = _first_stage_record(planned, record)
-    for task in planned.tasks:
-        if (failure := skipped.get(task.name)) is not None:
-            said = replace(failure, message=f"{failure.message} (before; not tried again: retry_failed=false)")
-            record.tasks.append(TaskOutcome(task.name, task.type, "failed", task.main_score, failure=said))
-    record.tasks.sort(key=lambda outcome: names.index(outcome.name))
-    if any(task.status == "failed" for task in record.tasks):
-        record.status = "failed"
-    for outcome in record.tasks:
-        record.warnings += [*outcome.warnings, *_cut_texts(outcome, record)]
-
-
-def _first_stage_record(planned: Plan, record: RunRecord) -> dict[str, Any]:
-    stage = planned.stage
-    if not isinstance(stage, EncoderStage):
-        depends: dict[str, Any] = {}
-        for part in planned.parts:
-            if stage is not None and not tasks.brings_candidates(part.type):
-                with contextlib.suppress(FirstStageError):  # its task has failed, and says why
-                    depends[part.name] = stage.settings(part.name)
-        return {"kind": type(stage).__name__.lower(), **vars(stage), "settings": depends}
-    encoder = stage.encoder
-    if (work := encoder.work).truncated:
-        share = f"{work.truncated:,} of {work.texts:,} texts ({work.truncated / work.texts:.1%})"
-        record.warnings.append(f"First stage: {share} are longer than its context and were cut.")
-    return {
-        "kind": "dense",
-        "settings": encoder.settings(),
-        "engine": encoder.engine_record(),
-        "prompts": {f"{task}: {side or 'texts'}": said for (task, side), said in encoder.applied.items()},
-        **asdict(work),
-    }
-
-
-def _cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
-    if not task.texts:
-        return
-    context = record.engine["resolved"]["max_model_len"]
-    of = f"of {task.texts:,} {task.unit}"
-    if task.truncated:
-        share = f"{task.truncated:,} {of} ({task.truncated / task.texts:.1%})"
-        lost = "and were cut" if task.unit == "texts" else "and lost the end of their document"
-        yield f"{task.name}: {share} are longer than the context of {context} tokens {lost}."
-    if task.truncated_queries:
-        share = f"{task.truncated_queries:,} {of} ({task.truncated_queries / task.texts:.1%})"
-        yield f"{task.name}: the query of {share} is too long for the context of {context} tokens by itself, and was cut."
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Lets other libraries' bars and logs not fight with ours on the terminal."""
-    import tqdm  # noqa: F401 - reads its variables once: bars of whoever called us must not be off for good
-
-    # vLLM's log goes where everything else is logged.
-    quiet = {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "true", "VLLM_CONFIGURE_LOGGING": "0"}
-    added = {key: value for key, value in quiet.items() if key not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for key in added:
-            os.environ.pop(key, None)
-
-
-@contextlib.contextmanager
-def _errors_into(log: Path) -> Iterator[None]:
-    """Lets what libraries, compiled ones too, write on standard error go into the log, if there is one."""
-    if not log.exists():
-        yield
-        return
-    logging.captureWarnings(True)
-    sys.stderr.flush()
-    before = os.dup(2)
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(before, 2)
-        os.close(before)
-        logging.captureWarnings(False)
 
 
 def started_record(config: RunConfig, output_dir: Path, overrides: Sequence[str], point: int | None) -> RunRecord:
@@ -308,18 +158,113 @@ def failed_before(config: RunConfig, planned: Plan) -> dict[str, Failure]:
     return found
 
 
-def terminal() -> Console:
-    """Standard output as a place for progress and tables; wide enough for them where it is no terminal."""
-    from rich.console import Console
+@dataclass(frozen=True)
+class _Work:
+    """What a pipeline is given."""
 
-    return Console() if sys.stdout.isatty() else Console(width=160, highlight=False)
+    model: Any
+    tasks: list[AbsTask]
+    store: ResultsStore
+    progress: Progress
+    options: dict[str, Any]
 
 
-def quiet_console() -> Console:
-    """A place that shows nothing."""
-    from rich.console import Console
+@contextlib.contextmanager
+def _working(
+    config: RunConfig,
+    planned: Plan,
+    log: Path,
+    console: Console,
+    make_progress: MakeProgress,
+    skip: Collection[str] = (),
+) -> Iterator[_Work]:
+    names = [task.name for task in planned.tasks if task.name not in skip]
+    with quiet_libraries(), errors_into(log), make_progress(console, len(names)) as progress:
+        progress.note("Importing mteb")
+        from mteb_vllm.locks import clear
+        from mteb_vllm.store import ResultsStore
 
-    return Console(quiet=True)
+        store = ResultsStore(config.results.dir)
+        clear(store.root)
+        model = planned.wrapper()
+        models = [model]
+        options: dict[str, Any] = {"reuse": config.results.reuse == "exact"}
+        if planned.stage is not None:
+            options["stage"] = planned.stage
+            if isinstance(planned.stage, EncoderStage):
+                models.append(planned.stage.encoder)
+        for one in models:
+            one.progress = progress.encoded
+            one.opening = functools.partial(progress.opening, one.spec)
+        yield _Work(model, tasks.load(config.tasks, names), store, progress, options)
+
+
+def _evaluate(
+    config: RunConfig,
+    planned: Plan,
+    record: RunRecord,
+    console: Console,
+    progress: MakeProgress,
+) -> None:
+    """Opens what is needed and lets the pipeline work; fills the record."""
+    log, root = Path(record.output_dir) / LOG, Path(config.results.dir)
+    skipped = {} if config.retry_failed else failed_before(config, planned)
+    names = [task.name for task in planned.tasks]
+    with _working(config, planned, log, console, progress, skipped) as work:
+        for task in planned.tasks:
+            with contextlib.suppress(FirstStageError):  # that task will fail, and say why
+                keep_settings(root, planned.settings_for(task))
+        for outcome in planned.pipeline.run(work.model, work.tasks, work.store, work.progress, **work.options):
+            if outcome.failure is not None:
+                outcome.failure = with_log(outcome.failure, last_lines(log))
+            record.tasks.append(outcome)
+        record.warnings += [f"{path} could not be read before it was set aside." for path in work.store.set_aside]
+        record.engine = work.model.engine_record()
+        if planned.stage is not None:
+            record.first_stage = _first_stage_record(planned, record)
+    for task in planned.tasks:
+        if (failure := skipped.get(task.name)) is not None:
+            record.tasks.append(TaskOutcome(task.name, task.type, "failed", task.main_score, failure=failure))
+            record.warnings.append(f"{task.name} failed before and was not tried again (retry_failed=false).")
+    record.tasks.sort(key=lambda outcome: names.index(outcome.name))
+    for outcome in record.tasks:
+        record.warnings += [*outcome.warnings, *_cut_texts(outcome, record)]
+
+
+def _first_stage_record(planned: Plan, record: RunRecord) -> dict[str, Any]:
+    stage = planned.stage
+    if not isinstance(stage, EncoderStage):
+        depends: dict[str, Any] = {}
+        for part in planned.parts:
+            if stage is not None and not tasks.brings_candidates(part.type):
+                with contextlib.suppress(FirstStageError):  # its task has failed, and says why
+                    depends[part.name] = stage.settings(part.name)
+        return {"kind": type(stage).__name__.lower(), **vars(stage), "settings": depends}
+    encoder = stage.encoder
+    if (work := encoder.work).truncated:
+        share = f"{work.truncated:,} of {work.texts:,} texts ({work.truncated / work.texts:.1%})"
+        record.warnings.append(f"First stage: {share} are longer than its context and were cut.")
+    return {
+        "kind": "dense",
+        "settings": encoder.settings(),
+        "engine": encoder.engine_record(),
+        "prompts": {f"{task}: {side or 'texts'}": said for (task, side), said in encoder.applied.items()},
+        **asdict(work),
+    }
+
+
+def _cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
+    if not task.texts:
+        return
+    context = record.engine["resolved"]["max_model_len"]
+    of = f"of {task.texts:,} {task.unit}"
+    if task.truncated:
+        share = f"{task.truncated:,} {of} ({task.truncated / task.texts:.1%})"
+        lost = "and were cut" if task.unit == "texts" else "and lost the end of their document"
+        yield f"{task.name}: {share} are longer than the context of {context} tokens {lost}."
+    if task.truncated_queries:
+        share = f"{task.truncated_queries:,} {of} ({task.truncated_queries / task.texts:.1%})"
+        yield f"{task.name}: the query of {share} is too long for the context of {context} tokens by itself, and was cut."
 
 
 def _conclude(console: Console, config: RunConfig, record: RunRecord) -> None:

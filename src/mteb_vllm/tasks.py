@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def select(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[TaskInfo], list[Mistake]]:
-    """The tasks that a configuration names, with the subsets that its filters leave them, and what is wrong with it."""
+    """The tasks that a configuration names, with the splits and subsets that it leaves them, and what is wrong with it."""
     chosen, mistakes = _candidates(config, catalogue)
     mistakes += _unknown("tasks.types", config.types, catalogue.task_types)
     if config.languages:
@@ -126,7 +126,11 @@ def _candidates(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[Tas
                 "tasks.benchmark", [config.benchmark], catalogue.benchmarks, "there is no such benchmark"
             )
         # What a benchmark left out of a task is not there to be filtered.
-        chosen = [_with_subsets(tasks[name], taken) for name, taken in catalogue.benchmarks[config.benchmark].items()]
+        splits = catalogue.benchmark_splits.get(config.benchmark, {})
+        chosen = [
+            replace(_with_subsets(tasks[name], taken), splits=splits.get(name, tasks[name].splits))
+            for name, taken in catalogue.benchmarks[config.benchmark].items()
+        ]
         if others := _other_modalities(chosen):
             what = f"some of its tasks hold {others}; only tasks of text can be evaluated here"
             return chosen, [

@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mteb_vllm.engine import EngineSpec
 from mteb_vllm.failures import ENGINE_DIED
 from mteb_vllm.progress import Progress
 from mteb_vllm.results import TaskOutcome
@@ -26,6 +27,7 @@ from mteb_vllm.sweep.messages import (
     Closed,
     CloseEngines,
     Doing,
+    Opened,
     Order,
     PointDone,
     Report,
@@ -112,9 +114,10 @@ class _Relay(Progress):
         self._pipe.send(Doing(text))
 
     @contextlib.contextmanager
-    def opening(self, model: str) -> Iterator[None]:
-        with super().opening(model):
+    def opening(self, engine: EngineSpec) -> Iterator[None]:
+        with super().opening(engine):
             yield
+        self._pipe.send(Opened(engine.fingerprint))
         self._pipe.send(Working(self._task, "loading data"))
 
     def start_task(self, name: str, what: str = "") -> None:

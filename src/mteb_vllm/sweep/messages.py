@@ -39,6 +39,13 @@ class Doing:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """From the child: an engine has opened."""
+
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Working:
     """From the child: how far a phase of a task is; `total` is 0 where nobody knows."""
 
@@ -76,4 +83,4 @@ class Closed:
 
 
 Order = RunPoint | CloseEngines
-Report = Doing | Working | TaskDone | PointDone | Closed
+Report = Doing | Opened | Working | TaskDone | PointDone | Closed

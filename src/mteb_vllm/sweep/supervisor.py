@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mteb_vllm.failures import FATAL, Failure, last_lines, of_exit, of_timeout
 from mteb_vllm.files import write_atomically
 from mteb_vllm.results import RunRecord, TaskOutcome
 from mteb_vllm.runner import LOG, finish, started_record
-from mteb_vllm.sweep.messages import Closed, CloseEngines, Doing, PointDone, RunPoint, TaskDone, Working
+from mteb_vllm.sweep.messages import Closed, CloseEngines, Doing, Opened, PointDone, RunPoint, TaskDone, Working
 from mteb_vllm.sweep.planning import Group, PlannedPoint, Step, grouped
 from mteb_vllm.sweep.process import Child
 from mteb_vllm.sweep.view import View
@@ -46,13 +47,15 @@ class Summary:
 
     Attributes:
         points: For each point that has ended its number, folder, fingerprint, status, failures and seconds.
-        engines: For each engine its number, model, fingerprint, the points on it, and how often it was opened.
+        engines: For each engine its number, model, fingerprint, and the points on it.
+        opened: How often each engine was opened, by fingerprint.
         children: How many child processes were started.
         seconds: Wall time.
     """
 
     points: dict[int, dict[str, Any]] = field(default_factory=dict)
     engines: dict[int, dict[str, Any]] = field(default_factory=dict)
+    opened: Counter[str] = field(default_factory=Counter)
     children: int = 0
     seconds: float = 0.0
 
@@ -60,8 +63,8 @@ class Summary:
         """Writes it, whole or not at all."""
         content = {
             "points": [self.points[number] for number in sorted(self.points)],
-            "engines": list(self.engines.values()),
-            "engines_opened": sum(engine["opened"] for engine in self.engines.values()),
+            "engines": [{**one, "opened": self.opened[one["fingerprint"]]} for one in self.engines.values()],
+            "engines_opened": sum(self.opened.values()),
             "children": self.children,
             "seconds": self.seconds,
         }
@@ -133,7 +136,6 @@ class Supervisor:
                 "model": group.engine.model.name,
                 "fingerprint": group.engine.fingerprint,
                 "points": [step.point.number for step in group.steps if not step.first_stage_only],
-                "opened": 0,
             }
         given_up: Failure | None = None
         last: Failure | None = None
@@ -172,6 +174,8 @@ class Supervisor:
             self._view.heard(said)
             if isinstance(said, Doing):
                 doing, task = said.what[:1].lower() + said.what[1:], None
+            elif isinstance(said, Opened):
+                self._summary.opened[said.fingerprint] += 1
             elif isinstance(said, Working):
                 doing, task = f"at {said.phase} of {said.task}", said.task
             elif isinstance(said, TaskDone):
@@ -230,16 +234,8 @@ class Supervisor:
             "failures": [asdict(failure) for failure in record.failures],
             "seconds": record.seconds,
         }
-        for opened in (record.engine, record.first_stage.get("engine") or {}):
-            self._note_opened(opened)
         self._summarise()
         self._view.ended(record)
-
-    def _note_opened(self, engine: Mapping[str, Any]) -> None:
-        for known in self._summary.engines.values():
-            if known["fingerprint"] == engine.get("fingerprint"):
-                known["opened"] += engine["opened"]
-                return
 
     def _summarise(self) -> None:
         self._summary.seconds = time.perf_counter() - self._started

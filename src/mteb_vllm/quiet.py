@@ -1,0 +1,46 @@
+"""What libraries print, out of the way: off, or into a run's log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Lets other libraries' bars and logs not fight with ours on the terminal."""
+    import tqdm  # noqa: F401 - reads its variables once: bars of whoever called us must not be off for good
+
+    # vLLM's log goes where everything else is logged.
+    quiet = {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "true", "VLLM_CONFIGURE_LOGGING": "0"}
+    added = {key: value for key, value in quiet.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            os.environ.pop(key, None)
+
+
+@contextlib.contextmanager
+def errors_into(log: Path) -> Iterator[None]:
+    """Lets what libraries, compiled ones too, write on standard error go into the log, if there is one."""
+    if not log.exists():
+        yield
+        return
+    logging.captureWarnings(True)
+    sys.stderr.flush()
+    before = os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.close(before)
+        logging.captureWarnings(False)
