@@ -126,6 +126,8 @@ def test_a_matrix_computes_each_first_stage_once(tmp_path: Path, small: list[str
     assert [bool(record.first_stage["engine"]) for record in dense] == [True, False], "its engine opened once"
     assert {"query", "document"} == {side.split(": ")[1] for side in dense[0].first_stage["prompts"]}
     assert dense[0].first_stage["computed"] > 2000 and dense[1].first_stage["computed"] == 0
+    told = json.loads((Path(records[0].output_dir).parent / "sweep.json").read_text())
+    assert (told["engines_opened"], told["children"]) == (2, 1), "the retriever's ran ahead of the reranker's"
     report = (Path(records[0].output_dir).parent / "report.md").read_text()
     assert "| first stage | reranked | gain | ceiling | share | pairs/s |" in report and report.count("%") == 4
     assert dense[0].tasks[0].first_stage == pytest.approx(0.482, abs=5e-3)
@@ -188,6 +190,7 @@ def test_a_first_stage_that_fails_is_a_failed_task_with_its_reason(tmp_path: Pat
     assert record.engine == {}, "no engine was opened for it"
 
 
+@pytest.mark.slow
 def test_memory_of_the_first_engine_is_back_before_the_second_opens(tmp_path: Path, small: list[str]) -> None:
     """Resident memory of the process tree, seen from outside, while a dense first stage and a reranker follow each other."""
     script = tmp_path / "script.py"
@@ -251,6 +254,7 @@ def big_encoder(folder: Path) -> None:
     BertModel(config).save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL in the second stage of the second task; the first stage and the first task are not computed again."""
     local = tmp_path / "work"

@@ -28,12 +28,14 @@ class Job:
         points: The command's points, in their order.
         records: What became of them, in their order.
         progress: Makes what shows the progress of a point.
+        ahead: What is known of the first stage of a point where that ran ahead.
     """
 
     console: Console
     points: Sequence[Point] = ()
     records: list[RunRecord] = field(default_factory=list)
     progress: MakeProgress = Progress
+    ahead: dict[str, Any] | None = None
 
     def __call__(self, cfg: Any) -> RunRecord:
         from hydra.core.hydra_config import HydraConfig
@@ -44,10 +46,15 @@ class Job:
         point = int(hydra.job.num) if hydra.mode == RunMode.MULTIRUN else None
         if point is not None:
             self.console.print(f"\nPoint {point}: {' '.join(overrides)}", markup=False, soft_wrap=True)
-        folder = Path(hydra.runtime.output_dir)
         record = run_config(
-            typed(cfg), folder, overrides, point=point, console=self.console, progress=self.progress
-        )  # fmt: skip
+            typed(cfg),
+            Path(hydra.runtime.output_dir),
+            overrides,
+            point=point,
+            console=self.console,
+            progress=self.progress,
+            ahead=self.ahead,
+        )
         self.records.append(record)
         return record
 

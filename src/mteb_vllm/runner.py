@@ -8,7 +8,7 @@ import functools
 import logging
 import time
 import traceback
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ def run_config(
     point: int | None = None,
     console: Console | None = None,
     progress: MakeProgress = Progress,
+    ahead: Mapping[str, Any] | None = None,
 ) -> RunRecord:
     """Runs one configuration and writes its record.
 
@@ -56,6 +57,7 @@ def run_config(
         point: Its number in a sweep.
         console: Where progress is shown; None shows nothing.
         progress: Makes what shows it, of a console and a number of tasks.
+        ahead: What `retrieve_ahead` said, if the first stage ran ahead.
 
     Returns:
         the record; a failure is in it, not raised.
@@ -71,7 +73,7 @@ def run_config(
         unused = report.unused_keys(planned.prompts, planned.parts, planned.template)
         record.prompts = {**planned.prompts.settings(), "source": planned.prompts.source, "unused": unused}
         announce(console, planned, record)
-        _evaluate(config, planned, record, console, progress)
+        _evaluate(config, planned, record, console, progress, ahead)
     except MtebVllmError as error:
         logger.exception("the run failed")
         record.failure = of_exception(error)
@@ -98,15 +100,18 @@ def retrieve_ahead(
     *,
     console: Console,
     progress: MakeProgress = Progress,
-) -> None:
-    """Does the first stage of a run that reranks, so that its engine need not open again among rerankers'.
+) -> dict[str, Any]:
+    """Does the dense first stage of a run that reranks, so that its engine need not open again among rerankers'.
 
-    What goes wrong is not raised: the run itself will meet it and say so.
+    What goes wrong with a task is not raised: the run itself will meet it and say so.
+
+    Returns:
+        what the record says of the first stage.
     """
     planned = plan(config)
     with _working(config, planned, output_dir / LOG, console, progress) as work:
-        work.model.beside = ()
         planned.pipeline.retrieve(work.model, work.tasks, work.store, work.progress, **work.options)
+    return _first_stage_record(planned)
 
 
 def started_record(config: RunConfig, output_dir: Path, overrides: Sequence[str], point: int | None) -> RunRecord:
@@ -205,6 +210,7 @@ def _evaluate(
     record: RunRecord,
     console: Console,
     progress: MakeProgress,
+    ahead: Mapping[str, Any] | None,
 ) -> None:
     """Opens what is needed and lets the pipeline work; fills the record."""
     log, root = Path(record.output_dir) / LOG, Path(config.results.dir)
@@ -221,7 +227,10 @@ def _evaluate(
         record.warnings += [f"{path} could not be read before it was set aside." for path in work.store.set_aside]
         record.engine = work.model.engine_record()
         if planned.stage is not None:
-            record.first_stage = _first_stage_record(planned, record)
+            record.first_stage = _first_stage_record(planned)
+            if ahead is not None and ahead["computed"]:
+                record.first_stage |= ahead
+            record.warnings += _cut_by_first_stage(record.first_stage)
     for task in planned.tasks:
         if (failure := skipped.get(task.name)) is not None:
             record.tasks.append(TaskOutcome(task.name, task.type, "failed", task.main_score, failure=failure))
@@ -231,7 +240,7 @@ def _evaluate(
         record.warnings += [*outcome.warnings, *_cut_texts(outcome, record)]
 
 
-def _first_stage_record(planned: Plan, record: RunRecord) -> dict[str, Any]:
+def _first_stage_record(planned: Plan) -> dict[str, Any]:
     stage = planned.stage
     if not isinstance(stage, EncoderStage):
         depends: dict[str, Any] = {}
@@ -241,16 +250,19 @@ def _first_stage_record(planned: Plan, record: RunRecord) -> dict[str, Any]:
                     depends[part.name] = stage.settings(part.name)
         return {"kind": type(stage).__name__.lower(), **vars(stage), "settings": depends}
     encoder = stage.encoder
-    if (work := encoder.work).truncated:
-        share = f"{work.truncated:,} of {work.texts:,} texts ({work.truncated / work.texts:.1%})"
-        record.warnings.append(f"First stage: {share} are longer than its context and were cut.")
     return {
         "kind": "dense",
         "settings": encoder.settings(),
         "engine": encoder.engine_record(),
         "prompts": {f"{task}: {side or 'texts'}": said for (task, side), said in encoder.applied.items()},
-        **asdict(work),
+        **asdict(encoder.work),
     }
+
+
+def _cut_by_first_stage(said: Mapping[str, Any]) -> Iterator[str]:
+    if truncated := said.get("truncated"):
+        share = f"{truncated:,} of {said['texts']:,} texts ({truncated / said['texts']:.1%})"
+        yield f"First stage: {share} are longer than its context and were cut."
 
 
 def _cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:

@@ -88,17 +88,17 @@ def _follow(order: Order, pipe: Connection) -> Report:
         def progress(console: Console, n_tasks: int) -> Progress:
             return _Relay(console, n_tasks, pipe)
 
-        def first_stage(cfg: Any) -> None:
-            retrieve_ahead(typed(cfg), order.folder, console=console, progress=progress)
+        def first_stage(cfg: Any) -> Any:
+            return retrieve_ahead(typed(cfg), order.folder, console=console, progress=progress)
 
         answer = run_job(
-            first_stage if order.first_stage_only else Job(console, progress=progress),
+            first_stage if order.first_stage_only else Job(console, progress=progress, ahead=order.ahead),
             order.config,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
             hydra_context=order.context,
         )
-    return PointDone(None if order.first_stage_only else answer)
+    return PointDone(answer)
 
 
 class _Relay(Progress):

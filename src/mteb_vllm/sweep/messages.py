@@ -18,12 +18,14 @@ class RunPoint:
         context: Hydra's context, for its callbacks.
         folder: The point's folder.
         first_stage_only: Whether only the first stage is wanted now.
+        ahead: What was said of the first stage, if it ran ahead.
     """
 
     config: Any
     context: Any
     folder: Path
     first_stage_only: bool = False
+    ahead: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ class TaskDone:
 
 @dataclass(frozen=True)
 class PointDone:
-    """From the child: a point has ended; `answer` is Hydra's `JobReturn`, None of a first stage alone."""
+    """From the child: a point, or its first stage, has ended; `answer` is Hydra's `JobReturn`."""
 
-    answer: Any = None
+    answer: Any
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mteb_vllm.failures import FATAL, Failure, last_lines, of_exit, of_timeout
+from hydra.core.utils import JobStatus
+
+from mteb_vllm.failures import FATAL, Failure, last_lines, of_exception, of_exit, of_timeout
 from mteb_vllm.files import write_atomically
 from mteb_vllm.results import RunRecord, TaskOutcome
 from mteb_vllm.runner import LOG, finish, started_record
@@ -107,6 +109,7 @@ class Supervisor:
         self._timeout, self._max_leftover_mb = point_timeout, max_leftover_mb
         self._child: Child | None = None
         self._summary = Summary()
+        self._ahead: dict[int, dict[str, Any]] = {}
         self._started = time.perf_counter()
         self.answers: dict[int, Any] = {}
         self.records: dict[int, RunRecord] = {}
@@ -163,7 +166,8 @@ class Supervisor:
         doing = "starting"
         self._view.started(point.planned, step.first_stage_only)
         child = self._the_child()
-        child.tell(RunPoint(point.config, self._context, point.folder, step.first_stage_only))
+        ahead = self._ahead.get(point.planned.number)
+        child.tell(RunPoint(point.config, self._context, point.folder, step.first_stage_only, ahead))
         while True:
             try:
                 said = child.listen(_TICK)
@@ -182,9 +186,11 @@ class Supervisor:
                 tasks.append(said.outcome)
                 task = None
             elif isinstance(said, PointDone):
-                if said.answer is None:
-                    return None
-                return self._done(point, said.answer)
+                if not step.first_stage_only:
+                    return self._done(point, said.answer)
+                if said.answer.status == JobStatus.COMPLETED:  # else the point itself will meet what is wrong
+                    self._ahead[point.planned.number] = said.answer.return_value
+                return None
             if deadline is not None and time.perf_counter() > deadline:
                 assert self._timeout is not None
                 child.show_where()
@@ -196,8 +202,6 @@ class Supervisor:
         number = point.planned.number
         if not isinstance(answer._return_value, RunRecord):
             # Hydra's own part of a point failed, as a callback of the user's.
-            from mteb_vllm.failures import of_exception
-
             return self._fail(point, of_exception(answer._return_value), answer=answer)
         record = answer._return_value
         self._take(number, record, answer)
