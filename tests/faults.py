@@ -108,6 +108,10 @@ def _killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _terminated() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _killed_soon() -> None:
     threading.Timer(0.3, _killed).start()
 
@@ -140,6 +144,7 @@ def _core_killed() -> None:
 _FAULTS: dict[str, Callable[[], None]] = {
     "killed": _killed,
     "killed soon": _killed_soon,
+    "terminated": _terminated,
     "segmentation fault": _segmentation_fault,
     "out of memory": _out_of_memory,
     "hang": _hang,

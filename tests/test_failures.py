@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -63,13 +64,15 @@ def test_the_kind_of_an_exception(error: BaseException, task: str | None, kind: 
         (-signal.SIGABRT, ["terminate called ...: can't allocate memory"], "STS12", "out_of_memory_encoding"),
         (-signal.SIGABRT, ["assertion failed"], "STS12", "crash"),
         (3, [], None, "crash"),
+        (-40, [], "STS12", "crash"),
         (failures.ENGINE_DIED, [], "STS12", "engine_died"),
     ],
 )  # fmt: skip
 def test_the_kind_of_a_process_that_ends(status: int, log: list[str], task: str | None, kind: str) -> None:
-    failure = of_exit(status, "at queries of STS12", log, task)
+    doing = "at queries of STS12" if task else "opening vLLM: org/name"
+    failure = of_exit(status, doing, log, task)
     assert (failure.kind, failure.log) == (kind, log) and failure.advice
-    assert "at queries of STS12" in str(failure)
+    assert doing in str(failure)
 
 
 def test_every_kind_says_what_to_try_or_says_it_itself() -> None:
@@ -101,12 +104,15 @@ def test_what_failed_is_remembered_until_there_is_a_score(tmp_path: Path) -> Non
     one, whole = Failure("task", "x", "STS12"), Failure("killed", "y")
     remember(tmp_path, "abc", [one, whole, Failure("interrupted", "KeyboardInterrupt")], [])
     assert remembered(tmp_path, "abc") == {"STS12": one, "": whole}
+    remember(tmp_path, "abc", [replace(one, kind="data", tried=False)], [])
+    assert remembered(tmp_path, "abc") == {"STS12": one, "": whole}, "what was not tried is no news"
     found = before(remembered(tmp_path, "abc"), "STS13")
     assert found is not None and (found.kind, found.task) == ("killed", "STS13"), (
         "the whole point failed, and STS13 with it"
     )
     remember(tmp_path, "abc", [], ["STS13"])
-    assert before(remembered(tmp_path, "abc"), "STS13") is None and before(remembered(tmp_path, "abc"), "STS12") == one
+    assert before(remembered(tmp_path, "abc"), "STS13") is None
+    assert before(remembered(tmp_path, "abc"), "STS12") == replace(one, tried=False)
     remember(tmp_path, "abc", [], ["STS12"])
     assert not any((tmp_path / "failures").iterdir())
     (tmp_path / "failures" / "abc.json").write_text("half a")

@@ -14,7 +14,8 @@ from mteb_vllm import run
 from mteb_vllm.command import check
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.failures import Failure, remember
-from mteb_vllm.stored import keep_settings, result_path
+from mteb_vllm.fingerprint import fingerprint
+from mteb_vllm.stored import keep_settings, predictions_path, result_path
 from mteb_vllm.sweep.planning import PlannedPoint, grouped, plan_points
 from mteb_vllm.sweep.table import plan_table, print_plan
 
@@ -39,7 +40,6 @@ def known(point: PlannedPoint, task: str, tmp_path: Path, **changed: Any) -> Non
     import json
 
     from mteb_vllm.catalogue import mteb_catalogue
-    from mteb_vllm.fingerprint import fingerprint
 
     assert point.plan is not None
     info = mteb_catalogue().tasks[task]
@@ -57,7 +57,7 @@ def test_points_of_an_engine_follow_each_other_whatever_the_order_of_the_axes() 
     assert order(planned("tasks=sts12", "prompts=none,e5", "tasks.splits=[test]")) == [["0", "1"]]
 
 
-def test_a_dense_first_stage_runs_ahead_of_the_rerankers_that_read_it() -> None:
+def test_a_dense_first_stage_runs_ahead_of_the_rerankers_that_read_it(tmp_path: Path) -> None:
     axes = ["engine.max_num_seqs=32,64", "pipeline.first_stage.engine.max_num_seqs=8,16"]
     matrix = planned(*RERANK, *DENSE, *axes)
     assert order(matrix) == [["0*", "2*"], ["1*", "3*"], ["0", "1"], ["2", "3"]], "four engines, each opened once"
@@ -70,13 +70,23 @@ def test_a_dense_first_stage_runs_ahead_of_the_rerankers_that_read_it() -> None:
     again = planned(*RERANK, *DENSE, *axes[:1], "results.reuse=none")
     assert order(again) == [["0"], ["1"]], "nothing would find what ran ahead"
     assert order(planned(*RERANK, "pipeline.top_k=10,20")) == [["0", "1"]]
+    # What has been retrieved needs no engine.
+    stage = matrix[0].ahead
+    assert stage is not None and {one.unit for one in matrix[0].work} == {"texts"}
+    settings = stage.settings("StdlibDocsRetrieval")
+    path = predictions_path(tmp_path, settings, "StdlibDocsRetrieval", fingerprint(settings))
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    after = planned(*RERANK, *DENSE, *axes, f"results.dir={tmp_path}")
+    assert order(after) == [["1*", "3*"], ["0", "1"], ["2", "3"]] and after[0].tokens < after[1].tokens
 
 
 def test_a_point_says_what_is_known_of_it(tmp_path: Path) -> None:
     words = ["tasks.names=[STS12,STS13]", "prompts=none", "engine.max_num_seqs=1,2,3,4", f"results.dir={tmp_path}"]
     fresh = planned(*words)
     assert [point.state for point in fresh] == ["to run"] * 4
-    assert fresh[0].work is not None and fresh[0].work.texts > 5_000 and fresh[0].work.tokens > fresh[0].work.texts
+    (work,) = fresh[0].work
+    assert work.texts > 5_000 and fresh[0].tokens > work.texts
     for task in ("STS12", "STS13"):
         known(fresh[0], task, tmp_path)
     known(fresh[1], "STS12", tmp_path)
@@ -90,10 +100,10 @@ def test_a_point_says_what_is_known_of_it(tmp_path: Path) -> None:
     points = planned(*words)
     assert [point.state for point in points] == ["done", "to run", "stale", "failed before"]
     assert [point.group for point in points] == [None, 1, 2, 3] and order(points) == [["0"], ["1"], ["2"], ["3"]]
-    assert points[0].work is None and points[1].work is not None and points[1].work.texts < fresh[1].work.texts  # type: ignore[union-attr]
+    assert points[0].work == () and points[1].work[0].texts < work.texts
     header, rows = plan_table(points, swept=True)
     states = [row[header.index("state")] for row in rows]
-    assert header == ["point", "engine.max_num_seqs", "settings", "state", "engine", "~texts", "~tokens"]
+    assert header == ["point", "engine.max_num_seqs", "settings", "state", "engine", "~work", "~tokens"]
     assert states[0] == "done" and states[1] == "to run (1 of 2 tasks: STS13)"
     assert states[2].startswith("stale: vllm 0.26 -> ")
     assert states[3] == "failed before: killed in STS12: the process ended"

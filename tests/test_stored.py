@@ -107,7 +107,7 @@ def test_it_needs_neither_mteb_nor_torch(tmp_path: Path) -> None:
         "import sys\n"
         "from mteb_vllm import run\n"
         f"(point,) = run(['dry_run=true', 'results.dir={tmp_path}/none'], show=False)\n"
-        "assert point.state == 'to run' and point.work.texts > 1000, point\n"
+        "assert point.state == 'to run' and point.work[0].texts > 1000, point\n"
         "print(sorted({'mteb', 'torch', 'vllm', 'transformers', 'datasets'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

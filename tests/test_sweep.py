@@ -20,7 +20,9 @@ import pytest
 
 import faults
 from mteb_vllm import run
-from mteb_vllm.sweep import process
+from mteb_vllm.sweep import child, process
+from mteb_vllm.sweep.messages import Doing, PointFailed, RunPoint, Waiting, Working
+from mteb_vllm.sweep.supervisor import _Running
 
 pytestmark = pytest.mark.vllm
 
@@ -36,6 +38,7 @@ LONG = [
     ("killed soon", "loading", 2, "killed"),
     ("killed soon", "encoding", 0, "killed"),
     ("killed", "writing", 1, "killed"),
+    ("terminated", "encoding", 1, "killed"),
     ("segmentation fault", "encoding", 1, "segmentation_fault"),
     ("hang", "encoding", 1, "timeout"),
     ("hang", "loading", 2, "timeout"),
@@ -135,13 +138,55 @@ def test_one_points_fault_costs_no_other_point_anything(
 
 @pytest.mark.slow
 def test_an_engine_that_never_opens_is_tried_twice_and_others_are_not_harmed(tmp_path: Path) -> None:
-    records = sweep(tmp_path, axes=["engine.gpu_memory_utilization=0.3,1.0", "+prompts.Classification=a,b,c"])
-    assert [record.status for record in records] == ["ok"] * 3 + ["failed"] * 3
+    axes = ["engine.gpu_memory_utilization=1.0,0.3", "+prompts.Classification=a,b,c"]
+    records = sweep(tmp_path, axes=axes)
+    assert [record.status for record in records] == ["failed"] * 3 + ["ok"] * 3
     assert {failure.kind for record in records for failure in record.failures} == {"out_of_memory_loading"}
-    assert "lower engine.gpu_memory_utilization" in records[5].failures[0].message
-    assert "not tried" in records[5].failures[0].message and "not tried" not in records[4].failures[0].message
+    assert "lower engine.gpu_memory_utilization" in records[0].failures[0].message
+    assert ["not tried" in record.failures[0].message for record in records[:3]] == [False, False, True]
     about = told(records)
-    assert about["children"] == 2 and about["engines_opened"] == 1, "the second try is in a new process"
+    assert about["children"] == 3 and about["engines_opened"] == 1, "each try in a process of its own"
+    left = sweep(tmp_path, "retry_failed=false", HERE, axes=axes)
+    assert [record.status for record in left] == ["failed"] * 3 + ["ok"] * 3
+    assert [record.failures[0].tried for record in left[:3]] == [False, False, True], (
+        "the third had not been tried before"
+    )
+    # What is only told from before is no sign of how an engine is.
+    again = sweep(tmp_path, "retry_failed=false", axes=axes)
+    assert [record.status for record in again] == ["failed"] * 3 + ["ok"] * 3 and told(again)["children"] == 1
+
+
+@pytest.mark.slow
+def test_a_fault_in_a_first_stage_that_runs_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["pipeline=rerank", "model=minilm", "pipeline.scoring=cosine", "tasks=demo_retrieval", "engine.dtype=bfloat16",
+             "pipeline/first_stage=dense", "model@pipeline.first_stage.model=minilm", "pipeline.top_k=5,10",
+             f"results.dir={tmp_path / 'out'}"]  # fmt: skip
+    monkeypatch.setattr(process, "START", faults.start("killed", "encoding", 0, tmp_path / "happened"))
+    records: Any = run(words, multirun=True, show=False)
+    (failure,) = records[0].failures
+    assert (failure.kind, failure.task) == ("killed", "StdlibDocsRetrieval") and "first stage" in failure.message
+    assert records[1].status == "ok" and records[1].first_stage["computed"] > 2000, "the second one's ran ahead of it"
+    again: Any = run(words, multirun=True, show=False)
+    assert statuses(again) == ["computed", "reused"] and told(again)["engines_opened"] == 1
+
+
+def test_a_point_that_cannot_begin_ends_as_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = child._follow(RunPoint(None, None, tmp_path / "file" / "0"), None)
+    assert isinstance(said, PointFailed) and "NotADirectoryError" in said.failure.message
+
+
+def test_no_time_counts_while_another_run_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([1.0, 2.0, 62.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    running = _Running()
+    running.hear(Working("STS12", "texts", 1, 2))
+    assert (running.doing, running.task, running.waits_since) == ("at texts of STS12", "STS12", None)
+    running.hear(Waiting("waiting for another run that computes STS12"))
+    assert running.waits_since == 2.0
+    running.hear(Doing("Opening vLLM: org/name"))
+    assert (running.waited, running.waits_since) == (60.0, None)
+    assert (running.doing, running.task) == ("opening vLLM: org/name", None)
 
 
 @pytest.mark.slow

@@ -52,5 +52,10 @@ def test_piped_output_is_plain_lines() -> None:
 def test_a_terminal_shows_how_far_it_is_and_how_long_it_takes() -> None:
     text = shown(terminal=True)
     assert "point 0: STS12 texts" in text and "1,200/4,000" in text
-    assert "1/3" in text and re.search(r"about \d+ s left", text) and "1 failed, about 0 s left" in text
+    assert (
+        "1/3" in text
+        and "Engine 1/3" in text
+        and re.search(r"about \d+ s left", text)
+        and "1 failed, about 0 s left" in text
+    )
     assert "  point 0: STS12 0.50000" not in text, "a line a task would be too many"

@@ -131,7 +131,7 @@ class _Composition:
                 found = apply(override, config)
                 self.mistakes += found
                 self._fixed += [] if found else [_written(override)]
-        self.mistakes += _launcher_mistakes(config.hydra.launcher)
+        self.mistakes += [*_launcher_mistakes(config.hydra.launcher), *_job_mistakes(config.hydra.job)]
         self.sweeps = config.hydra.mode == RunMode.MULTIRUN
         params = config.hydra.sweeper.get("params") or {}
         self.axes, unread = parse_overrides([f"{key}={value}" for key, value in params.items()])
@@ -267,6 +267,16 @@ def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:
     except OmegaConfBaseException as error:
         return [Mistake("hydra.launcher", in_words(error))]
     return []
+
+
+def _job_mistakes(job: DictConfig) -> Iterator[Mistake]:
+    if job.chdir:
+        what = "a run stays where it was started: results.dir and folders of models and data are relative to that"
+        yield Mistake("hydra.job.chdir=true", what)
+    for name in job.env_set:
+        if str(name).startswith("VLLM_"):
+            what = "is set where no setting of an engine's is"
+            yield Mistake(f"hydra.job.env_set.{name}", what, f"Write: +engine.env.{name}=...")
 
 
 def _never_read(config_dir: str | None) -> list[Mistake]:

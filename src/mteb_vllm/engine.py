@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from mteb_vllm.catalogue import vllm_distribution
@@ -89,6 +90,7 @@ class Engine:
         in_process: Whether it works in this process, and not in one of its own.
         own_template: Whether vLLM reads pairs through a template of the model's own, which we do not know.
         processes: The processes that it works in, beside this one.
+        log: Where those write to: what standard error was when they began, if that was a file.
         owners: Who asked for it and has not let go; the last one's leaving closes it.
     """
 
@@ -104,6 +106,7 @@ class Engine:
     in_process: bool = False
     own_template: bool = False
     processes: Sequence[Any] = ()
+    log: Path | None = None
     owners: set[int] = field(default_factory=set)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
@@ -217,8 +220,14 @@ _before_mb: float | None = None
 
 
 def leftover_mb() -> float:
-    """Memory in MB that this process holds more than before it opened its first engine; 0 where it opened none."""
-    return 0.0 if _before_mb is None else max(0.0, resident_mb() - _before_mb)
+    """Memory in MB, the device's too, that this process holds more than before it opened its first engine."""
+    if _before_mb is None:
+        return 0.0
+    import torch
+
+    # An engine in this process has torch's allocator; one in a process of its own takes its memory along.
+    device = torch.cuda.memory_reserved() / 2**20 if torch.cuda.is_available() else 0.0
+    return max(0.0, resident_mb() - _before_mb) + device
 
 
 def resident_mb() -> float:
@@ -329,9 +338,19 @@ def _load(spec: EngineSpec, started: float) -> Engine:
         separates_pairs=bool(getattr(model_config, "use_sep_token", True)),
         own_template=any(getattr(one, "supports_score_template", False) for one in _processors(llm)),
         processes=[one for one in psutil.Process().children(recursive=True) if one not in others and _works(one)],
+        log=_standard_error(),
         in_process=type(llm.llm_engine.engine_core).__name__ == "InprocClient",
         labels=getattr(model_config.hf_config, "num_labels", None) if spec.convert == "classify" else None,
     )
+
+
+def _standard_error() -> Path | None:
+    """The file that standard error goes to, where the system says so (Linux)."""
+    try:
+        path = Path("/proc/self/fd/2").resolve()
+    except OSError:
+        return None
+    return path if path.is_file() else None
 
 
 def _works(process: Any) -> bool:

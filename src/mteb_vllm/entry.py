@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mteb_vllm import report
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console, terminal
 from mteb_vllm.results import RunRecord
-from mteb_vllm.runner import run_config
+from mteb_vllm.runner import Ahead, run_config
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +27,7 @@ class Job:
         console: Where it is shown what goes on.
         points: The command's points, in their order.
         records: What became of them, in their order.
+        folder: The sweep's folder; None where each point's parent is.
         progress: Makes what shows the progress of a point.
         ahead: What is known of the first stage of a point where that ran ahead.
     """
@@ -34,8 +35,9 @@ class Job:
     console: Console
     points: Sequence[Point] = ()
     records: list[RunRecord] = field(default_factory=list)
+    folder: Path | None = None
     progress: MakeProgress = Progress
-    ahead: dict[str, Any] | None = None
+    ahead: Ahead | None = None
 
     def __call__(self, cfg: Any) -> RunRecord:
         from hydra.core.hydra_config import HydraConfig
@@ -67,7 +69,7 @@ class Job:
         missing = [str(at) for at in range(len(self.points)) if at not in done]
         if records:
             report.print_sweep(self.console, records)
-            folder = Path(records[0].output_dir).parent
+            folder = self.folder or Path(records[0].output_dir).parent
             write_atomically(folder / "report.md", report.sweep_markdown(records))
             self.console.print(f"Sweep: {folder}", markup=False, soft_wrap=True)
         if missing:

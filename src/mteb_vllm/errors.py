@@ -78,7 +78,7 @@ class ModelError(MtebVllmError):
 
 
 class EngineError(MtebVllmError):
-    """vLLM did not open with these arguments, or stopped working."""
+    """vLLM stopped working, or does not start to."""
 
 
 class EngineStartError(EngineError):

@@ -26,6 +26,7 @@ from mteb_vllm.errors import (
     NonFiniteError,
 )
 from mteb_vllm.files import write_atomically
+from mteb_vllm.locks import lock
 
 Kind = Literal[
     "out_of_memory_loading",  # memory ran out, or would, while the engine opened
@@ -48,7 +49,8 @@ Kind = Literal[
 
 # Those after which nothing of an engine, or of the process that it is in, is to be relied on.
 FATAL: tuple[Kind, ...] = (
-    "out_of_memory_loading", "out_of_memory_encoding", "engine_died", "segmentation_fault", "crash", "killed", "timeout",
+    "out_of_memory_loading", "out_of_memory_encoding", "engine_start", "engine_died", "segmentation_fault", "crash",
+    "killed", "timeout",
 )  # fmt: skip
 
 _TRY: dict[Kind, str] = {
@@ -90,6 +92,7 @@ class Failure:
         task: In which task; None where no task was at work.
         log: The last lines of the log.
         advice: What to try.
+        tried: Whether it happened now; else it is told from before, or of another point on the same engine.
     """
 
     kind: Kind
@@ -97,6 +100,7 @@ class Failure:
     task: str | None = None
     log: Sequence[str] = field(default_factory=list)
     advice: str = ""
+    tried: bool = True
 
     def __str__(self) -> str:
         at = f" in {self.task}" if self.task else ""
@@ -140,17 +144,24 @@ def of_exit(status: int, doing: str, log: Sequence[str] = (), task: str | None =
         log: The last lines of its log.
         task: The task at work.
     """
-    name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    name = _signal(-status) if status < 0 else f"exit status {status}"
     kind: Kind = "crash"
     if status == ENGINE_DIED:
         name, kind = "a process of the engine had died", "engine_died"
     elif status == -signal.SIGABRT and any(map(_MEMORY.search, log)):
-        kind = "out_of_memory_loading" if task is None else "out_of_memory_encoding"
+        kind = "out_of_memory_loading" if doing.startswith("opening") else "out_of_memory_encoding"
     elif status in (-signal.SIGSEGV, -signal.SIGBUS):
         kind = "segmentation_fault"
     elif status in (-signal.SIGKILL, -signal.SIGTERM):
         kind = "killed"
     return Failure(kind, f"the process ended ({name}) while {doing}", task, list(log), _TRY[kind])
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def of_timeout(seconds: float, doing: str, log: Sequence[str] = (), task: str | None = None) -> Failure:
@@ -169,12 +180,12 @@ def in_one_line(error: BaseException) -> str:
     return text + (" (HF_HUB_OFFLINE is set: fetch the data beforehand where there is a network)" if offline else "")
 
 
-def last_lines(log: Path, n: int = LOG_LINES) -> list[str]:
-    """The last lines of a log; none where there is none."""
+def last_lines(log: Path, n: int = LOG_LINES, *, since: int = 0) -> list[str]:
+    """The last lines of a log, from a byte on; none where there is none."""
     try:
         with log.open("rb") as file:
             file.seek(0, 2)
-            file.seek(max(0, file.tell() - 400 * n))
+            file.seek(max(since, file.tell() - 400 * n))
             lines = file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         return []
@@ -191,13 +202,18 @@ def remember(root: Path, fingerprint: str, failures: Sequence[Failure], settled:
         settled: Tasks that have a score now.
     """
     path = _path(root, fingerprint)
-    # A failure outside of any task is settled when a task has a score.
-    kept = {key: found for key, found in remembered(root, fingerprint).items() if key and key not in settled}
-    kept |= {failure.task or "": failure for failure in failures if failure.kind != "interrupted"}
-    if kept:
-        write_atomically(path, json.dumps({key: asdict(found) for key, found in kept.items()}, indent=2) + "\n")
-    else:
-        path.unlink(missing_ok=True)
+    with lock(root, f"{fingerprint}.failures"):
+        known = remembered(root, fingerprint)
+        # A failure outside of any task is settled when some task has a score.
+        kept = {key: found for key, found in known.items() if key not in settled and (key or not settled)}
+        kept |= {failure.task or "": failure for failure in failures if failure.tried and failure.kind != "interrupted"}
+        if kept == known:
+            return
+        if kept:
+            content = {key: asdict(found) for key, found in kept.items()}
+            write_atomically(path, json.dumps(content, indent=2) + "\n")
+        else:
+            path.unlink(missing_ok=True)
 
 
 def remembered(root: Path, fingerprint: str) -> dict[str, Failure]:
@@ -212,7 +228,7 @@ def remembered(root: Path, fingerprint: str) -> dict[str, Failure]:
 def before(failures: Mapping[str, Failure], task: str) -> Failure | None:
     """Why a task failed before, by itself or with its whole point."""
     found = failures.get(task) or failures.get("")
-    return replace(found, task=task) if found is not None else None
+    return replace(found, task=task, tried=False) if found is not None else None
 
 
 def _path(root: Path, fingerprint: str) -> Path:

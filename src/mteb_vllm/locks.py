@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,13 +22,14 @@ class BusyError(Exception):
 
 
 @contextmanager
-def lock(root: Path, name: str, *, wait: bool = True) -> Iterator[None]:
+def lock(root: Path, name: str, *, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Holds a lock of a results store.
 
     Args:
         root: The store's root.
         name: What is locked.
         wait: Whether to wait for whoever holds it.
+        on_wait: Called before a wait.
 
     Raises:
         BusyError: if somebody else holds it and `wait` is false.
@@ -37,9 +38,13 @@ def lock(root: Path, name: str, *, wait: bool = True) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(path)
     try:
-        held.acquire(blocking=wait)
+        held.acquire(blocking=False)
     except Timeout:
-        raise BusyError(name) from None
+        if not wait:
+            raise BusyError(name) from None
+        if on_wait is not None:
+            on_wait()
+        held.acquire()
     try:
         yield
     finally:

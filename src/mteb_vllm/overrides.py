@@ -81,7 +81,9 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
     if override.package is not None:
         return [Mistake(written, f"there is no group {key}", nearest=_near_keys(key, config))]
     try:
-        current = OmegaConf.select(config, key, throw_on_missing=False)
+        # What Hydra itself will only know when a point runs, as the job's number, is no mistake of the user's.
+        known = not override.is_hydra_override()
+        current = OmegaConf.select(config, key, throw_on_missing=False, throw_on_resolution_failure=known)
         if override.is_delete():
             return _delete(override, current, config)
         if isinstance(current, Mapping) and isinstance(value, (str, int, float)):

@@ -28,7 +28,7 @@ class Progress:
         self.console = console
         self.n_tasks = n_tasks
         self.n_done = 0
-        self._task = ""
+        self._task = self._what = ""
         self._phase = ""
         self._phase_started = 0.0
         self._shown = 0.0
@@ -69,13 +69,17 @@ class Progress:
         if self._task:
             self._bar.update(self._row, description=f"{self._label()} loading data")
 
+    def waiting(self) -> None:
+        """Another run computes what is needed now."""
+        self.note(f"Waiting for another run that computes {self._task}")
+
     def line(self, text: str) -> None:
         """Shows a line that stays."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def start_task(self, name: str, what: str = "") -> None:
-        """A task begins, or a part of it."""
-        self._task, self._phase = f"{name} {what}".strip(), ""
+        """A task begins, or a part of it, as its first stage."""
+        self._task, self._what, self._phase = name, what, ""
         self._bar.update(self._row, description=f"{self._label()} loading data", total=None, completed=0, rate="")
 
     def encoded(self, phase: str, done: int, total: int) -> None:
@@ -114,7 +118,7 @@ class Progress:
         self.console.print(text, highlight=False, markup=False, style=style, soft_wrap=True)
 
     def _label(self) -> str:
-        return f"[{self.n_done + 1}/{self.n_tasks}] {self._task}".replace("[", r"\[")
+        return f"[{self.n_done + 1}/{self.n_tasks}] {self._task} {self._what}".rstrip().replace("[", r"\[")
 
 
 # Makes what shows a run's progress, of a console and the number of tasks.

@@ -38,6 +38,19 @@ logger = logging.getLogger(__name__)
 LOG = "mteb_vllm.log"
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What a first stage that ran ahead has to say.
+
+    Attributes:
+        record: What a run's record says of it.
+        failures: What went wrong, task by task; the run itself will meet it again.
+    """
+
+    record: dict[str, Any]
+    failures: list[Failure]
+
+
 def run_config(
     config: RunConfig,
     output_dir: Path,
@@ -46,7 +59,7 @@ def run_config(
     point: int | None = None,
     console: Console | None = None,
     progress: MakeProgress = Progress,
-    ahead: Mapping[str, Any] | None = None,
+    ahead: Ahead | None = None,
 ) -> RunRecord:
     """Runs one configuration and writes its record.
 
@@ -100,18 +113,19 @@ def retrieve_ahead(
     *,
     console: Console,
     progress: MakeProgress = Progress,
-) -> dict[str, Any]:
+) -> Ahead:
     """Does the dense first stage of a run that reranks, so that its engine need not open again among rerankers'.
 
-    What goes wrong with a task is not raised: the run itself will meet it and say so.
-
-    Returns:
-        what the record says of the first stage.
+    Raises:
+        ModelError: if a model cannot be had.
     """
     planned = plan(config)
-    with _working(config, planned, output_dir / LOG, console, progress) as work:
-        planned.pipeline.retrieve(work.model, work.tasks, work.store, work.progress, **work.options)
-    return _first_stage_record(planned)
+    log = output_dir / LOG
+    skipped = {} if config.retry_failed else failed_before(config, planned)
+    with _working(config, planned, log, console, progress, skipped) as work:
+        errors = planned.pipeline.retrieve(work.model, work.tasks, work.store, work.progress, **work.options)
+        failures = [with_log(of_exception(error, task), last_lines(log)) for task, error in errors.items()]
+    return Ahead(_first_stage_record(planned), failures)
 
 
 def started_record(config: RunConfig, output_dir: Path, overrides: Sequence[str], point: int | None) -> RunRecord:
@@ -210,7 +224,7 @@ def _evaluate(
     record: RunRecord,
     console: Console,
     progress: MakeProgress,
-    ahead: Mapping[str, Any] | None,
+    ahead: Ahead | None,
 ) -> None:
     """Opens what is needed and lets the pipeline work; fills the record."""
     log, root = Path(record.output_dir) / LOG, Path(config.results.dir)
@@ -222,14 +236,14 @@ def _evaluate(
                 keep_settings(root, planned.settings_for(task))
         for outcome in planned.pipeline.run(work.model, work.tasks, work.store, work.progress, **work.options):
             if outcome.failure is not None:
-                outcome.failure = with_log(outcome.failure, last_lines(log))
+                outcome.failure = with_log(outcome.failure, [*_engine_lines(work.model, log), *last_lines(log)])
             record.tasks.append(outcome)
         record.warnings += [f"{path} could not be read before it was set aside." for path in work.store.set_aside]
         record.engine = work.model.engine_record()
         if planned.stage is not None:
             record.first_stage = _first_stage_record(planned)
-            if ahead is not None and ahead["computed"]:
-                record.first_stage |= ahead
+            if ahead is not None and ahead.record["computed"]:
+                record.first_stage |= ahead.record
             record.warnings += _cut_by_first_stage(record.first_stage)
     for task in planned.tasks:
         if (failure := skipped.get(task.name)) is not None:
@@ -238,6 +252,13 @@ def _evaluate(
     record.tasks.sort(key=lambda outcome: names.index(outcome.name))
     for outcome in record.tasks:
         record.warnings += [*outcome.warnings, *_cut_texts(outcome, record)]
+
+
+def _engine_lines(model: Any, log: Path) -> list[str]:
+    """The last lines of what an engine in a process of its own has written, which is in the log of who opened it."""
+    engine = model.last_engine
+    apart = engine is not None and engine.log is not None and engine.log != log.absolute()
+    return last_lines(engine.log) if apart else []
 
 
 def _first_stage_record(planned: Plan) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,21 @@ class ResultsStore(ResultCache):
         """The folder that `results` is in."""
         return Path(self.cache_path)
 
-    def claim(self, task: AbsTask, meta: ModelMeta, *, wait: bool = True) -> AbstractContextManager[None]:
+    def claim(
+        self, task: AbsTask, meta: ModelMeta, *, wait: bool = True, on_wait: Callable[[], None] | None = None
+    ) -> AbstractContextManager[None]:
         """Holds the lock of one result, so that of several runs only one computes it.
+
+        Args:
+            task: The task.
+            meta: The model's metadata, with the hash of the settings.
+            wait: Whether to wait for another run that holds it.
+            on_wait: Called before a wait.
 
         Raises:
             BusyError: if another run holds it and `wait` is false.
         """
-        return lock(self.root, f"{meta.experiment_name}.{task.metadata.name}", wait=wait)
+        return lock(self.root, f"{meta.experiment_name}.{task.metadata.name}", wait=wait, on_wait=on_wait)
 
     def staging(self) -> AbstractContextManager[Path]:
         """A folder on the store's file system where files are written before they appear in it."""
@@ -122,12 +130,18 @@ class ResultsStore(ResultCache):
 
     def _read_predictions(self, path: Path) -> dict[str, Any] | None:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            self._set_aside(path, error)
-            return None
+        except ValueError:
+            with self._folder(path.parent):
+                try:  # another run may have set it aside, and computed it again
+                    found = json.loads(path.read_bytes())
+                except FileNotFoundError:
+                    return None
+                except ValueError as error:
+                    self._set_aside(path, error)
+                    return None
         return found if isinstance(found, dict) else None
 
     def load_task_result(
@@ -138,18 +152,26 @@ class ResultsStore(ResultCache):
             return super().load_task_result(task_name, model_name, *args, **kwargs)
         except OSError:
             raise  # a passing trouble of the machine's says nothing of the file
-        except Exception as error:  # json, pydantic and KeyErrors alike: whatever half a file leads to
+        except Exception:  # json, pydantic and KeyErrors alike: whatever half a file leads to
             path = self.get_task_result_path(task_name, model_name)
-            if not path.exists():
+        with self._folder(path.parent):
+            try:  # another run may have set it aside, and computed it again
+                return super().load_task_result(task_name, model_name, *args, **kwargs)
+            except OSError:
                 raise
-            self._set_aside(path, error)
-            return None
+            except Exception as error:
+                self._set_aside(path, error)
+                return None
 
     def _set_aside(self, path: Path, error: Exception) -> None:
         aside = path.with_suffix(".json.broken")
         path.replace(aside)
         self.set_aside.append(aside)
         logger.warning("%s cannot be read (%s); set aside as %s", path, error, aside.name)
+
+    def _folder(self, folder: Path) -> AbstractContextManager[None]:
+        """Holds the lock under which files of a folder are exchanged."""
+        return lock(self.root, f"{folder.name}.folder")
 
     def save_to_cache(
         self,
@@ -163,7 +185,7 @@ class ResultsStore(ResultCache):
         target = self.get_task_result_path(task_result.task_name, model_name, model_revision).parent
         target.mkdir(parents=True, exist_ok=True)
         # mteb writes in place; so it writes into a folder of its own on the same file system, and the files move over.
-        with self.staging() as staging, lock(self.root, f"{target.name}.folder"):
+        with self.staging() as staging, self._folder(target):
             inner = ResultCache(staging)
             result = inner.get_task_result_path(task_result.task_name, model_name, model_revision)
             result.parent.mkdir(parents=True)

@@ -47,6 +47,12 @@ def result_path(root: Path, settings: Mapping[str, Any], task: str, fingerprint:
     return root / "results" / folder / revision / "experiments" / f"settings_{fingerprint}" / f"{task}.json"
 
 
+def predictions_path(root: Path, settings: Mapping[str, Any], task: str, fingerprint: str) -> Path:
+    """Where the predictions of a first stage are; for the arguments see `result_path`."""
+    result = result_path(root, settings, task, fingerprint)
+    return root / "predictions" / result.parent.relative_to(root / "results") / f"{task}_predictions.json"
+
+
 Found = Literal["whole", "part", "other data", "unreadable", "nothing"]
 
 

@@ -51,6 +51,6 @@ class Evaluate:
         start = mteb_run.EngineStart(model)
 
         def evaluate(task: AbsTask, wait: bool) -> TaskOutcome:
-            return mteb_run.evaluated(model, task, store, reuse=reuse, wait=wait, start=start)
+            return mteb_run.evaluated(model, task, store, reuse=reuse, wait=wait, start=start, progress=progress)
 
         yield from mteb_run.each_task(tasks, progress, evaluate)

@@ -62,6 +62,7 @@ def evaluated(
     reuse: bool,
     wait: bool,
     start: EngineStart,
+    progress: Progress,
     prepare: Callable[[AbsTask], None] | None = None,
 ) -> TaskOutcome:
     """A task's outcome: what is known of it, else what is computed now, by one run at a time.
@@ -73,6 +74,7 @@ def evaluated(
         reuse: Whether known results are used.
         wait: Whether to wait for another run that computes the same.
         start: Opens the model's engine.
+        progress: Told of a wait.
         prepare: Called with each loaded part before it is evaluated.
 
     Raises:
@@ -81,7 +83,7 @@ def evaluated(
     meta = model.mteb_model_meta
     if reuse and (result := known(store, task, meta)) is not None:
         return outcome_of(task, result, "reused")
-    with store.claim(task, meta, wait=wait):
+    with store.claim(task, meta, wait=wait, on_wait=progress.waiting):
         if reuse and (result := known(store, task, meta)) is not None:
             return outcome_of(task, result, "reused")  # by another run, meanwhile
         start.ensure()

@@ -107,7 +107,7 @@ class Rerank:
             if (error := failures.get(task.metadata.name)) is not None:
                 said = str(error) if isinstance(error, MtebVllmError) else in_one_line(error)
                 raise FirstStageError(f"first stage: {said}") from error
-            return self._rerank(model, task, store, stage, second, reuse=reuse, wait=wait)
+            return self._rerank(model, task, store, progress, stage, second, reuse=reuse, wait=wait)
 
         yield from mteb_run.each_task(tasks, progress, evaluate)
 
@@ -159,8 +159,9 @@ class Rerank:
             searcher = stage.searcher(part)
             if reuse and mteb_run.known(store, part, searcher.mteb_model_meta, predictions=True) is not None:
                 continue
-            progress.start_task(part.metadata.name, "first stage")
-            with store.claim(part, searcher.mteb_model_meta):
+            of = f" of {part.metadata.name}" if len(parts) > 1 else ""
+            progress.start_task(task.metadata.name, f"first stage{of}")
+            with store.claim(part, searcher.mteb_model_meta, on_wait=progress.waiting):
                 if reuse and mteb_run.known(store, part, searcher.mteb_model_meta, predictions=True) is not None:
                     continue  # by another run, meanwhile
                 computed = True
@@ -183,6 +184,7 @@ class Rerank:
         model: Any,
         task: AbsTask,
         store: ResultsStore,
+        progress: Progress,
         stage: FirstStage,
         start: mteb_run.EngineStart,
         *,
@@ -205,7 +207,9 @@ class Rerank:
             except Exception:
                 logger.exception("the ceiling of %s cannot be had", part.metadata.name)
 
-        outcome = mteb_run.evaluated(model, task, store, reuse=reuse, wait=wait, start=start, prepare=prepare)
+        outcome = mteb_run.evaluated(
+            model, task, store, reuse=reuse, wait=wait, start=start, progress=progress, prepare=prepare
+        )
         outcome.settings = model.mteb_model_meta.experiment_kwargs["settings"]
         outcome.candidates = "own" if own else "first stage"
         outcome.warnings += shallow

@@ -7,33 +7,45 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import logging
 import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import Any
 
+import psutil
+from hydra import version
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobStatus, configure_log, run_job, setup_globals
+from omegaconf import open_dict
 from rich.console import Console
 
-from mteb_vllm.engine import EngineSpec
-from mteb_vllm.failures import ENGINE_DIED
-from mteb_vllm.progress import Progress
+from mteb_vllm.engine import EngineSpec, close_engines, dead_processes, leftover_mb, working_processes
+from mteb_vllm.entry import Job, typed
+from mteb_vllm.failures import ENGINE_DIED, of_exception
+from mteb_vllm.progress import MakeProgress, Progress
 from mteb_vllm.results import TaskOutcome
+from mteb_vllm.runner import retrieve_ahead
 from mteb_vllm.sweep.messages import (
+    AheadDone,
     Closed,
     CloseEngines,
     Doing,
     Opened,
     Order,
     PointDone,
+    PointFailed,
     Report,
+    RunPoint,
     TaskDone,
+    Waiting,
     Working,
-)  # fmt: skip
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,42 +75,58 @@ def main(orders: int, lifeline: int) -> None:
         try:
             while True:
                 pipe.send(_follow(pipe.recv(), pipe))
-        except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        except (EOFError, BrokenPipeError):
             pass
-        finally:
+        except KeyboardInterrupt:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             _close_engines()
+            # Ended by it, as whoever waits for this process shall see.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _follow(order: Order, pipe: Connection) -> Report:
     if isinstance(order, CloseEngines):
         return _close_engines()
-    from hydra import version
-    from hydra.core.utils import run_job, setup_globals
+    try:
+        order.folder.mkdir(parents=True, exist_ok=True)
+        with (order.folder / "output.txt").open("a", encoding="utf-8") as file:
+            console = Console(file=file, width=160, highlight=False)
+            progress = functools.partial(_Relay, pipe=pipe)
+            return (
+                _first_stage(order, console, progress) if order.first_stage_only else _point(order, console, progress)
+            )
+    except Exception as error:
+        logger.exception("the point failed")
+        traceback.print_exc()
+        return PointFailed(of_exception(error))
 
-    from mteb_vllm.entry import Job, typed
-    from mteb_vllm.runner import retrieve_ahead
 
+def _point(order: RunPoint, console: Console, progress: MakeProgress) -> Report:
     version.setbase("1.3")
     setup_globals()
-    order.folder.mkdir(parents=True, exist_ok=True)
-    with (order.folder / "output.txt").open("a", encoding="utf-8") as file:
-        console = Console(file=file, width=160, highlight=False)
-
-        def progress(console: Console, n_tasks: int) -> Progress:
-            return _Relay(console, n_tasks, pipe)
-
-        def first_stage(cfg: Any) -> Any:
-            return retrieve_ahead(typed(cfg), order.folder, console=console, progress=progress)
-
-        answer = run_job(
-            first_stage if order.first_stage_only else Job(console, progress=progress, ahead=order.ahead),
-            order.config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-            hydra_context=order.context,
-        )
+    answer = run_job(
+        Job(console, progress=progress, ahead=order.ahead),
+        order.config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+        hydra_context=order.context,
+    )
+    if answer.status != JobStatus.COMPLETED:
+        # The exception itself need not survive the pipe.
+        return PointFailed(of_exception(answer._return_value))
     return PointDone(answer)
+
+
+def _first_stage(order: RunPoint, console: Console, progress: MakeProgress) -> Report:
+    # No job of Hydra's, whose callbacks would take it for a point of its own.
+    setup_globals()
+    config = order.config.copy()
+    with open_dict(config):
+        config.hydra.runtime.output_dir = str(order.folder.absolute())
+    HydraConfig.instance().set_config(config)
+    configure_log(config.hydra.job_logging, config.hydra.verbose)
+    return AheadDone(retrieve_ahead(typed(config), order.folder, console=console, progress=progress))
 
 
 class _Relay(Progress):
@@ -120,6 +148,10 @@ class _Relay(Progress):
         self._pipe.send(Opened(engine.fingerprint))
         self._pipe.send(Working(self._task, "loading data"))
 
+    def waiting(self) -> None:
+        super().waiting()
+        self._pipe.send(Waiting(f"waiting for another run that computes {self._task}"))
+
     def start_task(self, name: str, what: str = "") -> None:
         super().start_task(name, what)
         self._pipe.send(Working(name, what or "loading data"))
@@ -129,8 +161,9 @@ class _Relay(Progress):
         now = time.perf_counter()
         if now - self._told > _TELL_EVERY or done >= total:
             self._told = now
-            name = self._task
-            self._pipe.send(Working(name, "scoring") if done >= total else Working(name, phase, done, total))
+            what = f"{self._what} {phase}".lstrip()
+            scoring = done >= total
+            self._pipe.send(Working(self._task, "scoring") if scoring else Working(self._task, what, done, total))
 
     def end_task(self, outcome: TaskOutcome) -> None:
         super().end_task(outcome)
@@ -138,10 +171,6 @@ class _Relay(Progress):
 
 
 def _close_engines() -> Closed:
-    import psutil
-
-    from mteb_vllm.engine import close_engines, leftover_mb, working_processes
-
     processes = working_processes()
     close_engines()
     _, alive = psutil.wait_procs(processes, timeout=10)
@@ -150,8 +179,6 @@ def _close_engines() -> Closed:
 
 def _watch_engines() -> None:
     """Ends this process when one of an engine's has ended and vLLM does not notice."""
-    from mteb_vllm.engine import dead_processes
-
     missing: set[int] = set()
     while True:
         time.sleep(_NOTICE_WITHIN)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import pickle
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -32,6 +35,7 @@ class EngineGroupedLauncher(Launcher):
     def __init__(self, point_timeout: float | None = None, max_leftover_mb: float = 2000) -> None:
         super().__init__()
         self._point_timeout, self._max_leftover_mb = point_timeout, max_leftover_mb
+        self._summary: Any = None  # of all batches
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra's own."""
@@ -52,7 +56,7 @@ class EngineGroupedLauncher(Launcher):
         """
         from mteb_vllm.entry import Job, typed
         from mteb_vllm.sweep.planning import plan_points
-        from mteb_vllm.sweep.supervisor import Supervisor, SweepPoint
+        from mteb_vllm.sweep.supervisor import Summary, Supervisor, SweepPoint
         from mteb_vllm.sweep.view import View
 
         assert isinstance(self._job, Job)
@@ -68,12 +72,16 @@ class EngineGroupedLauncher(Launcher):
             SweepPoint(point, config, folder / str(config.hydra.sweep.subdir))
             for point, config in zip(planned, configs, strict=True)
         ]
+        self._check(points)
+        self._job.folder = folder
+        self._summary = self._summary or Summary()
         with View(self._job.console, planned) as view:
             supervisor = Supervisor(
                 points,
                 self._context,
                 folder,
                 view,
+                self._summary,
                 point_timeout=self._point_timeout,
                 max_leftover_mb=self._max_leftover_mb,
             )
@@ -92,6 +100,18 @@ class EngineGroupedLauncher(Launcher):
             config.hydra.sweep.dir = str(folder)
         HydraConfig.instance().set_config(config)  # for ${hydra:...} in somebody's file
         return config
+
+    def _check(self, points: Sequence[Any]) -> None:
+        """Refuses what a child process, or a sweep, cannot have."""
+        folders = Counter(point.folder for point in points)
+        if twice := [str(folder) for folder, n in folders.items() if n > 1]:
+            raise HydraException(f"hydra.sweep.subdir gives several points one folder: {twice[0]}")
+        try:
+            pickle.dumps(self._context)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise HydraException(
+                f"hydra.callbacks cannot go to another process ({error}); use hydra/launcher=basic"
+            ) from None
 
     def _answer(self, point: Any, records: dict[int, Any]) -> JobReturn:
         """What Hydra would have returned, had the point lived to say so."""

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mteb_vllm.failures import Failure
 from mteb_vllm.results import TaskOutcome
+from mteb_vllm.runner import Ahead
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class RunPoint:
     context: Any
     folder: Path
     first_stage_only: bool = False
-    ahead: dict[str, Any] | None = None
+    ahead: Ahead | None = None
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,29 @@ class TaskDone:
 
 
 @dataclass(frozen=True)
+class Waiting(Doing):
+    """From the child: another run computes what is needed now; until the child says more, no time counts."""
+
+
+@dataclass(frozen=True)
+class AheadDone:
+    """From the child: a first stage alone has ended."""
+
+    ahead: Ahead
+
+
+@dataclass(frozen=True)
 class PointDone:
-    """From the child: a point, or its first stage, has ended; `answer` is Hydra's `JobReturn`."""
+    """From the child: a point has ended; `answer` is Hydra's `JobReturn`, with its record."""
 
     answer: Any
+
+
+@dataclass(frozen=True)
+class PointFailed:
+    """From the child: a point, or its first stage, has ended without a record."""
+
+    failure: Failure
 
 
 @dataclass(frozen=True)
@@ -85,4 +106,4 @@ class Closed:
 
 
 Order = RunPoint | CloseEngines
-Report = Doing | Opened | Working | TaskDone | PointDone | Closed
+Report = Doing | Opened | Working | TaskDone | AheadDone | PointDone | PointFailed | Closed

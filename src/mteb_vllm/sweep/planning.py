@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,8 @@ from mteb_vllm.first_stages import EncoderStage
 from mteb_vllm.pipelines.rerank import Rerank
 from mteb_vllm.plan import Plan, plan
 from mteb_vllm.report import differing
-from mteb_vllm.stored import Stale, look, result_path
+from mteb_vllm.stored import Stale, look, predictions_path, result_path
+from mteb_vllm.tasks import brings_candidates
 
 State = Literal["to run", "done", "stale", "failed before"]
 
@@ -38,13 +39,15 @@ class TaskState:
         name: The task.
         state: "done" is not computed again; "failed before" only with `retry_failed`; the other two are.
         why: Why it is stale, or failed; or what of it is there.
-        work: What the engine will be given for it; None where it is done or nobody knows.
+        work: What engines will be given for it, pairs apart from texts; empty where it is done or nobody knows.
+        first_stage: Whether a dense first stage has to retrieve for it.
     """
 
     name: str
     state: State
     why: str = ""
-    work: Estimate | None = None
+    work: tuple[Estimate, ...] = ()
+    first_stage: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,18 +93,20 @@ class PlannedPoint:
         return next((state for state in order if state in states), "failed before")
 
     @property
-    def work(self) -> Estimate | None:
-        """What the engine will be given, as far as that is known."""
-        known = [task.work for task in self.to_do if task.work is not None]
-        return functools.reduce(lambda one, other: one + other, known) if known else None
+    def work(self) -> tuple[Estimate, ...]:
+        """What engines will be given, as far as that is known, pairs apart from texts."""
+        return _added(one for task in self.to_do for one in task.work)
 
     @property
-    def engines(self) -> tuple[EngineSpec, ...]:
-        """The engines that it needs, in the order in which it needs them; none where all is known."""
-        if self.plan is None or not self.to_do:
-            return ()
-        stage = self.plan.stage
-        return (*([stage.spec] if isinstance(stage, EncoderStage) else []), self.plan.spec)
+    def tokens(self) -> int:
+        """The tokens in that."""
+        return sum(one.tokens for one in self.work)
+
+    @property
+    def ahead(self) -> EncoderStage | None:
+        """The dense first stage that has to retrieve; None where there is none, or all of it is known."""
+        stage = self.plan.stage if self.plan is not None else None
+        return stage if isinstance(stage, EncoderStage) and any(task.first_stage for task in self.to_do) else None
 
 
 @dataclass(frozen=True)
@@ -160,20 +165,17 @@ def grouped(points: Sequence[PlannedPoint]) -> list[Group]:
     for point in points:
         if point.plan is None:
             continue
-        if not point.engines:
+        if not point.to_do:
             free.append(Step(point))
             continue
-        own, stage = point.engines[-1], point.plan.stage
+        own, stage = point.plan.spec, point.ahead
         key = own.fingerprint
-        if isinstance(stage, EncoderStage):
-            key = stage.spec.fingerprint
-            # Two engines that stay open together are one; and where nothing is reused, a first stage is not found again.
-            if stage.beside or point.config.results.reuse == "none":
-                key = f"{key}+{own.fingerprint}"
-            else:
-                specs[key] = stage.spec
-                ahead.setdefault(key, []).append(Step(point, first_stage_only=True))
-                key = own.fingerprint
+        # Two engines that stay open together are one; and where nothing is reused, a first stage is not found again.
+        if stage is not None and (stage.beside or point.config.results.reuse == "none"):
+            key = f"{stage.spec.fingerprint}+{key}"
+        elif stage is not None:
+            specs[stage.spec.fingerprint] = stage.spec
+            ahead.setdefault(stage.spec.fingerprint, []).append(Step(point, first_stage_only=True))
         specs[key] = own
         by_engine.setdefault(key, []).append(Step(point))
     # A group of first stages comes before what reads them, even where it has points of its own.
@@ -186,15 +188,13 @@ def grouped(points: Sequence[PlannedPoint]) -> list[Group]:
 
 def _numbered(points: list[PlannedPoint]) -> list[PlannedPoint]:
     """Notes the number of its engine on each point."""
-    import dataclasses
-
     numbers = {
         step.point.number: group.number
         for group in grouped(points)
         for step in group.steps
         if group.engine is not None and not step.first_stage_only
     }
-    return [dataclasses.replace(point, group=numbers.get(point.number)) for point in points]
+    return [replace(point, group=numbers.get(point.number)) for point in points]
 
 
 def _states(config: RunConfig, made: Plan, stale: Stale) -> list[TaskState]:
@@ -204,37 +204,67 @@ def _states(config: RunConfig, made: Plan, stale: Stale) -> list[TaskState]:
 
 
 def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: Stale, failure: Failure | None) -> TaskState:
-    work = _work(config, made, task)
+    root = Path(config.results.dir)
+    first_stage = _retrieves(config, made, task)
+    state = functools.partial(
+        TaskState, task.name, work=_work(config, made, task, first_stage), first_stage=first_stage
+    )
     try:
         settings = made.settings_for(task)
     except FirstStageError as error:
-        return TaskState(task.name, "to run", str(error), work)
-    path = result_path(Path(config.results.dir), settings, task.name, fingerprint(settings))
+        return state("to run", str(error))
+    path = result_path(root, settings, task.name, fingerprint(settings))
     found = look(path, task, config.tasks.splits)
     if found == "whole" and config.results.reuse == "exact":
         return TaskState(task.name, "done")
     if failure is not None:
-        return TaskState(task.name, "failed before", str(failure), work)
+        return state("failed before", str(failure))
     if found == "other data":
-        return TaskState(task.name, "stale", "the data's revision", work)
+        return state("stale", "the data's revision")
     why = {"part": "some of it is there", "unreadable": f"{path} cannot be read", "whole": "results.reuse=none"}
     if found == "nothing" and (differs := stale.why(settings, task)):
-        return TaskState(task.name, "stale", differs, work)
-    return TaskState(task.name, "to run", why.get(found, ""), work)
+        return state("stale", differs)
+    return state("to run", why.get(found, ""))
 
 
-def _work(config: RunConfig, made: Plan, task: TaskInfo) -> Estimate | None:
-    limit = made.spec.args.get("max_model_len") or position_limit(made.spec.model.config)
-    limit = limit if isinstance(limit, int) else None
-    parts = tasks.parts([task], mteb_catalogue())
-    if isinstance(made.pipeline, Rerank):
+def _retrieves(config: RunConfig, made: Plan, task: TaskInfo) -> bool:
+    """Whether a dense first stage has to retrieve for a task."""
+    stage = made.stage
+    if not isinstance(stage, EncoderStage) or brings_candidates(task.type):
+        return False
+    root = Path(config.results.dir)
+    known = [
+        predictions_path(root, settings, part.name, fingerprint(settings)).exists()
+        for part in tasks.parts([task], mteb_catalogue())
+        for settings in [stage.settings(part.name)]
+    ]
+    return config.results.reuse == "none" or not all(known)
+
+
+def _work(config: RunConfig, made: Plan, task: TaskInfo, first_stage: bool) -> tuple[Estimate, ...]:
+    """What engines will be given for a task; nothing where of any part nobody knows."""
+    splits, parts = config.tasks.splits, tasks.parts([task], mteb_catalogue())
+    limit = _context(made.spec)
+    cross_encoder = isinstance(made.pipeline, Rerank) and made.template is not None
+    if cross_encoder:
         top_k = made.pipeline.top_k
-        found = [estimate_pairs(part, config.tasks.splits, top_k=top_k, max_tokens=limit) for part in parts]
+        found = [estimate_pairs(part, splits, top_k=top_k, max_tokens=limit) for part in parts]
     else:
-        found = [estimate(part, config.tasks.splits, max_tokens=limit) for part in parts]
-    return _sum(found)
+        # An encoder that reranks embeds each text once, however many pairs it stands in: at most all of them.
+        found = [estimate(part, splits, max_tokens=limit) for part in parts]
+    if first_stage and isinstance(made.stage, EncoderStage):
+        found += [estimate(part, splits, max_tokens=_context(made.stage.spec)) for part in parts]
+    return _added(one for one in found if one is not None) if None not in found else ()
 
 
-def _sum(estimates: Iterable[Estimate | None]) -> Estimate | None:
-    known = [one for one in estimates if one is not None]
-    return functools.reduce(lambda one, other: one + other, known) if known else None
+def _context(spec: EngineSpec) -> int | None:
+    limit = spec.args.get("max_model_len") or position_limit(spec.model.config)
+    return limit if isinstance(limit, int) else None
+
+
+def _added(estimates: Iterable[Estimate]) -> tuple[Estimate, ...]:
+    """One sum for each unit."""
+    by_unit: dict[str, Estimate] = {}
+    for one in estimates:
+        by_unit[one.unit] = by_unit[one.unit] + one if one.unit in by_unit else one
+    return tuple(by_unit.values())

@@ -40,7 +40,7 @@ class Child:
         descriptors = (theirs.fileno(), end)
         with log.open("ab") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", START, json.dumps([sys.path, *descriptors])],
+                [sys.executable, "-c", START, json.dumps([list(map(str, sys.path)), *descriptors])],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -10,13 +11,24 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobStatus
-
-from mteb_vllm.failures import FATAL, Failure, last_lines, of_exception, of_exit, of_timeout
+from mteb_vllm.failures import FATAL, Failure, last_lines, of_exit, of_timeout
 from mteb_vllm.files import write_atomically
 from mteb_vllm.results import RunRecord, TaskOutcome
-from mteb_vllm.runner import LOG, finish, started_record
-from mteb_vllm.sweep.messages import Closed, CloseEngines, Doing, Opened, PointDone, RunPoint, TaskDone, Working
+from mteb_vllm.runner import LOG, Ahead, finish, started_record
+from mteb_vllm.sweep.messages import (
+    AheadDone,
+    Closed,
+    CloseEngines,
+    Doing,
+    Opened,
+    PointDone,
+    PointFailed,
+    Report,
+    RunPoint,
+    TaskDone,
+    Waiting,
+    Working,
+)
 from mteb_vllm.sweep.planning import Group, PlannedPoint, Step, grouped
 from mteb_vllm.sweep.process import Child
 from mteb_vllm.sweep.view import View
@@ -49,14 +61,14 @@ class Summary:
 
     Attributes:
         points: For each point that has ended its number, folder, fingerprint, status, failures and seconds.
-        engines: For each engine its number, model, fingerprint, and the points on it.
+        engines: For each engine, by fingerprint, its model and the points on it.
         opened: How often each engine was opened, by fingerprint.
         children: How many child processes were started.
         seconds: Wall time.
     """
 
     points: dict[int, dict[str, Any]] = field(default_factory=dict)
-    engines: dict[int, dict[str, Any]] = field(default_factory=dict)
+    engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     opened: Counter[str] = field(default_factory=Counter)
     children: int = 0
     seconds: float = 0.0
@@ -65,7 +77,7 @@ class Summary:
         """Writes it, whole or not at all."""
         content = {
             "points": [self.points[number] for number in sorted(self.points)],
-            "engines": [{**one, "opened": self.opened[one["fingerprint"]]} for one in self.engines.values()],
+            "engines": [{"fingerprint": key, **one, "opened": self.opened[key]} for key, one in self.engines.items()],
             "engines_opened": sum(self.opened.values()),
             "children": self.children,
             "seconds": self.seconds,
@@ -73,9 +85,29 @@ class Summary:
         write_atomically(folder / "sweep.json", json.dumps(content, indent=2) + "\n")
 
 
-def _while_loading(failure: Failure) -> bool:
-    """Whether an engine did not open, whatever it was that kept it from opening."""
-    return failure.kind in ("engine_start", "out_of_memory_loading") or (failure.task is None and failure.kind in FATAL)
+@dataclass
+class _Running:
+    """A step as far as the child has told of it."""
+
+    doing: str = "starting"
+    task: str | None = None
+    tasks: list[TaskOutcome] = field(default_factory=list)
+    waited: float = 0.0
+    waits_since: float | None = None
+
+    def hear(self, said: Report) -> None:
+        now = time.perf_counter()
+        if self.waits_since is not None:
+            self.waited, self.waits_since = self.waited + now - self.waits_since, None
+        if isinstance(said, Waiting):
+            self.doing, self.waits_since = said.what, now
+        elif isinstance(said, Doing):
+            self.doing, self.task = said.what[:1].lower() + said.what[1:], None
+        elif isinstance(said, Working):
+            self.doing, self.task = f"at {said.phase} of {said.task}", said.task
+        elif isinstance(said, TaskDone):
+            self.tasks.append(said.outcome)
+            self.doing, self.task = f"after {said.outcome.name}", None
 
 
 class Supervisor:
@@ -86,6 +118,7 @@ class Supervisor:
         context: Hydra's context.
         folder: The sweep's folder.
         view: Shows what goes on.
+        summary: Where it is written down.
         point_timeout: Seconds that a point may take; None: no limit.
         max_leftover_mb: Memory that may stay behind a closed engine before its process is replaced.
 
@@ -100,17 +133,19 @@ class Supervisor:
         context: Any,
         folder: Path,
         view: View,
+        summary: Summary,
         *,
         point_timeout: float | None,
         max_leftover_mb: float,
     ) -> None:
         self._points = {point.planned.number: point for point in points}
-        self._context, self._folder, self._view = context, folder, view
+        self._context, self._folder, self._view, self._summary = context, folder, view, summary
         self._timeout, self._max_leftover_mb = point_timeout, max_leftover_mb
         self._child: Child | None = None
-        self._summary = Summary()
-        self._ahead: dict[int, dict[str, Any]] = {}
-        self._started = time.perf_counter()
+        self._child_log = folder / "child.log"
+        self._engine_log: Path | None = None
+        self._ahead: dict[int, Ahead] = {}
+        self._started = time.perf_counter() - summary.seconds
         self.answers: dict[int, Any] = {}
         self.records: dict[int, RunRecord] = {}
 
@@ -134,80 +169,85 @@ class Supervisor:
     def _run_group(self, group: Group) -> None:
         if group.engine is not None:
             self._view.engine(group)
-            self._summary.engines[group.number] = {
-                "number": group.number,
-                "model": group.engine.model.name,
-                "fingerprint": group.engine.fingerprint,
-                "points": [step.point.number for step in group.steps if not step.first_stage_only],
-            }
-        given_up: Failure | None = None
+            numbers = [step.point.number for step in group.steps if not step.first_stage_only]
+            about = {"model": group.engine.model.name, "points": []}
+            self._summary.engines.setdefault(group.engine.fingerprint, about)["points"] += numbers
         last: Failure | None = None
+        given_up: Failure | None = None
         for step in group.steps:
             point = self._points[step.point.number]
             if point.planned.number in self.records:
                 continue  # its first stage has failed, and it with it
             if given_up is not None:
-                said = f"{given_up.message} (not tried: it was so twice in a row)"
-                self._fail(point, replace(given_up, message=said))
+                said = f"{given_up.message} (not tried: this engine did not open twice in a row)"
+                self._fail(point, replace(given_up, message=said, task=None, tried=False))
                 continue
             failure = self._run_step(step, point)
-            failure = failure if failure is not None and _while_loading(failure) else None
-            # The second time was in a new process, or with nothing open: a third will be no better.
+            if failure is not None and not _did_not_open(failure):
+                failure = None
+            # The second time was in a new process: a third will be no better.
             given_up = failure if failure is not None and last is not None and failure.kind == last.kind else None
             last = failure
         self._close_engines()
 
     def _run_step(self, step: Step, point: SweepPoint) -> Failure | None:
         """Runs a step in the child; returns what went wrong with it, if anything did."""
-        started = time.perf_counter()
-        deadline = started + self._timeout if self._timeout is not None else None
-        tasks: list[TaskOutcome] = []
-        task: str | None = None
-        doing = "starting"
+        started, running = time.perf_counter(), _Running()
         self._view.started(point.planned, step.first_stage_only)
         child = self._the_child()
+        written = self._child_log.stat().st_size
         ahead = self._ahead.get(point.planned.number)
         child.tell(RunPoint(point.config, self._context, point.folder, step.first_stage_only, ahead))
         while True:
             try:
                 said = child.listen(_TICK)
             except EOFError:
-                status = self._drop(child.ended)
-                log = last_lines(point.folder / LOG)
-                return self._fail(point, of_exit(status, doing, log, task), tasks, started)
+                status = child.ended()
+                self._child = None
+                failure = of_exit(status, running.doing, self._log(point, written), running.task)
+                return self._fail(point, failure, running.tasks, started)
             self._view.heard(said)
-            if isinstance(said, Doing):
-                doing, task = said.what[:1].lower() + said.what[1:], None
-            elif isinstance(said, Opened):
+            if said is not None:
+                running.hear(said)
+            if isinstance(said, Opened):
                 self._summary.opened[said.fingerprint] += 1
-            elif isinstance(said, Working):
-                doing, task = f"at {said.phase} of {said.task}", said.task
-            elif isinstance(said, TaskDone):
-                tasks.append(said.outcome)
-                task = None
+                self._engine_log = point.folder / LOG
+            elif isinstance(said, AheadDone):
+                return self._first_stage_done(point, said.ahead)
             elif isinstance(said, PointDone):
-                if not step.first_stage_only:
-                    return self._done(point, said.answer)
-                if said.answer.status == JobStatus.COMPLETED:  # else the point itself will meet what is wrong
-                    self._ahead[point.planned.number] = said.answer.return_value
-                return None
-            if deadline is not None and time.perf_counter() > deadline:
-                assert self._timeout is not None
+                return self._point_done(point, said.answer)
+            elif isinstance(said, PointFailed):
+                failure = replace(said.failure, log=self._log(point, written))
+                self._replace_child_after([failure])
+                return self._fail(point, failure, running.tasks, started)
+            if self._timeout is None or running.waits_since is not None:
+                continue
+            if time.perf_counter() > started + self._timeout + running.waited:
                 child.show_where()
-                self._drop(child.kill)
-                log = last_lines(point.folder / LOG)
-                return self._fail(point, of_timeout(self._timeout, doing, log, task), tasks, started)
+                child.kill()
+                self._child = None
+                failure = of_timeout(self._timeout, running.doing, self._log(point, written), running.task)
+                return self._fail(point, failure, running.tasks, started)
 
-    def _done(self, point: SweepPoint, answer: Any) -> Failure | None:
-        number = point.planned.number
-        if not isinstance(answer._return_value, RunRecord):
-            # Hydra's own part of a point failed, as a callback of the user's.
-            return self._fail(point, of_exception(answer._return_value), answer=answer)
-        record = answer._return_value
-        self._take(number, record, answer)
-        if self._child is not None and any(failure.kind in FATAL for failure in record.failures):
-            self._drop(self._child.end)
-        return next(iter(record.failures), None)
+    def _first_stage_done(self, point: SweepPoint, ahead: Ahead) -> Failure | None:
+        self._ahead[point.planned.number] = ahead
+        self._replace_child_after(ahead.failures)
+        dead = next((failure for failure in ahead.failures if _did_not_open(failure)), None)
+        # Anything else the point itself will meet, task by task.
+        return self._fail(point, dead) if dead is not None else None
+
+    def _point_done(self, point: SweepPoint, answer: Any) -> Failure | None:
+        record: RunRecord = answer.return_value
+        self._take(point.planned.number, record, answer)
+        tried = [failure for failure in record.failures if failure.tried]
+        self._replace_child_after(tried)
+        return next((failure for failure in tried if _did_not_open(failure)), None)
+
+    def _replace_child_after(self, failures: Sequence[Failure]) -> None:
+        """Lets the child go if what went wrong in it says that it is not to be relied on."""
+        if self._child is not None and any(failure.kind in FATAL for failure in failures):
+            child, self._child = self._child, None
+            child.end()
 
     def _fail(
         self,
@@ -215,7 +255,6 @@ class Supervisor:
         failure: Failure,
         tasks: Sequence[TaskOutcome] = (),
         started: float | None = None,
-        answer: Any = None,
     ) -> Failure:
         """Writes the record of a point that could not write its own."""
         planned = point.planned
@@ -223,8 +262,11 @@ class Supervisor:
         if planned.plan is not None:
             record.settings, record.fingerprint = planned.plan.settings, planned.fingerprint
         record.tasks, record.failure = list(tasks), failure
-        finish(record, started if started is not None else time.perf_counter())
-        self._take(planned.number, record, answer)
+        try:
+            finish(record, started if started is not None else time.perf_counter())
+        except OSError as error:
+            self._view.line(f"The record of point {planned.number} cannot be written: {error}", "red")
+        self._take(planned.number, record, None)
         return failure
 
     def _take(self, number: int, record: RunRecord, answer: Any) -> None:
@@ -232,7 +274,7 @@ class Supervisor:
         self._summary.points[number] = {
             "point": number,
             "overrides": record.overrides,
-            "folder": str(self._points[number].folder.name),
+            "folder": os.path.relpath(self._points[number].folder, self._folder),
             "fingerprint": record.fingerprint,
             "status": record.status,
             "failures": [asdict(failure) for failure in record.failures],
@@ -243,23 +285,28 @@ class Supervisor:
 
     def _summarise(self) -> None:
         self._summary.seconds = time.perf_counter() - self._started
-        self._summary.write(self._folder)
+        try:
+            self._summary.write(self._folder)
+        except OSError as error:
+            self._view.line(f"{self._folder}/sweep.json cannot be written: {error}", "red")
+
+    def _log(self, point: SweepPoint, written: int) -> list[str]:
+        """The last lines of a point's log, and of where else its engine writes to; else of what the child itself has said."""
+        log = point.folder / LOG
+        engine = self._engine_log
+        lines = [*(last_lines(engine) if engine is not None and engine != log else []), *last_lines(log)]
+        return lines or last_lines(self._child_log, since=written)
 
     def _the_child(self) -> Child:
         if self._child is None:
-            self._child = Child(self._folder / "child.log")
+            self._child = Child(self._child_log)
+            self._engine_log = None
             self._summary.children += 1
         return self._child
 
-    def _drop(self, how: Any) -> int:
-        """Lets go of a child that is not to be relied on."""
-        self._child = None
-        status: int = how() or 0
-        return status
-
     def _close_engines(self) -> None:
         """Closes the group's engine; a process that does not give its memory back is replaced."""
-        child = self._child
+        child, self._engine_log = self._child, None
         if child is None:
             return
         child.tell(CloseEngines())
@@ -267,12 +314,22 @@ class Supervisor:
         try:
             while time.monotonic() < deadline:
                 said = child.listen(_TICK)
-                if isinstance(said, Closed):
-                    if said.leftover_mb > self._max_leftover_mb or said.processes:
-                        self._view.line(f"A new process: {said.leftover_mb:,.0f} MB stayed behind the closed engine")
-                        self._drop(child.end)
-                    return
+                if not isinstance(said, Closed):
+                    continue
+                if said.leftover_mb > self._max_leftover_mb or said.processes:
+                    what = f"{said.processes} of its processes" if said.processes else f"{said.leftover_mb:,.0f} MB"
+                    self._view.line(f"{what} stayed behind the closed engine: a new process goes on")
+                    self._child = None
+                    child.end()
+                return
         except EOFError:
-            self._drop(child.ended)
-            return
-        self._drop(child.kill)
+            pass
+        self._child = None
+        child.kill()
+
+
+def _did_not_open(failure: Failure) -> bool:
+    """Whether a failure kept an engine from opening: an error of vLLM's, or the end of the process while it opened."""
+    return failure.kind in ("engine_start", "out_of_memory_loading") or (
+        failure.kind in FATAL and failure.task is None and "opening vLLM" in failure.message
+    )

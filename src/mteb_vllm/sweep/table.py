@@ -17,7 +17,7 @@ def print_plan(console: Console, points: Sequence[PlannedPoint], *, swept: bool)
     title = f"Dry run: {len(points)} points" if swept else "Dry run"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in header:
-        right = column in ("point", "engine", "~texts", "~pairs", "~tokens")
+        right = column in ("point", "engine", "~work", "~tokens")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
@@ -32,11 +32,9 @@ def print_plan(console: Console, points: Sequence[PlannedPoint], *, swept: bool)
 def plan_table(points: Sequence[PlannedPoint], *, swept: bool) -> tuple[list[str], list[list[str]]]:
     """A header, and one row a point: what differs, fingerprint, state and why, engine, and the work to be done."""
     keys = list(points[0].differs) if points else []
-    pairs = any(point.work is not None and point.work.unit == "pairs" for point in points)
-    header = ["point", *keys, "settings", "state", "engine", "~pairs" if pairs else "~texts", "~tokens"]
+    header = ["point", *keys, "settings", "state", "engine", "~work", "~tokens"]
     rows = []
     for point in points:
-        work = point.work
         rows.append(
             [
                 str(point.number),
@@ -44,8 +42,8 @@ def plan_table(points: Sequence[PlannedPoint], *, swept: bool) -> tuple[list[str
                 point.fingerprint,
                 _state(point),
                 "" if point.group is None else str(point.group),
-                f"{work.texts:,}" if work else "",
-                f"{work.tokens:,}" if work else "",
+                " + ".join(f"{one.texts:,} {one.unit}" for one in point.work),
+                f"{point.tokens:,}" if point.work else "",
             ]
         )
     return (header, rows) if swept else (header[1:], [row[1:] for row in rows])
@@ -69,7 +67,7 @@ def _summary(points: Sequence[PlannedPoint]) -> str:
     if engines:
         names = dict.fromkeys(group.engine.model.name for group in engines if group.engine is not None)
         text += f", {len(engines)} {'engine' if len(engines) == 1 else 'engines'} to open ({', '.join(names)})"
-    unknown = {task.name for point in points for task in point.to_do if task.work is None}
+    unknown = {task.name for point in points for task in point.to_do if not task.work}
     if unknown:
-        text += f"; of {', '.join(sorted(unknown))} nobody knows how large they are"
-    return f"{text}. Texts and tokens are estimates from mteb's descriptive statistics."
+        text += f"; how large these are, nobody knows: {', '.join(sorted(unknown))}"
+    return f"{text}. Work and tokens are estimates from mteb's descriptive statistics."

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from mteb_vllm.report import mean
 from mteb_vllm.results import RunRecord
 from mteb_vllm.sweep.messages import Doing, Report, TaskDone, Working
-from mteb_vllm.sweep.planning import Group, PlannedPoint
+from mteb_vllm.sweep.planning import Group, PlannedPoint, grouped
 
 
 class View:
@@ -26,12 +26,12 @@ class View:
     def __init__(self, console: Console, points: Sequence[PlannedPoint]) -> None:
         self._console = console
         self._points = {point.number: point for point in points}
-        self._left = {point.number: _weight(point) for point in points}
-        self._whole = sum(self._left.values())
-        self._n_engines = len({point.group for point in points if point.group is not None})
+        self._left = _weights(points)
+        self._passed = 0.0
+        self._began: float | None = None  # when the first point that needs an engine did
+        self._n_engines = sum(group.engine is not None for group in grouped(points))
         self._done = self._failed = 0
         self._now = ""
-        self._started = time.perf_counter()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -62,7 +62,8 @@ class View:
         assert group.engine is not None
         n_points = len({step.point.number for step in group.steps})
         name, of = group.engine.model.name, f"{n_points} {'point' if n_points == 1 else 'points'}"
-        self.line(f"Engine {group.number}/{max(self._n_engines, group.number)}: {name}, {of}")
+        self.line(f"Engine {group.number}/{self._n_engines}: {name}, {of}")
+        self._began = self._began or time.perf_counter()
 
     def started(self, point: PlannedPoint, first_stage_only: bool) -> None:
         """A point begins, or its first stage."""
@@ -86,7 +87,7 @@ class View:
         assert record.point is not None
         self._done += 1
         self._failed += record.status == "failed"
-        self._left.pop(record.point, None)
+        self._passed += self._left.pop(record.point, 0.0)
         settings = " ".join(f"{key}={value}" for key, value in self._points[record.point].differs.items())
         head = f"[{self._done}/{len(self._points)}] point {record.point} {settings}"
         if record.status == "failed":
@@ -107,17 +108,18 @@ class View:
 
     def _summary(self) -> str:
         failed = f"{self._failed} failed, " if self._failed else ""
-        passed = self._whole - sum(self._left.values())
-        if not passed:
+        if not self._passed or self._began is None:
             return failed.rstrip(", ")
-        seconds = (time.perf_counter() - self._started) * sum(self._left.values()) / passed
+        seconds = (time.perf_counter() - self._began) * sum(self._left.values()) / self._passed
         return f"{failed}about {_duration(seconds)} left"
 
 
-def _weight(point: PlannedPoint) -> float:
-    """How much of a sweep's time a point is expected to take; one that is known already next to nothing."""
-    work = point.work
-    return 1.0 if work is None and point.to_do else 0.01 if work is None else float(max(1, work.tokens))
+def _weights(points: Sequence[PlannedPoint]) -> dict[int, float]:
+    """How much of a sweep's time each point is expected to take; known ones nothing, unknown ones as much as the mean."""
+    tokens = {point.number: float(point.tokens) for point in points if point.to_do}
+    known = [weight for weight in tokens.values() if weight]
+    mean_of_known = sum(known) / len(known) if known else 1.0
+    return {number: weight or mean_of_known for number, weight in tokens.items()}
 
 
 def _duration(seconds: float) -> str:

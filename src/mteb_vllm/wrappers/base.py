@@ -100,6 +100,11 @@ class VllmWrapperBase:
                 self._engine.owners.add(id(self))
         return self._engine
 
+    @property
+    def last_engine(self) -> Engine | None:
+        """The engine that was used last, open or closed; None if there was none."""
+        return self._engine
+
     def engine_record(self) -> dict[str, Any]:
         """How the engine was opened; empty if it was not."""
         if self._engine is None:
