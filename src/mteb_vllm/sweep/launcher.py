@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -19,6 +19,12 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+from mteb_vllm.entry import Job, typed
+from mteb_vllm.results import RunRecord
+from mteb_vllm.sweep.planning import plan_points
+from mteb_vllm.sweep.supervisor import Summary, Supervisor, SweepPoint
+from mteb_vllm.sweep.view import View
 
 if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
@@ -35,7 +41,7 @@ class EngineGroupedLauncher(Launcher):
     def __init__(self, point_timeout: float | None = None, max_leftover_mb: float = 2000) -> None:
         super().__init__()
         self._point_timeout, self._max_leftover_mb = point_timeout, max_leftover_mb
-        self._summary: Any = None  # of all batches
+        self._summary = Summary()  # of all batches
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra's own."""
@@ -54,11 +60,6 @@ class EngineGroupedLauncher(Launcher):
         Raises:
             KeyboardInterrupt: on Ctrl-C and SIGTERM, with the signal's number.
         """
-        from mteb_vllm.entry import Job, typed
-        from mteb_vllm.sweep.planning import plan_points
-        from mteb_vllm.sweep.supervisor import Summary, Supervisor, SweepPoint
-        from mteb_vllm.sweep.view import View
-
         assert isinstance(self._job, Job)
         setup_globals()
         folder = Path(str(self._config.hydra.sweep.dir))
@@ -74,7 +75,6 @@ class EngineGroupedLauncher(Launcher):
         ]
         self._check(points)
         self._job.folder = folder
-        self._summary = self._summary or Summary()
         with View(self._job.console, planned) as view:
             supervisor = Supervisor(
                 points,
@@ -101,7 +101,7 @@ class EngineGroupedLauncher(Launcher):
         HydraConfig.instance().set_config(config)  # for ${hydra:...} in somebody's file
         return config
 
-    def _check(self, points: Sequence[Any]) -> None:
+    def _check(self, points: Sequence[SweepPoint]) -> None:
         """Refuses what a child process, or a sweep, cannot have."""
         folders = Counter(point.folder for point in points)
         if twice := [str(folder) for folder, n in folders.items() if n > 1]:
@@ -109,11 +109,10 @@ class EngineGroupedLauncher(Launcher):
         try:
             pickle.dumps(self._context)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
-            raise HydraException(
-                f"hydra.callbacks cannot go to another process ({error}); use hydra/launcher=basic"
-            ) from None
+            why = f"hydra.callbacks cannot go to another process ({error}): hydra/launcher=basic needs none"
+            raise HydraException(why) from None
 
-    def _answer(self, point: Any, records: dict[int, Any]) -> JobReturn:
+    def _answer(self, point: SweepPoint, records: dict[int, RunRecord]) -> JobReturn:
         """What Hydra would have returned, had the point lived to say so."""
         answer = JobReturn()
         config = point.config.copy()
