@@ -203,13 +203,15 @@ def test_an_interrupted_call_harms_no_later_one(minilm: Any) -> None:
 
 def test_engines_of_one_process_close_together_and_leave_the_shells_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     from mteb_vllm import engine as engines
+    from mteb_vllm import environment
 
     left: list[int] = []
     monkeypatch.setattr(engines, "_open", [])
-    monkeypatch.setattr(engines, "_outer_env", {})
-    monkeypatch.setattr(engines, "_leave_vllm", lambda: (left.append(len(engines._open)), engines._leave_env()))
+    monkeypatch.setattr(environment, "_before", None)
+    monkeypatch.setattr(engines, "_leave_vllm", lambda: (left.append(len(engines._open)), environment.leave()))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
-    engines._enter_env({"VLLM_X": "1"})
+    environment.enter({"VLLM_X": "1"})
+    assert environment.outer()["VLLM_CPU_KVCACHE_SPACE"] == "4" and "VLLM_X" not in environment.outer()
     both = [
         Engine(SimpleNamespace(env={}), SimpleNamespace(), 0.0, "float32", 8, 4, {}, in_process=True)  # type: ignore[arg-type]
         for _ in range(2)

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mteb_vllm import environment, memory
 from mteb_vllm.catalogue import vllm_distribution
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
-from mteb_vllm.fingerprint import METHOD, device, fingerprint, identity, uncounted_variable, versions
+from mteb_vllm.fingerprint import METHOD, device, fingerprint, identity, versions
 from mteb_vllm.models import Model
 from mteb_vllm.quirks import explain, let_llvmlite_be_looked_at, within_positions
 
@@ -61,7 +62,7 @@ class EngineSpec:
             "convert": self.convert,
             "args": {key: _plain(value) for key, value in self.args.items()},
             "env": dict(self.env),
-            "shell": _shell_env(self.env),
+            "shell": environment.shell(self.env),
             "device": device(),
             "method": METHOD,
             "versions": dict(versions()),
@@ -174,9 +175,8 @@ def is_open(spec: EngineSpec) -> bool:
     return any(engine.llm is not None and engine.spec.fingerprint == wanted for engine in _open)
 
 
-# Open engines, the first one first, and what the environment was before it.
+# Open engines, the first one first.
 _open: list[Engine] = []
-_outer_env: dict[str, str | None] = {}
 
 
 def open_engine(spec: EngineSpec, *, beside: Sequence[EngineSpec] = ()) -> Engine:
@@ -215,27 +215,6 @@ def close_engines(*, owned: bool = True) -> None:
 
 atexit.register(close_engines)
 
-# Memory that this process held before it opened its first engine, imports included.
-_before_mb: float | None = None
-
-
-def leftover_mb() -> float:
-    """Memory in MB, the device's too, that this process holds more than before it opened its first engine."""
-    if _before_mb is None:
-        return 0.0
-    import torch
-
-    # An engine in this process has torch's allocator; one in a process of its own takes its memory along.
-    device = torch.cuda.memory_reserved() / 2**20 if torch.cuda.is_available() else 0.0
-    return max(0.0, resident_mb() - _before_mb) + device
-
-
-def resident_mb() -> float:
-    """Memory in MB that this process holds."""
-    import psutil
-
-    return float(psutil.Process().memory_info().rss) / 2**20
-
 
 def working_processes() -> list[Any]:
     """The processes of open engines, beside this one."""
@@ -261,7 +240,7 @@ def _start(spec: EngineSpec) -> Engine:
         raise MissingPackageError(INSTALL)
     started = time.perf_counter()
     if not _open:
-        _enter_env(spec.env)
+        environment.enter(spec.env)
     elif dict(spec.env) != dict(_open[0].spec.env):
         # Variables are the process's: one engine would run with the other's.
         raise EngineStartError("engines with different engine.env cannot be open together: pipeline.keep_engines=false")
@@ -269,7 +248,7 @@ def _start(spec: EngineSpec) -> Engine:
         engine = _load(spec, started)
     except BaseException:
         if not _open:
-            _leave_env()
+            environment.leave()
         raise
     logger.info("vLLM opened in %.1f s: %s", engine.seconds, engine.resolved)
     return engine
@@ -280,7 +259,7 @@ def _leave_vllm() -> None:
     from vllm.distributed import cleanup_dist_env_and_memory
 
     cleanup_dist_env_and_memory()
-    _leave_env()
+    environment.leave()
     # glibc keeps what is freed; an engine's weights and caches are worth asking for.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -298,8 +277,7 @@ def _load(spec: EngineSpec, started: float) -> Engine:
     except ImportError as error:
         raise MissingPackageError(f"vLLM is installed but cannot be imported: {error}") from error
     let_llvmlite_be_looked_at()
-    global _before_mb
-    _before_mb = resident_mb() if _before_mb is None else _before_mb
+    memory.note_before_engines()
     args = dict(spec.args)
     try:
         if isinstance(args.get("pooler_config"), Mapping):
@@ -365,43 +343,6 @@ def _works(process: Any) -> bool:
 
 def _processors(llm: Any) -> Iterable[Any]:
     return getattr(llm, "pooling_io_processors", {}).values()
-
-
-def _shell_env(chosen: Mapping[str, str]) -> dict[str, str]:
-    """Variables of vLLM's from the shell, beside those of `engine.env`: they change results all the same."""
-    # While an engine is open, vLLM's own variables are among them; what was there before it is the shell's.
-    outer: Mapping[str, str | None] = _outer_env if _open else os.environ
-    return {
-        key: value
-        for key, value in sorted(outer.items())
-        if value is not None and key.startswith("VLLM_") and key not in chosen and not uncounted_variable(key)
-    }
-
-
-def outer_environment() -> dict[str, str]:
-    """The environment as it is without the engines that are open."""
-    if not _open:
-        return dict(os.environ)
-    others = {key: value for key, value in os.environ.items() if key not in _outer_env and not key.startswith("VLLM_")}
-    return others | {key: value for key, value in _outer_env.items() if value is not None}
-
-
-def _enter_env(values: Mapping[str, str]) -> None:
-    """Sets an engine's environment, and keeps what it was."""
-    _outer_env.update({key: os.environ.get(key) for key in values})
-    _outer_env.update({key: value for key, value in os.environ.items() if key.startswith("VLLM_")})
-    os.environ.update(values)
-
-
-def _leave_env() -> None:
-    """Restores the environment: one engine's, and what vLLM itself has set for it, must not be the next one's."""
-    for key in [*_outer_env, *(key for key in os.environ if key.startswith("VLLM_"))]:
-        value = _outer_env.get(key)
-        if value is None:
-            os.environ.pop(key, None)
-        else:
-            os.environ[key] = value
-    _outer_env.clear()
 
 
 def _plain(value: Any) -> Any:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import math
 import os
 import platform
-import resource
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,6 +18,7 @@ from mteb_vllm import __version__
 from mteb_vllm.failures import Failure
 from mteb_vllm.files import write_atomically
 from mteb_vllm.fingerprint import device, gpu_count, versions
+from mteb_vllm.memory import peak_memory
 from mteb_vllm.work import Work
 
 Status = Literal["computed", "reused", "failed"]
@@ -208,21 +207,6 @@ def hardware() -> dict[str, Any]:
         "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
         "platform": platform.platform(),
     }
-
-
-def reset_peak_memory() -> None:
-    """Lets a run's peak be its own, in a process that has run others; where the system can (Linux: proc(5), clear_refs)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak_memory() -> dict[str, float]:
-    """Peak resident memory so far in MB: of this process, and of its largest child that has ended."""
-    # ru_maxrss is in KiB on Linux and in bytes on macOS (getrusage(2)).
-    unit = 2**20 if platform.system() == "Darwin" else 2**10
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return {"process": round(own / unit, 1), "largest_child": round(child / unit, 1)}
 
 
 def git_revision() -> str | None:

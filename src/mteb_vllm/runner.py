@@ -20,10 +20,11 @@ from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.failures import Failure, before, last_lines, of_exception, remember, remembered, with_log
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import EncoderStage
+from mteb_vllm.memory import reset_peak_memory
 from mteb_vllm.plan import Plan, plan
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console
 from mteb_vllm.quiet import errors_into, quiet_libraries
-from mteb_vllm.results import RunRecord, TaskOutcome, reset_peak_memory, write_record
+from mteb_vllm.results import RunRecord, TaskOutcome, write_record
 from mteb_vllm.stored import keep_settings, look, result_path
 
 if TYPE_CHECKING:

@@ -25,9 +25,10 @@ from hydra.core.utils import JobStatus, configure_log, run_job, setup_globals
 from omegaconf import open_dict
 from rich.console import Console
 
-from mteb_vllm.engine import EngineSpec, close_engines, dead_processes, leftover_mb, working_processes
+from mteb_vllm.engine import EngineSpec, close_engines, dead_processes, working_processes
 from mteb_vllm.entry import Job, typed
 from mteb_vllm.failures import ENGINE_DIED, of_exception
+from mteb_vllm.memory import leftover_mb
 from mteb_vllm.progress import MakeProgress, Progress
 from mteb_vllm.results import TaskOutcome
 from mteb_vllm.runner import retrieve_ahead

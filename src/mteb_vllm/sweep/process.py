@@ -12,7 +12,7 @@ import time
 from multiprocessing import Pipe
 from pathlib import Path
 
-from mteb_vllm.engine import outer_environment
+from mteb_vllm import environment
 from mteb_vllm.sweep.messages import Order, Report
 
 # The child imports from where this process does.
@@ -46,7 +46,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 pass_fds=descriptors,
                 # Variables of an engine that is open here would count as settings of the shell's there.
-                env=outer_environment(),
+                env=environment.outer(),
                 # Ctrl-C goes to the sweep, which ends its child in order; and the child's processes can be ended with it.
                 start_new_session=True,
             )
