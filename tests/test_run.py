@@ -66,6 +66,17 @@ def test_the_same_again_computes_nothing_and_opens_nothing(first: tuple[Path, An
     assert again.scores == record.scores and again.fingerprint == record.fingerprint
 
 
+def test_half_a_result_is_named_set_aside_and_computed_again(first: tuple[Path, Any]) -> None:
+    folder, record = first
+    (path,) = result_files(folder)
+    path.write_bytes(path.read_bytes()[:200])
+    again = one(folder)
+    assert [task.status for task in again.tasks] == ["computed"] and again.scores == record.scores
+    assert any(f"{path.name}.broken could not be read" in warning for warning in again.warnings)
+    assert path.with_suffix(".json.broken").stat().st_size == 200 and path.stat().st_size > 200
+    assert [task.status for task in one(folder).tasks] == ["reused"]
+
+
 def test_reuse_none_computes_again(first: tuple[Path, Any]) -> None:
     folder, record = first
     again = one(folder, "results.reuse=none")

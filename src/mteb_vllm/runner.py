@@ -239,7 +239,10 @@ def _evaluate(
             if outcome.failure is not None:
                 outcome.failure = with_log(outcome.failure, [*_engine_lines(work.model, log), *last_lines(log)])
             record.tasks.append(outcome)
-        record.warnings += [f"{path} could not be read before it was set aside." for path in work.store.set_aside]
+        record.warnings += [
+            f"{path} could not be read: it was set aside under this name, and computed again."
+            for path in work.store.set_aside
+        ]
         record.engine = work.model.engine_record()
         if planned.stage is not None:
             record.first_stage = _first_stage_record(planned)
