@@ -18,8 +18,9 @@ from rich.console import Console
 from mteb_vllm.engine import Engine
 from mteb_vllm.errors import EngineError
 from mteb_vllm.models import Model
+from mteb_vllm.pipelines.data import check_candidates
 from mteb_vllm.pipelines.evaluate import Evaluate
-from mteb_vllm.pipelines.mteb_run import check_candidates, compute
+from mteb_vllm.pipelines.mteb_run import compute
 from mteb_vllm.progress import Progress
 from mteb_vllm.prompts import Prompts
 from mteb_vllm.store import ResultsStore

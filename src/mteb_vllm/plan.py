@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mteb_vllm import score_templates, tasks
@@ -12,12 +14,15 @@ from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.config import InstructionConfig, ModelConfig, RunConfig
 from mteb_vllm.engine import EngineSpec
 from mteb_vllm.errors import FirstStageError
+from mteb_vllm.failures import Failure, before, remembered
+from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import Dense, EncoderStage, FirstStage
 from mteb_vllm.models import find_recipe_now
 from mteb_vllm.pipelines.rerank import Rerank
 from mteb_vllm.preflight import make_first_stage, make_pipeline
 from mteb_vllm.prompts import Prompts, resolve
 from mteb_vllm.score_templates import ScoreTemplate
+from mteb_vllm.stored import look, result_path
 
 # What of a reranking run's settings says where the candidates come from.
 _OF_CANDIDATES = ("candidates", "first_stage", "top_k", "tasks")
@@ -100,6 +105,24 @@ def plan(config: RunConfig) -> Plan:
         settings |= _candidates(pipeline, stage, chosen)
     parts = tasks.parts(chosen, mteb_catalogue())
     return Plan(pipeline, spec, prompts, template, stage, chosen, parts, settings)
+
+
+def failed_before(config: RunConfig, planned: Plan) -> dict[str, Failure]:
+    """The tasks that failed before under the very same settings and have no result since."""
+    root = Path(config.results.dir)
+    earlier = remembered(root, fingerprint(planned.settings))
+    found = {}
+    for task in planned.tasks:
+        failure = before(earlier, task.name)
+        if failure is None:
+            continue
+        with contextlib.suppress(FirstStageError):
+            settings = planned.settings_for(task)
+            path = result_path(root, settings, task.name, fingerprint(settings))
+            if look(path, task, config.tasks.splits) == "whole":
+                continue
+        found[task.name] = failure
+    return found
 
 
 def _encoder(

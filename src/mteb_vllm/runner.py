@@ -17,15 +17,15 @@ from mteb_vllm import report, tasks
 from mteb_vllm.announce import announce
 from mteb_vllm.config import RunConfig
 from mteb_vllm.errors import FirstStageError, MtebVllmError
-from mteb_vllm.failures import Failure, before, last_lines, of_exception, remember, remembered, with_log
+from mteb_vllm.failures import Failure, last_lines, of_exception, remember, with_log
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import EncoderStage
 from mteb_vllm.memory import reset_peak_memory
-from mteb_vllm.plan import Plan, plan
+from mteb_vllm.plan import Plan, failed_before, plan
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console
 from mteb_vllm.quiet import errors_into, quiet_libraries
 from mteb_vllm.results import RunRecord, TaskOutcome, write_record
-from mteb_vllm.stored import keep_settings, look, result_path
+from mteb_vllm.stored import keep_settings
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -158,24 +158,6 @@ def finish(record: RunRecord, started: float) -> None:
     if record.fingerprint:
         settled = [task.name for task in record.tasks if task.status != "failed"]
         remember(Path(record.config["results"]["dir"]), record.fingerprint, record.failures, settled)
-
-
-def failed_before(config: RunConfig, planned: Plan) -> dict[str, Failure]:
-    """The tasks that failed before under the very same settings and have no result since."""
-    root = Path(config.results.dir)
-    earlier = remembered(root, fingerprint(planned.settings))
-    found = {}
-    for task in planned.tasks:
-        failure = before(earlier, task.name)
-        if failure is None:
-            continue
-        with contextlib.suppress(FirstStageError):
-            settings = planned.settings_for(task)
-            path = result_path(root, settings, task.name, fingerprint(settings))
-            if look(path, task, config.tasks.splits) == "whole":
-                continue
-        found[task.name] = failure
-    return found
 
 
 @dataclass(frozen=True)

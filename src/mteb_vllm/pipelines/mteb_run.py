@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from mteb_vllm.errors import DataError, EngineError, MissingPackageError, ModelError
-from mteb_vllm.failures import in_one_line, of_exception
+from mteb_vllm.errors import EngineError, MissingPackageError, ModelError
+from mteb_vllm.failures import of_exception
 from mteb_vllm.locks import BusyError
+from mteb_vllm.pipelines import data
 from mteb_vllm.results import TaskOutcome
-from mteb_vllm.tasks import brings_candidates
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -149,7 +149,7 @@ def _compute_part(
     started = time.perf_counter()
     pinned = task.__dict__.get("metadata")
     try:
-        load(task)
+        data.load(task)
         if prepare is not None:
             prepare(task)
         loaded = time.perf_counter()
@@ -190,76 +190,6 @@ def evaluate_loaded(model: Any, task: AbsTask, store: ResultsStore, *, reuse: bo
     if before is not None and again:
         # Splits and subsets that were not asked for now stay as they are.
         store.save_to_cache(before.merge(answer.task_results[0]), meta)
-
-
-def load(task: AbsTask) -> None:
-    """Loads a task's data; a reranking task whose candidate lists got lost is refused.
-
-    `datasets` lists only the config `default` of an offline cache, and mteb then drops the candidate lists without a word:
-    it would silently score full retrieval instead.
-
-    Raises:
-        DataError: with the way out.
-    """
-    from mteb.abstasks import AbsTaskRetrieval
-
-    try:
-        task.load_data()
-    except Exception as error:  # networks, caches and files fail in many ways
-        raise DataError(in_one_line(error)) from error
-    if isinstance(task, AbsTaskRetrieval):
-        task.convert_v1_dataset_format_to_v2(num_proc=None)
-        check_instructions(task)
-    check_candidates(task)
-
-
-def check_candidates(task: AbsTask) -> None:
-    """Refuses a loaded reranking task without its candidate lists.
-
-    Raises:
-        DataError: with the way out.
-    """
-    if not brings_candidates(task.metadata.type):
-        return
-    data: Any = getattr(task, "dataset", None) or {}
-    for subset in task.hf_subsets:
-        for split in task.eval_splits:
-            part = data.get(subset, {}).get(split)
-            if part is not None and not part.get("top_ranked"):
-                raise DataError(
-                    f"the candidate lists (top_ranked) of {subset}/{split} are missing, as happens with an offline data-set "
-                    "cache; put a copy of the data set into a folder "
-                    f"{task.metadata.dataset['path']} of the working directory, or load it online"
-                )
-
-
-def check_instructions(task: AbsTask) -> None:
-    """Refuses a loaded task of instructions that lost them, as happens with candidate lists.
-
-    Raises:
-        DataError: with the way out.
-    """
-    if not str(task.metadata.type).startswith("Instruction"):
-        return
-    data: Any = task.dataset
-    columns = {name for splits in data.values() for part in splits.values() for name in part["queries"].column_names}
-    path, revision = task.metadata.dataset["path"], task.metadata.dataset.get("revision")
-    if "instruction" in columns or not _lists_too_little(path, revision):
-        return
-    raise DataError(
-        f"whether {task.metadata.name} has instructions cannot be known from an offline data-set cache, and without them it "
-        f"is another task; put a copy of the data set into a folder {path} of the working directory, or load it online"
-    )
-
-
-def _lists_too_little(path: str, revision: Any) -> bool:
-    """Whether `datasets` lists only one configuration of a data set that has several: what an offline cache does."""
-    from datasets import get_dataset_config_names
-
-    try:
-        return list(get_dataset_config_names(path, revision)) == ["default"]
-    except Exception:  # a task whose data come from elsewhere
-        return False
 
 
 def outcome_of(task: AbsTask, result: TaskResult, status: Any) -> TaskOutcome:

@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mteb_vllm.entry import Job, typed
 from mteb_vllm.results import RunRecord
 from mteb_vllm.sweep.planning import plan_points
-from mteb_vllm.sweep.supervisor import Summary, Supervisor, SweepPoint
+from mteb_vllm.sweep.summary import Summary
+from mteb_vllm.sweep.supervisor import Supervisor, SweepPoint
 from mteb_vllm.sweep.view import View
 
 if TYPE_CHECKING:

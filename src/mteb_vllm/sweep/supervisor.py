@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mteb_vllm.failures import FATAL, Failure, last_lines, of_exit, of_timeout
-from mteb_vllm.files import write_atomically
 from mteb_vllm.results import RunRecord, TaskOutcome
 from mteb_vllm.runner import LOG, Ahead, finish, started_record
 from mteb_vllm.sweep.messages import (
@@ -31,6 +28,7 @@ from mteb_vllm.sweep.messages import (
 )
 from mteb_vllm.sweep.planning import Group, PlannedPoint, Step, grouped
 from mteb_vllm.sweep.process import Child
+from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.view import View
 
 # How often the view moves while a child says nothing, in seconds.
@@ -53,36 +51,6 @@ class SweepPoint:
     planned: PlannedPoint
     config: Any
     folder: Path
-
-
-@dataclass
-class Summary:
-    """A sweep as it is kept in `sweep.json`, beside its points' folders.
-
-    Attributes:
-        points: For each point that has ended its number, folder, fingerprint, status, failures and seconds.
-        engines: For each engine, by fingerprint, its model and the points on it.
-        opened: How often each engine was opened, by fingerprint.
-        children: How many child processes were started.
-        seconds: Wall time.
-    """
-
-    points: dict[int, dict[str, Any]] = field(default_factory=dict)
-    engines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    opened: Counter[str] = field(default_factory=Counter)
-    children: int = 0
-    seconds: float = 0.0
-
-    def write(self, folder: Path) -> None:
-        """Writes it, whole or not at all."""
-        content = {
-            "points": [self.points[number] for number in sorted(self.points)],
-            "engines": [{"fingerprint": key, **one, "opened": self.opened[key]} for key, one in self.engines.items()],
-            "engines_opened": sum(self.opened.values()),
-            "children": self.children,
-            "seconds": self.seconds,
-        }
-        write_atomically(folder / "sweep.json", json.dumps(content, indent=2) + "\n")
 
 
 @dataclass
