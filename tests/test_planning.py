@@ -15,7 +15,7 @@ from mteb_vllm.command import check
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.failures import Failure, remember
 from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.stored import keep_settings, predictions_path, result_path
+from mteb_vllm.stored import keep_same, keep_settings, predictions_path, result_path
 from mteb_vllm.sweep.planning import PlannedPoint, grouped, plan_points
 from mteb_vllm.sweep.table import plan_table, print_plan
 
@@ -111,6 +111,30 @@ def test_a_point_says_what_is_known_of_it(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     print_plan(console, points, swept=True)
     assert "3 of 4 points to run, 3 engines to open" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_task_that_points_read_in_the_same_way_is_computed_once(tmp_path: Path) -> None:
+    words = ["tasks.names=[SciFact,STS12]", "prompts=none", "prompts.query=null,'q: '", f"results.dir={tmp_path}"]
+    first, other = planned(*words)
+    assert [(task.name, task.same_as) for task in other.tasks] == [("SciFact", None), ("STS12", 0)]
+    assert other.tasks[1].work == () and 0 < other.tokens < first.tokens
+    again = planned(*words, "results.reuse=none")[1]
+    assert [task.same_as for task in again.tasks] == [None, None]
+    # Once the first is computed, the other is known, but not in a run that reads it in another way.
+    known(first, "STS12", tmp_path)
+    assert first.plan is not None
+    (read_as,) = {point.plan.read_as(point.plan.tasks[1]) for point in (first, other) if point.plan is not None}
+    assert read_as is not None
+    settings = first.plan.settings
+    keep_same(tmp_path, read_as, result_path(tmp_path, settings, "STS12", fingerprint(settings)))
+    first, other = planned(*words)
+    assert [[task.state for task in point.tasks] for point in (first, other)] == [["to run", "done"]] * 2
+    ((behind,),) = (
+        [task.state for task in point.tasks][1:] for point in planned(*words[:2], "+prompts.STS=x", *words[3:])
+    )
+    assert behind == "to run"
+    for changed in (["engine.max_num_seqs=1"], ["engine.dtype=bfloat16"], ["prompts=e5"]):
+        assert planned(*words[:1], *words[3:], *changed)[0].tasks[1].state == "to run"
 
 
 def test_a_model_that_is_gone_since_the_check_is_one_points_failure(

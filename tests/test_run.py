@@ -95,6 +95,20 @@ def test_dtype_and_prompts_each_make_another_result(first: tuple[Path, Any]) -> 
     assert prompts.tasks[0].prompts["texts"]["prefix"] == "query: "
 
 
+def test_a_prompt_that_does_not_concern_a_task_makes_it_no_other_result(first: tuple[Path, Any]) -> None:
+    folder, record = first
+    behind = '+prompts.Classification="q: "'
+    one_way, same = one(folder, behind), one(folder, behind, 'prompts.query="x: "')
+    assert [other.tasks[0].status for other in (one_way, same)] == ["computed", "reused"]
+    assert same.fingerprint != one_way.fingerprint and same.scores == one_way.scores != record.scores
+    found = {path.parent.name: path.read_bytes() for path in result_files(folder)}
+    assert found[f"settings_{same.fingerprint}"] == found[f"settings_{one_way.fingerprint}"], (
+        "it has a folder of its own"
+    )
+    again = one(folder, behind, 'prompts.query="y: "', "results.reuse=none")
+    assert again.tasks[0].status == "computed" and again.scores == same.scores, "and this is why"
+
+
 def test_a_sweep_with_hydras_own_launcher(tmp_path: Path) -> None:
     sweep = ["engine.dtype=float32,bfloat16", "prompts=none,e5", "hydra/launcher=basic"]
     overrides = [f"results.dir={tmp_path}", f"tasks.names=[{TASK}]", *sweep]

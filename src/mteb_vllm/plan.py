@@ -64,6 +64,21 @@ class Plan:
         candidates: dict[str, Any] = self.pipeline.candidates(self.stage, task.type, task.aggregate_of or (task.name,))
         return own | candidates
 
+    def read_as(self, task: TaskInfo) -> str | None:
+        """The hash of what one task's result depends on, of the prompts only those that its texts are read behind.
+
+        Runs that differ in other prompts have the same result. None where that cannot be known before mteb is imported, or
+        depends on more.
+        """
+        if self.stage is not None or self.template is not None or callable(self.prompts.template):
+            return None
+        own = {key: value for key, value in self.settings.items() if key != "prompts"}
+        read = {
+            part.name: {side or "texts": self.prompts.prefix(part, side or None).text for side in part.sides}
+            for part in tasks.parts([task], mteb_catalogue())
+        }
+        return fingerprint({**own, "task": task.name, "read": read})
+
     def wrapper(self) -> Any:
         """The model, as mteb knows it; its engine opens when it is needed."""
         from mteb_vllm.wrappers import VllmCrossEncoderWrapper, VllmEncoderReranker, VllmEncoderWrapper

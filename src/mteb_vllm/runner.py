@@ -191,7 +191,9 @@ def _working(
         model = planned.wrapper()
         models = [model]
         options: dict[str, Any] = {"reuse": config.results.reuse == "exact"}
-        if planned.stage is not None:
+        if planned.stage is None:
+            options["read_as"] = {task.name: planned.read_as(task) for task in planned.tasks}
+        else:
             options["stage"] = planned.stage
             if isinstance(planned.stage, EncoderStage):
                 models.append(planned.stage.encoder)

@@ -80,6 +80,23 @@ class ResultsStore(ResultCache):
         result = result.validate_and_filter_scores(task)
         return result if math.isfinite(result.get_score()) else None
 
+    def adopt(self, task: AbsTask, meta: ModelMeta, other: Path) -> TaskResult | None:
+        """Takes over the result of a run that differs in nothing that concerns the task; None if it is not whole.
+
+        Args:
+            task: The task.
+            meta: The model's metadata, with the hash of the settings that the result is to be found under.
+            other: Where the result is.
+        """
+        try:
+            result = TaskResult.from_disk(other)
+        except Exception:  # whatever became of it meanwhile: it is computed
+            return None
+        if result.task_name != task.metadata.name or result.dataset_revision != task.metadata.revision:
+            return None
+        self.save_to_cache(result, meta)
+        return self.known(task, meta)
+
     def result(self, task: AbsTask, meta: ModelMeta) -> TaskResult:
         """The whole result of a task that was just computed.
 

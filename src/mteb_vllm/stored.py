@@ -4,6 +4,11 @@ Beside the results lie the settings that their hashes stand for, so that a resul
 this run's:
 
     <root>/settings/<hash>.json
+
+and, for each way in which a task's texts are read, where its result is: a prompt that does not concern a task makes it no
+other result.
+
+    <root>/settings/same/<hash>.json
 """
 
 from __future__ import annotations
@@ -51,6 +56,24 @@ def predictions_path(root: Path, settings: Mapping[str, Any], task: str, fingerp
     """Where the predictions of a first stage are; for the arguments see `result_path`."""
     result = result_path(root, settings, task, fingerprint)
     return root / "predictions" / result.parent.relative_to(root / "results") / f"{task}_predictions.json"
+
+
+def keep_same(root: Path, read_as: str, result: Path) -> None:
+    """Notes where the result is of all runs that read a task in the same way."""
+    write_atomically(_same(root, read_as), json.dumps({"result": str(result.relative_to(root))}) + "\n")
+
+
+def same_result(root: Path, read_as: str) -> Path | None:
+    """Where the result may be of a run that has read a task in the same way; None where there was none."""
+    try:
+        found: dict[str, str] = json.loads(_same(root, read_as).read_text(encoding="utf-8"))
+        return root / found["result"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _same(root: Path, read_as: str) -> Path:
+    return root / "settings" / "same" / f"{read_as}.json"
 
 
 Found = Literal["whole", "part", "other data", "unreadable", "nothing"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -38,6 +38,7 @@ class Evaluate:
         progress: Progress,
         *,
         reuse: bool = True,
+        read_as: Mapping[str, str | None] | None = None,
     ) -> Iterator[TaskOutcome]:
         """Evaluates task by task; one task's failure costs no other anything.
 
@@ -47,10 +48,14 @@ class Evaluate:
             store: Where results are kept, and read from if `reuse`.
             progress: Told what is done.
             reuse: Whether known results are used.
+            read_as: For each task the hash of how its texts are read, by which a run with other prompts has its result, too.
         """
         start = mteb_run.EngineStart(model)
 
         def evaluate(task: AbsTask, wait: bool) -> TaskOutcome:
-            return mteb_run.evaluated(model, task, store, reuse=reuse, wait=wait, start=start, progress=progress)
+            said = (read_as or {}).get(task.metadata.name)
+            return mteb_run.evaluated(
+                model, task, store, reuse=reuse, wait=wait, start=start, progress=progress, read_as=said
+            )
 
         yield from mteb_run.each_task(tasks, progress, evaluate)

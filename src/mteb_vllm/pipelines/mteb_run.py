@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.errors import EngineError, MissingPackageError, ModelError
 from mteb_vllm.failures import of_exception
 from mteb_vllm.locks import BusyError
 from mteb_vllm.pipelines import data
 from mteb_vllm.results import TaskOutcome
+from mteb_vllm.stored import keep_same, same_result
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -63,6 +65,7 @@ def evaluated(
     wait: bool,
     start: EngineStart,
     progress: Progress,
+    read_as: str | None = None,
     prepare: Callable[[AbsTask], None] | None = None,
 ) -> TaskOutcome:
     """A task's outcome: what is known of it, else what is computed now, by one run at a time.
@@ -75,6 +78,7 @@ def evaluated(
         wait: Whether to wait for another run that computes the same.
         start: Opens the model's engine.
         progress: Told of a wait.
+        read_as: The hash of how the task's texts are read, by which the result of another run is this one's, too.
         prepare: Called with each loaded part before it is evaluated.
 
     Raises:
@@ -86,8 +90,22 @@ def evaluated(
     with store.claim(task, meta, wait=wait, on_wait=progress.waiting):
         if reuse and (result := known(store, task, meta)) is not None:
             return outcome_of(task, result, "reused")  # by another run, meanwhile
+        if reuse and read_as is not None and (other := same_result(store.root, read_as)) is not None:
+            result = store.adopt(task, meta, other)
+            if result is not None:
+                return outcome_of(task, result, "reused")
         start.ensure()
-        return computed_outcome(model, task, store, reuse=reuse, prepare=prepare)
+        outcome = computed_outcome(model, task, store, reuse=reuse, prepare=prepare)
+        if read_as is not None and _on_known_sides(model, task):
+            keep_same(store.root, read_as, store.get_task_result_path(task.metadata.name, meta))
+        return outcome
+
+
+def _on_known_sides(model: Any, task: AbsTask) -> bool:
+    """Whether mteb asked for a task's texts on those sides alone of which the catalogue knows."""
+    names = {part.metadata.name for part in parts_of(task)}
+    known = mteb_catalogue().tasks
+    return all(side in known[of].sides for of, side in ((of, side or "") for of, side in model.applied) if of in names)
 
 
 def parts_of(task: AbsTask) -> list[AbsTask]:

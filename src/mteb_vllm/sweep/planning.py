@@ -25,7 +25,7 @@ from mteb_vllm.first_stages import EncoderStage
 from mteb_vllm.pipelines.rerank import Rerank
 from mteb_vllm.plan import Plan, plan
 from mteb_vllm.report import differing
-from mteb_vllm.stored import Stale, look, predictions_path, result_path
+from mteb_vllm.stored import Stale, look, predictions_path, result_path, same_result
 from mteb_vllm.tasks import brings_candidates
 
 State = Literal["to run", "done", "stale", "failed before"]
@@ -41,6 +41,7 @@ class TaskState:
         why: Why it is stale, or failed; or what of it is there.
         work: What engines will be given for it, pairs apart from texts; empty where it is done or nobody knows.
         first_stage: Whether a dense first stage has to retrieve for it.
+        same_as: The number of an earlier point that computes the same; None where there is none.
     """
 
     name: str
@@ -48,6 +49,7 @@ class TaskState:
     why: str = ""
     work: tuple[Estimate, ...] = ()
     first_stage: bool = False
+    same_as: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def plan_points(points: Sequence[tuple[Sequence[str], RunConfig]], first: int = 
         first: The number of the first.
     """
     differences = differing([overrides for overrides, _ in points])
-    stale = functools.cache(Stale)
+    stale, earlier = functools.cache(Stale), _Earlier()
     planned = []
     for number, ((overrides, config), differs) in enumerate(zip(points, differences, strict=True), first):
         point = functools.partial(PlannedPoint, number, tuple(overrides), differs, config)
@@ -149,8 +151,27 @@ def plan_points(points: Sequence[tuple[Sequence[str], RunConfig]], first: int = 
         except MtebVllmError as error:
             planned.append(point(failure=of_exception(error)))
             continue
-        planned.append(point(plan=made, tasks=_states(config, made, stale(Path(config.results.dir)))))
+        states = _states(config, made, stale(Path(config.results.dir)))
+        if config.results.reuse == "exact":
+            both = zip(made.tasks, states, strict=True)
+            states = [earlier.told(number, made, task, state) for task, state in both]
+        planned.append(point(plan=made, tasks=states))
     return _numbered(planned)
+
+
+class _Earlier:
+    """Finds tasks that an earlier point of the same sweep reads in the same way: they are computed once."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, int] = {}
+
+    def told(self, number: int, made: Plan, task: TaskInfo, state: TaskState) -> TaskState:
+        """The state of a point's task, with what an earlier point will have done for it."""
+        read_as = made.read_as(task)
+        if read_as is None or state.state in ("done", "failed before"):
+            return state
+        first = self._first.setdefault(read_as, number)
+        return state if first == number else replace(state, why=f"as point {first}", work=(), same_as=first)
 
 
 def grouped(points: Sequence[PlannedPoint]) -> list[Group]:
@@ -215,6 +236,9 @@ def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: Stale, failure:
         return state("to run", str(error))
     path = result_path(root, settings, task.name, fingerprint(settings))
     found = look(path, task, config.tasks.splits)
+    read_as = made.read_as(task)
+    if found != "whole" and read_as is not None and (other := same_result(root, read_as)) is not None:
+        found = "whole" if look(other, task, config.tasks.splits) == "whole" else found
     if found == "whole" and config.results.reuse == "exact":
         return TaskState(task.name, "done")
     if failure is not None:

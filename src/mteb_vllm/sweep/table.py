@@ -67,7 +67,7 @@ def _summary(points: Sequence[PlannedPoint]) -> str:
     if engines:
         names = dict.fromkeys(group.engine.model.name for group in engines if group.engine is not None)
         text += f", {len(engines)} {'engine' if len(engines) == 1 else 'engines'} to open ({', '.join(names)})"
-    unknown = {task.name for point in points for task in point.to_do if not task.work}
+    unknown = {task.name for point in points for task in point.to_do if not task.work and task.same_as is None}
     if unknown:
         text += f"; how large these are, nobody knows: {', '.join(sorted(unknown))}"
     return f"{text}. Work and tokens are estimates from mteb's descriptive statistics."
