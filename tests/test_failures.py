@@ -100,6 +100,17 @@ def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
     assert lines[-1] == "x" * 400 and len(lines) <= failures.LOG_LINES
 
 
+def test_a_process_that_hangs_says_where(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    frames = [f'  File "x.py", line {at} in f{at}' for at in range(60)]
+    one, current = "Thread 0x1 (most recent call first):", "Current thread 0x2 (most recent call first):"
+    log.write_text("\n".join(["INFO ...", one, *frames, current, '  File "y.py", line 7 in hang', *frames]))
+    lines = failures.where_it_stood(log)
+    assert lines[1] == '  File "y.py", line 7 in hang' and len(lines) == failures.LOG_LINES
+    log.write_text("INFO ...")
+    assert failures.where_it_stood(log) == ["INFO ..."]
+
+
 def test_what_failed_is_remembered_until_there_is_a_score(tmp_path: Path) -> None:
     one, whole = Failure("task", "x", "STS12"), Failure("killed", "y")
     remember(tmp_path, "abc", [one, whole, Failure("interrupted", "KeyboardInterrupt")], [])

@@ -202,7 +202,7 @@ def test_an_engine_process_that_is_killed_is_noticed(
     tmp_path: Path, control: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "START", faults.start("core killed", "encoding", 1, tmp_path / "happened"))
-    apart = ["engine.env.VLLM_ENABLE_V1_MULTIPROCESSING=1", "engine.max_num_seqs=32"]
+    apart = ["+engine.env.VLLM_ENABLE_V1_MULTIPROCESSING=1", "engine.max_num_seqs=32"]
     records = sweep(tmp_path / "out", *apart, axes=["+prompts.Classification=a,b,c"])
     assert [[failure.kind for failure in record.failures] for record in records] == [[], ["engine_died"], []]
     assert told(records)["children"] == 2

@@ -192,6 +192,13 @@ def last_lines(log: Path, n: int = LOG_LINES, *, since: int = 0) -> list[str]:
     return [line[:400] for line in lines if line.strip()][-n:]
 
 
+def where_it_stood(log: Path) -> list[str]:
+    """What a process that was asked where it is wrote last, from its main thread on (faulthandler's form)."""
+    lines = last_lines(log, 400)
+    found = [at for at, line in enumerate(lines) if line.startswith("Current thread")]
+    return lines[found[-1] :][:LOG_LINES] if found else lines[-LOG_LINES:]
+
+
 def remember(root: Path, fingerprint: str, failures: Sequence[Failure], settled: Sequence[str]) -> None:
     """Notes what failed under some settings, in the place of what failed before.
 

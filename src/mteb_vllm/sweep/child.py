@@ -22,7 +22,7 @@ import psutil
 from hydra import version
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobStatus, configure_log, run_job, setup_globals
-from omegaconf import open_dict
+from omegaconf import open_dict, read_write
 from rich.console import Console
 
 from mteb_vllm.engine import EngineSpec, close_engines, dead_processes, working_processes
@@ -123,7 +123,7 @@ def _first_stage(order: RunPoint, console: Console, progress: MakeProgress) -> R
     # No job of Hydra's, whose callbacks would take it for a point of its own.
     setup_globals()
     config = order.config.copy()
-    with open_dict(config):
+    with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
         config.hydra.runtime.output_dir = str(order.folder.absolute())
     HydraConfig.instance().set_config(config)
     configure_log(config.hydra.job_logging, config.hydra.verbose)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mteb_vllm.failures import FATAL, Failure, last_lines, of_exit, of_timeout
+from mteb_vllm.failures import FATAL, Failure, last_lines, of_exit, of_timeout, where_it_stood
 from mteb_vllm.results import RunRecord, TaskOutcome
 from mteb_vllm.runner import LOG, Ahead, finish, started_record
 from mteb_vllm.sweep.messages import (
@@ -194,7 +194,8 @@ class Supervisor:
                 child.show_where()
                 child.kill()
                 self._child = None
-                failure = of_timeout(self._timeout, running.doing, self._log(point, written), running.task)
+                log = where_it_stood(point.folder / LOG) or self._log(point, written)
+                failure = of_timeout(self._timeout, running.doing, log, running.task)
                 return self._fail(point, failure, running.tasks, started)
 
     def _first_stage_done(self, point: SweepPoint, ahead: Ahead) -> Failure | None:
