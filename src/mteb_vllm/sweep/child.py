@@ -147,7 +147,7 @@ class _Relay(Progress):
         with super().opening(engine):
             yield
         self._pipe.send(Opened(engine.fingerprint))
-        self._pipe.send(Working(self._task, "loading data"))
+        self._pipe.send(Working(self._task, f"{self._what} loading data".lstrip()))
 
     def waiting(self) -> None:
         super().waiting()
@@ -155,7 +155,7 @@ class _Relay(Progress):
 
     def start_task(self, name: str, what: str = "") -> None:
         super().start_task(name, what)
-        self._pipe.send(Working(name, what or "loading data"))
+        self._pipe.send(Working(name, f"{what} loading data".lstrip()))
 
     def encoded(self, phase: str, done: int, total: int) -> None:
         super().encoded(phase, done, total)
