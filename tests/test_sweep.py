@@ -222,9 +222,10 @@ def command(folder: Path, *words: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def wait_for(pattern: str, folder: Path, seconds: float = 120) -> None:
+def wait_for(pattern: str, folder: Path, text: str = "", seconds: float = 120) -> None:
+    """Waits for a file that holds a text."""
     deadline = time.monotonic() + seconds
-    while not list(folder.glob(pattern)):
+    while not any(text in path.read_text() for path in folder.glob(pattern)):
         assert time.monotonic() < deadline, f"{pattern} never came"
         time.sleep(0.005)
 
@@ -232,7 +233,7 @@ def wait_for(pattern: str, folder: Path, seconds: float = 120) -> None:
 def test_a_sweep_that_is_asked_to_end_says_what_is_done_and_goes_on_later(tmp_path: Path, control: Any) -> None:
     running = command(tmp_path / "out", *AXES)
     wait_for(f"results/*/*/experiments/*/{TASK}.json", tmp_path / "out")
-    wait_for("sweeps/*/*/1/mteb_vllm.log", tmp_path / "out")
+    wait_for("sweeps/*/*/1/mteb_vllm.log", tmp_path / "out", "prefix 'query: '")  # it encodes
     family = psutil.Process(running.pid).children(recursive=True)
     assert family
     running.send_signal(signal.SIGTERM)
