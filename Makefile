@@ -40,7 +40,7 @@ check: install  ## ruff and mypy
 test: check  ## all tests but the slow ones
 	$(BIN)/pytest
 
-test-slow: install  ## the slow tests: published scores on whole data sets, reranking against mteb's own recipe
+test-slow: install  ## the slow tests: every fault of a sweep, a soak of kills, published scores on whole data sets, reranking
 	$(BIN)/pytest -m slow
 
 bench: install  ## what the wrappers cost over raw vLLM, measured side by side (BENCH="--what predict --pairs 20")
