@@ -1,0 +1,88 @@
+"""What the embedding store costs: writes and look-ups a second, and the memory that they take.
+
+    python bench/store.py                          # one million vectors of 384 dimensions: about 1.6 GB of disk
+    python bench/store.py --vectors 100000 --dim 1024
+
+Look-ups are whole: keys are made of texts, vectors are read and checked, and each is compared with what was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from mteb_vllm.embeddings.store import EmbeddingStore
+
+WINDOW = 8192
+
+
+def main() -> int:
+    """Measures and prints the table; status 1 if a vector is not what was written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vectors", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=384)
+    options = parser.parse_args()
+    n, dim = options.vectors, options.dim
+    with tempfile.TemporaryDirectory(prefix="mteb-vllm-bench-") as scratch:
+        space = EmbeddingStore(Path(scratch), 2**50, always=True).named("bench", dim)
+        keys = [space.key(f"text number {at}") for at in range(n)]
+        started = time.perf_counter()
+        for numbers in windows(range(n)):
+            vectors = expected(numbers, dim)
+            space.add([keys[at] for at in numbers], vectors, np.zeros(len(numbers), dtype=np.bool_), 1.0)
+        print(f"vectors                    {n:,} of {dim} dimensions")
+        print(f"written                    {n / (time.perf_counter() - started):,.0f}/s")
+        size = sum(path.stat().st_size for path in space.folder.iterdir())
+        print(f"on disk                    {size / n:,.0f} bytes each, {4 * dim} of them the vector")
+        before = peak_mb()
+        started = time.perf_counter()
+        space = EmbeddingStore(Path(scratch), 2**50).named("bench", dim)
+        space.refresh()
+        print(f"opened                     {time.perf_counter() - started:.2f} s")
+        wrong = 0
+        orders = {"in their order": range(n), "in random order": np.random.default_rng(0).permutation(n).tolist()}
+        for name, order in orders.items():
+            taken, bad = look_up(space, keys, order, dim)
+            wrong += bad
+            print(f"looked up {name:<16} {n / taken:,.0f}/s")
+        print(f"memory that opening and looking up took on top  {peak_mb() - before:,.0f} MiB")
+        print(f"wrong or missing           {wrong}")
+    return int(wrong > 0)
+
+
+def look_up(space: object, keys: list[bytes], order: Iterable[int], dim: int) -> tuple[float, int]:
+    """Looks all keys up; returns the seconds that took, without the comparison, and how many were wrong."""
+    out, taken, wrong = np.empty((WINDOW, dim), dtype=np.float32), 0.0, 0
+    for numbers in windows(order):
+        started = time.perf_counter()
+        found, _ = space.look_up([keys[at] for at in numbers], out, range(len(numbers)))  # type: ignore[attr-defined]
+        taken += time.perf_counter() - started
+        wrong += int((~found | (out[: len(numbers)] != expected(numbers, dim)).any(axis=1)).sum())
+    return taken, wrong
+
+
+def expected(numbers: list[int], dim: int) -> np.ndarray:
+    """The vectors of some numbers: cheap to make, and no two alike."""
+    return np.add.outer(np.array(numbers, dtype=np.float32), np.arange(dim, dtype=np.float32) / dim)
+
+
+def windows(numbers: Iterable[int]) -> Iterable[list[int]]:
+    """The numbers, some thousand at a time."""
+    listed = list(numbers)
+    return (listed[at : at + WINDOW] for at in range(0, len(listed), WINDOW))
+
+
+def peak_mb() -> float:
+    """The most memory that this process had, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""Embeddings on disk: each is computed once, a wrong one is never read, and they take no more than they may."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import store_writer
+from mteb_vllm.embeddings.segments import size_of
+from mteb_vllm.embeddings.store import EmbeddingStore
+from mteb_vllm.encoding import encode_texts
+from mteb_vllm.errors import NonFiniteError
+from store_writer import DIM, text, vectors
+
+PLENTY = 10**9
+
+
+def fill(space: Any, numbers: range, seconds: float = 1.0) -> None:
+    keys = [space.key(text(number)) for number in numbers]
+    space.add(keys, vectors(numbers), np.array([number % 3 == 0 for number in numbers]), seconds)
+
+
+def look(space: Any, numbers: Any) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Which of the texts are found, their vectors, and which are noted as cut; each of the others stays as it was."""
+    space.refresh()
+    out = np.full((len(numbers), space._dim), -1, dtype=np.float32)
+    found, cut = space.look_up([space.key(text(number)) for number in numbers], out, range(len(numbers)))
+    return [number for number, is_found in zip(numbers, found, strict=True) if is_found], out, cut
+
+
+def check(space: Any, numbers: Any) -> list[int]:
+    """The texts that are found, every one with its own vector."""
+    found, out, cut = look(space, numbers)
+    places = {number: at for at, number in enumerate(numbers)}
+    rows = [places[number] for number in found]
+    expected = np.add.outer(np.array(found, dtype=np.float32), np.arange(space._dim, dtype=np.float32) / space._dim)
+    assert (out[rows] == expected).all()
+    assert (cut[rows] == (np.array(found, dtype=int) % 3 == 0)).all()
+    return found
+
+
+def taken(root: Path) -> int:
+    total = 0
+    # A file that is renamed meanwhile may be seen twice: by its number it counts once.
+    seen = set()
+    for folder, _, files in os.walk(root):
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # it has given way meanwhile
+                stat = Path(folder, file).stat()
+                total += stat.st_size if stat.st_ino not in seen else 0
+                seen.add(stat.st_ino)
+    return total
+
+
+def test_what_was_written_is_found_by_this_store_and_by_the_next_one(tmp_path: Path) -> None:
+    space = EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)
+    for begin in (0, 100, 200, 230, 231):
+        fill(space, range(begin, begin + {200: 30, 230: 1}.get(begin, 100)))
+    for one in (space, EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)):
+        asked = random.Random(1).sample(range(-50, 400), 450)
+        assert sorted(check(one, asked)) == list(range(331))
+        _, out, _ = look(one, [-7, 5])
+        assert (out[0] == -1).all() and out[1, 0] == 5
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".safetensors"] * 5
+
+
+def test_another_engine_or_another_text_is_another_embedding(tmp_path: Path) -> None:
+    def engine(dim: int = 8, normalized: Any = True, **settings: Any) -> Any:
+        spec = SimpleNamespace(settings=lambda: {"args": {"dtype": "float32"}, **settings})
+        return SimpleNamespace(spec=spec, dim=dim, resolved={"normalized": normalized})
+
+    store = EmbeddingStore(tmp_path, PLENTY)
+    others = [
+        engine(dim=4),
+        engine(normalized=False),
+        engine(args={"dtype": "bfloat16"}),
+        engine(versions={"vllm": "1"}),
+    ]
+    spaces = [store.space(one) for one in (engine(), *others)]
+    assert store.space(engine()) is spaces[0]
+    assert len({space.folder for space in spaces}) == 5
+    assert len({space.key("a") for space in spaces} | {spaces[0].key("query: a"), spaces[0].key("a ")}) == 7
+
+
+def test_every_text_is_computed_once(tmp_path: Path, fake_engine: Any) -> None:
+    store = EmbeddingStore(tmp_path, PLENTY, always=True)
+    long = " ".join(["word"] * 300)  # longer than the context
+    texts = ["a", "b", "a", long, long]
+    engine = fake_engine()
+    first, work = encode_texts(engine, texts, 5, prefix="query: ", known=store.named("x", engine.dim))
+    assert (work.texts, work.computed, work.stored, work.truncated) == (5, 3, 0, 2) and work.tokens > 0
+    again = fake_engine()
+    known = EmbeddingStore(tmp_path, PLENTY).named("x", engine.dim)
+    second, work = encode_texts(again, [*texts, "c"], 6, prefix="query: ", known=known)
+    assert again.given == ["query: c"] and (second[:5] == first).all()
+    assert (work.texts, work.computed, work.stored, work.truncated, work.tokens) == (6, 1, 3, 2, 4)
+    assert work.store_seconds > 0
+    _, work = encode_texts(again, ["a"], 1, known=known)
+    assert work.stored == 0 and again.given == ["query: c", "a"]  # without the prompt it is another text
+
+
+def test_nan_is_never_kept(tmp_path: Path, fake_engine: Any) -> None:
+    engine = fake_engine(broken="bad")
+    space = EmbeddingStore(tmp_path, PLENTY).named("x", engine.dim)
+    with pytest.raises(NonFiniteError):
+        encode_texts(engine, ["good", "bad"], 2, known=space)
+    assert len(space) == 0
+
+
+@pytest.mark.parametrize("harm", ["truncated", "emptied", "longer", "flipped", "another"])
+def test_a_harmed_file_is_named_set_aside_and_computed_again(tmp_path: Path, harm: str, fake_engine: Any) -> None:
+    engine = fake_engine()
+    texts = [f"{at} {at}" for at in range(500)]
+    whole, _ = encode_texts(
+        engine, texts, 500, window=100, known=EmbeddingStore(tmp_path, PLENTY, always=True).named("x", 384)
+    )
+    path = sorted((tmp_path / "embeddings" / "x").iterdir())[2]
+    content = path.read_bytes()
+    opened = EmbeddingStore(tmp_path, PLENTY, always=True)
+    if harm in ("truncated", "flipped"):
+        opened.named("x", 384).refresh()  # it was whole when it was opened
+    path.write_bytes(
+        {
+            "truncated": content[: len(content) // 2],
+            "emptied": b"",
+            "longer": content + b"0",
+            "flipped": content[:-40_000] + bytes([content[-40_000] ^ 1]) + content[-39_999:],
+            "another": sorted(path.parent.iterdir())[0].read_bytes()[:1000],
+        }[harm]
+    )
+    again = fake_engine()
+    embeddings, work = encode_texts(again, texts, 500, window=100, known=opened.named("x", 384))
+    assert (embeddings == whole).all()
+    assert (work.computed, work.stored) == (100, 400)
+    aside = path.with_name(f"{path.name}.broken")
+    assert opened.set_aside == [aside] and aside.exists() and not path.exists()
+    _, work = encode_texts(again, texts, 500, known=EmbeddingStore(tmp_path, PLENTY).named("x", 384))
+    assert work.stored == 500
+
+
+def test_twenty_killed_writers_leave_nothing_wrong_and_keep_the_bound(tmp_path: Path) -> None:
+    # Every other one is killed while a file of it is half-written, as far as that can be seen.
+    draw = random.Random(20_261_124)
+    max_bytes, found, killed_at_work, gone = 12 * size_of(store_writer.SEGMENT, DIM), 0, 0, 0
+    for number in range(20):
+        first = number * 10**6
+        command = [sys.executable, store_writer.__file__, str(tmp_path), str(max_bytes), str(first)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+            try:
+                assert writer.stdout is not None and writer.stdout.readline()
+                deadline = time.monotonic() + draw.uniform(0, 0.3)
+                while time.monotonic() < deadline or (number % 2 and not any(tmp_path.glob("embeddings/*/*.part"))):
+                    assert taken(tmp_path) <= max_bytes
+            finally:
+                writer.send_signal(signal.SIGKILL)
+        killed_at_work += any(tmp_path.glob("embeddings/*/*.part"))
+        store = EmbeddingStore(tmp_path, max_bytes)
+        asked = [at for n in range(number + 1) for at in range(n * 10**6, n * 10**6 + 40_000, 59)]
+        for engine in store_writer.ENGINES:
+            there = check(store.named(engine, DIM), asked)
+            found += len(there)
+            gone += number > 0 and not any(at < 40_000 for at in there)
+            assert not store.set_aside
+        assert taken(tmp_path) <= max_bytes
+    assert found and gone and killed_at_work, (found, gone, killed_at_work)
+    fill(EmbeddingStore(tmp_path, max_bytes).named("one", DIM), range(-10, 0))
+    assert not list(tmp_path.glob("embeddings/*/*.part"))
+
+
+def test_what_was_not_used_for_longest_gives_way(tmp_path: Path) -> None:
+    size = size_of(100, DIM)
+    before = EmbeddingStore(tmp_path, PLENTY)
+    for at, name in enumerate(("old", "older", "own")):
+        space = before.named(name, DIM)
+        fill(space, range(100))
+        (path,) = space.folder.iterdir()
+        os.utime(path, (1_000_000 + (at != 1), 1_000_000 + (at != 1)))
+    store = EmbeddingStore(tmp_path, 3 * size)
+    own = store.named("own", DIM)
+    assert len(check(own, range(100))) == 100  # it is in use now, and stays
+    fill(own, range(100, 200))
+    assert not list((tmp_path / "embeddings" / "older").iterdir()) and list((tmp_path / "embeddings" / "old").iterdir())
+    fill(own, range(200, 300))
+    fill(own, range(300, 400))
+    assert own.stopped is not None and "store.max_bytes" in own.stopped
+    assert sorted(check(own, range(400))) == list(range(300))
+    assert taken(tmp_path) <= 3 * size
+    assert check(before.named("old", DIM), range(100)) == []  # what has given way is not known, and no error
+
+
+def test_a_reader_sees_what_another_writes(tmp_path: Path) -> None:
+    reader = EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)
+    assert check(reader, range(10)) == []
+    fill(EmbeddingStore(tmp_path, PLENTY).named("engine", DIM), range(10))
+    assert check(reader, range(10)) == list(range(10))
+
+
+def test_what_is_computed_faster_than_kept_is_not_kept(tmp_path: Path) -> None:
+    quick = EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)
+    fill(quick, range(10), seconds=1e-6)
+    fill(quick, range(10, 20), seconds=1e-6)
+    assert quick.written == 10 and quick.stopped is not None and "computing them only" in quick.stopped
+    always = EmbeddingStore(tmp_path, PLENTY, always=True).named("engine", DIM)
+    fill(always, range(10, 20), seconds=1e-6)
+    assert always.written == 10 and always.stopped is None
+
+
+def test_a_store_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "embeddings").write_text("in the way")
+    space = EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)
+    fill(space, range(10))
+    assert space.stopped is not None and check(space, range(10)) == []
+
+
+def test_memory_holds_thirty_bytes_a_vector(tmp_path: Path) -> None:
+    writer, n = EmbeddingStore(tmp_path, PLENTY).named("engine", 1), 200_000
+    for begin in range(0, n, 10_000):
+        numbers = range(begin, begin + 10_000)
+        keys = [writer.key(text(number)) for number in numbers]
+        writer.add(keys, np.zeros((len(keys), 1), dtype=np.float32), np.zeros(len(keys), dtype=np.bool_), 1.0)
+    tracemalloc.start()
+    reader = EmbeddingStore(tmp_path, PLENTY).named("engine", 1)
+    reader.refresh()
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(reader) == n and held < 31 * n and peak < 120 * n, (held / n, peak / n)
