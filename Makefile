@@ -12,10 +12,12 @@ UV     := uv==0.13.9
 ifeq ($(EXTRA),cpu)
 FROM := $(if $(PIP_FIND_LINKS),,--torch-backend=cpu)
 endif
+BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome
+BROWSER = $(or $(MTEB_VLLM_CHROMIUM),$(strip $(foreach name,$(BROWSERS),$(shell command -v $(name) 2>/dev/null))))
 PINS := $(wildcard constraints-$(EXTRA).txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow check format bench bench-sweep wheel clean
+.PHONY: help install browser run test test-slow check format bench bench-sweep wheel clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -37,7 +39,12 @@ check: install  ## ruff and mypy
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
 
-test: check  ## all tests but the slow ones
+# Reports are tested in a browser. Where none can be had, those tests skip, and say so.
+browser:
+	@[ -n "$(BROWSER)" ] || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+	    { apt-get update && apt-get install --yes --no-install-recommends chromium-headless-shell; } >/dev/null 2>&1 || true
+
+test: check browser  ## all tests but the slow ones
 	$(BIN)/pytest
 
 test-slow: install  ## the slow tests: every fault of a sweep, a soak of kills, published scores on whole data sets, reranking

@@ -24,6 +24,7 @@ FILES = sorted(path.relative_to(CONF) for group in GROUPS for path in (CONF / gr
 
 # A file that sets nothing by itself, and what makes a run of it.
 NEEDS = {
+    "pipeline/report.yaml": ["runs=outputs"],
     "model/custom.yaml": ["model.name=org/name"],
     "model/fields.yaml": ["model.name=org/name"],
     "tasks/fields.yaml": ["tasks.names=[STS12]"],

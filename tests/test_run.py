@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import recompute
 from mteb_vllm import run
 from mteb_vllm.arguments import resolve_arguments
 
@@ -45,8 +46,9 @@ def test_a_run_leaves_its_record(first: tuple[Path, Any]) -> None:
     assert content["fingerprint"] == record.fingerprint
     assert content["config"]["model"]["name"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert content["tasks"][0]["scores"]["test"]["default"]["accuracy"] == pytest.approx(task.main_score, abs=1e-4)
-    assert set(content["tasks"][0]["seconds"]) == {"load", "encode", "score"}
+    assert set(content["tasks"][0]["seconds"]) == {"load", "encode", "store", "score"}
     assert content["tasks"][0]["tokens"] > content["tasks"][0]["computed"] > 500
+    assert content["store"]["written"] == content["tasks"][0]["computed"] and content["store"]["read"] == 0
     assert content["tasks"][0]["prompts"]["texts"]["example"]
     assert content["engine"]["resolved"]["dtype"] == "float32" and content["engine"]["resolved"]["max_model_len"] == 256
     assert content["versions"]["vllm"] and content["hardware"]["cores"] and content["peak_memory_mb"]["process"] > 100
@@ -120,11 +122,19 @@ def test_a_sweep_with_hydras_own_launcher(tmp_path: Path) -> None:
     assert (none_bf16, e5_bf16) == (pytest.approx(none, abs=0.01), pytest.approx(e5, abs=0.01))
     # One engine a pair of prompts: they follow each other.
     assert [record.engine["opened"] for record in records] == [1, 0, 1, 0]
-    report = (Path(records[0].output_dir).parent / "report.md").read_text()
-    assert report.count("\n| ") == 2 + 4 and "engine.dtype" in report
+    folder = Path(records[0].output_dir).parent
+    rows = list(csv.DictReader((folder / "report.csv").open()))
+    assert [row["engine.dtype"] for row in rows] == ["float32", "float32", "bfloat16", "bfloat16"]
+    assert [float(row[TASK]) for row in rows] == [none, e5, none_bf16, e5_bf16]
+    assert recompute.check(folder) > 60, "every figure is what the files say"
     again: Any = run(overrides, multirun=True, show=False)
     assert {task.status for record in again for task in record.tasks} == {"reused"}
     assert [record.scores for record in again] == [record.scores for record in records]
+    speeds = [
+        [row["texts_per_second"] for row in csv.DictReader((Path(one[0].output_dir).parent / "report.csv").open())]
+        for one in (records, again)
+    ]
+    assert speeds[0] == speeds[1] and all(speeds[0]), "what was measured when they were computed is still known"
 
 
 def test_data_that_cannot_be_loaded_is_a_failed_task_and_no_more(tmp_path: Path) -> None:

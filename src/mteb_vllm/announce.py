@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mteb_vllm import report
 from mteb_vllm.architectures import is_language_model
 from mteb_vllm.engine import EngineSpec
 from mteb_vllm.fingerprint import device
 from mteb_vllm.first_stages import EncoderStage
 from mteb_vllm.plan import Plan
+from mteb_vllm.report import one_run
 from mteb_vllm.results import RunRecord
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def announce(console: Console, planned: Plan, record: RunRecord) -> None:
     stage = planned.stage
     if isinstance(stage, EncoderStage):
         _announce_engine(console, "First stage", stage.spec)
-        report.print_prompts(console, stage.prompts, [task for task in planned.parts if "query" in task.sides])
+        one_run.print_prompts(console, stage.prompts, [task for task in planned.parts if "query" in task.sides])
         console.print()
     elif stage is not None:
         said = _words({key: value for key, value in vars(stage).items() if value is not None})
@@ -38,9 +38,9 @@ def announce(console: Console, planned: Plan, record: RunRecord) -> None:
             f"From the shell, not from engine.env, and counted as settings: {', '.join(f'{k}={v}' for k, v in shell.items())}"
         )
     if planned.template is None:
-        report.print_prompts(console, planned.prompts, planned.parts)
+        one_run.print_prompts(console, planned.prompts, planned.parts)
     else:
-        report.print_pairs(console, planned.template, planned.prompts, planned.parts)
+        one_run.print_pairs(console, planned.template, planned.prompts, planned.parts)
         config = planned.spec.model.sentence_transformers
         if default := (config.get("prompts") or {}).get(config.get("default_prompt_name")):
             record.warnings.append(

@@ -21,6 +21,7 @@ Choose a file of a group with group=file, set a field with group.field=value, sw
     mteb-vllm -m engine.dtype=float16,bfloat16 engine.max_num_seqs=32,128 prompts=none,e5
     mteb-vllm pipeline=rerank model=ms_marco_minilm tasks=nfcorpus pipeline.top_k=50
     mteb-vllm -m ... dry_run=true                            # check every point, say what would be done, and stop
+    mteb-vllm pipeline=report runs='outputs/sweeps/*/*'      # compare what they have left, side by side
     mteb-vllm experiment=demo_dtypes                         # a sweep that is written down
     mteb-vllm --config-dir my_conf experiment=mine           # your own files beside the shipped ones
     mteb-vllm --cfg job                                      # print the configuration and stop
@@ -97,11 +98,15 @@ def _main() -> int:
             return 0
         from mteb_vllm.command import check
         from mteb_vllm.engine import close_engines
-        from mteb_vllm.entry import Job, dry_run, is_dry
+        from mteb_vllm.entry import Job, dry_run, is_dry, report
+        from mteb_vllm.preflight import is_report
         from mteb_vllm.progress import terminal
         from mteb_vllm.sweep.launcher import register
 
         points = check(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
+        if is_report(points[0].config):
+            report(points[0].config, terminal())
+            return 0
         if is_dry(points):
             planned = dry_run(points, terminal())
             return int(any(point.failure is not None for point in planned))

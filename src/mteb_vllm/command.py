@@ -39,7 +39,7 @@ from mteb_vllm.engine import INSTALL
 from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake
 from mteb_vllm.models import forget_models
 from mteb_vllm.overrides import apply, choice_mistake, in_words, parse_overrides
-from mteb_vllm.preflight import check_config
+from mteb_vllm.preflight import check_config, is_report
 
 # What a file that somebody wrote can make Hydra raise.
 _NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)
@@ -93,13 +93,24 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
                 found += check_config(config, broken=unread | {_section(mistake) for mistake in found})
                 points.append(Point(tuple(map(_written, overrides_of_point)), config, swept))
             mistakes += found
-    if vllm_catalogue() is None:
+    mistakes += _of_reports(points)
+    if vllm_catalogue() is None and not all(is_report(point.config) for point in points):
         if not mistakes:
             raise MissingPackageError(INSTALL)
         mistakes.append(Mistake("vLLM", "is needed for all of this", INSTALL))
     if mistakes:
         raise ConfigError(mistakes)
     return points
+
+
+def _of_reports(points: Sequence[Point]) -> Iterator[Mistake]:
+    """What is wrong with how runs shall be compared, seen over all points."""
+    for point in points:
+        name = point.config.report.baseline
+        if is_report(point.config) and point.swept:
+            yield Mistake("pipeline=report", "is no point of a sweep", "A report covers any number of runs: runs=[a,b]")
+        elif point.swept and name is not None and name not in map(str, range(len(points))):
+            yield Mistake(f"report.baseline={name}", f"the sweep has points 0 to {len(points) - 1}")
 
 
 class _Composition:

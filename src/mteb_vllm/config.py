@@ -51,6 +51,30 @@ class _Positive:
         return core_schema.float_schema(gt=0)
 
 
+class _PositiveInt:
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.int_schema(gt=0)
+
+
+class _NotNegative:
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.float_schema(ge=0, allow_inf_nan=False)
+
+
+class _NumberOrName:
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.str_schema(coerce_numbers_to_str=True)
+
+
 class _Strict:
     # Unknown keys are mistakes everywhere.
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic's own way to say it
@@ -129,6 +153,22 @@ class ResultsConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoreConfig(_Strict):
+    """Whether embeddings are kept on disk, and how many; see `conf/config.yaml`."""
+
+    use: Literal["auto", "always", "never"] = "auto"
+    max_bytes: Annotated[int, _PositiveInt] = 10_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(_Strict):
+    """How runs are compared; see `conf/config.yaml`."""
+
+    baseline: Annotated[str, _NumberOrName] | None = None
+    epsilon: Annotated[float, _NotNegative] = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
 class LauncherConfig(_Strict):
     """How a sweep's points are run; see `conf/hydra/launcher/engine_grouped.yaml`."""
 
@@ -148,6 +188,9 @@ class RunConfig(_Strict):
     tasks: TasksConfig
     pipeline: dict[str, Any]
     results: ResultsConfig
+    store: StoreConfig = field(default_factory=StoreConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    runs: Names | None = None
     retry_failed: bool = True
     dry_run: bool = False
     experiment: str | None = None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mteb_vllm.embeddings.space import Space
 from mteb_vllm.engine import Engine
 from mteb_vllm.errors import NonFiniteError
 from mteb_vllm.work import Work
@@ -49,6 +50,7 @@ def encode_texts(
     prefix: str = "",
     window: int = 8192,
     progress: Progress | None = None,
+    known: Space | None = None,
 ) -> tuple[npt.NDArray[np.float32], Work]:
     """Embeds texts, each different one once.
 
@@ -62,6 +64,7 @@ def encode_texts(
         prefix: What stands in front of each.
         window: How many different texts are handed to the engine at once.
         progress: Called with (texts done, texts in all), often.
+        known: Embeddings of this engine on disk: those that are there are not computed, the others are put there.
 
     Returns:
         embeddings: float32 array, shape (n_texts, dim); and what it took.
@@ -79,23 +82,35 @@ def encode_texts(
     row = 0
     prefix = readable(prefix)
     stream = iter(texts)
+    key = known.key if known is not None else _digest
+    if known is not None:
+        known.refresh()
     while batch := list(itertools.islice(stream, window)):
-        rows, unique = [], []
+        rows, unique, digests = [], [], []
         for text in batch:
             text = prefix + readable(text)
-            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            digest = key(text)
             first = first_rows.setdefault(digest, row)
             if first == row:
                 rows.append(row)
                 unique.append(text)
+                digests.append(digest)
             else:
                 copies.append((row, first))
             row += 1
         if row > n_texts:
             raise ValueError(f"more texts than the {n_texts} that were announced")
+        if known is not None and unique:
+            unique, rows, digests = _look_up(known, unique, rows, digests, out, stats, truncated)
         if unique:
-            bar = progress and functools.partial(Counter, progress, row - len(batch), n_texts)
+            bar = progress and functools.partial(Counter, progress, row - len(unique), n_texts)
+            begun = time.perf_counter()
             _encode_window(engine, unique, rows, out, stats, truncated, bar or False)
+            if known is not None:
+                ended = time.perf_counter()
+                cut = np.array([at in truncated for at in rows])
+                known.add(digests, out[rows], cut, ended - begun)
+                stats.store_seconds += time.perf_counter() - ended
         if progress is not None:
             progress(row, n_texts)
     if row != n_texts:
@@ -103,8 +118,32 @@ def encode_texts(
     for target, source in copies:
         out[target] = out[source]
     stats.truncated = len(truncated) + sum(source in truncated for _, source in copies)
-    stats.seconds = time.perf_counter() - started
+    stats.seconds = time.perf_counter() - started - stats.store_seconds
     return out, stats
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _look_up(
+    known: Space,
+    texts: list[str],
+    rows: list[int],
+    digests: list[bytes],
+    out: npt.NDArray[np.float32],
+    stats: Work,
+    truncated: set[int],
+) -> tuple[list[str], list[int], list[bytes]]:
+    """Fills in what is known; returns the texts that are not, with their rows and digests."""
+    started = time.perf_counter()
+    found, cut = known.look_up(digests, out, rows)
+    truncated.update(itertools.compress(rows, cut))
+    stats.stored += int(found.sum())
+    missing = ~found
+    rest = tuple(list(itertools.compress(values, missing)) for values in (texts, rows, digests))
+    stats.store_seconds += time.perf_counter() - started
+    return rest  # type: ignore[return-value]
 
 
 def _encode_window(

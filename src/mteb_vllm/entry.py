@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mteb_vllm import report
+from mteb_vllm.config import ReportConfig
+from mteb_vllm.preflight import is_report, make_pipeline
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console, terminal
+from mteb_vllm.report.whole import report_on
 from mteb_vllm.results import RunRecord
 from mteb_vllm.runner import Ahead, run_config
 
@@ -16,7 +20,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mteb_vllm.command import Point
+    from mteb_vllm.config import RunConfig
+    from mteb_vllm.report.comparison import Comparison
     from mteb_vllm.sweep.planning import PlannedPoint
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -60,21 +68,31 @@ class Job:
         self.records.append(record)
         return record
 
-    def end_sweep(self) -> None:
-        """Shows a sweep's table and what is not done, and writes the table beside the points' folders."""
-        from mteb_vllm.files import write_atomically
+    @property
+    def _compared(self) -> ReportConfig:
+        return self.points[0].config.report if self.points else ReportConfig()
 
+    def end_sweep(self) -> None:
+        """Makes the report of a sweep, beside the points' folders, and says what is not done."""
         records = sorted(self.records, key=lambda record: record.point or 0)
         done = {record.point for record in records}
         missing = [str(at) for at in range(len(self.points)) if at not in done]
         if records:
-            report.print_sweep(self.console, records)
             folder = self.folder or Path(records[0].output_dir).parent
-            write_atomically(folder / "report.md", report.sweep_markdown(records))
+            try:
+                report_on([record.output_dir for record in records], folder, self._compared, self.console)
+            except Exception as error:  # the points are done, whatever becomes of their report
+                logger.exception("the report failed")
+                text = f"The report could not be made: {type(error).__name__}: {error}. To try again: {_again(folder)}"
+                self.console.print(text, style="red", markup=False, soft_wrap=True)
             self.console.print(f"Sweep: {folder}", markup=False, soft_wrap=True)
         if missing:
             text = f"Not done: {len(missing)} of {len(self.points)} points ({', '.join(missing)})."
             self.console.print(f"{text} The same command goes on from there.", markup=False, soft_wrap=True)
+
+
+def _again(folder: Path) -> str:
+    return f"mteb-vllm pipeline=report runs={folder} pipeline.dir={folder}"
 
 
 def typed(cfg: Any) -> Any:
@@ -90,7 +108,7 @@ def typed(cfg: Any) -> Any:
 
 def run(
     overrides: Sequence[str] = (), *, multirun: bool = False, config_dir: str | None = None, show: bool = True
-) -> RunRecord | list[RunRecord] | list[PlannedPoint]:
+) -> RunRecord | list[RunRecord] | list[PlannedPoint] | Comparison:
     """Does what the command line does, for notebooks and tests.
 
     Args:
@@ -101,7 +119,7 @@ def run(
 
     Returns:
         the run's record; of a sweep the records of all points, in their order; of a dry run (`dry_run=true`), what would be
-        done, point by point.
+        done, point by point; of `pipeline=report`, the comparison.
 
     Raises:
         ConfigError: with every mistake, before anything is loaded.
@@ -114,6 +132,8 @@ def run(
 
     points = check(overrides, multirun=multirun, config_dir=config_dir)
     console = terminal() if show else quiet_console()
+    if is_report(points[0].config):
+        return report(points[0].config, console)
     if is_dry(points):
         return dry_run(points, console)
     swept = points[0].swept
@@ -133,6 +153,19 @@ def run(
             if swept:
                 job.end_sweep()
     return job.records if swept else job.records[0]
+
+
+def report(config: RunConfig, console: Console) -> Comparison:
+    """Compares what other runs have left; shows and writes it.
+
+    Raises:
+        ConfigError: if there is nothing under one of `runs`, or no point has the baseline's name.
+    """
+    now = datetime.datetime.now()
+    folder = Path(config.results.dir) / "reports" / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
+    if (chosen := make_pipeline(config).dir) is not None:
+        folder = Path(chosen)
+    return report_on(config.runs or [], folder, config.report, console)
 
 
 def is_dry(points: Sequence[Point]) -> bool:

@@ -17,6 +17,7 @@ from mteb_vllm.config import TARGETS, InstructionConfig, ModelConfig, RunConfig,
 from mteb_vllm.errors import ConfigError, Mistake, ModelError
 from mteb_vllm.first_stages import Dense
 from mteb_vllm.models import find_recipe
+from mteb_vllm.pipelines.report import Report
 from mteb_vllm.prompt_checks import prompt_mistakes, template_mistakes
 from mteb_vllm.prompts import applying_keys, candidates, instruction_keys
 from mteb_vllm.searches import DEPTH
@@ -30,6 +31,8 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mis
         broken: Parts of it, as `tasks`, in which mistakes have been found already. Their values are checked, but nothing
             that would only follow from those mistakes is reported.
     """
+    if is_report(config):
+        return _report_mistakes(config)
     if "experiment" in broken:
         broken = ("model", "engine", "prompts", "instruction", "score_template", "tasks", "pipeline")
     mteb = mteb_catalogue()
@@ -54,8 +57,27 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mis
     if reranker and not wrong_kind and not {"model", "engine", "score_template", "instruction"} & set(broken):
         mistakes += _reranker_mistakes(config, templates_fine=not mistakes)
     mistakes += pipeline
+    if config.runs is not None:
+        what = "is what pipeline=report reads, and this is another pipeline"
+        mistakes.append(Mistake("runs", what, "Add: pipeline=report"))
     mistakes += _results_mistakes(config.results.dir)
     return mistakes
+
+
+def is_report(config: RunConfig) -> bool:
+    """Whether a configuration only compares what other runs have left."""
+    return config.pipeline.get("_target_") == f"{Report.__module__}.{Report.__name__}"
+
+
+def _report_mistakes(config: RunConfig) -> list[Mistake]:
+    made, mistakes = _made("pipeline", config.pipeline, "model_kinds")
+    if not config.runs:
+        way = "Name folders of sweeps, of runs, or of results: runs='outputs/sweeps/2026-11-24/*'"
+        mistakes.append(Mistake("runs", "which runs shall be compared?", way))
+    return [
+        *mistakes,
+        *_results_mistakes(made.dir if made is not None and made.dir is not None else config.results.dir),
+    ]
 
 
 def _recipe_mistakes(

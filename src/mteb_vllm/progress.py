@@ -113,7 +113,8 @@ class Progress:
         else:
             rate = outcome.texts_per_second
             speed = f", {rate:,.0f} {outcome.unit}/s" if rate else ""
-            text = f"{head}: {outcome.metric} {outcome.main_score:.5f} in {outcome.total_seconds:.1f} s{speed}"
+            stored = f", {outcome.stored:,} of {outcome.texts:,} from the embedding store" if outcome.stored else ""
+            text = f"{head}: {outcome.metric} {outcome.main_score:.5f} in {outcome.total_seconds:.1f} s{speed}{stored}"
         style = "red" if outcome.status == "failed" else None
         self.console.print(text, highlight=False, markup=False, style=style, soft_wrap=True)
 

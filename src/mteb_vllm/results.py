@@ -36,9 +36,10 @@ class TaskOutcome:
         main_score: The mean over splits and subsets; None if it failed.
         scores: Split to subset to all scores.
         failure: Why it failed.
-        seconds: Wall time by phase: load, encode, score.
+        seconds: Wall time by phase: load, encode, store (embeddings looked up and kept), score.
         texts: Texts, or pairs of texts, that mteb asked for. This and what follows is None where nothing was computed now.
         computed: Different ones, which the engine computed.
+        stored: Different ones, whose embeddings were in the store.
         tokens: Tokens that the engine was given.
         cached_tokens: Those of them that it had in its prefix cache.
         truncated: Texts that were longer than the context; of pairs, those whose document was cut.
@@ -48,6 +49,8 @@ class TaskOutcome:
         first_stage: The first stage's main score; None where there is none or it is not known.
         ceiling: What a perfect reranker would reach with the same candidates; likewise.
         predictions: Where the first stage's predictions are.
+        measured: Of a result that was reused, what the run that computed it noted of texts, tokens and seconds; None where
+            nobody noted it.
         settings: Of a reranking run, the hash that names the result's folder in the store: tasks may differ in candidates.
         warnings: What a user should know of it.
     """
@@ -62,6 +65,7 @@ class TaskOutcome:
     seconds: dict[str, float] = field(default_factory=dict)
     texts: int | None = None
     computed: int | None = None
+    stored: int | None = None
     tokens: int | None = None
     cached_tokens: int | None = None
     truncated: int | None = None
@@ -71,6 +75,7 @@ class TaskOutcome:
     first_stage: float | None = None
     ceiling: float | None = None
     predictions: list[str] = field(default_factory=list)
+    measured: dict[str, Any] | None = None
     settings: str | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -86,8 +91,19 @@ class TaskOutcome:
 
     def take(self, work: Work) -> None:
         """Notes what was computed."""
-        for name in ("texts", "computed", "tokens", "cached_tokens", "truncated", "truncated_queries"):
+        for name in ("texts", "computed", "stored", "tokens", "cached_tokens", "truncated", "truncated_queries"):
             setattr(self, name, getattr(work, name))
+
+    def figures(self) -> dict[str, Any]:
+        """What computing it took, for runs that will find its result."""
+        return {
+            "texts": self.texts,
+            "computed": self.computed,
+            "stored": self.stored,
+            "tokens": self.tokens,
+            "seconds": self.seconds.get("encode"),
+            "unit": self.unit,
+        }
 
     @property
     def gain(self) -> float | None:
@@ -128,6 +144,7 @@ class RunRecord:
         config: The resolved configuration.
         prompts: Values, source and template, and which keys apply to nothing here.
         tasks: What became of each task.
+        store: What was read from the embedding store, and written to it; empty where there is none.
         engine: How it was opened: preset, resolved values, seconds; empty where known results needed none.
         first_stage: Of a reranking run: its configuration; of a dense one also its engine, prompts, and what it computed.
         failure: Why the run as a whole failed.
@@ -146,6 +163,7 @@ class RunRecord:
     prompts: dict[str, Any] = field(default_factory=dict)
     tasks: list[TaskOutcome] = field(default_factory=list)
     engine: dict[str, Any] = field(default_factory=dict)
+    store: dict[str, Any] = field(default_factory=dict)
     first_stage: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
     warnings: list[str] = field(default_factory=list)

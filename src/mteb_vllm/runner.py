@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mteb_vllm import report, tasks
+from mteb_vllm import tasks
 from mteb_vllm.announce import announce
 from mteb_vllm.config import RunConfig
+from mteb_vllm.embeddings.store import EmbeddingStore
 from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.failures import Failure, last_lines, of_exception, remember, with_log
 from mteb_vllm.fingerprint import fingerprint
@@ -24,6 +25,7 @@ from mteb_vllm.memory import reset_peak_memory
 from mteb_vllm.plan import Plan, failed_before, plan
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console
 from mteb_vllm.quiet import errors_into, quiet_libraries
+from mteb_vllm.report import one_run
 from mteb_vllm.results import RunRecord, TaskOutcome, write_record
 from mteb_vllm.stored import keep_settings
 
@@ -84,7 +86,7 @@ def run_config(
         planned = plan(config)
         record.settings = planned.settings
         record.fingerprint = fingerprint(record.settings)
-        unused = report.unused_keys(planned.prompts, planned.parts, planned.template)
+        unused = one_run.unused_keys(planned.prompts, planned.parts, planned.template)
         record.prompts = {**planned.prompts.settings(), "source": planned.prompts.source, "unused": unused}
         announce(console, planned, record)
         _evaluate(config, planned, record, console, progress, ahead)
@@ -103,7 +105,7 @@ def run_config(
     if record.failure is not None:
         record.failure = with_log(record.failure, last_lines(output_dir / LOG))
     finish(record, started)
-    report.print_run(console, record)
+    one_run.print_run(console, record)
     _conclude(console, config, record)
     return record
 
@@ -154,7 +156,7 @@ def finish(record: RunRecord, started: float) -> None:
         record.status = "failed"
     record.seconds = time.perf_counter() - started
     write_record(record, folder)
-    write_atomically(folder / "report.md", report.run_markdown(record))
+    write_atomically(folder / "report.md", one_run.run_markdown(record))
     if record.fingerprint:
         settled = [task.name for task in record.tasks if task.status != "failed"]
         remember(Path(record.config["results"]["dir"]), record.fingerprint, record.failures, settled)
@@ -167,6 +169,7 @@ class _Work:
     model: Any
     tasks: list[AbsTask]
     store: ResultsStore
+    embeddings: EmbeddingStore | None
     progress: Progress
     options: dict[str, Any]
 
@@ -197,10 +200,21 @@ def _working(
             options["stage"] = planned.stage
             if isinstance(planned.stage, EncoderStage):
                 models.append(planned.stage.encoder)
+        embeddings = _embeddings(config)
         for one in models:
+            if planned.template is None or one is not model:
+                one.store = embeddings
             one.progress = progress.encoded
             one.opening = functools.partial(progress.opening, one.spec)
-        yield _Work(model, tasks.load(config.tasks, names), store, progress, options)
+        yield _Work(model, tasks.load(config.tasks, names), store, embeddings, progress, options)
+
+
+def _embeddings(config: RunConfig) -> EmbeddingStore | None:
+    """Embeddings on disk; none where the user wants none, or wants everything computed again."""
+    use = config.store.use
+    if use == "never" or (use == "auto" and config.results.reuse == "none"):
+        return None
+    return EmbeddingStore(Path(config.results.dir), config.store.max_bytes, always=use == "always")
 
 
 def _evaluate(
@@ -225,8 +239,10 @@ def _evaluate(
             record.tasks.append(outcome)
         record.warnings += [
             f"{path} could not be read: it was set aside under this name, and computed again."
-            for path in work.store.set_aside
+            for path in [*work.store.set_aside, *(work.embeddings.set_aside if work.embeddings is not None else [])]
         ]
+        if work.embeddings is not None:
+            record.store = work.embeddings.record()
         record.engine = work.model.engine_record()
         if planned.stage is not None:
             record.first_stage = _first_stage_record(planned)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 # How deep a first stage retrieves, whatever a run's `top_k` is: mteb's own depth (the largest of its tasks' k_values).
 DEPTH = 1000
 
+# The name under which the results of a perfect reranker are kept.
+CEILING = "mteb-vllm/ceiling"
+
 
 class _Search:
     """mteb's `SearchProtocol` without an index."""
@@ -115,7 +118,7 @@ class Ceiling(_Search):
 
 def ceiling_meta(settings: dict[str, Any]) -> ModelMeta:
     """Under which name and settings a ceiling is kept in the results store."""
-    return search_meta("mteb-vllm/ceiling", str(METHOD), {"kind": "ceiling", **settings})
+    return search_meta(CEILING, str(METHOD), {"kind": "ceiling", **settings})
 
 
 def _judgements(task: AbsTask, subset: str, split: str) -> dict[str, dict[str, int]]:

@@ -9,6 +9,10 @@ and, for each way in which a task's texts are read, where its result is: a promp
 other result.
 
     <root>/settings/same/<hash>.json
+
+and what computing it took, so that a report over a resumed sweep still knows its speeds.
+
+    <root>/settings/measured/<hash>/<Task>.json
 """
 
 from __future__ import annotations
@@ -74,6 +78,36 @@ def same_result(root: Path, read_as: str) -> Path | None:
 
 def _same(root: Path, read_as: str) -> Path:
     return root / "settings" / "same" / f"{read_as}.json"
+
+
+def keep_measured(root: Path, result: Path, figures: Mapping[str, Any]) -> None:
+    """Notes what computing a result took.
+
+    Args:
+        root: The results' root.
+        result: Where the result is.
+        figures: `TaskOutcome.figures`.
+    """
+    write_atomically(_measured(root, result), json.dumps(figures) + "\n")
+
+
+def measured(root: Path, result: Path) -> dict[str, Any] | None:
+    """What computing a result took; None where nobody noted it."""
+    try:
+        found: dict[str, Any] = json.loads(_measured(root, result).read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else None
+    except (OSError, ValueError):
+        return None
+
+
+def copy_measured(root: Path, source: Path, target: Path) -> None:
+    """Notes for one result what is noted for another, whose copy it is."""
+    if (figures := measured(root, source)) is not None:
+        keep_measured(root, target, figures)
+
+
+def _measured(root: Path, result: Path) -> Path:
+    return root / "settings" / "measured" / result.parent.name.removeprefix("settings_") / result.name
 
 
 Found = Literal["whole", "part", "other data", "unreadable", "nothing"]

@@ -12,20 +12,24 @@ class Work:
     Attributes:
         texts: Texts, or pairs of texts, that were asked for.
         computed: Different ones, which the engine computed.
+        stored: Different ones, which came from the embedding store.
         tokens: Tokens that the engine was given.
         cached_tokens: Those of them that it had in its prefix cache.
         truncated: Of the texts asked for, those that were longer than the context; of pairs, those whose document was cut.
         truncated_queries: Pairs, of those asked for, whose query was too long for the context by itself, and was cut.
-        seconds: Wall time.
+        seconds: Wall time, without the store's.
+        store_seconds: Wall time of looking up and storing embeddings.
     """
 
     texts: int = 0
     computed: int = 0
+    stored: int = 0
     tokens: int = 0
     cached_tokens: int = 0
     truncated: int = 0
     truncated_queries: int = 0
     seconds: float = 0.0
+    store_seconds: float = 0.0
 
     def add(self, other: Work) -> None:
         """Adds another call's."""

@@ -15,7 +15,7 @@ from mteb_vllm.failures import of_exception
 from mteb_vllm.locks import BusyError
 from mteb_vllm.pipelines import data
 from mteb_vllm.results import TaskOutcome
-from mteb_vllm.stored import keep_same, same_result
+from mteb_vllm.stored import copy_measured, keep_measured, keep_same, measured, same_result
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -86,16 +86,18 @@ def evaluated(
     """
     meta = model.mteb_model_meta
     if reuse and (result := known(store, task, meta)) is not None:
-        return outcome_of(task, result, "reused")
+        return reused(task, result, store, meta)
     with store.claim(task, meta, wait=wait, on_wait=progress.waiting):
         if reuse and (result := known(store, task, meta)) is not None:
-            return outcome_of(task, result, "reused")  # by another run, meanwhile
+            return reused(task, result, store, meta)  # by another run, meanwhile
         if reuse and read_as is not None and (other := same_result(store.root, read_as)) is not None:
             result = store.adopt(task, meta, other)
             if result is not None:
-                return outcome_of(task, result, "reused")
+                copy_measured(store.root, other, store.get_task_result_path(task.metadata.name, meta))
+                return reused(task, result, store, meta)
         start.ensure()
         outcome = computed_outcome(model, task, store, reuse=reuse, prepare=prepare)
+        keep_measured(store.root, store.get_task_result_path(task.metadata.name, meta), outcome.figures())
         if read_as is not None and _on_known_sides(model, task):
             keep_same(store.root, read_as, store.get_task_result_path(task.metadata.name, meta))
         return outcome
@@ -226,6 +228,13 @@ def outcome_of(task: AbsTask, result: TaskResult, status: Any) -> TaskOutcome:
     )
 
 
+def reused(task: AbsTask, result: TaskResult, store: ResultsStore, meta: Any) -> TaskOutcome:
+    """A known result, with what the run that computed it has noted."""
+    outcome = outcome_of(task, result, "reused")
+    outcome.measured = measured(store.root, store.get_task_result_path(task.metadata.name, meta))
+    return outcome
+
+
 def computed_outcome(
     model: Any,
     task: AbsTask,
@@ -242,8 +251,11 @@ def computed_outcome(
     outcome = outcome_of(task, store.result(task, meta), "computed")
     work = model.work.since(before)
     outcome.seconds = {
-        "load": loading, "encode": work.seconds, "score": time.perf_counter() - started - loading - work.seconds
-    }  # fmt: skip
+        "load": loading,
+        "encode": work.seconds,
+        "store": work.store_seconds,
+        "score": time.perf_counter() - started - loading - work.seconds - work.store_seconds,
+    }
     outcome.take(work)
     parts = parts_of(task)
     names = {part.metadata.name: f"{part.metadata.name}: " if len(parts) > 1 else "" for part in parts}

@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from mteb_vllm.report import mean
+from mteb_vllm.report.one_run import mean
 from mteb_vllm.results import RunRecord
 from mteb_vllm.sweep.messages import Doing, Report, TaskDone, Working
 from mteb_vllm.sweep.planning import Group, PlannedPoint, grouped

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta
 
+from mteb_vllm.embeddings.store import EmbeddingStore
 from mteb_vllm.encoding import encode_texts, texts_of
 from mteb_vllm.engine import Convert, EngineSpec
 from mteb_vllm.prompts import Prompts, load_template
@@ -46,6 +47,7 @@ class Embedding(VllmWrapperBase):
     """
 
     convert: Convert = "embed"
+    store: EmbeddingStore | None = None
 
     def __init__(
         self,
@@ -144,6 +146,7 @@ class Embedding(VllmWrapperBase):
             prefix=prefix.text,
             window=self.window,
             progress=None if report is None else lambda done, total: report(label, done, total),
+            known=self.store.space(self.engine) if self.store is not None else None,
         )
         self.work.add(work)
         return embeddings

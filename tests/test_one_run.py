@@ -1,4 +1,4 @@
-"""Tables: failures first, what differs as columns, and nothing in a prompt breaks them."""
+"""Tables of one run: failures first, and nothing in a prompt breaks them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from mteb_vllm import report
 from mteb_vllm.failures import Failure
 from mteb_vllm.progress import Progress
 from mteb_vllm.prompts import Prompts
+from mteb_vllm.report import one_run
 from mteb_vllm.results import RunRecord, TaskOutcome, write_record
 
 FINE = TaskOutcome(
@@ -47,7 +47,7 @@ def shown(show: Any, *args: Any) -> str:
 
 
 def test_failures_come_first_and_rates_count_what_was_computed() -> None:
-    _, rows = report.task_table(record(FINE, REUSED, FAILED))
+    _, rows = one_run.task_table(record(FINE, REUSED, FAILED))
     assert [row[0] for row in rows] == ["NFCorpus", "STS12", "SciFact", "mean of 2 of 3"]
     assert rows[1][2:] == ("0.72369", "200", "2,000", "5.5", "")
     assert rows[2][3:] == ("", "", "", "known already")
@@ -61,41 +61,29 @@ def test_a_reranking_run_shows_both_stages_and_the_ceiling() -> None:
         prompts=pair, candidates="first stage", first_stage=0.5, ceiling=0.875,
     )  # fmt: skip
     own = TaskOutcome("AskUbuntu", "Reranking", "reused", "map_at_1000", 0.25, candidates="own", ceiling=1.0)
-    columns, (first, second, mean) = report.task_table(record(one, own))
+    columns, (first, second, mean) = one_run.task_table(record(one, own))
     assert columns[2:8] == ("first stage", "reranked", "gain", "ceiling", "share", "pairs/s")
     assert first[2:9] == ("0.50000", "0.75000", "+0.25000", "0.87500", "85.7%", "5", "50")
     assert second[2:7] == ("own candidates", "0.25000", "", "1.00000", "25.0%")
     assert mean[2:7] == ("", "0.50000", "", "0.93750", "55.4%"), "a mean is of all tasks, or of none"
-    assert "| first stage | reranked | gain |" in report.run_markdown(record(one, own))
+    assert "| first stage | reranked | gain |" in one_run.run_markdown(record(one, own))
 
 
 def test_text_of_a_user_is_never_markup() -> None:
-    text = shown(report.print_run, record(FINE, FAILED))
+    text = shown(one_run.print_run, record(FINE, FAILED))
     assert "[bold]network" in text
     task = SimpleNamespace(name="STS12", type="STS", prompt=None, sides=("",))
-    text = shown(report.print_prompts, Prompts({"STS": "[red]x\n", "query": "q"}, source="mine"), [task])
+    text = shown(one_run.print_prompts, Prompts({"STS": "[red]x\n", "query": "q"}, source="mine"), [task])
     assert r"[red]x\n<text>" in text
     assert "Prompt keys that apply to nothing here: query" in text
 
 
 def test_markdown_survives_pipes_and_line_breaks() -> None:
-    lines = [line for line in report.run_markdown(record(FINE, FAILED)).splitlines() if line.startswith("|")]
+    lines = [line for line in one_run.run_markdown(record(FINE, FAILED)).splitlines() if line.startswith("|")]
     for line in lines:
         columns = line.replace("\\|", "").count("|")
         assert columns in (5, 8), line
     assert any("a\\|b" in line for line in lines)
-
-
-def test_a_sweep_shows_what_differs() -> None:
-    records = [
-        record(FINE, overrides=("tasks=sts12", "engine.dtype=float32", "+engine.block_size=16"), point=0),
-        record(FAILED, overrides=("tasks=sts12", "engine.dtype=bfloat16", "+engine.block_size=16"), point=1),
-    ]
-    header, rows = report.sweep_table(records)
-    assert header == ["point", "engine.dtype", "STS12", "NFCorpus", "texts/s", "seconds", ""]
-    assert [row[:2] for row in rows] == [["1", "bfloat16"], ["0", "float32"]], "failures first"
-    assert "failed: NFCorpus" in rows[0][-1] and rows[1][2] == "0.72369"
-    assert "bfloat16" in shown(report.print_sweep, records)
 
 
 def test_a_record_is_json_whatever_the_scores_are(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tables of what was computed: on the terminal, and as Markdown."""
+"""One run: what its model reads, its scores and its failures, on the terminal and as Markdown."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def print_failure(console: Console, failure: Failure) -> None:
         console.print(f"  What to try: {failure.advice}.", markup=False, soft_wrap=True)
 
 
-def _failure_lines(failure: Failure) -> list[str]:
+def failure_lines(failure: Failure) -> list[str]:
     lines = [f"**Failed:** {failure}"]
     if failure.advice:
         lines += ["", f"What to try: {failure.advice}."]
@@ -104,21 +104,22 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
     reranked = bool(record.first_stage) or any(task.candidates for task in record.tasks)
     rows = []
     for task in sorted(record.tasks, key=lambda task: task.status != "failed"):
-        seconds = _number(task.total_seconds, 1) if task.status == "computed" else ""
-        state = {"computed": "", "reused": "known already", "failed": f"failed: {task.reason}"}[task.status]
-        speed = (_number(task.texts_per_second), _number(task.tokens_per_second))
-        scores = _rerank_scores([task]) if reranked else (_number(task.main_score, 5),)
+        seconds = number(task.total_seconds, 1) if task.status == "computed" else ""
+        stored = f"{task.stored:,} from the embedding store" if task.stored else ""
+        state = {"computed": stored, "reused": "known already", "failed": f"failed: {task.reason}"}[task.status]
+        speed = (number(task.texts_per_second), number(task.tokens_per_second))
+        scores = _rerank_scores([task]) if reranked else (number(task.main_score, 5),)
         rows.append((task.name, task.metric, *scores, *speed, seconds, state))
     scored = [task for task in record.tasks if task.main_score is not None]
     if len(scored) > 1:
         computed = sum(task.computed or 0 for task in record.tasks)
         tokens = sum(task.tokens or 0 for task in record.tasks)
         encode = sum(task.seconds.get("encode", 0.0) for task in record.tasks)
-        speed = (_number(computed / encode), _number(tokens / encode)) if encode else ("", "")
+        speed = (number(computed / encode), number(tokens / encode)) if encode else ("", "")
         whole = sum(task.total_seconds for task in record.tasks)
         of = "mean" if len(scored) == len(record.tasks) else f"mean of {len(scored)} of {len(record.tasks)}"
-        scores = _rerank_scores(scored) if reranked else (_number(mean(task.main_score for task in scored), 5),)
-        rows.append((of, "", *scores, *speed, _number(whole, 1) if whole else "", ""))
+        scores = _rerank_scores(scored) if reranked else (number(mean(task.main_score for task in scored), 5),)
+        rows.append((of, "", *scores, *speed, number(whole, 1) if whole else "", ""))
     unit = "texts/s" if any(task.computed and task.unit == "texts" for task in record.tasks) else "pairs/s"
     return (tuple(unit if name == "pairs/s" else name for name in RERANK_COLUMNS) if reranked else TASK_COLUMNS), rows
 
@@ -132,7 +133,7 @@ def _rerank_scores(tasks: Sequence[TaskOutcome]) -> tuple[str, ...]:
     own = "own candidates" if tasks and all(task.candidates == "own" for task in tasks) else ""
     signed = "" if gain is None else f"{gain:+.5f}"
     percent = "" if share is None else f"{share:.1%}"
-    return _number(first, 5) or own, _number(reranked, 5), signed, _number(ceiling, 5), percent
+    return number(first, 5) or own, number(reranked, 5), signed, number(ceiling, 5), percent
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -157,10 +158,10 @@ def run_markdown(record: RunRecord) -> str:
         f"- device: {model.get('device')}",
         f"- versions: {', '.join(f'{name} {version}' for name, version in (model.get('versions') or {}).items())}",
         "",
-        *_markdown(*task_table(record)),
+        *markdown(*task_table(record)),
     ]
     for failure in record.failures:
-        lines += ["", *_failure_lines(failure)]
+        lines += ["", *failure_lines(failure)]
     lines += [f"\n> {warning}" for warning in record.warnings]
     rows = [
         (task.name, side, said.get("key") or "no prompt", f"`` {said.get('example') or ''} ``".replace("\n", "⏎"))
@@ -168,10 +169,10 @@ def run_markdown(record: RunRecord) -> str:
         for side, said in task.prompts.items()
     ]
     if rows:
-        lines += ["", "## What the model read", "", *_markdown(("task", "side", "prompt key", "first text"), rows)]
+        lines += ["", "## What the model read", "", *markdown(("task", "side", "prompt key", "first text"), rows)]
     if record.engine:
         values = [(key, str(value)) for key, value in (record.engine.get("resolved") or {}).items()]
-        lines += ["", "## Engine", "", *_markdown(("argument", "value"), values)]
+        lines += ["", "## Engine", "", *markdown(("argument", "value"), values)]
     return "\n".join(lines) + "\n"
 
 
@@ -185,83 +186,12 @@ def _first_stage_lines(record: RunRecord) -> list[str]:
     ]
 
 
-def differing(runs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
-    """For each run of a sweep, given by its overrides, those in which the runs differ: key to value."""
-    parsed = [dict(_key_value(text) for text in overrides) for overrides in runs]
-    keys = dict.fromkeys(key for one in parsed for key in one)
-    varying = [key for key in keys if len({one.get(key, "") for one in parsed}) > 1]
-    return [{key: one.get(key, "") for key in varying} for one in parsed]
-
-
-def sweep_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[str]]]:
-    """A header, and one row a point: what differs, the main score of each task, texts/s, seconds, state; failures first."""
-    varying = differing([record.overrides for record in records])
-    keys = list(varying[0]) if varying else []
-    names = list(dict.fromkeys(task.name for record in records for task in record.tasks))
-    reranked = any(task.candidates for record in records for task in record.tasks)
-    means = list(RERANK_COLUMNS[2:7]) if reranked else []
-    names = names if not reranked or len(names) > 1 else []  # of one task, the columns of reranking say it all
-    unit = "pairs/s" if any(task.unit == "pairs" for record in records for task in record.tasks) else "texts/s"
-    header = ["point", *keys, *means, *names, unit, "seconds", ""]
-    rows = []
-    for record, values in zip(records, varying, strict=True):
-        computed = sum(task.computed or 0 for task in record.tasks)
-        encode = sum(task.seconds.get("encode", 0.0) for task in record.tasks)
-        failed = [task.name for task in record.tasks if task.status == "failed"]
-        if record.status == "failed":
-            whole = record.failure
-            kinds = dict.fromkeys(task.failure.kind.replace("_", " ") for task in record.tasks if task.failure)
-            state = f"failed: {whole}" if whole else f"failed: {', '.join(failed)} ({', '.join(kinds)})"
-        else:
-            state = "known already" if all(task.status == "reused" for task in record.tasks) else ""
-        scores = [_number(record.scores.get(name), 5) for name in names]
-        speed = _number(computed / encode) if encode else ""
-        both = _rerank_scores(record.tasks) if reranked else ()
-        rows.append(
-            [
-                str(record.point),
-                *(values[key] for key in keys),
-                *both,
-                *scores,
-                speed,
-                _number(record.seconds, 1),
-                state,
-            ]
-        )
-    return header, sorted(rows, key=lambda row: not row[-1].startswith("failed"))
-
-
-def print_sweep(console: Console, records: Sequence[RunRecord]) -> None:
-    """Shows all points of a sweep."""
-    header, rows = sweep_table(records)
-    table = Table(title=f"{len(records)} points", title_justify="left", box=None, pad_edge=False)
-    for column in header:
-        table.add_column(
-            column, overflow="fold", justify="left" if "=" in column or column in ("", "point") else "right"
-        )
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    console.print()
-    console.print(table)
-
-
-def sweep_markdown(records: Sequence[RunRecord]) -> str:
-    """The report of a sweep."""
-    header, rows = sweep_table(records)
-    return "\n".join([f"# Sweep of {len(records)} points", "", *_markdown(header, rows)]) + "\n"
-
-
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     return [line(header), line("---" for _ in header), *(line(row) for row in rows)]
 
 
-def _key_value(override: str) -> tuple[str, str]:
-    key, _, value = override.partition("=")
-    return key.lstrip("+~"), value
-
-
-def _number(value: float | None, digits: int = 0) -> str:
+def number(value: float | None, digits: int = 0) -> str:
     return "" if value is None else f"{value:,.{digits}f}"

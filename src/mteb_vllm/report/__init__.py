@@ -1,0 +1,15 @@
+"""What was computed, shown.
+
+one_run         a single run: prompts, scores, failures
+whole           a whole report over runs: read, compared, shown and written
+reading         finds runs in folders
+run_records       those of this program
+result_folders    results of others, in mteb's layout
+comparison      a set of runs, compared; no input, no output
+columns           in what they differ, and what they share
+effects           what each setting changes
+answer          the answer in words
+tables          a comparison on the terminal, as Markdown and as CSV
+page            the same as one HTML page
+plots           the same as pictures
+"""

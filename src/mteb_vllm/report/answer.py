@@ -1,0 +1,170 @@
+"""The answer that a comparison gives, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mteb_vllm.report.comparison import Comparison, Effect, Row
+
+# More effects of one setting than this, and more names in a row, nobody reads.
+_MOST_EFFECTS = 12
+_MOST_NAMES = 8
+
+
+def answer(comparison: Comparison) -> list[str]:
+    """The best point, the fastest that is as good, and what each setting changes: one sentence or a few a line."""
+    return [*conclusion(comparison), *_effects(comparison)]
+
+
+def conclusion(comparison: Comparison) -> list[str]:
+    """The best point and the fastest that is as good, and what stands in the way of knowing them."""
+    return [*_means(comparison), *_points(comparison)]
+
+
+def settings_text(columns: Sequence[str], values: Sequence[str]) -> str:
+    """A point's settings as one would type them; those that it does not have are left out."""
+    return ", ".join(f"{column}={value}" for column, value in zip(columns, values, strict=True) if value)
+
+
+def called(name: str) -> str:
+    """A point's name as it stands in a sentence."""
+    return f"point {name}" if name.isdigit() else name
+
+
+def signed(value: float | None) -> str:
+    """A difference of scores; "" for None."""
+    return "" if value is None else f"{round(value, 5) + 0.0:+.5f}"  # never -0.00000
+
+
+def _means(comparison: Comparison) -> list[str]:
+    """What stands in the way of an answer."""
+    rows, lines = comparison.rows, []
+    if failed := [row.point.name for row in rows if row.point.failures or any(task.failed for task in row.point.tasks)]:
+        of = "The point" if len(rows) == 1 else f"{len(failed)} of {_count(len(rows), 'point')}"
+        lines.append(f"{of} failed, in part or as a whole: {_names(failed)}.")
+    if partial := [row.point.name for row in rows if "incomplete" in row.point.facts]:
+        lines.append(
+            f"The results of {_names(partial)} hold only some of the splits and subsets that count for a task: such a score "
+            "is the mean over those that are there."
+        )
+    without = [row.point.name for row in rows if row.mean is None]
+    if not comparison.shared:
+        lines.append("There is no task that all points have, so that there are no means and no best point.")
+    elif len(without) == len(rows):
+        lines.append("No point has all scores, so that there are no means and no best point.")
+        nowhere = [name for name in comparison.shared if all(row.scores[name] is None for row in rows)]
+        if nowhere:
+            lines.append(f"No point has a score for {_names(nowhere)}.")
+    elif without:
+        lines.append(f"{_count(len(without), 'point')} without all scores cannot be the best: {_names(without)}.")
+    if left_out := len(comparison.tasks) - len(comparison.shared):
+        lines.append(f"{_count(left_out, 'task')} that not all points have are in no mean.")
+    return lines
+
+
+def _points(comparison: Comparison) -> list[str]:
+    best, fast = comparison.best, comparison.answer
+    if best is None or best.mean is None:
+        return []
+    over = f"over {_count(len(comparison.shared), 'task')}"
+    if len(comparison.rows) == 1:
+        return [f"One point: mean {best.mean:.5f} {over}{_at(best)}. There is nothing to compare it with."]
+    baseline = next(row for row in comparison.rows if row.point.name == comparison.baseline)
+    lines = [
+        f"Best: {_named(comparison, best)}, mean {best.mean:.5f} {over}{_at(best)}.{_against(best, baseline, 'baseline')}"
+    ]
+    if fast is None or fast.speed is None or fast.mean is None:
+        return [*lines, _why_no_speed(comparison)]
+    good = sum(row.good for row in comparison.rows)
+    within = f"within {comparison.epsilon:g} of it ({good:,} of {len(comparison.rows):,} are)"
+    if fast is best:
+        lines.append(f"It is also the fastest {within}.")
+    else:
+        differences = _against(fast, best, "best") + ("" if best is baseline else _against(fast, baseline, "baseline"))
+        lines.append(f"Fastest {within}: {_named(comparison, fast)}, mean {fast.mean:.5f}{_at(fast)}.{differences}")
+    if fast.speed.of != fast.point.name:
+        where = f"measured in {called(fast.speed.of)}, on the same engine"
+        lines.append(f"The speed of {called(fast.point.name)} was {where}: it computed too little itself.")
+    if silent := sum(row.speed is None for row in comparison.rows if row.good):
+        lines.append(f"The speed of {_count(silent, 'point')} within {comparison.epsilon:g} of the best is not known.")
+    return lines
+
+
+def _why_no_speed(comparison: Comparison) -> str:
+    units = {row.speed.unit for row in comparison.rows if row.speed is not None}
+    if len(units) > 1:
+        return "Some points embed texts and others score pairs: their speeds are not comparable, so that none is the fastest."
+    known = "No speeds are known" if not units else "Of the points as good as this, no speeds are known"
+    return f"{known}: results that were there already, or are of others, do not tell."
+
+
+def _against(row: Row, other: Row, part: str) -> str:
+    """A sentence on how a point differs from another."""
+    if row is other:
+        return f" It is the {part}."
+    words = [signed(row.mean - other.mean)] if row.mean is not None and other.mean is not None else []
+    if row.speed is not None and other.speed is not None and row.speed.unit == other.speed.unit:
+        words.append(f"{row.speed.texts / other.speed.texts:.2f} times as fast")
+    return f" Against the {part}, {called(other.point.name)}: {', '.join(words)}." if words else ""
+
+
+def _effects(comparison: Comparison) -> list[str]:
+    if len(comparison.rows) < 2:
+        return []
+    if not comparison.columns:
+        return ["The points do not differ in any setting."]
+    lines = []
+    for column in comparison.columns:
+        told = [
+            effect
+            for effect in comparison.effects
+            if effect.column == column and (effect.score, effect.speed) != (None, None)
+        ]
+        if not told:
+            lines.append(f"{column}: its effect cannot be told, since no two points with scores differ in it alone.")
+        most = _most_different(told)
+        lines += map(_effect, most)
+        if left_out := len(told) - len(most):
+            lines.append(f"{column}: {_count(left_out, 'other value')} changed less.")
+    return lines
+
+
+def _most_different(effects: Sequence[Effect]) -> list[Effect]:
+    """Those that change most, score and speed counting alike."""
+    scores = [abs(effect.score or 0.0) for effect in effects]
+    speeds = [abs(math.log(effect.speed or 1.0)) for effect in effects]
+    largest = max(scores, default=0.0) or 1.0, max(speeds, default=0.0) or 1.0
+    sizes = [score / largest[0] + speed / largest[1] for score, speed in zip(scores, speeds, strict=True)]
+    order = sorted(range(len(effects)), key=lambda at: sizes[at], reverse=True)[:_MOST_EFFECTS]
+    return [effects[at] for at in sorted(order)]
+
+
+def _effect(effect: Effect) -> str:
+    words = []
+    if effect.score is not None and effect.score_range is not None:
+        low, high = map(signed, effect.score_range)
+        words.append(f"score {signed(effect.score)}{f' ({low} to {high})' if effect.pairs > 1 else ''}")
+    if effect.speed is not None and effect.speed_range is not None:
+        low, high = (f"{value:.2f}" for value in effect.speed_range)
+        words.append(f"speed x{effect.speed:.2f}{f' ({low} to {high})' if effect.pairs > 1 else ''}")
+    value, against = (one or "(not set)" for one in (effect.value, effect.against))
+    return f"{effect.column}={value} instead of {against}: {', '.join(words)}, {_count(effect.pairs, 'pair')}."
+
+
+def _named(comparison: Comparison, row: Row) -> str:
+    settings = settings_text(comparison.columns, row.settings)
+    return f"{called(row.point.name)}{f' ({settings})' if settings else ''}"
+
+
+def _at(row: Row) -> str:
+    return f", {row.speed.texts:,.0f} {row.speed.unit}/s" if row.speed is not None else ""
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"{', '.join(names[:_MOST_NAMES])}{more}"
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n:,} {word}{'' if n == 1 else 's'}"

@@ -1,0 +1,111 @@
+"""In what points differ, and what they share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mteb_vllm.report.comparison import Point
+
+# What a command line says that no score or speed depends on.
+_ASIDE = re.compile(r"results\.dir|retry_failed|dry_run|store\.max_bytes|runs|report\..*")
+
+# Facts that tell points apart, the most telling first. All others follow from these, or nothing follows from them.
+_TELLING = tuple(
+    map(
+        re.compile,
+        (
+            "model", "revision", "source", "experiment", "weights", r"engine\..*", r"shell\..*", "scoring", "prompts",
+            "instruction", "instructions", "score_template", "pipeline/first_stage", r"pipeline\.first_stage\.settings",
+            r"pipeline\.top_k", "tasks", r"tasks\.splits", r"tasks\.subsets", "device", "gpus", "cores", r"versions\..*",
+        ),
+    )
+)  # fmt: skip
+
+# What a reader wants to know of that all points share, in this order.
+_SHARED = tuple(
+    map(
+        re.compile,
+        (
+            "model", "revision", "weights", "source", "experiment", "scoring", r"engine\..*", r"shell\..*", r"resolved\..*",
+            r"prompts.*", "instructions?", "score_template", "pipeline/first_stage", r"pipeline\.top_k", r"tasks.*",
+            "incomplete", "device", "gpus", "cores", "memory", r"versions\..*", "platform", "git",
+        ),
+    )
+)  # fmt: skip
+
+
+def columns(points: Sequence[Point]) -> dict[str, list[str]]:
+    """In what points differ: key to the value of each point, "" where it has none.
+
+    First their models and what differs on their command lines; then any other fact in which two points that are equal so far
+    differ.
+    """
+    # Nothing is known of a point whose record cannot be read: it differs from none.
+    told = [at for at, point in enumerate(points) if point.overrides or point.facts]
+    found: dict[str, list[str]] = {}
+    for key in dict.fromkeys(key for at in told for key in points[at].overrides):
+        values = _said([points[at] for at in told], key)
+        if len(set(values)) > 1 and not _ASIDE.fullmatch(key):
+            of = dict(zip(told, values, strict=True))
+            found[key] = [of.get(at, "") for at in range(len(points))]
+    models = [point.facts.get("model", "") for point in points]
+    if len({models[at] for at in _asked(points)}) > 1 and not any(re.match(r"model(\.|$)", key) for key in found):
+        found = {"model": models, **found}  # whatever else tells them apart, this is what a reader looks for
+    alike = _split([_asked(points)], found.values())
+    for key in _ordered(points, _TELLING):
+        values = [point.facts.get(key, "") for point in points]
+        if key not in found and any(len({values[at] for at in group}) > 1 for group in alike):
+            found[key] = values
+            alike = _split(alike, [values])
+    return found
+
+
+def constants(points: Sequence[Point], columns: Sequence[str]) -> dict[str, str]:
+    """The facts that points share and that are no columns, what a reader asks for first standing first."""
+    asked = [points[at] for at in _asked(points)]
+    found = {}
+    for key in _ordered(points, _SHARED):
+        values = {point.facts.get(key, "") for point in asked}
+        if key.startswith("resolved."):
+            # A point whose results were all known has opened nothing.
+            values.discard("")
+        if key not in columns and len(values) == 1 and values != {""}:
+            found[key] = values.pop()
+    return found
+
+
+def _said(points: Sequence[Point], key: str) -> list[str]:
+    """The value of an override, for each point; of those that do not say it, the fact."""
+    if any(key not in point.overrides for point in points) and all(key in point.facts for point in points):
+        # The words of some command lines (model=minilm) and the facts of the others are not comparable; facts are.
+        return [point.facts[key] for point in points]
+    return [point.overrides.get(key, point.facts.get(key, "")) for point in points]
+
+
+def _asked(points: Sequence[Point]) -> list[int]:
+    """The points whose facts count: where one failed before its first task, what it ran with may not be known."""
+    with_tasks = [at for at, point in enumerate(points) if point.tasks]
+    return with_tasks or list(range(len(points)))
+
+
+def _split(groups: Iterable[Sequence[int]], by: Iterable[Sequence[str]]) -> list[list[int]]:
+    """The groups, split by values; those of one point are left out."""
+    columns = list(by)
+    found: dict[tuple[object, ...], list[int]] = {}
+    for number, group in enumerate(groups):
+        for at in group:
+            found.setdefault((number, *(values[at] for values in columns)), []).append(at)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def _facts(points: Sequence[Point]) -> list[str]:
+    return list(dict.fromkeys(key for point in points for key in point.facts))
+
+
+def _ordered(points: Sequence[Point], order: Sequence[re.Pattern[str]]) -> list[str]:
+    """The facts that an order names, in that order."""
+    facts = _facts(points)
+    return [key for pattern in order for key in facts if pattern.fullmatch(key)]

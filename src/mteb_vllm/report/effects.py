@@ -1,0 +1,76 @@
+"""What a setting changes, all else equal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mteb_vllm.report.comparison import Row
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one value of a setting changes against a reference value, all else equal.
+
+    Attributes:
+        column: The setting.
+        value: The value.
+        against: The reference: the baseline's value.
+        pairs: How many pairs of points differ in this setting alone, the one with `value`, the other with `against`.
+        score: The mean difference of their means; None where no pair has both.
+        score_range: Its smallest and largest.
+        speed: The geometric mean of the ratios of their texts/s, of pairs that both measured their own; None where none did.
+        speed_range: Its smallest and largest.
+    """
+
+    column: str
+    value: str
+    against: str
+    pairs: int
+    score: float | None = None
+    score_range: tuple[float, float] | None = None
+    speed: float | None = None
+    speed_range: tuple[float, float] | None = None
+
+
+def effects(columns: Sequence[str], rows: Sequence[Row], baseline: Row) -> list[Effect]:
+    """The effects that pairs of points tell of, column by column; none for a value that is in no pair."""
+    # Of a point whose record cannot be read, no setting is known.
+    known = [row for row in rows if row.point.overrides or row.point.facts]
+    found = []
+    for at, column in enumerate(columns):
+        against = baseline.settings[at]
+        alike: dict[tuple[str, ...], dict[str, list[Row]]] = {}
+        for row in known:
+            others = row.settings[:at] + row.settings[at + 1 :]
+            alike.setdefault(others, {}).setdefault(row.settings[at], []).append(row)
+        pairs: dict[str, list[tuple[Row, Row]]] = {row.settings[at]: [] for row in known if row.settings[at] != against}
+        for group in alike.values():
+            for value in group.keys() - {against}:
+                pairs[value] += product(group[value], group.get(against, []))
+        found += [_effect(column, value, against, some) for value, some in pairs.items() if some]
+    return found
+
+
+def _effect(column: str, value: str, against: str, pairs: Sequence[tuple[Row, Row]]) -> Effect:
+    scores = [one.mean - other.mean for one, other in pairs if one.mean is not None and other.mean is not None]
+    speeds = [
+        one.speed.texts / other.speed.texts
+        for one, other in pairs
+        if one.speed is not None and other.speed is not None and one.speed.unit == other.speed.unit
+        if one.speed.of == one.point.name and other.speed.of == other.point.name
+    ]
+    return Effect(
+        column,
+        value,
+        against,
+        len(pairs),
+        math.fsum(scores) / len(scores) if scores else None,
+        (min(scores), max(scores)) if scores else None,
+        math.exp(math.fsum(map(math.log, speeds)) / len(speeds)) if speeds else None,
+        (min(speeds), max(speeds)) if speeds else None,
+    )

@@ -1,0 +1,251 @@
+"""A comparison as one HTML page that needs nothing else: style, script and data are in it, and it asks no network.
+
+What can be read is written here, so that the page says the same without JavaScript; page.js, with what is in drawing.js,
+draws the plots, and sorts, filters and selects. There is no plotting library, so that a page has some 50 KB instead of 4 MB.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from mteb_vllm.failures import Failure
+from mteb_vllm.report.comparison import Comparison, Row
+
+# So many tasks have columns that one can take in at once; more wait behind a checkbox.
+FEW_TASKS = 6
+# So many constants are shown at once; the rest can be unfolded.
+FEW_CONSTANTS = 12
+# A prompt can be of any length, and a cell cannot. The page shows the whole of it for the selected point.
+CELL = 160
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of points.
+
+    Attributes:
+        name: Its header.
+        kind: "setting", "figure", "task", or "type" for the mean over the tasks of a type; classes of the page's style.
+        cells: What is shown, a cell for each row.
+    """
+
+    name: str
+    kind: str
+    cells: Sequence[str]
+
+
+@dataclass(frozen=True)
+class FailedPoints:
+    """Points that failed in the same way, to the last line of the log.
+
+    Attributes:
+        failure: How.
+        tasks: In which tasks; none where no task was at work.
+        points: Their names.
+    """
+
+    failure: Failure
+    tasks: list[str]
+    points: list[str] = field(default_factory=list)
+
+
+def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
+    """The page.
+
+    Args:
+        comparison: What to show.
+        answer: The answer in words, in paragraphs.
+        title: What was compared.
+    """
+    folder = Path(__file__).parent
+    css, drawing, js = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "drawing.js", "page.js"))
+    js = drawing + js
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {
+        "breakable": breakable, "clipped": clipped, "number": number, "range": _range, "signed": signed, "times": times,
+    }  # fmt: skip
+    columns = table_columns(comparison)
+    rows = sorted(range(len(comparison.rows)), key=lambda at: not comparison.rows[at].point.failures)
+    constants = list(comparison.constants.items())
+    return environment.get_template("page.html.jinja").render(
+        title=title,
+        answer=answer,
+        comparison=comparison,
+        columns=columns,
+        rows=[(at, comparison.rows[at], roles(comparison, comparison.rows[at])) for at in rows],
+        many_tasks=len(comparison.tasks) > FEW_TASKS,
+        constants=constants[:FEW_CONSTANTS],
+        more_constants=constants[FEW_CONSTANTS:],
+        failures=failed_points(comparison),
+        signed=signed,
+        times=times,
+        css=Markup(css),
+        js=Markup(js),
+        hashes={"css": _hash(css), "js": _hash(js)},
+        data=Markup(in_script(page_data(comparison))),
+    )
+
+
+def table_columns(comparison: Comparison) -> list[Column]:
+    """The columns of the table of points; those of which nothing is known are left out."""
+    rows = comparison.rows
+    few = len(comparison.tasks) <= FEW_TASKS
+
+    def column(name: str, kind: str, cells: Iterable[str]) -> Column:
+        return Column(name, kind, list(cells))
+
+    columns = [
+        column(name, "setting", (row.settings[at] or "(not set)" for row in rows))
+        for at, name in enumerate(comparison.columns)
+    ]
+    of = (row.speed.of if row.speed and row.speed.of != row.point.name else "" for row in rows)
+    figures = [
+        column("first stage", "figure", (number(row.first_stage, 5) for row in rows)),
+        column(
+            "reranked" if comparison.reranked else "mean score", "figure mean", (number(row.mean, 5) for row in rows)
+        ),
+        column("gain", "figure", (signed(row.gain) for row in rows)),
+        column("ceiling", "figure", (number(row.ceiling, 5) for row in rows)),
+        column("share of ceiling", "figure", (_share(row) for row in rows)),
+        column("difference", "figure", (signed(row.difference) for row in rows) if len(rows) > 1 else ()),
+        column(f"{comparison.unit}/s", "figure", (number(row.speed.texts if row.speed else None) for row in rows)),
+        column("tokens/s", "figure", (number(row.speed.tokens if row.speed else None) for row in rows)),
+        column("speed from point", "setting", of),
+        column("Pareto front", "setting", ("yes" if row.on_front else "" for row in rows) if len(rows) > 1 else ()),
+        column("computed", "figure", (number(row.point.total("computed")) for row in rows)),
+        column("from the store", "figure", (number(row.point.total("stored") or None) for row in rows)),
+        column("engine start, s", "figure", (number(row.point.engine_seconds, 1) for row in rows)),
+        column("seconds", "figure", (number(row.point.seconds, 1) for row in rows)),
+        column("peak MiB", "figure", (number(row.point.peak_memory_mb) for row in rows)),
+    ]
+    kinds = dict.fromkeys(comparison.types.values())
+    # Where each type has one task, the tasks say it already.
+    if len(kinds) < len(comparison.tasks):
+        figures += [column(kind, "type", (number(row.by_type.get(kind), 5) for row in rows)) for kind in kinds]
+    columns += [one for one in figures if any(one.cells)]
+    if len(comparison.tasks) > 1 or not few:
+        failed = [{task.name for task in row.point.tasks if task.failed} for row in rows]
+        for task in comparison.tasks:
+            cells = (
+                "failed" if task in lost else number(row.scores.get(task), 5)
+                for row, lost in zip(rows, failed, strict=True)
+            )
+            columns.append(column(task, "task", cells))
+    return columns
+
+
+def failed_points(comparison: Comparison) -> list[FailedPoints]:
+    """All failures; tasks and points that failed in the same way stand together."""
+    found: dict[tuple[Any, ...], FailedPoints] = {}
+    for row in comparison.rows:
+        of_point: dict[tuple[Any, ...], list[Failure]] = {}
+        for one in row.point.failures:
+            of_point.setdefault((one.kind, one.message, one.advice, one.tried, tuple(one.log)), []).append(one)
+        for key, some in of_point.items():
+            tasks = [one.task for one in some if one.task]
+            found.setdefault((key, *tasks), FailedPoints(some[0], tasks)).points.append(row.point.name)
+    return list(found.values())
+
+
+def roles(comparison: Comparison, row: Row) -> list[str]:
+    """What a point is in the comparison, in words."""
+    if len(comparison.rows) == 1:
+        return ["failed"] if row.point.failures else []
+    named = {
+        "answer": comparison.answer and comparison.answer.point.name,
+        "best": comparison.best and comparison.best.point.name,
+        "baseline": comparison.baseline,
+    }
+    failed = ["failed"] if row.point.failures else []
+    return failed + [role for role, name in named.items() if row.point.name == name]
+
+
+def page_data(comparison: Comparison) -> dict[str, Any]:
+    """What page.js draws from. A setting's values stand in it once, however many points have them."""
+    values = [list(dict.fromkeys(row.settings[at] for row in comparison.rows)) for at in range(len(comparison.columns))]
+    places = [{value: at for at, value in enumerate(column)} for column in values]
+    return {
+        "columns": comparison.columns,
+        "values": values,
+        "tasks": comparison.tasks,
+        "shared": len(comparison.shared),
+        "epsilon": comparison.epsilon,
+        "unit": comparison.unit,
+        "rows": [
+            {
+                "name": row.point.name,
+                "settings": [place[value] for place, value in zip(places, row.settings, strict=True)],
+                "roles": roles(comparison, row),
+                "mean": _rounded(row.mean, 6),
+                "difference": _rounded(row.difference, 6),
+                "speed": row.speed and _rounded(row.speed.texts, 2),
+                "of": row.speed and row.speed.of,
+                "front": row.on_front,
+                "scores": [_rounded(row.scores.get(task), 6) for task in comparison.tasks],
+            }
+            for row in comparison.rows
+        ],
+    }
+
+
+def in_script(data: Any) -> str:
+    """JSON that can stand in a script element: all but ASCII is escaped, and nothing in it ends the element."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def breakable(name: str) -> Markup:
+    """A dotted or a camel-case name that may be broken between its parts."""
+    parts = re.split(r"(?<=[._/])(?=.)|(?<=[a-z])(?=[A-Z])", name)
+    return Markup("<wbr>").join(escape(part) for part in parts)
+
+
+def clipped(text: str) -> str:
+    return text if len(text) <= CELL else text[:CELL] + " …"
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    return "" if value is None or not isfinite(value) else f"{value:,.{digits}f}"
+
+
+def signed(value: float | None) -> str:
+    # Adding 0 turns -0.0, which is no difference, into 0.0.
+    return "" if value is None or not isfinite(value) else f"{round(value, 5) + 0.0:+.5f}"
+
+
+def times(value: float | None) -> str:
+    return "" if value is None else f"x{value:.2f}"
+
+
+def _range(values: tuple[float, float] | None, shown: Callable[[float], str]) -> str:
+    return "" if values is None or values[0] == values[1] else " to ".join(map(shown, values))
+
+
+def _share(row: Row) -> str:
+    return f"{row.mean / row.ceiling:.1%}" if row.mean is not None and row.ceiling else ""
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return round(value, digits) if value is not None and isfinite(value) else None
+
+
+def _hash(text: str) -> str:
+    """Of a script or a style, as a Content-Security-Policy names it: nothing else runs, whatever got into the page."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

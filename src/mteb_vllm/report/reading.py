@@ -1,0 +1,125 @@
+"""Finds runs and results in folders, for a comparison."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mteb_vllm.errors import ConfigError, Mistake
+from mteb_vllm.report.comparison import Point
+from mteb_vllm.report.result_folders import read_results
+from mteb_vllm.report.run_records import FoundRun, read_run
+
+_LOOKED_FOR = (
+    "Looked for run.json, in it and below, and for results in mteb's layout (<org>__<model>/<revision>/<Task>.json). "
+    "A sweep's folder is outputs/sweeps/<date>/<time>."
+)
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[Point]:
+    """Reads runs, sweeps, and folders of results in mteb's layout.
+
+    Points stand in the order of the paths; of one path, sweeps and single runs by the time when they began, the points of a
+    sweep by their numbers. Where a folder holds runs, results below it are theirs and are not read.
+
+    Args:
+        paths: Folders at or above runs or results, files `run.json`, or patterns for such (`outputs/sweeps/*`).
+
+    Raises:
+        ConfigError: if there is nothing under one of the paths.
+    """
+    found: dict[Path, Point] = {}
+    mistakes = []
+    for path in paths:
+        points = _read(path)
+        if not points:
+            exists = any(True for _ in _places(path))
+            what = "holds neither runs nor results" if exists else "there is no such file or folder"
+            mistakes.append(Mistake(f"runs={path}", what, _LOOKED_FOR))
+        for point in points:
+            found.setdefault(point.folder, point)
+    if mistakes or not found:
+        raise ConfigError(mistakes or [Mistake("runs", "names nothing", _LOOKED_FOR)])
+    names = _run_names(found.values()) | _result_names(found.values())
+    return [replace(point, name=names[folder]) for folder, point in found.items()]
+
+
+def _places(path: str | Path) -> list[Path]:
+    """The files and folders that a path or a pattern names."""
+    place = Path(path).expanduser().resolve()
+    return [place] if place.exists() else sorted(Path(place.anchor).glob(str(place.relative_to(place.anchor))))
+
+
+def _read(path: str | Path) -> list[Point]:
+    runs: list[FoundRun] = []
+    results: list[Point] = []
+    for place in _places(path):
+        folder = place.parent if place.name == "run.json" else place
+        folders = _run_folders(folder)
+        runs += map(read_run, folders)
+        results += [] if folders else read_results(folder)
+    return [*_in_order(runs), *results]
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    found = []
+    for root, folders, files in os.walk(folder):
+        if "run.json" in files:
+            found.append(Path(root))
+            folders.clear()
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    return found
+
+
+def _in_order(runs: Sequence[FoundRun]) -> list[Point]:
+    began: dict[Path, str] = {}
+    for run in runs:
+        if run.started:
+            began[_group(run)] = min(run.started, began.get(_group(run), run.started))
+
+    def place(run: FoundRun) -> tuple[str, str, int]:
+        return began.get(_group(run), "~"), str(_group(run)), run.number or 0
+
+    return [run.point for run in sorted(runs, key=place)]
+
+
+def _group(run: FoundRun) -> Path:
+    """A sweep's folder, or the run's own."""
+    return run.point.folder if run.number is None else run.point.folder.parent
+
+
+def _run_names(points: Iterable[Point]) -> dict[Path, str]:
+    """The shortest ends of the folders' paths that are all different."""
+    folders = [point.folder for point in points if point.source == "run"]
+    for parts in range(1, max((len(folder.parts) for folder in folders), default=0) + 1):
+        names = {folder: "/".join(folder.parts[-parts:]) for folder in folders}
+        if len(set(names.values())) == len(folders):
+            return names
+    return {}
+
+
+def _result_names(points: Iterable[Point]) -> dict[Path, str]:
+    """The models' names, with as much of revision and experiment as it takes to tell them apart."""
+    models: dict[str, list[Point]] = {}
+    for point in points:
+        if point.source == "results":
+            models.setdefault(point.facts["model"], []).append(point)
+    found: dict[Path, str] = {}
+    for some in models.values():
+        for parts in (("model",), ("model", "revision"), ("model", "experiment"), ("model", "revision", "experiment")):
+            names = {point.folder: _result_name(point.facts, parts) for point in some}
+            if len(set(names.values())) == len(some):
+                break
+        else:
+            names = {point.folder: f"{point.facts['model']} in {point.folder}" for point in some}
+        found |= names
+    return found
+
+
+def _result_name(facts: Mapping[str, str], parts: Sequence[str]) -> str:
+    said = {"model": facts["model"], "revision": f"@{facts.get('revision', '')[:8]}"}
+    experiment = facts.get("experiment")
+    said["experiment"] = f"/{experiment}" if experiment else ""
+    return "".join(said[part] for part in parts)

@@ -1,0 +1,199 @@
+"""A run's record, read for a comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mteb_vllm.failures import Failure
+from mteb_vllm.fingerprint import fingerprint
+from mteb_vllm.report.comparison import Point, TaskScore
+
+# Longer values are cut where they are shown, and told apart by a hash.
+_LONGEST = 100
+
+_FAILURE_FIELDS = {field.name for field in fields(Failure)}
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run where it was found.
+
+    Attributes:
+        point: The run, still without a name.
+        number: Its number in a sweep; None of a single run.
+        started: When, in ISO format; "" where nobody knows.
+    """
+
+    point: Point
+    number: int | None
+    started: str
+
+
+def read_run(folder: Path) -> FoundRun:
+    """Reads `run.json` in a folder; one that is no record is a run that failed, and says so."""
+    path = folder / "run.json"
+    try:
+        record = json.loads(_without_scores(path.read_bytes()))
+        return FoundRun(_point(folder, record), record["point"], record["started"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{path} is no record that this version reads ({type(error).__name__}: {error})"
+        number = int(folder.name) if folder.name.isdigit() else None
+        return FoundRun(Point("", folder, failures=[Failure("error", why)]), number, "")
+
+
+def shown(value: Any) -> str:
+    """A setting's value as one would type it, in one short line."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 20]}... ({fingerprint({'value': text})[:8]})"
+
+
+def _without_scores(text: bytes) -> bytes:
+    """A record without the scores of each split and subset, which are nine tenths of it.
+
+    They are cut out by the indentation that `write_record` gives them: no string of JSON holds a line break. Where they stand
+    in another way, they stay.
+    """
+    start, end = b'\n      "scores": {\n', b"\n      }"
+    parts, at = [], 0
+    while (opened := text.find(start, at)) >= 0 and (closed := text.find(end, opened)) >= 0:
+        parts.append(text[at : opened + len(start)])
+        at = closed
+    return b"".join([*parts, text[at:]])
+
+
+def _point(folder: Path, record: Mapping[str, Any]) -> Point:
+    engine, settings = record["engine"], record["settings"]
+    tasks = [_task(task) for task in record["tasks"]]
+    failures = [record["failure"], *(task["failure"] for task in record["tasks"])]
+    report = folder / "report.md"
+    return Point(
+        name="",
+        folder=folder,
+        overrides=dict(_override(text) for text in record["overrides"]),
+        facts={key: text for key, text in _facts(record) if text},
+        engine=engine.get("fingerprint") or (fingerprint(settings["engine"]) if settings.get("engine") else ""),
+        tasks=tasks,
+        engine_seconds=engine.get("seconds") if engine.get("opened") else None,
+        seconds=record["seconds"],
+        peak_memory_mb=_peak_memory(record),
+        failures=[_failure(one) for one in failures if one],
+        report=report if report.exists() else None,
+    )
+
+
+def _override(text: str) -> tuple[str, str]:
+    key, _, value = text.partition("=")
+    return key.lstrip("+~"), "(removed)" if key.startswith("~") else value
+
+
+def _failure(said: Mapping[str, Any]) -> Failure:
+    return Failure(**{key: value for key, value in said.items() if key in _FAILURE_FIELDS})
+
+
+def _task(said: Mapping[str, Any]) -> TaskScore:
+    figures = said.get("measured") or said
+    seconds = figures.get("seconds")
+    sides = said.get("prompts") or ()
+    return TaskScore(
+        name=said["name"],
+        type=said["type"],
+        metric=said["metric"],
+        score=said["main_score"],
+        failed=said["status"] == "failed",
+        first_stage=said.get("first_stage"),
+        ceiling=said.get("ceiling"),
+        unit=figures.get("unit") or ("pairs" if any(side.endswith("pair") for side in sides) else "texts"),
+        texts=figures.get("texts"),
+        computed=figures.get("computed"),
+        stored=figures.get("stored"),
+        tokens=figures.get("tokens"),
+        seconds=seconds.get("encode") if isinstance(seconds, dict) else seconds,
+    )
+
+
+def _peak_memory(record: Mapping[str, Any]) -> float | None:
+    said = record.get("peak_memory_mb") or {}
+    if _args(record, "env").get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
+        # The engine is in the process; what its children held is of others.
+        return said.get("process")
+    return max(said.values(), default=None)
+
+
+def _args(record: Mapping[str, Any], kind: str = "args") -> Mapping[str, Any]:
+    found: Mapping[str, Any] = (record["settings"].get("engine") or {}).get(kind) or {}
+    return found
+
+
+def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """All that a run ran with, under the keys that a user would set it by where there are any."""
+    settings, config, hardware = record["settings"], record["config"], record.get("hardware") or {}
+    engine = settings.get("engine") or {}
+    args = _args(record)
+    yield "model", engine.get("model") or shown(config["model"].get("name") or "")
+    yield "revision", engine.get("revision") or ""
+    yield "weights", (engine.get("weights") or "")[:12]
+    for key, value in args.items():
+        yield f"engine.{key}", shown(value)
+    for key, value in _args(record, "env").items():
+        yield f"engine.env.{key}", shown(value)
+    for key, value in _args(record, "shell").items():
+        yield f"shell.{key}", shown(value)
+    for key, value in (record["engine"].get("resolved") or {}).items():
+        if value != args.get(key):
+            yield f"resolved.{key}", shown(value)
+    yield "scoring", settings.get("scoring") or ""
+    yield from _read_as(record)
+    if (stage := record.get("first_stage") or {}).get("kind"):
+        model = ((stage.get("settings") or {}).get("engine") or {}).get("model") if stage["kind"] == "dense" else None
+        yield "pipeline/first_stage", f"{stage['kind']} ({model})" if model else stage["kind"]
+        yield "pipeline.first_stage.settings", str(settings.get("first_stage") or "")
+        yield "pipeline.top_k", shown(config["pipeline"]["top_k"])
+    tasks = config["tasks"]
+    yield "tasks", _tasks(tasks)
+    for key in ("splits", "subsets"):
+        yield f"tasks.{key}", ", ".join(tasks.get(key) or ())
+    yield "device", engine.get("device") or hardware.get("device") or ""
+    for key in ("gpus", "cores"):
+        yield key, shown(hardware[key]) if hardware.get(key) else ""
+    yield "memory", f"{hardware['memory_mb'] / 1024:.0f} GiB" if hardware.get("memory_mb") else ""
+    for key, value in (record.get("versions") or {}).items():
+        yield f"versions.{key}", value or ""
+    yield "platform", hardware.get("platform") or ""
+    yield "git", record.get("git") or ""
+
+
+def _read_as(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Through what texts or pairs were read."""
+    settings = record["settings"]
+    if prompts := settings.get("prompts"):
+        values = prompts["prompts"] | ({"default": prompts["default"]} if prompts.get("default") else {})
+        yield "prompts", _texts(values)
+        documents = ", documents too" if prompts.get("apply_to_documents") else ""
+        yield "instruction", shown(prompts["template"]) + documents if prompts.get("template") else ""
+    if settings.get("instructions"):
+        yield "instructions", _texts(settings["instructions"])
+    if settings.get("prompts") or settings.get("instructions"):
+        yield "prompts.source", record["prompts"].get("source") or ""
+    if template := settings.get("score_template"):
+        text, file = template.get("template"), (record["config"].get("score_template") or {}).get("file")
+        name = (
+            f"{Path(file).stem + ' ' if file else ''}{fingerprint({'text': text})[:8]}" if text else "the model's own"
+        )
+        rest = {key: value for key, value in template.items() if key != "template" and value}
+        yield "score_template", ", ".join([name, *([_texts(rest)] if rest else [])])
+
+
+def _texts(values: Mapping[str, Any]) -> str:
+    return shown(", ".join(f"{key}={json.dumps(text, ensure_ascii=False)}" for key, text in values.items()) or "none")
+
+
+def _tasks(config: Mapping[str, Any]) -> str:
+    if config.get("names"):
+        return shown(", ".join(config["names"]))
+    if config.get("benchmark"):
+        return str(config["benchmark"])
+    return ", ".join(f"{key}={shown(config[key])}" for key in ("types", "languages") if config.get(key))

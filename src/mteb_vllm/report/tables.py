@@ -1,0 +1,281 @@
+"""A comparison as tables: on the terminal, as Markdown, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mteb_vllm.failures import Failure
+from mteb_vllm.report.answer import answer, called, settings_text, signed
+from mteb_vllm.report.comparison import Comparison, Row
+from mteb_vllm.report.one_run import failure_lines, markdown, mean, number
+
+# More rows and columns than these nobody reads on a terminal or in Markdown; the CSV and the page hold all.
+_MOST_ROWS = 50
+_MOST_TASKS = 6
+_MOST_CONSTANTS = 8
+_MOST_DIFFERENCES = (60, 12)  # tasks, points
+_LONGEST_VALUE = 40
+_LONGEST_FAILURE = 200
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of a table.
+
+    Attributes:
+        header: Its header.
+        cell: What it shows of a row.
+        left_out: Where not all columns fit, those with the highest number go first; those with 0 stay.
+        words: Whether it holds words; numbers stand at the right.
+    """
+
+    header: str
+    cell: Callable[[Row], str]
+    left_out: int = 0
+    words: bool = False
+
+
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """Shows what points share, a table of them, failures first and then the best, and the answer."""
+    rows = _ranked(comparison)
+    columns = _columns(comparison)
+    wide = {column.header: _width(column, rows[:_MOST_ROWS]) for column in columns}
+    while sum(wide[column.header] + 2 for column in columns) > console.width:
+        # Columns of one kind go together.
+        if not (least := max(column.left_out for column in columns)):
+            break
+        columns = [column for column in columns if column.left_out != least]
+    table = Table(title=_title(comparison), title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(escape(column.header), justify="left" if column.words else "right", overflow="fold")
+    for row in rows[:_MOST_ROWS]:
+        cells = [(column.cell(row), column.header in comparison.columns) for column in columns]
+        table.add_row(*(escape(_cut(text, _LONGEST_VALUE) if setting else text) for text, setting in cells))
+    console.print()
+    if shared := list(comparison.constants.items()):
+        more = f"; {len(shared) - _MOST_CONSTANTS} more in report.md" if len(shared) > _MOST_CONSTANTS else ""
+        text = ", ".join(f"{key}={value}" for key, value in shared[:_MOST_CONSTANTS])
+        console.print(f"In all points: {text}{more}", markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+    left_out = [f"{len(rows) - _MOST_ROWS:,} points"] if len(rows) > _MOST_ROWS else []
+    if hidden := [header for header in wide if header not in {column.header for column in columns}]:
+        left_out.append(f"the columns {', '.join(hidden)}")
+    if _hides_tasks(comparison):
+        left_out.append(f"the scores of {len(comparison.tasks)} tasks")
+    if left_out:
+        console.print(f"Not shown, but in report.csv: {'; '.join(left_out)}", markup=False, soft_wrap=True)
+    console.print()
+    for line in answer(comparison):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """The report: what points share, all of them in a table, the answer, effects, differences by task, failures."""
+    rows, columns = _ranked(comparison), _columns(comparison)
+    lines = [f"# {_title(comparison)}", ""]
+    lines += [f"- {key}: `` {value} ``".replace("\n", " ") for key, value in comparison.constants.items()]
+    lines += ["", *markdown([column.header for column in columns], _cells(columns, rows)), ""]
+    if _hides_tasks(comparison):
+        lines += [f"The scores of {len(comparison.tasks)} tasks are in report.csv.", ""]
+    lines += ["## Answer", "", *(f"- {line}" for line in answer(comparison))]
+    if comparison.effects:
+        lines += ["", "## Effects", "", *markdown(_EFFECTS, _effect_rows(comparison))]
+    lines += _differences(comparison, rows)
+    lines += _failures(comparison)
+    return "\n".join(lines) + "\n"
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """One line a point, in the order in which the points were given, with all digits."""
+    stages = ("first_stage", "gain", "ceiling") if comparison.reranked else ()
+    kinds = list(comparison.rows[0].by_type)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([
+        "point", "folder", "status", *comparison.columns, "mean", "difference", *(f"mean {_type(kind)}" for kind in kinds),
+        *comparison.tasks, *stages, "texts_per_second", "tokens_per_second", "unit", "measured_on", "measured_in",
+        "computed", "stored", "engine_start_seconds", "seconds", "peak_memory_mb", "failures",
+    ])  # fmt: skip
+    for row in comparison.rows:
+        point, speed = row.point, row.speed
+        measured: tuple[Any, ...] = (
+            (speed.texts, speed.tokens, speed.unit, speed.computed, speed.of) if speed is not None else (None,) * 5
+        )
+        writer.writerow([
+            point.name, point.folder, "failed" if _failed(row) else "ok", *row.settings, row.mean, row.difference,
+            *(row.by_type[kind] for kind in kinds), *(row.scores[name] for name in comparison.tasks),
+            *(getattr(row, name) for name in stages), *measured, point.total("computed"),
+            point.total("stored"), point.engine_seconds, point.seconds, point.peak_memory_mb,
+            "; ".join(" ".join(str(failure).split()) for failure in point.failures),
+        ])  # fmt: skip
+    return out.getvalue()
+
+
+def _columns(comparison: Comparison) -> list[_Column]:
+    """The columns of the tables for readers, without those that are empty."""
+
+    def setting(at: int) -> Callable[[Row], str]:
+        return lambda row: row.settings[at]
+
+    def score(name: str) -> Callable[[Row], str]:
+        return lambda row: number(row.scores[name], 5)
+
+    def of_type(kind: str) -> Callable[[Row], str]:
+        return lambda row: number(row.by_type[kind], 5)
+
+    named = [_Column(column, setting(at), words=True) for at, column in enumerate(comparison.columns)]
+    kinds = comparison.rows[0].by_type
+    by_task = [] if _hides_tasks(comparison) or len(comparison.tasks) == 1 else comparison.tasks
+    means = [_Column("reranked" if comparison.reranked else "mean", lambda row: number(row.mean, 5))]
+    if comparison.reranked:
+        means = [
+            _Column("first stage", lambda row: number(row.first_stage, 5), 6),
+            *means,
+            _Column("gain", lambda row: signed(row.gain)),
+            _Column("ceiling", lambda row: number(row.ceiling, 5), 6),
+            _Column("share", lambda row: _share(comparison, row), 6),
+        ]
+    columns = [
+        _Column("point", lambda row: row.point.name, words=True),
+        *named,
+        *means,
+        _Column("difference", lambda row: signed(row.difference), 1),
+        *(_Column(_type(kind), of_type(kind), 8) for kind in kinds if by_task == [] or len(kinds) < len(by_task)),
+        *(_Column(name, score(name), 9) for name in by_task),
+        _Column(f"{comparison.unit}/s", _texts_per_second),
+        _Column("tokens/s", lambda row: number(row.speed.tokens if row.speed is not None else None), 5),
+        _Column("engine start s", lambda row: number(row.point.engine_seconds, 1), 4),
+        _Column("seconds", lambda row: number(row.point.seconds, 1), 2),
+        _Column("peak MB", lambda row: number(row.point.peak_memory_mb), 3),
+        _Column("", _state, words=True),
+    ]
+    return [column for column in columns if any(map(column.cell, comparison.rows))]
+
+
+def _cells(columns: Sequence[_Column], rows: Sequence[Row]) -> list[list[str]]:
+    return [[column.cell(row) for column in columns] for row in rows]
+
+
+def _ranked(comparison: Comparison) -> list[Row]:
+    """Failures first, then the best."""
+    return sorted(
+        comparison.rows, key=lambda row: (not _failed(row), -(row.mean if row.mean is not None else -math.inf))
+    )
+
+
+def _failed(row: Row) -> bool:
+    return bool(row.point.failures) or any(task.failed for task in row.point.tasks)
+
+
+def _state(row: Row) -> str:
+    """What a reader must know of a point beside its numbers."""
+    if _failed(row):
+        whole = next((failure for failure in row.point.failures if failure.task is None), None)
+        kinds = dict.fromkeys(failure.kind.replace("_", " ") for failure in row.point.failures)
+        tasks = [task.name for task in row.point.tasks if task.failed]
+        said = str(whole) if whole is not None or not tasks else f"{', '.join(tasks)} ({', '.join(kinds)})"
+        return _cut(" ".join(f"failed: {said}".split()), _LONGEST_FAILURE)
+    marks = ["as good as the best" if row.good else "", "" if not _borrowed(row) else f"speed of {_borrowed(row)}"]
+    return ", ".join(mark for mark in marks if mark)
+
+
+def _borrowed(row: Row) -> str:
+    return row.speed.of if row.speed is not None and row.speed.of != row.point.name else ""
+
+
+def _texts_per_second(row: Row) -> str:
+    return number(row.speed.texts) if row.speed is not None else ""
+
+
+def _share(comparison: Comparison, row: Row) -> str:
+    """The share of the ceiling that is reached, the mean over the tasks."""
+    tasks = [task for task in row.point.tasks if task.name in comparison.shared]
+    share = mean(task.score / task.ceiling if task.score is not None and task.ceiling else None for task in tasks)
+    return "" if share is None else f"{share:.1%}"
+
+
+def _type(kind: str) -> str:
+    return kind or "unknown type"
+
+
+def _title(comparison: Comparison) -> str:
+    points = len(comparison.rows)
+    shared = f"{len(comparison.shared)} task{'s' if len(comparison.shared) != 1 else ''}"
+    if points == 1:
+        return f"One point, {shared}"
+    return f"{points:,} points, {shared}, differences to {called(comparison.baseline)}"
+
+
+def _hides_tasks(comparison: Comparison) -> bool:
+    return len(comparison.tasks) > _MOST_TASKS
+
+
+def _width(column: _Column, rows: Sequence[Row]) -> int:
+    # What is said of a failure is folded.
+    most = _LONGEST_VALUE if column.header else 24
+    return max([len(column.header), *(min(len(column.cell(row)), most) for row in rows)])
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+_EFFECTS = ("setting", "value", "instead of", "pairs", "score", "from", "to", "speed", "from", "to")
+
+
+def _effect_rows(comparison: Comparison) -> list[list[str]]:
+    rows = []
+    for effect in comparison.effects:
+        scores = (effect.score, *(effect.score_range or (None, None)))
+        speeds = (effect.speed, *(effect.speed_range or (None, None)))
+        numbers = [*map(signed, scores), *(f"x{value:.2f}" if value is not None else "" for value in speeds)]
+        rows.append([effect.column, effect.value, effect.against, str(effect.pairs), *numbers])
+    return rows
+
+
+def _differences(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
+    """Task by task against the baseline: the tasks as rows, the best points as columns."""
+    most_tasks, most_points = _MOST_DIFFERENCES
+    baseline = next(row for row in comparison.rows if row.point.name == comparison.baseline)
+    others = [row for row in ranked if row is not baseline and row.point.tasks]
+    if not others or len(comparison.tasks) > most_tasks:
+        return []
+    shown = sorted(others, key=_failed)[:most_points]
+    header = ["task", f"{comparison.baseline} (the baseline)", *(row.point.name for row in shown)]
+    lines = []
+    for name in comparison.tasks:
+        against = baseline.scores[name]
+        own = [row.scores[name] for row in shown]
+        differences = [one - against if one is not None and against is not None else None for one in own]
+        lines.append([name, number(against, 5), *map(signed, differences)])
+    legend = [f"- {row.point.name}: {settings_text(comparison.columns, row.settings)}" for row in shown]
+    left_out = [f"Of {len(others):,} points the best {most_points}; all scores are in report.csv.", ""]
+    return ["", "## Differences to the baseline, by task", "", *(left_out if len(shown) < len(others) else []),
+            *(legend if comparison.columns else []), "", *markdown(header, lines)]  # fmt: skip
+
+
+def _failures(comparison: Comparison) -> list[str]:
+    """Failures with their logs; one that several tasks or points have stands once."""
+    found: dict[tuple[Any, ...], tuple[Failure, dict[str, list[str]]]] = {}
+    for row in comparison.rows:
+        for failure in row.point.failures:
+            key = (failure.kind, failure.message, tuple(failure.log))
+            _, points = found.setdefault(key, (replace(failure, task=None), {}))
+            points.setdefault(row.point.name, []).append(failure.task or "")
+    lines: list[str] = []
+    for failure, points in found.values():
+        places = [
+            f"{name}{f' ({tasks})' if (tasks := ', '.join(filter(None, some))) else ''}"
+            for name, some in points.items()
+        ]
+        lines += ["", *([] if lines else ["## Failures", ""]), f"### {'; '.join(places)}", "", *failure_lines(failure)]
+    return lines

@@ -1,0 +1,50 @@
+"""A whole report: runs read, compared, shown, and written as Markdown, CSV, a page and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mteb_vllm.config import ReportConfig
+from mteb_vllm.errors import ConfigError, Mistake
+from mteb_vllm.files import write_atomically
+from mteb_vllm.report.answer import conclusion
+from mteb_vllm.report.comparison import Comparison, compare
+from mteb_vllm.report.reading import read_runs
+from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def report_on(runs: Sequence[str | Path], folder: Path, config: ReportConfig, console: Console) -> Comparison:
+    """Compares runs, shows it, and writes `report.md`, `report.csv`, `report.html` and its pictures.
+
+    Args:
+        runs: Folders of sweeps, of runs, or of results in mteb's layout.
+        folder: Where the report goes.
+        config: How they are compared.
+        console: Where the table and the answer are shown.
+
+    Raises:
+        ConfigError: if there is nothing under one of `runs`, or no point has the baseline's name.
+        OSError: if the folder cannot be written to.
+    """
+    from mteb_vllm.report.page import page
+    from mteb_vllm.report.plots import write_plots
+
+    points = read_runs(runs)
+    names = [point.name for point in points]
+    if config.baseline is not None and config.baseline not in names:
+        known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        raise ConfigError([Mistake(f"report.baseline={config.baseline}", "no point has this name", f"Names: {known}.")])
+    comparison = compare(points, baseline=config.baseline, epsilon=config.epsilon)
+    print_comparison(console, comparison)
+    write_atomically(folder / "report.md", comparison_markdown(comparison))
+    write_atomically(folder / "report.csv", comparison_csv(comparison))
+    title = comparison.constants.get("model", "Several models")
+    write_atomically(folder / "report.html", page(comparison, conclusion(comparison), title))
+    write_plots(comparison, folder)
+    console.print(f"Report: {folder}/report.html", markup=False, highlight=False, soft_wrap=True)
+    return comparison

@@ -1,0 +1,231 @@
+"""What a comparison says of points: against figures worked out by hand, and against slow ways to the same figures."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mteb_vllm.failures import Failure
+from mteb_vllm.report.answer import answer
+from mteb_vllm.report.comparison import Comparison, Point, Row, TaskScore, compare
+
+
+def task(name: str, score: float | None, computed: int | None = 100, seconds: float = 1.0, **more: Any) -> TaskScore:
+    measured: dict[str, Any] = (
+        {"computed": computed, "tokens": 10 * computed, "seconds": seconds} if computed is not None else {}
+    )
+    return TaskScore(name, score=score, **{"type": name[:3], "failed": score is None, "stored": 0} | measured | more)
+
+
+def point(
+    name: str, *tasks: TaskScore, engine: str = "e", facts: dict[str, str] | None = None, **overrides: str
+) -> Point:
+    said = {key.replace("__", "."): value for key, value in overrides.items()}
+    return Point(name, Path(name), overrides=said, facts=facts or {"model": "m"}, engine=engine, tasks=list(tasks))
+
+
+def named(comparison: Comparison) -> dict[str, Row]:
+    return {row.point.name: row for row in comparison.rows}
+
+
+def test_means_differences_and_the_answer() -> None:
+    made = compare(
+        [
+            point("0", task("STS12", 0.8), task("Ret1", 0.4), task("Ret2", 0.6), dtype="float32", engine="a"),
+            point(
+                "1", task("STS12", 0.8), task("Ret1", 0.399), task("Ret2", 0.6, seconds=0.25), dtype="bf16", engine="b"
+            ),
+            point(
+                "2",
+                task("STS12", 0.9),
+                task("Ret1", None),
+                task("Ret2", 0.9),
+                task("Ret3", 1.0),
+                dtype="fp16",
+                engine="c",
+            ),
+        ]
+    )
+    rows = named(made)
+    assert made.shared == ["STS12", "Ret1", "Ret2"] and made.tasks[-1] == "Ret3"
+    assert rows["0"].mean == pytest.approx(0.6) and rows["0"].difference == 0
+    assert rows["0"].by_type == {"STS": 0.8, "Ret": 0.5}
+    assert rows["1"].difference == pytest.approx(-0.001 / 3)
+    assert (rows["2"].mean, rows["2"].difference, rows["2"].by_type) == (None, None, {"STS": 0.9, "Ret": None})
+    speed = rows["1"].speed
+    assert speed is not None and (speed.texts, speed.tokens, speed.computed) == (300 / 2.25, 3000 / 2.25, 300)
+    assert made.best is rows["0"] and made.answer is rows["1"]
+    assert [row.good for row in made.rows] == [True, True, False]
+    assert [row.on_front for row in made.rows] == [True, True, False]
+    said = " ".join(answer(made))
+    assert "1 of 3 points failed, in part or as a whole: 2." in said
+    assert "Fastest within 0.001 of it (2 of 3 are): point 1 (dtype=bf16), mean 0.59967, 133 texts/s." in said
+    assert "dtype=bf16 instead of float32: score -0.00033, speed x1.33, 1 pair." in said
+    # The scale of epsilon is the scores' own, and its edge is in.
+    assert named(compare([row.point for row in made.rows], epsilon=0.001 / 3))["1"].good
+    assert not named(compare([row.point for row in made.rows], epsilon=0.0003))["1"].good
+
+
+def test_the_baseline_may_be_any_point() -> None:
+    points = [point("0", task("A", 0.5), x="1"), point("1", task("A", 0.75), x="2")]
+    made = compare(points, baseline="1")
+    assert [row.difference for row in made.rows] == [-0.25, 0.0]
+    assert [(one.value, one.against) for one in made.effects] == [("1", "2")]
+    with pytest.raises(ValueError, match="no point is called 7; there are 0, 1"):
+        compare(points, baseline="7")
+
+
+def test_columns_are_what_tells_points_apart() -> None:
+    def ran(name: str, of: str, vllm: str, **overrides: str) -> Point:
+        facts = {"model": of, "revision": f"r-{of}", "prompts": "none", "engine.seed": "0", "versions.vllm": vllm}
+        return point(name, task("A", 0.5), facts=facts | {"git": name, "resolved.dtype": name}, **overrides)
+
+    points = [ran("0", "a", "1", model="a", results__dir="x"), ran("1", "b", "1", model="b", results__dir="y")]
+    made = compare(points)
+    assert made.columns == ["model"], "a revision follows from its model"
+    assert list(made.constants.items()) == [("engine.seed", "0"), ("prompts", "none"), ("versions.vllm", "1")]
+    made = compare([*points, ran("2", "a", "2", model="a")])
+    assert made.columns == ["model", "versions.vllm"]
+    assert [row.settings for row in made.rows] == [("a", "1"), ("b", "1"), ("a", "2")]
+
+
+def test_a_value_that_only_some_command_lines_say_is_compared_by_what_they_ran_with() -> None:
+    facts = {"model": "m", "engine.dtype": "float32"}
+    same = compare(
+        [point("0", task("A", 0.5), facts=facts), point("1", task("A", 0.5), facts=facts, engine__dtype="float32")]
+    )
+    assert same.columns == []
+    assert "The points do not differ in any setting." in answer(same)
+    other = compare([point("0", task("A", 0.5), facts=facts), point("1", task("A", 0.5), engine__dtype="auto")])
+    assert [row.settings for row in other.rows] == [("float32",), ("auto",)]
+
+
+def test_points_that_failed_before_their_first_task_empty_nothing() -> None:
+    dead = Point("1", Path("1"), overrides={"x": "2"}, failures=[Failure("engine_start", "no")])
+    unreadable = Point("2", Path("2"), failures=[Failure("error", "no record")])
+    made = compare([point("0", task("A", 0.5), x="1"), dead, unreadable, point("3", task("A", 0.6), x="3")])
+    assert made.shared == ["A"] and made.columns == ["x"] and made.constants == {"model": "m"}
+    assert [row.mean for row in made.rows] == [0.5, None, None, 0.6]
+    assert [(one.value, one.pairs, one.score) for one in made.effects] == [("2", 1, None), ("3", 1, pytest.approx(0.1))]
+    said = answer(made)
+    assert said[0] == "2 of 4 points failed, in part or as a whole: 1, 2."
+    assert said[1] == "2 points without all scores cannot be the best: 1, 2."
+
+
+def test_no_task_in_common_is_no_answer() -> None:
+    made = compare([point("0", task("A", 0.5), tasks="a"), point("1", task("B", 0.6), tasks="b")])
+    assert (made.shared, made.best, made.answer, made.columns) == ([], None, None, ["tasks"])
+    assert answer(made)[0] == "There is no task that all points have, so that there are no means and no best point."
+
+
+def test_a_speed_is_of_what_was_computed_or_of_another_point_on_the_same_engine() -> None:
+    reused = TaskScore("A", "A", score=0.5)
+    made = compare(
+        [
+            point("none", reused, engine="alone"),
+            point("reused", reused, task("B", 0.5), TaskScore("C", score=0.5)),
+            point("half", task("A", 0.5, 100, stored=100, seconds=0.5)),
+            point("stored", task("A", 0.5, 99, stored=100)),
+            point("failed", task("A", None, 60), engine="other"),
+        ]
+    )
+    speeds = [None if row.speed is None else (row.speed.of, row.speed.texts) for row in made.rows]
+    assert speeds == [None, ("half", 200), ("half", 200), ("half", 200), ("failed", 60)]
+
+
+def test_pairs_and_texts_are_not_one_faster_than_the_other() -> None:
+    made = compare([point("0", task("A", 0.5), x="1"), point("1", task("A", 0.5, unit="pairs"), x="2")])
+    assert made.answer is None and not any(row.on_front for row in made.rows) and made.effects[0].speed is None
+    assert any("not comparable" in line for line in answer(made))
+
+
+def test_reranking_has_the_means_of_both_stages() -> None:
+    tasks = [task("A", 0.5, first_stage=0.25, ceiling=1.0), task("B", 0.75, first_stage=0.5, ceiling=0.75)]
+    own = [task("A", 0.5, ceiling=1.0), task("B", 0.25, first_stage=0.5, ceiling=1.0)]
+    both, without = compare([point("0", *tasks, x="1"), point("1", *own, x="2")]).rows
+    assert (both.first_stage, both.gain, both.ceiling) == (0.375, 0.25, 0.875)
+    assert (without.first_stage, without.gain, without.ceiling) == (None, None, 1.0)
+
+
+def test_a_single_point_is_no_comparison() -> None:
+    made = compare([point("0", task("A", 0.5), x="1")])
+    assert made.columns == [] and made.answer is made.best is made.rows[0]
+    assert answer(made) == ["One point: mean 0.50000 over 1 task, 100 texts/s. There is nothing to compare it with."]
+
+
+def test_effects_that_cannot_be_told_are_said_to_be_so() -> None:
+    made = compare([point("0", task("A", 0.5), x="1", y="1"), point("1", task("A", 0.5), x="2", y="2")])
+    assert made.effects == []
+    assert "x: its effect cannot be told, since no two points with scores differ in it alone." in answer(made)
+
+
+def test_of_many_values_the_answer_says_those_that_change_most() -> None:
+    points = [point(str(n), task("A", 0.5 + n / 1000), engine=str(n), x=str(n)) for n in range(50)]
+    lines = [line for line in answer(compare(points)) if line.startswith("x")]
+    assert len(lines) == 13 and lines[0].startswith("x=38 instead of 0: score +0.03800")
+    assert lines[-1] == "x: 37 other values changed less."
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_front_effects_and_goodness_are_what_a_slow_way_finds(seed: int) -> None:
+    chance = random.Random(seed)
+    axes = [[str(n) for n in range(chance.randint(1, 4))] for _ in range(chance.randint(1, 4))]
+    points = []
+    for values in itertools.product(*axes):
+        for _ in range(chance.choice((0, 1, 1, 2))):
+            overrides = {f"x{at}": value for at, value in enumerate(values)}
+            # Few different scores and speeds, so that there are ties.
+            score = chance.choice((None, *(n / 8 for n in range(8))))
+            measured = task("A", score, chance.choice((None, 100, 200, 300)))
+            points.append(point(str(len(points)), measured, engine=str(len(points)), **overrides))
+    if not points:
+        return
+    epsilon = chance.choice((0.0, 0.125, 0.3))
+    made = compare(points, epsilon=epsilon, baseline=str(chance.randrange(len(points))))
+    rows, baseline = made.rows, named(made)[made.baseline]
+    means = [row.mean for row in rows if row.mean is not None]
+    for row in rows:
+        assert row.good == (row.mean is not None and row.mean >= max(means) - epsilon)
+        assert row.on_front == (placed(row) is not None and not any(beats(other, row) for other in rows))
+    good = [row for row in rows if row.good and row.speed]
+    fastest = max((placed(row)[::-1] for row in good), default=None)  # type: ignore[index]
+    assert (made.answer and placed(made.answer)) == (fastest and fastest[::-1])
+    for at, column in enumerate(made.columns):
+        values = dict.fromkeys(row.settings[at] for row in rows if row.settings[at] != baseline.settings[at])
+        slow = {value: pairs(rows, at, value, baseline.settings[at]) for value in values}
+        effects = {one.value: one for one in made.effects if one.column == column}
+        assert effects.keys() == {value for value, found in slow.items() if found}
+        for value, effect in effects.items():
+            scores = [one.mean - other.mean for one, other in slow[value] if None not in (one.mean, other.mean)]  # type: ignore[operator]
+            logs = [
+                math.log(one.speed.texts / other.speed.texts) for one, other in slow[value] if one.speed and other.speed
+            ]
+            assert effect.pairs == len(slow[value])
+            assert effect.score == (pytest.approx(sum(scores) / len(scores)) if scores else None)
+            assert effect.score_range == (pytest.approx((min(scores), max(scores))) if scores else None)
+            assert effect.speed == (pytest.approx(math.exp(sum(logs) / len(logs))) if logs else None)
+            assert effect.speed_range == (pytest.approx((math.exp(min(logs)), math.exp(max(logs)))) if logs else None)
+
+
+def placed(row: Row) -> tuple[float, float] | None:
+    return (row.mean, row.speed.texts) if row.mean is not None and row.speed is not None else None
+
+
+def beats(one: Row, other: Row) -> bool:
+    a, b = placed(one), placed(other)
+    return a is not None and b is not None and a != b and a[0] >= b[0] and a[1] >= b[1]
+
+
+def pairs(rows: list[Row], at: int, value: str, against: str) -> list[tuple[Row, Row]]:
+    return [
+        (one, other)
+        for one in rows
+        for other in rows
+        if one.settings[at] == value and other.settings[at] == against
+        if all(a == b for n, (a, b) in enumerate(zip(one.settings, other.settings, strict=True)) if n != at)
+    ]

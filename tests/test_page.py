@@ -1,0 +1,362 @@
+"""The page of a comparison: what it says, what it lets nobody smuggle in, and how it behaves in a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comparisons import comparison, failure, points
+from mteb_vllm.report.comparison import Comparison, Point, compare
+from mteb_vllm.report.page import page, page_data
+
+EVIL = '</script><img src=x onerror="document.title=1">|\n\u202e\u2028\u05e9\u05dc\u05d5\u05dd 🚀 {{ 7 * 7 }} &lt;'
+ARGUMENTS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+def html(of: Comparison, *answer: str) -> str:
+    return page(of, answer or ("The answer.",), "Sweep: MiniLM on the demo tasks")
+
+
+def data_of(text: str) -> dict[str, Any]:
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    return dict(json.loads(found))
+
+
+def evil_points() -> list[Point]:
+    made = points(2, axes={"prompts.query": [EVIL, "q: "], "engine.dtype": ["a"]})
+    made[1].failures.append(failure(message=EVIL, log=[EVIL, EVIL]))
+    return made
+
+
+def test_nothing_in_a_prompt_or_a_log_becomes_markup() -> None:
+    text = page(compare(evil_points()), [EVIL], EVIL)
+    assert "<img" not in text and "onerror=" in unescape(text)
+    assert text.count("<script") == text.count("</script>") == 2
+    assert EVIL in [value for column in data_of(text)["values"] for value in column]
+    assert "49" not in re.sub(r"<style>.*?</style>|<script.*", "", text, flags=re.DOTALL)
+
+
+def test_loads_nothing_and_allows_nothing_to_be_loaded() -> None:
+    text = html(comparison(12, failed=2))
+    assert re.findall(r'(?:src|href|url\()="?[^"]*', text) == ['href="data:,']
+    assert set(re.findall(r"https?://[^\s\"']+", text)) <= {"http://www.w3.org/2000/svg"}
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None and "default-src 'none'" in policy[1] and "unsafe" not in policy[1]
+
+
+def test_says_every_point_and_figure_without_any_script() -> None:
+    of = comparison(12)
+    text = html(of, "One paragraph.", "Another.")
+    static = unescape(text.split("<script")[0]).replace("<wbr>", "")
+    for row in of.rows:
+        assert f">{row.point.name}</button>" in static
+        assert f">{row.mean:.5f}</td>" in static and f">{row.difference:+.5f}</td>" in static
+        assert row.speed is not None and f">{row.speed.texts:,.0f}</td>" in static
+        assert all(f">{score:.5f}</td>" in static for score in row.scores.values())
+        assert all(f">{value}</td>" in static for value in row.settings)
+    assert all(f'<dd dir="auto">{value}</dd>' in static for value in of.constants.values())
+    assert (
+        static.index("One paragraph.")
+        < static.index("Another.")
+        < static.index('id="quality"')
+        < static.index('id="points"')
+    )
+    assert all(name in static for name in (*of.tasks, *of.columns, "+0.00000", "baseline"))
+    assert "What each setting changes" in static and "embedding store" in static
+
+
+def test_failures_stand_first_and_the_same_ones_together() -> None:
+    made = points(6, failed=2)
+    made[3].failures.append(failure("another\nline", ["last words"]))
+    static = unescape(html(compare(made)).split("<script")[0])
+    assert re.findall(r'<tr data-at="(\d+)"', static) == ["3", "4", "5", "0", "1", "2"]
+    assert static.count('<details class="failure"') == 2
+    assert "points 4, 5</summary>" in static and "point 3</summary>" in static
+    assert "last words" in static and "another\nline" in static and "What to try: lower engine.gpu" in static
+
+
+def test_a_failed_task_is_told_from_one_that_is_not_there() -> None:
+    made = points(2)
+    made[1].tasks[0] = replace(made[1].tasks[0], score=None, failed=True)
+    del made[1].tasks[1]
+    row = html(compare(made)).split('<tr data-at="1"')[1].split("</tr>")[0]
+    assert re.findall(r'class="task">([^<]*)<', row)[:2] == ["failed", ""]
+
+
+@pytest.mark.parametrize(
+    "of", [comparison(1), comparison(3, speeds=False), comparison(3, failed=3), comparison(1, failed=1)]
+)
+def test_few_or_no_figures_make_a_page_as_well(of: Comparison) -> None:
+    text = html(of)
+    assert len(data_of(text)["rows"]) == len(of.rows)
+    assert "nan" not in text.split("<script")[0].lower().replace("finance", "")
+
+
+def test_many_tasks_wait_behind_a_checkbox_and_types_sum_them_up() -> None:
+    assert 'id="all-tasks"' not in html(comparison(2, tasks=6)).split("<script")[0]
+    static = html(comparison(2, tasks=7)).split("<script")[0]
+    assert 'id="all-tasks"' in static and static.count('<th scope="col" class="type">') == 6
+
+
+def test_reranking_says_what_it_adds() -> None:
+    of = comparison(3, reranked=True)
+    static = html(of).split("<script")[0].replace("<wbr>", "")
+    head = re.findall(r'<button type="button">([^<]*)</button></th>', static.split("</thead>")[0])
+    assert head[2:7] == ["first stage", "reranked", "gain", "ceiling", "share of ceiling"] and "pairs/s" in head
+    row = of.rows[0]
+    assert row.gain is not None and row.mean is not None and row.ceiling is not None
+    assert f">{row.gain:+.5f}</td>" in static and f">{row.mean / row.ceiling:.1%}</td>" in static
+
+
+def test_not_a_number_is_no_figure() -> None:
+    of = comparison(2)
+    of.rows[0].scores[of.tasks[0]] = float("nan")
+    assert page_data(of)["rows"][0]["scores"][0] is None and "NaN" not in html(of).split("<script>")[0]
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="NOT TESTED: the page in a browser, without playwright"
+    )
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("MTEB_VLLM_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("NOT TESTED: the page in a browser, since no Chromium is installed")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=found, args=list(ARGUMENTS))
+        yield chromium
+        chromium.close()
+
+
+class Opened:
+    """A page in a browser, with what it complained about and what it asked for."""
+
+    def __init__(
+        self, browser: Any, text: str, folder: Path, width: int = 1280, scheme: str = "light", **more: Any
+    ) -> None:
+        file = folder / "report.html"
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **more)
+        self.page = self.context.new_page()
+        self.said: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda asked: self.said.append(asked.url) if asked.url.startswith("http") else None)
+        started = time.monotonic()
+        self.page.goto(file.as_uri())
+        if more.get("java_script_enabled", True):
+            self.page.wait_for_selector("html[data-ready]", state="attached", timeout=30_000)
+        self.seconds = time.monotonic() - started
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+    def column(self, at: int) -> list[str]:
+        cells = "(rows, at) => rows.map(row => row.cells[at].textContent)"
+        return list(self.page.eval_on_selector_all("#points tbody tr:not([hidden])", cells, at))
+
+
+OUTSIDE = """() => [...document.querySelectorAll(".plot svg")].flatMap(svg => {
+  const box = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll("text")].filter(text => {
+    const own = text.getBoundingClientRect();
+    return own.left < box.left - 1 || own.right > box.right + 1 || own.top < box.top - 1 || own.bottom > box.bottom + 1;
+  }).map(text => text.textContent);
+})"""
+
+# Plots that were not drawn again two frames later, for the width that there is now.
+WIDTHS = """async () => {
+  for (const _ of [1, 2]) await new Promise(requestAnimationFrame);
+  return [...document.querySelectorAll(".plot svg")].filter(svg => svg.clientWidth
+    && svg.viewBox.baseVal.width !== svg.parentNode.clientWidth).map(svg => svg.id);
+}"""
+
+# The contrast of each text with what is behind it, as WCAG 2 has it (https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio).
+PALE = """() => {
+  const parts = colour => colour.match(/[\\d.]+/g).map(Number);
+  const light = colour => {
+    const [r, g, b] = parts(colour).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = element => {
+    for (let one = element; one; one = one.parentElement) {
+      const colour = getComputedStyle(one).backgroundColor;
+      if (parts(colour)[3] !== 0) return colour;
+    }
+  };
+  const shown = [...document.querySelectorAll("body *")].filter(element => element.getClientRects().length
+    && !element.closest("script, noscript") && [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()));
+  return shown.map(element => {
+    const style = getComputedStyle(element);
+    const [a, b] = [light(element.closest("svg") ? style.fill : style.color), light(behind(element))];
+    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), parseFloat(style.fontSize), element.outerHTML.slice(0, 90)];
+  }).filter(([contrast, size]) => contrast < 4.5 || size < 12);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("name", ["twelve", "one", "no speeds", "failed", "reranked", "evil", "many"])
+def test_looks_right(browser: Any, tmp_path: Path, name: str, width: int, scheme: str) -> None:
+    of = {
+        "twelve": lambda: comparison(12, failed=1),
+        "one": lambda: comparison(1),
+        "no speeds": lambda: comparison(3, speeds=False),
+        "failed": lambda: comparison(3, failed=3),
+        "reranked": lambda: comparison(9, reranked=True),
+        "evil": lambda: compare(evil_points()),
+        "many": lambda: comparison(100, tasks=60),
+    }[name]()
+    with Opened(browser, html(of, EVIL), tmp_path, width, scheme) as opened:
+        assert opened.said == []
+        assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert opened.page.evaluate(OUTSIDE) == []
+        assert opened.page.evaluate(PALE) == []
+        paper = opened.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+        # Narrower and wider again, as a tablet that is turned.
+        opened.page.set_viewport_size({"width": 1680 - width, "height": 900})
+        assert opened.page.evaluate(WIDTHS) == []
+        assert opened.page.evaluate(OUTSIDE) == [] and opened.said == []
+
+
+def test_sorts_by_what_figures_are_worth(browser: Any, tmp_path: Path) -> None:
+    with Opened(browser, html(comparison(12, failed=1)), tmp_path) as opened:
+        names = opened.page.eval_on_selector_all("#points thead th", "all => all.map(th => th.textContent)")
+        for at, name in enumerate(names):
+            head = opened.page.locator("#points thead button").nth(at)
+            head.focus()
+            opened.page.keyboard.press("Enter")
+            first = opened.page.locator("#points thead th").nth(at).get_attribute("aria-sort")
+            once = opened.column(at)
+            head.click()
+            second = opened.page.locator("#points thead th").nth(at).get_attribute("aria-sort")
+            twice = opened.column(at)
+            assert {first, second} == {"ascending", "descending"}
+            assert opened.page.locator("[aria-sort]").count() == 1
+            down, up = (once, twice) if first == "descending" else (twice, once)
+            if name in ("texts/s", "tokens/s", "mean score", "difference"):
+                figures = [float(cell.replace(",", "")) for cell in down if cell]
+                assert len(figures) >= 11 and figures == sorted(figures, reverse=True), name
+                assert [cell for cell in up if cell] == [cell for cell in down if cell][::-1], name
+                assert all(not cell for cell in down[len(figures) :] + up[len(figures) :]), (
+                    "what is not there comes last"
+                )
+            if name == "point":
+                assert [int(re.match(r"\d+", cell)[0]) for cell in up] == list(range(12))  # type: ignore[index]
+
+
+def test_filters_by_any_words(browser: Any, tmp_path: Path) -> None:
+    with Opened(browser, html(comparison(12)), tmp_path) as opened:
+        opened.page.fill("#filter", "E5 float32")
+        assert [re.match(r"\d+", cell)[0] for cell in opened.column(0)] == ["3", "4", "5"]  # type: ignore[index]
+        assert opened.page.text_content("#count") == "3 of 12 points"
+
+
+def test_shows_all_tasks_when_asked_with_and_without_scripts(browser: Any, tmp_path: Path) -> None:
+    for scripts in (True, False):
+        with Opened(browser, html(comparison(3, tasks=9)), tmp_path, java_script_enabled=scripts) as opened:
+            task = opened.page.locator("#points td.task").first
+            assert not task.is_visible()
+            opened.page.check("#all-tasks")
+            assert task.is_visible()
+            assert (
+                opened.page.locator("#quality").is_visible() == opened.page.locator("#filter").is_visible() == scripts
+            )
+
+
+def test_points_at_points_and_selects_them(browser: Any, tmp_path: Path) -> None:
+    of = comparison(12)
+    assert of.answer is not None
+    with Opened(browser, html(of), tmp_path) as opened:
+        tip, plot, differences = (opened.page.locator(name) for name in ("#tip", "#quality-plot", "#differences-plot"))
+        assert f"Point {of.answer.point.name} (answer)" in opened.page.inner_text("#selected")
+        before = differences.inner_html()
+
+        place = opened.page.evaluate(
+            "(({x, y, row}) => ({x, y, name: row.name}))(places.find(({row}) => row !== selected))"
+        )
+        plot.hover(position={"x": place["x"] + 3, "y": place["y"]})
+        assert (
+            tip.is_visible() and f"Point {place['name']}" in tip.inner_text() and "engine.dtype: " in tip.inner_text()
+        )
+        plot.click(position={"x": place["x"] + 3, "y": place["y"]})
+        assert f"Point {place['name']}" in opened.page.inner_text("#selected")
+        assert differences.inner_html() != before
+        assert opened.page.locator("#points tr[aria-current]").get_attribute("data-at") == place["name"]
+        opened.page.mouse.move(1, 1)
+        assert not tip.is_visible()
+
+        opened.page.locator("#points tbody button").nth(5).click()
+        assert "Point 5" in opened.page.inner_text("#selected")
+        opened.page.locator("#filter").focus()
+        opened.page.keyboard.press("Shift+Tab")
+        assert plot.evaluate("plot => plot === document.activeElement") and "Point 5" in tip.inner_text()
+        opened.page.keyboard.press("ArrowRight")
+        name = re.match(r"Point (\d+)", tip.inner_text())
+        assert name is not None and name[1] != "5"
+        opened.page.keyboard.press("Enter")
+        assert name[0] in opened.page.inner_text("#selected")
+        opened.page.keyboard.press("Escape")
+        assert not tip.is_visible() and opened.said == []
+
+
+def test_colours_by_another_setting_and_shows_what_is_near_the_best(browser: Any, tmp_path: Path) -> None:
+    made = points(18)
+    made[17].tasks[:] = [type(task)(**(vars(task) | {"score": 0.1})) for task in made[17].tasks]
+    with Opened(browser, html(compare(made)), tmp_path) as opened:
+        assert opened.page.locator("#colour option:checked").text_content() == "prompts"
+        opened.page.select_option("#colour", label="engine.dtype")
+        assert {"float32", "bfloat16", "float16"} <= set(opened.page.inner_text("#quality-legend").split("\n"))
+        assert opened.page.locator("#quality-plot .mark").count() == 18
+        opened.page.check("#near")
+        assert opened.page.locator("#quality-plot .mark").count() == 17
+        assert "Not in the plot: 1 further than 0.01000 below the best." in opened.page.inner_text("#quality-note")
+
+
+def test_a_thousand_points_of_sixty_tasks_are_there_soon(browser: Any, tmp_path: Path) -> None:
+    of = comparison(1000, tasks=60, failed=12)
+    started = time.monotonic()
+    text = html(of)
+    written = time.monotonic() - started
+    with Opened(browser, text, tmp_path) as opened:
+        done = opened.seconds
+        assert opened.page.locator("#quality-plot .mark").count() == 988
+        assert opened.page.locator("#differences-plot .range").count() == 60
+        assert "12 without a mean" in opened.page.inner_text("#quality-note")
+        spent = {}
+        for what, script in {
+            "sort": "document.querySelector('#points thead th.mean button').click()",
+            "select": "body.rows[500].click()",
+            "all tasks": "document.querySelector('#all-tasks').click()",
+        }.items():
+            spent[what] = opened.page.evaluate(
+                f"() => {{ const from = performance.now(); {script}; body.offsetHeight; return performance.now() - from; }}"
+            )
+        assert opened.said == []
+    said = ", ".join(f"{what} {ms:.0f} ms" for what, ms in spent.items())
+    print(
+        f"1,000 points x 60 tasks: rendered in {written:.2f} s, {len(text) / 1e6:.1f} MB, ready in {done:.2f} s; {said}"
+    )
+    # Bounds that a loaded machine keeps, and work that grows with the square of the points does not.
+    assert written < 5 and done < 10 and max(spent.values()) < 5000

@@ -1,0 +1,195 @@
+"""Runs and results are found wherever they lie, and read as they were written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mteb_vllm.errors import ConfigError
+from mteb_vllm.failures import Failure
+from mteb_vllm.fingerprint import fingerprint
+from mteb_vllm.report.comparison import Point, compare
+from mteb_vllm.report.reading import read_runs
+from mteb_vllm.results import RunRecord, TaskOutcome, write_record
+
+ENGINE = {
+    "model": "org/name",
+    "revision": "abc",
+    "weights": "0" * 64,
+    "args": {"dtype": "float32", "enforce_eager": True, "pooler_config": {"seq_pooling_type": "CLS"}},
+    "env": {"VLLM_X": "1"},
+    "device": "cpu: Some CPU",
+}
+CONFIG = {
+    "model": {"name": "org/name"},
+    "tasks": {"benchmark": "demo", "names": ["STS12"], "splits": ["test"], "subsets": None},
+    "pipeline": {"top_k": 10},
+}
+STS12 = TaskOutcome(
+    "STS12", "STS", "computed", "cosine_spearman", 0.7,
+    scores={"test": {"default": {"main_score": 0.7, "odd": [{"a": "}\n"}]}}},
+    seconds={"load": 1.0, "encode": 2.0, "score": 3.0}, texts=120, computed=100, tokens=900,
+    prompts={"texts": {"prefix": "", "key": None, "example": '\n      }\n      "scores": {\n'}},
+)  # fmt: skip
+
+
+def write_run(folder: Path, *tasks: TaskOutcome, started: str = "2026-11-24T10:00:00+00:00", **more: Any) -> Path:
+    settings = {"engine": ENGINE, "prompts": {"prompts": {"query": "query: "}, "default": None, "template": None}}
+    record = RunRecord(settings=settings, config=CONFIG, tasks=list(tasks or (STS12,)), started=started)
+    folder.mkdir(parents=True)
+    write_record(replace(record, **more), folder)
+    return folder
+
+
+def write_result(folder: Path, task: str, scores: dict[str, dict[str, float]], **more: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = {
+        split: [{"hf_subset": subset, "main_score": score, "languages": []} for subset, score in subsets.items()]
+        for split, subsets in scores.items()
+    }
+    result = {
+        "dataset_revision": "x",
+        "task_name": task,
+        "mteb_version": "2.0.0",
+        "scores": entries,
+        "evaluation_time": 2.5,
+    }
+    (folder / f"{task}.json").write_text(json.dumps(result | more, indent=2))
+
+
+def names(points: list[Point]) -> list[str]:
+    return [point.name for point in points]
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    known = TaskOutcome("A", "STS", "reused", "m", 0.5)
+    pairs = TaskOutcome(
+        "B", "Reranking", "computed", "m", 0.6, seconds={"encode": 1.0}, texts=9, computed=8, tokens=7,
+        first_stage=0.4, ceiling=0.9, prompts={"default pair": {"key": None, "example": ""}},
+    )  # fmt: skip
+    lost = TaskOutcome("C", "STS", "failed", "m", failure=Failure("data", "gone", "C", ["line"], "try"))
+    write_run(
+        tmp_path / "run", STS12, known, pairs, lost,
+        overrides=["tasks=[STS12,A]", "+engine.block_size=16", "~prompts.query"],
+        engine={"fingerprint": "f", "opened": 1, "seconds": 20.0, "resolved": {"dtype": "float32", "max_model_len": 256}},
+        failure=Failure("engine_died", "died"), seconds=30.0,
+    )  # fmt: skip
+    (tmp_path / "run" / "report.md").touch()
+    [point] = read_runs([tmp_path])
+    first, reused, rerank, failed = point.tasks
+    assert (first.score, first.texts, first.computed, first.tokens, first.seconds, first.unit) == (
+        0.7,
+        120,
+        100,
+        900,
+        2.0,
+        "texts",
+    )
+    assert (reused.score, reused.computed, reused.seconds, reused.failed) == (0.5, None, None, False)
+    assert (rerank.unit, rerank.first_stage, rerank.ceiling) == ("pairs", 0.4, 0.9)
+    assert failed.failed and failed.score is None
+    assert point.failures == [Failure("engine_died", "died"), lost.failure]
+    assert point.overrides == {"tasks": "[STS12,A]", "engine.block_size": "16", "prompts.query": "(removed)"}
+    assert (point.engine, point.engine_seconds, point.seconds) == ("f", 20.0, 30.0)
+    assert (point.name, point.source, point.report) == ("run", "run", point.folder / "report.md")
+    facts = point.facts
+    assert facts["engine.pooler_config"] == '{"seq_pooling_type": "CLS"}' and facts["engine.enforce_eager"] == "true"
+    assert (facts["weights"], facts["prompts"], facts["tasks"]) == ("0" * 12, 'query="query: "', "STS12")
+    assert facts["resolved.max_model_len"] == "256" and "resolved.dtype" not in facts
+    assert facts["engine.env.VLLM_X"] == "1" and facts["tasks.splits"] == "test" and "versions.python" in facts
+
+
+def test_what_was_measured_before_counts_as_measured(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", TaskOutcome("A", "STS", "reused", "m", 0.5))
+    record = json.loads((folder / "run.json").read_text())
+    measured = {"texts": 10, "computed": 8, "stored": 2, "tokens": 70, "seconds": 4.0, "unit": "pairs"}
+    record["tasks"][0]["measured"] = measured
+    (folder / "run.json").write_text(json.dumps(record))
+    [point] = read_runs([folder / "run.json"])
+    assert {name: getattr(point.tasks[0], name) for name in measured} == measured
+    assert point.engine == fingerprint(ENGINE), "the engine that it never opened"
+    assert point.engine_seconds is None
+
+
+def test_sweeps_and_runs_have_an_order_and_names(tmp_path: Path) -> None:
+    for number in (10, 2, 0):
+        write_run(tmp_path / "sweeps" / "a" / str(number), point=number, started=f"2026-11-24T12:00:{number:02}+00:00")
+    assert names(read_runs([tmp_path])) == ["0", "2", "10"]
+    write_run(tmp_path / "sweeps" / "b" / "0", point=0, started="2026-11-24T11:00:00+00:00")
+    assert names(read_runs([tmp_path])) == ["b/0", "a/0", "a/2", "a/10"], "the sweep that began first"
+    write_run(tmp_path / "runs" / "single", started="2026-11-24T11:30:00+00:00")
+    assert names(read_runs([tmp_path])) == ["b/0", "runs/single", "a/0", "a/2", "a/10"]
+    sweeps = f"{tmp_path}/sweeps/*"
+    assert names(read_runs([tmp_path / "runs", sweeps, sweeps])) == ["runs/single", "b/0", "a/0", "a/2", "a/10"]
+
+
+def test_a_record_that_cannot_be_read_is_a_failed_point(tmp_path: Path) -> None:
+    for number in range(4):
+        write_run(tmp_path / str(number), point=number)
+    (tmp_path / "1" / "run.json").write_text('{"tasks": [')
+    (tmp_path / "2" / "run.json").write_text('["another format"]')
+    points = read_runs([tmp_path])
+    assert names(points) == ["0", "1", "2", "3"]
+    assert [[failure.kind for failure in point.failures] for point in points] == [[], ["error"], ["error"], []]
+    assert str(tmp_path / "1" / "run.json") in points[1].failures[0].message
+    assert [row.mean for row in compare(points).rows] == [0.7, None, None, 0.7]
+
+
+def test_results_of_others_count_what_counts_for_the_task(tmp_path: Path) -> None:
+    old, new = (tmp_path / "results" / "org__some__model" / revision for revision in ("0123456789", "main"))
+    write_result(old, "STS12", {"test": {"default": 0.8}, "train": {"default": 0.1}})
+    write_result(old, "STS22.v2", {"test": {"en": 0.5, "de": 0.7, "unknown": 0.0}})
+    write_result(old, "Unknown", {"a": {"x": 0.25, "y": 0.5}, "b": {"x": 0.75}})
+    write_result(new, "STS12", {"test": {"default": float("nan")}})
+    (new / "STS13.json").write_text('{"task_name": "STS13", ')
+    (new / "model_meta.json").write_text(json.dumps({"name": "org/other", "revision": "main"}))
+    (new / "notes.json").write_text("{}")
+    first, second = read_runs([tmp_path / "results"])
+    assert (first.name, first.source, first.seconds) == ("org/some__model", "results", 7.5)
+    assert {task.name: task.score for task in first.tasks} == {"STS12": 0.8, "STS22.v2": 0.6, "Unknown": 0.5}
+    assert [(task.type, task.metric) for task in first.tasks[::2]] == [("STS", "cosine_spearman"), ("", "")]
+    assert first.facts["incomplete"] == "STS22.v2" and first.facts["versions.mteb"] == "2.0.0"
+    assert second.name == "org/other" and [task.score for task in second.tasks] == [None, None]
+    assert [failure.task for failure in second.failures] == ["STS13"]
+    for folder in (old, old.parent):
+        assert first.tasks == read_runs([folder])[0].tasks
+
+
+def test_a_score_is_what_mteb_makes_of_the_same_file(tmp_path: Path) -> None:
+    from mteb.results import TaskResult
+
+    subsets = {"en": 0.5, "de": 0.7, "es": 0.61}
+    write_result(tmp_path, "STS22.v2", {"test": subsets})
+    [point] = read_runs([tmp_path])
+    assert point.tasks[0].score == pytest.approx(sum(subsets.values()) / 3)
+    assert point.name == tmp_path.name, "a folder of results alone is called what it is called"
+    entries = [{"hf_subset": key, "main_score": value, "languages": ["eng-Latn"]} for key, value in subsets.items()]
+    result = TaskResult.from_validated(task_name="STS22.v2", scores={"test": entries})
+    assert result.get_score() == pytest.approx(point.tasks[0].score)
+
+
+def test_results_are_told_apart_by_revision_and_experiment(tmp_path: Path) -> None:
+    for revision, experiments in {"0123456789": ["a", "b"], "abcdef": ["a"]}.items():
+        for experiment in experiments:
+            write_result(
+                tmp_path / "org__m" / revision / "experiments" / experiment, "STS12", {"test": {"default": 0.8}}
+            )
+    write_result(tmp_path / "org__n" / "abcdef", "STS12", {"test": {"default": 0.8}})
+    points = read_runs([tmp_path])
+    assert names(points) == ["org/m@01234567/a", "org/m@01234567/b", "org/m@abcdef/a", "org/n"]
+    assert compare(points).columns == ["model", "revision", "experiment"]
+    write_run(tmp_path / "run")
+    assert names(read_runs([tmp_path])) == ["run"], "results below runs are theirs"
+
+
+def test_nothing_found_is_a_mistake_for_each_path(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        read_runs([tmp_path / "empty", tmp_path / "typo*"])
+    first, second = caught.value.mistakes
+    assert first.what == "holds neither runs nor results" and second.what == "there is no such file or folder"
+    assert first.where == f"runs={tmp_path / 'empty'}" and "run.json" in first.allowed

@@ -1,0 +1,127 @@
+"""`pipeline=report`: over runs, sweeps and results of others; nothing is evaluated, and mistakes are mistakes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mteb_vllm import run
+from mteb_vllm.command import check
+from mteb_vllm.entry import Job
+from mteb_vllm.errors import ConfigError
+from mteb_vllm.report.comparison import Comparison
+from mteb_vllm.results import RunRecord, TaskOutcome, write_record
+
+FILES = ["quality_speed.png", "report.csv", "report.html", "report.md", "task_differences.png"]
+
+
+def record(folder: Path, point: int, dtype: str, score: float, seconds: float) -> RunRecord:
+    task = TaskOutcome(
+        "STS12", "STS", "computed", "cosine_spearman", score, seconds={"encode": seconds}, texts=100, computed=100, stored=0,
+        tokens=1000,
+    )  # fmt: skip
+    made = RunRecord(
+        overrides=[f"engine.dtype={dtype}"],
+        point=point,
+        settings={"engine": {"model": "org/name", "args": {"dtype": dtype}}},
+        config={"tasks": {"names": ["STS12"]}, "pipeline": {}},
+        tasks=[task],
+        seconds=seconds + 1,
+        started="2026-11-24T10:00:00+00:00",
+        output_dir=str(folder / str(point)),
+    )
+    write_record(made, folder / str(point))
+    return made
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    folder = tmp_path / "out" / "sweeps" / "2026-11-24" / "10-00-00"
+    for at, (dtype, score, seconds) in enumerate(
+        (("float32", 0.8, 2.0), ("bfloat16", 0.7995, 1.0), ("float16", 0.7, 0.5))
+    ):
+        record(folder, at, dtype, score, seconds)
+    return folder
+
+
+def test_a_report_is_made_of_a_sweep_that_is_there(sweep: Path, tmp_path: Path) -> None:
+    made: Any = run(
+        ["pipeline=report", f"runs={sweep}", f"results.dir={tmp_path}/out", "report.baseline=1"], show=False
+    )
+    assert isinstance(made, Comparison)
+    assert (made.answer.point.name, made.baseline, made.columns) == ("1", "1", ["engine.dtype"])  # type: ignore[union-attr]
+    (folder,) = (tmp_path / "out" / "reports").glob("*/*")
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    rows = list(csv.DictReader((folder / "report.csv").open()))
+    assert [float(row["difference"]) for row in rows] == pytest.approx([0.0005, 0, -0.0995])
+    strict: Any = run(["pipeline=report", f"runs={sweep}", "report.epsilon=0", f"pipeline.dir={sweep}"], show=False)
+    assert strict.answer.point.name == "0" and set(FILES) < {path.name for path in sweep.iterdir()}
+
+
+def test_any_set_of_runs_can_be_compared(sweep: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others" / "org__other" / "abc"
+    others.mkdir(parents=True)
+    content = {
+        "task_name": "STS12",
+        "scores": {"test": [{"hf_subset": "default", "main_score": 0.5}]},
+        "mteb_version": "2",
+    }
+    (others / "STS12.json").write_text(json.dumps(content))
+    runs = f"runs=[{sweep}/0,'{sweep.parent}/*/2',{tmp_path}/others]"
+    made: Any = run(["pipeline=report", runs, f"results.dir={tmp_path}/out"], show=False)
+    assert [row.mean for row in made.rows] == [0.8, 0.7, 0.5] and made.columns == ["model", "engine.dtype"]
+    single: Any = run(["pipeline=report", f"runs={sweep}/2/run.json", f"results.dir={tmp_path}/out"], show=False)
+    assert len(single.rows) == 1
+
+
+def test_mistakes_are_mistakes(sweep: Path, tmp_path: Path) -> None:
+    def said(*overrides: str, multirun: bool = False) -> str:
+        with pytest.raises(ConfigError) as error:
+            run([f"results.dir={tmp_path}/out", *overrides], multirun=multirun, show=False)
+        return str(error.value)
+
+    assert "which runs shall be compared?" in said("pipeline=report")
+    assert f"runs={tmp_path}/none: there is no such file or folder" in said("pipeline=report", f"runs={tmp_path}/none")
+    assert "no point has this name" in said("pipeline=report", f"runs={sweep}", "report.baseline=7")
+    assert "is no point of a sweep" in said("pipeline=report", f"runs={sweep}", "report.epsilon=0,1", multirun=True)
+    assert "Add: pipeline=report" in said(f"runs={sweep}")
+    assert "the sweep has points 0 to 1" in said("engine.dtype=float32,float16", "report.baseline=2", multirun=True)
+    assert "greater than or equal to 0" in said("pipeline=report", f"runs={sweep}", "report.epsilon=-1")
+    assert not (tmp_path / "out" / "reports").exists()
+
+
+def test_the_command_line_makes_a_report_without_mteb_torch_or_vllm(sweep: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from mteb_vllm.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print('loaded', *sorted({'mteb', 'torch', 'vllm'} & set(sys.modules)))\n"
+    )
+    words = ["pipeline=report", f"runs={sweep.parent}/*", f"pipeline.dir={tmp_path}/report"]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Fastest within 0.001" in done.stdout and f"{tmp_path}/report/report.html" in done.stdout.replace("\n", "")
+    assert done.stdout.splitlines()[-1] == "loaded"
+    failed = subprocess.run([sys.executable, "-m", "mteb_vllm", "pipeline=report"], capture_output=True, text=True)
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr
+
+
+def test_a_report_that_cannot_be_made_costs_a_sweep_nothing(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no pictures today")
+
+    monkeypatch.setattr("mteb_vllm.report.plots.write_plots", broken)
+    console = Console(file=io.StringIO(), width=400)
+    records = [record(sweep, at, "float32", 0.8, 1.0) for at in range(2)]
+    Job(console, check([]), records, sweep).end_sweep()
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "no pictures today" in said and f"runs={sweep}" in said
+    assert (sweep / "report.csv").exists()
