@@ -17,7 +17,7 @@ BROWSER = $(or $(MTEB_VLLM_CHROMIUM),$(strip $(foreach name,$(BROWSERS),$(shell 
 PINS := $(wildcard constraints-$(EXTRA).txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser run test test-slow check format bench bench-sweep wheel clean
+.PHONY: help install browser run test test-slow check format bench bench-sweep bench-prompts bench-store wheel clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -55,6 +55,12 @@ bench: install  ## what the wrappers cost over raw vLLM, measured side by side (
 
 bench-sweep: install  ## what a sweep saves over the same points as single commands (about 15 minutes)
 	$(BIN)/python bench/sweep.py $(BENCH)
+
+bench-prompts: install  ## what the embedding store saves a sweep over query prompts (BENCH="--tasks SciFact")
+	$(BIN)/python bench/prompts.py $(BENCH)
+
+bench-store: install  ## look-ups a second in an embedding store of a million vectors (1.7 GB of disk)
+	$(BIN)/python bench/store.py $(BENCH)
 
 format: install  ## let ruff write
 	$(BIN)/ruff check --fix src tests bench
