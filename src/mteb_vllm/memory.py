@@ -1,29 +1,58 @@
-"""Memory, in MB: what this process and its children have held at most, and what stays behind closed engines."""
+"""Memory, in MiB: what this process and those of engines have held at most, and what stays behind closed engines."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import resource
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from psutil import Process
 
 # Memory that this process held before it opened its first engine, imports included.
 _before: float | None = None
 
 
-def reset_peak_memory() -> None:
-    """Lets a run's peak be its own, in a process that has run others; where the system can (Linux: proc(5), clear_refs)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+def reset_peak_memory(processes: Sequence[Process] = ()) -> None:
+    """Lets a run's peak be its own, in processes that have run others; where the system can (Linux: proc(5), clear_refs).
+
+    Args:
+        processes: Those of engines that are open, beside this one.
+    """
+    for pid in (os.getpid(), *(process.pid for process in processes)):
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
 
 
-def peak_memory() -> dict[str, float]:
-    """Peak resident memory so far in MB: of this process, and of its largest child that has ended."""
+def peak_memory(processes: Sequence[Process] = ()) -> dict[str, float]:
+    """Peak resident memory so far, in MiB: of this process, and of the processes of open engines together.
+
+    Args:
+        processes: Those of engines that are open, beside this one.
+    """
     # ru_maxrss is in KiB on Linux and in bytes on macOS (getrusage(2)).
     unit = 2**20 if platform.system() == "Darwin" else 2**10
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return {"process": round(own / unit, 1), "largest_child": round(child / unit, 1)}
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return {"process": round(own, 1), "engine_processes": round(sum(map(_peak_of, processes)), 1)}
+
+
+def _peak_of(process: Process) -> float:
+    """What another process has held at most, as Linux says it, else what it holds now; 0 for one that has ended."""
+    import psutil
+
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii", errors="replace")
+        return float(status.partition("VmHWM:")[2].split()[0]) / 2**10
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        return float(process.memory_info().rss) / 2**20
+    except psutil.Error:
+        return 0.0
 
 
 def note_before_engines() -> None:

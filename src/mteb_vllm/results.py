@@ -18,7 +18,6 @@ from mteb_vllm import __version__
 from mteb_vllm.failures import Failure
 from mteb_vllm.files import write_atomically
 from mteb_vllm.fingerprint import device, gpu_count, versions
-from mteb_vllm.memory import peak_memory
 from mteb_vllm.work import Work
 
 Status = Literal["computed", "reused", "failed"]
@@ -150,6 +149,8 @@ class RunRecord:
         failure: Why the run as a whole failed.
         warnings: What a user should know of this run.
         seconds: Wall time of the run.
+        peak_memory_mb: What was held at most, in MiB: by the process, and by its engine's processes together; empty where the
+            process has ended before it could say.
         started: When, in ISO format with the time zone.
         output_dir: Where this record is.
     """
@@ -168,6 +169,7 @@ class RunRecord:
     failure: Failure | None = None
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    peak_memory_mb: dict[str, float] = field(default_factory=dict)
     started: str = ""
     output_dir: str = ""
 
@@ -183,12 +185,11 @@ class RunRecord:
         return {task.name: task.main_score for task in self.tasks}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with versions, hardware, memory and the revision of a checkout."""
+        """Plain values for JSON, with versions, hardware and the revision of a checkout."""
         return {
             **asdict(self),
             "versions": {"mteb-vllm": __version__, "python": platform.python_version(), **versions()},
             "hardware": hardware(),
-            "peak_memory_mb": peak_memory(),
             "git": git_revision(),
         }
 

@@ -17,11 +17,12 @@ from mteb_vllm import tasks
 from mteb_vllm.announce import announce
 from mteb_vllm.config import RunConfig
 from mteb_vllm.embeddings.store import EmbeddingStore
+from mteb_vllm.engine import working_processes
 from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.failures import Failure, last_lines, of_exception, remember, with_log
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import EncoderStage
-from mteb_vllm.memory import reset_peak_memory
+from mteb_vllm.memory import peak_memory, reset_peak_memory
 from mteb_vllm.plan import Plan, failed_before, plan
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console
 from mteb_vllm.quiet import errors_into, quiet_libraries
@@ -79,7 +80,7 @@ def run_config(
         the record; a failure is in it, not raised.
     """
     started = time.perf_counter()
-    reset_peak_memory()
+    reset_peak_memory(working_processes())
     console = console or quiet_console()
     record = started_record(config, output_dir, overrides, point)
     try:
@@ -100,10 +101,12 @@ def run_config(
         record.failure = of_exception(error)
     except BaseException as error:
         record.failure = of_exception(error)
+        record.peak_memory_mb = peak_memory(working_processes())
         finish(record, started)  # Ctrl-C: what is done so far is kept
         raise
     if record.failure is not None:
         record.failure = with_log(record.failure, last_lines(output_dir / LOG))
+    record.peak_memory_mb = peak_memory(working_processes())
     finish(record, started)
     one_run.print_run(console, record)
     _conclude(console, config, record)

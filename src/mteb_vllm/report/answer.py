@@ -105,7 +105,10 @@ def _against(row: Row, other: Row, part: str) -> str:
         return f" It is the {part}."
     words = [signed(row.mean - other.mean)] if row.mean is not None and other.mean is not None else []
     if row.speed is not None and other.speed is not None and row.speed.unit == other.speed.unit:
-        words.append(f"{row.speed.texts / other.speed.texts:.2f} times as fast")
+        same = row.speed.of == other.speed.of
+        words.append(
+            "as fast, on the same engine" if same else f"{row.speed.texts / other.speed.texts:.2f} times as fast"
+        )
     return f" Against the {part}, {called(other.point.name)}: {', '.join(words)}." if words else ""
 
 

@@ -117,10 +117,7 @@ def _task(said: Mapping[str, Any]) -> TaskScore:
 
 def _peak_memory(record: Mapping[str, Any]) -> float | None:
     said = record.get("peak_memory_mb") or {}
-    if _args(record, "env").get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
-        # The engine is in the process; what its children held is of others.
-        return said.get("process")
-    return max(said.values(), default=None)
+    return sum(said.get(key, 0.0) for key in ("process", "engine_processes")) or None
 
 
 def _args(record: Mapping[str, Any], kind: str = "args") -> Mapping[str, Any]:

@@ -155,7 +155,7 @@ def _columns(comparison: Comparison) -> list[_Column]:
         _Column("tokens/s", lambda row: number(row.speed.tokens if row.speed is not None else None), 5),
         _Column("engine start s", lambda row: number(row.point.engine_seconds, 1), 4),
         _Column("seconds", lambda row: number(row.point.seconds, 1), 2),
-        _Column("peak MB", lambda row: number(row.point.peak_memory_mb), 3),
+        _Column("peak MiB", lambda row: number(row.point.peak_memory_mb), 3),
         _Column("", _state, words=True),
     ]
     return [column for column in columns if any(map(column.cell, comparison.rows))]
