@@ -209,12 +209,60 @@ def test_a_reader_sees_what_another_writes(tmp_path: Path) -> None:
 
 def test_what_is_computed_faster_than_kept_is_not_kept(tmp_path: Path) -> None:
     quick = EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)
-    fill(quick, range(10), seconds=1e-6)
-    fill(quick, range(10, 20), seconds=1e-6)
-    assert quick.written == 10 and quick.stopped is not None and "computing them only" in quick.stopped
+    quick._writing = 0.5  # as on a slow disk
+    fill(quick, range(10), seconds=0.1)  # too little to tell
+    fill(quick, range(10, 20), seconds=1.0)
+    assert (quick.written, quick.passed, quick.stopped) == (10, 10, None)
+    fill(quick, range(20, 30), seconds=100.0)  # it pays by now
+    assert (quick.written, quick.passed) == (20, 10)
     always = EmbeddingStore(tmp_path, PLENTY, always=True).named("engine", DIM)
-    fill(always, range(10, 20), seconds=1e-6)
-    assert always.written == 10 and always.stopped is None
+    always._writing = 0.5
+    fill(always, range(10, 20), seconds=1.1)
+    assert always.written == 10
+
+
+def test_a_trouble_of_the_machines_says_nothing_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(EmbeddingStore(tmp_path, PLENTY).named("engine", DIM), range(10))
+    store = EmbeddingStore(tmp_path, PLENTY)
+    store.named("engine", DIM).refresh()
+    monkeypatch.setattr(Path, "open", fails(OSError(24, "Too many open files")))
+    assert check(store.named("engine", DIM), range(10)) == [] and not store.set_aside
+    monkeypatch.undo()
+    assert len(check(EmbeddingStore(tmp_path, PLENTY).named("engine", DIM), range(10))) == 10
+
+
+def test_a_full_disk_keeps_no_half_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)
+
+    def half(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    fill(space, range(10))
+    assert "No space left" in str(space.stopped) and list(space.folder.iterdir()) == []
+    monkeypatch.undo()
+    usage = SimpleNamespace(total=10**9, used=10**9, free=10**8)
+    monkeypatch.setattr("mteb_vllm.embeddings.store.shutil.disk_usage", lambda _: usage)
+    other = EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)
+    fill(other, range(10))
+    assert other.written == 0 and other.stopped is not None, "results need room, too"
+
+
+def test_a_lower_bound_is_kept_and_nothing_gives_way_in_vain(tmp_path: Path) -> None:
+    size = size_of(100, DIM)
+    for at in range(4):
+        fill(EmbeddingStore(tmp_path, PLENTY).named(f"engine{at}", DIM), range(100))
+    fill(EmbeddingStore(tmp_path, 3 * size).named("engine9", DIM), range(1000))  # never fits
+    assert 2 * size < taken(tmp_path) <= 3 * size, "only what is over the bound has gone"
+
+
+def fails(error: Exception) -> Any:
+    def raising(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return raising
 
 
 def test_a_store_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +93,8 @@ class Job:
 
 
 def _again(folder: Path) -> str:
-    return f"mteb-vllm pipeline=report runs={folder} pipeline.dir={folder}"
+    words = [f'{key}="{folder}"' for key in ("runs", "pipeline.dir")]  # quoted for Hydra, then for the shell
+    return shlex.join(["mteb-vllm", "pipeline=report", *words])
 
 
 def typed(cfg: Any) -> Any:

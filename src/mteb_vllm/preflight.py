@@ -74,10 +74,10 @@ def _report_mistakes(config: RunConfig) -> list[Mistake]:
     if not config.runs:
         way = "Name folders of sweeps, of runs, or of results: runs='outputs/sweeps/2026-11-24/*'"
         mistakes.append(Mistake("runs", "which runs shall be compared?", way))
-    return [
-        *mistakes,
-        *_results_mistakes(made.dir if made is not None and made.dir is not None else config.results.dir),
-    ]
+    if config.dry_run:
+        mistakes.append(Mistake("dry_run=true", "a report computes nothing that could be left out"))
+    own = made.dir if made is not None else None
+    return [*mistakes, *(_folder_mistakes("pipeline.dir", own) if own else _results_mistakes(config.results.dir))]
 
 
 def _recipe_mistakes(
@@ -285,13 +285,17 @@ def _model_mistakes(
 
 
 def _results_mistakes(folder: str) -> list[Mistake]:
+    return _folder_mistakes("results.dir", folder)
+
+
+def _folder_mistakes(key: str, folder: str) -> list[Mistake]:
     path = Path(folder).absolute()
     try:
         existing = next(place for place in (path, *path.parents) if place.exists())
     except OSError as error:
-        return [Mistake(f"results.dir={folder}", str(error))]
+        return [Mistake(f"{key}={folder}", str(error))]
     if not existing.is_dir():
-        return [Mistake(f"results.dir={folder}", f"{existing} is a file, not a folder")]
+        return [Mistake(f"{key}={folder}", f"{existing} is a file, not a folder")]
     if not os.access(existing, os.W_OK):
-        return [Mistake(f"results.dir={folder}", f"nothing can be written into {existing}")]
+        return [Mistake(f"{key}={folder}", f"nothing can be written into {existing}")]
     return []

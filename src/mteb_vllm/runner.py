@@ -312,9 +312,10 @@ def _conclude(console: Console, config: RunConfig, record: RunRecord) -> None:
     if reused:
         text = f"{reused} of {len(record.tasks)} results were known already; to compute them again: results.reuse=none"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-    if (kept := record.store) and (kept["read"] or kept["written"] or kept["stopped"]):
+    if (kept := record.store) and (kept["read"] or kept["written"] or kept["passed"]):
         text = f"Embeddings: {kept['read']:,} read from {kept['folder']}, {kept['written']:,} kept in it"
-        text += f"; no more are kept: {kept['stopped']}" if kept["stopped"] else ""
+        if kept["passed"]:
+            text += f", {kept['passed']:,} not kept: {kept['stopped'] or 'they are computed faster than kept'}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"Settings {record.fingerprint}, results in {config.results.dir}/results", markup=False, soft_wrap=True

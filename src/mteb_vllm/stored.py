@@ -17,6 +17,7 @@ and what computing it took, so that a report over a resumed sweep still knows it
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -86,9 +87,10 @@ def keep_measured(root: Path, result: Path, figures: Mapping[str, Any]) -> None:
     Args:
         root: The results' root.
         result: Where the result is.
-        figures: `TaskOutcome.figures`.
+        figures: `TaskOutcome.figures`, and what the start of the engine took.
     """
-    write_atomically(_measured(root, result), json.dumps(figures) + "\n")
+    with contextlib.suppress(OSError):  # the result itself is kept
+        write_atomically(_measured(root, result), json.dumps(figures) + "\n")
 
 
 def measured(root: Path, result: Path) -> dict[str, Any] | None:

@@ -5,8 +5,8 @@
     truncated   uint8, shape (n,)       whether the text was longer than the context
     checksums   uint32, shape (n,)      CRC-32 of each vector
 
-A killed writer leaves nothing that could be read, and readers need no lock. Files are read, not mapped: one that shrinks
-meanwhile is a short read, and not the end of the process.
+A killed writer leaves nothing that could be read, and readers need no lock. Vectors are read, not mapped: a file that
+shrinks meanwhile is a short read, and not the end of the process.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def write_segment(path: Path, keys: Sequence[bytes], vectors: Vectors, truncated
     """
     from safetensors.numpy import save
 
-    raw, size = memoryview(vectors.tobytes()), 4 * vectors.shape[1]
+    raw, size = np.ascontiguousarray(vectors).reshape(-1).view(np.uint8).data, 4 * vectors.shape[1]
     sums = [zlib.crc32(raw[at : at + size]) for at in range(0, len(raw), size)]
     arrays: dict[str, npt.NDArray[Any]] = {
         "keys": packed(keys),

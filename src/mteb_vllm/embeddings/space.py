@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Writing pays while it takes at most this share of the time that computing takes.
-_WORTH = 0.1
+# Writing pays while it takes at most this share of the time that computing takes, which this many seconds tell.
+_WORTH, _TELLING = 0.03, 1.0
 
 
 class Space:
@@ -50,6 +50,7 @@ class Space:
         folder: Where its segments are.
         read: How many embeddings were found here.
         written: How many were written.
+        passed: How many were computed and not written.
         stopped: Why no more are written; None where they are.
     """
 
@@ -60,7 +61,7 @@ class Space:
         self._index = Index()
         self._used: set[str] = set()
         self._seen: int | None = None
-        self.read = self.written = 0
+        self.read = self.written = self.passed = 0
         self.stopped: str | None = None
         self._writing = self._computing = 0.0
 
@@ -123,28 +124,32 @@ class Space:
             truncated: bool array, shape (len(keys),): whether the text was cut.
             seconds: What computing them took.
         """
-        if self.stopped is not None:
+        self._computing += seconds
+        quick = self._computing > _TELLING and self._writing > _WORTH * self._computing
+        if self.stopped is not None or (quick and not self._store.always):
+            self.passed += len(keys)
             return
-        started = time.perf_counter()
         try:
             with self._store.room(size_of(len(keys), self._dim), keep=self.folder) as enough:
+                started = time.perf_counter()  # without the wait for other writers
                 if enough:
                     self._write(keys, vectors, truncated)
+                    self._writing += time.perf_counter() - started
                 else:
-                    self._stop(f"there is no room: store.max_bytes is {self._store.max_bytes:,}")
+                    self._stop(f"there is no room (store.max_bytes is {self._store.max_bytes:,})")
         except (OSError, BrokenError) as error:  # a full disk, or a folder that is not to be written to
             self._stop(f"{type(error).__name__}: {error}")
-        self._writing += time.perf_counter() - started
-        self._computing += seconds
-        if self._writing > _WORTH * self._computing and not self._store.always:
-            self._stop(f"keeping them takes {self._writing:.2g} s, computing them only {self._computing:.2g} s")
 
     def _write(self, keys: Sequence[bytes], vectors: Vectors, truncated: Flags) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         name = uuid.uuid4().hex[:16]
         part = self.folder / f"{name}{PART}"
-        write_segment(part, keys, vectors, truncated)
-        part.replace(self._path(name))
+        try:
+            write_segment(part, keys, vectors, truncated)
+            part.replace(self._path(name))
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
         self._take(name)
         self.written += len(keys)
 
@@ -160,14 +165,16 @@ class Space:
 
     @contextlib.contextmanager
     def _or_set_aside(self, name: str) -> Iterator[None]:
-        """Does something with a segment; one that is gone counts as not known, and so does a broken one, which is renamed."""
+        """Does something with a segment; what cannot be read counts as not known, and a broken file is renamed."""
         try:
             yield
             return
         except FileNotFoundError:
             pass  # it has given way to others
-        except (BrokenError, OSError) as error:
+        except BrokenError as error:
             self._store.put_aside(self._path(name), error)
+        except OSError as error:  # a trouble of the machine's says nothing of the file
+            logger.warning("%s cannot be read now: %s", self._path(name), error)
         self._segments.pop(name, None)
 
     def _touch(self, name: str) -> None:

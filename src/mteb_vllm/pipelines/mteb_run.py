@@ -97,7 +97,8 @@ def evaluated(
                 return reused(task, result, store, meta)
         start.ensure()
         outcome = computed_outcome(model, task, store, reuse=reuse, prepare=prepare)
-        keep_measured(store.root, store.get_task_result_path(task.metadata.name, meta), outcome.figures())
+        figures = outcome.figures() | {"engine_seconds": model.engine_record().get("seconds")}
+        keep_measured(store.root, store.get_task_result_path(task.metadata.name, meta), figures)
         if read_as is not None and _on_known_sides(model, task):
             keep_same(store.root, read_as, store.get_task_result_path(task.metadata.name, meta))
         return outcome

@@ -49,7 +49,11 @@ def read_runs(paths: Sequence[str | Path]) -> list[Point]:
 def _places(path: str | Path) -> list[Path]:
     """The files and folders that a path or a pattern names."""
     place = Path(path).expanduser().resolve()
-    return [place] if place.exists() else sorted(Path(place.anchor).glob(str(place.relative_to(place.anchor))))
+    if place.exists():
+        return [place]
+    # Folders that there are stand for themselves, whatever their names hold; the rest is a pattern.
+    there = next(folder for folder in place.parents if folder.exists())
+    return sorted(there.glob(str(place.relative_to(there))))
 
 
 def _read(path: str | Path) -> list[Point]:

@@ -231,6 +231,13 @@ class Supervisor:
         if planned.plan is not None:
             record.settings, record.fingerprint = planned.plan.settings, planned.fingerprint
         record.tasks, record.failure = list(tasks), failure
+        if planned.plan is not None:
+            done = {task.name for task in tasks}
+            record.tasks += [
+                TaskOutcome(task.name, task.type, "failed", task.main_score)
+                for task in planned.plan.tasks
+                if task.name not in done
+            ]
         try:
             finish(record, started if started is not None else time.perf_counter())
         except OSError as error:
