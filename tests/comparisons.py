@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from mteb_vllm.failures import Failure
@@ -62,6 +63,34 @@ def points(
                 failures=[failure()] if lost else [],
             )
         )  # fmt: skip
+    return made
+
+
+def mixed_points() -> list[Point]:
+    """Four points that embed texts and then four that score pairs, of the same tasks."""
+    pairs = points(8, reranked=True)[4:]
+    return points(4) + [replace(point, engine=f"pairs {point.engine}") for point in pairs]
+
+
+def equal_points(n: int) -> list[Point]:
+    """So many points with the very same scores."""
+    made = points(n)
+    return [
+        replace(
+            point, tasks=[replace(task, score=of.score) for task, of in zip(point.tasks, made[0].tasks, strict=True)]
+        )
+        for point in made
+    ]
+
+
+def result_points(*places: tuple[str, str]) -> list[Point]:
+    """Points of results in mteb's layout, one for each model and experiment."""
+    made = []
+    for point, (model, experiment) in zip(points(len(places), speeds=False), places, strict=True):
+        facts = {"model": model, "revision": "b5c9b60c7a7a", "source": "results"}
+        facts |= {"experiment": experiment} if experiment else {}
+        name = f"{model}/{experiment}" if experiment else model
+        made.append(replace(point, name=name, source="results", overrides={}, facts=facts, engine=""))
     return made
 
 

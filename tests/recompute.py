@@ -33,13 +33,13 @@ def check(sweep: Path) -> int:
         rows = list(csv.DictReader(file))
     assert [row["point"] for row in rows] == [str(run["point"]) for run in runs]
     expected = [expect(root, run) for run in runs]
-    shared = [name for name in expected[0]["scores"] if all(name in one["scores"] for one in expected if one["scores"])]
+    shared = in_all(runs)
     kinds = defaultdict(list)
     for run in runs:
         for task in run["tasks"]:
             if task["name"] in shared and task["name"] not in kinds[task["type"]]:
                 kinds[task["type"]].append(task["name"])
-    speeds = measured(runs)
+    speeds = measured(runs, shared)
     baseline = over(expected[0], shared)
     cells = table(sweep / "report.html")
     count = 0
@@ -48,11 +48,15 @@ def check(sweep: Path) -> int:
         figures = {name: one["scores"].get(name) for name in one["scores"]}
         figures |= {"mean": mean, "difference": None if None in (mean, baseline) else mean - baseline}
         figures |= {f"mean {kind}": over(one, names) for kind, names in kinds.items() if len(kinds) > 1}
-        figures |= dict(zip(("texts_per_second", "tokens_per_second"), speeds[at], strict=True))
+        figures |= dict(zip(("texts_per_second", "tokens_per_second", "measured_on"), speeds[at][:3], strict=True))
+        assert row["measured_in"] == speeds[at][3], (row["point"], row["measured_in"], speeds[at])
+        figures["share"] = share(run, shared)
         figures |= {
             key: one[key] for key in ("computed", "stored", "engine_start_seconds", "seconds", "peak_memory_mb")
         }
         for name, value in figures.items():
+            if name not in row and name in OPTIONAL:
+                continue
             found = float(row[name]) if row[name] else None
             assert same(found, value), (row["point"], name, found, value)
             count += 1
@@ -82,7 +86,41 @@ SHOWN: dict[str, tuple[str, Any]] = {
     "engine start, s": ("engine_start_seconds", "{:,.1f}".format),
     "seconds": ("seconds", "{:,.1f}".format),
     "peak MiB": ("peak_memory_mb", "{:,.0f}".format),
+    "share": ("share", "{:.1%}".format),
+    "share of ceiling": ("share", "{:.1%}".format),
 }
+
+# Figures that only some reports have.
+OPTIONAL = ("share",)
+
+# After these, what a run had not begun is in its record only as far as somebody put it there.
+ENDED = ("killed", "timeout", "crash", "segmentation_fault", "engine_start", "engine_died",
+         "out_of_memory_loading", "out_of_memory_encoding")  # fmt: skip
+
+
+def in_all(runs: list[dict[str, Any]]) -> list[str]:
+    """The tasks of all points, those that ended early aside: they may not have come to all of theirs."""
+    some = [run for run in runs if run["tasks"]]
+    whole = [run for run in some if not ended_early(run)] or some
+    names = dict.fromkeys(task["name"] for run in runs for task in run["tasks"])
+    return [name for name in names if all(any(task["name"] == name for task in run["tasks"]) for run in whole)]
+
+
+def ended_early(run: dict[str, Any]) -> bool:
+    failures = [one for one in (run["failure"], *(task["failure"] for task in run["tasks"])) if one]
+    names = [task["name"] for task in run["tasks"]]
+    of_run = [one for one in failures if one.get("task") is None]
+    return bool(of_run) or any(one["kind"] in ENDED and one["task"] not in names for one in failures)
+
+
+def share(run: dict[str, Any], shared: list[str]) -> float | None:
+    """The mean share of the ceilings that is reached."""
+    reached = [
+        task["main_score"] / task["ceiling"]
+        for task in run["tasks"]
+        if task["name"] in shared and task["main_score"] is not None and task.get("ceiling")
+    ]
+    return fmean(reached) if reached and len(reached) == len(shared) else None
 
 
 def expect(root: Path, run: dict[str, Any]) -> dict[str, Any]:
@@ -101,14 +139,26 @@ def expect(root: Path, run: dict[str, Any]) -> dict[str, Any]:
         "scores": scores,
         "computed": total(run, "computed"),
         "stored": total(run, "stored"),
-        "engine_start_seconds": engine["seconds"] if engine.get("opened") else None,
+        "engine_start_seconds": (engine["seconds"] if engine.get("opened") else None) if engine else started(run),
         "seconds": run["seconds"],
-        "peak_memory_mb": sum(run["peak_memory_mb"].values()) or None,
+        "peak_memory_mb": sum(run["peak_memory_mb"].get(key, 0) for key in ("process", "engine_processes")) or None,
     }
 
 
+def started(run: dict[str, Any]) -> float | None:
+    """What the start of an engine took those who computed a run's results."""
+    seconds = [task["measured"].get("engine_seconds") for task in run["tasks"] if task.get("measured")]
+    return max([one for one in seconds if one is not None], default=None)
+
+
 def total(run: dict[str, Any], figure: str) -> int | None:
-    known = [value for task in run["tasks"] if (value := figures(task).get(figure)) is not None]
+    """What a run computed or found stored: nothing, for results that were there."""
+    known = []
+    for task in run["tasks"]:
+        if task["status"] == "reused":
+            known.append(0)
+        elif task.get(figure) is not None:
+            known.append(task[figure])
     return sum(known) if known else None
 
 
@@ -118,26 +168,39 @@ def figures(task: dict[str, Any]) -> dict[str, Any]:
     return {**task, "seconds": task["seconds"].get("encode")}
 
 
-def measured(runs: list[dict[str, Any]]) -> list[tuple[float | None, float | None]]:
-    """Texts and tokens a second: a point's own where it computed half of its texts, else its engine's first one."""
-    own: list[tuple[float, float] | None] = []
+NOTHING = (None, None, None, "")
+
+
+def measured(runs: list[dict[str, Any]], shared: list[str]) -> list[tuple[float | None, float | None, int | None, str]]:
+    """Texts and tokens a second, of how many texts, in which point.
+
+    A point's own speed is over the shared tasks, each of which must have computed half of its texts; else it is that of the
+    first point with the same engine. Without shared tasks it is over the point's tasks, and that of a point with the same.
+    """
+    own = []
     for run in runs:
-        of = [figures(task) for task in run["tasks"] if task["main_score"] is not None]
-        worked = [one for one in of if one["computed"] and one["seconds"]]
-        computed, stored = (sum(one.get(key) or 0 for one in of) for key in ("computed", "stored"))
-        enough = (
-            worked
-            and 2 * computed >= computed + stored
-            and 2 * sum(one["computed"] is not None for one in of) >= len(of)
-        )
-        seconds = sum(one["seconds"] for one in worked)
-        own.append((computed / seconds, sum(one["tokens"] for one in worked) / seconds) if enough else None)
-    engines = [json.dumps(run["settings"].get("engine"), sort_keys=True) for run in runs]
+        tasks = {task["name"]: figures(task) for task in run["tasks"]}
+        names = shared or list(tasks)
+        work = [tasks[name] for name in names if name in tasks and enough(tasks[name])]
+        speed = NOTHING
+        if names and len(work) == len(names):
+            texts, tokens, seconds = (sum(one[key] or 0 for one in work) for key in ("computed", "tokens", "seconds"))
+            speed = (texts / seconds, tokens / seconds, texts, str(run["point"]))
+        own.append(speed)
+    engines = [
+        json.dumps([run["settings"].get("engine"), [] if shared else sorted(task["name"] for task in run["tasks"])])
+        for run in runs
+    ]
     found = []
     for engine, one in zip(engines, own, strict=True):
-        others = (other for key, other in zip(engines, own, strict=True) if key == engine and other)
-        found.append(one or next(others, (None, None)))
+        others = [other for key, other in zip(engines, own, strict=True) if key == engine and other != NOTHING]
+        found.append(one if one != NOTHING else (others or [NOTHING])[0])
     return found
+
+
+def enough(figures: dict[str, Any]) -> bool:
+    computed, stored, seconds = (figures.get(key) or 0 for key in ("computed", "stored", "seconds"))
+    return computed > 0 and seconds > 0 and computed >= stored
 
 
 def over(one: dict[str, Any], names: list[str]) -> float | None:
@@ -175,10 +238,15 @@ def check_effects(sweep: Path, rows: list[dict[str, str]]) -> None:
     if begin is None:
         assert not columns or len(rows) == 1
         return
-    for line in lines[begin + 4 :]:
+    begin = next(at for at in range(begin, len(lines)) if lines[at].startswith("|"))
+    header = [name.casefold() for name in cells_of(lines[begin])]
+    places = {name: header.index(name) for name in ("setting", "value", "instead of", "pairs", "score", "speed")}
+    assert header[places["score"] + 1 :][:2] == header[places["speed"] + 1 :][:2] == ["from", "to"], header
+    for line in lines[begin + 2 :]:
         if not line.startswith("|"):
             break
-        column, value, against, pairs, *shown = [cell(text) for text in re.split(r"(?<!\\)\|", line)[1:-1]]
+        texts = cells_of(line)
+        column, value, against, pairs = (texts[places[name]] for name in ("setting", "value", "instead of", "pairs"))
         found = [
             (one, other)
             for one in rows
@@ -186,19 +254,34 @@ def check_effects(sweep: Path, rows: list[dict[str, str]]) -> None:
             if cell(one[column]) == value and cell(other[column]) == against
             and all(one[name] == other[name] for name in columns if name != column)
         ]  # fmt: skip
-        assert len(found) == int(pairs), line
+        assert len(found) == int(pairs.split()[0]), line
         scores = [float(one["mean"]) - float(other["mean"]) for one, other in found if one["mean"] and other["mean"]]
         ratios = [
             float(one["texts_per_second"]) / float(other["texts_per_second"])
             for one, other in found
-            if all(row["measured_in"] == row["point"] for row in (one, other))
+            if all(row["measured_in"] == row["point"] for row in (one, other)) and one["unit"] == other["unit"]
         ]
+        # "2 (1 with scores, none with speeds)"; what is known of all pairs need not be said.
+        for count, what in re.findall(r"(\d+|none) with (scores|speeds)", pairs):
+            known = len(scores if what == "scores" else ratios)
+            assert count == (str(known) if known else "none"), (line, what, known)
         spread = [fmean(scores), min(scores), max(scores)] if scores else []
         expected = [f"{round(value, 5) + 0.0:+.5f}" for value in spread]
-        assert [text for text in shown[:3] if text] == expected, (line, expected)
+        check_spread(texts[places["score"] :][:3], expected, line)
         spread = [math.exp(fmean(map(math.log, ratios))), min(ratios), max(ratios)] if ratios else []
         expected = [f"x{value:.2f}" for value in spread]
-        assert [text for text in shown[3:] if text] == expected, (line, expected)
+        check_spread(texts[places["speed"] :][:3], expected, line)
+
+
+def check_spread(shown: list[str], expected: list[str], line: str) -> None:
+    """A figure and its range; of a single pair the range may be left out."""
+    found = [text for text in shown if text]
+    alone = len(set(expected)) == 1
+    assert found == expected or (alone and found == expected[:1]), (line, expected)
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell(text) for text in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
 def cell(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,10 @@ def test_no_task_in_common_is_no_answer() -> None:
     assert answer(made)[0] == "There is no task that all points have, so that there are no means and no best point."
 
 
+def speeds(comparison: Comparison) -> list[tuple[str, float] | None]:
+    return [None if row.speed is None else (row.speed.of, row.speed.texts) for row in comparison.rows]
+
+
 def test_a_speed_is_of_what_was_computed_or_of_another_point_on_the_same_engine() -> None:
     reused = TaskScore("A", "A", score=0.5)
     made = compare(
@@ -134,14 +139,122 @@ def test_a_speed_is_of_what_was_computed_or_of_another_point_on_the_same_engine(
             point("failed", task("A", None, 60), engine="other"),
         ]
     )
-    speeds = [None if row.speed is None else (row.speed.of, row.speed.texts) for row in made.rows]
-    assert speeds == [None, ("half", 200), ("half", 200), ("half", 200), ("failed", 60)]
+    assert speeds(made) == [None, ("half", 200), ("half", 200), ("half", 200), ("failed", 60)]
+
+
+def test_speeds_are_over_the_same_tasks() -> None:
+    short, long = task("Short", 0.5, 1000, seconds=1.0), task("Long", 0.5, 100, seconds=9.0)
+    reused, noted = TaskScore("Short", score=0.5, reused=True), task("Short", 0.5, 1000, seconds=3.0, reused=True)
+    made = compare(
+        [
+            point("both", short, long, engine="a"),
+            point("long", reused, long, engine="b"),  # a tenth as fast, only because of what it had still to do
+            point("borrowed", reused, long, engine="a"),
+            point("noted", noted, long, engine="c"),
+            point("more", short, long, task("Other", 0.5, 10**6), engine="d"),
+            point("failed", short, task("Long", None, None), engine="e"),
+            point("lost", short, task("Long", None, None), engine="a"),
+        ]
+    )
+    assert made.shared == ["Short", "Long"]
+    own = 1100 / 10
+    assert speeds(made) == [
+        ("both", own),
+        None,
+        ("both", own),
+        ("noted", 1100 / 12),
+        ("more", own),
+        None,
+        ("both", own),
+    ]
+    assert [row.speed.computed for row in made.rows if row.speed] == [1100] * 5
+
+
+def test_a_task_whose_texts_came_from_the_store_is_not_measured() -> None:
+    # The many queries were computed, the long documents of the other task were there.
+    queries, documents = task("A", 0.5, 1000, seconds=1.0), task("B", 0.5, 10, stored=900, seconds=1.0)
+    made = compare(
+        [
+            point("stored", queries, documents, x="1"),
+            point("whole", queries, task("B", 0.5, 900, stored=10, seconds=9.0), x="2"),
+            point("alone", queries, documents, x="3", engine="other"),
+        ]
+    )
+    assert speeds(made) == [("whole", 190), ("whole", 190), None]
+
+
+def test_where_no_task_is_shared_a_speed_is_of_the_same_tasks() -> None:
+    def of(name: str, *tasks: TaskScore, said: str) -> Point:
+        return point(name, *tasks, tasks=said)
+
+    reused = TaskScore("A", score=0.5, reused=True)
+    made = compare(
+        [
+            of("a", task("A", 0.5, 100), said="a"),
+            of("b", task("B", 0.5, 10), said="b"),
+            of("a again", reused, said="a"),
+            of("a and c", reused, task("C", 0.5), said="ac"),
+            of("nothing", said="d"),
+        ]
+    )
+    assert made.shared == []
+    assert speeds(made) == [("a", 100), ("b", 10), ("a", 100), None, None]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [Failure("killed", "by a signal"), Failure("interrupted", "Ctrl-C"), Failure("timeout", "too long", "B")],
+    ids=["killed", "interrupted", "in a task that it has no outcome of"],
+)
+def test_a_point_that_ended_early_shrinks_nobodys_means(failure: Failure) -> None:
+    whole = [point(str(n), task("A", 0.5), task("B", 0.7), x=str(n)) for n in range(2)]
+    ended = replace(point("2", task("A", 0.9), x="2"), failures=[failure])
+    made = compare([ended, *whole], baseline="0")
+    assert made.shared == ["A", "B"] and [row.mean for row in made.rows] == [
+        None,
+        pytest.approx(0.6),
+        pytest.approx(0.6),
+    ]
+    assert named(made)["2"].scores == {"A": 0.9, "B": None} and named(made)["2"].speed == named(made)["0"].speed
+    assert (made.best, named(made)["2"].good) == (named(made)["0"], False)
+    assert compare([ended]).shared == ["A"], "nobody tells what else there was to do"
+    of_a_task = replace(ended, failures=[Failure("killed", "by a signal", "A")])
+    assert compare([of_a_task, *whole]).shared == ["A"], "it is not known to have ended there"
 
 
 def test_pairs_and_texts_are_not_one_faster_than_the_other() -> None:
     made = compare([point("0", task("A", 0.5), x="1"), point("1", task("A", 0.5, unit="pairs"), x="2")])
     assert made.answer is None and not any(row.on_front for row in made.rows) and made.effects[0].speed is None
-    assert any("not comparable" in line for line in answer(made))
+    assert made.unit is None and any("not comparable" in line for line in answer(made))
+    silent = compare(
+        [point("0", task("A", 0.5), x="1"), point("1", task("A", 0.5, 9, stored=99, unit="pairs"), x="2", engine="f")]
+    )
+    assert silent.unit is None and silent.answer is None and not any(row.on_front for row in silent.rows)
+    known = TaskScore("A", score=0.5)
+    for tasks, unit in {
+        (task("A", 0.5, unit="pairs"), known): "pairs",
+        (task("A", 0.5), known): "texts",
+        (known,): "texts",
+    }.items():
+        assert compare([point(str(n), one) for n, one in enumerate(tasks)]).unit == unit, (
+            "some do not tell what they count"
+        )
+
+
+def test_what_a_point_computed_is_not_what_was_there_already() -> None:
+    there = task("A", 0.5, 100, stored=5, reused=True)
+    own, reused, both, others = (
+        point("0", task("A", 0.5, 100, stored=5)),
+        point("1", there),
+        point("2", there, task("B", 0.5, 10, stored=1)),
+        point("3", TaskScore("A", score=0.5)),
+    )
+    assert [(one.total("computed"), one.total("stored")) for one in (own, reused, both, others)] == [
+        (100, 5),
+        (0, 0),
+        (10, 1),
+        (None, None),
+    ]
 
 
 def test_reranking_has_the_means_of_both_stages() -> None:
@@ -150,6 +263,8 @@ def test_reranking_has_the_means_of_both_stages() -> None:
     both, without = compare([point("0", *tasks, x="1"), point("1", *own, x="2")]).rows
     assert (both.first_stage, both.gain, both.ceiling) == (0.375, 0.25, 0.875)
     assert (without.first_stage, without.gain, without.ceiling) == (None, None, 1.0)
+    assert (both.share, without.share) == (0.75, 0.375)
+    assert compare([point("0", *tasks, task("C", 0.5))]).rows[0].share is None
 
 
 def test_a_single_point_is_no_comparison() -> None:
@@ -162,6 +277,28 @@ def test_effects_that_cannot_be_told_are_said_to_be_so() -> None:
     made = compare([point("0", task("A", 0.5), x="1", y="1"), point("1", task("A", 0.5), x="2", y="2")])
     assert made.effects == []
     assert "x: its effect cannot be told, since no two points with scores differ in it alone." in answer(made)
+
+
+def test_an_effect_says_how_many_pairs_each_figure_rests_on() -> None:
+    def at(x: str, y: int, score: float | None, computed: int | None) -> Point:
+        return point(f"{x}{y}", task("A", score, computed), engine=f"{x}{y}", x=x, y=str(y))
+
+    def effect(*points: Point) -> tuple[int, int, int, str]:
+        made = compare([at("a", 0, 0.5, 100), at("a", 1, 0.5, 100), *points])
+        one = next(one for one in made.effects if one.column == "x")
+        line = next(line for line in answer(made) if line.startswith("x=b instead of a: "))
+        return one.pairs, one.score_pairs, one.speed_pairs, line.removeprefix("x=b instead of a: ")
+
+    assert effect(at("b", 0, 0.6, 200), at("b", 1, 0.7, 200)) == (
+        2, 2, 2, "score +0.15000 (+0.10000 to +0.20000), speed x2.00 (2.00 to 2.00), 2 pairs."
+    )  # fmt: skip
+    assert effect(at("b", 0, None, 150), at("b", 1, 0.4, 200)) == (
+        2, 1, 2, "score -0.10000, 1 pair; speed x1.73 (1.50 to 2.00), 2 pairs."
+    )  # fmt: skip
+    assert effect(at("b", 0, None, None), at("b", 1, 0.4, 200)) == (2, 1, 1, "score -0.10000, speed x2.00, 1 pair.")
+    assert effect(at("b", 0, 0.4, None), at("b", 1, 0.4, None)) == (
+        2, 2, 0, "score -0.10000 (-0.10000 to -0.10000), 2 pairs."
+    )  # fmt: skip
 
 
 def test_of_many_values_the_answer_says_those_that_change_most() -> None:
@@ -205,7 +342,7 @@ def test_front_effects_and_goodness_are_what_a_slow_way_finds(seed: int) -> None
             logs = [
                 math.log(one.speed.texts / other.speed.texts) for one, other in slow[value] if one.speed and other.speed
             ]
-            assert effect.pairs == len(slow[value])
+            assert (effect.pairs, effect.score_pairs, effect.speed_pairs) == (len(slow[value]), len(scores), len(logs))
             assert effect.score == (pytest.approx(sum(scores) / len(scores)) if scores else None)
             assert effect.score_range == (pytest.approx((min(scores), max(scores))) if scores else None)
             assert effect.speed == (pytest.approx(math.exp(sum(logs) / len(logs))) if logs else None)

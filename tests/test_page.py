@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from comparisons import comparison, failure, points
-from mteb_vllm.report.comparison import Comparison, Point, compare
+from comparisons import comparison, equal_points, failure, mixed_points, points, result_points
+from mteb_vllm.report.comparison import Comparison, Point, TaskScore, compare
 from mteb_vllm.report.page import page, page_data
+from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
 
 EVIL = '</script><img src=x onerror="document.title=1">|\n\u202e\u2028\u05e9\u05dc\u05d5\u05dd 🚀 {{ 7 * 7 }} &lt;'
 ARGUMENTS = (
@@ -118,7 +121,87 @@ def test_reranking_says_what_it_adds() -> None:
     assert head[2:7] == ["first stage", "reranked", "gain", "ceiling", "share of ceiling"] and "pairs/s" in head
     row = of.rows[0]
     assert row.gain is not None and row.mean is not None and row.ceiling is not None
-    assert f">{row.gain:+.5f}</td>" in static and f">{row.mean / row.ceiling:.1%}</td>" in static
+    assert f">{row.gain:+.5f}</td>" in static and f">{row.share:.1%}</td>" in static
+
+
+def test_the_share_of_the_ceiling_is_that_of_the_tables() -> None:
+    tasks = [
+        TaskScore("A", score=0.5, first_stage=0.25, ceiling=1.0),
+        TaskScore("B", score=0.3, first_stage=0.2, ceiling=0.3),
+    ]
+    of = compare([Point("0", Path("0"), tasks=tasks)])
+    assert ">75.0%</td>" in html(of) and "| 75.0% |" in comparison_markdown(of), "the mean of 50 % and 100 %"
+
+
+def test_speeds_in_texts_and_in_pairs_say_which_they_are() -> None:
+    of = compare(mixed_points())
+    assert of.unit is None and page_data(of)["unit"] is None
+    static, tables = html(of).split("<script")[0].replace("<wbr>", ""), comparison_markdown(of)
+    assert ">texts or pairs/s</button>" in static and "| texts or pairs/s |" in tables
+    assert "Texts or pairs/s and tokens/s count" in static
+    for row in (of.rows[0], of.rows[4]):
+        assert row.speed is not None
+        said = f"{row.speed.texts:,.0f} {row.speed.unit}"
+        assert f">{said}</td>" in static and f"| {said} |" in tables
+    assert {row.speed.unit for row in of.rows if row.speed} == {"texts", "pairs"}
+
+
+def test_effects_say_where_figures_rest_on_fewer_pairs() -> None:
+    made = points(9, axes={"engine.dtype": ["a", "b"], "prompts": ["none", "e5", "q"]})
+    made[4].tasks[:] = [replace(task, score=None, failed=True) for task in made[4].tasks]
+    of = compare(made)
+    cells = re.findall(r'dir="auto">[^<]*</td><td class="figure">([^<]*)</td>', html(of).split('id="h-effects"')[1])
+    assert len(cells) == len(of.effects)
+    for cell, effect in zip(cells, of.effects, strict=True):
+        said = {what: int(count) for count, what in re.findall(r"(\d+) with (\w+)", cell)}
+        assert int(cell.split()[0]) == effect.pairs and ("(" in cell) == (
+            (effect.score_pairs, effect.speed_pairs) != (effect.pairs, effect.pairs)
+        )
+        assert said.get("scores", effect.pairs) == effect.score_pairs
+        assert said.get("speeds", effect.pairs) == effect.speed_pairs
+    assert "3 (2 with scores)" in cells
+    unknown = html(comparison(2, speeds=False, axes={"engine.dtype": ["a", "b"]}))
+    assert '<td class="figure">1 (none with speeds)</td>' in unknown
+
+
+@pytest.mark.parametrize(
+    ("places", "kept"),
+    [
+        ((("org/a", ""), ("org/b", ""), ("org/b", "x")), []),
+        ((("org/e5", ""), ("org/b", ""), ("org/b", "e5")), []),
+        ((("org/e5", "e5"), ("org/b", ""), ("org/b", "x")), ["experiment"]),
+    ],
+)
+def test_settings_that_names_say_have_no_column(places: tuple[tuple[str, str], ...], kept: list[str]) -> None:
+    made = result_points(*places)
+    if kept:
+        made[0] = replace(made[0], name="org/e5")  # no other of this model: the name leaves the experiment out
+    of = compare(made)
+    assert "model" in of.columns and set(kept) <= set(of.columns)
+    static = html(of).split("<script")[0].replace("<wbr>", "")
+    head = re.findall(r'<th scope="col" class="setting"><button type="button">([^<]*)</button>', static)
+    assert [name for name in head if name in of.columns] == [name for name in of.columns if name in kept]
+    assert comparison_markdown(of).split("| point |")[1].startswith(f" {kept[0]} |" if kept else " mean |")
+    assert comparison_csv(of).startswith(f"point,folder,status,{','.join(of.columns)},mean,")
+    assert page_data(of)["columns"] == of.columns
+
+
+def test_numbers_stay_whole_on_a_narrow_terminal() -> None:
+    of = comparison(6, axes={"prompts.query": [f"Instruct: find what answers, in way {n}" for n in range(6)]})
+    console = Console(file=io.StringIO(), width=48)
+    print_comparison(console, of)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(f"{row.mean:.5f}" in text.split("\nBest")[0] for row in of.rows)
+    assert all(row.speed is None or f" {row.speed.texts:,.0f}" in text for row in of.rows)
+
+
+def test_a_point_that_was_killed_in_a_task_says_so() -> None:
+    made = points(2)
+    made[1].tasks[:] = made[1].tasks[:1]
+    made[1].failures.append(replace(failure(), task="StdlibDocsClassification1"))
+    text = comparison_markdown(compare(made))
+    assert "| failed: out of memory loading in StdlibDocsClassification1: the process ended" in text
+    assert "failed: None" not in text
 
 
 def test_not_a_number_is_no_figure() -> None:
@@ -332,6 +415,27 @@ def test_colours_by_another_setting_and_shows_what_is_near_the_best(browser: Any
         opened.page.check("#near")
         assert opened.page.locator("#quality-plot .mark").count() == 17
         assert "Not in the plot: 1 further than 0.01000 below the best." in opened.page.inner_text("#quality-note")
+
+
+@pytest.mark.parametrize("made", [points(1), equal_points(1), equal_points(4), points(4)])
+def test_no_slack_at_all_draws_as_well(browser: Any, tmp_path: Path, made: list[Point]) -> None:
+    of = compare(made, epsilon=0)
+    with Opened(browser, html(of), tmp_path) as opened:
+        assert opened.page.locator("#quality-plot .mark").count() == len(made)
+        assert "NaN" not in opened.page.inner_html("#quality") and "Infinity" not in opened.page.inner_html("#quality")
+        heights = opened.page.evaluate("places.map(({y}) => y)")
+        assert all(20 < height < 420 for height in heights)
+        assert opened.page.evaluate(OUTSIDE) == [] and opened.said == []
+
+
+def test_speeds_that_cannot_be_compared_are_not_drawn(browser: Any, tmp_path: Path) -> None:
+    with Opened(browser, html(compare(mixed_points())), tmp_path) as opened:
+        assert not opened.page.locator("#quality-plot").is_visible()
+        assert not opened.page.locator("#near-label").is_visible()
+        assert "some points embed texts and others score pairs" in opened.page.inner_text("#quality-note")
+        opened.page.locator("#points thead button", has_text="texts or pairs/s").click()
+        opened.page.locator("#points tbody button").nth(5).click()
+        assert opened.said == []
 
 
 def test_a_thousand_points_of_sixty_tasks_are_there_soon(browser: Any, tmp_path: Path) -> None:

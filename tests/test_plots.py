@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from comparisons import comparison, points
+from comparisons import comparison, equal_points, mixed_points, points
 from mteb_vllm.report.comparison import Comparison, compare
 from mteb_vllm.report.plots import quality_speed, task_differences, write_plots
 
@@ -26,6 +26,9 @@ BOTH = ["quality_speed.png", "task_differences.png"]
         (comparison(3, speeds=False), BOTH[1:]),
         (comparison(3, failed=3), []),
         (comparison(2, failed=1), BOTH[:1]),
+        (compare(mixed_points()), BOTH[1:]),
+        (compare(points(1), epsilon=0), BOTH[:1]),
+        (compare(equal_points(4), epsilon=0), BOTH),
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -37,6 +40,13 @@ def test_draws_what_there_is_to_draw(of: Comparison, names: list[str], tmp_path:
     for path in written:
         width, height = struct.unpack(">II", path.read_bytes()[16:24])
         assert path.read_bytes().startswith(b"\x89PNG") and width >= 1200 and 200 <= height <= 4000
+
+
+def test_no_picture_of_a_report_before_stays(tmp_path: Path) -> None:
+    write_plots(comparison(3), tmp_path)
+    (tmp_path / "mine.png").touch()
+    assert [path.name for path in write_plots(comparison(3, speeds=False), tmp_path)] == BOTH[1:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.png", *BOTH[1:]]
 
 
 @pytest.mark.filterwarnings("error")

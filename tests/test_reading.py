@@ -113,6 +113,18 @@ def test_what_was_measured_before_counts_as_measured(tmp_path: Path) -> None:
     assert {name: getattr(point.tasks[0], name) for name in measured} == measured
     assert point.engine == fingerprint(ENGINE), "the engine that it never opened"
     assert point.engine_seconds is None
+    assert point.tasks[0].reused and (point.total("computed"), point.total("stored")) == (0, 0)
+
+
+def test_the_start_of_an_engine_is_that_of_those_who_computed_the_results(tmp_path: Path) -> None:
+    noted = [
+        TaskOutcome(name, "STS", "reused", "m", 0.5, measured={"computed": 8, "seconds": 4.0} | more)
+        for name, more in {"A": {"engine_seconds": 20.0}, "B": {"engine_seconds": 30.0}, "C": {}}.items()
+    ]
+    own = {"fingerprint": "f", "opened": 1, "seconds": 5.0}
+    for number, engine in enumerate(({}, own, own | {"opened": 0})):
+        write_run(tmp_path / str(number), *noted, point=number, engine=engine)
+    assert [point.engine_seconds for point in read_runs([tmp_path])] == [30.0, 5.0, None]
 
 
 def test_sweeps_and_runs_have_an_order_and_names(tmp_path: Path) -> None:

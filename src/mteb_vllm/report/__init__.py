@@ -5,8 +5,10 @@ whole           a whole report over runs: read, compared, shown and written
 reading         finds runs in folders
 run_records       those of this program
 result_folders    results of others, in mteb's layout
+points          what is known of a run
 comparison      a set of runs, compared; no input, no output
 columns           in what they differ, and what they share
+speeds            how fast their engines worked
 effects           what each setting changes
 answer          the answer in words
 tables          a comparison on the terminal, as Markdown and as CSV

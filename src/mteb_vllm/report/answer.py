@@ -92,11 +92,12 @@ def _points(comparison: Comparison) -> list[str]:
 
 
 def _why_no_speed(comparison: Comparison) -> str:
-    units = {row.speed.unit for row in comparison.rows if row.speed is not None}
-    if len(units) > 1:
+    if comparison.unit is None:
         return "Some points embed texts and others score pairs: their speeds are not comparable, so that none is the fastest."
-    known = "No speeds are known" if not units else "Of the points as good as this, no speeds are known"
-    return f"{known}: results that were there already, or are of others, do not tell."
+    unknown = all(row.speed is None for row in comparison.rows)
+    known = "No speeds are known" if unknown else "Of the points as good as this, no speeds are known"
+    why = "results that were there already, are of others, or are of some of the tasks only, do not tell"
+    return f"{known}: {why}."
 
 
 def _against(row: Row, other: Row, part: str) -> str:
@@ -144,15 +145,21 @@ def _most_different(effects: Sequence[Effect]) -> list[Effect]:
 
 
 def _effect(effect: Effect) -> str:
-    words = []
+    figures = []
     if effect.score is not None and effect.score_range is not None:
         low, high = map(signed, effect.score_range)
-        words.append(f"score {signed(effect.score)}{f' ({low} to {high})' if effect.pairs > 1 else ''}")
+        figures.append((f"score {signed(effect.score)}", f"{low} to {high}", effect.score_pairs))
     if effect.speed is not None and effect.speed_range is not None:
         low, high = (f"{value:.2f}" for value in effect.speed_range)
-        words.append(f"speed x{effect.speed:.2f}{f' ({low} to {high})' if effect.pairs > 1 else ''}")
+        figures.append((f"speed x{effect.speed:.2f}", f"{low} to {high}", effect.speed_pairs))
+    counts = {count for _, _, count in figures}
+    words = []
+    for at, (figure, spread, count) in enumerate(figures):
+        # A count that all figures rest on is said once.
+        said = f", {_count(count, 'pair')}" if len(counts) > 1 or at == len(figures) - 1 else ""
+        words.append(f"{figure}{f' ({spread})' if count > 1 else ''}{said}")
     value, against = (one or "(not set)" for one in (effect.value, effect.against))
-    return f"{effect.column}={value} instead of {against}: {', '.join(words)}, {_count(effect.pairs, 'pair')}."
+    return f"{effect.column}={value} instead of {against}: {('; ' if len(counts) > 1 else ', ').join(words)}."
 
 
 def _named(comparison: Comparison, row: Row) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mteb_vllm.report.comparison import Point
+    from mteb_vllm.report.points import Point
 
 # What a command line says that no score or speed depends on.
 _ASIDE = re.compile(r"results\.dir|retry_failed|dry_run|store\.max_bytes|runs|report\..*")

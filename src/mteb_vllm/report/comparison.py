@@ -3,113 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass
 
-from mteb_vllm.failures import Failure
+from mteb_vllm.failures import FATAL
 from mteb_vllm.report.columns import columns, constants
 from mteb_vllm.report.effects import Effect, effects
 from mteb_vllm.report.one_run import mean
+from mteb_vllm.report.points import Point, TaskScore
+from mteb_vllm.report.speeds import Speed, common_unit, speeds_of
 
 __all__ = ["EPSILON", "Comparison", "Effect", "Point", "Row", "Speed", "TaskScore", "compare"]
 
 # How far below the best score a point still counts as good, where nobody says: main scores are shares, from 0 to 1.
 EPSILON = 0.001
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """One task of a point.
-
-    Attributes:
-        name: The task.
-        type: Its type; "" where nobody knows the task.
-        metric: The name of its main score; likewise.
-        score: The main score, the mean over splits and subsets; None if it failed.
-        failed: Whether it failed.
-        first_stage: Of a reranking run, the first stage's main score; None where there is none or it is not known.
-        ceiling: Of a reranking run, what a perfect reranker would reach; likewise.
-        unit: What `texts` and `computed` count: texts, or pairs.
-        texts: Texts that were asked for. This and what follows is None where nobody knows.
-        computed: Those of them that the engine computed, each different one once.
-        stored: Those of the different ones that came from the embedding store.
-        tokens: Tokens that the engine was given.
-        seconds: Wall time of the engine's work on them, without the store's.
-    """
-
-    name: str
-    type: str = ""
-    metric: str = ""
-    score: float | None = None
-    failed: bool = False
-    first_stage: float | None = None
-    ceiling: float | None = None
-    unit: str = "texts"
-    texts: int | None = None
-    computed: int | None = None
-    stored: int | None = None
-    tokens: int | None = None
-    seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Point:
-    """One run, as it is compared.
-
-    Attributes:
-        name: Its number in a sweep, or what its folder is called; different ones in a comparison.
-        folder: Where it was found.
-        source: "run" is this program's, "results" a folder of results in mteb's layout, of whomever.
-        overrides: What made it, by the command line: key to value.
-        facts: Everything that it ran with, flat, by dotted keys: "model", "revision", "engine.dtype", "device",
-            "versions.vllm", ...; values as they are shown.
-        engine: The fingerprint of its engine; "" where there is none.
-        tasks: Its tasks.
-        engine_seconds: What the start of its engine took; None where none was opened or nobody knows.
-        seconds: Wall time of the whole.
-        peak_memory_mb: Of the process and its engine's processes, in MiB.
-        failures: What went wrong, with logs.
-        report: The folder's own report, if there is one.
-    """
-
-    name: str
-    folder: Path
-    source: Literal["run", "results"] = "run"
-    overrides: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, str] = field(default_factory=dict)
-    engine: str = ""
-    tasks: list[TaskScore] = field(default_factory=list)
-    engine_seconds: float | None = None
-    seconds: float | None = None
-    peak_memory_mb: float | None = None
-    failures: list[Failure] = field(default_factory=list)
-    report: Path | None = None
-
-    def total(self, figure: str) -> int | None:
-        """The sum of a figure over its tasks, as `computed`, as far as it is known; None where it is known of none."""
-        known = [value for task in self.tasks if (value := getattr(task, figure)) is not None]
-        return sum(known) if known else None
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How fast a point's engine worked, by what it computed; what came from a store counts for nothing.
-
-    Attributes:
-        texts: Texts (or pairs) a second.
-        tokens: Tokens a second.
-        unit: "texts" or "pairs".
-        computed: How many texts that was measured on.
-        of: The name of the point that it was measured in: the point's own, or another of the same engine where the point
-            itself computed too little (less than half of what it asked for) to tell.
-    """
-
-    texts: float
-    tokens: float
-    unit: str
-    computed: int
-    of: str
 
 
 @dataclass(frozen=True)
@@ -126,7 +32,9 @@ class Row:
         gain: Reranking: mean of what reranking adds to the first stage; `None` where it is not known for all tasks.
         first_stage: Reranking: the mean of the first stage's scores; likewise.
         ceiling: Reranking: the mean of the ceilings; likewise.
-        speed: How fast its engine worked; None where nothing tells.
+        share: Reranking: the mean of the shares of the ceilings that are reached; likewise.
+        speed: How fast its engine worked on the shared tasks; None where neither the point nor another one of the same engine
+            measured all of them.
         good: Whether its mean is within epsilon of the best.
         on_front: Whether no other point is both better (or as good) and faster (or as fast).
     """
@@ -140,6 +48,7 @@ class Row:
     gain: float | None
     first_stage: float | None
     ceiling: float | None
+    share: float | None
     speed: Speed | None
     good: bool
     on_front: bool
@@ -154,15 +63,16 @@ class Comparison:
         constants: What they all share: key to value, what a reader asks for first standing first.
         tasks: All tasks, by name, in the order in which they first stand in a point.
         types: Task to type.
-        shared: The tasks that the means are over: those that every point has (failed ones included).
+        shared: The tasks that means and speeds are over: those that every point has (failed ones included), points that
+            failed as a whole aside.
         rows: The points, in the order that they were given in.
         baseline: The name of the point that differences are against.
         epsilon: How far below the best score a point is still good.
         best: The row with the best mean; None where there are no means.
-        answer: The fastest of the good rows; None where no speeds are known.
+        answer: The fastest of the good rows; None where no speeds are known or they are not comparable.
         effects: What each setting changes.
         reranked: Whether there are figures of reranking.
-        unit: "texts" or "pairs".
+        unit: What speeds count, "texts" or "pairs"; None where some points count texts and others pairs.
     """
 
     columns: list[str]
@@ -177,7 +87,7 @@ class Comparison:
     answer: Row | None
     effects: list[Effect]
     reranked: bool
-    unit: str
+    unit: str | None
 
 
 def compare(points: Sequence[Point], *, baseline: str | None = None, epsilon: float = EPSILON) -> Comparison:
@@ -207,11 +117,11 @@ def compare(points: Sequence[Point], *, baseline: str | None = None, epsilon: fl
     scores = [dict.fromkeys(order) | {task.name: task.score for task in point.tasks} for point in points]
     means = [mean(one[name] for name in shared) for one in scores]
     best = max((one for one in means if one is not None), default=None)
-    speeds = _speeds(points)
+    speeds = speeds_of(points, shared)
     # A speed in pairs and one in texts are not one faster than the other.
-    units = {speed.unit for speed in speeds if speed is not None}
+    unit = common_unit(points)
     places = [
-        (one, speed.texts) if one is not None and speed is not None and len(units) == 1 else None
+        (one, speed.texts) if one is not None and speed is not None and unit is not None else None
         for one, speed in zip(means, speeds, strict=True)
     ]
     front = _front(place for place in places if place is not None)
@@ -233,6 +143,7 @@ def compare(points: Sequence[Point], *, baseline: str | None = None, epsilon: fl
                 gain=mean(_gain(task) for task in stages),
                 first_stage=mean(task.first_stage for task in stages),
                 ceiling=mean(task.ceiling for task in stages),
+                share=mean(_share(task) for task in stages),
                 speed=speeds[at],
                 # The slack is for sums in another order.
                 good=own is not None and best is not None and own >= best - epsilon - 1e-12,
@@ -253,41 +164,31 @@ def compare(points: Sequence[Point], *, baseline: str | None = None, epsilon: fl
         answer=max(fast, key=lambda row: (row.speed.texts if row.speed else 0.0, row.mean or 0.0), default=None),
         effects=effects(list(differing), rows, rows[reference]),
         reranked=any(task.first_stage is not None or task.ceiling is not None for task in tasks),
-        unit="pairs" if any(task.unit == "pairs" for task in tasks) else "texts",
+        unit=unit,
     )
 
 
 def _shared(points: Sequence[Point], order: Sequence[str]) -> list[str]:
-    # A point that failed before its first task says nothing of what it was to do.
-    of_points = [{task.name for task in point.tasks} for point in points if point.tasks]
+    # Of a point that failed as a whole nobody knows what else it was to do.
+    told = [point for point in points if point.tasks]
+    of_points = [{task.name for task in point.tasks} for point in [one for one in told if not _cut_short(one)] or told]
     return [name for name in order if all(name in names for names in of_points)]
+
+
+def _cut_short(point: Point) -> bool:
+    """Whether tasks may be missing because the point failed as a whole."""
+    names = {task.name for task in point.tasks}
+    return any(
+        failure.task is None or (failure.kind in FATAL and failure.task not in names) for failure in point.failures
+    )
 
 
 def _gain(task: TaskScore) -> float | None:
     return None if task.score is None or task.first_stage is None else task.score - task.first_stage
 
 
-def _speeds(points: Sequence[Point]) -> list[Speed | None]:
-    own = [_own_speed(point) for point in points]
-    of_engine: dict[str, Speed] = {}
-    for point, speed in zip(points, own, strict=True):
-        if speed is not None and point.engine:
-            of_engine.setdefault(point.engine, speed)
-    return [speed or of_engine.get(point.engine) for point, speed in zip(points, own, strict=True)]
-
-
-def _own_speed(point: Point) -> Speed | None:
-    """What a point measured itself; None where it computed too little to tell."""
-    measured = [(task, task.computed, task.seconds) for task in point.tasks if task.computed and task.seconds]
-    computed = sum(count for _, count, _ in measured)
-    stored = sum(task.stored or 0 for task in point.tasks)
-    scored = [task for task in point.tasks if task.score is not None]
-    told = sum(task.computed is not None for task in scored)
-    if not computed or computed < stored or 2 * told < len(scored):
-        return None
-    seconds = sum(seconds for _, _, seconds in measured)
-    tokens = sum(task.tokens or 0 for task, _, _ in measured)
-    return Speed(computed / seconds, tokens / seconds, measured[0][0].unit, computed, point.name)
+def _share(task: TaskScore) -> float | None:
+    return task.score / task.ceiling if task.score is not None and task.ceiling else None
 
 
 def _front(places: Iterable[tuple[float, float]]) -> set[tuple[float, float]]:

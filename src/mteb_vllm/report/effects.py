@@ -21,9 +21,11 @@ class Effect:
         value: The value.
         against: The reference: the baseline's value.
         pairs: How many pairs of points differ in this setting alone, the one with `value`, the other with `against`.
-        score: The mean difference of their means; None where no pair has both.
+        score_pairs: How many of them both have a mean.
+        speed_pairs: How many of them both measured their own speed, in the same unit.
+        score: The mean difference of the means of `score_pairs`; None where there are none.
         score_range: Its smallest and largest.
-        speed: The geometric mean of the ratios of their texts/s, of pairs that both measured their own; None where none did.
+        speed: The geometric mean of the ratios of the texts/s of `speed_pairs`; None where there are none.
         speed_range: Its smallest and largest.
     """
 
@@ -31,6 +33,8 @@ class Effect:
     value: str
     against: str
     pairs: int
+    score_pairs: int
+    speed_pairs: int
     score: float | None = None
     score_range: tuple[float, float] | None = None
     speed: float | None = None
@@ -69,6 +73,8 @@ def _effect(column: str, value: str, against: str, pairs: Sequence[tuple[Row, Ro
         value,
         against,
         len(pairs),
+        len(scores),
+        len(speeds),
         math.fsum(scores) / len(scores) if scores else None,
         (min(scores), max(scores)) if scores else None,
         math.exp(math.fsum(map(math.log, speeds)) / len(speeds)) if speeds else None,

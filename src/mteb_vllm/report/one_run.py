@@ -106,7 +106,9 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
     for task in sorted(record.tasks, key=lambda task: task.status != "failed"):
         seconds = number(task.total_seconds, 1) if task.status == "computed" else ""
         stored = f"{task.stored:,} from the embedding store" if task.stored else ""
-        state = {"computed": stored, "reused": "known already", "failed": f"failed: {task.reason or 'not done'}"}[task.status]
+        state = {"computed": stored, "reused": "known already", "failed": f"failed: {task.reason or 'not done'}"}[
+            task.status
+        ]
         speed = (number(task.texts_per_second), number(task.tokens_per_second))
         scores = _rerank_scores([task]) if reranked else (number(task.main_score, 5),)
         rows.append((task.name, task.metric, *scores, *speed, seconds, state))

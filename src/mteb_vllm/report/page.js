@@ -1,7 +1,8 @@
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const rows = data.rows;
-const plotted = rows.filter((row) => row.mean !== null && row.speed !== null).sort((a, b) => a.speed - b.speed);
+// A speed in pairs and one in texts have no axis in common.
+const plotted = rows.filter((row) => data.unit !== null && row.mean !== null && row.speed !== null).sort((a, b) => a.speed - b.speed);
 const MANY = 200; // points, from which on marks are small
 const NEAR = 10; // times epsilon: what "near the best" means
 const settings = (row) => data.columns.map((column, at) => [column, data.values[at][row.settings[at]]]);
@@ -36,8 +37,9 @@ function drawQuality() {
   const means = shown.map((row) => row.mean);
   const speeds = shown.map((row) => row.speed);
   // At least so much is in the plot that what is only noise looks small.
-  let low = Math.min(...means, best - 3 * data.epsilon);
-  let high = shown.length > 1 ? best : best + 3 * data.epsilon;
+  const least = Math.max(3 * data.epsilon, 0.0001);
+  let low = Math.min(...means, best - least);
+  let high = shown.length > 1 ? best : best + least;
   [low, high] = [low - 0.08 * (high - low), high + 0.12 * (high - low)];
   let [slow, fast] = [Math.min(...speeds, 0.7 * Math.max(...speeds)), Math.max(...speeds) * (shown.length > 1 ? 1 : 1.3)];
   const log = slow > 0 && fast / slow > 10;
@@ -290,7 +292,9 @@ $("near-label").hidden = close === plotted.length || close < 2;
 for (const control of [$("colour"), $("near")]) control.addEventListener("change", () => { point(null); drawQuality(); });
 if (!plotted.length) {
   for (const part of [quality.parentNode, $("quality-legend"), $("colour-label")]) part.hidden = true;
-  $("quality-note").textContent = leftOut([]).replace("Not in the plot", "No point has both a mean and a speed");
+  $("quality-note").textContent = data.unit === null
+    ? "Not drawn: some points embed texts and others score pairs, and such speeds cannot be compared."
+    : leftOut([]).replace("Not in the plot", "No point has both a mean and a speed");
 }
 if (!spreads.length) $("differences").hidden = true;
 const without = data.tasks.length - spreads.length;

@@ -20,7 +20,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mteb_vllm.failures import Failure
-from mteb_vllm.report.comparison import Comparison, Row
+from mteb_vllm.report.answer import signed
+from mteb_vllm.report.comparison import Comparison, Effect, Row
+from mteb_vllm.report.one_run import number
+from mteb_vllm.report.tables import share_text, shown_settings, speed_header, speed_text
 
 # So many tasks have columns that one can take in at once; more wait behind a checkbox.
 FEW_TASKS = 6
@@ -79,7 +82,8 @@ def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
         undefined=StrictUndefined,
     )
     environment.filters |= {
-        "breakable": breakable, "clipped": clipped, "number": number, "range": _range, "signed": signed, "times": times,
+        "breakable": breakable, "clipped": clipped, "number": number, "pairs": pairs, "range": _range,
+        "signed": signed, "times": times,
     }  # fmt: skip
     columns = table_columns(comparison)
     rows = sorted(range(len(comparison.rows)), key=lambda at: not comparison.rows[at].point.failures)
@@ -89,6 +93,7 @@ def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
         answer=answer,
         comparison=comparison,
         columns=columns,
+        per_second=speed_header(comparison),
         rows=[(at, comparison.rows[at], roles(comparison, comparison.rows[at])) for at in rows],
         many_tasks=len(comparison.tasks) > FEW_TASKS,
         constants=constants[:FEW_CONSTANTS],
@@ -112,8 +117,8 @@ def table_columns(comparison: Comparison) -> list[Column]:
         return Column(name, kind, list(cells))
 
     columns = [
-        column(name, "setting", (row.settings[at] or "(not set)" for row in rows))
-        for at, name in enumerate(comparison.columns)
+        column(comparison.columns[at], "setting", (row.settings[at] or "(not set)" for row in rows))
+        for at in shown_settings(comparison)
     ]
     of = (row.speed.of if row.speed and row.speed.of != row.point.name else "" for row in rows)
     figures = [
@@ -123,9 +128,9 @@ def table_columns(comparison: Comparison) -> list[Column]:
         ),
         column("gain", "figure", (signed(row.gain) for row in rows)),
         column("ceiling", "figure", (number(row.ceiling, 5) for row in rows)),
-        column("share of ceiling", "figure", (_share(row) for row in rows)),
+        column("share of ceiling", "figure", map(share_text, rows)),
         column("difference", "figure", (signed(row.difference) for row in rows) if len(rows) > 1 else ()),
-        column(f"{comparison.unit}/s", "figure", (number(row.speed.texts if row.speed else None) for row in rows)),
+        column(speed_header(comparison), "figure", (speed_text(comparison, row) for row in rows)),
         column("tokens/s", "figure", (number(row.speed.tokens if row.speed else None) for row in rows)),
         column("speed from point", "setting", of),
         column("Pareto front", "setting", ("yes" if row.on_front else "" for row in rows) if len(rows) > 1 else ()),
@@ -221,13 +226,11 @@ def clipped(text: str) -> str:
     return text if len(text) <= CELL else text[:CELL] + " …"
 
 
-def number(value: float | None, digits: int = 0) -> str:
-    return "" if value is None or not isfinite(value) else f"{value:,.{digits}f}"
-
-
-def signed(value: float | None) -> str:
-    # Adding 0 turns -0.0, which is no difference, into 0.0.
-    return "" if value is None or not isfinite(value) else f"{round(value, 5) + 0.0:+.5f}"
+def pairs(effect: Effect) -> str:
+    """How many pairs an effect rests on; also of how many the scores or the speeds are known, where not of all."""
+    known = (("scores", effect.score_pairs), ("speeds", effect.speed_pairs))
+    fewer = [f"{number(count) if count else 'none'} with {what}" for what, count in known if count != effect.pairs]
+    return number(effect.pairs) + (f" ({', '.join(fewer)})" if fewer else "")
 
 
 def times(value: float | None) -> str:
@@ -236,10 +239,6 @@ def times(value: float | None) -> str:
 
 def _range(values: tuple[float, float] | None, shown: Callable[[float], str]) -> str:
     return "" if values is None or values[0] == values[1] else " to ".join(map(shown, values))
-
-
-def _share(row: Row) -> str:
-    return f"{row.mean / row.ceiling:.1%}" if row.mean is not None and row.ceiling else ""
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -35,20 +35,24 @@ def write_plots(comparison: Comparison, folder: Path) -> list[Path]:
         folder: Where the files go.
 
     Returns:
-        The files: `quality_speed.png` where a point has a mean and a speed, `task_differences.png` where the baseline and
-        another point have scores in a task.
+        The files: `quality_speed.png` where a point has a mean and a speed and all count the same, texts or pairs;
+        `task_differences.png` where the baseline and another point have scores in a task. A file of a report before that
+        is not drawn now is removed.
 
     Raises:
         OSError: if the folder cannot be written to.
     """
     drawn = {"quality_speed.png": quality_speed(comparison), "task_differences.png": task_differences(comparison)}
+    for name, figure in drawn.items():
+        if figure is None:
+            (folder / name).unlink(missing_ok=True)
     return [_write(folder / name, figure) for name, figure in drawn.items() if figure is not None]
 
 
 def quality_speed(comparison: Comparison) -> Figure | None:
-    """Mean scores against speeds, with the Pareto front; None if no point has both."""
+    """Mean scores against speeds, with the Pareto front; None if no point has both, or some count texts and others pairs."""
     places = [(row, row.speed.texts, row.mean) for row in comparison.rows if row.speed and row.mean is not None]
-    if not places:
+    if not places or comparison.unit is None:
         return None
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -153,7 +157,8 @@ def _scale(axes: Axes, comparison: Comparison, speeds: list[float], means: list[
     # At least so much is in the plot that what is only noise looks small.
     alone = len(means) == 1
     slow, fast = min(*speeds, 0.7 * max(speeds)), max(speeds) * (1.3 if alone else 1)
-    low, high = min(*means, max(means) - 3 * comparison.epsilon), max(means) + (3 * comparison.epsilon if alone else 0)
+    least = max(3 * comparison.epsilon, 0.0001)
+    low, high = min(*means, max(means) - least), max(means) + (least if alone else 0)
     room = 0.05 * (fast - slow)
     axes.set_xlim(slow - room, fast + room)
     axes.set_ylim(low - 0.08 * (high - low), high + 0.12 * (high - low))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mteb_vllm.errors import ConfigError, Mistake
-from mteb_vllm.report.comparison import Point
+from mteb_vllm.report.points import Point
 from mteb_vllm.report.result_folders import read_results
 from mteb_vllm.report.run_records import FoundRun, read_run
 

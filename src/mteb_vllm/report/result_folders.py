@@ -11,7 +11,7 @@ from typing import Any
 
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.failures import Failure
-from mteb_vllm.report.comparison import Point, TaskScore
+from mteb_vllm.report.points import Point, TaskScore
 from mteb_vllm.report.run_records import shown
 from mteb_vllm.searches import CEILING
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mteb_vllm.failures import Failure
 from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.report.comparison import Point, TaskScore
+from mteb_vllm.report.points import Point, TaskScore
 
 # Longer values are cut where they are shown, and told apart by a hash.
 _LONGEST = 100
@@ -77,7 +77,7 @@ def _point(folder: Path, record: Mapping[str, Any]) -> Point:
         facts={key: text for key, text in _facts(record) if text},
         engine=engine.get("fingerprint") or (fingerprint(settings["engine"]) if settings.get("engine") else ""),
         tasks=tasks,
-        engine_seconds=engine.get("seconds") if engine.get("opened") else None,
+        engine_seconds=_engine_seconds(record),
         seconds=record["seconds"],
         peak_memory_mb=_peak_memory(record),
         failures=[_failure(one) for one in failures if one],
@@ -112,7 +112,16 @@ def _task(said: Mapping[str, Any]) -> TaskScore:
         stored=figures.get("stored"),
         tokens=figures.get("tokens"),
         seconds=seconds.get("encode") if isinstance(seconds, dict) else seconds,
+        reused=said["status"] == "reused",
     )
+
+
+def _engine_seconds(record: Mapping[str, Any]) -> float | None:
+    """What the start of the engine took; where this run had none, that of the runs that computed its results."""
+    if engine := record["engine"]:
+        return engine.get("seconds") if engine.get("opened") else None
+    noted = [(task.get("measured") or {}).get("engine_seconds") for task in record["tasks"]]
+    return max((seconds for seconds in noted if seconds is not None), default=None)
 
 
 def _peak_memory(record: Mapping[str, Any]) -> float | None:

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from mteb_vllm.failures import Failure
 from mteb_vllm.report.answer import answer, called, settings_text, signed
-from mteb_vllm.report.comparison import Comparison, Row
-from mteb_vllm.report.one_run import failure_lines, markdown, mean, number
+from mteb_vllm.report.comparison import Comparison, Point, Row
+from mteb_vllm.report.one_run import failure_lines, markdown, number
 
 # More rows and columns than these nobody reads on a terminal or in Markdown; the CSV and the page hold all.
 _MOST_ROWS = 50
@@ -56,7 +56,11 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         columns = [column for column in columns if column.left_out != least]
     table = Table(title=_title(comparison), title_justify="left", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(escape(column.header), justify="left" if column.words else "right", overflow="fold")
+        # Words can be read in two lines, and numbers cannot.
+        table.add_column(
+            escape(column.header), justify="left" if column.words else "right", no_wrap=not column.words,
+            overflow="fold" if column.words else "ellipsis",
+        )  # fmt: skip
     for row in rows[:_MOST_ROWS]:
         cells = [(column.cell(row), column.header in comparison.columns) for column in columns]
         table.add_row(*(escape(_cut(text, _LONGEST_VALUE) if setting else text) for text, setting in cells))
@@ -120,6 +124,45 @@ def comparison_csv(comparison: Comparison) -> str:
     return out.getvalue()
 
 
+def shown_settings(comparison: Comparison) -> list[int]:
+    """Which of the columns in which points differ a table needs: not those that the name of each point says already."""
+    return [
+        at
+        for at, column in enumerate(comparison.columns)
+        if not all(_named_by(row.point, column, row.settings[at]) for row in comparison.rows)
+    ]
+
+
+def speed_header(comparison: Comparison) -> str:
+    """What speeds count. Where some points count texts and others pairs, each speed says it."""
+    return f"{comparison.unit or 'texts or pairs'}/s"
+
+
+def speed_text(comparison: Comparison, row: Row) -> str:
+    """A point's speed under this header; "" where it is not known."""
+    if row.speed is None:
+        return ""
+    return number(row.speed.texts) + (f" {row.speed.unit}" if comparison.unit is None else "")
+
+
+def share_text(row: Row) -> str:
+    """The share of the ceilings that a reranking point reaches; "" where it is not known."""
+    return "" if row.share is None else f"{row.share:.1%}"
+
+
+def _named_by(point: Point, column: str, value: str) -> bool:
+    """Whether a point is called after what it is in this column, as results in mteb's layout are."""
+    if point.source != "results":
+        return False
+    model = point.facts.get("model", "")
+    rest = point.name.removeprefix(model)
+    if column == "model":
+        return point.name.startswith(value)
+    if column == "revision":
+        return not value or f"@{value}" in rest
+    return column == "experiment" and (not value or rest.endswith(f"/{value}"))
+
+
 def _columns(comparison: Comparison) -> list[_Column]:
     """The columns of the tables for readers, without those that are empty."""
 
@@ -132,7 +175,7 @@ def _columns(comparison: Comparison) -> list[_Column]:
     def of_type(kind: str) -> Callable[[Row], str]:
         return lambda row: number(row.by_type[kind], 5)
 
-    named = [_Column(column, setting(at), words=True) for at, column in enumerate(comparison.columns)]
+    named = [_Column(comparison.columns[at], setting(at), words=True) for at in shown_settings(comparison)]
     kinds = comparison.rows[0].by_type
     by_task = [] if _hides_tasks(comparison) or len(comparison.tasks) == 1 else comparison.tasks
     means = [_Column("reranked" if comparison.reranked else "mean", lambda row: number(row.mean, 5))]
@@ -142,7 +185,7 @@ def _columns(comparison: Comparison) -> list[_Column]:
             *means,
             _Column("gain", lambda row: signed(row.gain)),
             _Column("ceiling", lambda row: number(row.ceiling, 5), 6),
-            _Column("share", lambda row: _share(comparison, row), 6),
+            _Column("share", share_text, 6),
         ]
     columns = [
         _Column("point", lambda row: row.point.name, words=True),
@@ -151,7 +194,7 @@ def _columns(comparison: Comparison) -> list[_Column]:
         _Column("difference", lambda row: signed(row.difference), 1),
         *(_Column(_type(kind), of_type(kind), 8) for kind in kinds if by_task == [] or len(kinds) < len(by_task)),
         *(_Column(name, score(name), 9) for name in by_task),
-        _Column(f"{comparison.unit}/s", _texts_per_second),
+        _Column(speed_header(comparison), lambda row: speed_text(comparison, row)),
         _Column("tokens/s", lambda row: number(row.speed.tokens if row.speed is not None else None), 5),
         _Column("engine start s", lambda row: number(row.point.engine_seconds, 1), 4),
         _Column("seconds", lambda row: number(row.point.seconds, 1), 2),
@@ -179,10 +222,13 @@ def _failed(row: Row) -> bool:
 def _state(row: Row) -> str:
     """What a reader must know of a point beside its numbers."""
     if _failed(row):
-        whole = next((failure for failure in row.point.failures if failure.task is None), None)
-        kinds = dict.fromkeys(failure.kind.replace("_", " ") for failure in row.point.failures)
+        failures = row.point.failures
+        whole = next((failure for failure in failures if failure.task is None), None)
+        kinds = dict.fromkeys(failure.kind.replace("_", " ") for failure in failures)
         tasks = [task.name for task in row.point.tasks if task.failed]
-        said = str(whole) if whole is not None or not tasks else f"{', '.join(tasks)} ({', '.join(kinds)})"
+        if whole is None and not tasks:
+            whole = failures[0]  # what was killed in a task has no outcome of it
+        said = str(whole) if whole is not None else f"{', '.join(tasks)} ({', '.join(kinds)})"
         return _cut(" ".join(f"failed: {said}".split()), _LONGEST_FAILURE)
     marks = ["as good as the best" if row.good else "", "" if not _borrowed(row) else f"speed of {_borrowed(row)}"]
     return ", ".join(mark for mark in marks if mark)
@@ -190,17 +236,6 @@ def _state(row: Row) -> str:
 
 def _borrowed(row: Row) -> str:
     return row.speed.of if row.speed is not None and row.speed.of != row.point.name else ""
-
-
-def _texts_per_second(row: Row) -> str:
-    return number(row.speed.texts) if row.speed is not None else ""
-
-
-def _share(comparison: Comparison, row: Row) -> str:
-    """The share of the ceiling that is reached, the mean over the tasks."""
-    tasks = [task for task in row.point.tasks if task.name in comparison.shared]
-    share = mean(task.score / task.ceiling if task.score is not None and task.ceiling else None for task in tasks)
-    return "" if share is None else f"{share:.1%}"
 
 
 def _type(kind: str) -> str:

@@ -1,0 +1,90 @@
+"""What is known of a run, as it is compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mteb_vllm.failures import Failure
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task of a point.
+
+    Attributes:
+        name: The task.
+        type: Its type; "" where nobody knows the task.
+        metric: The name of its main score; likewise.
+        score: The main score, the mean over splits and subsets; None if it failed.
+        failed: Whether it failed.
+        first_stage: Of a reranking run, the first stage's main score; None where there is none or it is not known.
+        ceiling: Of a reranking run, what a perfect reranker would reach; likewise.
+        unit: What `texts` and `computed` count: texts, or pairs.
+        texts: Texts that were asked for. This and what follows is None where nobody knows.
+        computed: Those of them that the engine computed, each different one once.
+        stored: Those of the different ones that came from the embedding store.
+        tokens: Tokens that the engine was given.
+        seconds: Wall time of the engine's work on them, without the store's.
+        reused: Whether its result was there already; the figures are then those of the run that computed it.
+    """
+
+    name: str
+    type: str = ""
+    metric: str = ""
+    score: float | None = None
+    failed: bool = False
+    first_stage: float | None = None
+    ceiling: float | None = None
+    unit: str = "texts"
+    texts: int | None = None
+    computed: int | None = None
+    stored: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run, as it is compared.
+
+    Attributes:
+        name: Its number in a sweep, or what its folder is called; different ones in a comparison.
+        folder: Where it was found.
+        source: "run" is this program's, "results" a folder of results in mteb's layout, of whomever.
+        overrides: What made it, by the command line: key to value.
+        facts: Everything that it ran with, flat, by dotted keys: "model", "revision", "engine.dtype", "device",
+            "versions.vllm", ...; values as they are shown.
+        engine: The fingerprint of its engine; "" where there is none.
+        tasks: Its tasks.
+        engine_seconds: What the start of its engine took; where all results were there already, of the engine that computed
+            them. None where none was opened or nobody knows.
+        seconds: Wall time of the whole.
+        peak_memory_mb: Of the process and its engine's processes, in MiB.
+        failures: What went wrong, with logs.
+        report: The folder's own report, if there is one.
+    """
+
+    name: str
+    folder: Path
+    source: Literal["run", "results"] = "run"
+    overrides: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    engine: str = ""
+    tasks: list[TaskScore] = field(default_factory=list)
+    engine_seconds: float | None = None
+    seconds: float | None = None
+    peak_memory_mb: float | None = None
+    failures: list[Failure] = field(default_factory=list)
+    report: Path | None = None
+
+    def total(self, figure: str) -> int | None:
+        """The sum of a figure over its tasks, as `computed`, as far as it is known; None where it is known of none.
+
+        It is the point's own work: a task whose result was there already counts as 0.
+        """
+        figures = (0 if task.reused else getattr(task, figure) for task in self.tasks)
+        known = [value for value in figures if value is not None]
+        return sum(known) if known else None
