@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 import warnings
 from collections import Counter
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from mteb_vllm.files import write_atomically
 from mteb_vllm.report.comparison import Comparison, Row
 
 if TYPE_CHECKING:
@@ -224,17 +224,9 @@ def _text(words: str) -> str:
 
 
 def _write(path: Path, figure: Figure) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # a prompt may be in any script
-            figure.savefig(file, format="png")
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    picture = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a prompt may be in any script
+        figure.savefig(picture, format="png")
+    write_atomically(path, picture.getvalue())
     return path
