@@ -46,6 +46,9 @@ class Encoder:
             raise EngineError("vLLM did not open")
         return self
 
+    def engine_record(self) -> dict[str, Any]:
+        return {}
+
     def encode(self, inputs: Any, *, task_metadata: Any, **_: Any) -> Any:
         import zlib
 

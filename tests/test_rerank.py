@@ -117,6 +117,7 @@ def test_the_demo_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert row[4].startswith("+") and float(row[2]) < float(row[3]) < float(row[5]) < 1
 
 
+@pytest.mark.slow
 def test_a_matrix_computes_each_first_stage_once(tmp_path: Path, small: list[str]) -> None:
     overrides = [*small[:-1], "pipeline.top_k=1,2", "pipeline/first_stage=dense,bm25", f"results.dir={tmp_path}"]
     records: Any = run(overrides, multirun=True, show=False)

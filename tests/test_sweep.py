@@ -233,6 +233,7 @@ def wait_for(pattern: str, folder: Path, text: str = "", seconds: float = 120) -
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_asked_to_end_says_what_is_done_and_goes_on_later(tmp_path: Path, control: Any) -> None:
     running = command(tmp_path / "out", *AXES)
     wait_for(f"results/*/*/experiments/*/{TASK}.json", tmp_path / "out")
