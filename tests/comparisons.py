@@ -104,12 +104,10 @@ def _task(name: str, score: float, pace: float, at: int, reranked: bool, speeds:
     return TaskScore(
         name,
         type=name.strip("0123456789").removeprefix("Stdlib").replace("Docs", ""),
-        metric="ndcg_at_10",
         score=score,
         first_stage=score - 0.02 - 0.001 * (at % 3) if reranked else None,
         ceiling=0.92 if reranked else None,
         unit="pairs" if reranked else "texts",
-        texts=2000,
         computed=computed if speeds else None,
         stored=2000 - computed if speeds else None,
         tokens=computed * 38 if speeds else None,

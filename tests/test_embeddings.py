@@ -194,7 +194,7 @@ def test_what_was_not_used_for_longest_gives_way(tmp_path: Path) -> None:
     assert not list((tmp_path / "embeddings" / "older").iterdir()) and list((tmp_path / "embeddings" / "old").iterdir())
     fill(own, range(200, 300))
     fill(own, range(300, 400))
-    assert own.stopped is not None and "store.max_bytes" in own.stopped
+    assert own.stopped is not None and "store.max_bytes" in own.stopped and own.passed == 100
     assert sorted(check(own, range(400))) == list(range(300))
     assert taken(tmp_path) <= 3 * size
     assert check(before.named("old", DIM), range(100)) == []  # what has given way is not known, and no error

@@ -81,21 +81,14 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "run" / "report.md").touch()
     [point] = read_runs([tmp_path])
     first, reused, rerank, failed = point.tasks
-    assert (first.score, first.texts, first.computed, first.tokens, first.seconds, first.unit) == (
-        0.7,
-        120,
-        100,
-        900,
-        2.0,
-        "texts",
-    )
+    assert (first.score, first.computed, first.tokens, first.seconds, first.unit) == (0.7, 100, 900, 2.0, "texts")
     assert (reused.score, reused.computed, reused.seconds, reused.failed) == (0.5, None, None, False)
     assert (rerank.unit, rerank.first_stage, rerank.ceiling) == ("pairs", 0.4, 0.9)
     assert failed.failed and failed.score is None
     assert point.failures == [Failure("engine_died", "died"), lost.failure]
     assert point.overrides == {"tasks": "[STS12,A]", "engine.block_size": "16", "prompts.query": "(removed)"}
     assert (point.engine, point.engine_seconds, point.seconds) == ("f", 20.0, 30.0)
-    assert (point.name, point.source, point.report) == ("run", "run", point.folder / "report.md")
+    assert (point.name, point.source) == ("run", "run")
     facts = point.facts
     assert facts["engine.pooler_config"] == '{"seq_pooling_type": "CLS"}' and facts["engine.enforce_eager"] == "true"
     assert (facts["weights"], facts["prompts"], facts["tasks"]) == ("0" * 12, 'query="query: "', "STS12")
@@ -106,7 +99,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_what_was_measured_before_counts_as_measured(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", TaskOutcome("A", "STS", "reused", "m", 0.5))
     record = json.loads((folder / "run.json").read_text())
-    measured = {"texts": 10, "computed": 8, "stored": 2, "tokens": 70, "seconds": 4.0, "unit": "pairs"}
+    measured = {"computed": 8, "stored": 2, "tokens": 70, "seconds": 4.0, "unit": "pairs"}
     record["tasks"][0]["measured"] = measured
     (folder / "run.json").write_text(json.dumps(record))
     [point] = read_runs([folder / "run.json"])
@@ -163,7 +156,7 @@ def test_results_of_others_count_what_counts_for_the_task(tmp_path: Path) -> Non
     first, second = read_runs([tmp_path / "results"])
     assert (first.name, first.source, first.seconds) == ("org/some__model", "results", 7.5)
     assert {task.name: task.score for task in first.tasks} == {"STS12": 0.8, "STS22.v2": 0.6, "Unknown": 0.5}
-    assert [(task.type, task.metric) for task in first.tasks[::2]] == [("STS", "cosine_spearman"), ("", "")]
+    assert [task.type for task in first.tasks[::2]] == ["STS", ""]
     assert first.facts["incomplete"] == "STS22.v2" and first.facts["versions.mteb"] == "2.0.0"
     assert second.name == "org/other" and [task.score for task in second.tasks] == [None, None]
     assert [failure.task for failure in second.failures] == ["STS13"]

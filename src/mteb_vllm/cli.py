@@ -105,10 +105,7 @@ def _main() -> int:
 
         points = check(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
         if is_report(points[0].config):
-            try:
-                report(points[0].config, terminal())
-            except OSError as error:
-                raise ConfigError([Mistake("pipeline.dir", f"the report cannot be written: {error}")]) from None
+            report(points[0].config, terminal())
             return 0
         if is_dry(points):
             planned = dry_run(points, terminal())

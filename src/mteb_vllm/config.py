@@ -43,36 +43,23 @@ class _OneOrMore:
 Names = Annotated[list[str], _OneOrMore]
 
 
-class _Positive:
-    @staticmethod
-    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+class _Valid:
+    """What a value must be beyond its type, as a schema of pydantic-core's by name."""
+
+    def __init__(self, schema: str, **limits: Any) -> None:
+        self._schema, self._limits = schema, limits
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
-        return core_schema.float_schema(gt=0)
+        return getattr(core_schema, self._schema)(**self._limits)
 
 
-class _PositiveInt:
-    @staticmethod
-    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
-
-        return core_schema.int_schema(gt=0)
-
-
-class _NotNegative:
-    @staticmethod
-    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
-
-        return core_schema.float_schema(ge=0, allow_inf_nan=False)
-
-
-class _NumberOrName:
-    @staticmethod
-    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
-
-        return core_schema.str_schema(coerce_numbers_to_str=True)
+Positive = Annotated[float, _Valid("float_schema", gt=0)]
+PositiveInt = Annotated[int, _Valid("int_schema", gt=0)]
+NotNegative = Annotated[float, _Valid("float_schema", ge=0, allow_inf_nan=False)]
+# A name that may look like a number.
+Name = Annotated[str, _Valid("str_schema", coerce_numbers_to_str=True)]
 
 
 class _Strict:
@@ -157,23 +144,23 @@ class StoreConfig(_Strict):
     """Whether embeddings are kept on disk, and how many; see `conf/config.yaml`."""
 
     use: Literal["auto", "always", "never"] = "auto"
-    max_bytes: Annotated[int, _PositiveInt] = 10_000_000_000
+    max_bytes: PositiveInt = 10_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(_Strict):
     """How runs are compared; see `conf/config.yaml`."""
 
-    baseline: Annotated[str, _NumberOrName] | None = None
-    epsilon: Annotated[float, _NotNegative] = 0.001
+    baseline: Name | None = None
+    epsilon: NotNegative = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
 class LauncherConfig(_Strict):
     """How a sweep's points are run; see `conf/hydra/launcher/engine_grouped.yaml`."""
 
-    point_timeout: Annotated[float, _Positive] | None = None
-    max_leftover_mb: Annotated[float, _Positive] = 2000
+    point_timeout: Positive | None = None
+    max_leftover_mb: Positive = 2000
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,10 +140,9 @@ def _look_up(
     found, cut = known.look_up(digests, out, rows)
     truncated.update(itertools.compress(rows, cut))
     stats.stored += int(found.sum())
-    missing = ~found
-    rest = tuple(list(itertools.compress(values, missing)) for values in (texts, rows, digests))
+    missing = np.flatnonzero(~found).tolist()
     stats.store_seconds += time.perf_counter() - started
-    return rest  # type: ignore[return-value]
+    return [texts[at] for at in missing], [rows[at] for at in missing], [digests[at] for at in missing]
 
 
 def _encode_window(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mteb_vllm.config import ReportConfig
+from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.preflight import is_report, make_pipeline
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console, terminal
 from mteb_vllm.report.whole import report_on
@@ -69,10 +69,6 @@ class Job:
         self.records.append(record)
         return record
 
-    @property
-    def _compared(self) -> ReportConfig:
-        return self.points[0].config.report if self.points else ReportConfig()
-
     def end_sweep(self) -> None:
         """Makes the report of a sweep, beside the points' folders, and says what is not done."""
         records = sorted(self.records, key=lambda record: record.point or 0)
@@ -80,8 +76,9 @@ class Job:
         missing = [str(at) for at in range(len(self.points)) if at not in done]
         if records:
             folder = self.folder or Path(records[0].output_dir).parent
+            how = self.points[0].config.report
             try:
-                report_on([record.output_dir for record in records], folder, self._compared, self.console)
+                report_on([record.output_dir for record in records], folder, how, self.console)
             except Exception as error:  # the points are done, whatever becomes of their report
                 logger.exception("the report failed")
                 text = f"The report could not be made: {type(error).__name__}: {error}. To try again: {_again(folder)}"
@@ -161,13 +158,16 @@ def report(config: RunConfig, console: Console) -> Comparison:
     """Compares what other runs have left; shows and writes it.
 
     Raises:
-        ConfigError: if there is nothing under one of `runs`, or no point has the baseline's name.
+        ConfigError: if there is nothing under one of `runs`, no point has the baseline's name, or it cannot be written.
     """
     now = datetime.datetime.now()
     folder = Path(config.results.dir) / "reports" / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
     if (chosen := make_pipeline(config).dir) is not None:
         folder = Path(chosen)
-    return report_on(config.runs or [], folder, config.report, console)
+    try:
+        return report_on(config.runs or [], folder, config.report, console)
+    except OSError as error:
+        raise ConfigError([Mistake(f"pipeline.dir={folder}", f"the report cannot be written: {error}")]) from error
 
 
 def is_dry(points: Sequence[Point]) -> bool:

@@ -183,3 +183,16 @@ def _near_keys(key: str, config: DictConfig) -> tuple[str, ...]:
         str(group): fields for group, fields in config.items() if isinstance(fields, Mapping) and group != "hydra"
     }
     return tuple(f"{group}.{parts[-1]}" for group, fields in groups.items() if parts[-1] in fields)
+
+
+def differing(runs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """For each run of a sweep, given by its overrides, those in which the runs differ: key to value."""
+    parsed = [dict(_key_value(text) for text in overrides) for overrides in runs]
+    keys = dict.fromkeys(key for one in parsed for key in one)
+    varying = [key for key in keys if len({one.get(key, "") for one in parsed}) > 1]
+    return [{key: one.get(key, "") for key in varying} for one in parsed]
+
+
+def _key_value(override: str) -> tuple[str, str]:
+    key, _, value = override.partition("=")
+    return key.lstrip("+~"), value

@@ -60,7 +60,7 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mis
     if config.runs is not None:
         what = "is what pipeline=report reads, and this is another pipeline"
         mistakes.append(Mistake("runs", what, "Add: pipeline=report"))
-    mistakes += _results_mistakes(config.results.dir)
+    mistakes += _folder_mistakes("results.dir", config.results.dir)
     return mistakes
 
 
@@ -77,7 +77,10 @@ def _report_mistakes(config: RunConfig) -> list[Mistake]:
     if config.dry_run:
         mistakes.append(Mistake("dry_run=true", "a report computes nothing that could be left out"))
     own = made.dir if made is not None else None
-    return [*mistakes, *(_folder_mistakes("pipeline.dir", own) if own else _results_mistakes(config.results.dir))]
+    return [
+        *mistakes,
+        *(_folder_mistakes("pipeline.dir", own) if own else _folder_mistakes("results.dir", config.results.dir)),
+    ]
 
 
 def _recipe_mistakes(
@@ -282,10 +285,6 @@ def _model_mistakes(
         what = f"the model has positions for {limit} tokens"
         mistakes.append(Mistake(f"{at.removesuffix('model')}engine.max_model_len={context}", what))
     return mistakes
-
-
-def _results_mistakes(folder: str) -> list[Mistake]:
-    return _folder_mistakes("results.dir", folder)
 
 
 def _folder_mistakes(key: str, folder: str) -> list[Mistake]:

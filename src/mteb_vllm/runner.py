@@ -8,13 +8,14 @@ import functools
 import logging
 import time
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm import tasks
 from mteb_vllm.announce import announce
+from mteb_vllm.conclude import conclude, cut_by_first_stage, cut_texts
 from mteb_vllm.config import RunConfig
 from mteb_vllm.embeddings.store import EmbeddingStore
 from mteb_vllm.engine import working_processes
@@ -109,7 +110,7 @@ def run_config(
     record.peak_memory_mb = peak_memory(working_processes())
     finish(record, started)
     one_run.print_run(console, record)
-    _conclude(console, config, record)
+    conclude(console, record)
     return record
 
 
@@ -249,16 +250,16 @@ def _evaluate(
         record.engine = work.model.engine_record()
         if planned.stage is not None:
             record.first_stage = _first_stage_record(planned)
-            if ahead is not None and ahead.record["computed"]:
+            if ahead is not None and ahead.record["texts"]:
                 record.first_stage |= ahead.record
-            record.warnings += _cut_by_first_stage(record.first_stage)
+            record.warnings += cut_by_first_stage(record.first_stage)
     for task in planned.tasks:
         if (failure := skipped.get(task.name)) is not None:
             record.tasks.append(TaskOutcome(task.name, task.type, "failed", task.main_score, failure=failure))
             record.warnings.append(f"{task.name} failed before and was not tried again (retry_failed=false).")
     record.tasks.sort(key=lambda outcome: names.index(outcome.name))
     for outcome in record.tasks:
-        record.warnings += [*outcome.warnings, *_cut_texts(outcome, record)]
+        record.warnings += [*outcome.warnings, *cut_texts(outcome, record)]
 
 
 def _engine_lines(model: Any, log: Path) -> list[str]:
@@ -285,39 +286,3 @@ def _first_stage_record(planned: Plan) -> dict[str, Any]:
         "prompts": {f"{task}: {side or 'texts'}": said for (task, side), said in encoder.applied.items()},
         **asdict(encoder.work),
     }
-
-
-def _cut_by_first_stage(said: Mapping[str, Any]) -> Iterator[str]:
-    if truncated := said.get("truncated"):
-        share = f"{truncated:,} of {said['texts']:,} texts ({truncated / said['texts']:.1%})"
-        yield f"First stage: {share} are longer than its context and were cut."
-
-
-def _cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
-    if not task.texts:
-        return
-    context = record.engine["resolved"]["max_model_len"]
-    of = f"of {task.texts:,} {task.unit}"
-    if task.truncated:
-        share = f"{task.truncated:,} {of} ({task.truncated / task.texts:.1%})"
-        lost = "and were cut" if task.unit == "texts" else "and lost the end of their document"
-        yield f"{task.name}: {share} are longer than the context of {context} tokens {lost}."
-    if task.truncated_queries:
-        share = f"{task.truncated_queries:,} {of} ({task.truncated_queries / task.texts:.1%})"
-        yield f"{task.name}: the query of {share} is too long for the context of {context} tokens by itself, and was cut."
-
-
-def _conclude(console: Console, config: RunConfig, record: RunRecord) -> None:
-    reused = sum(task.status == "reused" for task in record.tasks)
-    if reused:
-        text = f"{reused} of {len(record.tasks)} results were known already; to compute them again: results.reuse=none"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-    if (kept := record.store) and (kept["read"] or kept["written"] or kept["passed"]):
-        text = f"Embeddings: {kept['read']:,} read from {kept['folder']}, {kept['written']:,} kept in it"
-        if kept["passed"]:
-            text += f", {kept['passed']:,} not kept: {kept['stopped'] or 'they are computed faster than kept'}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"Settings {record.fingerprint}, results in {config.results.dir}/results", markup=False, soft_wrap=True
-    )
-    console.print(f"Record:  {record.output_dir}/run.json", markup=False, soft_wrap=True)

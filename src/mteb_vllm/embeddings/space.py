@@ -125,20 +125,20 @@ class Space:
             seconds: What computing them took.
         """
         self._computing += seconds
+        before = self.written
         quick = self._computing > _TELLING and self._writing > _WORTH * self._computing
-        if self.stopped is not None or (quick and not self._store.always):
-            self.passed += len(keys)
-            return
-        try:
-            with self._store.room(size_of(len(keys), self._dim), keep=self.folder) as enough:
-                started = time.perf_counter()  # without the wait for other writers
-                if enough:
-                    self._write(keys, vectors, truncated)
-                    self._writing += time.perf_counter() - started
-                else:
-                    self._stop(f"there is no room (store.max_bytes is {self._store.max_bytes:,})")
-        except (OSError, BrokenError) as error:  # a full disk, or a folder that is not to be written to
-            self._stop(f"{type(error).__name__}: {error}")
+        if self.stopped is None and (self._store.always or not quick):
+            try:
+                with self._store.room(size_of(len(keys), self._dim), keep=self.folder) as enough:
+                    started = time.perf_counter()  # without the wait for other writers
+                    if enough:
+                        self._write(keys, vectors, truncated)
+                        self._writing += time.perf_counter() - started
+                    else:
+                        self._stop(f"there is no room (store.max_bytes is {self._store.max_bytes:,})")
+            except (OSError, BrokenError) as error:  # a full disk, or a folder that is not to be written to
+                self._stop(f"{type(error).__name__}: {error}")
+        self.passed += len(keys) - (self.written - before)
 
     def _write(self, keys: Sequence[bytes], vectors: Vectors, truncated: Flags) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -154,9 +154,8 @@ class Space:
         self.written += len(keys)
 
     def _stop(self, why: str) -> None:
-        if self.stopped is None:
-            self.stopped = why
-            logger.info("no more embeddings are kept: %s", why)
+        self.stopped = why
+        logger.info("no more embeddings are kept: %s", why)
 
     def _take(self, name: str) -> None:
         """Makes a segment one of those that are searched."""

@@ -11,6 +11,7 @@ columns           in what they differ, and what they share
 speeds            how fast their engines worked
 effects           what each setting changes
 answer          the answer in words
+failed          failures, those that are alike together
 tables          a comparison on the terminal, as Markdown and as CSV
 page            the same as one HTML page
 plots           the same as pictures

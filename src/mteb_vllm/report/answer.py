@@ -40,7 +40,7 @@ def signed(value: float | None) -> str:
 def _means(comparison: Comparison) -> list[str]:
     """What stands in the way of an answer."""
     rows, lines = comparison.rows, []
-    if failed := [row.point.name for row in rows if row.point.failures or any(task.failed for task in row.point.tasks)]:
+    if failed := [row.point.name for row in rows if row.point.failed]:
         of = "The point" if len(rows) == 1 else f"{len(failed)} of {_count(len(rows), 'point')}"
         lines.append(f"{of} failed, in part or as a whole: {_names(failed)}.")
     if partial := [row.point.name for row in rows if "incomplete" in row.point.facts]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from mteb_vllm.config import ReportConfig
 from mteb_vllm.failures import FATAL
 from mteb_vllm.report.columns import columns, constants
 from mteb_vllm.report.effects import Effect, effects
@@ -12,10 +13,7 @@ from mteb_vllm.report.one_run import mean
 from mteb_vllm.report.points import Point, TaskScore
 from mteb_vllm.report.speeds import Speed, common_unit, speeds_of
 
-__all__ = ["EPSILON", "Comparison", "Effect", "Point", "Row", "Speed", "TaskScore", "compare"]
-
-# How far below the best score a point still counts as good, where nobody says: main scores are shares, from 0 to 1.
-EPSILON = 0.001
+__all__ = ["Comparison", "Effect", "Point", "Row", "Speed", "TaskScore", "compare"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,11 @@ class Row:
     speed: Speed | None
     good: bool
     on_front: bool
+
+    @property
+    def speed_of_other(self) -> str:
+        """The name of the point that its speed was measured in; "" where that is the point itself."""
+        return self.speed.of if self.speed is not None and self.speed.of != self.point.name else ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,9 @@ class Comparison:
     unit: str | None
 
 
-def compare(points: Sequence[Point], *, baseline: str | None = None, epsilon: float = EPSILON) -> Comparison:
+def compare(
+    points: Sequence[Point], *, baseline: str | None = None, epsilon: float = ReportConfig.epsilon
+) -> Comparison:
     """Compares points.
 
     Args:

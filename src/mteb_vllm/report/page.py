@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from mteb_vllm.failures import Failure
 from mteb_vllm.report.answer import signed
 from mteb_vllm.report.comparison import Comparison, Effect, Row
+from mteb_vllm.report.failed import failed_points
 from mteb_vllm.report.one_run import number
 from mteb_vllm.report.tables import share_text, shown_settings, speed_header, speed_text
 
@@ -48,21 +48,6 @@ class Column:
     cells: Sequence[str]
 
 
-@dataclass(frozen=True)
-class FailedPoints:
-    """Points that failed in the same way, to the last line of the log.
-
-    Attributes:
-        failure: How.
-        tasks: In which tasks; none where no task was at work.
-        points: Their names.
-    """
-
-    failure: Failure
-    tasks: list[str]
-    points: list[str] = field(default_factory=list)
-
-
 def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
     """The page.
 
@@ -86,7 +71,7 @@ def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
         "signed": signed, "times": times,
     }  # fmt: skip
     columns = table_columns(comparison)
-    rows = sorted(range(len(comparison.rows)), key=lambda at: not comparison.rows[at].point.failures)
+    rows = sorted(range(len(comparison.rows)), key=lambda at: not comparison.rows[at].point.failed)
     constants = list(comparison.constants.items())
     return environment.get_template("page.html.jinja").render(
         title=title,
@@ -120,7 +105,6 @@ def table_columns(comparison: Comparison) -> list[Column]:
         column(comparison.columns[at], "setting", (row.settings[at] or "(not set)" for row in rows))
         for at in shown_settings(comparison)
     ]
-    of = (row.speed.of if row.speed and row.speed.of != row.point.name else "" for row in rows)
     figures = [
         column("first stage", "figure", (number(row.first_stage, 5) for row in rows)),
         column(
@@ -132,7 +116,7 @@ def table_columns(comparison: Comparison) -> list[Column]:
         column("difference", "figure", (signed(row.difference) for row in rows) if len(rows) > 1 else ()),
         column(speed_header(comparison), "figure", (speed_text(comparison, row) for row in rows)),
         column("tokens/s", "figure", (number(row.speed.tokens if row.speed else None) for row in rows)),
-        column("speed from point", "setting", of),
+        column("speed from point", "setting", (row.speed_of_other for row in rows)),
         column("Pareto front", "setting", ("yes" if row.on_front else "" for row in rows) if len(rows) > 1 else ()),
         column("computed", "figure", (number(row.point.total("computed")) for row in rows)),
         column("from the store", "figure", (number(row.point.total("stored") or None) for row in rows)),
@@ -156,29 +140,16 @@ def table_columns(comparison: Comparison) -> list[Column]:
     return columns
 
 
-def failed_points(comparison: Comparison) -> list[FailedPoints]:
-    """All failures; tasks and points that failed in the same way stand together."""
-    found: dict[tuple[Any, ...], FailedPoints] = {}
-    for row in comparison.rows:
-        of_point: dict[tuple[Any, ...], list[Failure]] = {}
-        for one in row.point.failures:
-            of_point.setdefault((one.kind, one.message, one.advice, one.tried, tuple(one.log)), []).append(one)
-        for key, some in of_point.items():
-            tasks = [one.task for one in some if one.task]
-            found.setdefault((key, *tasks), FailedPoints(some[0], tasks)).points.append(row.point.name)
-    return list(found.values())
-
-
 def roles(comparison: Comparison, row: Row) -> list[str]:
     """What a point is in the comparison, in words."""
     if len(comparison.rows) == 1:
-        return ["failed"] if row.point.failures else []
+        return ["failed"] if row.point.failed else []
     named = {
         "answer": comparison.answer and comparison.answer.point.name,
         "best": comparison.best and comparison.best.point.name,
         "baseline": comparison.baseline,
     }
-    failed = ["failed"] if row.point.failures else []
+    failed = ["failed"] if row.point.failed else []
     return failed + [role for role, name in named.items() if row.point.name == name]
 
 

@@ -16,14 +16,12 @@ class TaskScore:
     Attributes:
         name: The task.
         type: Its type; "" where nobody knows the task.
-        metric: The name of its main score; likewise.
         score: The main score, the mean over splits and subsets; None if it failed.
         failed: Whether it failed.
         first_stage: Of a reranking run, the first stage's main score; None where there is none or it is not known.
         ceiling: Of a reranking run, what a perfect reranker would reach; likewise.
-        unit: What `texts` and `computed` count: texts, or pairs.
-        texts: Texts that were asked for. This and what follows is None where nobody knows.
-        computed: Those of them that the engine computed, each different one once.
+        unit: What `computed` and `stored` count: texts, or pairs.
+        computed: Those that the engine computed, each different one once. This and what follows is None where nobody knows.
         stored: Those of the different ones that came from the embedding store.
         tokens: Tokens that the engine was given.
         seconds: Wall time of the engine's work on them, without the store's.
@@ -32,13 +30,11 @@ class TaskScore:
 
     name: str
     type: str = ""
-    metric: str = ""
     score: float | None = None
     failed: bool = False
     first_stage: float | None = None
     ceiling: float | None = None
     unit: str = "texts"
-    texts: int | None = None
     computed: int | None = None
     stored: int | None = None
     tokens: int | None = None
@@ -64,7 +60,6 @@ class Point:
         seconds: Wall time of the whole.
         peak_memory_mb: Of the process and its engine's processes, in MiB.
         failures: What went wrong, with logs.
-        report: The folder's own report, if there is one.
     """
 
     name: str
@@ -78,7 +73,11 @@ class Point:
     seconds: float | None = None
     peak_memory_mb: float | None = None
     failures: list[Failure] = field(default_factory=list)
-    report: Path | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it failed, in part or as a whole."""
+        return bool(self.failures) or any(task.failed for task in self.tasks)
 
     def total(self, figure: str) -> int | None:
         """The sum of a figure over its tasks, as `computed`, as far as it is known; None where it is known of none.

@@ -107,7 +107,6 @@ def _task(result: Mapping[str, Any]) -> tuple[TaskScore, bool]:
     task = TaskScore(
         name=name,
         type=info.type if info is not None else "",
-        metric=info.main_score if info is not None else "",
         score=score if math.isfinite(score) else None,
     )
     return task, counted is None or len(scores) == len(counted)

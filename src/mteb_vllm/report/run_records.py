@@ -69,7 +69,6 @@ def _point(folder: Path, record: Mapping[str, Any]) -> Point:
     engine, settings = record["engine"], record["settings"]
     tasks = [_task(task) for task in record["tasks"]]
     failures = [record["failure"], *(task["failure"] for task in record["tasks"])]
-    report = folder / "report.md"
     return Point(
         name="",
         folder=folder,
@@ -81,7 +80,6 @@ def _point(folder: Path, record: Mapping[str, Any]) -> Point:
         seconds=record["seconds"],
         peak_memory_mb=_peak_memory(record),
         failures=[_failure(one) for one in failures if one],
-        report=report if report.exists() else None,
     )
 
 
@@ -101,13 +99,11 @@ def _task(said: Mapping[str, Any]) -> TaskScore:
     return TaskScore(
         name=said["name"],
         type=said["type"],
-        metric=said["metric"],
         score=said["main_score"],
         failed=said["status"] == "failed",
         first_stage=said.get("first_stage"),
         ceiling=said.get("ceiling"),
         unit=figures.get("unit") or ("pairs" if any(side.endswith("pair") for side in sides) else "texts"),
-        texts=figures.get("texts"),
         computed=figures.get("computed"),
         stored=figures.get("stored"),
         tokens=figures.get("tokens"),

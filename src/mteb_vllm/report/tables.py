@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mteb_vllm.failures import Failure
 from mteb_vllm.report.answer import answer, called, settings_text, signed
 from mteb_vllm.report.comparison import Comparison, Point, Row
+from mteb_vllm.report.failed import failed_points
 from mteb_vllm.report.one_run import failure_lines, markdown, number
 
 # More rows and columns than these nobody reads on a terminal or in Markdown; the CSV and the page hold all.
@@ -115,7 +115,7 @@ def comparison_csv(comparison: Comparison) -> str:
             (speed.texts, speed.tokens, speed.unit, speed.computed, speed.of) if speed is not None else (None,) * 5
         )
         writer.writerow([
-            point.name, point.folder, "failed" if _failed(row) else "ok", *row.settings, row.mean, row.difference,
+            point.name, point.folder, "failed" if row.point.failed else "ok", *row.settings, row.mean, row.difference,
             *(row.by_type[kind] for kind in kinds), *(row.scores[name] for name in comparison.tasks),
             *(getattr(row, name) for name in stages), *measured, point.total("computed"),
             point.total("stored"), point.engine_seconds, point.seconds, point.peak_memory_mb,
@@ -211,17 +211,13 @@ def _cells(columns: Sequence[_Column], rows: Sequence[Row]) -> list[list[str]]:
 def _ranked(comparison: Comparison) -> list[Row]:
     """Failures first, then the best."""
     return sorted(
-        comparison.rows, key=lambda row: (not _failed(row), -(row.mean if row.mean is not None else -math.inf))
+        comparison.rows, key=lambda row: (not row.point.failed, -(row.mean if row.mean is not None else -math.inf))
     )
-
-
-def _failed(row: Row) -> bool:
-    return bool(row.point.failures) or any(task.failed for task in row.point.tasks)
 
 
 def _state(row: Row) -> str:
     """What a reader must know of a point beside its numbers."""
-    if _failed(row):
+    if row.point.failed:
         failures = row.point.failures
         whole = next((failure for failure in failures if failure.task is None), None)
         kinds = dict.fromkeys(failure.kind.replace("_", " ") for failure in failures)
@@ -230,12 +226,8 @@ def _state(row: Row) -> str:
             whole = failures[0]  # what was killed in a task has no outcome of it
         said = str(whole) if whole is not None else f"{', '.join(tasks)} ({', '.join(kinds)})"
         return _cut(" ".join(f"failed: {said}".split()), _LONGEST_FAILURE)
-    marks = ["as good as the best" if row.good else "", "" if not _borrowed(row) else f"speed of {_borrowed(row)}"]
+    marks = ["as good as the best" if row.good else "", f"speed of {row.speed_of_other}" if row.speed_of_other else ""]
     return ", ".join(mark for mark in marks if mark)
-
-
-def _borrowed(row: Row) -> str:
-    return row.speed.of if row.speed is not None and row.speed.of != row.point.name else ""
 
 
 def _type(kind: str) -> str:
@@ -284,7 +276,7 @@ def _differences(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
     others = [row for row in ranked if row is not baseline and row.point.tasks]
     if not others or len(comparison.tasks) > most_tasks:
         return []
-    shown = sorted(others, key=_failed)[:most_points]
+    shown = sorted(others, key=lambda row: row.point.failed)[:most_points]
     header = ["task", f"{comparison.baseline} (the baseline)", *(row.point.name for row in shown)]
     lines = []
     for name in comparison.tasks:
@@ -299,18 +291,15 @@ def _differences(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
 
 
 def _failures(comparison: Comparison) -> list[str]:
-    """Failures with their logs; one that several tasks or points have stands once."""
-    found: dict[tuple[Any, ...], tuple[Failure, dict[str, list[str]]]] = {}
-    for row in comparison.rows:
-        for failure in row.point.failures:
-            key = (failure.kind, failure.message, tuple(failure.log))
-            _, points = found.setdefault(key, (replace(failure, task=None), {}))
-            points.setdefault(row.point.name, []).append(failure.task or "")
     lines: list[str] = []
-    for failure, points in found.values():
-        places = [
-            f"{name}{f' ({tasks})' if (tasks := ', '.join(filter(None, some))) else ''}"
-            for name, some in points.items()
+    for one in failed_points(comparison):
+        tasks = f" ({', '.join(one.tasks)})" if one.tasks else ""
+        title = f"### {', '.join(one.points)}{tasks}"
+        lines += [
+            "",
+            *([] if lines else ["## Failures", ""]),
+            title,
+            "",
+            *failure_lines(replace(one.failure, task=None)),
         ]
-        lines += ["", *([] if lines else ["## Failures", ""]), f"### {'; '.join(places)}", "", *failure_lines(failure)]
     return lines

@@ -22,6 +22,7 @@ from mteb_vllm.estimates import Estimate, estimate, estimate_pairs
 from mteb_vllm.failures import Failure, before, of_exception, remembered
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import EncoderStage
+from mteb_vllm.overrides import differing
 from mteb_vllm.pipelines.rerank import Rerank
 from mteb_vllm.plan import Plan, plan
 from mteb_vllm.stored import Stale, look, predictions_path, result_path, same_result
@@ -291,16 +292,3 @@ def _added(estimates: Iterable[Estimate]) -> tuple[Estimate, ...]:
     for one in estimates:
         by_unit[one.unit] = by_unit[one.unit] + one if one.unit in by_unit else one
     return tuple(by_unit.values())
-
-
-def differing(runs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
-    """For each run of a sweep, given by its overrides, those in which the runs differ: key to value."""
-    parsed = [dict(_key_value(text) for text in overrides) for overrides in runs]
-    keys = dict.fromkeys(key for one in parsed for key in one)
-    varying = [key for key in keys if len({one.get(key, "") for one in parsed}) > 1]
-    return [{key: one.get(key, "") for key in varying} for one in parsed]
-
-
-def _key_value(override: str) -> tuple[str, str]:
-    key, _, value = override.partition("=")
-    return key.lstrip("+~"), value

@@ -1,0 +1,52 @@
+"""What a user is told of a run when it has ended: what was cut, what was known, and where things are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mteb_vllm.results import RunRecord, TaskOutcome
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def cut_by_first_stage(said: Mapping[str, Any]) -> Iterator[str]:
+    """What of a dense first stage's texts was too long; `said` is what the record says of it."""
+    if truncated := said.get("truncated"):
+        share = f"{truncated:,} of {said['texts']:,} texts ({truncated / said['texts']:.1%})"
+        yield f"First stage: {share} are longer than its context and were cut."
+
+
+def cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
+    """What of a task's texts or pairs was too long."""
+    if not task.texts:
+        return
+    context = record.engine["resolved"]["max_model_len"]
+    of = f"of {task.texts:,} {task.unit}"
+    if task.truncated:
+        share = f"{task.truncated:,} {of} ({task.truncated / task.texts:.1%})"
+        lost = "and were cut" if task.unit == "texts" else "and lost the end of their document"
+        yield f"{task.name}: {share} are longer than the context of {context} tokens {lost}."
+    if task.truncated_queries:
+        share = f"{task.truncated_queries:,} {of} ({task.truncated_queries / task.texts:.1%})"
+        yield f"{task.name}: the query of {share} is too long for the context of {context} tokens by itself, and was cut."
+
+
+def conclude(console: Console, record: RunRecord) -> None:
+    """Shows what was known already, what became of the embeddings, and where it all is."""
+    reused = sum(task.status == "reused" for task in record.tasks)
+    if reused:
+        text = f"{reused} of {len(record.tasks)} results were known already; to compute them again: results.reuse=none"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if (kept := record.store) and (kept["read"] or kept["written"] or kept["passed"]):
+        text = f"Embeddings: {kept['read']:,} read from {kept['folder']}, {kept['written']:,} kept in it"
+        if kept["passed"]:
+            text += f", {kept['passed']:,} not kept: {kept['stopped'] or 'they are computed faster than kept'}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"Settings {record.fingerprint}, results in {record.config['results']['dir']}/results",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(f"Record:  {record.output_dir}/run.json", markup=False, soft_wrap=True)
