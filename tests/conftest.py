@@ -97,7 +97,13 @@ class FakeEngine:
             outputs.append(SimpleNamespace(prompt_token_ids=tokens, outputs=SimpleNamespace(data=data)))
         return outputs
 
-    def get_tokenizer(self) -> Any:
+    def embed(self, texts: list[str], bar: Any = False) -> Any:
+        from mteb_vllm.backends.vllm import VllmEngine
+
+        return VllmEngine.embed(self, texts, bar)  # type: ignore[arg-type]
+
+    @property
+    def tokenizer(self) -> Any:
         return lambda texts, **_: {
             "input_ids": [[1] * (len(text.split()) + 2) for text in texts]
             if isinstance(texts, list)

@@ -72,15 +72,15 @@ def _before(owner: Any, name: str, happens: Callable[[], None]) -> None:
 
 def _loading(happens: Callable[[], None]) -> None:
     # Looked at at the very moment when vLLM's LLM is made.
-    from mteb_vllm import engine
+    from mteb_vllm.backends import vllm
 
-    _before(engine, "within_positions", happens)
+    _before(vllm, "within_positions", happens)
 
 
 def _encoding(happens: Callable[[], None]) -> None:
-    from mteb_vllm.engine import Engine
+    from mteb_vllm.backends.vllm import VllmEngine
 
-    _before(Engine, "call", happens)
+    _before(VllmEngine, "call", happens)
 
 
 def _scoring(happens: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from mteb.mocks import mock_tasks
 from rich.console import Console
 
-from mteb_vllm.engine import Engine
+from mteb_vllm.backends.vllm import VllmEngine
 from mteb_vllm.errors import EngineError
 from mteb_vllm.models import Model
 from mteb_vllm.pipelines.data import check_candidates
@@ -149,10 +149,10 @@ def test_reranking_without_its_candidates_is_refused() -> None:
         check_candidates(task)
 
 
-def dead_engine(error: BaseException, unfinished: bool = False) -> tuple[Engine, list[str]]:
+def dead_engine(error: BaseException, unfinished: bool = False) -> tuple[VllmEngine, list[str]]:
     closed: list[str] = []
 
-    class Dying(Engine):
+    class Dying(VllmEngine):
         def close(self) -> None:
             closed.append("closed")
 
@@ -212,12 +212,12 @@ def test_engines_of_one_process_close_together_and_leave_the_shells_variables(mo
     left: list[int] = []
     monkeypatch.setattr(engines, "_open", [])
     monkeypatch.setattr(environment, "_before", None)
-    monkeypatch.setattr(engines, "_leave_vllm", lambda: (left.append(len(engines._open)), environment.leave()))
+    monkeypatch.setattr(VllmEngine, "_leave", lambda _: (left.append(len(engines._open)), environment.leave()))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
     environment.enter({"VLLM_X": "1"})
     assert environment.outer()["VLLM_CPU_KVCACHE_SPACE"] == "4" and "VLLM_X" not in environment.outer()
     both = [
-        Engine(SimpleNamespace(env={}), SimpleNamespace(), 0.0, "float32", 8, 4, {}, in_process=True)  # type: ignore[arg-type]
+        VllmEngine(SimpleNamespace(env={}), SimpleNamespace(), 0.0, "float32", 8, 4, {}, in_process=True)  # type: ignore[arg-type]
         for _ in range(2)
     ]
     engines._open.extend(both)

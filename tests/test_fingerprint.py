@@ -97,7 +97,7 @@ def test_the_versions_and_the_device_change_it(fresh: None, monkeypatch: pytest.
     seen = {of()}
     for package in ("vllm", "torch", "transformers", "mteb"):
         with monkeypatch.context() as patch:
-            patch.setattr("mteb_vllm.engine.versions", lambda package=package: {**versions(), package: "0.0.1"})
+            patch.setattr("mteb_vllm.engine.versions", lambda _, package=package: {**versions(), package: "0.0.1"})
             seen.add(of())
     assert set(versions()) == {"vllm", "torch", "transformers", "mteb"}
     with monkeypatch.context() as patch:

@@ -205,7 +205,7 @@ def resident():
     me = psutil.Process()
     return sum(one.memory_info().rss for one in [me, *me.children(recursive=True)]) // 2**20
 
-seen, start, close = [], engine._load, engine.Engine.close
+seen, start, close = [], engine._start, engine.Engine.close
 def load(*args):
     seen.append(("opening", resident(), len(engine._open)))
     opened = start(*args)
@@ -218,7 +218,7 @@ def closing(self):
     close(self)
     if there:
         seen.append(("closed", resident(), len(engine._open)))
-engine._load, engine.Engine.close = load, closing
+engine._start, engine.Engine.close = load, closing
 if __name__ == "__main__":
     # A model of 470 MB, so that what comes back shows beside what libraries keep.
     big = {str(tmp_path / "big")!r}

@@ -57,6 +57,8 @@ def announce(console: Console, planned: Plan, record: RunRecord) -> None:
 def _announce_engine(console: Console, what: str, spec: EngineSpec) -> None:
     args = {key: value for key, value in spec.args.items() if key not in ("load_format", "trust_remote_code")}
     picked = f"preset {spec.preset}" + (f" (device {device()})" if spec.preset != "none" else "")
+    if spec.backend != "vllm":
+        picked = spec.works
     console.print(f"{what}: {spec.model.name} at {spec.model.revision}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Engine: {picked}: {_words(args)}", markup=False, highlight=False, soft_wrap=True)
 

@@ -12,12 +12,31 @@ from typing import Any
 
 from mteb_vllm.catalogue import EngineArg, VllmCatalogue, nearest
 from mteb_vllm.config import conf_dir
+from mteb_vllm.engine import Backend
 from mteb_vllm.errors import Mistake
 from mteb_vllm.fingerprint import cpu_build, device
 
 # Keys of `engine` that are not vLLM's: how the arguments were chosen, and the environment.
-OWN_KEYS = ("preset", "env", "head_dtype")
+OWN_KEYS = ("backend", "preset", "env", "head_dtype")
 PRESETS = ("auto", "vllm", "vllm_cpu")
+BACKENDS = ("vllm", "sentence_transformers")
+
+# What sentence-transformers is opened and asked with, and the types of that; the first three are its alone.
+_OF_SENTENCE_TRANSFORMERS: dict[str, type] = {
+    "batch_size": int,
+    "attn_implementation": str,
+    "device": str,
+    "dtype": str,
+    "max_model_len": int,
+    "trust_remote_code": bool,
+    "load_format": str,
+}
+_NOT_VLLMS = ("batch_size", "attn_implementation", "device")
+_CHOICES = {
+    "dtype": ("float32", "float16", "bfloat16", "auto"),
+    "load_format": ("safetensors", "auto"),
+    "attn_implementation": ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"),
+}
 
 
 @functools.cache
@@ -28,9 +47,15 @@ def pick_preset(preset: str) -> str:
     return "vllm_cpu" if cpu_build() or device().startswith("cpu") else "vllm"
 
 
+def backend_of(engine: Mapping[str, Any]) -> Backend:
+    """What works in an engine, by its configuration."""
+    backend: Backend = engine.get("backend") or "vllm"
+    return backend
+
+
 def resolve_arguments(
     engine: Mapping[str, Any], recipe: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, str], str]:
+) -> tuple[dict[str, Any], dict[str, str], str, Backend]:
     """Engine arguments and environment: what is set, else what the recipe says, else the preset of this machine.
 
     Args:
@@ -38,8 +63,10 @@ def resolve_arguments(
         recipe: The model recipe's own engine arguments.
 
     Returns:
-        arguments without nulls, environment, and the name of the preset.
+        arguments without nulls, environment, the name of the preset, and what works in the engine.
     """
+    if backend_of(engine) == "sentence_transformers":
+        return _of_sentence_transformers(engine, recipe), {}, "none", "sentence_transformers"
     preset = pick_preset(engine.get("preset") or "none")
     layers = [_preset_values(preset), recipe, engine]
     merged: dict[str, Any] = {}
@@ -47,12 +74,24 @@ def resolve_arguments(
     for layer in layers:
         merged |= {key: value for key, value in layer.items() if value is not None and key not in ("preset", "env")}
         env |= {key: str(value) for key, value in (layer.get("env") or {}).items() if value is not None}
-    return _vllm_names(merged), env, preset
+    return _vllm_names(merged), env, preset, "vllm"
+
+
+def _of_sentence_transformers(engine: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What is set for sentence-transformers; of a recipe for vLLM, what means the same here."""
+    merged = {"load_format": "safetensors", "trust_remote_code": False}
+    for layer in (_preset_values("sentence_transformers"), recipe, engine):
+        merged |= {key: value for key, value in layer.items() if value is not None and key in _OF_SENTENCE_TRANSFORMERS}
+    if (dimensions := (recipe.get("pooler_config") or {}).get("dimensions")) is not None:
+        merged["dimensions"] = dimensions
+    if (answers := (recipe.get("hf_overrides") or {}).get("classifier_from_token")) is not None:
+        merged["hf_overrides"] = {"classifier_from_token": answers}
+    return merged
 
 
 def _vllm_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by the names of `conf/engine/` as vLLM's engine arguments."""
-    args = {key: value for key, value in values.items() if value is not None and key not in OWN_KEYS}
+    args = {key: value for key, value in values.items() if value is not None and key not in (*OWN_KEYS, *_NOT_VLLMS)}
     if values.get("head_dtype") is not None:
         # vLLM reads the head's dtype from the model's configuration.
         args["hf_overrides"] = {**(args.get("hf_overrides") or {}), "head_dtype": values["head_dtype"]}
@@ -65,13 +104,37 @@ def _vllm_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _preset_values(preset: str) -> Mapping[str, Any]:
-    if preset not in ("vllm", "vllm_cpu"):
+    if preset not in ("vllm", "vllm_cpu", "sentence_transformers"):
         return {}
     from omegaconf import OmegaConf
 
     values = OmegaConf.to_container(OmegaConf.load(conf_dir() / "engine" / f"{preset}.yaml"))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def check_sentence_transformers(where: str, values: Mapping[str, Any]) -> list[Mistake]:
+    """What is wrong with the arguments of an engine of sentence-transformers; for the arguments see `check_arguments`."""
+    mistakes = []
+    for key, value in values.items():
+        at = f"{where}.{key}={value}"
+        kind = _OF_SENTENCE_TRANSFORMERS.get(key)
+        if value is None or key in ("backend", "preset") or (key == "env" and not value):
+            continue
+        if kind is None:
+            what = "is an argument of vLLM's, and this engine is sentence-transformers"
+            known = f"Known to both, or to it: {', '.join(_OF_SENTENCE_TRANSFORMERS)}."
+            mistakes.append(
+                Mistake(at, what, known, tuple(f"{where}.{near}" for near in nearest(key, _OF_SENTENCE_TRANSFORMERS)))
+            )
+        elif not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            mistakes.append(Mistake(at, f"must be {kind.__name__}, this is {type(value).__name__}"))
+        elif isinstance(value, int) and kind is int and value < 1:
+            mistakes.append(Mistake(at, "must be 1 or more"))
+        elif key in _CHOICES and value not in _CHOICES[key]:
+            near = tuple(f"{where}.{key}={choice}" for choice in nearest(str(value), _CHOICES[key]))
+            mistakes.append(Mistake(at, "there is no such choice", f"Allowed: {', '.join(_CHOICES[key])}.", near))
+    return mistakes
 
 
 def check_arguments(where: str, values: Mapping[str, Any], vllm: VllmCatalogue) -> list[Mistake]:
@@ -88,8 +151,18 @@ def check_arguments(where: str, values: Mapping[str, Any], vllm: VllmCatalogue) 
         if key == "preset":
             if value not in (None, *PRESETS):
                 mistakes.append(Mistake(f"{at}={value}", "there is no such preset", f"Presets: {', '.join(PRESETS)}."))
+        elif key == "backend":
+            if value not in (None, *BACKENDS):
+                near = tuple(f"{at}={choice}" for choice in nearest(str(value), BACKENDS))
+                mistakes.append(
+                    Mistake(f"{at}={value}", "there is no such backend", f"Backends: {', '.join(BACKENDS)}.", near)
+                )
         elif key == "env":
             mistakes += _env_mistakes(at, value, vllm)
+        elif key in _NOT_VLLMS:
+            if value is not None:
+                what = "is an argument of sentence-transformers, and this engine is vLLM"
+                mistakes.append(Mistake(f"{at}={value}", what, "Choose the other: engine=sentence_transformers"))
         elif key in ("model", "revision", "runner", "convert"):
             mistakes.append(
                 Mistake(at, "this argument is set by the model and the pipeline", "Use model.name, model.revision.")

@@ -23,6 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from mteb_vllm.arguments import backend_of
+from mteb_vllm.backends.vllm import INSTALL
 from mteb_vllm.catalogue import vllm_catalogue, warm
 from mteb_vllm.config import (
     LauncherConfig,
@@ -35,7 +37,6 @@ from mteb_vllm.config import (
     load_file,
     parse_what_fits,
 )
-from mteb_vllm.engine import INSTALL
 from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake
 from mteb_vllm.models import forget_models
 from mteb_vllm.overrides import apply, choice_mistake, in_words, parse_overrides
@@ -94,13 +95,17 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
                 points.append(Point(tuple(map(_written, overrides_of_point)), config, swept))
             mistakes += found
     mistakes += _of_reports(points)
-    if vllm_catalogue() is None and not all(is_report(point.config) for point in points):
+    if vllm_catalogue() is None and any(_needs_vllm(point.config) for point in points):
         if not mistakes:
             raise MissingPackageError(INSTALL)
         mistakes.append(Mistake("vLLM", "is needed for all of this", INSTALL))
     if mistakes:
         raise ConfigError(mistakes)
     return points
+
+
+def _needs_vllm(config: RunConfig) -> bool:
+    return not is_report(config) and backend_of(config.engine) == "vllm"
 
 
 def _of_reports(points: Sequence[Point]) -> Iterator[Mistake]:

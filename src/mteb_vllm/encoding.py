@@ -154,35 +154,23 @@ def _encode_window(
     truncated: set[int],
     bar: Any,
 ) -> None:
-    import torch
-
     limit = engine.max_model_len
-    tokenizer: Any = None
     for at, text in enumerate(texts):
         if len(text) > _LONG * limit:
-            tokenizer = tokenizer or engine.llm.get_tokenizer()
-            shorter = shorten(text, tokenizer, limit)
+            shorter = shorten(text, engine.tokenizer, limit)
             if shorter is not text:
                 truncated.add(rows[at])
                 texts[at] = shorter
-    outputs = engine.call(
-        "encode", texts, pooling_task="embed", use_tqdm=bar, tokenization_kwargs={"truncate_prompt_tokens": -1}
-    )
-    block = torch.stack([output.outputs.data for output in outputs]).float().numpy()
+    block, lengths = engine.embed(texts, bar)
     check_finite(engine, block, "embeddings")
     out[rows] = block
     stats.computed += len(texts)
-    full = []
-    for at, output in enumerate(outputs):
-        length = len(output.prompt_token_ids)
-        stats.tokens += length
-        # As long as the context: it was cut, or is exactly that long.
-        if length >= limit and rows[at] not in truncated:
-            full.append(at)
+    stats.tokens += sum(lengths)
+    # As long as the context: it was cut, or is exactly that long.
+    full = [at for at, length in enumerate(lengths) if length >= limit and rows[at] not in truncated]
     if full:
-        tokenizer = tokenizer or engine.llm.get_tokenizer()
-        lengths = map(len, tokenizer([texts[at] for at in full], truncation=False, verbose=False)["input_ids"])
-        truncated.update(rows[at] for at, length in zip(full, lengths, strict=True) if length > limit)
+        whole = engine.tokenizer([texts[at] for at in full], truncation=False, verbose=False)["input_ids"]
+        truncated.update(rows[at] for at, ids in zip(full, whole, strict=True) if len(ids) > limit)
 
 
 def shorten(text: str, tokenizer: Any, limit: int) -> str:

@@ -1,38 +1,39 @@
-"""Opens, shares and closes a vLLM engine.
+"""Opens, shares and closes engines, whatever works in them.
 
 An engine is what its specification says: model, revision, every engine argument, and the environment. Asking for the same
-one again shares it; asking for another closes what is open for certain, unless both shall stay.
+one again shares it; asking for another closes what is open for certain, unless both shall stay. How one is opened, asked
+and shut down, a module of `backends` says.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import gc
+import importlib
 import logging
-import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from mteb_vllm import environment, memory
-from mteb_vllm.catalogue import vllm_distribution
-from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
+import numpy as np
+import numpy.typing as npt
+
+from mteb_vllm import environment
 from mteb_vllm.fingerprint import METHOD, device, fingerprint, identity, versions
 from mteb_vllm.models import Model
-from mteb_vllm.quirks import explain, let_llvmlite_be_looked_at, within_positions
+from mteb_vllm.phases import Phases
+from mteb_vllm.score_templates import Activation
+
+if TYPE_CHECKING:
+    from mteb_vllm.pairs import LongPair
 
 logger = logging.getLogger(__name__)
 
 Convert = Literal["embed", "classify"]
-
-INSTALL = (
-    "vLLM is not installed. For a GPU: pip install 'mteb-vllm[cuda]'. "
-    "For a CPU: uv pip install --torch-backend=cpu 'mteb-vllm[cpu]' (from a checkout: make install)."
-)
+Backend = Literal["vllm", "sentence_transformers"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,10 @@ class EngineSpec:
     Attributes:
         model: The model that it loads.
         convert: What the model is used for: embeddings, or scores of pairs.
-        args: Engine arguments by vLLM's names, without those that are not set.
+        args: Engine arguments by the backend's names, without those that are not set.
         env: Environment variables that vLLM is opened with.
         preset: Which preset of `conf/engine/` filled in what nobody set, for the record only.
+        backend: What works in it.
     """
 
     model: Model
@@ -52,6 +54,12 @@ class EngineSpec:
     args: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     preset: str = "none"
+    backend: Backend = "vllm"
+
+    @property
+    def works(self) -> str:
+        """What works in it, in words."""
+        return {"vllm": "vLLM", "sentence_transformers": "sentence-transformers"}[self.backend]
 
     def settings(self) -> dict[str, Any]:
         """What of this changes results, as plain values."""
@@ -60,12 +68,13 @@ class EngineSpec:
             "revision": self.model.revision,
             "weights": self.model.digest,
             "convert": self.convert,
+            "backend": self.backend,
             "args": {key: _plain(value) for key, value in self.args.items()},
             "env": dict(self.env),
             "shell": environment.shell(self.env),
             "device": device(),
             "method": METHOD,
-            "versions": dict(versions()),
+            "versions": dict(versions(self.backend)),
         }
 
     @property
@@ -74,22 +83,36 @@ class EngineSpec:
         return fingerprint(self.settings())
 
 
+class Scores(NamedTuple):
+    """What an engine says of pairs.
+
+    Attributes:
+        values: float32 array, shape (n_pairs,).
+        lengths: Tokens of each pair.
+        cached: Tokens of all of them that were in the prefix cache.
+    """
+
+    values: npt.NDArray[np.float32]
+    lengths: list[int]
+    cached: int = 0
+
+
 @dataclass
 class Engine:
     """An open engine.
 
     Attributes:
         spec: What it was opened from.
-        llm: vLLM's `LLM`.
+        llm: What does the work: vLLM's `LLM`, or mteb's wrapper of sentence-transformers; None once it is closed.
         seconds: What opening took, imports included.
         dtype: What `dtype` resolved to, as `bfloat16`.
         max_model_len: Tokens after which a text is cut, special tokens included.
         dim: Length of an embedding.
-        resolved: All of what vLLM made of unset arguments, for the record.
+        resolved: All of what became of unset arguments, for the record.
         separates_pairs: Whether the two texts of a pair are tokenised as a pair, with a separator; else as one text.
         labels: What a classification head gives, or None where the model has none.
         in_process: Whether it works in this process, and not in one of its own.
-        own_template: Whether vLLM reads pairs through a template of the model's own, which we do not know.
+        own_template: Whether pairs are read through a template of the model's own, which we do not know.
         processes: The processes that it works in, beside this one.
         log: Where those write to: what standard error was when they began, if that was a file.
         owners: Who asked for it and has not let go; the last one's leaving closes it.
@@ -110,32 +133,60 @@ class Engine:
     log: Path | None = None
     owners: set[int] = field(default_factory=set)
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        """Calls `LLM.encode` or `LLM.score`; the engine is sound afterwards, or closed.
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, of transformers' kind."""
+        raise NotImplementedError
+
+    def embed(self, texts: list[str], bar: Any = False) -> tuple[npt.NDArray[np.float32], list[int]]:
+        """Embeds texts in one call, as a caller would; a text that is too long is cut at its end.
+
+        Args:
+            texts: The texts, prompts included.
+            bar: Makes what is told of progress, as `tqdm.tqdm` would be; false: nothing is.
+
+        Returns:
+            embeddings: float32 array, shape (n_texts, dim); and the tokens that each text had in the engine.
 
         Raises:
-            EngineError: if the engine has died.
+            EngineError: if the engine has died, or failed at work.
         """
-        try:
-            outputs: list[Any] = getattr(self.llm, method)(*args, **kwargs)
-        except Exception as error:
-            dead = type(error).__name__ == "EngineDeadError"
-            refused = isinstance(error, (ValueError, TypeError)) and not self.llm.llm_engine.has_unfinished_requests()
-            if refused and not dead:
-                raise  # vLLM does not accept such requests, and has taken them back
-            # In the middle of a step: what it holds of it might be taken for a part of the next call.
-            self.close()
-            if dead:
-                raise EngineError("vLLM's engine died at work; the cause stands in the log") from error
-            raise EngineError(f"vLLM's engine failed at work: {type(error).__name__}: {error}") from error
-        except BaseException:
-            # Ctrl-C: vLLM keeps the requests, whose answers would be taken for those of the next call.
-            self.close()
-            raise
-        if len(outputs) != len(args[0]):
-            self.close()
-            raise EngineError(f"vLLM gave {len(outputs)} answers to {len(args[0])} texts")
-        return outputs
+        raise NotImplementedError
+
+    def score(
+        self,
+        queries: list[str],
+        documents: list[str],
+        *,
+        template: str | None = None,
+        activation: Activation | None = None,
+        bar: Any = False,
+    ) -> Scores:
+        """Scores pairs in one call, as a caller would; with `activation` other than None the scores are logits.
+
+        Args:
+            queries: The first text of each pair.
+            documents: The second, as many.
+            template: The jinja template that a pair is read through; None where the model joins the two texts itself.
+            activation: None: what the model's files say.
+            bar: As in `embed`.
+
+        Raises:
+            EngineError: if the engine has died, or failed at work.
+        """
+        raise NotImplementedError
+
+    def score_tokens(
+        self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: Any = False
+    ) -> Scores:
+        """As `score`, of pairs that are tokens already, cut to the context."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[Phases]:
+        """Takes down where the time of the calls in here goes."""
+        raise NotImplementedError
+        yield
 
     def release(self, owner: object) -> None:
         """Takes note that `owner` needs the engine no more, and closes it when nobody does."""
@@ -147,26 +198,31 @@ class Engine:
     def close(self) -> None:
         """Closes the engine and gives its memory back; again does nothing.
 
-        Engines of one process close together, since what they share, vLLM's groups, goes with the first of them; whoever
-        needs another opens it again.
+        Engines of vLLM in one process close together, since what they share, vLLM's groups, goes with the first of them;
+        whoever needs another opens it again.
         """
         if self.llm is None:
             return
-        together = [self, *(other for other in _open if other is not self and self.in_process and other.in_process)]
-        for engine in together:
+        for engine in [self, *(other for other in _alike(self) if self.in_process and other.in_process)]:
+            if engine in _open:
+                _open.remove(engine)
             engine._shut_down()
         gc.collect()
-        if not _open:
-            _leave_vllm()
+        if not _alike(self):
+            self._leave()
 
     def _shut_down(self) -> None:
-        if self in _open:
-            _open.remove(self)
-        llm, self.llm = self.llm, None
-        with contextlib.suppress(Exception):  # a dead engine core cannot be asked to shut down
-            llm.llm_engine.engine_core.shutdown()
-        with contextlib.suppress(Exception):
-            llm.renderer.shutdown()
+        """Ends what works here, and lets go of it."""
+        self.llm = None
+
+    def _leave(self) -> None:
+        """Gives back what the last engine of this kind leaves in the process."""
+        raise NotImplementedError
+
+
+def _alike(engine: Engine) -> list[Engine]:
+    """The other open engines in which the same thing works."""
+    return [other for other in _open if other is not engine and type(other) is type(engine)]
 
 
 def is_open(spec: EngineSpec) -> bool:
@@ -187,8 +243,8 @@ def open_engine(spec: EngineSpec, *, beside: Sequence[EngineSpec] = ()) -> Engin
         beside: Engines that stay open beside it, if no other has to close.
 
     Raises:
-        MissingPackageError: if vLLM is not installed.
-        EngineStartError: if vLLM does not open with these arguments.
+        MissingPackageError: if what works in it is not installed.
+        EngineStartError: if it does not open with these arguments.
     """
     wanted = spec.fingerprint
     for engine in _open:
@@ -236,113 +292,12 @@ def dead_processes() -> list[int]:
 
 
 def _start(spec: EngineSpec) -> Engine:
-    if vllm_distribution() is None:
-        raise MissingPackageError(INSTALL)
     started = time.perf_counter()
-    if not _open:
-        environment.enter(spec.env)
-    elif dict(spec.env) != dict(_open[0].spec.env):
-        # Variables are the process's: one engine would run with the other's.
-        raise EngineStartError("engines with different engine.env cannot be open together: pipeline.keep_engines=false")
-    try:
-        engine = _load(spec, started)
-    except BaseException:
-        if not _open:
-            environment.leave()
-        raise
-    logger.info("vLLM opened in %.1f s: %s", engine.seconds, engine.resolved)
+    backend = importlib.import_module(f"mteb_vllm.backends.{spec.backend}")
+    engine: Engine = backend.load(spec, [other.spec for other in _open if other.spec.backend == spec.backend])
+    engine.seconds = time.perf_counter() - started
+    logger.info("%s opened in %.1f s: %s", spec.backend, engine.seconds, engine.resolved)
     return engine
-
-
-def _leave_vllm() -> None:
-    """Gives back what the last engine leaves in the process: vLLM's groups, its variables, and freed memory."""
-    from vllm.distributed import cleanup_dist_env_and_memory
-
-    cleanup_dist_env_and_memory()
-    environment.leave()
-    # glibc keeps what is freed; an engine's weights and caches are worth asking for.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _load(spec: EngineSpec, started: float) -> Engine:
-    # Engine processes are started afresh: forked ones cannot use CUDA, and inherit threads that are not there.
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    logger.info("opening vLLM: %s", spec.settings())
-    import psutil
-
-    try:
-        from vllm import LLM
-        from vllm.config import PoolerConfig
-    except ImportError as error:
-        raise MissingPackageError(f"vLLM is installed but cannot be imported: {error}") from error
-    let_llvmlite_be_looked_at()
-    memory.note_before_engines()
-    args = dict(spec.args)
-    try:
-        if isinstance(args.get("pooler_config"), Mapping):
-            args["pooler_config"] = PoolerConfig(**args["pooler_config"])
-        args |= {"model": spec.model.location, "revision": spec.model.hub_revision}
-        args |= {"runner": "pooling", "convert": spec.convert}
-        others = set(psutil.Process().children(recursive=True))
-        llm = LLM(**{"use_tqdm_on_load": False, **args, **within_positions(spec, args)})
-    except Exception as error:
-        logger.exception("vLLM did not open")
-        gc.collect()
-        raise EngineStartError(explain(spec, error)) from error
-    config = llm.llm_engine.vllm_config
-    model_config = config.model_config
-    dtype = str(model_config.dtype).removeprefix("torch.")
-    pooler = model_config.pooler_config
-    return Engine(
-        spec=spec,
-        llm=llm,
-        seconds=time.perf_counter() - started,
-        dtype=dtype,
-        max_model_len=model_config.max_model_len,
-        dim=(getattr(pooler, "dimensions", None) or model_config.embedding_size),
-        resolved={
-            "architectures": list(model_config.hf_config.architectures or []),
-            "dtype": dtype,
-            "head_dtype": str(model_config.head_dtype).removeprefix("torch."),
-            "max_model_len": model_config.max_model_len,
-            "max_num_seqs": config.scheduler_config.max_num_seqs,
-            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
-            "pooling": getattr(pooler, "seq_pooling_type", None) or getattr(pooler, "pooling_type", None),
-            "normalized": getattr(pooler, "use_activation", None),
-            "enable_prefix_caching": config.cache_config.enable_prefix_caching,
-            "enable_chunked_prefill": config.scheduler_config.enable_chunked_prefill,
-        },
-        separates_pairs=bool(getattr(model_config, "use_sep_token", True)),
-        own_template=any(getattr(one, "supports_score_template", False) for one in _processors(llm)),
-        processes=[one for one in psutil.Process().children(recursive=True) if one not in others and _works(one)],
-        log=_standard_error(),
-        in_process=type(llm.llm_engine.engine_core).__name__ == "InprocClient",
-        labels=getattr(model_config.hf_config, "num_labels", None) if spec.convert == "classify" else None,
-    )
-
-
-def _standard_error() -> Path | None:
-    """The file that standard error goes to, where the system says so (Linux)."""
-    try:
-        path = Path("/proc/self/fd/2").resolve()
-    except OSError:
-        return None
-    return path if path.is_file() else None
-
-
-def _works(process: Any) -> bool:
-    """Whether a process is one of an engine's, and not a helper of Python's that outlives it."""
-    import psutil
-
-    try:
-        return not any("tracker" in word or "forkserver" in word for word in process.cmdline())
-    except psutil.Error:
-        return False
-
-
-def _processors(llm: Any) -> Iterable[Any]:
-    return getattr(llm, "pooling_io_processors", {}).values()
 
 
 def _plain(value: Any) -> Any:

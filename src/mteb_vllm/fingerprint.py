@@ -76,11 +76,15 @@ def _code(code: CodeType) -> tuple[Any, ...]:
 
 
 @functools.cache
-def versions() -> Mapping[str, str | None]:
-    """Versions of the packages that change results; None where one is not installed."""
+def versions(backend: str = "vllm") -> Mapping[str, str | None]:
+    """Versions of the packages that change results; None where one is not installed.
+
+    Args:
+        backend: What computes them: "vllm" or "sentence_transformers".
+    """
     vllm = vllm_distribution()
-    found: dict[str, str | None] = {"vllm": f"{vllm[1]} ({vllm[0]})" if vllm else None}
-    for package in _COUNTED_PACKAGES:
+    found: dict[str, str | None] = {"vllm": f"{vllm[1]} ({vllm[0]})" if vllm else None} if backend == "vllm" else {}
+    for package in (*(() if backend == "vllm" else ("sentence-transformers",)), *_COUNTED_PACKAGES):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -50,7 +50,7 @@ class PairReader:
     def __init__(self, engine: Engine, template: str | None) -> None:
         self.limit = engine.max_model_len
         self.template = template
-        self.tokenizer = engine.llm.get_tokenizer()
+        self.tokenizer = engine.tokenizer
         self.one_text = template is not None or not engine.separates_pairs
 
     def fit_queries(self, queries: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64], list[bool]]:

@@ -12,7 +12,7 @@ from mteb_vllm import score_templates, tasks
 from mteb_vllm.arguments import resolve_arguments
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.config import InstructionConfig, ModelConfig, RunConfig
-from mteb_vllm.engine import EngineSpec
+from mteb_vllm.engine import Convert, EngineSpec
 from mteb_vllm.errors import FirstStageError
 from mteb_vllm.failures import Failure, before, remembered
 from mteb_vllm.fingerprint import fingerprint
@@ -155,8 +155,8 @@ def _encoder(
         registry=registered.prompts if registered else None,
         sentence_transformers={} if cross_encoder else model.sentence_transformers,
     )
-    arguments, env, preset = resolve_arguments(engine, recipe.engine)
-    return EngineSpec(model, "classify" if cross_encoder else "embed", arguments, env, preset), resolved
+    convert: Convert = "classify" if cross_encoder else "embed"
+    return EngineSpec(model, convert, *resolve_arguments(engine, recipe.engine)), resolved
 
 
 def _stage(stage: Any, pipeline: Rerank, reranker: EngineSpec) -> FirstStage:

@@ -11,7 +11,7 @@ from typing import Any
 from mteb_vllm import score_templates
 from mteb_vllm import tasks as task_selection
 from mteb_vllm.architectures import check_architecture, is_language_model, label_problem, position_limit
-from mteb_vllm.arguments import check_arguments, resolve_arguments
+from mteb_vllm.arguments import backend_of, check_arguments, check_sentence_transformers, resolve_arguments
 from mteb_vllm.catalogue import MtebCatalogue, TaskInfo, VllmCatalogue, mteb_catalogue, nearest, vllm_catalogue
 from mteb_vllm.config import TARGETS, InstructionConfig, ModelConfig, RunConfig, ScoreTemplateConfig, build
 from mteb_vllm.errors import ConfigError, Mistake, ModelError
@@ -104,6 +104,8 @@ def _recipe_mistakes(
 
 
 def _engine_mistakes(where: str, model: ModelConfig, engine: Mapping[str, Any]) -> list[Mistake]:
+    if backend_of(engine) == "sentence_transformers":
+        return check_sentence_transformers(f"{where}engine", engine)  # a recipe's arguments are vLLM's
     if (vllm := vllm_catalogue()) is None:
         return []
     return [
@@ -213,9 +215,9 @@ def _engines_together(config: RunConfig, pipeline: Any) -> list[Mistake]:
     stage = pipeline.first_stage
     if not pipeline.keep_engines or "engine" not in stage:
         return []
-    _, one, _ = resolve_arguments(config.engine, config.model.engine)
-    _, other, _ = resolve_arguments(stage["engine"], (stage.get("model") or {}).get("engine") or {})
-    if one == other:
+    _, one, *_ = resolve_arguments(config.engine, config.model.engine)
+    _, other, *_ = resolve_arguments(stage["engine"], (stage.get("model") or {}).get("engine") or {})
+    if one == other or "sentence_transformers" in (backend_of(config.engine), backend_of(stage["engine"])):
         return []
     return [Mistake("pipeline.keep_engines=true", "the two engines have different environments (engine.env)")]
 
@@ -270,13 +272,14 @@ def _model_mistakes(
         by_name = model.path is None and model.package is None and model.name not in mteb.models
         near = tuple(f"{at}.name={name}" for name in nearest(model.name or "", mteb.models)) if by_name else ()
         return [Mistake(where, str(error), nearest=near)]
-    arguments, _, _ = resolve_arguments(engine, model.engine)
+    arguments, *_ = resolve_arguments(engine, model.engine)
     overrides = arguments.get("hf_overrides")
     config = {**found.config, **(overrides if isinstance(overrides, Mapping) else {})}
     replaced = not set(config.get("architectures") or []).isdisjoint(vllm.architectures if vllm is not None else ())
     problems = []
     # The head that vLLM makes of a language model's has a name that it need not know.
-    if vllm is not None and "model_impl" not in arguments and not replaced:
+    others = backend_of(engine) != "vllm" or "model_impl" in arguments
+    if vllm is not None and not others and not replaced:
         trusted = arguments.get("trust_remote_code") is True
         problems.append(check_architecture(found, vllm.architectures, trust_remote_code=trusted))
     mistakes = [Mistake(where, problem) for problem in problems if problem]

@@ -64,7 +64,7 @@ class Progress:
     @contextlib.contextmanager
     def opening(self, engine: EngineSpec) -> Iterator[None]:
         """An engine opens."""
-        self.note(f"Opening vLLM: {engine.model.name}")
+        self.note(f"Opening {engine.works}: {engine.model.name}")
         yield
         if self._task:
             self._bar.update(self._row, description=f"{self._label()} loading data")

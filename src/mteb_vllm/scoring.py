@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mteb_vllm.encoding import Counter, check_finite, readable
-from mteb_vllm.engine import Engine
+from mteb_vllm.engine import Engine, Scores
 from mteb_vllm.pairs import LongPair, PairReader
 from mteb_vllm.score_templates import Activation
 from mteb_vllm.work import Work
@@ -125,53 +125,21 @@ def _score_window(
     scores = np.empty(len(rows), dtype=np.float32)
     if fitting:
         queries, documents = zip(*(pairs.texts(at) for at in fitting), strict=True)
-        outputs = engine.call(
-            "score",
-            list(queries),
-            list(documents),
-            chat_template=template,
-            pooling_params=_parameters(activation),
-            tokenization_kwargs={"truncate_prompt_tokens": -1},
-            use_tqdm=bar,
-        )
-        _take(scores, np.array(fitting) - block.start, [output.outputs.score for output in outputs], outputs, work)
+        answer = engine.score(list(queries), list(documents), template=template, activation=activation, bar=bar)
+        _take(scores, np.array(fitting) - block.start, answer, work)
         # As long as the context, though its bytes are too few for that: a tokenizer that makes more of a text than there is.
-        long += [
-            at
-            for at, output in zip(fitting, outputs, strict=True)
-            if len(output.prompt_token_ids) >= pairs.reader.limit
-        ]
+        long += [at for at, length in zip(fitting, answer.lengths, strict=True) if length >= pairs.reader.limit]
     if long:
         cut = [pairs.tokens(at) for at in long]
-        outputs = engine.call(
-            "encode",
-            [{"prompt_token_ids": pair.tokens} for pair in cut],
-            [_parameters(activation, pair.first_length) for pair in cut],
-            pooling_task="classify",
-            use_tqdm=bar if not fitting else False,
-        )
-        _take(scores, np.array(long) - block.start, [float(output.outputs.data) for output in outputs], outputs, work)
+        answer = engine.score_tokens(cut, activation=activation, bar=bar if not fitting else False)
+        _take(scores, np.array(long) - block.start, answer, work)
     return _sigmoid(scores) if activation == "sigmoid" else scores
 
 
-def _take(
-    scores: npt.NDArray[np.float32],
-    rows: npt.NDArray[np.int64],
-    values: Sequence[float],
-    outputs: Sequence[Any],
-    work: Work,
-) -> None:
-    scores[rows] = values
-    work.tokens += sum(len(output.prompt_token_ids) for output in outputs)
-    work.cached_tokens += sum(getattr(output, "num_cached_tokens", None) or 0 for output in outputs)
-
-
-def _parameters(activation: Activation | None, first_length: int | None = None) -> Any:
-    from vllm import PoolingParams
-
-    extra = {} if first_length is None else {"extra_kwargs": {"compressed_token_type_ids": first_length}}
-    # The sigmoid is ours: what a model's files call its activation may be another function, or none.
-    return PoolingParams(use_activation=None if activation is None else False, **extra)
+def _take(scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], answer: Scores, work: Work) -> None:
+    scores[rows] = answer.values
+    work.tokens += sum(answer.lengths)
+    work.cached_tokens += answer.cached
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -307,5 +307,5 @@ class Supervisor:
 def _did_not_open(failure: Failure) -> bool:
     """Whether a failure kept an engine from opening: an error of vLLM's, or the end of the process while it opened."""
     return failure.kind in ("engine_start", "out_of_memory_loading") or (
-        failure.kind in FATAL and failure.task is None and "opening vLLM" in failure.message
+        failure.kind in FATAL and failure.task is None and " opening " in failure.message
     )

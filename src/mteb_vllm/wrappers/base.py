@@ -110,6 +110,7 @@ class VllmWrapperBase:
         if self._engine is None:
             return {}
         return {
+            "backend": self.spec.backend,
             "preset": self.spec.preset,
             "fingerprint": self.spec.fingerprint,
             "opened": self.n_opened,  # how often by this run: not at all where another's was open

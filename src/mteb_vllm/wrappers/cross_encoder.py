@@ -15,6 +15,7 @@ from mteb_vllm.architectures import NOT_ONE_LABEL
 from mteb_vllm.encoding import texts_of
 from mteb_vllm.engine import Convert, Engine, EngineSpec
 from mteb_vllm.errors import ModelError
+from mteb_vllm.parity.capture import Tap
 from mteb_vllm.prompts import Prompts
 from mteb_vllm.score_templates import Activation, ScoreTemplate
 from mteb_vllm.scoring import score_pairs
@@ -50,6 +51,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
     """
 
     convert: Convert = "classify"
+    tap: Tap | None = None
 
     def __init__(
         self,
@@ -158,7 +160,10 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
         first: list[str] = []
 
         def prefixed(inputs: DataLoader[BatchedInput], prefix: str) -> Any:
-            for at, body in enumerate(texts_of(inputs)[0]):
+            texts = texts_of(inputs)[0]
+            if self.tap is not None:
+                texts = self.tap.watch_pairs(task_metadata.name, texts)
+            for at, body in enumerate(texts):
                 if at == 0:
                     first.append(body)
                 yield prefix + body
@@ -179,6 +184,8 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
         if len(first) == 2:
             applied["example"] = self._read(first[0], first[1], text)[:1000]
         self.work.add(work)
+        if self.tap is not None:
+            self.tap.take_pairs(scores)
         return scores
 
     def _read(self, query: str, document: str, instruction: str) -> str:
@@ -188,5 +195,5 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
             return self.template.rendered(query, document)
         query, document = self.template.query_prefix + query, self.template.document_prefix + document
         messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
-        tokenizer = self.engine.llm.get_tokenizer()
+        tokenizer = self.engine.tokenizer
         return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False))

@@ -14,6 +14,7 @@ from mteb.models.model_meta import ModelMeta
 from mteb_vllm.embeddings.store import EmbeddingStore
 from mteb_vllm.encoding import encode_texts, texts_of
 from mteb_vllm.engine import Convert, EngineSpec
+from mteb_vllm.parity.capture import Tap
 from mteb_vllm.prompts import Prompts, load_template
 from mteb_vllm.scoring import different
 from mteb_vllm.wrappers.base import VllmWrapperBase
@@ -48,6 +49,7 @@ class Embedding(VllmWrapperBase):
 
     convert: Convert = "embed"
     store: EmbeddingStore | None = None
+    tap: Tap | None = None
 
     def __init__(
         self,
@@ -127,6 +129,8 @@ class Embedding(VllmWrapperBase):
         if n_texts == 0:
             return np.empty((0, self.engine.dim), dtype=np.float32)
         applied = {"prefix": prefix.text, "key": prefix.key, "example": None}
+        if self.tap is not None:
+            texts = self.tap.watch(task_metadata.name, side, texts)
 
         def seen() -> Any:
             for text in texts:
@@ -149,6 +153,8 @@ class Embedding(VllmWrapperBase):
             known=self.store.space(self.engine) if self.store is not None else None,
         )
         self.work.add(work)
+        if self.tap is not None:
+            self.tap.take(embeddings)
         return embeddings
 
 
