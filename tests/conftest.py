@@ -66,6 +66,7 @@ class FakeEngine:
         self.dim, self.max_model_len, self.dtype = dim, max_model_len, "float16"
         self.spec = SimpleNamespace(model=SimpleNamespace(name="fake/model"))
         self.llm = self
+        self.cached_tokens = 0
         self.broken = broken
         self.given: list[str] = []
         self.calls: list[int] = []

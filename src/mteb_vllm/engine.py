@@ -116,6 +116,7 @@ class Engine:
         processes: The processes that it works in, beside this one.
         log: Where those write to: what standard error was when they began, if that was a file.
         owners: Who asked for it and has not let go; the last one's leaving closes it.
+        cached_tokens: Of all tokens that it was given so far, those that were in its prefix cache.
     """
 
     spec: EngineSpec
@@ -132,6 +133,7 @@ class Engine:
     processes: Sequence[Any] = ()
     log: Path | None = None
     owners: set[int] = field(default_factory=set)
+    cached_tokens: int = 0
 
     @property
     def tokenizer(self) -> Any:
@@ -187,6 +189,10 @@ class Engine:
         """Takes down where the time of the calls in here goes."""
         raise NotImplementedError
         yield
+
+    def forget_prefixes(self) -> bool:
+        """Empties the prefix cache; returns whether there is one."""
+        return False
 
     def release(self, owner: object) -> None:
         """Takes note that `owner` needs the engine no more, and closes it when nobody does."""

@@ -97,6 +97,10 @@ class FirstStageError(MtebVllmError):
     """Predictions of a first stage cannot be read, or are those of another task, split or corpus."""
 
 
+class MeasureError(MtebVllmError):
+    """What shall be measured cannot be had: texts of such a length, or such tasks."""
+
+
 class NonFiniteError(MtebVllmError, ArithmeticError):
     """The engine returned NaN or Inf, which no metric survives."""
 

@@ -118,20 +118,29 @@ def cpu_build() -> bool:
 @functools.cache
 def _gpus() -> list[str]:
     """Names of the GPUs that this process may see."""
+    return gpu_figures("name")
+
+
+def gpu_figures(field: str) -> list[str]:
+    """What the driver says of each GPU that this process may see.
+
+    Args:
+        field: As `nvidia-smi --help-query-gpu` lists them.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     # Through the driver's own tool: asking torch would cost its import, and CUDA started here breaks forked engines.
     if visible == "" or shutil.which("nvidia-smi") is None:
         return []
-    command = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
+    command = ["nvidia-smi", f"--query-gpu=index,uuid,{field}", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [[cell.strip() for cell in line.split(",", 2)] for line in answer.splitlines() if line.count(",") >= 2]
     wanted = [] if visible is None else [word.strip() for word in visible.split(",")]
-    chosen = [name for word in wanted for index, uuid, name in rows if word == index or uuid.startswith(word or " ")]
+    chosen = [said for word in wanted for index, uuid, said in rows if word == index or uuid.startswith(word or " ")]
     # Slices of a GPU (MIG) go by identifiers of their own.
-    return chosen or [name for _, _, name in rows]
+    return chosen or [said for _, _, said in rows]
 
 
 def _processor() -> str:

@@ -40,6 +40,17 @@ def peak_memory(processes: Sequence[Process] = ()) -> dict[str, float]:
     return {"process": round(own, 1), "engine_processes": round(sum(map(_peak_of, processes)), 1)}
 
 
+def device_memory_mb() -> float | None:
+    """Memory that is in use on the GPUs that this process may see, in MiB; None where there is none.
+
+    An engine of vLLM's takes what it will need when it opens, so that this is its peak as well.
+    """
+    from mteb_vllm.fingerprint import gpu_figures
+
+    used = gpu_figures("memory.used")
+    return sum(float(value.split()[0]) for value in used) if used else None
+
+
 def _peak_of(process: Process) -> float:
     """What another process has held at most, as Linux says it, else what it holds now; 0 for one that has ended."""
     import psutil

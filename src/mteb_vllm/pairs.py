@@ -83,6 +83,14 @@ class PairReader:
         tokens = self._ids(shorter, add_special_tokens=False)
         return np.array([len(ids) for ids in tokens], dtype=np.int64)
 
+    def count(self, queries: Sequence[str], documents: Sequence[str]) -> list[int]:
+        """Tokens of each pair as the engine reads it, special tokens included, nothing cut."""
+        if self.one_text:
+            pairs = zip(queries, documents, strict=True)
+            read = [document.join(self._frame(query)) for query, document in pairs]
+            return [len(ids) for ids in self._ids(read, add_special_tokens=True)]
+        return [len(ids) for ids in self.tokenizer(list(queries), list(documents), verbose=False)["input_ids"]]
+
     def may_exceed(self, lengths: npt.NDArray[np.int64], room: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which documents may be too long for the room that their queries leave."""
         return lengths + (_SEAM if self.one_text else 0) > room

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from mteb_vllm.failures import Failure, before, remembered
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import Dense, EncoderStage, FirstStage
 from mteb_vllm.models import find_recipe_now
+from mteb_vllm.pipelines.parity import Parity
 from mteb_vllm.pipelines.rerank import Rerank
-from mteb_vllm.preflight import make_first_stage, make_pipeline
+from mteb_vllm.pipelines.throughput import Throughput
+from mteb_vllm.preflight import make_first_stage, make_pipeline, make_reference
 from mteb_vllm.prompts import Prompts, resolve
 from mteb_vllm.score_templates import ScoreTemplate
 from mteb_vllm.stored import look, result_path
@@ -41,6 +43,7 @@ class Plan:
         tasks: The tasks' metadata.
         parts: The same, with the parts of an aggregate in its place.
         settings: Everything but the tasks that results depend on, as plain values.
+        reference: What the engine is compared with, where it is.
     """
 
     pipeline: Any
@@ -51,6 +54,7 @@ class Plan:
     tasks: list[TaskInfo]
     parts: list[TaskInfo]
     settings: dict[str, Any]
+    reference: Plan | None = None
 
     def settings_for(self, task: TaskInfo) -> dict[str, Any]:
         """What the result of one task depends on: of reranking, that task's own candidates.
@@ -70,7 +74,9 @@ class Plan:
         Runs that differ in other prompts have the same result. None where that cannot be known before mteb is imported, or
         depends on more.
         """
-        if self.stage is not None or self.template is not None or callable(self.prompts.template):
+        if self.pipeline.always_anew or self.stage is not None:
+            return None
+        if self.template is not None or callable(self.prompts.template):
             return None
         own = {key: value for key, value in self.settings.items() if key != "prompts"}
         read = {
@@ -102,6 +108,16 @@ def plan(config: RunConfig) -> Plan:
         ModelError: if a model cannot be had.
     """
     pipeline = make_pipeline(config)
+    made = _planned(config, pipeline)
+    if isinstance(pipeline, Parity):
+        how, said = asdict(pipeline), make_reference(config)
+        reference = _planned(said.applied_to(config), pipeline)
+        compared = {"parity": how, "reference": {**reference.settings, "runs": getattr(said, "runs", None)}}
+        made = replace(made, reference=reference, settings=made.settings | compared)
+    return made
+
+
+def _planned(config: RunConfig, pipeline: Any) -> Plan:
     spec, prompts = _encoder(config.model, config.engine, config.prompts, config.instruction)
     template = None
     settings: dict[str, Any] = {"engine": spec.settings()}
@@ -112,6 +128,10 @@ def plan(config: RunConfig) -> Plan:
     else:
         settings["prompts"] = prompts.settings()
     chosen, _ = tasks.select(config.tasks, mteb_catalogue())
+    if isinstance(pipeline, Throughput):
+        settings["throughput"] = asdict(pipeline)
+        if pipeline.lengths != "tasks":
+            return Plan(pipeline, spec, prompts, template, None, [], [pipeline.prompted_as()], settings)
     stage = None
     if isinstance(pipeline, Rerank):
         if template is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +19,7 @@ from mteb_vllm.errors import ConfigError, Mistake, ModelError
 from mteb_vllm.first_stages import Dense
 from mteb_vllm.models import find_recipe
 from mteb_vllm.pipelines.report import Report
+from mteb_vllm.pipelines.throughput import Throughput
 from mteb_vllm.prompt_checks import prompt_mistakes, template_mistakes
 from mteb_vllm.prompts import applying_keys, candidates, instruction_keys
 from mteb_vllm.searches import DEPTH
@@ -46,13 +48,13 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mis
     mistakes += _recipe_mistakes("", config.model, config.engine, config.prompts, config.instruction, broken=broken)
     mistakes += score_templates.check("score_template", config.score_template)
     mistakes += score_templates.check("model.score_template", config.model.score_template)
-    if sure and not mistakes:
+    pipeline = _pipeline_mistakes(config, () if found else chosen, broken) if "pipeline" not in broken else []
+    if sure and not mistakes and not pipeline:
         prompts = {key: value for key, value in config.prompts.items() if key != "from_model"}
-        mistakes += _applies_nowhere(prompts, task_selection.parts(chosen, mteb), config)
+        mistakes += _applies_nowhere(prompts, _prompted(config, chosen), config)
     if not reranker and config.score_template != ScoreTemplateConfig(from_model=config.score_template.from_model):
         what = "is what a cross-encoder reads pairs through, and the model is an encoder"
         mistakes.append(Mistake("score_template", what, "Leave it away, or choose a reranker: model=ms_marco_minilm"))
-    pipeline = _pipeline_mistakes(config, () if found else chosen, broken) if "pipeline" not in broken else []
     wrong_kind = any(mistake.where.startswith("model.kind=") for mistake in pipeline)
     if reranker and not wrong_kind and not {"model", "engine", "score_template", "instruction"} & set(broken):
         mistakes += _reranker_mistakes(config, templates_fine=not mistakes)
@@ -62,6 +64,14 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mis
         mistakes.append(Mistake("runs", what, "Add: pipeline=report"))
     mistakes += _folder_mistakes("results.dir", config.results.dir)
     return mistakes
+
+
+def _prompted(config: RunConfig, chosen: Sequence[TaskInfo]) -> list[TaskInfo]:
+    """The tasks whose texts prompts stand in front of."""
+    made = make_pipeline(config)
+    if isinstance(made, Throughput) and made.lengths != "tasks":
+        return [made.prompted_as()]
+    return task_selection.parts(chosen, mteb_catalogue())
 
 
 def is_report(config: RunConfig) -> bool:
@@ -178,6 +188,8 @@ def _pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Co
         names = ", ".join(f"{task.name} ({task.type})" for task in others[:5]) + (", ..." if len(others) > 5 else "")
         way = f"Take only those that can: 'tasks.types=[{','.join(made.task_types)}]', or tasks=demo_retrieval."
         mistakes.append(Mistake("tasks", f"the pipeline {name} is for retrieval and reranking; not for {names}", way))
+    if hasattr(made, "reference"):
+        mistakes += _reference_mistakes(config, made.reference)
     if made.window < 1:
         mistakes.append(Mistake(f"pipeline.window={made.window}", "must be 1 or more"))
     if hasattr(made, "first_stage"):
@@ -185,6 +197,22 @@ def _pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Co
             mistakes.append(Mistake(f"pipeline.top_k={made.top_k}", f"must be from 1 to {DEPTH}"))
         mistakes += _first_stage_mistakes(made.first_stage, chosen)
         mistakes += _engines_together(config, made)
+    return mistakes
+
+
+def _reference_mistakes(config: RunConfig, said: Mapping[str, Any]) -> list[Mistake]:
+    where = "pipeline.reference"
+    reference, mistakes = _made(where, said, "is_reference")
+    if reference is None:
+        return mistakes
+    applied = reference.applied_to(config)
+    mistakes += _engine_mistakes(f"{where}.", config.model, applied.engine)
+    mistakes += prompt_mistakes(f"{where}.prompts", applied.prompts, mteb_catalogue())
+    mistakes += template_mistakes(f"{where}.instruction", applied.instruction)
+    mistakes += score_templates.check(f"{where}.score_template", applied.score_template)
+    for path in getattr(reference, "runs", ()):
+        if not glob.glob(path, recursive=True):
+            mistakes.append(Mistake(f"{where}.runs={path}", "there is no such folder"))
     return mistakes
 
 
@@ -254,6 +282,12 @@ def make_first_stage(config: RunConfig) -> Any:
     """The first stage of a checked configuration that reranks."""
     stage = config.pipeline["first_stage"]
     return build(_class(stage["_target_"]), _fields(stage), "pipeline.first_stage")
+
+
+def make_reference(config: RunConfig) -> Any:
+    """The reference of a checked configuration that compares with one."""
+    reference = config.pipeline["reference"]
+    return build(_class(reference["_target_"]), _fields(reference), "pipeline.reference")
 
 
 def _fields(values: Mapping[str, Any]) -> dict[str, Any]:

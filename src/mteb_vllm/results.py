@@ -135,7 +135,7 @@ class RunRecord:
     """One run, as it is kept in `run.json`.
 
     Attributes:
-        status: Whether every task has a score.
+        status: Whether every task has a score, and a comparison with a reference passed.
         fingerprint: The hash of everything but the tasks that the scores depend on.
         overrides: The command-line overrides of this run.
         point: Its number in a sweep.
@@ -146,6 +146,9 @@ class RunRecord:
         store: What was read from the embedding store, and written to it; empty where there is none.
         engine: How it was opened: preset, resolved values, seconds; empty where known results needed none.
         first_stage: Of a reranking run: its configuration; of a dense one also its engine, prompts, and what it computed.
+        throughput: Of a run that times its engine: lengths, the figures of each batch size and of everything at once, with the
+            phases of each, the roof, memory; see `docs/measuring.md`.
+        parity: Of a run that compares with a reference: the verdict, task by task, and hints at the cause; likewise.
         failure: Why the run as a whole failed.
         warnings: What a user should know of this run.
         seconds: Wall time of the run.
@@ -166,6 +169,8 @@ class RunRecord:
     engine: dict[str, Any] = field(default_factory=dict)
     store: dict[str, Any] = field(default_factory=dict)
     first_stage: dict[str, Any] = field(default_factory=dict)
+    throughput: dict[str, Any] = field(default_factory=dict)
+    parity: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0

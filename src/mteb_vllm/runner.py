@@ -20,10 +20,11 @@ from mteb_vllm.config import RunConfig
 from mteb_vllm.embeddings.store import EmbeddingStore
 from mteb_vllm.engine import working_processes
 from mteb_vllm.errors import FirstStageError, MtebVllmError
-from mteb_vllm.failures import Failure, last_lines, of_exception, remember, with_log
+from mteb_vllm.failures import Failure, before, last_lines, of_exception, remember, remembered, with_log
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import EncoderStage
 from mteb_vllm.memory import peak_memory, reset_peak_memory
+from mteb_vllm.pipelines.throughput import Throughput
 from mteb_vllm.plan import Plan, failed_before, plan
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console
 from mteb_vllm.quiet import errors_into, quiet_libraries
@@ -91,7 +92,10 @@ def run_config(
         unused = one_run.unused_keys(planned.prompts, planned.parts, planned.template)
         record.prompts = {**planned.prompts.settings(), "source": planned.prompts.source, "unused": unused}
         announce(console, planned, record)
-        _evaluate(config, planned, record, console, progress, ahead)
+        if isinstance(planned.pipeline, Throughput):
+            _measure(config, planned, record, console, progress)
+        else:
+            _evaluate(config, planned, record, console, progress, ahead)
     except MtebVllmError as error:
         logger.exception("the run failed")
         record.failure = of_exception(error)
@@ -156,7 +160,7 @@ def finish(record: RunRecord, started: float) -> None:
     from mteb_vllm.files import write_atomically
 
     folder = Path(record.output_dir)
-    if record.failures:
+    if record.failures or not record.parity.get("passed", True):
         record.status = "failed"
     record.seconds = time.perf_counter() - started
     write_record(record, folder)
@@ -192,13 +196,17 @@ def _working(
         progress.note("Importing mteb")
         from mteb_vllm.locks import clear
         from mteb_vllm.store import ResultsStore
+        from mteb_vllm.wrappers.encoder import Embedding
 
         store = ResultsStore(config.results.dir)
         clear(store.root)
         model = planned.wrapper()
         models = [model]
         options: dict[str, Any] = {"reuse": config.results.reuse == "exact"}
-        if planned.stage is None:
+        if planned.reference is not None:
+            options = {"reference": planned.reference.wrapper()}
+            models.append(options["reference"])
+        elif planned.stage is None:
             options["read_as"] = {task.name: planned.read_as(task) for task in planned.tasks}
         else:
             options["stage"] = planned.stage
@@ -206,11 +214,32 @@ def _working(
                 models.append(planned.stage.encoder)
         embeddings = _embeddings(config)
         for one in models:
-            if planned.template is None or one is not model:
+            if isinstance(one, Embedding):
                 one.store = embeddings
             one.progress = progress.encoded
             one.opening = functools.partial(progress.opening, one.spec)
         yield _Work(model, tasks.load(config.tasks, names), store, embeddings, progress, options)
+
+
+def _measure(config: RunConfig, planned: Plan, record: RunRecord, console: Console, progress: MakeProgress) -> None:
+    """Opens the engine and lets the pipeline time it; fills the record."""
+    if not config.retry_failed:
+        earlier = before(remembered(Path(config.results.dir), record.fingerprint), "")
+        if earlier is not None:
+            record.failure = earlier
+            record.warnings.append("This point failed before and was not tried again (retry_failed=false).")
+            return
+    log = Path(record.output_dir) / LOG
+    with _working(config, planned, log, console, progress) as work:
+        work.model.store = None
+        record.throughput = planned.pipeline.run(
+            work.model,
+            work.tasks,
+            prompts=planned.prompts,
+            template=planned.template,
+            tell=work.progress.note,
+        )
+        record.engine = work.model.engine_record()
 
 
 def _embeddings(config: RunConfig) -> EmbeddingStore | None:
@@ -234,7 +263,9 @@ def _evaluate(
     skipped = {} if config.retry_failed else failed_before(config, planned)
     names = [task.name for task in planned.tasks]
     with _working(config, planned, log, console, progress, skipped) as work:
-        for task in planned.tasks:
+        if planned.reference is not None:
+            work.options["verdict"] = record.parity
+        for task in planned.tasks if not planned.pipeline.always_anew else ():
             with contextlib.suppress(FirstStageError):  # that task will fail, and say why
                 keep_settings(root, planned.settings_for(task))
         for outcome in planned.pipeline.run(work.model, work.tasks, work.store, work.progress, **work.options):

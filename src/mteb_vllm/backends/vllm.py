@@ -49,6 +49,7 @@ class VllmEngine(Engine):
             "encode", texts, pooling_task="embed", use_tqdm=bar, tokenization_kwargs={"truncate_prompt_tokens": -1}
         )
         vectors = torch.stack([output.outputs.data for output in outputs]).float().numpy()
+        self.cached_tokens += _cached(outputs)
         return vectors, [len(output.prompt_token_ids) for output in outputs]
 
     def score(
@@ -70,7 +71,7 @@ class VllmEngine(Engine):
             tokenization_kwargs={"truncate_prompt_tokens": -1},
             use_tqdm=bar,
         )
-        return _scores([output.outputs.score for output in outputs], outputs)
+        return self._scores([output.outputs.score for output in outputs], outputs)
 
     def score_tokens(
         self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: Any = False
@@ -83,7 +84,12 @@ class VllmEngine(Engine):
             pooling_task="classify",
             use_tqdm=bar,
         )
-        return _scores([float(output.outputs.data) for output in outputs], outputs)
+        return self._scores([float(output.outputs.data) for output in outputs], outputs)
+
+    def _scores(self, values: Sequence[float], outputs: Sequence[Any]) -> Scores:
+        cached = _cached(outputs)
+        self.cached_tokens += cached
+        return Scores(np.array(values, dtype=np.float32), [len(output.prompt_token_ids) for output in outputs], cached)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """Calls `LLM.encode` or `LLM.score`; the engine is sound afterwards, or closed.
@@ -135,6 +141,13 @@ class VllmEngine(Engine):
             yield phases
             phases.spent("collect")
 
+    def forget_prefixes(self) -> bool:
+        """See `Engine.forget_prefixes`."""
+        if not self.resolved.get("enable_prefix_caching"):
+            return False
+        self.llm.reset_prefix_cache()
+        return True
+
     def _shut_down(self) -> None:
         llm, self.llm = self.llm, None
         with contextlib.suppress(Exception):  # a dead engine core cannot be asked to shut down
@@ -161,10 +174,8 @@ def _parameters(activation: Activation | None, first_length: int | None = None) 
     return PoolingParams(use_activation=None if activation is None else False, **extra)
 
 
-def _scores(values: Sequence[float], outputs: Sequence[Any]) -> Scores:
-    lengths = [len(output.prompt_token_ids) for output in outputs]
-    cached = sum(getattr(output, "num_cached_tokens", None) or 0 for output in outputs)
-    return Scores(np.array(values, dtype=np.float32), lengths, cached)
+def _cached(outputs: Sequence[Any]) -> int:
+    return sum(getattr(output, "num_cached_tokens", None) or 0 for output in outputs)
 
 
 def load(spec: EngineSpec, others: Sequence[EngineSpec]) -> VllmEngine:

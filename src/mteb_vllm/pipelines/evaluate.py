@@ -26,6 +26,7 @@ class Evaluate:
     """
 
     model_kinds: ClassVar[tuple[str, ...]] = ("encoder",)
+    always_anew: ClassVar[bool] = False
     task_types: ClassVar[tuple[str, ...] | None] = None
 
     window: int = 8192

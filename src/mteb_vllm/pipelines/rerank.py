@@ -44,6 +44,7 @@ class Rerank:
         first_stage: The configuration of the first stage.
     """
 
+    always_anew: ClassVar[bool] = False
     task_types: ClassVar[tuple[str, ...] | None] = (
         "Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking"
     )  # fmt: skip

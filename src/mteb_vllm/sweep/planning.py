@@ -24,6 +24,7 @@ from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import EncoderStage
 from mteb_vllm.overrides import differing
 from mteb_vllm.pipelines.rerank import Rerank
+from mteb_vllm.pipelines.throughput import Throughput
 from mteb_vllm.plan import Plan, plan
 from mteb_vllm.stored import Stale, look, predictions_path, result_path, same_result
 from mteb_vllm.tasks import brings_candidates
@@ -221,6 +222,10 @@ def _numbered(points: list[PlannedPoint]) -> list[PlannedPoint]:
 def _states(config: RunConfig, made: Plan, stale: Stale) -> list[TaskState]:
     root = Path(config.results.dir)
     earlier = remembered(root, fingerprint(made.settings))
+    if isinstance(made.pipeline, Throughput):
+        # One thing to do, and nothing that could be known of it.
+        failure = before(earlier, "")
+        return [TaskState("throughput", "to run" if failure is None else "failed before", str(failure or ""))]
     return [_state(config, made, task, stale, before(earlier, task.name)) for task in made.tasks]
 
 
@@ -234,6 +239,8 @@ def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: Stale, failure:
         settings = made.settings_for(task)
     except FirstStageError as error:
         return state("to run", str(error))
+    if made.pipeline.always_anew:
+        return state("to run") if failure is None else state("failed before", str(failure))
     path = result_path(root, settings, task.name, fingerprint(settings))
     found = look(path, task, config.tasks.splits)
     read_as = made.read_as(task)

@@ -1,0 +1,172 @@
+"""How fast an engine is: latency of one call at each batch size, everything at once, and how far that is from the roof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from mteb_vllm.catalogue import TaskInfo
+from mteb_vllm.config import NotNegative, Positive, PositiveInt
+from mteb_vllm.errors import MeasureError
+from mteb_vllm.memory import device_memory_mb, peak_memory
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+
+    from mteb_vllm.engine import Engine
+    from mteb_vllm.prompts import Prompts
+    from mteb_vllm.score_templates import ScoreTemplate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Times an engine, and nothing else: no task is scored, no embedding is read or kept.
+
+    Attributes:
+        batch_sizes: Requests in one call, each to be timed.
+        lengths: "fixed": every text has exactly `tokens` tokens; "varied": drawn, with that mean; "tasks": a sample of the
+            chosen tasks' own texts.
+        tokens: Tokens of a text or pair as the engine reads it, prompt and special tokens included.
+        distribution: Of varied lengths.
+        spread: Of a lognormal distribution: the standard deviation of the lengths' logarithms.
+        side: Whose prompt stands in front of the texts, where they are not tasks' own.
+        requests: Texts or pairs that are asked for at once in the end; and so many different ones there are.
+        steps: How often each batch size is timed at least.
+        seconds: For how long each batch size is timed about, if that is more.
+        repeats: How often everything at once is timed.
+        seed: Of the texts.
+    """
+
+    model_kinds: ClassVar[tuple[str, ...]] = ("encoder", "cross_encoder")
+    task_types: ClassVar[tuple[str, ...] | None] = None
+    always_anew: ClassVar[bool] = True
+    window: ClassVar[int] = 8192
+
+    batch_sizes: list[PositiveInt]
+    lengths: Literal["fixed", "varied", "tasks"] = "fixed"
+    tokens: PositiveInt = 128
+    distribution: Literal["lognormal", "uniform"] = "lognormal"
+    spread: NotNegative = 0.75
+    side: Literal["query", "document"] = "document"
+    requests: PositiveInt = 512
+    steps: PositiveInt = 5
+    seconds: Positive = 3.0
+    repeats: PositiveInt = 3
+    seed: int = 0
+
+    def prompted_as(self) -> TaskInfo:
+        """The metadata by which prompts are chosen for texts that are no task's: one side of some retrieval task."""
+        return TaskInfo(
+            name="throughput",
+            type="Retrieval",
+            modalities=("text",),
+            languages=(),
+            subsets={},
+            splits=(),
+            dataset_path="",
+            dataset_revision="",
+            prompt=None,
+            main_score="",
+            sides=("query",) if self.side == "query" else ("document",),
+        )
+
+    def run(
+        self,
+        model: Any,
+        tasks: Sequence[AbsTask],
+        *,
+        prompts: Prompts,
+        template: ScoreTemplate | None,
+        tell: Callable[[str], None],
+    ) -> dict[str, Any]:
+        """Times a model's engine.
+
+        Args:
+            model: A wrapper of ours.
+            tasks: mteb's tasks, where the texts are theirs.
+            prompts: What stands in front of texts; of a reranker, its instructions.
+            template: What a reranker reads pairs through; None for other models.
+            tell: Told what is being timed.
+
+        Returns:
+            what a run's record says of it: see `RunRecord.throughput`.
+
+        Raises:
+            EngineError: if the engine does not open, dies, or fails at work.
+            MeasureError: if there is no room for texts of such lengths, or no such task.
+        """
+        from mteb_vllm.throughput.measure import measure
+        from mteb_vllm.throughput.requests import made_requests, requests_of_tasks
+
+        engine = model.engine
+        tell("making texts")
+        try:
+            if self.lengths == "tasks":
+                requests = requests_of_tasks(tasks, self, prompts, template)
+            else:
+                requests = made_requests(engine, self, prompts, template)
+        except ValueError as error:
+            raise MeasureError(f"pipeline.lengths={self.lengths}: {error}") from error
+        sizes = sorted({size for size in self.batch_sizes if size <= len(requests)})
+        if not sizes:
+            raise MeasureError(f"no batch size fits into {len(requests):,} {requests.unit}: pipeline.batch_sizes=[1]")
+        before = engine.cached_tokens
+        figures = measure(
+            engine,
+            requests,
+            batch_sizes=sizes,
+            steps=self.steps,
+            seconds=self.seconds,
+            repeats=self.repeats,
+            tell=tell,
+        )
+        cached = engine.cached_tokens - before
+        lengths = figures.pop("lengths")
+        memory = {**peak_memory(engine.processes), "device": device_memory_mb()}
+        tell("measuring the roof")
+        return {
+            "unit": requests.unit,
+            "lengths": {
+                "kind": self.lengths,
+                "tokens": None if self.lengths == "tasks" else self.tokens,
+                "distribution": self.distribution if self.lengths == "varied" else None,
+                "mean": sum(lengths) / len(lengths),
+                "min": min(lengths),
+                "max": max(lengths),
+            },
+            "requests": len(requests),
+            **figures,
+            "roof": _roof(engine, lengths, figures["saturated"]["tokens_per_second"]),
+            "memory_mb": memory,
+            "cached_tokens": cached,
+        }
+
+
+def _roof(engine: Engine, lengths: Sequence[int], reached: float) -> dict[str, Any]:
+    """The tokens a second that this machine could compute at most, and the share of it that was reached."""
+    from mteb_vllm.throughput.roof import device_name, matmul_rate, model_flops
+
+    spec = engine.spec
+    overrides = {key: value for key, value in (spec.args.get("hf_overrides") or {}).items() if key == "num_labels"}
+    try:
+        rate = matmul_rate(engine.dtype)
+        operations = model_flops(
+            spec.model.location,
+            lengths,
+            convert=spec.convert,
+            revision=spec.model.hub_revision,
+            trust_remote_code=spec.args.get("trust_remote_code") is True,
+            overrides=overrides,
+        )
+    except (ValueError, RuntimeError) as error:
+        return {"unknown": str(error)}
+    per_token = operations / sum(lengths)
+    return {
+        "dtype": engine.dtype,
+        "device": device_name(),
+        "flops_per_second": rate,
+        "flops_per_token": per_token,
+        "tokens_per_second": rate / per_token,
+        "share": reached * per_token / rate,
+    }
