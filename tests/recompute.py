@@ -16,7 +16,7 @@ import re
 import sys
 from collections import defaultdict
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 
@@ -54,6 +54,8 @@ def check(sweep: Path) -> int:
         figures |= {
             key: one[key] for key in ("computed", "stored", "engine_start_seconds", "seconds", "peak_memory_mb")
         }
+        figures |= of_throughput(run, runs) | of_parity(run, runs, speeds[at])
+        check_words(row, run, timed_on(run, runs))
         for name, value in figures.items():
             if name not in row and name in OPTIONAL:
                 continue
@@ -63,7 +65,9 @@ def check(sweep: Path) -> int:
         shown = cells[row["point"]]
         for column, (name, form) in SHOWN.items():
             if column in shown:
-                value = figures[name]
+                if column == "tokens/s" and not any(row["tokens_per_second"] for row in rows):
+                    name = "saturated_tokens_per_second"
+                value = figures.get(name)
                 assert shown[column] == ("" if value is None else form(value)), (row["point"], column, shown[column])
                 count += 1
         for name, value in one["scores"].items():
@@ -88,10 +92,24 @@ SHOWN: dict[str, tuple[str, Any]] = {
     "peak MiB": ("peak_memory_mb", "{:,.0f}".format),
     "share": ("share", "{:.1%}".format),
     "share of ceiling": ("share", "{:.1%}".format),
+    "requests/s": ("saturated_requests_per_second", lambda value: f"{value:,.{1 if value < 100 else 0}f}"),
+    "tokens/s at once": ("saturated_tokens_per_second", "{:,.0f}".format),
+    "to baseline": ("speed_ratio", "x{:.2f}".format),
+    "p50 at batch 1, ms": ("p50_ms_at_batch_1", "{:,.1f}".format),
+    "share of roof": ("roof_share", "{:.1%}".format),
+    "spread": ("saturated_spread", "{:.1%}".format),
+    "device MiB": ("device_memory_mb", "{:,.0f}".format),
+    "worst difference": ("worst_score_difference", lambda value: f"{round(value, 5) + 0.0:+.5f}"),
+    "lowest cosine": ("worst_cosine", "{:.6f}".format),
 }
 
 # Figures that only some reports have.
-OPTIONAL = ("share",)
+THROUGHPUT = (
+    "saturated_requests_per_second", "saturated_tokens_per_second", "speed_ratio", "p50_ms_at_batch_1", "roof_share",
+    "roof_tokens_per_second", "saturated_spread", "device_memory_mb",
+)  # fmt: skip
+PARITY = ("worst_score_difference", "worst_cosine", "parity_tokens_per_second")
+OPTIONAL = ("share", *THROUGHPUT, *PARITY)
 
 # After these, what a run had not begun is in its record only as far as somebody put it there.
 ENDED = ("killed", "timeout", "crash", "segmentation_fault", "engine_start", "engine_died",
@@ -131,6 +149,9 @@ def expect(root: Path, run: dict[str, Any]) -> dict[str, Any]:
         if task["status"] == "failed":
             scores[task["name"]] = None
             continue
+        if run.get("parity"):
+            scores[task["name"]] = task["main_score"]
+            continue
         (file,) = files
         entries = [one for split in json.loads(file.read_text())["scores"].values() for one in split]
         scores[task["name"]] = fmean(entry["main_score"] for entry in entries)
@@ -143,6 +164,69 @@ def expect(root: Path, run: dict[str, Any]) -> dict[str, Any]:
         "seconds": run["seconds"],
         "peak_memory_mb": sum(run["peak_memory_mb"].get(key, 0) for key in ("process", "engine_processes")) or None,
     }
+
+
+def of_throughput(run: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, float | None]:
+    """What a throughput run measured, from its steps and repeats."""
+    said = run.get("throughput")
+    if not said:
+        return dict.fromkeys(THROUGHPUT)
+    requests, tokens = at_once(run)
+    alike = len(runs) > 1 and (runs[0].get("throughput") or {}).get("unit") == said["unit"]
+    rate = at_once(runs[0])[0] if alike else None
+    roof = said["roof"].get("flops_per_second") and said["roof"]["flops_per_second"] / said["roof"]["flops_per_token"]
+    alone = [step["latency_ms"]["p50"] for step in said["steps"] if step["batch_size"] == 1]
+    return {
+        "saturated_requests_per_second": requests,
+        "saturated_tokens_per_second": tokens,
+        "speed_ratio": requests / rate if rate else None,
+        "p50_ms_at_batch_1": alone[0] if alone else None,
+        "roof_share": tokens / roof if roof else None,
+        "roof_tokens_per_second": roof,
+        "saturated_spread": said["saturated"]["spread"],
+        "device_memory_mb": said["memory_mb"]["device"],
+    }
+
+
+def at_once(run: dict[str, Any]) -> tuple[float, float]:
+    """Requests and tokens a second with everything at once."""
+    said = run["throughput"]
+    rate = said["requests"] / median(said["saturated"]["seconds"])
+    assert math.isclose(rate, said["saturated"]["requests_per_second"], rel_tol=0.01), (run["point"], rate)
+    return said["saturated"]["requests_per_second"], said["saturated"]["tokens_per_second"]
+
+
+def of_parity(run: dict[str, Any], runs: list[dict[str, Any]], own: tuple[Any, ...]) -> dict[str, float | None]:
+    """How far a parity run is from its reference, and how fast its engine works."""
+    said = run.get("parity")
+    if not said:
+        return dict.fromkeys(PARITY)
+    splits = [split for task in said["tasks"] for split in task["splits"]]
+    cosines = [task["cosine"]["min"] for task in said["tasks"] if task["cosine"]]
+    differences = sorted((split["engine"] - split["reference"] for split in splits), key=abs)
+    timed = timed_on(run, runs)
+    return {
+        "worst_score_difference": differences[-1] if differences else None,
+        "worst_cosine": min(cosines, default=None),
+        "parity_tokens_per_second": at_once(timed)[1] if timed else own[1],
+    }
+
+
+def timed_on(run: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first throughput run on a run's engine."""
+    engine = run["engine"].get("fingerprint")
+    timed = [one for one in runs if one.get("throughput") and one["engine"]["fingerprint"] == engine]
+    return timed[0] if timed else None
+
+
+def check_words(row: dict[str, str], run: dict[str, Any], timed: dict[str, Any] | None) -> None:
+    """The words of parity: the verdict, whose speed it is, and the hint."""
+    said = run.get("parity") or {}
+    if said:
+        assert row["parity"] == str(said["passed"]), (run["point"], row["parity"])
+        assert row["parity_tokens_measured_in"] == (str(timed["point"]) if timed else row["measured_in"])
+        says = said["hints"][0]["says"] if said["hints"] else ""
+        assert row["hint"].endswith(says) and bool(row["hint"]) == bool(says), (run["point"], row["hint"])
 
 
 def started(run: dict[str, Any]) -> float | None:
@@ -192,7 +276,10 @@ def measured(runs: list[dict[str, Any]], shared: list[str]) -> list[tuple[float 
         for run in runs
     ]
     found = []
-    for engine, one in zip(engines, own, strict=True):
+    for run, engine, one in zip(runs, engines, own, strict=True):
+        if "throughput" in run["config"]["pipeline"].get("_target_", ""):
+            found.append(NOTHING)  # its texts are no task's
+            continue
         others = [other for key, other in zip(engines, own, strict=True) if key == engine and other != NOTHING]
         found.append(one if one != NOTHING else (others or [NOTHING])[0])
     return found
@@ -260,6 +347,11 @@ def check_effects(sweep: Path, rows: list[dict[str, str]]) -> None:
             float(one["texts_per_second"]) / float(other["texts_per_second"])
             for one, other in found
             if all(row["measured_in"] == row["point"] for row in (one, other)) and one["unit"] == other["unit"]
+        ]
+        ratios += [
+            float(one[THROUGHPUT[0]]) / float(other[THROUGHPUT[0]])
+            for one, other in found
+            if one.get(THROUGHPUT[0]) and other.get(THROUGHPUT[0]) and one["requests_are"] == other["requests_are"]
         ]
         # "2 (1 with scores, none with speeds)"; what is known of all pairs need not be said.
         for count, what in re.findall(r"(\d+|none) with (scores|speeds)", pairs):

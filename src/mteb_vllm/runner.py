@@ -157,14 +157,12 @@ def finish(record: RunRecord, started: float) -> None:
         record: The record.
         started: When the run began, by `time.perf_counter`.
     """
-    from mteb_vllm.files import write_atomically
-
     folder = Path(record.output_dir)
     if record.failures or not record.parity.get("passed", True):
         record.status = "failed"
     record.seconds = time.perf_counter() - started
     write_record(record, folder)
-    write_atomically(folder / "report.md", one_run.run_markdown(record))
+    one_run.write_run(record, folder)
     if record.fingerprint:
         settled = [task.name for task in record.tasks if task.status != "failed"]
         remember(Path(record.config["results"]["dir"]), record.fingerprint, record.failures, settled)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from mteb_vllm.report.answer_measured import parity_lines, throughput_lines
 from mteb_vllm.report.comparison import Comparison, Effect, Row
+from mteb_vllm.report.words import called, count, named, names, signed
 
-# More effects of one setting than this, and more names in a row, nobody reads.
+# More effects of one setting than this nobody reads.
 _MOST_EFFECTS = 12
-_MOST_NAMES = 8
 
 
 def answer(comparison: Comparison) -> list[str]:
@@ -18,34 +19,26 @@ def answer(comparison: Comparison) -> list[str]:
 
 
 def conclusion(comparison: Comparison) -> list[str]:
-    """The best point and the fastest that is as good, and what stands in the way of knowing them."""
-    return [*_means(comparison), *_points(comparison)]
+    """The best point and the fastest that is as good, and what stands in the way of knowing them; then speed and parity."""
+    scores = [*_means(comparison), *_points(comparison)] if comparison.scored else []
+    return [*_failed(comparison), *scores, *throughput_lines(comparison), *parity_lines(comparison)]
 
 
-def settings_text(columns: Sequence[str], values: Sequence[str]) -> str:
-    """A point's settings as one would type them; those that it does not have are left out."""
-    return ", ".join(f"{column}={value}" for column, value in zip(columns, values, strict=True) if value)
-
-
-def called(name: str) -> str:
-    """A point's name as it stands in a sentence."""
-    return f"point {name}" if name.isdigit() else name
-
-
-def signed(value: float | None) -> str:
-    """A difference of scores; "" for None."""
-    return "" if value is None else f"{round(value, 5) + 0.0:+.5f}"  # never -0.00000
+def _failed(comparison: Comparison) -> list[str]:
+    rows = comparison.rows
+    failed = [row.point.name for row in rows if row.point.failed]
+    if not failed:
+        return []
+    of = "The point" if len(rows) == 1 else f"{len(failed)} of {count(len(rows), 'point')}"
+    return [f"{of} failed, in part or as a whole: {names(failed)}."]
 
 
 def _means(comparison: Comparison) -> list[str]:
     """What stands in the way of an answer."""
-    rows, lines = comparison.rows, []
-    if failed := [row.point.name for row in rows if row.point.failed]:
-        of = "The point" if len(rows) == 1 else f"{len(failed)} of {_count(len(rows), 'point')}"
-        lines.append(f"{of} failed, in part or as a whole: {_names(failed)}.")
+    rows, lines = [row for row in comparison.rows if row.point.for_scores], []
     if partial := [row.point.name for row in rows if "incomplete" in row.point.facts]:
         lines.append(
-            f"The results of {_names(partial)} hold only some of the splits and subsets that count for a task: such a score "
+            f"The results of {names(partial)} hold only some of the splits and subsets that count for a task: such a score "
             "is the mean over those that are there."
         )
     without = [row.point.name for row in rows if row.mean is None]
@@ -55,11 +48,11 @@ def _means(comparison: Comparison) -> list[str]:
         lines.append("No point has all scores, so that there are no means and no best point.")
         nowhere = [name for name in comparison.shared if all(row.scores[name] is None for row in rows)]
         if nowhere:
-            lines.append(f"No point has a score for {_names(nowhere)}.")
+            lines.append(f"No point has a score for {names(nowhere)}.")
     elif without:
-        lines.append(f"{_count(len(without), 'point')} without all scores cannot be the best: {_names(without)}.")
+        lines.append(f"{count(len(without), 'point')} without all scores cannot be the best: {names(without)}.")
     if left_out := len(comparison.tasks) - len(comparison.shared):
-        lines.append(f"{_count(left_out, 'task')} that not all points have are in no mean.")
+        lines.append(f"{count(left_out, 'task')} that not all points have are in no mean.")
     return lines
 
 
@@ -67,12 +60,12 @@ def _points(comparison: Comparison) -> list[str]:
     best, fast = comparison.best, comparison.answer
     if best is None or best.mean is None:
         return []
-    over = f"over {_count(len(comparison.shared), 'task')}"
+    over = f"over {count(len(comparison.shared), 'task')}"
     if len(comparison.rows) == 1:
         return [f"One point: mean {best.mean:.5f} {over}{_at(best)}. There is nothing to compare it with."]
     baseline = next(row for row in comparison.rows if row.point.name == comparison.baseline)
     lines = [
-        f"Best: {_named(comparison, best)}, mean {best.mean:.5f} {over}{_at(best)}.{_against(best, baseline, 'baseline')}"
+        f"Best: {named(comparison, best)}, mean {best.mean:.5f} {over}{_at(best)}.{_against(best, baseline, 'baseline')}"
     ]
     if fast is None or fast.speed is None or fast.mean is None:
         return [*lines, _why_no_speed(comparison)]
@@ -82,12 +75,12 @@ def _points(comparison: Comparison) -> list[str]:
         lines.append(f"It is also the fastest {within}.")
     else:
         differences = _against(fast, best, "best") + ("" if best is baseline else _against(fast, baseline, "baseline"))
-        lines.append(f"Fastest {within}: {_named(comparison, fast)}, mean {fast.mean:.5f}{_at(fast)}.{differences}")
+        lines.append(f"Fastest {within}: {named(comparison, fast)}, mean {fast.mean:.5f}{_at(fast)}.{differences}")
     if fast.speed.of != fast.point.name:
         where = f"measured in {called(fast.speed.of)}, on the same engine"
         lines.append(f"The speed of {called(fast.point.name)} was {where}: it computed too little itself.")
     if silent := sum(row.speed is None for row in comparison.rows if row.good):
-        lines.append(f"The speed of {_count(silent, 'point')} within {comparison.epsilon:g} of the best is not known.")
+        lines.append(f"The speed of {count(silent, 'point')} within {comparison.epsilon:g} of the best is not known.")
     return lines
 
 
@@ -126,11 +119,12 @@ def _effects(comparison: Comparison) -> list[str]:
             if effect.column == column and (effect.score, effect.speed) != (None, None)
         ]
         if not told:
-            lines.append(f"{column}: its effect cannot be told, since no two points with scores differ in it alone.")
+            what = "scores" if any(row.mean is not None for row in comparison.rows) else "figures"
+            lines.append(f"{column}: its effect cannot be told, since no two points with {what} differ in it alone.")
         most = _most_different(told)
         lines += map(_effect, most)
         if left_out := len(told) - len(most):
-            lines.append(f"{column}: {_count(left_out, 'other value')} changed less.")
+            lines.append(f"{column}: {count(left_out, 'other value')} changed less.")
     return lines
 
 
@@ -152,29 +146,15 @@ def _effect(effect: Effect) -> str:
     if effect.speed is not None and effect.speed_range is not None:
         low, high = (f"{value:.2f}" for value in effect.speed_range)
         figures.append((f"speed x{effect.speed:.2f}", f"{low} to {high}", effect.speed_pairs))
-    counts = {count for _, _, count in figures}
+    counts = {pairs for _, _, pairs in figures}
     words = []
-    for at, (figure, spread, count) in enumerate(figures):
+    for at, (figure, spread, pairs) in enumerate(figures):
         # A count that all figures rest on is said once.
-        said = f", {_count(count, 'pair')}" if len(counts) > 1 or at == len(figures) - 1 else ""
-        words.append(f"{figure}{f' ({spread})' if count > 1 else ''}{said}")
+        said = f", {count(pairs, 'pair')}" if len(counts) > 1 or at == len(figures) - 1 else ""
+        words.append(f"{figure}{f' ({spread})' if pairs > 1 else ''}{said}")
     value, against = (one or "(not set)" for one in (effect.value, effect.against))
     return f"{effect.column}={value} instead of {against}: {('; ' if len(counts) > 1 else ', ').join(words)}."
 
 
-def _named(comparison: Comparison, row: Row) -> str:
-    settings = settings_text(comparison.columns, row.settings)
-    return f"{called(row.point.name)}{f' ({settings})' if settings else ''}"
-
-
 def _at(row: Row) -> str:
     return f", {row.speed.texts:,.0f} {row.speed.unit}/s" if row.speed is not None else ""
-
-
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return f"{', '.join(names[:_MOST_NAMES])}{more}"
-
-
-def _count(n: int, word: str) -> str:
-    return f"{n:,} {word}{'' if n == 1 else 's'}"

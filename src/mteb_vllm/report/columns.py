@@ -19,7 +19,8 @@ _TELLING = tuple(
         (
             "model", "revision", "source", "experiment", "weights", r"engine\..*", r"shell\..*", "scoring", "prompts",
             "instruction", "instructions", "score_template", "pipeline/first_stage", r"pipeline\.first_stage\.settings",
-            r"pipeline\.top_k", "tasks", r"tasks\.splits", r"tasks\.subsets", "device", "gpus", "cores", r"versions\..*",
+            r"pipeline\.top_k", "tasks", r"tasks\.splits", r"tasks\.subsets", "pipeline", r"pipeline\.lengths",
+            r"pipeline\.reference", "device", "gpus", "cores", r"versions\..*",
         ),
     )
 )  # fmt: skip
@@ -31,7 +32,8 @@ _SHARED = tuple(
         (
             "model", "revision", "weights", "source", "experiment", "scoring", r"engine\..*", r"shell\..*", r"resolved\..*",
             r"prompts.*", "instructions?", "score_template", "pipeline/first_stage", r"pipeline\.top_k", r"tasks.*",
-            "incomplete", "device", "gpus", "cores", "memory", r"versions\..*", "platform", "git",
+            "pipeline", r"pipeline\.lengths", r"pipeline\.reference", "incomplete", "device", "gpus", "cores", "memory",
+            r"versions\..*", "platform", "git",
         ),
     )
 )  # fmt: skip
@@ -87,8 +89,8 @@ def _said(points: Sequence[Point], key: str) -> list[str]:
 
 def _asked(points: Sequence[Point]) -> list[int]:
     """The points whose facts count: where one failed before its first task, what it ran with may not be known."""
-    with_tasks = [at for at, point in enumerate(points) if point.tasks]
-    return with_tasks or list(range(len(points)))
+    told = [at for at, point in enumerate(points) if point.told]
+    return told or list(range(len(points)))
 
 
 def _split(groups: Iterable[Sequence[int]], by: Iterable[Sequence[str]]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from mteb_vllm.report.columns import columns, constants
 from mteb_vllm.report.effects import Effect, effects
 from mteb_vllm.report.one_run import mean
 from mteb_vllm.report.points import Point, TaskScore
-from mteb_vllm.report.speeds import Speed, common_unit, speeds_of
+from mteb_vllm.report.speeds import Speed, common_unit, parity_speeds, speeds_of
 
 __all__ = ["Comparison", "Effect", "Point", "Row", "Speed", "TaskScore", "compare"]
 
@@ -33,8 +33,10 @@ class Row:
         share: Reranking: the mean of the shares of the ceilings that are reached; likewise.
         speed: How fast its engine worked on the shared tasks; None where neither the point nor another one of the same engine
             measured all of them.
-        good: Whether its mean is within epsilon of the best.
-        on_front: Whether no other point is both better (or as good) and faster (or as fast).
+        good: Whether its mean is within epsilon of the best; of points that were run for their scores.
+        on_front: Whether no other point is both better (or as good) and faster (or as fast); likewise.
+        ratio: Throughput: its requests/s as a multiple of the baseline's; None where one of them is not known.
+        parity_speed: Parity: how fast its engine works, by the first throughput point on the same engine or else by itself.
     """
 
     point: Point
@@ -50,6 +52,8 @@ class Row:
     speed: Speed | None
     good: bool
     on_front: bool
+    ratio: float | None = None
+    parity_speed: Speed | None = None
 
     @property
     def speed_of_other(self) -> str:
@@ -76,6 +80,8 @@ class Comparison:
         effects: What each setting changes.
         reranked: Whether there are figures of reranking.
         unit: What speeds count, "texts" or "pairs"; None where some points count texts and others pairs.
+        fastest: The throughput point with the most requests/s; None where there is none, or some read texts and others pairs.
+        passed: Of the parity points that passed, the one with the most tokens/s; None where there is none with a speed.
     """
 
     columns: list[str]
@@ -91,6 +97,14 @@ class Comparison:
     effects: list[Effect]
     reranked: bool
     unit: str | None
+    fastest: Row | None = None
+    passed: Row | None = None
+
+    @property
+    def scored(self) -> bool:
+        """Whether scores are what it is about: those of points that were run for them, or there is nothing else."""
+        points = [row.point for row in self.rows]
+        return any(point.for_scores and point.tasks for point in points) or all(point.for_scores for point in points)
 
 
 def compare(
@@ -121,13 +135,15 @@ def compare(
     settings = list(zip(*differing.values(), strict=True)) or [()] * len(points)
     scores = [dict.fromkeys(order) | {task.name: task.score for task in point.tasks} for point in points]
     means = [mean(one[name] for name in shared) for one in scores]
-    best = max((one for one in means if one is not None), default=None)
+    ranked = [one if point.for_scores else None for point, one in zip(points, means, strict=True)]
+    best = max((one for one in ranked if one is not None), default=None)
     speeds = speeds_of(points, shared)
+    of_parity = parity_speeds(points, speeds)
     # A speed in pairs and one in texts are not one faster than the other.
     unit = common_unit(points)
     places = [
         (one, speed.texts) if one is not None and speed is not None and unit is not None else None
-        for one, speed in zip(means, speeds, strict=True)
+        for one, speed in zip(ranked, speeds, strict=True)
     ]
     front = _front(place for place in places if place is not None)
     rows = []
@@ -151,8 +167,10 @@ def compare(
                 share=mean(_share(task) for task in stages),
                 speed=speeds[at],
                 # The slack is for sums in another order.
-                good=own is not None and best is not None and own >= best - epsilon - 1e-12,
+                good=(score := ranked[at]) is not None and best is not None and score >= best - epsilon - 1e-12,
                 on_front=places[at] in front,
+                ratio=_ratio(point, points[reference]) if len(points) > 1 else None,
+                parity_speed=of_parity[at],
             )
         )
     fast = [row for row, place in zip(rows, places, strict=True) if row.good and place is not None]
@@ -165,12 +183,32 @@ def compare(
         rows=rows,
         baseline=names[reference],
         epsilon=epsilon,
-        best=next((row for row in rows if row.mean is not None and row.mean == best), None),
+        best=next((row for row, score in zip(rows, ranked, strict=True) if score is not None and score == best), None),
         answer=max(fast, key=lambda row: (row.speed.texts if row.speed else 0.0, row.mean or 0.0), default=None),
         effects=effects(list(differing), rows, rows[reference]),
         reranked=any(task.first_stage is not None or task.ceiling is not None for task in tasks),
         unit=unit,
+        fastest=_fastest(rows),
+        passed=max(
+            (row for row in rows if row.point.parity is not None and row.point.parity.passed and row.parity_speed),
+            key=lambda row: row.parity_speed.tokens if row.parity_speed else 0.0,
+            default=None,
+        ),
     )
+
+
+def _ratio(point: Point, baseline: Point) -> float | None:
+    own, against = point.throughput, baseline.throughput
+    if own is None or against is None or own.unit != against.unit or own.requests is None or not against.requests:
+        return None
+    return own.requests / against.requests
+
+
+def _fastest(rows: Sequence[Row]) -> Row | None:
+    measured = [(said.unit, said.requests, row) for row in rows if (said := row.point.throughput) and said.requests]
+    if len({unit for unit, _, _ in measured}) != 1:
+        return None
+    return max(measured, key=lambda one: one[1])[2]
 
 
 def _shared(points: Sequence[Point], order: Sequence[str]) -> list[str]:

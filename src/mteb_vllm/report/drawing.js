@@ -47,7 +47,7 @@ function ticks(low, high, count) {
   const step = [1, 2, 5, 10].find((one) => one * power >= raw * 0.999) * power;
   const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
   const found = [];
-  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) found.push(at * step);
+  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) found.push(at * step + 0); // no -0
   return { found, text: (value) => value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }) };
 }
 function logTicks(low, high, count) {

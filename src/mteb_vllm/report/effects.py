@@ -22,10 +22,11 @@ class Effect:
         against: The reference: the baseline's value.
         pairs: How many pairs of points differ in this setting alone, the one with `value`, the other with `against`.
         score_pairs: How many of them both have a mean.
-        speed_pairs: How many of them both measured their own speed, in the same unit.
+        speed_pairs: How many of them both measured their own speed, in the same unit and by the same pipeline.
         score: The mean difference of the means of `score_pairs`; None where there are none.
         score_range: Its smallest and largest.
-        speed: The geometric mean of the ratios of the texts/s of `speed_pairs`; None where there are none.
+        speed: The geometric mean of the ratios of the texts/s of `speed_pairs`, of throughput points of their requests/s;
+            None where there are none.
         speed_range: Its smallest and largest.
     """
 
@@ -60,14 +61,17 @@ def effects(columns: Sequence[str], rows: Sequence[Row], baseline: Row) -> list[
     return found
 
 
+def _rate(row: Row) -> tuple[float, str] | None:
+    """How fast a point was itself, and what of; None where it does not say."""
+    if (said := row.point.throughput) is not None:
+        return (said.requests, f"requests of {said.unit}") if said.requests else None
+    return (row.speed.texts, row.speed.unit) if row.speed is not None and row.speed.of == row.point.name else None
+
+
 def _effect(column: str, value: str, against: str, pairs: Sequence[tuple[Row, Row]]) -> Effect:
     scores = [one.mean - other.mean for one, other in pairs if one.mean is not None and other.mean is not None]
-    speeds = [
-        one.speed.texts / other.speed.texts
-        for one, other in pairs
-        if one.speed is not None and other.speed is not None and one.speed.unit == other.speed.unit
-        if one.speed.of == one.point.name and other.speed.of == other.point.name
-    ]
+    rates = [(_rate(one), _rate(other)) for one, other in pairs]
+    speeds = [one[0] / other[0] for one, other in rates if one is not None and other is not None and one[1] == other[1]]
     return Effect(
         column,
         value,

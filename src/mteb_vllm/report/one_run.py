@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,7 +12,11 @@ from rich.table import Table
 
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.failures import Failure
+from mteb_vllm.files import write_atomically
 from mteb_vllm.prompts import Prefix, Prompts, applying_keys, instruction_keys
+from mteb_vllm.report.parity import parity_markdown, print_parity
+from mteb_vllm.report.throughput import print_throughput, throughput_markdown
+from mteb_vllm.report.words import markdown, number
 from mteb_vllm.results import RunRecord, TaskOutcome
 from mteb_vllm.score_templates import ScoreTemplate
 
@@ -68,15 +73,20 @@ def print_prompts(console: Console, prompts: Prompts, tasks: Sequence[TaskInfo])
 
 
 def print_run(console: Console, record: RunRecord) -> None:
-    """Shows the scores of one run; failures first."""
-    columns, rows = task_table(record)
-    table = Table(box=None, pad_edge=False)
-    for at, column in enumerate(columns):
-        table.add_column(column, justify="right" if 2 <= at < len(columns) - 1 else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+    """Shows the scores of one run, failures first, or what it measured."""
     console.print()
-    console.print(table)
+    if record.throughput:
+        print_throughput(console, record)
+    if record.tasks or not record.throughput:
+        columns, rows = task_table(record)
+        table = Table(box=None, pad_edge=False)
+        for at, column in enumerate(columns):
+            table.add_column(column, justify="right" if 2 <= at < len(columns) - 1 else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        console.print(table)
+    if record.parity:
+        print_parity(console, record.parity)
     for warning in record.warnings:
         console.print(f"Note: {warning}", markup=False, style="yellow", soft_wrap=True)
     for failure in record.failures:
@@ -145,6 +155,19 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(found) else None
 
 
+def write_run(record: RunRecord, folder: Path) -> None:
+    """Writes `report.md`, and of a throughput run `throughput.png` beside it.
+
+    Raises:
+        OSError: if the folder cannot be written to.
+    """
+    write_atomically(folder / "report.md", run_markdown(record))
+    if record.throughput:
+        from mteb_vllm.report.throughput_plot import write_throughput
+
+        write_throughput(record.throughput, folder)
+
+
 def run_markdown(record: RunRecord) -> str:
     """The report of one run."""
     model = record.settings.get("engine", {})
@@ -160,7 +183,9 @@ def run_markdown(record: RunRecord) -> str:
         f"- device: {model.get('device')}",
         f"- versions: {', '.join(f'{name} {version}' for name, version in (model.get('versions') or {}).items())}",
         "",
-        *markdown(*task_table(record)),
+        *(throughput_markdown(record) if record.throughput else []),
+        *(markdown(*task_table(record)) if record.tasks or not record.throughput else []),
+        *(["", *parity_markdown(record.parity)] if record.parity else []),
     ]
     for failure in record.failures:
         lines += ["", *failure_lines(failure)]
@@ -186,14 +211,3 @@ def _first_stage_lines(record: RunRecord) -> list[str]:
     return [
         f"- first stage: {stage['kind']}{f' ({model})' if model else ''}, top_k {record.config['pipeline']['top_k']}"
     ]
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    return [line(header), line("---" for _ in header), *(line(row) for row in rows)]
-
-
-def number(value: float | None, digits: int = 0) -> str:
-    return "" if value is None else f"{value:,.{digits}f}"

@@ -2,11 +2,12 @@ const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const rows = data.rows;
 // A speed in pairs and one in texts have no axis in common.
-const plotted = rows.filter((row) => data.unit !== null && row.mean !== null && row.speed !== null).sort((a, b) => a.speed - b.speed);
+const scored = rows.filter((row) => row.for);
+const plotted = scored.filter((row) => data.unit !== null && row.mean !== null && row.speed !== null).sort((a, b) => a.speed - b.speed);
 const MANY = 200; // points, from which on marks are small
 const NEAR = 10; // times epsilon: what "near the best" means
 const settings = (row) => data.columns.map((column, at) => [column, data.values[at][row.settings[at]]]);
-let selected = rows.find((row) => row.roles.includes("answer")) ?? rows.find((row) => row.roles.includes("best")) ?? rows[0];
+let selected = rows.find((row) => row.roles.includes("answer")) ?? rows.find((row) => row.roles.includes("best")) ?? rows.find((row) => row.roles.includes("fastest")) ?? rows[0];
 
 // Quality against speed.
 const quality = $("quality-plot");
@@ -125,8 +126,8 @@ function labels(left, right, top, bottom) {
 }
 
 function leftOut(shown) {
-  const mean = rows.filter((row) => row.mean === null).length;
-  const speed = rows.filter((row) => row.mean !== null && row.speed === null).length;
+  const mean = scored.filter((row) => row.mean === null).length;
+  const speed = scored.filter((row) => row.mean !== null && row.speed === null).length;
   const far = plotted.length - shown.length;
   const said = [
     mean && `${whole(mean)} without a mean (a task failed or is missing)`,
@@ -230,8 +231,7 @@ function select(row) {
       return entry;
     }),
   );
-  drawQuality();
-  drawDifferences();
+  drawAll();
 }
 function sortBy(head) {
   const at = head.cellIndex;
@@ -258,57 +258,3 @@ function filter() {
   }
   $("count").textContent = count < rows.length ? `${whole(count)} of ${whole(rows.length)} points` : "";
 }
-
-// What happens when.
-table.tHead.addEventListener("click", ({ target }) => target.closest("button") && sortBy(target.closest("th")));
-body.addEventListener("click", ({ target }) => select(rows[target.closest("tr").dataset.at]));
-$("filter").addEventListener("input", filter);
-quality.addEventListener("pointermove", (event) => point(nearest(event)));
-quality.addEventListener("pointerleave", ({ pointerType }) => pointerType === "mouse" && point(null));
-document.addEventListener("pointerdown", (event) => quality.contains(event.target) ? point(nearest(event)) : point(null));
-quality.addEventListener("click", (event) => {
-  const place = nearest(event);
-  if (place) select(place.row);
-  point(place);
-});
-quality.addEventListener("focus", () => quality.matches(":focus-visible") && point(places.find(({ row }) => row === selected) ?? places[0]));
-quality.addEventListener("blur", () => point(null));
-quality.addEventListener("keydown", (event) => {
-  const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
-  if (event.key === "Escape") point(null);
-  else if (event.key === "Enter" && pointed) select(pointed.row);
-  else if (step && places.length) point(places[(places.indexOf(pointed) + step + places.length) % places.length]);
-  else return;
-  event.preventDefault();
-});
-
-if (data.columns.length) {
-  $("colour").append(...data.columns.map((column, at) => Object.assign(html("option", column), { value: at })));
-  $("colour").value = data.values.map((values, at) => [values.length, at]).sort((a, b) => a[0] - b[0] || a[1] - b[1])[0][1];
-} else $("colour-label").hidden = true;
-const highest = Math.max(...plotted.map((row) => row.mean));
-const close = plotted.filter((row) => row.mean >= highest - NEAR * data.epsilon).length;
-$("near-label").hidden = close === plotted.length || close < 2;
-for (const control of [$("colour"), $("near")]) control.addEventListener("change", () => { point(null); drawQuality(); });
-if (!plotted.length) {
-  for (const part of [quality.parentNode, $("quality-legend"), $("colour-label")]) part.hidden = true;
-  $("quality-note").textContent = data.unit === null
-    ? "Not drawn: some points embed texts and others score pairs, and such speeds cannot be compared."
-    : leftOut([]).replace("Not in the plot", "No point has both a mean and a speed");
-}
-if (!spreads.length) $("differences").hidden = true;
-const without = data.tasks.length - spreads.length;
-if (without) $("differences-note").textContent = `Left out: ${without} ${without > 1 ? "tasks" : "task"} without a score of the baseline, or of any other point.`;
-$("differences-note").append(spreads.length > 1 ? " Tasks in which the points differ most stand first." : "");
-select(selected);
-const main = document.querySelector("main");
-let drawnAt = main.clientWidth;
-new ResizeObserver(() => {
-  const width = main.clientWidth;
-  if (width === drawnAt || !width) return; // no width: a window that is being closed
-  drawnAt = width;
-  point(null);
-  drawQuality();
-  drawDifferences();
-}).observe(main);
-document.documentElement.dataset.ready = Math.round(performance.now());

@@ -1,7 +1,8 @@
 """A comparison as one HTML page that needs nothing else: style, script and data are in it, and it asks no network.
 
-What can be read is written here, so that the page says the same without JavaScript; page.js, with what is in drawing.js,
-draws the plots, and sorts, filters and selects. There is no plotting library, so that a page has some 50 KB instead of 4 MB.
+What can be read is written here, so that the page says the same without JavaScript; page.js and measured.js, with what is in
+drawing.js, draw the plots, and sort, filter and select; start.js says what happens when. There is no plotting library, so
+that a page has some 60 KB instead of 4 MB.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from mteb_vllm.report.answer import signed
 from mteb_vllm.report.comparison import Comparison, Effect, Row
 from mteb_vllm.report.failed import failed_points
-from mteb_vllm.report.one_run import number
+from mteb_vllm.report.measured_columns import measured_columns
+from mteb_vllm.report.page_measured import measured_data
 from mteb_vllm.report.tables import share_text, shown_settings, speed_header, speed_text
+from mteb_vllm.report.words import number, signed, times
 
 # So many tasks have columns that one can take in at once; more wait behind a checkbox.
 FEW_TASKS = 6
@@ -57,8 +59,9 @@ def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
         title: What was compared.
     """
     folder = Path(__file__).parent
-    css, drawing, js = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "drawing.js", "page.js"))
-    js = drawing + js
+    names = ("page.css", "drawing.js", "page.js", "measured.js", "start.js")
+    css, *scripts = ((folder / name).read_text(encoding="utf-8") for name in names)
+    js = "".join(scripts)
     environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
@@ -88,6 +91,7 @@ def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
         times=times,
         css=Markup(css),
         js=Markup(js),
+        measured=measured_data(comparison),
         hashes={"css": _hash(css), "js": _hash(js)},
         data=Markup(in_script(page_data(comparison))),
     )
@@ -116,6 +120,11 @@ def table_columns(comparison: Comparison) -> list[Column]:
         column("difference", "figure", (signed(row.difference) for row in rows) if len(rows) > 1 else ()),
         column(speed_header(comparison), "figure", (speed_text(comparison, row) for row in rows)),
         column("tokens/s", "figure", (number(row.speed.tokens if row.speed else None) for row in rows)),
+        *(
+            column(one.header, "setting" if one.words else "figure", map(one.cell, rows))
+            for one in measured_columns(comparison)
+            if one.header
+        ),
         column("speed from point", "setting", (row.speed_of_other for row in rows)),
         column("Pareto front", "setting", ("yes" if row.on_front else "" for row in rows) if len(rows) > 1 else ()),
         column("computed", "figure", (number(row.point.total("computed")) for row in rows)),
@@ -147,6 +156,8 @@ def roles(comparison: Comparison, row: Row) -> list[str]:
     named = {
         "answer": comparison.answer and comparison.answer.point.name,
         "best": comparison.best and comparison.best.point.name,
+        "fastest": comparison.fastest and comparison.fastest.point.name,
+        "fastest that passed": comparison.passed and comparison.passed.point.name,
         "baseline": comparison.baseline,
     }
     failed = ["failed"] if row.point.failed else []
@@ -169,6 +180,7 @@ def page_data(comparison: Comparison) -> dict[str, Any]:
                 "name": row.point.name,
                 "settings": [place[value] for place, value in zip(places, row.settings, strict=True)],
                 "roles": roles(comparison, row),
+                "for": row.point.for_scores,
                 "mean": _rounded(row.mean, 6),
                 "difference": _rounded(row.difference, 6),
                 "speed": row.speed and _rounded(row.speed.texts, 2),
@@ -178,6 +190,7 @@ def page_data(comparison: Comparison) -> dict[str, Any]:
             }
             for row in comparison.rows
         ],
+        **measured_data(comparison),
     }
 
 
@@ -202,10 +215,6 @@ def pairs(effect: Effect) -> str:
     known = (("scores", effect.score_pairs), ("speeds", effect.speed_pairs))
     fewer = [f"{number(count) if count else 'none'} with {what}" for what, count in known if count != effect.pairs]
     return number(effect.pairs) + (f" ({', '.join(fewer)})" if fewer else "")
-
-
-def times(value: float | None) -> str:
-    return "" if value is None else f"x{value:.2f}"
 
 
 def _range(values: tuple[float, float] | None, shown: Callable[[float], str]) -> str:

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections import Counter
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from mteb_vllm.files import write_atomically
 from mteb_vllm.report.comparison import Comparison, Row
+from mteb_vllm.report.curves import throughput_curves
+from mteb_vllm.report.pictures import BAND, DPI, INK, LINE, QUIET, STYLES, canvas, plain, write
+from mteb_vllm.report.reference_plot import reference_speed
+from mteb_vllm.report.throughput_plot import throughput_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, QUIET, LINE, BAND = "#1d1f21", "#5a5f66", "#d9dce0", "#e4efe6"
-# As in page.css and page.js; the last is for the values that are left.
-STYLES = (
-    ("#0b5fa5", "o"), ("#c4500a", "s"), ("#157a5b", "^"), ("#9c3587", "D"), ("#857000", "v"), ("#4b3fb5", "P"),
-    ("#1a8499", "h"), ("#6d7278", "o"),
-)  # fmt: skip
-DPI = 160
 # Points, from which on marks are small.
 MANY = 200
 
@@ -36,28 +30,39 @@ def write_plots(comparison: Comparison, folder: Path) -> list[Path]:
 
     Returns:
         The files: `quality_speed.png` where a point has a mean and a speed and all count the same, texts or pairs;
-        `task_differences.png` where the baseline and another point have scores in a task. A file of a report before that
-        is not drawn now is removed.
+        `task_differences.png` where the baseline and another point have scores in a task; `throughput.png` where a point
+        measured throughput; `reference_speed.png` where a parity point has a speed. A file of a report before that is not
+        drawn now is removed.
 
     Raises:
         OSError: if the folder cannot be written to.
     """
-    drawn = {"quality_speed.png": quality_speed(comparison), "task_differences.png": task_differences(comparison)}
+    curves, left_out = throughput_curves(comparison)
+    drawn = {
+        "quality_speed.png": quality_speed(comparison),
+        "task_differences.png": task_differences(comparison),
+        "throughput.png": throughput_figure(curves, left_out) if curves else None,
+        "reference_speed.png": reference_speed(comparison),
+    }
     for name, figure in drawn.items():
         if figure is None:
             (folder / name).unlink(missing_ok=True)
-    return [_write(folder / name, figure) for name, figure in drawn.items() if figure is not None]
+    return [write(folder / name, figure) for name, figure in drawn.items() if figure is not None]
 
 
 def quality_speed(comparison: Comparison) -> Figure | None:
-    """Mean scores against speeds, with the Pareto front; None if no point has both, or some count texts and others pairs."""
-    places = [(row, row.speed.texts, row.mean) for row in comparison.rows if row.speed and row.mean is not None]
+    """Mean scores against speeds, with the Pareto front; None if no point has both, or some count texts and others pairs.
+
+    Points that were not run for their scores are not in it.
+    """
+    rows = [row for row in comparison.rows if row.point.for_scores]
+    places = [(row, row.speed.texts, row.mean) for row in rows if row.speed and row.mean is not None]
     if not places or comparison.unit is None:
         return None
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    figure, axes = _figure(8.5, 5.5)
+    figure, (axes,) = canvas(8.5, 5.5)
     axes.grid(axis="y", color=LINE)
     _scale(axes, comparison, [speed for _, speed, _ in places], [mean for _, _, mean in places])
     best = max(mean for _, _, mean in places)
@@ -92,7 +97,7 @@ def quality_speed(comparison: Comparison) -> Figure | None:
     if len(comparison.rows) > 1:
         legend.append((Patch(color=BAND), f"within {comparison.epsilon:.5f} of the best"))
     _name_points(axes, comparison)
-    left_out = len(comparison.rows) - len(places)
+    left_out = len(rows) - len(places)
     figure.legend(
         [handle for handle, _ in legend], [name for _, name in legend], loc="outside lower left", ncols=2, frameon=False,
         fontsize=9, title=f"not in the plot: {left_out:,} without a mean or a speed" if left_out else None, title_fontsize=9,
@@ -114,7 +119,7 @@ def task_differences(comparison: Comparison) -> Figure | None:
         return None
     # Where points differ most stands first; the axis counts from below.
     spreads.sort(key=lambda one: max(one[2]) - min(one[2]))
-    figure, axes = _figure(8.5, 1.3 + 0.24 * len(spreads))
+    figure, (axes,) = canvas(8.5, 1.3 + 0.24 * len(spreads))
     axes.grid(axis="x", color=LINE)
     axes.axvline(0, color=QUIET, linewidth=1, zorder=1)
     heights = range(len(spreads))
@@ -127,28 +132,15 @@ def task_differences(comparison: Comparison) -> Figure | None:
         places = [(score - spreads[at][1], at) for at, score in own.items() if score is not None]
         axes.scatter(
             [x for x, _ in places], [y for _, y in places], s=34, color=STYLES[0][0], zorder=4,
-            label=_text(f"point {shown.point.name}"),
+            label=plain(f"point {shown.point.name}"),
         )  # fmt: skip
-    axes.set_yticks(heights, [_text(task) for task, _, _ in spreads], color=INK, size=9)
+    axes.set_yticks(heights, [plain(task) for task, _, _ in spreads], color=INK, size=9)
     axes.set_ylim(-0.7, len(spreads) - 0.3)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:+.4g}" if abs(x) > 1e-12 else "0")
-    title = _text(f"score difference against point {baseline.point.name}")
+    title = plain(f"score difference against point {baseline.point.name}")
     axes.set_title(title, loc="left", color=QUIET, size=10)
     figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9)
     return figure
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    # Imported late: it takes half a second. No pyplot: it keeps figures, and may ask for a screen.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(QUIET)
-    axes.tick_params(which="both", colors=QUIET, labelsize=9, length=0)
-    return figure, axes
 
 
 def _scale(axes: Axes, comparison: Comparison, speeds: list[float], means: list[float]) -> None:
@@ -183,7 +175,7 @@ def _kinds(comparison: Comparison, rows: list[Row]) -> tuple[list[int], dict[int
     counts = Counter(row.settings[at] for row in rows)
     own = [value for value, _ in counts.most_common(len(STYLES) - (len(counts) > len(STYLES)))]
     order = {value: kind for kind, value in enumerate(value for value in values_of[at] if value in own)}
-    names = {kind: _text(f"{comparison.columns[at]}={value}") for value, kind in order.items()}
+    names = {kind: plain(f"{comparison.columns[at]}={value}") for value, kind in order.items()}
     if len(counts) > len(own):
         names[len(STYLES) - 1] = f"{len(counts) - len(own)} other values"
     return [order.get(row.settings[at], len(STYLES) - 1) for row in rows], names
@@ -195,7 +187,7 @@ def _name_points(axes: Axes, comparison: Comparison) -> None:
     named: dict[str, tuple[Row, list[str]]] = {}
     baseline = next(row for row in comparison.rows if row.point.name == comparison.baseline)
     for role, row in (("answer", comparison.answer), ("best", comparison.best), ("baseline", baseline)):
-        if row is not None and row.speed and row.mean is not None and len(comparison.rows) > 1:
+        if row is not None and row.speed and row.mean is not None and row.point.for_scores and len(comparison.rows) > 1:
             named.setdefault(row.point.name, (row, []))[1].append(role)
     taken: list[tuple[float, float]] = []
     for row, roles in named.values():
@@ -214,19 +206,3 @@ def _name_points(axes: Axes, comparison: Comparison) -> None:
             ha="right" if right else "left", va="center", size=10, weight="bold",
             path_effects=[withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip
-
-
-def _text(words: str) -> str:
-    """Any words as matplotlib takes them: one short line, no formulas, and not hidden for a leading underscore."""
-    line = " ".join(words.split())
-    line = line if len(line) <= 60 else line[:59] + "…"
-    return (" " if line.startswith("_") else "") + line.replace("$", r"\$")
-
-
-def _write(path: Path, figure: Figure) -> Path:
-    picture = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a prompt may be in any script
-        figure.savefig(picture, format="png")
-    write_atomically(path, picture.getvalue())
-    return path

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from mteb_vllm.failures import Failure
+from mteb_vllm.report.measured import Parity, Throughput
+
+# Pipelines whose runs are not about scores.
+MEASURING = ("throughput", "parity")
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Point:
         seconds: Wall time of the whole.
         peak_memory_mb: Of the process and its engine's processes, in MiB.
         failures: What went wrong, with logs.
+        throughput: What a throughput run measured; None of any other.
+        parity: What a parity run found out; None of any other.
     """
 
     name: str
@@ -73,6 +79,23 @@ class Point:
     seconds: float | None = None
     peak_memory_mb: float | None = None
     failures: list[Failure] = field(default_factory=list)
+    throughput: Throughput | None = None
+    parity: Parity | None = None
+
+    @property
+    def told(self) -> bool:
+        """Whether it came so far that it says what it ran with."""
+        return bool(self.tasks) or self.throughput is not None
+
+    @property
+    def for_speed(self) -> bool:
+        """Whether its throughput is what it was run for."""
+        return self.throughput is not None or self.facts.get("pipeline") == "throughput"
+
+    @property
+    def for_scores(self) -> bool:
+        """Whether its scores are what it was run for, or nobody knows."""
+        return not self.for_speed and self.parity is None and self.facts.get("pipeline") not in MEASURING
 
     @property
     def failed(self) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 
 from mteb_vllm.failures import Failure
 from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.report.points import Point, TaskScore
+from mteb_vllm.report.measured import read_parity, read_throughput
+from mteb_vllm.report.points import MEASURING, Point, TaskScore
 
 # Longer values are cut where they are shown, and told apart by a hash.
 _LONGEST = 100
@@ -80,6 +81,8 @@ def _point(folder: Path, record: Mapping[str, Any]) -> Point:
         seconds=record["seconds"],
         peak_memory_mb=_peak_memory(record),
         failures=[_failure(one) for one in failures if one],
+        throughput=read_throughput(record.get("throughput") or {}),
+        parity=read_parity(record.get("parity") or {}),
     )
 
 
@@ -138,6 +141,7 @@ def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", engine.get("model") or shown(config["model"].get("name") or "")
     yield "revision", engine.get("revision") or ""
     yield "weights", (engine.get("weights") or "")[:12]
+    yield "engine.backend", engine.get("backend") or record["engine"].get("backend") or ""
     for key, value in args.items():
         yield f"engine.{key}", shown(value)
     for key, value in _args(record, "env").items():
@@ -158,6 +162,13 @@ def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "tasks", _tasks(tasks)
     for key in ("splits", "subsets"):
         yield f"tasks.{key}", ", ".join(tasks.get(key) or ())
+    # mteb_vllm.pipelines.throughput.Throughput
+    pipeline = (config["pipeline"].get("_target_") or "").split(".")[-2:][0]
+    yield "pipeline", pipeline if pipeline in MEASURING else ""
+    if throughput := read_throughput(record.get("throughput") or {}):
+        yield "pipeline.lengths", throughput.lengths
+    if parity := read_parity(record.get("parity") or {}):
+        yield "pipeline.reference", parity.reference
     yield "device", engine.get("device") or hardware.get("device") or ""
     for key in ("gpus", "cores"):
         yield key, shown(hardware[key]) if hardware.get(key) else ""

@@ -61,7 +61,32 @@ def speeds_of(points: Sequence[Point], shared: Sequence[str]) -> list[Speed | No
     for key, speed in zip(alike, own, strict=True):
         if speed is not None and key[0]:
             of_engine.setdefault(key, speed)
-    return [speed or of_engine.get(key) for key, speed in zip(alike, own, strict=True)]
+    return [
+        speed or (of_engine.get(key) if not point.for_speed else None)
+        for point, key, speed in zip(points, alike, own, strict=True)
+    ]
+
+
+def parity_speeds(points: Sequence[Point], speeds: Sequence[Speed | None]) -> list[Speed | None]:
+    """How fast the engines of parity points work: as the first throughput point on the same engine says, else as they say.
+
+    Args:
+        points: The points.
+        speeds: Their speeds, of `speeds_of`.
+
+    Returns:
+        a speed for each point, of which only the tokens a second are comparable: a throughput point's texts are others. None
+        for points of other pipelines.
+    """
+    measured: dict[str, Speed] = {}
+    for point in points:
+        said = point.throughput
+        if point.engine and said is not None and said.requests is not None and said.tokens is not None:
+            measured.setdefault(point.engine, Speed(said.requests, said.tokens, said.unit, 0, point.name))
+    return [
+        measured.get(point.engine, speed) if point.parity is not None else None
+        for point, speed in zip(points, speeds, strict=True)
+    ]
 
 
 def _own_speed(point: Point, shared: Sequence[str]) -> Speed | None:

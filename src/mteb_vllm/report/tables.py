@@ -6,23 +6,23 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mteb_vllm.report.answer import answer, called, settings_text, signed
+from mteb_vllm.report.answer import answer
 from mteb_vllm.report.comparison import Comparison, Point, Row
-from mteb_vllm.report.failed import failed_points
-from mteb_vllm.report.one_run import failure_lines, markdown, number
+from mteb_vllm.report.measured_columns import measured_columns
+from mteb_vllm.report.sections import differences_section, effects_section, failures_section
+from mteb_vllm.report.words import called, count, markdown, number, signed
 
 # More rows and columns than these nobody reads on a terminal or in Markdown; the CSV and the page hold all.
 _MOST_ROWS = 50
 _MOST_TASKS = 6
 _MOST_CONSTANTS = 8
-_MOST_DIFFERENCES = (60, 12)  # tasks, points
 _LONGEST_VALUE = 40
 _LONGEST_FAILURE = 200
 
@@ -91,10 +91,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     if _hides_tasks(comparison):
         lines += [f"The scores of {len(comparison.tasks)} tasks are in report.csv.", ""]
     lines += ["## Answer", "", *(f"- {line}" for line in answer(comparison))]
-    if comparison.effects:
-        lines += ["", "## Effects", "", *markdown(_EFFECTS, _effect_rows(comparison))]
-    lines += _differences(comparison, rows)
-    lines += _failures(comparison)
+    lines += [*effects_section(comparison), *differences_section(comparison, rows), *failures_section(comparison)]
     return "\n".join(lines) + "\n"
 
 
@@ -102,23 +99,25 @@ def comparison_csv(comparison: Comparison) -> str:
     """One line a point, in the order in which the points were given, with all digits."""
     stages = ("first_stage", "gain", "ceiling") if comparison.reranked else ()
     kinds = list(comparison.rows[0].by_type)
+    measured = [column for column in measured_columns(comparison) if column.key]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([
         "point", "folder", "status", *comparison.columns, "mean", "difference", *(f"mean {_type(kind)}" for kind in kinds),
         *comparison.tasks, *stages, "texts_per_second", "tokens_per_second", "unit", "measured_on", "measured_in",
-        "computed", "stored", "engine_start_seconds", "seconds", "peak_memory_mb", "failures",
+        *(column.key for column in measured), "computed", "stored", "engine_start_seconds", "seconds", "peak_memory_mb",
+        "failures",
     ])  # fmt: skip
     for row in comparison.rows:
         point, speed = row.point, row.speed
-        measured: tuple[Any, ...] = (
+        worked: tuple[Any, ...] = (
             (speed.texts, speed.tokens, speed.unit, speed.computed, speed.of) if speed is not None else (None,) * 5
         )
         writer.writerow([
             point.name, point.folder, "failed" if row.point.failed else "ok", *row.settings, row.mean, row.difference,
             *(row.by_type[kind] for kind in kinds), *(row.scores[name] for name in comparison.tasks),
-            *(getattr(row, name) for name in stages), *measured, point.total("computed"),
-            point.total("stored"), point.engine_seconds, point.seconds, point.peak_memory_mb,
+            *(getattr(row, name) for name in stages), *worked, *(column.value(row) for column in measured),
+            point.total("computed"), point.total("stored"), point.engine_seconds, point.seconds, point.peak_memory_mb,
             "; ".join(" ".join(str(failure).split()) for failure in point.failures),
         ])  # fmt: skip
     return out.getvalue()
@@ -196,6 +195,7 @@ def _columns(comparison: Comparison) -> list[_Column]:
         *(_Column(name, score(name), 9) for name in by_task),
         _Column(speed_header(comparison), lambda row: speed_text(comparison, row)),
         _Column("tokens/s", lambda row: number(row.speed.tokens if row.speed is not None else None), 5),
+        *(_Column(one.header, one.cell, one.left_out, one.words) for one in measured_columns(comparison) if one.header),
         _Column("engine start s", lambda row: number(row.point.engine_seconds, 1), 4),
         _Column("seconds", lambda row: number(row.point.seconds, 1), 2),
         _Column("peak MiB", lambda row: number(row.point.peak_memory_mb), 3),
@@ -209,10 +209,15 @@ def _cells(columns: Sequence[_Column], rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _ranked(comparison: Comparison) -> list[Row]:
-    """Failures first, then the best."""
-    return sorted(
-        comparison.rows, key=lambda row: (not row.point.failed, -(row.mean if row.mean is not None else -math.inf))
-    )
+    """Failures first, then what did not pass, the best, and the fastest."""
+
+    def place(row: Row) -> tuple[bool, bool, float, float]:
+        throughput, parity = row.point.throughput, row.point.parity
+        mean = row.mean if row.mean is not None else -math.inf
+        fast = (throughput.requests if throughput is not None else None) or 0.0
+        return not row.point.failed, parity is None or parity.passed, -mean, -fast
+
+    return sorted(comparison.rows, key=place)
 
 
 def _state(row: Row) -> str:
@@ -236,10 +241,10 @@ def _type(kind: str) -> str:
 
 def _title(comparison: Comparison) -> str:
     points = len(comparison.rows)
-    shared = f"{len(comparison.shared)} task{'s' if len(comparison.shared) != 1 else ''}"
+    shared = f", {count(len(comparison.shared), 'task')}" if comparison.tasks or comparison.scored else ""
     if points == 1:
-        return f"One point, {shared}"
-    return f"{points:,} points, {shared}, differences to {called(comparison.baseline)}"
+        return f"One point{shared}"
+    return f"{points:,} points{shared}, differences to {called(comparison.baseline)}"
 
 
 def _hides_tasks(comparison: Comparison) -> bool:
@@ -254,52 +259,3 @@ def _width(column: _Column, rows: Sequence[Row]) -> int:
 
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
-
-
-_EFFECTS = ("setting", "value", "instead of", "pairs", "score", "from", "to", "speed", "from", "to")
-
-
-def _effect_rows(comparison: Comparison) -> list[list[str]]:
-    rows = []
-    for effect in comparison.effects:
-        scores = (effect.score, *(effect.score_range or (None, None)))
-        speeds = (effect.speed, *(effect.speed_range or (None, None)))
-        numbers = [*map(signed, scores), *(f"x{value:.2f}" if value is not None else "" for value in speeds)]
-        rows.append([effect.column, effect.value, effect.against, str(effect.pairs), *numbers])
-    return rows
-
-
-def _differences(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
-    """Task by task against the baseline: the tasks as rows, the best points as columns."""
-    most_tasks, most_points = _MOST_DIFFERENCES
-    baseline = next(row for row in comparison.rows if row.point.name == comparison.baseline)
-    others = [row for row in ranked if row is not baseline and row.point.tasks]
-    if not others or len(comparison.tasks) > most_tasks:
-        return []
-    shown = sorted(others, key=lambda row: row.point.failed)[:most_points]
-    header = ["task", f"{comparison.baseline} (the baseline)", *(row.point.name for row in shown)]
-    lines = []
-    for name in comparison.tasks:
-        against = baseline.scores[name]
-        own = [row.scores[name] for row in shown]
-        differences = [one - against if one is not None and against is not None else None for one in own]
-        lines.append([name, number(against, 5), *map(signed, differences)])
-    legend = [f"- {row.point.name}: {settings_text(comparison.columns, row.settings)}" for row in shown]
-    left_out = [f"Of {len(others):,} points the best {most_points}; all scores are in report.csv.", ""]
-    return ["", "## Differences to the baseline, by task", "", *(left_out if len(shown) < len(others) else []),
-            *(legend if comparison.columns else []), "", *markdown(header, lines)]  # fmt: skip
-
-
-def _failures(comparison: Comparison) -> list[str]:
-    lines: list[str] = []
-    for one in failed_points(comparison):
-        tasks = f" ({', '.join(one.tasks)})" if one.tasks else ""
-        title = f"### {', '.join(one.points)}{tasks}"
-        lines += [
-            "",
-            *([] if lines else ["## Failures", ""]),
-            title,
-            "",
-            *failure_lines(replace(one.failure, task=None)),
-        ]
-    return lines

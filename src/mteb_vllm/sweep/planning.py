@@ -153,7 +153,7 @@ def plan_points(points: Sequence[tuple[Sequence[str], RunConfig]], first: int = 
             planned.append(point(failure=of_exception(error)))
             continue
         states = _states(config, made, stale(Path(config.results.dir)))
-        if config.results.reuse == "exact":
+        if config.results.reuse == "exact" and not made.pipeline.always_anew:
             both = zip(made.tasks, states, strict=True)
             states = [earlier.told(number, made, task, state) for task, state in both]
         planned.append(point(plan=made, tasks=states))

@@ -1,0 +1,107 @@
+"""The verdict of a comparison with a reference, on the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mteb_vllm.report.words import markdown, number
+
+COLUMNS = (
+    "task", "split", "metric", "reference", "engine", "difference", "worst cosine", "top-k overlap", "tau", "verdict"
+)  # fmt: skip
+PAIR_COLUMNS = (*COLUMNS[:6], "largest score difference", *COLUMNS[7:])
+
+
+def print_parity(console: Console, parity: Mapping[str, Any]) -> None:
+    """Shows a verdict, why it is not better, and what would explain it."""
+    columns, rows = parity_table(parity)
+    table = Table(box=None, pad_edge=False)
+    for at, column in enumerate(columns):
+        table.add_column(column, justify="right" if 3 <= at < len(columns) - 1 else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print()
+    console.print(table)
+    for line in [*_reasons(parity), *_worst(parity)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in _hints(parity):
+        console.print(line, markup=False, highlight=False, style="yellow", soft_wrap=True)
+    style = "green" if parity["passed"] else "red"
+    console.print(headline(parity), markup=False, highlight=False, style=style, soft_wrap=True)
+
+
+def parity_markdown(parity: Mapping[str, Any]) -> list[str]:
+    """The same as lines of Markdown."""
+    lines = ["## Parity", "", headline(parity), "", *markdown(*parity_table(parity))]
+    for title, some in (
+        ("Reasons", _reasons(parity)), ("Worst texts", _worst(parity)), ("Hints", _hints(parity))
+    ):  # fmt: skip
+        if some:
+            lines += ["", f"### {title}", "", *(f"- {' '.join(line.split())}" for line in some)]
+    return lines
+
+
+def headline(parity: Mapping[str, Any]) -> str:
+    """The verdict in one sentence."""
+    failed = [task["task"] for task in parity["tasks"] if not task["passed"]]
+    against = f"parity with {parity['reference']['says']}"
+    if parity["passed"]:
+        return f"Passed: {against}, tolerance {parity['tolerances']['score']:g}."
+    return f"Failed: no {against} on {len(failed)} of {len(parity['tasks'])} tasks."
+
+
+def parity_table(parity: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A header, and one row a task, split and subset."""
+    rows: list[tuple[str, ...]] = []
+    for task in parity["tasks"]:
+        splits = task["splits"] or [{"split": "", "metric": "", "reference": None, "engine": None, "difference": None}]
+        for at, split in enumerate(splits):
+            subset = split.get("subset", "default")
+            where = split["split"] if subset == "default" else f"{split['split']}, {subset}"
+            passed = task["passed"] if at == 0 else split["passed"]
+            difference = split["difference"]
+            rows.append(
+                (
+                    task["task"],
+                    where,
+                    split["metric"],
+                    number(split["reference"], 5),
+                    number(split["engine"], 5),
+                    "" if difference is None else f"{difference:+.5f}",
+                    *(_texts(task) if at == 0 else ("", "", "")),
+                    "passed" if passed else "failed",
+                )
+            )
+    pairs = any(task["pair_scores"] for task in parity["tasks"])
+    return (PAIR_COLUMNS if pairs else COLUMNS), rows
+
+
+def _texts(task: Mapping[str, Any]) -> tuple[str, str, str]:
+    cosine, pairs, ranking = task["cosine"], task["pair_scores"], task["ranking"]
+    worst = f"{cosine['min']:.6f}" if cosine else f"{pairs['max']:.2g}" if pairs else ""
+    if not ranking:
+        return worst, "", ""
+    return worst, f"{ranking['overlap']:.2%} of {ranking['k']}", number(ranking["kendall"], 4)
+
+
+def _reasons(parity: Mapping[str, Any]) -> list[str]:
+    return [f"{task['task']}: {reason}" for task in parity["tasks"] for reason in task["reasons"]]
+
+
+def _worst(parity: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{task['task']}: cosine {text['cosine']:.5f}, {text['side']}: {' '.join(text['text'].split())}"
+        for task in parity["tasks"]
+        if not task["passed"]
+        for text in task["worst"]
+    ]
+
+
+def _hints(parity: Mapping[str, Any]) -> list[str]:
+    notes = [f"No cause: {note}." for note in parity.get("notes", [])]
+    return [*(f"Hint ({hint['cause']}): {hint['says']}" for hint in parity["hints"]), *notes]

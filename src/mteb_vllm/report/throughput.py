@@ -1,0 +1,120 @@
+"""What one throughput run measured, on the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mteb_vllm.report.measured import lengths_text
+from mteb_vllm.report.words import count, markdown, number
+from mteb_vllm.results import RunRecord
+
+STEP_COLUMNS = (
+    "batch size", "requests/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms", "tokenise ms", "engine ms", "collect ms", "spread"
+)  # fmt: skip
+_PHASES = ("tokenise", "engine", "collect")
+
+
+def print_throughput(console: Console, record: RunRecord) -> None:
+    """Shows what a throughput run measured."""
+    table = Table(title=_title(record.throughput), title_justify="left", box=None, pad_edge=False)
+    for column in STEP_COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in step_rows(record.throughput):
+        table.add_row(*row)
+    console.print(table)
+    for line in throughput_lines(record):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def throughput_markdown(record: RunRecord) -> list[str]:
+    """The same, for `report.md`, with the picture that lies beside it."""
+    return [
+        f"## {_title(record.throughput)}",
+        "",
+        *markdown(STEP_COLUMNS, step_rows(record.throughput)),
+        "",
+        *(f"- {line}" for line in throughput_lines(record)),
+        "",
+        "![Latency against throughput, and tokens/s against the roof](throughput.png)",
+    ]
+
+
+def step_rows(said: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row a batch size: rates, latencies of a step, and the mean parts of one."""
+    return [
+        (
+            str(step["batch_size"]),
+            number(step["requests_per_second"], 1),
+            number(step["tokens_per_second"]),
+            *(_ms(step["latency_ms"].get(name)) for name in ("p50", "p90", "p99")),
+            *(_ms(step["phases_ms"].get(name)) for name in _PHASES),
+            f"{step['spread']:.1%}",
+        )
+        for step in said["steps"]
+    ]
+
+
+def throughput_lines(record: RunRecord) -> list[str]:
+    """The run with everything at once, the roof, memory, and the start of the engine: a line each."""
+    said = record.throughput
+    return [*_saturated(said), *_roof(said.get("roof") or {}), *_memory(record), *_start(record)]
+
+
+def _title(said: Mapping[str, Any]) -> str:
+    return f"Steps of {said['unit']}: {lengths_text(said['lengths'])}"
+
+
+def _saturated(said: Mapping[str, Any]) -> Iterable[str]:
+    if not (saturated := said.get("saturated")):
+        return
+    parts = ", ".join(f"{name} {saturated['phases_s'].get(name, 0.0):.2f} s" for name in _PHASES)
+    seconds = ", ".join(f"{one:.2f}" for one in saturated["seconds"])
+    yield (
+        f"Saturated, {count(said['requests'], 'request')} at once: {number(saturated['requests_per_second'], 1)} requests/s, "
+        f"{number(saturated['tokens_per_second'])} tokens/s, the median of {count(saturated['repeats'], 'repeat')} "
+        f"({seconds} s; spread {saturated['spread']:.1%}; {parts})."
+    )
+    if cached := said.get("cached_tokens"):
+        yield f"From the prefix cache, in all steps: {count(cached, 'token')}."
+
+
+def _roof(roof: Mapping[str, Any]) -> Iterable[str]:
+    if "unknown" in roof:
+        yield f"Roof: not known: {roof['unknown']}."
+    elif roof:
+        yield (
+            f"Roof: {_scaled(roof['flops_per_second'])}FLOP/s in {roof['dtype']} on {roof['device']}, measured on a large "
+            f"matrix product; {_scaled(roof['flops_per_token'])}FLOP a token: {number(roof['tokens_per_second'])} tokens/s, "
+            f"of which {roof['share']:.1%} are reached."
+        )
+
+
+def _memory(record: RunRecord) -> Iterable[str]:
+    memory = record.throughput.get("memory_mb") or {}
+    names = {"process": "the process", "engine_processes": "its engine's processes", "device": "the device"}
+    parts = [f"{name} {number(memory[key])} MiB" for key, name in names.items() if memory.get(key)]
+    if parts:
+        yield f"Peak memory: {', '.join(parts)}."
+
+
+def _start(record: RunRecord) -> Iterable[str]:
+    if (seconds := record.engine.get("seconds")) is not None:
+        again = "" if record.engine.get("opened") else " (it was open already, from a run before)"
+        yield f"Engine start: {seconds:.1f} s{again}; warm-up: {record.throughput['warm_up_seconds']:.1f} s."
+
+
+def _scaled(value: float) -> str:
+    """A number with three digits and its prefix: 1.07e6 is "1.07 M"."""
+    for power, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= power:
+            return f"{value / power:.3g} {prefix}"
+    return f"{value:.3g} "
+
+
+def _ms(value: float | None) -> str:
+    # Tokenising one text takes a tenth of a millisecond.
+    return "" if value is None else number(value, 2 if value < 10 else 1)

@@ -1,0 +1,163 @@
+"""Records of invented throughput and parity runs, as such runs leave them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mteb_vllm.failures import Failure
+from mteb_vllm.results import RunRecord, TaskOutcome, write_record
+
+# What float32 and what bfloat16 took in one step, in ms, and could do at once, in requests a second.
+STEP = {"float32": 12.1, "bfloat16": 8.4, "float16": 9.0}
+AT_ONCE = {"float32": 240.0, "bfloat16": 440.0, "float16": 431.0}
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def throughput(dtype: str = "float32", *, unit: str = "texts", tokens: int = 128, roof: bool = True) -> dict[str, Any]:
+    """What a throughput run says of itself."""
+    most, alone = AT_ONCE[dtype] * 128 / tokens, STEP[dtype] * tokens / 128
+    steps = []
+    for size in (1, 2, 4, 8, 16, 32, 64):
+        p50 = alone + 1000 * (size - 1) / most
+        rate = 1000 * size / (p50 * 1.02)
+        steps.append({
+            "batch_size": size, "steps": 40, "requests_per_second": rate, "tokens_per_second": rate * tokens,
+            "latency_ms": {"mean": p50 * 1.02, "p50": p50, "p90": p50 * 1.12, "p99": p50 * 1.31},
+            "phases_ms": {"tokenise": 0.04 * p50, "engine": 0.9 * p50, "collect": 0.08 * p50}, "spread": 0.03,
+        })  # fmt: skip
+    rate = {"float32": 5.0e10, "bfloat16": 1.2e11, "float16": 1.2e11}[dtype]
+    known = {
+        "dtype": dtype, "device": "cpu: AMD EPYC", "flops_per_second": rate, "flops_per_token": 1.07e6,
+        "tokens_per_second": rate / 1.07e6, "share": most * tokens / (rate / 1.07e6),
+    }  # fmt: skip
+    return {
+        "unit": unit,
+        "lengths": {"kind": "fixed", "tokens": tokens, "distribution": None, "mean": tokens, "min": tokens, "max": tokens},
+        "requests": 512,
+        "warm_up_seconds": 3.1,
+        "steps": steps,
+        "saturated": {
+            "repeats": 3, "seconds": [512 / most * one for one in (1.0, 0.98, 1.03)], "requests_per_second": most,
+            "tokens_per_second": most * tokens, "spread": 0.05,
+            "phases_s": {"tokenise": 0.1, "engine": 512 / most - 0.2, "collect": 0.1},
+        },
+        "roof": known if roof else {"unknown": "no matrix product in this dtype on this device"},
+        "memory_mb": {"process": 1200.0, "engine_processes": 0.0, "device": None},
+        "cached_tokens": 0,
+    }  # fmt: skip
+
+
+def parity(difference: float, *, cosine: float = 0.9999, hint: str = "") -> dict[str, Any]:
+    """What a parity run over two tasks says of itself; it passes within 5e-4."""
+    passed = abs(difference) <= 5e-4
+
+    def task(name: str, off: float, lowest: float) -> dict[str, Any]:
+        split = {"split": "test", "subset": "default", "metric": "cosine_spearman", "reference": 0.7237,
+                 "engine": 0.7237 + off, "difference": off, "passed": abs(off) <= 5e-4}  # fmt: skip
+        quantiles = dict.fromkeys(("p001", "p01", "p10", "p50"), 1.0)
+        return {"task": name, "passed": abs(off) <= 5e-4, "reasons": [], "splits": [split], "worst": [],
+                "cosine": {"texts": 5342, "min": lowest, **quantiles, "length": [0.99, 1.01]},
+                "pair_scores": None, "ranking": None, "similarities": None}  # fmt: skip
+
+    hints = [{"cause": "pooling", "says": hint, "worst": 0.99999, "median": 1.0}] if hint else []
+    return {
+        "passed": passed,
+        "reference": {"kind": "engine", "backend": "sentence_transformers", "dtype": "float32",
+                      "says": "sentence-transformers 6.2.0 in float32", "engine": {}},
+        "tolerances": {"score": 5e-4, "cosine": 0.99, "length": 0.01},
+        "tasks": [task("STS12", difference, cosine), task("STS13", difference / 2, (1 + cosine) / 2)],
+        "hints": hints,
+    }  # fmt: skip
+
+
+def outcome(name: str, score: float | None, seconds: float) -> TaskOutcome:
+    """A task that was computed, or failed where it has no score."""
+    failure = None if score is not None else Failure("error", "no such thing", name)
+    return TaskOutcome(
+        name, "STS", "computed" if failure is None else "failed", "cosine_spearman", score, failure=failure,
+        seconds={"encode": seconds}, texts=5000, computed=5000, stored=0, tokens=60_000,
+    )  # fmt: skip
+
+
+def record(
+    point: int,
+    *overrides: str,
+    dtype: str = "float32",
+    throughput: dict[str, Any] | None = None,
+    parity: dict[str, Any] | None = None,
+    tasks: tuple[TaskOutcome, ...] = (),
+    failure: Failure | None = None,
+) -> RunRecord:
+    """A run's record."""
+    config = {
+        "model": {},
+        "tasks": {"names": [task.name for task in tasks]},
+        "pipeline": {},
+        "results": {"dir": "outputs"},
+    }
+    if pipeline := dict(text.split("=") for text in overrides).get("pipeline"):
+        config["pipeline"] = {"_target_": f"mteb_vllm.pipelines.{pipeline}.{pipeline.title()}"}
+    opened = {"preset": "vllm_cpu", "fingerprint": f"engine-{dtype}", "opened": True, "seconds": 2.4}
+    engine = {"model": MODEL, "backend": "vllm", "args": {"dtype": dtype}, "revision": "b5c9b60c7a7a", "device": "cpu"}
+    return RunRecord(
+        status="failed" if failure is not None or any(task.failure for task in tasks) else "ok",
+        fingerprint=f"{dtype}0123456789",
+        overrides=[*overrides, f"engine.dtype={dtype}"],
+        point=point,
+        settings={"engine": engine},
+        config=config,
+        tasks=list(tasks),
+        engine={**opened, "resolved": {"dtype": dtype}},
+        failure=failure,
+        seconds=61.0 + point,
+        peak_memory_mb={"process": 1200.0 + point, "engine_processes": 0.0},
+        started="2026-11-26T10:00:00+00:00",
+        throughput=throughput or {},
+        parity=parity or {},
+    )  # fmt: skip
+
+
+def throughput_runs() -> list[RunRecord]:
+    """float32, bfloat16 and float16, and one that failed."""
+    runs = [
+        record(at, "pipeline=throughput", dtype=dtype, throughput=throughput(dtype, roof=dtype != "float16"))
+        for at, dtype in enumerate(AT_ONCE)
+    ]
+    cause = Failure(
+        "engine_start", "Free memory on device is less than desired", None, ["RuntimeError: too little memory"]
+    )
+    return [*runs, record(3, "pipeline=throughput", dtype="float64", failure=cause)]
+
+
+def parity_runs() -> list[RunRecord]:
+    """float32, which passes, bfloat16, which does not quite, and one whose pooling is wrong."""
+    offs = {"float32": (2e-7, 0.9999997, ""), "bfloat16": (-7e-4, 0.99985, ""),
+            "float16": (-0.0124, 0.41, "with CLS pooling the worst cosine is 0.99999 (as configured: 0.41)")}  # fmt: skip
+    return [
+        record(
+            at, "pipeline=parity", dtype=dtype, parity=parity(off, cosine=cosine, hint=hint),
+            tasks=(outcome("STS12", 0.7237 + off, 20.0 - 3 * at), outcome("STS13", 0.8 + off / 2, 10.0)),
+        )
+        for at, (dtype, (off, cosine, hint)) in enumerate(offs.items())
+    ]  # fmt: skip
+
+
+def mixed_runs() -> list[RunRecord]:
+    """Two evaluations, one of which failed in a task, then parity and throughput of the same engines."""
+    evaluated = [
+        record(0, "pipeline=evaluate", tasks=(outcome("STS12", 0.7237, 20.0), outcome("STS13", 0.8, 10.0))),
+        record(1, "pipeline=evaluate", dtype="bfloat16", tasks=(outcome("STS12", 0.7234, 11.0), outcome("STS13", None, 0.0))),
+    ]  # fmt: skip
+    others = [*parity_runs(), *throughput_runs()]
+    for at, run in enumerate(others, 2):
+        run.point = at
+    return [*evaluated, *others]
+
+
+def write_runs(folder: Path, runs: list[RunRecord]) -> Path:
+    """A sweep's folder of these runs."""
+    for run in runs:
+        run.output_dir = str(folder / str(run.point))
+        write_record(run, folder / str(run.point))
+    return folder

@@ -1,0 +1,293 @@
+"""Throughput and parity, reported: one run, sweeps of either, and sweeps of everything."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import recompute
+from measured_runs import mixed_runs, outcome, parity, parity_runs, record, throughput, throughput_runs, write_runs
+from mteb_vllm.config import ReportConfig
+from mteb_vllm.report import one_run
+from mteb_vllm.report.answer import answer
+from mteb_vllm.report.comparison import Comparison, compare
+from mteb_vllm.report.curves import MOST_CURVES, throughput_curves
+from mteb_vllm.report.measured import lengths_text
+from mteb_vllm.report.page import page
+from mteb_vllm.report.plots import write_plots
+from mteb_vllm.report.reading import read_runs
+from mteb_vllm.report.reference_plot import reference_speed
+from mteb_vllm.report.tables import print_comparison
+from mteb_vllm.report.throughput_plot import throughput_figure
+from mteb_vllm.report.whole import report_on
+from mteb_vllm.results import RunRecord
+from test_page import OUTSIDE, PALE, WIDTHS, Opened, browser  # noqa: F401
+
+Runs = Callable[[], list[RunRecord]]
+
+
+def sweep(folder: Path, runs: list[RunRecord]) -> Path:
+    """A sweep's folder, and the results of the points that were run for them."""
+    for run in runs:
+        for task in run.tasks if not run.parity else ():
+            kept = folder / "results" / "m" / "r" / "experiments" / f"settings_{run.fingerprint}"
+            kept.mkdir(parents=True, exist_ok=True)
+            scores = {"scores": {"test": [{"hf_subset": "default", "main_score": task.main_score}]}}
+            (kept / f"{task.name}.json").write_text(json.dumps(scores))
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    return write_runs(folder / "sweeps" / "1", runs)
+
+
+def compared(folder: Path, runs: list[RunRecord]) -> Comparison:
+    return compare(read_runs([sweep(folder, runs)]))
+
+
+def reported(folder: Path, runs: list[RunRecord], width: int = 250) -> tuple[Path, Comparison, str]:
+    made, console = sweep(folder, runs), Console(file=io.StringIO(), width=width)
+    comparison = report_on([made], made, ReportConfig(), console)
+    return made, comparison, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_one_run_shows_its_steps_and_what_came_at_once(tmp_path: Path) -> None:
+    run = throughput_runs()[0]
+    console = Console(file=io.StringIO(), width=120)
+    one_run.print_run(console, run)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    one_run.write_run(run, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert (tmp_path / "throughput.png").read_bytes().startswith(b"\x89PNG")
+    rows = [line.split() for line in said.splitlines() if re.match(r" +\d+  ", line)]
+    assert [int(row[0]) for row in rows] == [step["batch_size"] for step in run.throughput["steps"]]
+    for row, step in zip(rows, run.throughput["steps"], strict=True):
+        figures = [float(cell.replace(",", "").strip("%")) for cell in row]
+        assert figures[1:4] == pytest.approx(
+            [step["requests_per_second"], step["tokens_per_second"], step["latency_ms"]["p50"]], rel=1e-2
+        )
+        assert sum(figures[6:9]) == pytest.approx(step["latency_ms"]["mean"], rel=1e-2)
+        assert f"| {' | '.join(row)} |" in text
+    for shown in (said, text):
+        assert "240.0 requests/s, 30,720 tokens/s, the median of 3 repeats (2.13, 2.09, 2.20 s; spread 5.0%" in shown
+        assert "50 GFLOP/s in float32" in shown and "46,729 tokens/s, of which 65.7% are reached" in shown
+        assert "Peak memory: the process 1,200 MiB." in shown and "Engine start: 2.4 s; warm-up: 3.1 s." in shown
+        assert "main score" not in shown
+
+
+def test_one_run_of_parity_shows_its_scores_and_its_verdict(tmp_path: Path) -> None:
+    run = parity_runs()[2]
+    one_run.write_run(run, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert text.index("| STS12 |") < text.index("## Parity") and "with CLS pooling" in text
+    console = Console(file=io.StringIO(), width=200)
+    one_run.print_run(console, run)
+    assert "with CLS pooling" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_what_is_not_known_of_one_run_is_left_out() -> None:
+    said = throughput("float16", roof=False)
+    said["saturated"], said["memory_mb"] = None, {"process": None}
+    text = one_run.run_markdown(record(0, throughput=said))
+    assert "Roof: not known: no matrix product in this dtype on this device." in text
+    assert "Saturated" not in text and "memory" not in text
+    failed = one_run.run_markdown(throughput_runs()[3])
+    assert "engine start: Free memory" in failed and "throughput.png" not in failed
+
+
+@pytest.mark.parametrize(
+    ("lengths", "text"),
+    [
+        ({"kind": "fixed", "tokens": 512}, "512 tokens each"),
+        (
+            {"kind": "varied", "distribution": "lognormal", "mean": 128.0, "min": 12, "max": 256},
+            "varied (lognormal), mean 128, 12 to 256 tokens",
+        ),
+        ({"kind": "tasks", "mean": 48.2, "min": 3, "max": 256}, "the tasks' own texts, mean 48, 3 to 256 tokens"),
+    ],
+)
+def test_lengths_are_said_in_words(lengths: dict[str, Any], text: str) -> None:
+    assert lengths_text(lengths) == text
+
+
+@pytest.mark.parametrize(
+    ("runs", "pictures"),
+    [
+        (throughput_runs, {"throughput"}),
+        (lambda: throughput_runs()[:1], {"throughput"}),
+        (parity_runs, {"reference_speed", "task_differences"}),
+        (lambda: parity_runs()[:1], {"reference_speed"}),
+        (mixed_runs, {"quality_speed", "reference_speed", "task_differences", "throughput"}),
+        (lambda: throughput_runs()[3:], set()),
+    ],
+)
+def test_every_figure_of_a_report_is_what_the_records_say(runs: Runs, pictures: set[str], tmp_path: Path) -> None:
+    made, comparison, _ = reported(tmp_path, runs())
+    assert recompute.check(made) >= 4 * len(comparison.rows)
+    assert {path.stem for path in made.glob("*.png")} == pictures
+
+
+def test_a_sweep_without_scores_speaks_of_speed(tmp_path: Path) -> None:
+    made, comparison, said = reported(tmp_path, throughput_runs())
+    lines = answer(comparison)
+    assert lines == [
+        "1 of 4 points failed, in part or as a whole: 3.",
+        "Fastest: point 1 (engine.dtype=bfloat16), 440 requests/s, 56,320 tokens/s with everything at once. "
+        "Against the baseline, point 0: x1.83. That is 50.2% of the 112,150 tokens/s at the machine's roof.",
+        "Within the spread of the repeats as fast: 2.",
+        "Shortest latency of one request alone: point 1 (engine.dtype=bfloat16), median 8.4 ms.",
+        "engine.dtype=bfloat16 instead of float32: speed x1.83, 1 pair.",
+        "engine.dtype=float16 instead of float32: speed x1.80, 1 pair.",
+    ]
+    assert all(line in said for line in lines) and "no best point" not in said
+    head = next(line for line in said.splitlines() if line.startswith("point "))
+    assert re.split(r"  +", head.strip()) == [
+        "point", "engine.dtype", "requests/s", "tokens/s", "to baseline", "p50 at batch 1, ms", "share of roof", "spread",
+        "engine start s", "seconds", "peak MiB",
+    ]  # fmt: skip
+    static = (made / "report.html").read_text().split("<script")[0]
+    assert re.search(r"4 points,\s+throughput;", static) and 'id="latency-plot"' in static and "0 tasks" not in static
+    assert '<th scope="col" class="figure">score</th>' not in static
+    console = Console(file=io.StringIO(), width=60)
+    print_comparison(console, comparison)
+    narrow = console.file.getvalue().split("Fastest")[0]  # type: ignore[attr-defined]
+    assert " 440" in narrow and "x1.83" not in narrow, "the columns that matter least go first"
+
+
+def test_other_texts_and_pairs_are_not_compared(tmp_path: Path) -> None:
+    runs = [
+        record(0, "pipeline=throughput", "pipeline.lengths=128", throughput=throughput()),
+        record(1, "pipeline=throughput", "pipeline.lengths=32", throughput=throughput(tokens=32)),
+        record(2, "pipeline=throughput", "pipeline.lengths=pairs", throughput=throughput(unit="pairs")),
+    ]
+    of_texts = compared(tmp_path / "texts", runs[:2])
+    assert of_texts.fastest is of_texts.rows[1]
+    assert any("texts of different lengths (128 tokens each; 32 tokens each)" in line for line in answer(of_texts))
+    both = compared(tmp_path / "both", runs)
+    assert both.fastest is None and [row.ratio for row in both.rows] == [1, 4, None]
+    assert any("some points embed texts" in line.lower() for line in answer(both))
+    assert [(effect.value, effect.speed) for effect in both.effects] == [("32", 4), ("pairs", None)]
+
+
+def test_parity_says_who_passed_how_far_off_the_others_are_and_why(tmp_path: Path) -> None:
+    made, comparison, said = reported(tmp_path, parity_runs())
+    assert comparison.best is None and comparison.answer is None and not any(row.good for row in comparison.rows)
+    assert comparison.passed is comparison.rows[0] and comparison.rows[0].parity_speed is comparison.rows[0].speed
+    assert "Parity: 1 of 3 points passed. The reference: sentence-transformers 6.2.0 in float32." in said
+    assert "Fastest that passed: point 0 (engine.dtype=float32), 4,000 tokens/s." in said
+    assert "Not passed: point 1 (engine.dtype=bfloat16): at worst -0.00070 in STS12, lowest cosine 0.99985.\n" in said
+    assert (
+        "point 2 (engine.dtype=float16): at worst -0.01240 in STS12, lowest cosine 0.41000. Pooling: with CLS" in said
+    )
+    assert "Best:" not in said and "no best point" not in said
+    rows = list(csv.DictReader((made / "report.csv").open()))
+    assert [row["parity"] for row in rows] == ["True", "False", "False"]
+    assert rows[2]["hint"].startswith("pooling: with CLS pooling") and rows[2]["status"] == "ok"
+    static = (made / "report.html").read_text().split("<script")[0]
+    assert 'id="quality" class="js" hidden' in static and 'id="reference-plot"' in static
+    assert ">not passed</td>" in static and ">fastest that passed</span>" in static
+
+
+def test_the_speed_of_parity_is_that_of_throughput_on_the_same_engine(tmp_path: Path) -> None:
+    of = compared(tmp_path, mixed_runs())
+    speeds = {row.point.name: row.parity_speed for row in of.rows if row.parity_speed}
+    assert {name: (speed.of, speed.tokens) for name, speed in speeds.items()} == {
+        "2": ("5", 30720.0), "3": ("6", 56320.0), "4": ("7", 431 * 128.0)
+    }  # fmt: skip
+    assert of.best is of.answer is of.rows[0], "points that were run for parity or speed are neither"
+    assert all(row.speed is None for row in of.rows if row.point.for_speed)
+    figure = reference_speed(of)
+    assert figure is not None
+    (axes,) = figure.axes
+    drawn = {tuple(round(one, 6) for one in marks.get_offsets()[0]) for marks in axes.collections}
+    assert drawn == {(30720, 1e-6), (56320, 7e-4), (431 * 128, 0.0124)}, "what is next to nothing is drawn at 1e-6"
+    assert {text.get_text() for text in axes.texts} >= {"dtype=float32", "dtype=bfloat16", "dtype=float16"}
+
+
+def test_without_a_difference_or_a_speed_there_is_no_place(tmp_path: Path) -> None:
+    silent = parity(0.0)
+    for task in silent["tasks"]:
+        task |= {"splits": [], "cosine": None, "passed": False, "reasons": ["the engine failed: out of memory"]}
+    silent["passed"] = False
+    reused = replace(outcome("STS12", 0.7, 1.0), status="reused", seconds={}, computed=None, tokens=None)
+    runs = [
+        record(0, "pipeline=parity", parity=silent, tasks=(outcome("STS12", 0.7, 1.0),)),
+        record(1, "pipeline=parity", dtype="bfloat16", parity=parity(-1e-3), tasks=(reused,)),
+    ]
+    of = compared(tmp_path, runs)
+    assert reference_speed(of) is None and of.passed is None
+    assert answer(of)[:3] == [
+        "Parity: 0 of 2 points passed. The reference: sentence-transformers 6.2.0 in float32.",
+        "Not passed: point 0 (engine.dtype=float32): STS12: the engine failed: out of memory.",
+        "Not passed: point 1 (engine.dtype=bfloat16): at worst -0.00100 in STS12, lowest cosine 0.99990.",
+    ]
+
+
+def test_of_many_curves_the_fastest_and_the_baseline_are_drawn(tmp_path: Path) -> None:
+    runs = []
+    for at in range(30):
+        said = throughput()
+        said["saturated"]["requests_per_second"] = 100.0 + at
+        runs.append(record(at, f"engine.max_num_seqs={at}", throughput=said))
+    of = compared(tmp_path, runs)
+    curves, left_out = throughput_curves(of)
+    assert [curve.row for curve in curves] == [0, *range(24, 30)] and len(curves) == MOST_CURVES and left_out == 23
+    assert curves[1].name == "max_num_seqs=24"
+    figure = throughput_figure(curves, left_out)
+    assert figure.legends[0].get_title().get_text() == "not in the plot: 23 slower points"
+    latency, roofs = figure.axes
+    drawn = [tuple(map(tuple, line.get_xydata())) for line in latency.lines if len(line.get_xydata()) > 2]
+    assert drawn == [tuple((step.requests, step.p50) for step in curve.throughput.steps) for curve in curves]
+    assert sum(bar.get_fill() for bar in roofs.patches) == sum(not bar.get_fill() for bar in roofs.patches) == 7
+    assert [bar.get_width() for bar in roofs.patches[:2]] == [30720, pytest.approx(46729, abs=1)]
+    sizes = {text.get_text() for text in latency.texts}
+    assert sizes > {"1", "64"} and "lower right is better ↘" in sizes
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_looks_right(browser: Any, tmp_path: Path, width: int, scheme: str) -> None:  # noqa: F811
+    of = compared(tmp_path, mixed_runs())
+    with Opened(browser, page(of, answer(of), "Sweep"), tmp_path, width, scheme) as opened:
+        assert opened.said == []
+        assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(PALE) == []
+        assert opened.page.locator("#latency-plot .mark").count() == 21
+        assert (
+            opened.page.locator("#roof-plot .bar").count() == 3 and opened.page.locator("#roof-plot .roof").count() == 2
+        )
+        assert opened.page.locator("#reference-plot .mark.hollow").count() == 3
+        assert "lower right is better" in opened.page.text_content("#latency-plot")
+        opened.page.locator("#latency-plot .mark").nth(10).click(force=True)
+        assert "Point 6" in opened.page.inner_text("#selected")
+        assert opened.page.locator("#latency-plot .curve.chosen").count() == 1
+        opened.page.set_viewport_size({"width": 1680 - width, "height": 900})
+        assert opened.page.evaluate(WIDTHS) == []
+        assert opened.page.evaluate(OUTSIDE) == [] and opened.said == []
+
+
+@pytest.mark.parametrize(
+    "runs", [throughput_runs, lambda: throughput_runs()[3:], parity_runs, lambda: parity_runs()[:1]]
+)
+def test_pages_of_one_kind_draw_without_complaint(browser: Any, tmp_path: Path, runs: Runs) -> None:  # noqa: F811
+    of = compared(tmp_path, runs())
+    with Opened(browser, page(of, answer(of), "Sweep"), tmp_path, 700) as opened:
+        assert opened.said == [] and opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(PALE) == []
+        assert opened.page.locator("#quality").is_visible() == (of.scored and not of.fastest and not of.passed)
+        assert not re.search("NaN|Infinity|-0<", opened.page.inner_html("main"))
+        opened.page.locator("#points thead button").nth(2).click()
+        opened.page.fill("#filter", "float32")
+        assert opened.said == []
+
+
+def test_pictures_of_a_report_before_do_not_stay(tmp_path: Path) -> None:
+    write_plots(compared(tmp_path / "mixed", mixed_runs()), tmp_path)
+    assert [path.name for path in write_plots(compared(tmp_path / "failed", throughput_runs()[3:]), tmp_path)] == []
+    assert list(tmp_path.glob("*.png")) == []
