@@ -54,6 +54,9 @@ def make(shape: str, out: Path, tokenizer: Path) -> None:
     with torch.device(device):
         model = getattr(transformers, f"{family}Model")(config)
     model.to(torch.bfloat16).save_pretrained(out)
+    if family == "Qwen3":  # as Qwen/Qwen3-Embedding-0.6B says of itself, and as vLLM knows it
+        said = json.loads((out / "config.json").read_text())
+        (out / "config.json").write_text(json.dumps(said | {"architectures": ["Qwen3ForCausalLM"]}, indent=2))
     words.save_pretrained(out)
     (out / "1_Pooling").mkdir(exist_ok=True)
     modes = {"pooling_mode_mean_tokens": pooling == "mean", "pooling_mode_lasttoken": pooling == "lasttoken"}
