@@ -103,3 +103,16 @@ def test_other_types_are_refused_and_the_device_has_a_name() -> None:
             matmul_rate(name, "cpu")
     kind, _, name = device_name().partition(": ")
     assert kind in ("cpu", "cuda") and name
+
+
+def test_a_process_of_its_own_measures_the_same_and_says_why_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mteb_vllm.throughput import roof
+
+    monkeypatch.setattr(roof, "device", lambda: "cuda: NVIDIA H200")
+    monkeypatch.setattr(roof, "_in_a_process", lambda dtype: 1e15)
+    roof.machine_rate.cache_clear()
+    assert roof.machine_rate("bfloat16") == 1e15
+    roof.machine_rate.cache_clear()
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match=r"the rate in float7 could not be measured: .*no floating-point type"):
+        roof._in_a_process("float7")

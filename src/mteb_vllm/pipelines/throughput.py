@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -145,12 +146,12 @@ class Throughput:
 
 def _roof(engine: Engine, lengths: Sequence[int], reached: float) -> dict[str, Any]:
     """The tokens a second that this machine could compute at most, and the share of it that was reached."""
-    from mteb_vllm.throughput.roof import device_name, matmul_rate, model_flops
+    from mteb_vllm.throughput.roof import device_name, machine_rate, model_flops
 
     spec = engine.spec
     overrides = {key: value for key, value in (spec.args.get("hf_overrides") or {}).items() if key == "num_labels"}
     try:
-        rate = matmul_rate(engine.dtype)
+        rate = machine_rate(engine.dtype)
         operations = model_flops(
             spec.model.location,
             lengths,
@@ -159,7 +160,7 @@ def _roof(engine: Engine, lengths: Sequence[int], reached: float) -> dict[str, A
             trust_remote_code=spec.args.get("trust_remote_code") is True,
             overrides=overrides,
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, subprocess.TimeoutExpired) as error:
         return {"unknown": str(error)}
     per_token = operations / sum(lengths)
     return {

@@ -88,8 +88,9 @@ def measure(
         tell: Told what is being timed.
 
     Returns:
-        `lengths`, the tokens of each; `warm_up_seconds`; `steps`, for each batch size its rates, the percentiles of its latency (linear interpolation
-        between the nearest two) and its phases; `saturated`, the same of everything at once, the median of the repeats.
+        `lengths`, the tokens of each request; `warm_up_seconds`; `steps`, for each batch size its rates, the percentiles of
+        its latency (linear interpolation between the nearest two) and its phases; `saturated`, the same of everything at
+        once, the median of the repeats.
     """
     watch = Stopwatch(engine, requests)
     tell("warming up")
