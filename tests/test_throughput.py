@@ -1,0 +1,174 @@
+"""What `pipeline=throughput` reports: of an engine of known speed, and of the real one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mteb_vllm import run
+from mteb_vllm.backends.vllm import VllmEngine
+from mteb_vllm.throughput.measure import Stopwatch, measure
+from mteb_vllm.throughput.requests import Requests
+
+# Seconds: of tokenising a text, of a step of at most `SEQS` texts, of handing a call's answers back.
+TOKENISE, STEP, COLLECT, SEQS = 0.01, 0.08, 0.04, 4
+TOKENS = 7
+
+
+class Sleeping:
+    """What a `VllmEngine` asks of vLLM, from a machine whose speed is known."""
+
+    def __init__(self) -> None:
+        self.llm_engine = self
+        self.waiting: list[str] = []
+        self.asked: list[str] = []
+        self.forgotten = 0
+
+    def encode(self, texts: list[str], **_: Any) -> list[Any]:
+        import torch
+
+        self.asked += texts
+        for text in texts:
+            time.sleep(TOKENISE)
+            self.llm_engine.add_request(text)
+        while self.waiting:
+            self.llm_engine.step()
+        time.sleep(COLLECT)
+        answer = SimpleNamespace(prompt_token_ids=[1] * TOKENS, outputs=SimpleNamespace(data=torch.ones(2)))
+        return [answer for _ in texts]
+
+    def add_request(self, text: str) -> None:
+        self.waiting.append(text)
+
+    def step(self) -> None:
+        time.sleep(STEP)
+        del self.waiting[:SEQS]
+
+    def reset_prefix_cache(self) -> None:
+        self.forgotten += 1
+
+
+def sleeping(prefixes: bool = False) -> tuple[VllmEngine, Sleeping]:
+    llm = Sleeping()
+    resolved = {"enable_prefix_caching": prefixes}
+    return VllmEngine(SimpleNamespace(env={}), llm, 0.0, "float32", 8, 2, resolved), llm  # type: ignore[arg-type]
+
+
+def test_every_figure_is_that_of_an_engine_of_known_speed() -> None:
+    engine, _ = sleeping()
+    requests = Requests([f"text {at}" for at in range(8)])
+    figures = measure(engine, requests, batch_sizes=[1, 6], steps=4, seconds=0.01, repeats=3, tell=lambda _: None)
+    near = pytest.approx
+    for step, size in zip(figures["steps"], (1, 6), strict=True):
+        phases = {"tokenise": size * TOKENISE, "engine": -(-size // SEQS) * STEP, "collect": COLLECT}
+        whole = sum(phases.values())
+        assert (step["batch_size"], step["steps"]) == (size, 4)
+        assert step["latency_ms"] == near(dict.fromkeys(("mean", "p50", "p90", "p99"), whole * 1000.0), rel=0.05)
+        assert step["requests_per_second"] == near(size / whole, rel=0.05)
+        assert step["tokens_per_second"] == near(size * TOKENS / whole, rel=0.05)
+        assert step["phases_ms"] == near({key: seconds * 1e3 for key, seconds in phases.items()}, rel=0.05)
+        assert sum(step["phases_ms"].values()) == near(step["latency_ms"]["mean"], rel=0.02)
+        assert step["spread"] < 0.05
+    saturated, whole = figures["saturated"], 8 * TOKENISE + 2 * STEP + COLLECT
+    assert len(saturated["seconds"]) == saturated["repeats"] == 3
+    assert saturated["seconds"] == near([whole] * 3, rel=0.05)
+    assert saturated["requests_per_second"] == near(8 / whole, rel=0.05)
+    assert saturated["tokens_per_second"] == near(8 * TOKENS / whole, rel=0.05)
+    assert saturated["phases_s"] == near({"tokenise": 8 * TOKENISE, "engine": 2 * STEP, "collect": COLLECT}, rel=0.05)
+    assert sum(saturated["phases_s"].values()) == near(whole, rel=0.05)
+    assert figures["lengths"] == [TOKENS] * 8
+    assert figures["warm_up_seconds"] == near(2 * (6 * TOKENISE + 2 * STEP + COLLECT), rel=0.05)
+
+
+def test_an_engine_that_keeps_prefixes_is_never_asked_for_the_same_text_twice_unless_it_has_forgotten_it() -> None:
+    for prefixes in (False, True):
+        engine, llm = sleeping(prefixes)
+        watch = Stopwatch(engine, Requests([str(at) for at in range(3)]))
+        for count in (2, 1, 2):
+            watch.ask(count)
+        assert llm.asked == ["0", "1", "2", *(["2"] if prefixes else []), "0", "1"]
+        assert llm.forgotten == prefixes
+        assert not {"add_request", "step"} & set(vars(llm)), "only timed calls are timed"
+
+
+SMALL = ["pipeline.tokens=12", "pipeline.batch_sizes=[4,1,4,64]", "pipeline.requests=24", "pipeline.steps=2"]
+SMALL += ["pipeline.seconds=0.05", "pipeline.repeats=2"]
+
+
+@pytest.mark.vllm
+def test_both_engines_are_timed_on_texts_of_exactly_that_length(tmp_path: Path, minilm: Any) -> None:
+    shared = ["pipeline=throughput", f"results.dir={tmp_path}", *SMALL]
+    points = [
+        run([*shared, "pipeline.lengths=varied", "prompts={query: 'query: ', document: 'passage: '}"], show=False),
+        run([*shared, "engine=sentence_transformers"], show=False),
+    ]
+    for record, kind in zip(points, ("varied", "fixed"), strict=True):
+        assert (record.status, record.failure, record.tasks) == ("ok", None, [])
+        said = record.throughput
+        assert (said["unit"], said["requests"], said["lengths"]["kind"], said["lengths"]["mean"]) == (
+            "texts",
+            24,
+            kind,
+            12,
+        )
+        assert (said["lengths"]["min"] == said["lengths"]["max"] == 12) == (kind == "fixed")
+        assert [step["batch_size"] for step in said["steps"]] == [1, 4]
+        for step in said["steps"]:
+            assert step["tokens_per_second"] == pytest.approx(12 * step["requests_per_second"], rel=0.5)
+            assert sum(step["phases_ms"].values()) == pytest.approx(step["latency_ms"]["mean"], rel=0.02)
+            assert min(step["phases_ms"].values()) > 0
+        everything = said["saturated"]
+        assert everything["tokens_per_second"] == pytest.approx(12 * everything["requests_per_second"])
+        roof = said["roof"]
+        assert roof["tokens_per_second"] * roof["flops_per_token"] == pytest.approx(roof["flops_per_second"])
+        assert roof["share"] == pytest.approx(everything["tokens_per_second"] / roof["tokens_per_second"])
+        assert roof["flops_per_token"] == pytest.approx(21.3e6, rel=0.02)
+        assert said["memory_mb"]["process"] > 100 and record.engine["resolved"]["dtype"] == "float32"
+        folder = Path(record.output_dir)
+        assert "Saturated" in (folder / "report.md").read_text() and (folder / "throughput.png").stat().st_size > 10_000
+    assert [record.engine["backend"] for record in points] == ["vllm", "sentence_transformers"]
+    assert points[0].prompts["values" if "values" in points[0].prompts else "prompts"]["document"] == "passage: "
+    assert not (tmp_path / "embeddings").exists() and not list((tmp_path / "results").glob("*/*"))
+
+
+@pytest.mark.vllm
+def test_texts_that_cannot_be_had_are_a_failed_run(tmp_path: Path, minilm: Any) -> None:
+    record = run(["pipeline=throughput", f"results.dir={tmp_path}", *SMALL, "pipeline.tokens=1000"], show=False)
+    assert record.status == "failed" and record.failure is not None
+    assert "pipeline.lengths=fixed: texts of 1000 tokens cannot be had" in record.failure.message
+    assert "4 to 256" in record.failure.message
+    again = run(
+        ["pipeline=throughput", f"results.dir={tmp_path}", *SMALL, "pipeline.tokens=1000", "retry_failed=false"],
+        show=False,
+    )
+    assert "was not tried again" in again.warnings[-1]
+
+
+@pytest.mark.vllm
+def test_the_tasks_own_texts_and_pairs(tmp_path: Path, minilm: Any) -> None:
+    import mteb.mocks.mock_tasks as mock_tasks
+    import numpy as np
+
+    from mteb_vllm.pipelines.throughput import Throughput
+    from mteb_vllm.prompts import Prompts
+    from mteb_vllm.score_templates import ScoreTemplate
+    from mteb_vllm.throughput.requests import requests_of_tasks
+
+    how = Throughput(batch_sizes=[1], lengths="tasks", requests=4)
+    tasks = [mock_tasks.MockRetrievalTask(), mock_tasks.MockSTSTask()]
+    prompts = Prompts(values={"query": "q: ", "document": "d: "})
+    requests = requests_of_tasks(tasks, how, prompts, None)
+    assert len(requests) == 4 and len(set(requests.texts)) == 4 and requests.unit == "texts"
+    everything = requests_of_tasks(tasks, Throughput(batch_sizes=[1], lengths="tasks", requests=1000), prompts, None)
+    assert set(requests.texts) < set(everything.texts)
+    assert {text[:3] for text in everything.texts} > {"q: ", "d: "}
+    assert all(np.array(everything.ask(minilm.engine, range(len(everything)))) > 2)
+    pairs = requests_of_tasks(tasks[:1], how, prompts, ScoreTemplate(None, "Q ", "D ", None))
+    assert pairs.unit == "pairs" and pairs.documents is not None
+    assert all(text.startswith("Q ") for text in pairs.texts) and all(text.startswith("D ") for text in pairs.documents)
+    with pytest.raises(ValueError, match="tasks=demo_retrieval"):
+        requests_of_tasks(tasks[1:], how, prompts, ScoreTemplate(None, "", "", None))
