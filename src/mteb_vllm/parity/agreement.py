@@ -90,7 +90,7 @@ def vector_agreement(one: Floats, reference: Floats) -> dict[str, Any]:
 
 
 def score_agreement(one: Floats, reference: Floats) -> dict[str, Any]:
-    """Absolute differences of pairs' scores, as a verdict holds them.
+    """Absolute differences of pairs' scores, and Pearson's correlation of the two sides', as a verdict holds them.
 
     Args:
         one: Shape (n,), n at least 1.
@@ -98,7 +98,9 @@ def score_agreement(one: Floats, reference: Floats) -> dict[str, Any]:
     """
     apart = np.abs(one.astype(np.float64) - reference.astype(np.float64))
     p50, p99 = np.quantile(apart, (0.5, 0.99))
-    return {"pairs": len(apart), "max": float(apart.max()), "p99": float(p99), "p50": float(p50)}
+    alike = similarity_agreement(one.tolist(), reference.tolist())
+    pearson = alike["pearson"] if alike is not None else None  # not defined where a side's scores are all the same
+    return {"pairs": len(apart), "max": float(apart.max()), "p99": float(p99), "p50": float(p50), "pearson": pearson}
 
 
 def ranking_agreement(one: Rankings, reference: Rankings, k: int) -> dict[str, Any] | None:

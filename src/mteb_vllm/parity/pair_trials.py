@@ -112,9 +112,7 @@ class PairTrials:
         limit = self.engine.max_model_len
         for tokens in dict.fromkeys((length, limit // 2, limit * 2)):
             if tokens != limit:
-                found.append(
-                    Change("truncation", "length", tokens, f"cut at {tokens} tokens", "engine.max_model_len")
-                )
+                found.append(Change("truncation", "length", tokens, f"cut at {tokens} tokens", "engine.max_model_len"))
         way = "the model's tokenizer files"
         found.append(Change("special tokens", "special", False, "without special tokens", way))
         return found
@@ -138,9 +136,7 @@ class PairTrials:
         assert self.sample.scores is not None
         return None if made is None else measured(made, self.sample.scores)
 
-    def _scores(
-        self, template: ScoreTemplate, instructions: list[str], length: int | None, special: bool
-    ) -> Scores:
+    def _scores(self, template: ScoreTemplate, instructions: list[str], length: int | None, special: bool) -> Scores:
         made = np.empty(len(self.sample.pairs), dtype=np.float32)
         for instruction in dict.fromkeys(instructions):
             rows = [at for at, own in enumerate(instructions) if own == instruction]
@@ -212,5 +208,7 @@ def dtype_hint(other: Any, sample: PairSample, dtype: str) -> Hint | None:
     own, observed = measured(made, sample.reference), measured(sample.scores, sample.reference)
     if not like(own, observed):
         return None
-    says = f"in {dtype} the reference is as far from itself: {own.says}; of the engine {observed.says}. See engine.dtype."
+    says = (
+        f"in {dtype} the reference is as far from itself: {own.says}; of the engine {observed.says}. See engine.dtype."
+    )
     return Hint("dtype", says, own.worst, own.median)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import heapq
 import json
+import random
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mteb_vllm.first_stages import BM25
 from mteb_vllm.parity.capture import Captured, Tap
@@ -54,6 +57,8 @@ class SideRunner:
                 take_candidates(part, path, self.candidates)
 
         self.start.ensure()
+        for part in parts:
+            _as_new(part)
         self.model.tap = tap = Tap(self.limit)
         try:
             outcome = self._outcome(task, prepare, ranked or similar)
@@ -122,6 +127,17 @@ class SideRunner:
                     }
                 else:
                     side.similarities[key] = found["cosine_scores"]
+
+
+def _as_new(task: AbsTask) -> None:
+    """Puts the random numbers of a task, and those of the process, back to where they were when the task was made.
+
+    Clustering draws from the former which texts count: with other numbers the same embeddings have another score.
+    """
+    from transformers import set_seed
+
+    set_seed(task.seed)
+    task.rng_state, task.np_rng = random.Random(task.seed), np.random.default_rng(task.seed)
 
 
 def main_scores(outcome: TaskOutcome) -> MainScores:

@@ -90,12 +90,10 @@ class VectorTrials:
         words = "without normalisation" if self.normalises else "with normalisation"
         way = "engine.pooler_config (use_activation)"
         found.append(Change("normalisation", "normalise", not self.normalises, words, way))
-        own = self.engine.max_model_len
+        own, longest = self.engine.max_model_len, self._longest()
         for tokens in dict.fromkeys((length, own // 2, own * 2)):
-            if tokens != own:
-                found.append(
-                    Change("truncation", "length", tokens, f"cut at {tokens} tokens", "engine.max_model_len")
-                )
+            if tokens != own and min(tokens, own) < longest:
+                found.append(Change("truncation", "length", tokens, f"cut at {tokens} tokens", "engine.max_model_len"))
         sample, way = self.sample, "prompts and instruction"
         if sample.own != sample.other:
             words = "with the engine's prompts" if any(sample.other) else "without prompts"
@@ -110,7 +108,11 @@ class VectorTrials:
         """The embeddings of a variant, shape (n, dim); None where the model cannot be varied so."""
         import torch
 
-        reading = (parts.get("prompts", "own"), parts.get("length", self.engine.max_model_len), parts.get("special", True))
+        reading = (
+            parts.get("prompts", "own"),
+            parts.get("length", self.engine.max_model_len),
+            parts.get("special", True),
+        )
         try:
             if reading not in self._pooled:
                 self._pooled[reading] = self._pool(*reading)
@@ -136,6 +138,13 @@ class VectorTrials:
         if made is None or made.shape != self.sample.vectors.shape:
             return None
         return measured(made, self.sample.vectors)
+
+    def _longest(self) -> int:
+        """The tokens of the longest text: where both limits are beyond it, none of the two cuts anything."""
+        sample = self.sample
+        sides = (sample.own, sample.other)
+        texts = [prefix + text for side in sides for prefix, text in zip(side, sample.texts, strict=True)]
+        return max(map(len, self.engine.tokenizer(texts, truncation=False, verbose=False)["input_ids"]))
 
     def _pool(self, prompts: str, length: int, special: bool) -> dict[str, Any]:
         """The embeddings of the sample as each pooling makes them, before what comes after pooling."""

@@ -31,7 +31,7 @@ class Tolerances:
 
     Attributes:
         score: The difference of a main score, either way.
-        cosine: The smallest cosine of a text's two embeddings.
+        cosine: The smallest cosine of a text's two embeddings; of rerankers, the smallest correlation of the pairs' scores.
         length: The difference from 1 of the ratio of their lengths.
     """
 
@@ -100,9 +100,7 @@ def judge(
     return {**said, "reasons": reasons, "passed": not reasons}
 
 
-def _judge_captured(
-    said: dict[str, Any], engine: Side, reference: Side, allowed: Tolerances, worst: int
-) -> list[str]:
+def _judge_captured(said: dict[str, Any], engine: Side, reference: Side, allowed: Tolerances, worst: int) -> list[str]:
     """Compares vectors or scores of pairs; returns what is wrong with them."""
     if engine.captured is None or reference.captured is None:
         return []
@@ -113,8 +111,14 @@ def _judge_captured(
         what = f"the engine's embeddings have {mine.values.shape[1]} numbers, the reference's {theirs.values.shape[1]}"
         return [f"{what} (engine.pooler_config.dimensions)"]
     if is_pairs(mine):
-        said["pair_scores"] = score_agreement(mine.values[:, 0], theirs.values[:, 0])
-        return []
+        said["pair_scores"] = scores = score_agreement(mine.values[:, 0], theirs.values[:, 0])
+        # Few candidates can have the same main score in whatever order.
+        if scores["pearson"] is None or scores["pearson"] >= allowed.cosine:
+            return []
+        what = (
+            f"the pairs' scores correlate with the reference's by {scores['pearson']:.5f}, less than {allowed.cosine:g}"
+        )
+        return [f"{what}: the largest difference is {scores['max']:.3g}"]
     said["cosine"] = found = vector_agreement(mine.values, theirs.values)
     each = cosines(mine.values, theirs.values)
     said["worst"] = [

@@ -82,7 +82,8 @@ class Parity:
 
     Attributes:
         tolerance: By how much a main score may differ, either way; None: 0.0005, of rerankers 0.002.
-        min_cosine: The smallest cosine that a text's two embeddings may have.
+        min_cosine: The smallest cosine that a text's two embeddings may have; of rerankers, the smallest correlation of the
+            scores of pairs.
         length_tolerance: By how much the ratio of their lengths may differ from 1.
         top_k: How many documents of a ranking are compared.
         candidates: How many documents of BM25's a reranker reads for each query, where a task brings no candidates.
@@ -125,8 +126,8 @@ class Parity:
             tasks: mteb's tasks.
             store: Beside which results are kept for the time of the comparison; nothing is read from it or written to it.
             progress: Told what is done.
-            reference: The model in sentence-transformers, as its recipe says; where stored scores are the reference, it is asked
-                only if these differ.
+            reference: The model in sentence-transformers, as its recipe says; where stored scores are the reference, it
+                is asked only if these differ.
             verdict: Filled with the verdict, as a run's record holds it.
             reuse: Not used: both sides are computed.
             read_as: Not used.

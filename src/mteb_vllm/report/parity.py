@@ -77,8 +77,10 @@ def parity_table(parity: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple
                     "passed" if passed else "failed",
                 )
             )
-    pairs = any(task["pair_scores"] for task in parity["tasks"])
-    return (PAIR_COLUMNS if pairs else COLUMNS), rows
+    header = PAIR_COLUMNS if any(task["pair_scores"] for task in parity["tasks"]) else COLUMNS
+    # Only retrieval has rankings, and stored scores have no texts.
+    kept = [at for at in range(len(header)) if not 6 <= at <= 8 or any(row[at] for row in rows)]
+    return tuple(header[at] for at in kept), [tuple(row[at] for at in kept) for row in rows]
 
 
 def _texts(task: Mapping[str, Any]) -> tuple[str, str, str]:
