@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import importlib
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -18,10 +17,13 @@ from mteb_vllm.config import TARGETS, InstructionConfig, ModelConfig, RunConfig,
 from mteb_vllm.errors import ConfigError, Mistake, ModelError
 from mteb_vllm.first_stages import Dense
 from mteb_vllm.models import find_recipe
+from mteb_vllm.pipelines.parity import Parity
 from mteb_vllm.pipelines.report import Report
+from mteb_vllm.pipelines.rerank import Rerank
 from mteb_vllm.pipelines.throughput import Throughput
 from mteb_vllm.prompt_checks import prompt_mistakes, template_mistakes
 from mteb_vllm.prompts import applying_keys, candidates, instruction_keys
+from mteb_vllm.report.reading import places
 from mteb_vllm.searches import DEPTH
 
 
@@ -179,15 +181,18 @@ def _pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Co
         if name == "rerank" and kind == "encoder":
             way = "An encoder reranks by the cosine of its embeddings: pipeline.scoring=cosine"
         mistakes.append(Mistake(f"model.kind={kind}", what, way))
-    others = [task for task in chosen if made.task_types is not None and task.type not in made.task_types]
+    # A reranker can be compared with its reference on what it can rerank.
+    types = Rerank.task_types if isinstance(made, Parity) and kind == "cross_encoder" else made.task_types
+    others = [task for task in chosen if types is not None and task.type not in types]
     parts_fit = [
-        all(part.type in made.task_types for part in task_selection.parts([task], mteb_catalogue())) for task in others
+        all(part.type in (types or ()) for part in task_selection.parts([task], mteb_catalogue())) for task in others
     ]
     others = [task for task, fits in zip(others, parts_fit, strict=True) if not fits]
     if others:
         names = ", ".join(f"{task.name} ({task.type})" for task in others[:5]) + (", ..." if len(others) > 5 else "")
-        way = f"Take only those that can: 'tasks.types=[{','.join(made.task_types)}]', or tasks=demo_retrieval."
-        mistakes.append(Mistake("tasks", f"the pipeline {name} is for retrieval and reranking; not for {names}", way))
+        way = f"Take only those that can: 'tasks.types=[{','.join(types or ())}]', or tasks=demo_retrieval."
+        who = "a reranker" if isinstance(made, Parity) else f"the pipeline {name}"
+        mistakes.append(Mistake("tasks", f"{who} is for retrieval and reranking; not for {names}", way))
     if hasattr(made, "reference"):
         mistakes += _reference_mistakes(config, made.reference)
     if made.window < 1:
@@ -211,7 +216,7 @@ def _reference_mistakes(config: RunConfig, said: Mapping[str, Any]) -> list[Mist
     mistakes += template_mistakes(f"{where}.instruction", applied.instruction)
     mistakes += score_templates.check(f"{where}.score_template", applied.score_template)
     for path in getattr(reference, "runs", ()):
-        if not glob.glob(path, recursive=True):
+        if not places(path):
             mistakes.append(Mistake(f"{where}.runs={path}", "there is no such folder"))
     return mistakes
 

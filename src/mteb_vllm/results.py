@@ -146,9 +146,9 @@ class RunRecord:
         store: What was read from the embedding store, and written to it; empty where there is none.
         engine: How it was opened: preset, resolved values, seconds; empty where known results needed none.
         first_stage: Of a reranking run: its configuration; of a dense one also its engine, prompts, and what it computed.
-        throughput: Of a run that times its engine: lengths, the figures of each batch size and of everything at once, with the
-            phases of each, the roof, memory; see `docs/measuring.md`.
-        parity: Of a run that compares with a reference: the verdict, task by task, and hints at the cause; likewise.
+        throughput: Of a run that times its engine: lengths, the figures of each batch size and of everything at once, the
+            roof, memory.
+        parity: Of a run that compares with a reference: the verdict, task by task, and hints at the cause.
         failure: Why the run as a whole failed.
         warnings: What a user should know of this run.
         seconds: Wall time of the run.

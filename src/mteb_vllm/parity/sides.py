@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import heapq
 import json
 import random
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +59,9 @@ class SideRunner:
             _as_new(part)
         self.model.tap = tap = Tap(self.limit)
         try:
-            outcome = self._outcome(task, prepare, ranked or similar)
+            outcome = mteb_run.computed_outcome(
+                self.model, task, self.store, reuse=False, prepare=prepare, predictions=ranked or similar
+            )
         finally:
             self.model.tap = None
         side = Side(main_scores(outcome), tap.captured())
@@ -79,23 +79,6 @@ class SideRunner:
         """What `park` put there."""
         folder = self.folder / "captured" / task
         return Captured.load(folder) if folder.exists() else None
-
-    def _outcome(self, task: AbsTask, prepare: Any, predictions: bool) -> TaskOutcome:
-        model = self.model
-        before, started = copy.copy(model.work), time.perf_counter()
-        loading = mteb_run.compute(model, task, self.store, reuse=False, prepare=prepare, predictions=predictions)
-        outcome = mteb_run.outcome_of(task, self.store.result(task, model.mteb_model_meta), "computed")
-        work = model.work.since(before)
-        spent = {"load": loading, "encode": work.seconds, "store": work.store_seconds}
-        outcome.seconds = {**spent, "score": time.perf_counter() - started - sum(spent.values())}
-        outcome.take(work)
-        names = {part.metadata.name for part in mteb_run.parts_of(task)}
-        outcome.prompts = {
-            side or "texts" if len(names) == 1 else f"{of}: {side or 'texts'}": dict(said)
-            for (of, side), said in model.applied.items()
-            if of in names
-        }
-        return outcome
 
     def _candidates(self, parts: list[AbsTask]) -> dict[str, Path]:
         """What BM25 retrieves for tasks that bring no candidates, the same for both sides."""

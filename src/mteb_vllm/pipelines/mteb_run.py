@@ -243,11 +243,12 @@ def computed_outcome(
     *,
     reuse: bool,
     prepare: Callable[[AbsTask], None] | None = None,
+    predictions: bool = False,
 ) -> TaskOutcome:
-    """Computes a task with a wrapper of ours, and says what that took."""
+    """Computes a task with a wrapper of ours, and says what that took; for the arguments see `compute`."""
     meta = model.mteb_model_meta
     before, started = copy.copy(model.work), time.perf_counter()
-    loading = compute(model, task, store, reuse=reuse, prepare=prepare)
+    loading = compute(model, task, store, reuse=reuse, prepare=prepare, predictions=predictions)
     # Read back, so that what is shown now is to the last digit what every later run will read: mteb rounds when it writes.
     outcome = outcome_of(task, store.result(task, meta), "computed")
     work = model.work.since(before)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mteb_vllm.config import InstructionConfig, Names, RunConfig, ScoreTemplateConfig
+from mteb_vllm.config import InstructionConfig, Names, NotNegative, PositiveInt, RunConfig, ScoreTemplateConfig
 from mteb_vllm.engine import close_engines
 from mteb_vllm.errors import MtebVllmError, NonFiniteError
 from mteb_vllm.failures import in_one_line
@@ -97,14 +97,14 @@ class Parity:
     task_types: ClassVar[tuple[str, ...] | None] = None
     always_anew: ClassVar[bool] = True
 
-    tolerance: float | None = None
+    tolerance: NotNegative | None = None
     min_cosine: float = 0.99
-    length_tolerance: float = 0.01
-    top_k: int = 10
-    candidates: int = 20
-    max_texts: int = 10_000
-    worst: int = 5
-    window: int = 8192
+    length_tolerance: NotNegative = 0.01
+    top_k: PositiveInt = 10
+    candidates: PositiveInt = 20
+    max_texts: PositiveInt = 10_000
+    worst: PositiveInt = 5
+    window: PositiveInt = 8192
     reference: dict[str, Any] = field(default_factory=dict)
 
     def run(
@@ -116,8 +116,6 @@ class Parity:
         *,
         reference: Wrapper,
         verdict: dict[str, Any],
-        reuse: bool = True,
-        read_as: Mapping[str, str | None] | None = None,
     ) -> Iterator[TaskOutcome]:
         """Evaluates task by task, with the reference and then with the engine; one task's failure costs no other anything.
 
@@ -129,8 +127,6 @@ class Parity:
             reference: The model in sentence-transformers, as its recipe says; where stored scores are the reference, it
                 is asked only if these differ.
             verdict: Filled with the verdict, as a run's record holds it.
-            reuse: Not used: both sides are computed.
-            read_as: Not used.
 
         Raises:
             ConfigError: if the stored scores cannot be had.
