@@ -48,7 +48,9 @@ def make(shape: str, out: Path, tokenizer: Path) -> None:
     words = transformers.AutoTokenizer.from_pretrained(tokenizer)
     words.model_max_length = sizes["max_position_embeddings"]
     ends = {"pad_token_id": words.pad_token_id, "eos_token_id": words.sep_token_id, "bos_token_id": None}
-    config = getattr(transformers, f"{family}Config")(**sizes, vocab_size=len(words), **(ends if family == "Qwen3" else {}))
+    config = getattr(transformers, f"{family}Config")(
+        **sizes, vocab_size=len(words), **(ends if family == "Qwen3" else {})
+    )
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
