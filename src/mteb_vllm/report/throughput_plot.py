@@ -154,8 +154,15 @@ def _draw_roofs(axes: Axes, curves: Sequence[Curve]) -> None:
         if said.roof is not None:
             axes.barh(height, said.roof, 0.34, fill=False, edgecolor=INK, linewidth=1.2, zorder=3)
         share = "the roof is not known" if said.share is None else f"{said.share:.1%} of the roof"
-        name = curve.name if len(curve.name) <= _LONGEST_NAME else f"{curve.name[: _LONGEST_NAME - 1]}…"
+        name = _short(curve.name)
         words = f"{plain(name)}\n" if name else ""
         axes.text(0, height + 0.2, f"{words}{tokens:,.0f}, {share}", color=INK, size=9, va="bottom")
     axes.set_ylim(min(0.5, len(curves) - 2.5), len(curves) + 0.8)
     axes.set_xlim(0)
+
+
+def _short(name: str) -> str:
+    """A point's name that fits above a bar: of a long one only the values, whose keys the legend has."""
+    if len(name) > _LONGEST_NAME:
+        name = ", ".join(part.partition("=")[2] or part for part in name.split(", "))
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
