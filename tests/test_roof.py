@@ -110,9 +110,7 @@ def test_a_process_of_its_own_measures_the_same_and_says_why_it_cannot(monkeypat
 
     monkeypatch.setattr(roof, "device", lambda: "cuda: NVIDIA H200")
     monkeypatch.setattr(roof, "_in_a_process", lambda dtype: 1e15)
-    roof.machine_rate.cache_clear()
     assert roof.machine_rate("bfloat16") == 1e15
-    roof.machine_rate.cache_clear()
     monkeypatch.undo()
     with pytest.raises(RuntimeError, match=r"the rate in float7 could not be measured: .*no floating-point type"):
         roof._in_a_process("float7")

@@ -112,6 +112,7 @@ class Throughput:
         sizes = sorted({size for size in self.batch_sizes if size <= len(requests)})
         if not sizes:
             raise MeasureError(f"no batch size fits into {len(requests):,} {requests.unit}: pipeline.batch_sizes=[1]")
+        rates = [_rate(engine.dtype)]
         before = engine.cached_tokens
         figures = measure(
             engine,
@@ -126,6 +127,8 @@ class Throughput:
         lengths = figures.pop("lengths")
         memory = {**peak_memory(engine.processes), "device": device_memory_mb()}
         tell("measuring the roof")
+        # Before and after: other work on the machine slows the one or the other.
+        rates.append(_rate(engine.dtype))
         return {
             "unit": requests.unit,
             "lengths": {
@@ -138,20 +141,32 @@ class Throughput:
             },
             "requests": len(requests),
             **figures,
-            "roof": _roof(engine, lengths, figures["saturated"]["tokens_per_second"]),
+            "roof": _roof(engine, lengths, rates, figures["saturated"]["tokens_per_second"]),
             "memory_mb": memory,
             "cached_tokens": cached,
         }
 
 
-def _roof(engine: Engine, lengths: Sequence[int], reached: float) -> dict[str, Any]:
+def _rate(dtype: str) -> float | str:
+    """The machine's arithmetic rate, or why it could not be measured."""
+    from mteb_vllm.throughput.roof import machine_rate
+
+    try:
+        return machine_rate(dtype)
+    except (ValueError, RuntimeError, subprocess.TimeoutExpired) as error:
+        return str(error)
+
+
+def _roof(engine: Engine, lengths: Sequence[int], rates: Sequence[float | str], reached: float) -> dict[str, Any]:
     """The tokens a second that this machine could compute at most, and the share of it that was reached."""
-    from mteb_vllm.throughput.roof import device_name, machine_rate, model_flops
+    from mteb_vllm.throughput.roof import device_name, model_flops
 
     spec = engine.spec
+    measured = [rate for rate in rates if not isinstance(rate, str)]
+    if not measured:
+        return {"unknown": str(rates[0])}
     overrides = {key: value for key, value in (spec.args.get("hf_overrides") or {}).items() if key == "num_labels"}
     try:
-        rate = machine_rate(engine.dtype)
         operations = model_flops(
             spec.model.location,
             lengths,
@@ -160,9 +175,9 @@ def _roof(engine: Engine, lengths: Sequence[int], reached: float) -> dict[str, A
             trust_remote_code=spec.args.get("trust_remote_code") is True,
             overrides=overrides,
         )
-    except (ValueError, RuntimeError, subprocess.TimeoutExpired) as error:
+    except ValueError as error:
         return {"unknown": str(error)}
-    per_token = operations / sum(lengths)
+    rate, per_token = max(measured), operations / sum(lengths)
     return {
         "dtype": engine.dtype,
         "device": device_name(),

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from statistics import median
 from typing import Any, Literal
 
 from mteb_vllm.fingerprint import device
@@ -30,11 +29,11 @@ def device_name() -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-@functools.cache
 def machine_rate(dtype: str) -> float:
-    """The arithmetic rate of `matmul_rate` on the device that vLLM would take, measured once.
+    """The arithmetic rate of `matmul_rate` on the device that vLLM would take.
 
-    On a GPU in a process of its own: CUDA that has started here would stay, with its memory.
+    On a GPU it is measured once, in a process of its own: CUDA that has started here would stay, with its memory. A CPU's
+    may differ from minute to minute, where others work on it as well, and is measured anew.
 
     Raises:
         ValueError: if torch has no such floating-point type.
@@ -43,6 +42,7 @@ def machine_rate(dtype: str) -> float:
     return _in_a_process(dtype) if device().startswith("cuda") else matmul_rate(dtype)
 
 
+@functools.cache
 def _in_a_process(dtype: str) -> float:
     code = "import sys; from mteb_vllm.throughput.roof import matmul_rate; print(matmul_rate(sys.argv[1]), flush=True)"
     done = subprocess.run([sys.executable, "-c", code, dtype], capture_output=True, text=True, timeout=120, check=False)
@@ -68,7 +68,7 @@ def matmul_rate(dtype: str, device: str | None = None, *, seconds: float = 0.5) 
         seconds: How long to measure, about; two to four times that in all.
 
     Returns:
-        Floating-point operations per second, 2 n³ to a product; the median of the repeats.
+        Floating-point operations per second, 2 n³ to a product; the fastest of the repeats, as a roof is.
 
     Raises:
         ValueError: if torch has no such floating-point type.
@@ -114,7 +114,7 @@ def matmul_rate(dtype: str, device: str | None = None, *, seconds: float = 0.5) 
     if cuda:
         del run
         torch.cuda.empty_cache()
-    return 2 * n**3 / median(times)
+    return 2 * n**3 / min(times)
 
 
 def _discard(_: Any) -> None: ...
