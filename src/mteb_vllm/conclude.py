@@ -44,9 +44,7 @@ def conclude(console: Console, record: RunRecord) -> None:
         if kept["passed"]:
             text += f", {kept['passed']:,} not kept: {kept['stopped'] or 'they are computed faster than kept'}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"Settings {record.fingerprint}, results in {record.config['results']['dir']}/results",
-        markup=False,
-        soft_wrap=True,
-    )
+    # Of what is timed or compared no results are kept.
+    kept_in = "" if record.throughput or record.parity else f", results in {record.config['results']['dir']}/results"
+    console.print(f"Settings {record.fingerprint}{kept_in}", markup=False, soft_wrap=True)
     console.print(f"Record:  {record.output_dir}/run.json", markup=False, soft_wrap=True)

@@ -172,6 +172,8 @@ def _reranker_mistakes(config: RunConfig, *, templates_fine: bool) -> list[Mista
 
 def _pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Collection[str]) -> list[Mistake]:
     made, mistakes = _made("pipeline", config.pipeline, "model_kinds")
+    if isinstance(reference := config.pipeline.get("reference"), Mapping):
+        mistakes += _reference_mistakes(config, reference)
     if made is None:
         return mistakes
     name, kind = type(made).__name__.lower(), config.model.kind
@@ -193,8 +195,6 @@ def _pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Co
         way = f"Take only those that can: 'tasks.types=[{','.join(types or ())}]', or tasks=demo_retrieval."
         who = "a reranker" if isinstance(made, Parity) else f"the pipeline {name}"
         mistakes.append(Mistake("tasks", f"{who} is for retrieval and reranking; not for {names}", way))
-    if hasattr(made, "reference"):
-        mistakes += _reference_mistakes(config, made.reference)
     if made.window < 1:
         mistakes.append(Mistake(f"pipeline.window={made.window}", "must be 1 or more"))
     if hasattr(made, "first_stage"):

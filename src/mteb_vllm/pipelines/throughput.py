@@ -56,6 +56,12 @@ class Throughput:
     repeats: PositiveInt = 3
     seed: int = 0
 
+    @property
+    def least_asked(self) -> int:
+        """How many texts or pairs an engine is asked for at least, the same ones as often as they are."""
+        sizes = [size for size in set(self.batch_sizes) if size <= self.requests]
+        return sum(sizes) * (self.steps + 1) + self.requests * self.repeats
+
     def prompted_as(self) -> TaskInfo:
         """The metadata by which prompts are chosen for texts that are no task's: one side of some retrieval task."""
         return TaskInfo(

@@ -224,8 +224,11 @@ def _states(config: RunConfig, made: Plan, stale: Stale) -> list[TaskState]:
     earlier = remembered(root, fingerprint(made.settings))
     if isinstance(made.pipeline, Throughput):
         # One thing to do, and nothing that could be known of it.
-        failure = before(earlier, "")
-        return [TaskState("throughput", "to run" if failure is None else "failed before", str(failure or ""))]
+        failure, how = before(earlier, ""), made.pipeline
+        unit: Literal["texts", "pairs"] = "texts" if made.template is None else "pairs"
+        known = how.lengths != "tasks"
+        work = (Estimate(how.least_asked, how.least_asked * how.tokens, unit),) if known else ()
+        return [TaskState("throughput", "to run" if failure is None else "failed before", str(failure or ""), work)]
     return [_state(config, made, task, stale, before(earlier, task.name)) for task in made.tasks]
 
 
