@@ -44,7 +44,6 @@ def throughput(dtype: str = "float32", *, unit: str = "texts", tokens: int = 128
         },
         "roof": known if roof else {"unknown": "no matrix product in this dtype on this device"},
         "memory_mb": {"process": 1200.0, "engine_processes": 0.0, "device": None},
-        "cached_tokens": 0,
     }  # fmt: skip
 
 

@@ -134,7 +134,7 @@ def test_a_planted_fault_is_found_by_its_name(tmp_path: Path, fault: dict[str, A
 def test_a_run_ends_with_its_verdict(tmp_path: Path) -> None:
     from mteb_vllm import run
 
-    overrides = ["pipeline=parity", "tasks.benchmark=null", "tasks.names=[StdlibDocsClustering]", "store.use=never"]
+    overrides = ["pipeline=parity", "tasks.benchmark=null", "tasks.names=[StdlibDocsClustering]"]
     record: Any = run([*overrides, "engine.max_model_len=64", f"results.dir={tmp_path}"], show=False)
     assert record.status == "failed" and not record.parity["passed"] and not record.failures
     assert record.tasks[0].status == "computed" and not (tmp_path / "results").exists()

@@ -134,3 +134,20 @@ def test_what_cannot_be_timed_is_a_mistake() -> None:
     said = mistakes("pipeline=throughput", "prompts={query: 'query: '}")
     assert "none of its keys (query) applies" in said
     check(["pipeline=throughput", "prompts={query: 'query: '}", "pipeline.side=query"])
+    said = mistakes("pipeline=throughput", "pipeline.batch_sizes=[1,1024]", "engine.max_model_len=64")
+    assert "pipeline.batch_sizes=[1024]: there are 512 different requests" in said
+    assert "pipeline.tokens=128: the context is 64 tokens (engine.max_model_len)" in said
+
+
+def test_what_cannot_be_compared_is_a_mistake(tmp_path: Path) -> None:
+    said = mistakes(
+        "pipeline=parity",
+        "pipeline.tolerance=-1",
+        "pipeline/reference=stored",
+        f"pipeline.reference.runs={tmp_path}",
+        "pipeline.reference.engine.backend=vllm",
+        "+model.engine.backend=sentence_transformers",
+    )
+    assert "pipeline.tolerance=-1" in said and "holds neither runs nor results" in said
+    assert "pipeline.reference.engine.backend=vllm: the reference is sentence-transformers" in said
+    assert "model.engine.backend=sentence_transformers: what works in an engine, a recipe cannot say" in said

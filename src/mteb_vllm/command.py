@@ -105,7 +105,11 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
 
 
 def _needs_vllm(config: RunConfig) -> bool:
-    return not is_report(config) and backend_of(config.engine) == "vllm"
+    if is_report(config):
+        return False
+    stage = config.pipeline.get("first_stage")
+    engines = [config.engine, *([stage["engine"]] if isinstance(stage, dict) and "engine" in stage else [])]
+    return any(backend_of(engine) != "sentence_transformers" for engine in engines)
 
 
 def _of_reports(points: Sequence[Point]) -> Iterator[Mistake]:

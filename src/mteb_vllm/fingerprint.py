@@ -101,7 +101,7 @@ def device() -> str:
     gpus = [] if cpu_build() else _gpus()
     if gpus:
         return f"cuda: {gpus[0]}"
-    return f"cpu: {_processor()}"
+    return f"cpu: {processor()}"
 
 
 def gpu_count() -> int:
@@ -143,7 +143,8 @@ def gpu_figures(field: str) -> list[str]:
     return chosen or [said for _, _, said in rows]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -48,7 +48,10 @@ def device_memory_mb() -> float | None:
     from mteb_vllm.fingerprint import gpu_figures
 
     used = gpu_figures("memory.used")
-    return sum(float(value.split()[0]) for value in used) if used else None
+    try:
+        return sum(float(value.split()[0]) for value in used) if used else None
+    except (ValueError, IndexError):  # as "[N/A]"
+        return None
 
 
 def _peak_of(process: Process) -> float:

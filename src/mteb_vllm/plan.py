@@ -130,7 +130,9 @@ def _planned(config: RunConfig, pipeline: Any) -> Plan:
     chosen, _ = tasks.select(config.tasks, mteb_catalogue())
     if isinstance(pipeline, Throughput):
         settings["throughput"] = asdict(pipeline)
-        if pipeline.lengths != "tasks":
+        if pipeline.lengths == "tasks":
+            settings["throughput"]["tasks"] = [task.name for task in chosen]
+        else:
             return Plan(pipeline, spec, prompts, template, None, [], [pipeline.prompted_as()], settings)
     stage = None
     if isinstance(pipeline, Rerank):

@@ -23,7 +23,6 @@ from mteb_vllm.pipelines.rerank import Rerank
 from mteb_vllm.pipelines.throughput import Throughput
 from mteb_vllm.prompt_checks import prompt_mistakes, template_mistakes
 from mteb_vllm.prompts import applying_keys, candidates, instruction_keys
-from mteb_vllm.report.reading import places
 from mteb_vllm.searches import DEPTH
 
 
@@ -120,6 +119,9 @@ def _engine_mistakes(where: str, model: ModelConfig, engine: Mapping[str, Any]) 
         return check_sentence_transformers(f"{where}engine", engine)  # a recipe's arguments are vLLM's
     if (vllm := vllm_catalogue()) is None:
         return []
+    if model.engine.get("backend") is not None:
+        what = "what works in an engine, a recipe cannot say"
+        return [Mistake(f"{where}model.engine.backend={model.engine['backend']}", what, f"Use {where}engine.backend.")]
     return [
         *check_arguments(f"{where}engine", engine, vllm),
         *check_arguments(f"{where}model.engine", model.engine, vllm),
@@ -173,7 +175,7 @@ def _reranker_mistakes(config: RunConfig, *, templates_fine: bool) -> list[Mista
 def _pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Collection[str]) -> list[Mistake]:
     made, mistakes = _made("pipeline", config.pipeline, "model_kinds")
     if isinstance(reference := config.pipeline.get("reference"), Mapping):
-        mistakes += _reference_mistakes(config, reference)
+        mistakes += _reference_mistakes(config, reference, chosen)
     if made is None:
         return mistakes
     name, kind = type(made).__name__.lower(), config.model.kind
@@ -195,6 +197,8 @@ def _pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Co
         way = f"Take only those that can: 'tasks.types=[{','.join(types or ())}]', or tasks=demo_retrieval."
         who = "a reranker" if isinstance(made, Parity) else f"the pipeline {name}"
         mistakes.append(Mistake("tasks", f"{who} is for retrieval and reranking; not for {names}", way))
+    if isinstance(made, Throughput):
+        mistakes += _throughput_mistakes(config, made)
     if made.window < 1:
         mistakes.append(Mistake(f"pipeline.window={made.window}", "must be 1 or more"))
     if hasattr(made, "first_stage"):
@@ -205,7 +209,21 @@ def _pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Co
     return mistakes
 
 
-def _reference_mistakes(config: RunConfig, said: Mapping[str, Any]) -> list[Mistake]:
+def _throughput_mistakes(config: RunConfig, made: Throughput) -> list[Mistake]:
+    found = []
+    if not any(size <= made.requests for size in made.batch_sizes):
+        what = f"none is within the {made.requests:,} different requests"
+        found.append(Mistake(f"pipeline.batch_sizes={made.batch_sizes}", what, "More of them: pipeline.requests=..."))
+    elif too_many := [size for size in made.batch_sizes if size > made.requests]:
+        what = f"there are {made.requests:,} different requests"
+        found.append(Mistake(f"pipeline.batch_sizes={too_many}", what, "More of them: pipeline.requests=..."))
+    limit = resolve_arguments(config.engine, config.model.engine)[0].get("max_model_len")
+    if made.lengths != "tasks" and isinstance(limit, int) and made.tokens > limit:
+        found.append(Mistake(f"pipeline.tokens={made.tokens}", f"the context is {limit} tokens (engine.max_model_len)"))
+    return found
+
+
+def _reference_mistakes(config: RunConfig, said: Mapping[str, Any], chosen: Sequence[TaskInfo]) -> list[Mistake]:
     where = "pipeline.reference"
     reference, mistakes = _made(where, said, "is_reference")
     if reference is None:
@@ -215,9 +233,17 @@ def _reference_mistakes(config: RunConfig, said: Mapping[str, Any]) -> list[Mist
     mistakes += prompt_mistakes(f"{where}.prompts", applied.prompts, mteb_catalogue())
     mistakes += template_mistakes(f"{where}.instruction", applied.instruction)
     mistakes += score_templates.check(f"{where}.score_template", applied.score_template)
-    for path in getattr(reference, "runs", ()):
-        if not places(path):
-            mistakes.append(Mistake(f"{where}.runs={path}", "there is no such folder"))
+    if backend_of(applied.engine) != "sentence_transformers":
+        what = "the reference is sentence-transformers, which can be varied to find a cause"
+        way = "Compare two engines of vLLM's by a sweep and its report, or by pipeline/reference=stored."
+        mistakes.append(Mistake(f"{where}.engine.backend={applied.engine.get('backend')}", what, way))
+    if (runs := getattr(reference, "runs", None)) and chosen:
+        from mteb_vllm.parity.stored import stored_scores
+
+        try:
+            stored_scores(runs, [task.name for task in chosen])
+        except ConfigError as error:
+            mistakes += error.mistakes
     return mistakes
 
 

@@ -165,6 +165,7 @@ def finish(record: RunRecord, started: float) -> None:
     one_run.write_run(record, folder)
     if record.fingerprint:
         settled = [task.name for task in record.tasks if task.status != "failed"]
+        settled += [""] if record.throughput and record.failure is None else []
         remember(Path(record.config["results"]["dir"]), record.fingerprint, record.failures, settled)
 
 
@@ -212,7 +213,8 @@ def _working(
                 models.append(planned.stage.encoder)
         embeddings = _embeddings(config)
         for one in models:
-            if isinstance(one, Embedding):
+            # What is timed, or compared with a reference, is what the engine computes now.
+            if isinstance(one, Embedding) and not (one is model and planned.pipeline.always_anew):
                 one.store = embeddings
             one.progress = progress.encoded
             one.opening = functools.partial(progress.opening, one.spec)
@@ -229,15 +231,17 @@ def _measure(config: RunConfig, planned: Plan, record: RunRecord, console: Conso
             return
     log = Path(record.output_dir) / LOG
     with _working(config, planned, log, console, progress) as work:
-        work.model.store = None
-        record.throughput = planned.pipeline.run(
-            work.model,
-            work.tasks,
-            prompts=planned.prompts,
-            template=planned.template,
-            tell=work.progress.note,
-        )
-        record.engine = work.model.engine_record()
+        try:
+            planned.pipeline.run(
+                work.model,
+                work.tasks,
+                record.throughput,
+                prompts=planned.prompts,
+                template=planned.template,
+                tell=work.progress.note,
+            )
+        finally:
+            record.engine = work.model.engine_record()
 
 
 def _embeddings(config: RunConfig) -> EmbeddingStore | None:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mteb_vllm import memory
+from mteb_vllm.architectures import position_limit
 from mteb_vllm.engine import Engine, EngineSpec, Scores
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
 from mteb_vllm.phases import Phases, replaced
@@ -43,6 +44,11 @@ class SentenceTransformersEngine(Engine):
         return int(self.spec.args["batch_size"])
 
     @property
+    def _anew(self) -> bool:
+        """Whether embeddings are normalised once more: vLLM cuts them before it does that, sentence-transformers after."""
+        return self.spec.args.get("dimensions") is not None and "Normalize" in self.resolved["modules"]
+
+    @property
     def tokenizer(self) -> Any:
         """The model's tokenizer, of transformers' kind."""
         return self.model.tokenizer
@@ -50,7 +56,7 @@ class SentenceTransformersEngine(Engine):
     def embed(self, texts: list[str], bar: Any = False) -> tuple[npt.NDArray[np.float32], list[int]]:
         """See `Engine.embed`."""
         with self._watched(len(texts), bar) as lengths, _working():
-            vectors = self.llm.encode(_Loader(texts), **_anywhere(), **self._how())
+            vectors = self.llm.encode(_Loader(texts), **_anywhere(), **self._how(), normalize_embeddings=self._anew)
         return np.asarray(vectors, dtype=np.float32), [lengths[text] for text in texts]
 
     def score(
@@ -214,6 +220,7 @@ def load(spec: EngineSpec, others: Sequence[EngineSpec]) -> SentenceTransformers
         wrapper = _wrapper(spec)
         if spec.args.get("max_model_len") is not None:
             wrapper.model.max_seq_length = spec.args["max_model_len"]
+        wrapper.model.max_seq_length = _context(wrapper.model)
     except Exception as error:
         logger.exception("sentence-transformers did not open")
         gc.collect()
@@ -245,7 +252,8 @@ def load(spec: EngineSpec, others: Sequence[EngineSpec]) -> SentenceTransformers
 def _context(model: Any) -> int:
     """Tokens after which a text is cut: the model's own, no more than it has positions for."""
     config = model[0].model.config
-    limits = [model.max_seq_length, getattr(config, "max_position_embeddings", None)]
+    positions = position_limit(config.to_dict()) or getattr(config, "max_position_embeddings", None)
+    limits = [model.max_seq_length, positions]
     return min(int(limit) for limit in limits if limit is not None)
 
 
@@ -254,7 +262,10 @@ def _wrapper(spec: EngineSpec) -> Any:
     from mteb.models import sentence_transformer_wrapper as wrappers
 
     args = spec.args
-    how: dict[str, Any] = {"dtype": args["dtype"], "use_safetensors": args["load_format"] == "safetensors"}
+    how: dict[str, Any] = {
+        "dtype": args["dtype"],
+        "use_safetensors": True if args["load_format"] == "safetensors" else None,
+    }
     if args.get("attn_implementation") is not None:
         how["attn_implementation"] = args["attn_implementation"]
     common = {

@@ -49,9 +49,14 @@ class Search:
             return [], ""
         if any(name in self.not_finite for name in tasks):
             known = self._of_reference([name for name in tasks if name in self.not_finite])
-            hint = self._dtype(self._sample(known, None), under_test.dtype) if known is not None else None
-            note = f"in {under_test.dtype} the reference gives no NaN or Inf for those texts that were tried"
-            return ([hint], "") if hint is not None else ([], note)
+            if known is None:
+                return [], "the reference has embedded none of these texts: whether the dtype explains it was not tried"
+            hint = self._dtype(self._sample(known, None), under_test.dtype)
+            if hint is not None:
+                return [hint], ""
+            if under_test.dtype == self.reference.model.spec.args.get("dtype"):
+                return [], f"the reference has the same dtype, {under_test.dtype}, and gives no NaN or Inf"
+            return [], f"whether {under_test.dtype} explains it could not be shown with those texts that were tried"
         mine, theirs = self._differing(tasks)
         if mine is None or theirs is None:
             return [], ""

@@ -116,7 +116,8 @@ class VectorTrials:
         try:
             if reading not in self._pooled:
                 self._pooled[reading] = self._pool(*reading)
-            features = {"sentence_embedding": self._pooled[reading][parts.get("pooling", "own")]}
+            # As the reference cuts them (dimensions), which normalises anew.
+            features = {"sentence_embedding": self._pooled[reading][parts.get("pooling", "own")][:, : self.engine.dim]}
             normalise = parts.get("normalise", self.normalises)
             with torch.inference_mode():
                 for module in self.modules[(self.at or 0) + 1 :]:

@@ -90,6 +90,14 @@ def judge(
         for split, subset, one, other in _both(engine.scores, reference.scores)
     ]
     reasons = [_reason(row, len(said["splits"]), allowed.score) for row in said["splits"] if not row["passed"]]
+    missing = [
+        f"{split}, {subset}"
+        for split, subsets in engine.scores.items()
+        for subset in subsets
+        if subset not in reference.scores.get(split, {})
+    ]
+    if missing and said["splits"]:
+        reasons.append(f"the reference has no score of {'; '.join(missing)}")
     if not said["splits"]:
         reasons.append("the two sides have no split and subset in common")
     reasons += _judge_captured(said, engine, reference, allowed, worst)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,22 +83,21 @@ class Throughput:
         self,
         model: Any,
         tasks: Sequence[AbsTask],
+        figures: dict[str, Any],
         *,
         prompts: Prompts,
         template: ScoreTemplate | None,
         tell: Callable[[str], None],
-    ) -> dict[str, Any]:
+    ) -> None:
         """Times a model's engine.
 
         Args:
             model: A wrapper of ours.
             tasks: mteb's tasks, where the texts are theirs.
+            figures: Filled as it goes with what a run's record says of it: see `RunRecord.throughput`.
             prompts: What stands in front of texts; of a reranker, its instructions.
             template: What a reranker reads pairs through; None for other models.
             tell: Told what is being timed.
-
-        Returns:
-            what a run's record says of it: see `RunRecord.throughput`.
 
         Raises:
             EngineError: if the engine does not open, dies, or fails at work.
@@ -118,53 +118,52 @@ class Throughput:
         sizes = sorted({size for size in self.batch_sizes if size <= len(requests)})
         if not sizes:
             raise MeasureError(f"no batch size fits into {len(requests):,} {requests.unit}: pipeline.batch_sizes=[1]")
-        rates = [_rate(engine.dtype)]
-        before = engine.cached_tokens
-        figures = measure(
+        rates = [_rate(engine)]
+        figures |= {"unit": requests.unit, "requests": len(requests)}
+        lengths = measure(
             engine,
             requests,
+            figures,
             batch_sizes=sizes,
             steps=self.steps,
             seconds=self.seconds,
             repeats=self.repeats,
             tell=tell,
         )
-        cached = engine.cached_tokens - before
-        lengths = figures.pop("lengths")
-        memory = {**peak_memory(engine.processes), "device": device_memory_mb()}
+        figures["memory_mb"] = {**peak_memory(engine.processes), "device": device_memory_mb()}
+        figures["lengths"] = {
+            "kind": self.lengths,
+            "tokens": None if self.lengths == "tasks" else self.tokens,
+            "distribution": self.distribution if self.lengths == "varied" else None,
+            "mean": sum(lengths) / len(lengths),
+            "min": min(lengths),
+            "max": max(lengths),
+        }
         tell("measuring the roof")
         # Before and after: other work on the machine slows the one or the other.
-        rates.append(_rate(engine.dtype))
-        return {
-            "unit": requests.unit,
-            "lengths": {
-                "kind": self.lengths,
-                "tokens": None if self.lengths == "tasks" else self.tokens,
-                "distribution": self.distribution if self.lengths == "varied" else None,
-                "mean": sum(lengths) / len(lengths),
-                "min": min(lengths),
-                "max": max(lengths),
-            },
-            "requests": len(requests),
-            **figures,
-            "roof": _roof(engine, lengths, rates, figures["saturated"]["tokens_per_second"]),
-            "memory_mb": memory,
-            "cached_tokens": cached,
-        }
+        rates.append(_rate(engine))
+        computed = figures["saturated"]["tokens_per_second"] * (1 - figures["saturated"]["cached_share"])
+        figures["roof"] = _roof(engine, lengths, rates, computed)
 
 
-def _rate(dtype: str) -> float | str:
-    """The machine's arithmetic rate, or why it could not be measured."""
+def _rate(engine: Engine) -> float | str:
+    """The arithmetic rate of the devices that an engine has, or why it could not be measured."""
     from mteb_vllm.throughput.roof import machine_rate
 
+    used = [engine.spec.args.get(f"{way}_parallel_size") or 1 for way in ("tensor", "pipeline")]
     try:
-        return machine_rate(dtype)
+        return machine_rate(engine.dtype, _device(engine)) * math.prod(used)
     except (ValueError, RuntimeError, subprocess.TimeoutExpired) as error:
         return str(error)
 
 
+def _device(engine: Engine) -> str | None:
+    """What sentence-transformers computes on; None where that is what vLLM would take."""
+    return str(engine.resolved.get("device") or "").partition(":")[0] or None
+
+
 def _roof(engine: Engine, lengths: Sequence[int], rates: Sequence[float | str], reached: float) -> dict[str, Any]:
-    """The tokens a second that this machine could compute at most, and the share of it that was reached."""
+    """The tokens a second that this machine could compute at most, and the share of it that was computed."""
     from mteb_vllm.throughput.roof import device_name, model_flops
 
     spec = engine.spec
@@ -186,7 +185,7 @@ def _roof(engine: Engine, lengths: Sequence[int], rates: Sequence[float | str], 
     rate, per_token = max(measured), operations / sum(lengths)
     return {
         "dtype": engine.dtype,
-        "device": device_name(),
+        "device": device_name(_device(engine)),
         "flops_per_second": rate,
         "flops_per_token": per_token,
         "tokens_per_second": rate / per_token,

@@ -35,7 +35,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Point]:
     for path in paths:
         points = _read(path)
         if not points:
-            exists = any(True for _ in places(path))
+            exists = any(True for _ in _places(path))
             what = "holds neither runs nor results" if exists else "there is no such file or folder"
             mistakes.append(Mistake(f"runs={path}", what, _LOOKED_FOR))
         for point in points:
@@ -46,7 +46,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Point]:
     return [replace(point, name=names[folder]) for folder, point in found.items()]
 
 
-def places(path: str | Path) -> list[Path]:
+def _places(path: str | Path) -> list[Path]:
     """The files and folders that a path or a pattern names."""
     place = Path(path).expanduser().resolve()
     if place.exists():
@@ -59,7 +59,7 @@ def places(path: str | Path) -> list[Path]:
 def _read(path: str | Path) -> list[Point]:
     runs: list[FoundRun] = []
     results: list[Point] = []
-    for place in places(path):
+    for place in _places(path):
         folder = place.parent if place.name == "run.json" else place
         folders = _run_folders(folder)
         runs += map(read_run, folders)

@@ -78,8 +78,8 @@ def _saturated(said: Mapping[str, Any]) -> Iterable[str]:
         f"{number(saturated['tokens_per_second'])} tokens/s, the median of {count(saturated['repeats'], 'repeat')} "
         f"({seconds} s; spread {saturated['spread']:.1%}; {parts})."
     )
-    if cached := said.get("cached_tokens"):
-        yield f"From the prefix cache, in all steps: {count(cached, 'token')}."
+    if cached := (said.get("saturated") or {}).get("cached_share"):
+        yield f"From the prefix cache, of everything at once: {cached:.1%} of the tokens."
 
 
 def _roof(roof: Mapping[str, Any]) -> Iterable[str]:

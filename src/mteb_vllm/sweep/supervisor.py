@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.failures import FATAL, Failure, last_lines, of_exit, of_timeout, where_it_stood
+from mteb_vllm.pipelines.throughput import Throughput
 from mteb_vllm.results import RunRecord, TaskOutcome
 from mteb_vllm.runner import LOG, Ahead, finish, started_record
 from mteb_vllm.sweep.messages import (
@@ -157,6 +158,9 @@ class Supervisor:
             given_up = failure if failure is not None and last is not None and failure.kind == last.kind else None
             last = failure
         self._close_engines()
+        if any(isinstance(step.point.plan.pipeline, Throughput) for step in group.steps if step.point.plan is not None):
+            # What one engine has imported, set and left behind must not be in the figures of the next one.
+            self._end_child()
 
     def _run_step(self, step: Step, point: SweepPoint) -> Failure | None:
         """Runs a step in the child; returns what went wrong with it, if anything did."""
@@ -214,7 +218,11 @@ class Supervisor:
 
     def _replace_child_after(self, failures: Sequence[Failure]) -> None:
         """Lets the child go if what went wrong in it says that it is not to be relied on."""
-        if self._child is not None and any(failure.kind in FATAL for failure in failures):
+        if any(failure.kind in FATAL for failure in failures):
+            self._end_child()
+
+    def _end_child(self) -> None:
+        if self._child is not None:
             child, self._child = self._child, None
             child.end()
 

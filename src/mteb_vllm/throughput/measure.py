@@ -25,6 +25,7 @@ class _Call:
     seconds: float
     lengths: list[int]
     phases: Phases
+    cached: int
 
 
 class Stopwatch:
@@ -33,7 +34,7 @@ class Stopwatch:
     Args:
         engine: An open engine.
         requests: What it is asked for, over and over; before an engine that keeps prefixes gets the same again, it forgets
-            them, and is asked once more for what all share.
+            them, and is asked for one of them, so that it has again what all share.
     """
 
     def __init__(self, engine: Engine, requests: Requests) -> None:
@@ -46,11 +47,12 @@ class Stopwatch:
             self._begin_again()
         rows = [(self._next + at) % len(self.requests) for at in range(count)]
         self._next += count
+        before = self.engine.cached_tokens
         with self.engine.timed() as phases:
             started = time.perf_counter()
             lengths = self.requests.ask(self.engine, rows)
             seconds = time.perf_counter() - started
-        return _Call(seconds, lengths, phases)
+        return _Call(seconds, lengths, phases, self.engine.cached_tokens - before)
 
     def ask_all(self) -> _Call:
         """Asks for all of them in one call."""
@@ -69,18 +71,22 @@ class Stopwatch:
 def measure(
     engine: Engine,
     requests: Requests,
+    figures: dict[str, Any],
     *,
     batch_sizes: Sequence[int],
     steps: int,
     seconds: float,
     repeats: int,
     tell: Callable[[str], None],
-) -> dict[str, Any]:
+) -> list[int]:
     """Times an engine, warmed up.
 
     Args:
         engine: An open engine.
         requests: What it is asked for.
+        figures: Filled as it goes: `warm_up_seconds`; `steps`, for each batch size its rates, the percentiles of its latency
+            (linear interpolation between the nearest two) and its phases; `saturated`, the same of everything at once, the
+            median of the repeats.
         batch_sizes: Requests in one call, each to be timed.
         steps: How often each is timed at least.
         seconds: For how long each is timed about, if that is more.
@@ -88,25 +94,23 @@ def measure(
         tell: Told what is being timed.
 
     Returns:
-        `lengths`, the tokens of each request; `warm_up_seconds`; `steps`, for each batch size its rates, the percentiles of
-        its latency (linear interpolation between the nearest two) and its phases; `saturated`, the same of everything at
-        once, the median of the repeats.
+        the tokens of each request.
     """
     watch = Stopwatch(engine, requests)
     tell("warming up")
     started = time.perf_counter()
     for _ in range(2):
         watch.ask(min(max(batch_sizes), len(requests), 32))
-    warm_up = time.perf_counter() - started
-    timed = []
+    figures["warm_up_seconds"] = time.perf_counter() - started
+    figures["steps"] = []
     for size in batch_sizes:
         tell(f"{size:,} at a time")
         watch.ask(size)  # what a library prepares for each new shape
-        timed.append(_step(size, list(_repeated(watch, size, steps, seconds))))
+        figures["steps"].append(_step(size, list(_repeated(watch, size, steps, seconds))))
     tell(f"all {len(requests):,} at once")
     runs = [watch.ask_all() for _ in range(repeats)]
-    saturated = _saturated(len(requests), runs)
-    return {"lengths": runs[0].lengths, "warm_up_seconds": warm_up, "steps": timed, "saturated": saturated}
+    figures["saturated"] = _saturated(len(requests), runs)
+    return runs[0].lengths
 
 
 def _repeated(watch: Stopwatch, size: int, steps: int, seconds: float) -> Iterator[_Call]:
@@ -146,6 +150,7 @@ def _saturated(count: int, runs: Sequence[_Call]) -> dict[str, Any]:
         "requests_per_second": count / middle,
         "tokens_per_second": sum(nearest.lengths) / middle,
         "spread": (max(seconds) - min(seconds)) / middle,
+        "cached_share": nearest.cached / sum(nearest.lengths),
         "phases_s": _phases([nearest]),
     }
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-from mteb_vllm.fingerprint import device
+from mteb_vllm.fingerprint import device, processor
 
 # Sides of the square matrices; a product of the largest is far beyond every cache, on a GPU beyond a launch's cost.
 _FIRST = 256
@@ -19,27 +19,38 @@ _LARGEST = {"cpu": 4096, "cuda": 16384}
 _PROBES = (4, 8, 16)
 
 
-def device_name() -> str:
-    """The device whose rate `matmul_rate` measures, as `cpu: AMD EPYC, 2 threads` or `cuda: NVIDIA H200`."""
-    name = device()
-    if name.startswith("cuda"):
-        return name
+def device_name(kind: str | None = None) -> str:
+    """The device whose rate is measured, as `cpu: AMD EPYC, 2 threads` or `cuda: NVIDIA H200`.
+
+    Args:
+        kind: `cpu` or `cuda`; None for the one that vLLM would take.
+    """
+    if _kind(kind) == "cuda":
+        return device()
     import torch
 
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"cpu: {processor()}, {torch.get_num_threads()} threads"
 
 
-def machine_rate(dtype: str) -> float:
-    """The arithmetic rate of `matmul_rate` on the device that vLLM would take.
+def _kind(kind: str | None) -> str:
+    return kind or device().partition(":")[0]
+
+
+def machine_rate(dtype: str, kind: str | None = None) -> float:
+    """The arithmetic rate of `matmul_rate` on a device.
 
     On a GPU it is measured once, in a process of its own: CUDA that has started here would stay, with its memory. A CPU's
     may differ from minute to minute, where others work on it as well, and is measured anew.
+
+    Args:
+        dtype: A floating-point type of torch's, as `bfloat16`.
+        kind: `cpu` or `cuda`; None for the one that vLLM would take.
 
     Raises:
         ValueError: if torch has no such floating-point type.
         RuntimeError: if the device cannot compute in it.
     """
-    return _in_a_process(dtype) if device().startswith("cuda") else matmul_rate(dtype)
+    return _in_a_process(dtype) if _kind(kind) == "cuda" else matmul_rate(dtype, "cpu")
 
 
 @functools.cache
@@ -79,7 +90,7 @@ def matmul_rate(dtype: str, device: str | None = None, *, seconds: float = 0.5) 
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ValueError(f"{dtype!r} is no floating-point type of torch's; such are float32, float16, bfloat16")
-    device = device or ("cuda" if device_name().startswith("cuda") else "cpu")
+    device = _kind(device)
     cuda = device.startswith("cuda")
     generator = torch.Generator(device).manual_seed(0)
 
