@@ -156,13 +156,14 @@ def expect(root: Path, run: dict[str, Any]) -> dict[str, Any]:
         entries = [one for split in json.loads(file.read_text())["scores"].values() for one in split]
         scores[task["name"]] = fmean(entry["main_score"] for entry in entries)
     engine = run["engine"]
+    memory = (run.get("throughput") or {}).get("memory_mb") or run["peak_memory_mb"]
     return {
         "scores": scores,
         "computed": total(run, "computed"),
         "stored": total(run, "stored"),
         "engine_start_seconds": (engine["seconds"] if engine.get("opened") else None) if engine else started(run),
         "seconds": run["seconds"],
-        "peak_memory_mb": sum(run["peak_memory_mb"].get(key, 0) for key in ("process", "engine_processes")) or None,
+        "peak_memory_mb": sum(memory.get(key, 0) for key in ("process", "engine_processes")) or None,
     }
 
 

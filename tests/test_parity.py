@@ -111,7 +111,7 @@ def test_the_same_model_passes_without_a_hint(tmp_path: Path) -> None:
     [
         ({"pooler_config": {"seq_pooling_type": "CLS"}}, "pooling"),
         pytest.param({"pooler_config": {"use_activation": False}}, "normalisation", marks=pytest.mark.slow),
-        ({}, "prompt"),
+        pytest.param({}, "prompt", marks=pytest.mark.slow),
     ],
 )
 def test_a_planted_fault_is_found_by_its_name(tmp_path: Path, fault: dict[str, Any], cause: str) -> None:

@@ -59,3 +59,16 @@ def test_a_terminal_shows_how_far_it_is_and_how_long_it_takes() -> None:
         and "1 failed, about 0 s left" in text
     )
     assert "  point 0: STS12 0.50000" not in text, "a line a task would be too many"
+
+
+def test_a_point_that_was_timed_or_compared_says_what_came_out_of_it() -> None:
+    words = ["tasks.names=[STS12]", "prompts=none", "engine.max_num_seqs=1,2"]
+    points = plan_points([(point.overrides, point.config) for point in check(words, multirun=True)])
+    console = Console(file=io.StringIO(), width=160)
+    parity = {"passed": False, "tasks": [{"task": "STS12", "passed": False}], "reference": {"says": "the other"}}
+    with View(console, points) as view:
+        view.ended(RunRecord(point=0, throughput={"saturated": {"requests_per_second": 1234.56}}, seconds=2.0))
+        view.ended(RunRecord(point=1, parity=parity, status="failed"))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0].endswith(": 1,234.6 requests/s in 2.0 s")
+    assert lines[1].endswith(": Failed: no parity with the other on 1 of 1 tasks.")

@@ -16,7 +16,7 @@ class Phases:
     """Wall time in seconds of what a caller waits for; the three add up to the whole.
 
     Attributes:
-        tokenise: Texts becoming tokens, as far as the engine is not at work meanwhile.
+        tokenise: Waiting for texts to become tokens; an engine in a process of its own may work on earlier ones meanwhile.
         engine: The model at work, and what schedules it.
         collect: The rest: sorting, gathering, handing back.
     """

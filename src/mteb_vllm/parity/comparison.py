@@ -54,6 +54,8 @@ class Comparison:
         self.allowed = Tolerances(tolerance, how.min_cosine, how.length_tolerance)
         self.ours: dict[str, Side] = {}
         self.theirs: dict[str, Side] = {}
+        # Where the scores are stored ones: what sentence-transformers says of those that differ.
+        self.third: dict[str, Side] = {}
         self.not_finite: list[str] = []
         self.judged: list[dict[str, Any]] = []
         self.hints: list[Hint] = []
@@ -66,8 +68,8 @@ class Comparison:
                 for name in names
             }
 
-    def ask_reference(self, task: AbsTask) -> None:
-        """What the reference makes of a task; it waits on the disk."""
+    def ask_reference(self, task: AbsTask) -> Side:
+        """What the reference makes of a task; its embeddings wait on the disk."""
         name = task.metadata.name
         self.progress.start_task(name, "reference")
         try:
@@ -79,8 +81,8 @@ class Comparison:
         else:
             score, metric = outcome.main_score or 0.0, outcome.metric
             self.progress.line(f"Reference: {name} {metric} {score:.5f} ({outcome.total_seconds:.1f} s)")
-        self.theirs[name] = side
         self.reference.park(name, side)
+        return side
 
     def ask_engine(self, task: AbsTask, wait: bool) -> TaskOutcome:
         """What the engine under test makes of a task."""
@@ -127,14 +129,10 @@ class Comparison:
 
     def _ask_a_third(self, tasks: Mapping[str, AbsTask]) -> None:
         """Stored scores differ: sentence-transformers says which of the two sides it agrees with."""
-        self.third: dict[str, Side] = {}
-        stored, self.third = self.theirs, {}
         for name in self.failed:
-            if self.ours[name].failed is not None or stored[name].failed is not None:
+            if self.ours[name].failed is not None or self.theirs[name].failed is not None:
                 continue
-            self.theirs = self.third
-            self.ask_reference(tasks[name])
-            self.theirs = stored
+            self.third[name] = self.ask_reference(tasks[name])
             if self.third[name].failed is None:
                 says, apart = self._third_says(name)
                 self.hints.append(Hint("reference", says, apart, apart))

@@ -111,7 +111,7 @@ class Parity:
         Args:
             model: The engine under test.
             tasks: mteb's tasks.
-            store: Beside which results are kept for the time of the comparison; nothing is read from it or written to it.
+            store: Beside which results are kept for the time of the comparison; none is read from it or written to it.
             progress: Told what is done.
             reference: The model in sentence-transformers, as its recipe says; where stored scores are the reference, it
                 is asked only if these differ.
@@ -127,7 +127,7 @@ class Parity:
             verdict.update(comparison.verdict())
             if comparison.stored is None:
                 for task in tasks:
-                    comparison.ask_reference(task)
+                    comparison.theirs[task.metadata.name] = comparison.ask_reference(task)
                 close_engines()
             for outcome in mteb_run.each_task(tasks, progress, comparison.ask_engine):
                 comparison.judge(outcome)

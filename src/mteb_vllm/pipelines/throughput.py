@@ -118,8 +118,20 @@ class Throughput:
         sizes = sorted({size for size in self.batch_sizes if size <= len(requests)})
         if not sizes:
             raise MeasureError(f"no batch size fits into {len(requests):,} {requests.unit}: pipeline.batch_sizes=[1]")
-        rates = [_rate(engine)]
-        figures |= {"unit": requests.unit, "requests": len(requests)}
+        rates = [_rate(engine)]  # before and after, as other work on the machine slows the one or the other
+        chosen: dict[str, Any] = {
+            "kind": self.lengths,
+            "tokens": None if self.lengths == "tasks" else self.tokens,
+            "distribution": self.distribution if self.lengths == "varied" else None,
+        }
+        # A run that is cut short keeps what there is.
+        figures |= {
+            "unit": requests.unit,
+            "requests": len(requests),
+            "lengths": chosen,
+            "warm_up_seconds": 0.0,
+            "steps": [],
+        }
         lengths = measure(
             engine,
             requests,
@@ -131,16 +143,8 @@ class Throughput:
             tell=tell,
         )
         figures["memory_mb"] = {**peak_memory(engine.processes), "device": device_memory_mb()}
-        figures["lengths"] = {
-            "kind": self.lengths,
-            "tokens": None if self.lengths == "tasks" else self.tokens,
-            "distribution": self.distribution if self.lengths == "varied" else None,
-            "mean": sum(lengths) / len(lengths),
-            "min": min(lengths),
-            "max": max(lengths),
-        }
+        chosen |= {"mean": sum(lengths) / len(lengths), "min": min(lengths), "max": max(lengths)}
         tell("measuring the roof")
-        # Before and after: other work on the machine slows the one or the other.
         rates.append(_rate(engine))
         computed = figures["saturated"]["tokens_per_second"] * (1 - figures["saturated"]["cached_share"])
         figures["roof"] = _roof(engine, lengths, rates, computed)

@@ -143,7 +143,7 @@ def lengths_text(lengths: Mapping[str, Any]) -> str:
     kind = lengths["kind"]
     if kind == "fixed":
         return f"{lengths['tokens']:,} tokens each"
-    spread = f"mean {lengths['mean']:,.0f}, {lengths['min']:,} to {lengths['max']:,} tokens"
-    if kind == "tasks":
-        return f"the tasks' own texts, {spread}"
-    return f"varied ({lengths.get('distribution') or 'a distribution'}), {spread}"
+    words = "the tasks' own texts" if kind == "tasks" else f"varied ({lengths.get('distribution') or 'a distribution'})"
+    if "mean" not in lengths:  # a run that was cut short
+        return words
+    return f"{words}, mean {lengths['mean']:,.0f}, {lengths['min']:,} to {lengths['max']:,} tokens"

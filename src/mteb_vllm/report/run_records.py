@@ -124,7 +124,8 @@ def _engine_seconds(record: Mapping[str, Any]) -> float | None:
 
 
 def _peak_memory(record: Mapping[str, Any]) -> float | None:
-    said = record.get("peak_memory_mb") or {}
+    # Where an engine is timed, not what the roof has taken afterwards.
+    said = (record.get("throughput") or {}).get("memory_mb") or record.get("peak_memory_mb") or {}
     return sum(said.get(key, 0.0) for key in ("process", "engine_processes")) or None
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from mteb_vllm.report.one_run import mean
+from mteb_vllm.report.parity import headline
 from mteb_vllm.results import RunRecord
 from mteb_vllm.sweep.messages import Doing, Report, TaskDone, Working
 from mteb_vllm.sweep.planning import Group, PlannedPoint, grouped
@@ -91,13 +92,11 @@ class View:
         settings = " ".join(f"{key}={value}" for key, value in self._points[record.point].differs.items())
         head = f"[{self._done}/{len(self._points)}] point {record.point} {settings}"
         if record.status == "failed":
-            kinds = dict.fromkeys(str(failure) for failure in record.failures)
-            self.line(f"{head}: failed: {'; '.join(kinds)}", "red")
+            kinds = dict.fromkeys(f"failed: {failure}" for failure in record.failures)
+            self.line(f"{head}: {'; '.join(kinds) or headline(record.parity)}", "red")
         else:
             known = record.tasks and all(task.status == "reused" for task in record.tasks)
-            score = mean(task.main_score for task in record.tasks)
-            shown = "" if score is None else f"mean {score:.5f} " if len(record.tasks) > 1 else f"{score:.5f} "
-            self.line(f"{head}: {shown}{'(known already)' if known else f'in {record.seconds:.1f} s'}")
+            self.line(f"{head}: {_came_out(record)}{'(known already)' if known else f'in {record.seconds:.1f} s'}")
         count = f"{self._done}/{len(self._points)}"
         self._bar.update(self._all, completed=self._done, count=count, more=self._summary())
         self._show(f"point {record.point} has ended")
@@ -112,6 +111,15 @@ class View:
             return failed.rstrip(", ")
         seconds = (time.perf_counter() - self._began) * sum(self._left.values()) / self._passed
         return f"{failed}about {_duration(seconds)} left"
+
+
+def _came_out(record: RunRecord) -> str:
+    """What a point has to say for itself, in a word."""
+    if record.throughput:
+        return f"{record.throughput['saturated']['requests_per_second']:,.1f} requests/s "
+    score = mean(task.main_score for task in record.tasks)
+    shown = "" if score is None else f"mean {score:.5f} " if len(record.tasks) > 1 else f"{score:.5f} "
+    return f"passed: {shown}" if record.parity else shown
 
 
 def _weights(points: Sequence[PlannedPoint]) -> dict[int, float]:
