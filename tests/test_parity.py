@@ -162,6 +162,7 @@ def overflowing(folder: Path) -> Path:
 
 
 @pytest.mark.vllm
+@pytest.mark.slow
 def test_what_float16_cannot_hold(tmp_path: Path) -> None:
     path = overflowing(tmp_path / "model")
     reference = encoder(spec(path, backend="sentence_transformers"))
