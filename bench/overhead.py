@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", choices=("encode", "predict", "throughput"), default="encode")
     parser.add_argument("--pairs", type=int, default=12, help="how many pairs of rounds (default: 12)")
+    parser.add_argument("--rounds", type=int, default=1, help="how often the two take turns in a pair (default: 1)")
     parser.add_argument("--texts", type=int, default=None, help="only the first so many texts of the corpus")
     parser.add_argument("--dtype", default="float32")
     arguments = parser.parse_args()
@@ -44,7 +45,7 @@ def main() -> None:
     measured = {"encode": encoding, "predict": predicting, "throughput": timing}[arguments.what]
     with measured(task, {**args, "env": env}, arguments.texts) as (what, wrapper, raw):
         print(f"{what}, preset {preset}, {args['dtype']}")
-        compare(wrapper, raw, arguments.pairs)
+        compare(wrapper, raw, arguments.pairs, arguments.rounds)
 
 
 @contextmanager
@@ -144,18 +145,20 @@ def timing(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[
         yield f"{len(requests)} texts of 64 tokens", reported, raw
 
 
-def compare(wrapper: Work, raw: Work, pairs: int) -> None:
+def compare(wrapper: Work, raw: Work, pairs: int, rounds: int) -> None:
     """Times both in turn and prints the ratios."""
     seconds(wrapper), seconds(raw)
     wall, processor = [], []
     for pair in range(pairs):
-        # Which goes first alternates too: a machine that slows down must not favour either.
-        if pair % 2:
-            base = seconds(raw)
-            ours = seconds(wrapper)
-        else:
-            ours = seconds(wrapper)
-            base = seconds(raw)
+        ours, base = (0.0, 0.0), (0.0, 0.0)
+        for at in range(rounds):
+            # Which goes first alternates too: a machine that slows down must not favour either.
+            if (pair + at) % 2:
+                base = added(base, seconds(raw))
+                ours = added(ours, seconds(wrapper))
+            else:
+                ours = added(ours, seconds(wrapper))
+                base = added(base, seconds(raw))
         wall.append(ours[0] / base[0])
         processor.append(ours[1] / base[1])
         times = f"wrapper {ours[0]:6.2f} s, raw {base[0]:6.2f} s"
@@ -163,6 +166,10 @@ def compare(wrapper: Work, raw: Work, pairs: int) -> None:
     for what, ratios in (("wall time", sorted(wall)), ("processor time", sorted(processor))):
         low, high = median_interval(ratios)
         print(f"{what}: median ratio {median(ratios):.3f}, 95 % interval {low:.3f} to {high:.3f}, {len(ratios)} pairs")
+
+
+def added(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    return one[0] + other[0], one[1] + other[1]
 
 
 def seconds(work: Work) -> tuple[float, float]:
