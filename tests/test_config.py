@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from mteb_vllm import preflight
+from measured_runs import outcome, record
+from mteb_vllm import model_checks, preflight
 from mteb_vllm.command import check
 from mteb_vllm.config import ModelConfig, RunConfig, compose_config, composer, conf_dir, group_options, parse
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.models import Model
 from mteb_vllm.prompts import resolve
+from mteb_vllm.results import write_record
 
 CONF = conf_dir()
 GROUPS = ("model", "engine", "prompts", "instruction", "score_template", "tasks", "pipeline", "experiment")
@@ -43,6 +45,8 @@ NEEDS["pipeline/first_stage/saved.yaml"] = [
     *NEEDS["pipeline/first_stage/saved.yaml"],
     "pipeline.first_stage.path=saved",
 ]
+NEEDS["pipeline/reference/sentence_transformers.yaml"] = ["pipeline=parity"]
+NEEDS["pipeline/reference/stored.yaml"] = ["pipeline=parity", "pipeline.reference.runs=stored"]
 NEEDS["pipeline/rerank.yaml"] = ["model=ms_marco_minilm", "tasks=demo_retrieval"]
 NEEDS |= {f"prompts/{name}.yaml": ["tasks=scifact"] for name in ("bge_en", "e5")}
 
@@ -54,7 +58,8 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         config = head if recipe.kind == "cross_encoder" else {"architectures": ["BertModel"]}
         return Model(recipe.name or "local/model", "main", "/nowhere", None, config)
 
-    monkeypatch.setattr(preflight, "find_recipe", find)
+    for module in (preflight, model_checks):
+        monkeypatch.setattr(module, "find_recipe", find)
 
 
 @pytest.fixture
@@ -104,6 +109,7 @@ def test_every_file_composes_and_passes(file: Path, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     Path("saved").mkdir()
     Path("saved", "StdlibDocsRetrieval_predictions.json").write_text("{}")
+    write_record(record(0, tasks=(outcome("StdlibDocsRetrieval", 0.5, 1.0),)), Path("stored"))
     choice = f"{file.parent.as_posix()}={file.stem}"
     points = check([choice, *NEEDS.get(file.as_posix(), [])])
     assert points and all(point.config for point in points)

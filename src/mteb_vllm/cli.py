@@ -99,7 +99,7 @@ def _main() -> int:
         from mteb_vllm.command import check
         from mteb_vllm.engine import close_engines
         from mteb_vllm.entry import Job, dry_run, is_dry, report
-        from mteb_vllm.preflight import is_report
+        from mteb_vllm.making import is_report
         from mteb_vllm.progress import terminal
         from mteb_vllm.sweep.launcher import register
 

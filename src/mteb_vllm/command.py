@@ -38,9 +38,10 @@ from mteb_vllm.config import (
     parse_what_fits,
 )
 from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake
+from mteb_vllm.making import is_report
 from mteb_vllm.models import forget_models
 from mteb_vllm.overrides import apply, choice_mistake, in_words, parse_overrides
-from mteb_vllm.preflight import check_config, is_report
+from mteb_vllm.preflight import check_config
 
 # What a file that somebody wrote can make Hydra raise.
 _NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.errors import ConfigError, Mistake
-from mteb_vllm.preflight import is_report, make_pipeline
+from mteb_vllm.making import is_report, make_pipeline
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console, terminal
 from mteb_vllm.report.whole import report_on
 from mteb_vllm.results import RunRecord

@@ -17,11 +17,11 @@ from mteb_vllm.errors import FirstStageError
 from mteb_vllm.failures import Failure, before, remembered
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import Dense, EncoderStage, FirstStage
+from mteb_vllm.making import make_first_stage, make_pipeline, make_reference
 from mteb_vllm.models import find_recipe_now
 from mteb_vllm.pipelines.parity import Parity
 from mteb_vllm.pipelines.rerank import Rerank
 from mteb_vllm.pipelines.throughput import Throughput
-from mteb_vllm.preflight import make_first_stage, make_pipeline, make_reference
 from mteb_vllm.prompts import Prompts, resolve
 from mteb_vllm.score_templates import ScoreTemplate
 from mteb_vllm.stored import look, result_path
