@@ -22,7 +22,8 @@ Choose a file of a group with group=file, set a field with group.field=value, sw
     mteb-vllm pipeline=rerank model=ms_marco_minilm tasks=nfcorpus pipeline.top_k=50
     mteb-vllm -m ... dry_run=true                            # check every point, say what would be done, and stop
     mteb-vllm pipeline=report runs='outputs/sweeps/*/*'      # compare what they have left, side by side
-    mteb-vllm experiment=demo_dtypes                         # a sweep that is written down
+    mteb-vllm pipeline=parity engine.dtype=bfloat16          # are its numbers those of sentence-transformers?
+    mteb-vllm experiment=unpadding                           # a sweep that is written down: is it faster, and when?
     mteb-vllm --config-dir my_conf experiment=mine           # your own files beside the shipped ones
     mteb-vllm --cfg job                                      # print the configuration and stop
 
