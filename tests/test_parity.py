@@ -110,10 +110,11 @@ def test_the_same_model_passes_without_a_hint(tmp_path: Path) -> None:
     ("fault", "cause"),
     [
         ({"pooler_config": {"seq_pooling_type": "CLS"}}, "pooling"),
-        pytest.param({"pooler_config": {"use_activation": False}}, "normalisation", marks=pytest.mark.slow),
-        pytest.param({}, "prompt", marks=pytest.mark.slow),
+        ({"pooler_config": {"use_activation": False}}, "normalisation"),
+        ({}, "prompt"),
     ],
 )
+@pytest.mark.slow
 def test_a_planted_fault_is_found_by_its_name(tmp_path: Path, fault: dict[str, Any], cause: str) -> None:
     prompts = {"query": "Represent this sentence for searching relevant passages: "} if cause == "prompt" else {}
     reference = encoder(minilm(backend="sentence_transformers"), **prompts)
@@ -227,6 +228,7 @@ def sample() -> tuple[Any, Sample]:
     return engine, Sample(texts, [""] * len(texts), [""] * len(texts), vectors, vectors)
 
 
+@pytest.mark.slow
 def test_two_faults_together_are_found_as_two(sample: tuple[Any, Sample]) -> None:
     engine, texts = sample
     # By hand, past the trials: transformers' own model, first token, with another text in front.
