@@ -111,6 +111,7 @@ def test_a_prompt_that_does_not_concern_a_task_makes_it_no_other_result(first: t
     assert again.tasks[0].status == "computed" and again.scores == same.scores, "and this is why"
 
 
+@pytest.mark.slow
 def test_a_sweep_with_hydras_own_launcher(tmp_path: Path) -> None:
     sweep = ["engine.dtype=float32,bfloat16", "prompts=none,e5", "hydra/launcher=basic"]
     overrides = [f"results.dir={tmp_path}", f"tasks.names=[{TASK}]", *sweep]

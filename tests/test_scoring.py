@@ -63,7 +63,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., V
     yield open_
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert"])
+@pytest.mark.parametrize("name", ["bert", "roberta", pytest.param("modernbert", marks=pytest.mark.slow)])
 def test_cross_encoders_score_as_sentence_transformers_does(
     opened: Callable[..., VllmCrossEncoderWrapper], name: str
 ) -> None:
@@ -91,7 +91,7 @@ def test_cross_encoders_score_as_sentence_transformers_does(
     assert work.truncated >= 3 and work.truncated_queries == 0
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma"])
+@pytest.mark.parametrize("name", ["qwen3", pytest.param("gemma", marks=pytest.mark.slow)])
 def test_language_models_score_by_the_logits_of_their_answer(
     opened: Callable[..., VllmCrossEncoderWrapper], name: str
 ) -> None:
