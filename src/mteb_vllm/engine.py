@@ -13,7 +13,8 @@ import gc
 import importlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -98,7 +99,7 @@ class Scores(NamedTuple):
 
 
 @dataclass
-class Engine:
+class Engine(ABC):
     """An open engine.
 
     Attributes:
@@ -136,10 +137,11 @@ class Engine:
     cached_tokens: int = 0
 
     @property
+    @abstractmethod
     def tokenizer(self) -> Any:
         """The model's tokenizer, of transformers' kind."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed(self, texts: list[str], bar: Any = False) -> tuple[npt.NDArray[np.float32], list[int]]:
         """Embeds texts in one call, as a caller would; a text that is too long is cut at its end.
 
@@ -153,8 +155,8 @@ class Engine:
         Raises:
             EngineError: if the engine has died, or failed at work.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def score(
         self,
         queries: list[str],
@@ -176,19 +178,16 @@ class Engine:
         Raises:
             EngineError: if the engine has died, or failed at work.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def score_tokens(
         self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: Any = False
     ) -> Scores:
         """As `score`, of pairs that are tokens already, cut to the context."""
-        raise NotImplementedError
 
-    @contextlib.contextmanager
-    def timed(self) -> Iterator[Phases]:
+    @abstractmethod
+    def timed(self) -> contextlib.AbstractContextManager[Phases]:
         """Takes down where the time of the calls in here goes."""
-        raise NotImplementedError
-        yield
 
     def forget_prefixes(self) -> bool:
         """Empties the prefix cache; returns whether there is one."""
@@ -221,9 +220,9 @@ class Engine:
         """Ends what works here, and lets go of it."""
         self.llm = None
 
+    @abstractmethod
     def _leave(self) -> None:
         """Gives back what the last engine of this kind leaves in the process."""
-        raise NotImplementedError
 
 
 def _alike(engine: Engine) -> list[Engine]:
