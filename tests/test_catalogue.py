@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mteb_vllm import catalogue
 from mteb_vllm.catalogue import CatalogueError, MtebCatalogue, VllmCatalogue, nearest
+from mteb_vllm.files import read_with_checksum
 
 HEAVY = ("mteb", "torch", "vllm", "transformers", "datasets", "pandas")
 
@@ -57,7 +59,7 @@ def texts(mteb: MtebCatalogue, vllm: VllmCatalogue, warm_cache: Path) -> dict[st
     """What the child wrote, by kind."""
 
     def newest(pattern: str) -> bytes:
-        return max(warm_cache.glob(pattern), key=lambda path: path.stat().st_mtime).read_bytes()
+        return read_with_checksum(max(warm_cache.glob(pattern), key=lambda path: path.stat().st_mtime))
 
     return {"mteb": newest("mteb-*.json"), "vllm": newest("vllm*.json")}
 
@@ -282,17 +284,42 @@ def test_is_kept_in_memory_and_on_disk(fresh: list[str], capsys: pytest.CaptureF
     assert notices == [f"Reading the task list of mteb {metadata.version('mteb')} (once, about 15 s)..."]
 
 
-@pytest.mark.parametrize("damage", [b"", b"null", b"[1, 2]", b"\xff\xfe\x00", None], ids=str)
-def test_a_damaged_file_is_made_anew(
-    fresh: list[str], texts: dict[str, bytes], damage: bytes | None, caplog: pytest.LogCaptureFixture
-) -> None:
+def _flip(text: bytes) -> bytes:
+    return text.replace(b'"max_num_seqs"', b'"max_num_seqr"')
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"null",
+        b"{}",
+        b"[1, 2]",
+        b"\xff\xfe\x00",
+        b"[" * 100_000,
+        "truncated",
+        _flip,
+        "no checksum",
+        "folder",
+        "fifo",
+    ],
+    ids=lambda damage: str(damage)[:12],
+)
+def test_a_damaged_file_is_made_anew(fresh: list[str], damage: Any, caplog: pytest.LogCaptureFixture) -> None:
     whole = catalogue.vllm_catalogue()
     (file,) = catalogue.cache_dir().iterdir()
-    file.write_bytes(texts["vllm"][:-100] if damage is None else damage)
+    content = file.read_bytes()
+    file.unlink()
+    if damage in ("folder", "fifo"):
+        (os.mkdir if damage == "folder" else os.mkfifo)(file)
+    elif damage == "no checksum":
+        file.write_bytes(content.partition(b"\n")[2])
+    else:
+        file.write_bytes(content[:-100] if damage == "truncated" else damage(content) if callable(damage) else damage)
     forget()
     assert catalogue.vllm_catalogue() == whole
     assert fresh == ["vllm", "vllm"]
-    assert file.read_bytes() == texts["vllm"]
+    assert file.read_bytes() == content
     assert f"{file} cannot be read and is made anew" in caplog.text
 
 
@@ -345,7 +372,7 @@ def test_many_makers_at_once_do_no_harm(
         made = list(pool.map(lambda _: catalogue.vllm_catalogue.__wrapped__(), range(8)))
     assert all(one == made[0] for one in made)
     (file,) = catalogue.cache_dir().iterdir()
-    assert file.read_bytes() == texts["vllm"]
+    assert read_with_checksum(file) == texts["vllm"]
     assert caplog.text == ""
 
 
@@ -363,7 +390,12 @@ def test_warm_makes_both_at_once(fresh: list[str], texts: dict[str, bytes], monk
 
 @pytest.mark.parametrize(
     ("own", "xdg", "expected"),
-    [("/own", "/xdg", "/own"), ("", "/xdg", "/xdg/mteb-vllm"), ("", "", "/home/me/.cache/mteb-vllm")],
+    [
+        ("/own", "/xdg", "/own"),
+        ("", "/xdg", "/xdg/mteb-vllm"),
+        ("", "", "/home/me/.cache/mteb-vllm"),
+        ("~nosuchuser/cache", "", "~nosuchuser/cache"),
+    ],
 )
 def test_cache_dir(own: str, xdg: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")

@@ -118,6 +118,15 @@ def test_weights_are_read_once(folder: Path) -> None:
     assert find_model(None, path=str(folder)).digest != first
 
 
+def test_a_flipped_bit_among_the_digests_passes_no_other_weights(folder: Path, own_cache: Path) -> None:
+    first = find_model(None, path=str(folder)).digest
+    memory = own_cache / "digests.json"
+    content = memory.read_bytes()
+    for at in range(0, len(content), 7):
+        memory.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        assert find_model(None, path=str(folder)).digest == first
+
+
 @pytest.mark.parametrize("content", ["", "null", "[]", "[1]", "{"])
 def test_a_damaged_memory_of_digests_is_no_error(folder: Path, own_cache: Path, content: str) -> None:
     first = find_model(None, path=str(folder)).digest

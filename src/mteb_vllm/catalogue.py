@@ -27,7 +27,7 @@ from types import UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from mteb_vllm.errors import CatalogueError
-from mteb_vllm.files import write_atomically
+from mteb_vllm.files import expand_user, read_with_checksum, write_with_checksum
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def warm() -> None:
 def cache_dir() -> Path:
     """`$MTEB_VLLM_CACHE`, else `$XDG_CACHE_HOME/mteb-vllm`, else `~/.cache/mteb-vllm`."""
     shared = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mteb-vllm")
-    return Path(os.environ.get("MTEB_VLLM_CACHE") or shared).expanduser()
+    return expand_user(os.environ.get("MTEB_VLLM_CACHE") or shared)
 
 
 def nearest(word: str, choices: Iterable[str], n: int = 3) -> tuple[str, ...]:
@@ -213,14 +213,16 @@ def _load(kind: str, name: str, version: str, what: str, seconds: int, *sources:
     code = b"".join(Path(__file__).with_name(source).read_bytes() for source in ("catalogue.py", *sources))
     path = cache_dir() / f"{name}-{version}-py{platform.python_version()}-{hashlib.sha256(code).hexdigest()[:12]}.json"
     try:
-        return {"version": version, **json.loads(path.read_bytes(), object_hook=_frozen)}
+        return {"version": version, **json.loads(read_with_checksum(path), object_hook=_frozen)}
     except (OSError, ValueError, TypeError) as error:
         if not isinstance(error, FileNotFoundError):
             logger.warning("%s cannot be read and is made anew (%s)", path, error)
     print(f"Reading {what} of {name} {version} (once, about {seconds} s)...", file=sys.stderr, flush=True)
     text = _make(kind)
     try:
-        write_atomically(path, text.decode())
+        if path.is_dir() and not path.is_symlink():
+            path.replace(f"{path}.broken")  # a file cannot take the place of a folder
+        write_with_checksum(path, text)
     except OSError as error:
         logger.warning("%s cannot be written (%s), so every process makes its own", path, error)
     return {"version": version, **json.loads(text, object_hook=_frozen)}

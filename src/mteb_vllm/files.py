@@ -1,10 +1,14 @@
-"""Files that are never seen half-written, and folders that several processes may make at once."""
+"""Files that are never seen half-written, and files that are verified when they are read back."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -28,3 +32,69 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: if it cannot be read, or is a folder, a FIFO, a socket or a device, which could block forever.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(f"{path} is not a regular file")
+        return file.read()
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Return what a JSON text holds.
+
+    Raises:
+        ValueError: if it is not JSON in UTF-8, is nested too deeply, or holds NaN or an infinity.
+    """
+    try:
+        return json.loads(content, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file of JSON holds.
+
+    Raises:
+        OSError: as `read_file`.
+        ValueError: as `parse_json`.
+    """
+    return parse_json(read_file(path))
+
+
+def write_with_checksum(path: Path, content: bytes) -> None:
+    """Write a file behind a line with its SHA-256, atomically.
+
+    Raises:
+        OSError: if the folder cannot be written to.
+    """
+    write_atomically(path, f"{hashlib.sha256(content).hexdigest()}\n".encode() + content)
+
+
+def read_with_checksum(path: Path) -> bytes:
+    """Return the content of a file that `write_with_checksum` has written.
+
+    Raises:
+        OSError: as `read_file`.
+        ValueError: if it does not match its checksum.
+    """
+    checksum, _, content = read_file(path).partition(b"\n")
+    if checksum != hashlib.sha256(content).hexdigest().encode():
+        raise ValueError("it does not match its checksum")
+    return content
+
+
+def expand_user(path: str | Path) -> Path:
+    """Return the path with `~` and `~name` expanded, unchanged where there is no such user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError for an unknown user
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")

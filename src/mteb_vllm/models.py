@@ -16,7 +16,7 @@ from typing import Any
 from mteb_vllm.catalogue import cache_dir
 from mteb_vllm.config import ModelConfig
 from mteb_vllm.errors import ModelError
-from mteb_vllm.files import write_atomically
+from mteb_vllm.files import read_with_checksum, write_with_checksum
 from mteb_vllm.sources import find_module
 
 # What a model's files say that changes its results: weights, configuration, tokenizer. Not its README.
@@ -217,8 +217,8 @@ def folder_digest(folder: Path, counts: Callable[[str], bool] = lambda name: Tru
     """
     memory_file = cache_dir() / "digests.json"
     try:
-        memory = dict(json.loads(memory_file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        memory = dict(json.loads(read_with_checksum(memory_file)))
+    except (OSError, ValueError, TypeError):  # a damaged digest could pass other weights for these
         memory = {}
     whole, known = hashlib.sha256(), dict(memory)
     for file in _files(folder.resolve(), counts):
@@ -234,7 +234,7 @@ def folder_digest(folder: Path, counts: Callable[[str], bool] = lambda name: Tru
         whole.update(f"{file.relative_to(folder.resolve()).as_posix()} {known[key]}\n".encode())
     if known != memory:
         with contextlib.suppress(OSError):  # a read-only home: the digest is computed anew each time
-            write_atomically(memory_file, json.dumps(known))
+            write_with_checksum(memory_file, json.dumps(known).encode())
     return whole.hexdigest()
 
 
