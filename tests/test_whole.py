@@ -52,6 +52,14 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_report_that_nobody_reads_is_written(sweep: Path, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m mteb_vllm pipeline=report runs={sweep} pipeline.dir={tmp_path}/report"
+    line = f"set -o pipefail; (sleep 1; {command}) | true"  # `true` has ended before anything is printed
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == FILES
+
+
 def test_a_report_is_made_of_a_sweep_that_is_there(sweep: Path, tmp_path: Path) -> None:
     made: Any = run(
         ["pipeline=report", f"runs={sweep}", f"results.dir={tmp_path}/out", "report.baseline=1"], show=False

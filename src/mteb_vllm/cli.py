@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mteb_vllm.errors import CatalogueError, ConfigError, MissingPackageError, Mistake, MtebVllmError
+from mteb_vllm.streams import exit_status, open_standard_streams
 
 HELP = """mteb-vllm evaluates embedding models and rerankers on MTEB tasks with vLLM, from YAML.
 
@@ -48,21 +49,27 @@ def main() -> NoReturn:
     """Runs `mteb-vllm`.
 
     Exit status: 0 all is well; 1 something failed; 2 a mistake in the configuration, or a package is missing;
-    130 Ctrl-C; 143 a sweep that was asked to end (SIGTERM).
+    130 Ctrl-C; 141 nobody reads what is printed (`| head -1`); 143 a sweep that was asked to end (SIGTERM).
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    open_standard_streams()
     try:
-        sys.exit(_main())
+        status = _main()
     except (ConfigError, MissingPackageError, CatalogueError) as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        status = 2
     except MtebVllmError as error:
         print(error, file=sys.stderr)
-        sys.exit(1)
+        status = 1
     except KeyboardInterrupt as error:
         print("Interrupted; what was done is kept, and the same command goes on from there.", file=sys.stderr)
         # As shells have it: 128 and the signal's number. A sweep says which one it was.
-        sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
+        status = 128 + (error.args[0] if error.args else signal.SIGINT)
+    except SystemExit as ended:  # argparse, and Hydra's own --help
+        if not isinstance(ended.code, int):
+            raise
+        status = ended.code
+    sys.exit(exit_status(status))
 
 
 def _main() -> int:

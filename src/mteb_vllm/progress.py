@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 
 from mteb_vllm.engine import EngineSpec
 from mteb_vllm.results import TaskOutcome
+from mteb_vllm.streams import lenient
 
 
 class Progress:
@@ -128,7 +129,8 @@ MakeProgress = Callable[[Console, int], Progress]
 
 def terminal() -> Console:
     """Standard output as a place for progress and tables; wide enough for them where it is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=160, highlight=False)
+    out = lenient(sys.stdout)
+    return Console(file=out) if out.isatty() else Console(file=out, width=160, highlight=False)
 
 
 def quiet_console() -> Console:
