@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mteb_vllm.announce import prompts_in_effect
 from mteb_vllm.catalogue import mteb_catalogue
-from mteb_vllm.config import InstructionConfig
+from mteb_vllm.config import InstructionConfig, ScoreTemplateConfig
+from mteb_vllm.fingerprint import fingerprint
+from mteb_vllm.first_stages import EncoderStage
 from mteb_vllm.prompts import Prompts, applying_keys, load_template, resolve
+from mteb_vllm.report.one_run import prompts_in_words
 
 TASK = SimpleNamespace(name="SciFact", type="Retrieval", prompt={"query": "Find evidence"})
 STS = SimpleNamespace(name="STS12", type="STS", prompt="Retrieve similar texts")
@@ -172,3 +177,175 @@ def test_documents_of_a_sentence_transformers_model() -> None:
     assert prompts.prefix(STS).text == "q: "
     passage = {"prompts": {"query": "q: ", "passage": "p: "}}
     assert prompts_of(AUTO, sentence_transformers=passage).prefix(TASK, "document").text == "p: "
+
+
+# Every choice of prompts and of an instruction template, against a recipe with and without each of them
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "bare": {"prompts": {}},
+    "prompts": {"prompts": {"query": "query: ", "Classification": "class: "}},
+    "template": {
+        "prompts": {},
+        "instruction": InstructionConfig(template="R: {instruction}\n", apply_to_documents=False),
+    },
+    "both": {
+        "prompts": {"query": "find it"},
+        "instruction": InstructionConfig(template="R: {instruction}\n", apply_to_documents=False),
+    },
+}
+CHOSEN: dict[str, dict[str, Any]] = {
+    "auto": AUTO,
+    "none": NONE,
+    "file": {"query": "query: ", "document": "passage: ", "Classification": "query: "},
+    "values": {**AUTO, "query": "mine"},
+}
+INSTRUCTIONS = {
+    "auto": PLAIN,
+    "none": InstructionConfig(),
+    "qwen": InstructionConfig(template="Instruct: {instruction}\nQuery:", apply_to_documents=False),
+}
+COMBINATIONS = list(itertools.product(RECIPES, CHOSEN, INSTRUCTIONS))
+NAMES = ("StdlibDocsRetrieval", "StdlibDocsClassification")
+
+
+def expected_texts(recipe: str, chosen: str, instruction: str) -> tuple[str, str, str]:
+    """What stands in front of a query, a document, and a text to classify, written down a second time."""
+    own = [mteb_catalogue().tasks[name].prompt for name in NAMES]
+    of_query, of_text = own[0]["query"] if isinstance(own[0], dict) else own[0], own[1]
+    model = RECIPES[recipe]["prompts"]
+    values: dict[str, str] = {
+        "auto": model,
+        "none": {},
+        "file": CHOSEN["file"],
+        "values": {**model, "query": "mine"},
+    }[chosen]
+    templates: dict[str, str | None] = {"qwen": "Instruct: {}\nQuery:", "none": None, "auto": None}
+    if "instruction" in RECIPES[recipe] and chosen != "none":
+        templates["auto"] = "R: {}\n"
+    if (template := templates[instruction]) is None:
+        return values.get("query", ""), values.get("document", ""), values.get("Classification", "")
+    said = values.get("query", of_query), values.get("Classification", of_text)
+    return template.format(said[0]), "", template.format(said[1])
+
+
+def config_for(*overrides: str) -> Any:
+    """A run of the two demo tasks, composed once; its prompts are put in afterwards."""
+    from omegaconf import OmegaConf
+
+    from mteb_vllm.config import compose_config, composer, parse
+
+    with composer():
+        plain: Any = OmegaConf.to_container(compose_config([f"tasks.names=[{','.join(NAMES)}]", *overrides]))
+    del plain["hydra"]
+    return parse(plain)
+
+
+def chosen_for(config: Any, recipe: str, chosen: str, instruction: str) -> Any:
+    model = replace(config.model, **RECIPES[recipe])
+    return replace(config, model=model, prompts=CHOSEN[chosen], instruction=INSTRUCTIONS[instruction])
+
+
+def test_every_combination_of_an_encoder_is_rendered_as_it_says_and_counted_as_it_is_rendered() -> None:
+    from mteb_vllm.plan import plan
+
+    config = config_for()
+    known: dict[Any, set[Any]] = {}
+    for combination in COMBINATIONS:
+        planned = plan(chosen_for(config, *combination))
+        retrieval, classification = planned.tasks
+        query, document, text = expected_texts(*combination)
+        assert planned.prompts.prefix(retrieval, "query").text == query, combination
+        assert planned.prompts.prefix(retrieval, "document").text == document, combination
+        assert planned.prompts.prefix(classification, None).text == text, combination
+        for task, rendered in ((retrieval, (query, document)), (classification, text)):
+            known.setdefault((task.name, rendered), set()).add(planned.read_as(task))
+        # The whole settings may tell apart what a task does not, and never the reverse.
+        known.setdefault(fingerprint(planned.settings), set()).add((query, document, text))
+        record = prompts_in_effect(planned)
+        assert bool(record["template"]) == (query[:3] in ("R: ", "Ins")), combination
+        assert prompts_in_words(record).startswith("Instructions: " if record["template"] else "Prompts: ")
+    assert all(len(found) == 1 for found in known.values()), "equal texts share a result, and a fingerprint is one text"
+    named = [key for key in known if isinstance(key, tuple)]
+    assert len({*itertools.chain(*(known[key] for key in named))}) == len(named), "different texts share none"
+
+
+def test_no_prompts_and_a_recipes_template_are_two_settings() -> None:
+    from mteb_vllm.plan import plan
+
+    config = config_for()
+    auto, none, explicit = (
+        plan(chosen_for(config, "template", *choice))
+        for choice in (("auto", "auto"), ("none", "auto"), ("none", "qwen"))
+    )
+    assert len({fingerprint(made.settings) for made in (auto, none, explicit)}) == 3
+    assert prompts_in_words(prompts_in_effect(none)) == "Prompts: none"
+    said = prompts_in_words(prompts_in_effect(auto))
+    assert said == r"Instructions: the tasks' own; template: 'R: {instruction}\n' (the recipe), not for documents"
+    assert "(the configuration)" in prompts_in_words(prompts_in_effect(explicit))
+    bare = plan(chosen_for(config, "bare", "auto", "auto"))
+    assert fingerprint(bare.settings) == fingerprint(none.settings), "equal inputs share a result"
+
+
+def test_a_dense_first_stage_and_a_reference_follow_the_same_rules() -> None:
+    from mteb_vllm.plan import plan
+
+    retrieval = "tasks.names=[StdlibDocsRetrieval]"
+    rerank = config_for(retrieval, "pipeline=rerank", "pipeline.scoring=cosine", "pipeline/first_stage=dense")
+    parity = config_for(retrieval, "pipeline=parity")
+    by_stage: dict[str, set[Any]] = {}
+    for combination in COMBINATIONS:
+        query, document, _ = expected_texts(*combination)
+        stage_config = {
+            **rerank.pipeline["first_stage"],
+            "model": asdict(replace(rerank.model, **RECIPES[combination[0]])),
+            "prompts": CHOSEN[combination[1]],
+            "instruction": asdict(INSTRUCTIONS[combination[2]]),
+        }
+        planned = plan(replace(rerank, pipeline={**rerank.pipeline, "first_stage": stage_config}))
+        (task,) = planned.tasks
+        assert isinstance(planned.stage, EncoderStage)
+        rendered = tuple(planned.stage.prompts.prefix(task, side).text for side in ("query", "document"))
+        assert rendered == (query, document), combination
+        by_stage.setdefault(fingerprint(planned.stage.settings(task.name)), set()).add(rendered)
+        assert prompts_in_words(prompts_in_effect(planned)["first_stage"]).startswith(
+            "Instructions" if planned.stage.prompts.template else "Prompts"
+        )
+        # The run's own choice is not the reference's, whose own is a group below it.
+        reference = {
+            **parity.pipeline["reference"],
+            "prompts": CHOSEN[combination[1]],
+            "instruction": asdict(INSTRUCTIONS[combination[2]]),
+        }
+        compared = replace(
+            chosen_for(parity, combination[0], "none", "none"), pipeline={**parity.pipeline, "reference": reference}
+        )
+        made = plan(compared)
+        assert made.reference is not None and made.prompts.prefix(task, "query").text == ""
+        assert made.reference.prompts.prefix(task, "query").text == query, combination
+        assert prompts_in_effect(made)["reference"] == prompts_in_effect(made.reference)
+        # An encoder that reranks by cosine is prompted as one that embeds.
+        cosine = plan(chosen_for(rerank, *combination))
+        assert tuple(cosine.prompts.prefix(task, side).text for side in ("query", "document")) == (query, document)
+    assert all(len(found) == 1 for found in by_stage.values()), "one fingerprint, one text"
+
+
+def test_a_score_template_stays_without_prompts() -> None:
+    from mteb_vllm.plan import plan
+
+    score = ScoreTemplateConfig(template="{{ instruction }}|{{ messages[0].content }}|{{ messages[1].content }}")
+    config = config_for("tasks.names=[StdlibDocsRetrieval]", "pipeline=rerank", "model.kind=cross_encoder")
+    own: Any = mteb_catalogue().tasks["StdlibDocsRetrieval"].prompt
+    made: dict[str, set[str]] = {}
+    for recipe, chosen, instruction in COMBINATIONS:
+        of_run = chosen_for(config, recipe, chosen, instruction)
+        planned = plan(replace(of_run, model=replace(of_run.model, score_template=score)))
+        assert planned.template is not None and planned.prompts.template is None
+        text = planned.template.rendered("q", "d", planned.prompts.instruction(planned.tasks[0], "query").text)
+        values: dict[str, Any] = {
+            **(RECIPES[recipe]["prompts"] if CHOSEN[chosen].get("from_model") else {}),
+            **{key: value for key, value in CHOSEN[chosen].items() if value is not None},
+        }
+        assert text == f"{values.get('query') or own['query']}|q|d", (recipe, chosen)
+        made.setdefault(fingerprint(planned.settings), set()).add(text)
+        assert prompts_in_words(prompts_in_effect(planned)).startswith("Pairs: a score template; instructions: ")
+    assert all(len(found) == 1 for found in made.values())

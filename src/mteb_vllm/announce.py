@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.architectures import is_language_model
+from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.engine import EngineSpec
 from mteb_vllm.fingerprint import device
 from mteb_vllm.first_stages import EncoderStage
 from mteb_vllm.plan import Plan
 from mteb_vllm.report import one_run
 from mteb_vllm.results import RunRecord
+from mteb_vllm.tasks import brings_candidates
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +23,7 @@ def announce(console: Console, planned: Plan, record: RunRecord) -> None:
     stage = planned.stage
     if isinstance(stage, EncoderStage):
         _announce_engine(console, "First stage", stage.spec)
-        one_run.print_prompts(console, stage.prompts, [task for task in planned.parts if "query" in task.sides])
+        one_run.print_prompts(console, stage.prompts, _retrieved(planned))
         console.print()
     elif stage is not None:
         said = _words({key: value for key, value in vars(stage).items() if value is not None})
@@ -37,10 +39,8 @@ def announce(console: Console, planned: Plan, record: RunRecord) -> None:
         record.warnings.append(
             f"From the shell, not from engine.env, and counted as settings: {', '.join(f'{k}={v}' for k, v in shell.items())}"
         )
-    if planned.template is None:
-        one_run.print_prompts(console, planned.prompts, planned.parts)
-    else:
-        one_run.print_pairs(console, planned.template, planned.prompts, planned.parts)
+    _announce_texts(console, planned)
+    if planned.template is not None:
         config = planned.spec.model.sentence_transformers
         if default := (config.get("prompts") or {}).get(config.get("default_prompt_name")):
             record.warnings.append(
@@ -51,7 +51,33 @@ def announce(console: Console, planned: Plan, record: RunRecord) -> None:
             record.warnings.append(
                 "A language model scores pairs without a score template: unless it was trained so, its scores mean nothing."
             )
+    if planned.reference is not None:
+        console.print()
+        _announce_engine(console, "Reference", planned.reference.spec)
+        _announce_texts(console, planned.reference)
     console.print()
+
+
+def prompts_in_effect(planned: Plan) -> dict[str, Any]:
+    """Return the prompts and templates that a plan comes down to, those of a dense first stage and a reference included."""
+    found = one_run.prompts_record(planned.prompts, planned.parts, planned.template)
+    if isinstance(planned.stage, EncoderStage):
+        found["first_stage"] = one_run.prompts_record(planned.stage.prompts, _retrieved(planned))
+    if planned.reference is not None:
+        found["reference"] = prompts_in_effect(planned.reference)
+    return found
+
+
+def _retrieved(planned: Plan) -> list[TaskInfo]:
+    """The tasks for which a first stage retrieves: not those that bring their candidates."""
+    return [task for task in planned.parts if not brings_candidates(task.type)]
+
+
+def _announce_texts(console: Console, planned: Plan) -> None:
+    if planned.template is None:
+        one_run.print_prompts(console, planned.prompts, planned.parts)
+    else:
+        one_run.print_pairs(console, planned.template, planned.prompts, planned.parts)
 
 
 def _announce_engine(console: Console, what: str, spec: EngineSpec) -> None:

@@ -56,6 +56,7 @@ class Prompts:
         values: Key to prompt, or to instruction where there is a template.
         source: Where the values come from, in words.
         template: A text with `{instruction}` or a callable `(instruction, prompt_type) -> str`; None: no instructions.
+        template_source: Where the template comes from, in words; empty where there is none.
         apply_to_documents: Whether documents carry an instruction.
         default: The prompt where no key applies (a sentence-transformers model may have one).
     """
@@ -63,6 +64,7 @@ class Prompts:
     values: Mapping[str, str] = field(default_factory=dict)
     source: str = "none"
     template: Template | None = None
+    template_source: str = ""
     apply_to_documents: bool = True
     default: str | None = None
 
@@ -117,6 +119,10 @@ class Prompts:
             "template": _identity(template) if callable(template) else template,
             "apply_to_documents": self.apply_to_documents if template is not None else None,
         }
+
+    def sources(self) -> dict[str, str]:
+        """Return where the values and the template come from, in words."""
+        return {"source": self.source, "template_source": self.template_source}
 
 
 def candidates(name: str, task_type: str, side: str | None) -> tuple[str, ...]:
@@ -277,6 +283,9 @@ def resolve(
     The model says: its recipe; else mteb's registry; else its sentence-transformers config. Where an instruction template
     is in use, the last two are not read: they hold whole prompts, which are no instructions.
 
+    A choice that holds nothing (`prompts=none`) leaves out the recipe's instruction template as well; one that holds values
+    holds instructions, where the recipe has a template.
+
     Args:
         chosen: The config group `prompts`.
         instruction: The config group `instruction`.
@@ -285,9 +294,12 @@ def resolve(
         registry: The prompts in mteb's registry, if it has any for this model.
         sentence_transformers: The content of the model's `config_sentence_transformers.json`.
     """
+    own = _set({key: value for key, value in chosen.items() if key != "from_model"})
     template, apply_to_documents = instruction.template, instruction.apply_to_documents
+    template_source = "the configuration" if template is not None else ""
     if instruction.from_model and recipe_instruction is not None:
-        template = template if template is not None else recipe_instruction.template
+        if template is None and recipe_instruction.template is not None and (chosen.get("from_model") or own):
+            template, template_source = recipe_instruction.template, "the recipe"
         if apply_to_documents is None:
             apply_to_documents = recipe_instruction.apply_to_documents
     values: dict[str, str] = {}
@@ -307,12 +319,12 @@ def resolve(
                 values["document"] = document
             # An empty prompt says nothing, unless it keeps the default one away; older configs hold one for each side.
             values = {key: value for key, value in values.items() if value or default}
-    own = _set({key: value for key, value in chosen.items() if key != "from_model"})
     sources = [source if values or default else "", "the configuration" if own else ""]
     return Prompts(
         values={**values, **own},
         source=" and ".join(filter(None, sources)) or "none",
         template=load_template(template) if template is not None else None,
+        template_source=template_source,
         apply_to_documents=apply_to_documents is not False,
         default=default,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm import tasks
-from mteb_vllm.announce import announce
+from mteb_vllm.announce import announce, prompts_in_effect
 from mteb_vllm.conclude import conclude, cut_by_first_stage, cut_texts
 from mteb_vllm.config import RunConfig
 from mteb_vllm.embeddings.store import EmbeddingStore
@@ -89,8 +89,7 @@ def run_config(
         planned = plan(config)
         record.settings = planned.settings
         record.fingerprint = fingerprint(record.settings)
-        unused = one_run.unused_keys(planned.prompts, planned.parts, planned.template)
-        record.prompts = {**planned.prompts.settings(), "source": planned.prompts.source, "unused": unused}
+        record.prompts = prompts_in_effect(planned)
         announce(console, planned, record)
         if isinstance(planned.pipeline, Throughput):
             _measure(config, planned, record, console, progress)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -44,31 +45,55 @@ def unused_keys(prompts: Prompts, tasks: Iterable[TaskInfo], template: ScoreTemp
     return [key for key in prompts.values if key not in used]
 
 
+def prompts_record(
+    prompts: Prompts, tasks: Iterable[TaskInfo], template: ScoreTemplate | None = None
+) -> dict[str, Any]:
+    """Return the prompts and templates in effect and where they come from, as a run's record holds them."""
+    record = {**prompts.settings(), **prompts.sources(), "unused": unused_keys(prompts, tasks, template)}
+    if template is not None:
+        record["score_template"] = {**template.settings(), "takes_instruction": template.takes_instruction}
+    return record
+
+
+def prompts_in_words(record: Mapping[str, Any]) -> str:
+    """Return in one line what `prompts_record` holds: which prompts and which template are in effect."""
+    own = f"{record['source']}, else the tasks' own" if record["prompts"] else "the tasks' own"
+    if (score := record.get("score_template")) is not None:
+        how = "a score template" if score["template"] is not None else "the model's own way"
+        return f"Pairs: {how}; instructions: {own}" if score["takes_instruction"] else f"Pairs: {how}"
+    if record["template"] is None:
+        return f"Prompts: {record['source']}"
+    documents = "" if record["apply_to_documents"] else ", not for documents"
+    return f"Instructions: {own}; template: {record['template']!r} ({record['template_source']}){documents}"
+
+
 def print_pairs(console: Console, template: ScoreTemplate, prompts: Prompts, tasks: Sequence[TaskInfo]) -> None:
     """Shows through what a reranker is about to read pairs."""
-    how = "a score template" if template.text is not None else "the model's own way"
-    table = Table(title=f"Pairs: {how}", title_justify="left", box=None, pad_edge=False)
-    for column in ("task", "instruction", "what the model reads"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for task in tasks:
         instruction = prompts.instruction(task, "query") if template.takes_instruction else Prefix()
         example = template.rendered("<query>", "<document>", instruction.text)
-        table.add_row(task.name, instruction.key or "none", escape(repr(example)[1:-1]))
-    console.print(table)
-    if unused := unused_keys(prompts, tasks, template):
-        console.print(f"Prompt keys that apply to nothing here: {', '.join(unused)}", markup=False, soft_wrap=True)
+        rows.append((task.name, instruction.key or "none", example))
+    _print_texts(console, prompts_record(prompts, tasks, template), ("task", "instruction"), rows)
 
 
 def print_prompts(console: Console, prompts: Prompts, tasks: Sequence[TaskInfo]) -> None:
     """Shows what the model is about to be given."""
-    table = Table(title=f"Prompts: {prompts.source}", title_justify="left", box=None, pad_edge=False)
-    for column in ("task", "side", "key", "what the model reads"):
+    _print_texts(console, prompts_record(prompts, tasks), ("task", "side", "key"), prompt_rows(prompts, tasks))
+
+
+def _print_texts(
+    console: Console, record: Mapping[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    """Prints the prompts in effect and, a row each, the rendered texts, which are the last cells."""
+    console.print(prompts_in_words(record), style="italic", markup=False, highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for column in (*columns, "what the model reads"):
         table.add_column(column, overflow="fold")
-    for name, side, key, example in prompt_rows(prompts, tasks):
-        table.add_row(name, side, key, escape(repr(example)[1:-1]))
+    for row in rows:
+        table.add_row(*map(escape, row[:-1]), escape(repr(row[-1])[1:-1]))
     console.print(table)
-    unused = unused_keys(prompts, tasks)
-    if unused:
+    if unused := record["unused"]:
         console.print(f"Prompt keys that apply to nothing here: {', '.join(unused)}", markup=False, soft_wrap=True)
 
 
@@ -196,7 +221,14 @@ def run_markdown(record: RunRecord) -> str:
         for side, said in task.prompts.items()
     ]
     if rows:
-        lines += ["", "## What the model read", "", *markdown(("task", "side", "prompt key", "first text"), rows)]
+        said = [prompts_in_words(record.prompts), ""] if record.prompts else []
+        lines += [
+            "",
+            "## What the model read",
+            "",
+            *said,
+            *markdown(("task", "side", "prompt key", "first text"), rows),
+        ]
     if record.engine:
         values = [(key, str(value)) for key, value in (record.engine.get("resolved") or {}).items()]
         lines += ["", "## Engine", "", *markdown(("argument", "value"), values)]
