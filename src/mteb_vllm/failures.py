@@ -43,6 +43,7 @@ Kind = Literal[
     "not_finite",  # NaN or Inf
     "model",  # the model cannot be had
     "missing_package",
+    "damaged",  # what a run has left is not what was written, or cannot be read
     "interrupted",  # Ctrl-C or SIGTERM
     "error",  # anything else: a bug
 ]
@@ -66,6 +67,7 @@ _TRY: dict[Kind, str] = {
     "data": "load it once where there is a network, or put a copy of the data set into a folder of the working directory",
     "task": "the log holds the traceback",
     "not_finite": "take another dtype: float16 overflows in models that were trained in bfloat16",
+    "damaged": "run it again, or leave it out of the report",
     "error": "this may be a bug: please report it with the log",
 }
 
@@ -178,6 +180,16 @@ def in_one_line(error: BaseException) -> str:
     )
     text = f"{kind}: {lines[0]}" if lines else kind
     return text + (" (HF_HUB_OFFLINE is set: fetch the data beforehand where there is a network)" if offline else "")
+
+
+def of_damage(why: str, task: str | None = None) -> Failure:
+    """Return the failure that a file means that a report cannot read or believe.
+
+    Args:
+        why: What is wrong with it, and its path.
+        task: The task whose result it is; None for a whole run or folder.
+    """
+    return Failure("damaged", why, task, [], _TRY["damaged"])
 
 
 def last_lines(log: Path, n: int = LOG_LINES, *, since: int = 0) -> list[str]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+_SEAL = re.compile(rb'\{\n  "sha256": "([0-9a-f]{64})",')
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -48,13 +52,13 @@ def read_file(path: Path) -> bytes:
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Return what a JSON text holds.
+    """Return what a JSON text holds; NaN and infinities are numbers.
 
     Raises:
-        ValueError: if it is not JSON in UTF-8, is nested too deeply, or holds NaN or an infinity.
+        ValueError: if it is not JSON in UTF-8, or is nested too deeply.
     """
     try:
-        return json.loads(content, parse_constant=_refuse)
+        return json.loads(content)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -91,10 +95,26 @@ def read_with_checksum(path: Path) -> bytes:
     return content
 
 
+def dump_sealed(content: Mapping[str, Any]) -> str:
+    """Return JSON whose first key, `sha256`, is the checksum of the rest; values that JSON does not know become strings."""
+    text = json.dumps(content, indent=2, default=str) + "\n"
+    return f'{{\n  "sha256": "{hashlib.sha256(text.encode()).hexdigest()}",{text[1:]}'
+
+
+def check_seal(text: bytes) -> bool:
+    """Return whether a text is sealed by `dump_sealed`; False for one that has no such first key.
+
+    Raises:
+        ValueError: if it does not match its checksum.
+    """
+    sealed = _SEAL.match(text)
+    if sealed is None:
+        return False
+    if hashlib.sha256(b"{" + text[sealed.end() :]).hexdigest().encode() != sealed[1]:
+        raise ValueError("it does not match its checksum: it was changed after it was written")
+    return True
+
+
 def expand_user(path: str | Path) -> Path:
     """Return the path with `~` and `~name` expanded, unchanged where there is no such user."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError for an unknown user
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import os
 import platform
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 from mteb_vllm import __version__
 from mteb_vllm.failures import Failure
-from mteb_vllm.files import write_atomically
+from mteb_vllm.files import dump_sealed, write_atomically
 from mteb_vllm.fingerprint import device, gpu_count, versions
 from mteb_vllm.work import Work
 
@@ -200,8 +199,8 @@ class RunRecord:
 
 
 def write_record(record: RunRecord, folder: Path) -> None:
-    """Writes `run.json` and `scores.csv` into a run's folder."""
-    write_atomically(folder / "run.json", json.dumps(_finite(record.to_dict()), indent=2, default=str) + "\n")
+    """Write `run.json`, with its checksum, and `scores.csv` into a run's folder."""
+    write_atomically(folder / "run.json", dump_sealed(_finite(record.to_dict())))
     write_atomically(folder / "scores.csv", scores_csv(record))
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Interval
+
+# What a record may hold, and is checked for where it is read.
+Score = Annotated[float, Interval(ge=-1e6, le=1e6)]
+Count = Annotated[int, Interval(ge=0, le=10**15)]
+Amount = Annotated[float, Interval(ge=0, le=1e15)]
 
 
 @dataclass(frozen=True)
@@ -19,11 +26,11 @@ class Step:
         p90: The latency that nine of ten steps stay below, in ms.
     """
 
-    batch_size: int
-    requests: float
-    tokens: float
-    p50: float
-    p90: float
+    batch_size: Count
+    requests: Amount
+    tokens: Amount
+    p50: Amount
+    p90: Amount
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,12 @@ class Throughput:
     unit: str
     lengths: str
     steps: tuple[Step, ...]
-    requests: float | None
-    tokens: float | None
-    spread: float | None
-    roof: float | None
-    share: float | None
-    device_mb: float | None
+    requests: Amount | None
+    tokens: Amount | None
+    spread: Amount | None
+    roof: Amount | None
+    share: Amount | None
+    device_mb: Amount | None
 
     def p50(self, batch_size: int) -> float | None:
         """The median latency of steps of this size, in ms; None where there are none."""
@@ -75,10 +82,10 @@ class Parity:
 
     passed: bool
     reference: str
-    tolerance: float | None
-    difference: float | None
+    tolerance: Score | None
+    difference: Score | None
     task: str
-    cosine: float | None
+    cosine: Score | None
     reason: str
     hint: str
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mteb_vllm.failures import Failure
-from mteb_vllm.report.measured import Parity, Throughput
+from mteb_vllm.report.measured import Amount, Count, Parity, Score, Throughput
 
 # Pipelines whose runs are not about scores.
 MEASURING = ("throughput", "parity")
@@ -34,15 +34,15 @@ class TaskScore:
 
     name: str
     type: str = ""
-    score: float | None = None
+    score: Score | None = None
     failed: bool = False
-    first_stage: float | None = None
-    ceiling: float | None = None
+    first_stage: Score | None = None
+    ceiling: Score | None = None
     unit: str = "texts"
-    computed: int | None = None
-    stored: int | None = None
-    tokens: int | None = None
-    seconds: float | None = None
+    computed: Count | None = None
+    stored: Count | None = None
+    tokens: Count | None = None
+    seconds: Amount | None = None
     reused: bool = False
 
 
@@ -75,9 +75,9 @@ class Point:
     facts: dict[str, str] = field(default_factory=dict)
     engine: str = ""
     tasks: list[TaskScore] = field(default_factory=list)
-    engine_seconds: float | None = None
-    seconds: float | None = None
-    peak_memory_mb: float | None = None
+    engine_seconds: Amount | None = None
+    seconds: Amount | None = None
+    peak_memory_mb: Amount | None = None
     failures: list[Failure] = field(default_factory=list)
     throughput: Throughput | None = None
     parity: Parity | None = None

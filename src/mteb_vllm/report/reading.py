@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mteb_vllm.errors import ConfigError, Mistake
+from mteb_vllm.failures import of_damage
+from mteb_vllm.files import expand_user
 from mteb_vllm.report.points import Point
 from mteb_vllm.report.result_folders import read_results
 from mteb_vllm.report.run_records import FoundRun, read_run
@@ -33,10 +35,14 @@ def read_runs(paths: Sequence[str | Path]) -> list[Point]:
     found: dict[Path, Point] = {}
     mistakes = []
     for path in paths:
-        points = _read(path)
+        try:
+            places = _places(path)
+        except (OSError, ValueError) as error:
+            mistakes.append(Mistake(f"runs={path}", f"cannot be looked up: {error}", _LOOKED_FOR))
+            continue
+        points = _read(places)
         if not points:
-            exists = any(True for _ in _places(path))
-            what = "holds neither runs nor results" if exists else "there is no such file or folder"
+            what = "holds neither runs nor results" if places else "there is no such file or folder"
             mistakes.append(Mistake(f"runs={path}", what, _LOOKED_FOR))
         for point in points:
             found.setdefault(point.folder, point)
@@ -47,34 +53,50 @@ def read_runs(paths: Sequence[str | Path]) -> list[Point]:
 
 
 def _places(path: str | Path) -> list[Path]:
-    """The files and folders that a path or a pattern names."""
-    place = Path(path).expanduser().resolve()
-    if place.exists():
+    """Return the files and folders that a path or a pattern names, links that lead nowhere included.
+
+    Raises:
+        OSError: if a name is too long.
+        ValueError: if it is no valid path or pattern.
+    """
+    place = Path(os.path.realpath(expand_user(path)))  # noqa: PTH - Path.resolve raises for a loop of links
+    if os.path.lexists(place):
         return [place]
     # Folders that there are stand for themselves, whatever their names hold; the rest is a pattern.
-    there = next(folder for folder in place.parents if folder.exists())
+    there = next(folder for folder in place.parents if os.path.lexists(folder))
     return sorted(there.glob(str(place.relative_to(there))))
 
 
-def _read(path: str | Path) -> list[Point]:
+def _read(places: Iterable[Path]) -> list[Point]:
     runs: list[FoundRun] = []
     results: list[Point] = []
-    for place in _places(path):
+    for place in places:
         folder = place.parent if place.name == "run.json" else place
-        folders = _run_folders(folder)
-        runs += map(read_run, folders)
+        folders, unreadable = _run_folders(folder)
+        runs += [*map(read_run, folders), *unreadable]
         results += [] if folders else read_results(folder)
     return [*_in_order(runs), *results]
 
 
-def _run_folders(folder: Path) -> list[Path]:
-    found = []
-    for root, folders, files in os.walk(folder):
-        if "run.json" in files:
+def _run_folders(folder: Path) -> tuple[list[Path], list[FoundRun]]:
+    """Return the folders of runs at or below a folder, and those folders that cannot be looked into, as failed runs.
+
+    A run's folder holds `run.json`, or the configuration that Hydra has left there before the run could write one.
+    """
+    found: list[Path] = []
+    unreadable: list[FoundRun] = []
+
+    def note(error: OSError) -> None:
+        if not isinstance(error, NotADirectoryError):
+            failed = Point("", Path(error.filename), failures=[of_damage(f"{error.filename}: {error.strerror}")])
+            unreadable.append(FoundRun(failed, None, ""))
+
+    for root, folders, files in os.walk(folder, onerror=note):
+        if "run.json" in (*files, *folders) or ".hydra" in folders:
             found.append(Path(root))
             folders.clear()
         folders[:] = [name for name in folders if not name.startswith(".")]
-    return found
+    return found, unreadable
 
 
 def _in_order(runs: Sequence[FoundRun]) -> list[Point]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
-from mteb_vllm.failures import Failure
+from mteb_vllm.failures import of_damage
+from mteb_vllm.files import parse_json, read_file
 from mteb_vllm.report.points import Point, TaskScore
-from mteb_vllm.report.run_records import shown
+from mteb_vllm.report.run_records import in_short, shown
 from mteb_vllm.searches import CEILING
 
 _META = "model_meta.json"
+_OF_RESULTS = {"task_name", "scores", "dataset_revision", "mteb_version", "evaluation_time", "mteb_dataset_name"}
 
 
 def read_results(folder: Path) -> Iterator[Point]:
-    """A point for each folder of results at or below a folder, still without a name."""
+    """Return a point for each folder of results at or below a folder, still without a name."""
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "predictions")
-        files = [Path(root, name) for name in sorted(names) if name.endswith(".json") and name != _META]
+        # A folder that has the name of a result is one that cannot be read.
+        files = [Path(root, name) for name in sorted((*names, *folders)) if name.endswith(".json") and name != _META]
         point = _point(Path(root), files) if files else None
         if point is not None:
             yield point
@@ -30,72 +32,103 @@ def read_results(folder: Path) -> Iterator[Point]:
 
 def _point(folder: Path, files: Sequence[Path]) -> Point | None:
     tasks: list[TaskScore] = []
-    failures: list[Failure] = []
+    damaged: dict[Path, str] = {}
+    others: dict[Path, str] = {}
     versions, seconds, incomplete = set(), [], []
     for file in files:
-        data = file.read_bytes()
-        if b'"mteb_dataset_name"' in data:
-            why = f"{file} is in the form that mteb's results had before 1.11: load it with mteb once, and save it"
-            failures.append(Failure("error", why, file.stem))
-            tasks.append(TaskScore(file.stem, failed=True))
-            continue
-        if b'"task_name"' not in data:
-            continue
+        content = b""
         try:
-            result = json.loads(data)
+            content = read_file(file)
+            result = _result(file, content)
+            if result is None:
+                continue
             task, whole = _task(result)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            why = f"{file} is no result of mteb's ({type(error).__name__}: {error})"
-            failures.append(Failure("error", why, file.stem))
-            tasks.append(TaskScore(file.stem, failed=True))
+            seconds.append(None if result.get("evaluation_time") is None else _number(result["evaluation_time"]))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            # Whether a file that cannot be read was meant as a result, its name, its place or what is left of it says.
+            meant = file.stem in mteb_catalogue().tasks or b'"task_name"' in content or _in_layout(folder)
+            (damaged if meant else others)[file] = f"{file} is no result that can be read ({in_short(error)})"
             continue
         tasks.append(task)
         versions.add(str(result.get("mteb_version")))
-        seconds.append(result.get("evaluation_time"))
         incomplete += [] if whole else [task.name]
-    if not tasks:
+    if not tasks and not damaged:
         return None
-    facts = _facts(folder)
+    facts, problem = _facts(folder)
     if facts["model"] == CEILING:
         return None  # of ours, beside reranking runs: no model
+    failures = [of_damage(why, file.stem) for file, why in sorted((damaged | others).items())]
+    tasks += [TaskScore(failure.task or "", failed=True) for failure in failures]
     facts |= {"versions.mteb": shown(", ".join(sorted(versions))), "incomplete": ", ".join(incomplete)}
+    known = [one for one in seconds if one is not None]
     return Point(
         name="",
         folder=folder,
         source="results",
         facts={key: text for key, text in facts.items() if text},
-        tasks=tasks,
-        seconds=sum(seconds) if seconds and None not in seconds else None,
-        failures=failures,
+        tasks=sorted(tasks, key=lambda task: task.name),
+        seconds=sum(known) if known and len(known) == len(seconds) else None,
+        failures=[*failures, *([of_damage(problem)] if problem else [])],
     )
 
 
-def _facts(folder: Path) -> dict[str, str]:
+def _in_layout(folder: Path) -> bool:
+    """Return whether a folder is one of mteb's layout for a model's results."""
+    return "__" in folder.parent.name or folder.parent.name == "experiments"
+
+
+def _result(file: Path, content: bytes) -> dict[str, Any] | None:
+    """Return the result that a file holds; None where it holds something else.
+
+    Raises:
+        ValueError: if it is meant as a result, and is none, or is not what was written there.
+    """
+    result = parse_json(content)
+    if not isinstance(result, dict) or not result.keys() & _OF_RESULTS:
+        if file.stem in mteb_catalogue().tasks:
+            raise ValueError("it holds no scores")
+        return None
+    if "mteb_dataset_name" in result:
+        raise ValueError("it is in the form that mteb's results had before 1.11: load it with mteb once, and save it")
+    if result["task_name"] != file.stem:
+        raise ValueError(f"it holds the scores of {result['task_name']}")
+    return result
+
+
+def _facts(folder: Path) -> tuple[dict[str, str], str]:
+    """Return what is known of a folder's results, and what is wrong with the model's own file, if anything."""
     experiment = folder.name if folder.parent.name == "experiments" else ""
     of_model = folder.parent.parent if experiment else folder
-    meta: Mapping[str, Any] = {}
-    if (file := folder / _META).exists() or (file := of_model / _META).exists():
+    meta: dict[str, Any] = {}
+    problem = ""
+    if os.path.lexists(file := folder / _META) or os.path.lexists(file := of_model / _META):
         try:
-            meta = json.loads(file.read_bytes())
-        except ValueError:
-            meta = {}
+            found = parse_json(read_file(file))
+            if not all(isinstance(found[key], str | None) for key in found.keys() & {"name", "revision"}):
+                raise ValueError("the name and the revision must be texts")
+            meta = found
+        except (OSError, ValueError, AttributeError) as error:
+            problem = (
+                f"{file} cannot be read ({in_short(error)}): whose results these are is told by the folders' names"
+            )
     by_folders = "__" in of_model.parent.name
     model = of_model.parent.name.replace("__", "/", 1) if by_folders else folder.name
     revision = of_model.name if by_folders else ""
-    return {
-        "model": str(meta.get("name") or model),
-        "revision": str(meta.get("revision") or revision),
+    facts = {
+        "model": meta.get("name") or model,
+        "revision": meta.get("revision") or revision,
         "source": "results",
         "experiment": experiment,
     }
+    return facts, problem
 
 
 def _task(result: Mapping[str, Any]) -> tuple[TaskScore, bool]:
-    """A task's score, the mean over the splits and subsets that count; and whether all of them are there."""
+    """Return a task's score, the mean over the splits and subsets that count; and whether all of them are there."""
     catalogue, name = mteb_catalogue(), result["task_name"]
     info: TaskInfo | None = catalogue.tasks.get(name)
     found = {
-        (split, entry["hf_subset"]): entry["main_score"]
+        (split, entry["hf_subset"]): _number(entry["main_score"])
         for split, entries in result["scores"].items()
         for entry in entries
     }
@@ -110,3 +143,14 @@ def _task(result: Mapping[str, Any]) -> tuple[TaskScore, bool]:
         score=score if math.isfinite(score) else None,
     )
     return task, counted is None or len(scores) == len(counted)
+
+
+def _number(value: Any) -> float:
+    """Return a figure of a result, NaN included.
+
+    Raises:
+        ValueError: if it is no number, or none that a score or a time can have.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e9:
+        raise ValueError(f"a score or a time is {shown(value)}")
+    return float(value)

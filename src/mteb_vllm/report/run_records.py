@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from mteb_vllm.failures import Failure
+from mteb_vllm.failures import Failure, Kind, of_damage
+from mteb_vllm.files import check_seal, parse_json, read_file
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.report.measured import read_parity, read_throughput
 from mteb_vllm.report.points import MEASURING, Point, TaskScore
@@ -35,15 +37,47 @@ class FoundRun:
 
 
 def read_run(folder: Path) -> FoundRun:
-    """Reads `run.json` in a folder; one that is no record is a run that failed, and says so."""
+    """Read `run.json` in a folder; one that cannot be read, or is not what was written, is a run that failed."""
     path = folder / "run.json"
+    number = int(folder.name) if folder.name.isdecimal() else None
     try:
-        record = json.loads(_without_scores(path.read_bytes()))
-        return FoundRun(_point(folder, record), record["point"], record["started"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"{path} is no record that this version reads ({type(error).__name__}: {error})"
-        number = int(folder.name) if folder.name.isdigit() else None
-        return FoundRun(Point("", folder, failures=[Failure("error", why)]), number, "")
+        text = read_file(path)
+        sealed = check_seal(text)
+        record = parse_json(_without_scores(text))
+        if "sha256" in record and not sealed:
+            raise ValueError("it was changed after it was written")
+        found = FoundRun(_point(folder, record), record["point"], record["started"])
+        _checker().validate_python([found])
+        if None not in (number, found.number) and number != found.number:
+            raise ValueError(f"it is the record of point {found.number}")
+        return found
+    except FileNotFoundError:
+        why = f"{folder} holds no run.json: the run has not ended, or was killed, or the file is gone"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        why = f"{path} is no record that can be read ({in_short(error)})"
+    return FoundRun(Point("", folder, failures=[of_damage(why)]), number, "")
+
+
+def in_short(error: Exception) -> str:
+    """Return what is wrong with a file's content, in one short line."""
+    if hasattr(error, "errors"):  # pydantic's
+        first = error.errors()[0]
+        text = f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"
+    elif isinstance(error, (LookupError, TypeError, AttributeError)):
+        text = f"{type(error).__name__}: {error}"
+    else:
+        text = str(error)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+@functools.cache
+def _checker() -> Any:
+    """Return what checks the types and ranges of all that was read of runs."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    # Dataclasses check nothing themselves.
+    config = ConfigDict(strict=True, allow_inf_nan=False, revalidate_instances="always")
+    return TypeAdapter(list[FoundRun], config=config)
 
 
 def shown(value: Any) -> str:
@@ -92,7 +126,8 @@ def _override(text: str) -> tuple[str, str]:
 
 
 def _failure(said: Mapping[str, Any]) -> Failure:
-    return Failure(**{key: value for key, value in said.items() if key in _FAILURE_FIELDS})
+    known = {key: value for key, value in said.items() if key in _FAILURE_FIELDS}
+    return Failure(**known | {"kind": said["kind"] if said["kind"] in get_args(Kind) else "error"})
 
 
 def _task(said: Mapping[str, Any]) -> TaskScore:

@@ -1,0 +1,206 @@
+"""Whatever is wrong with what a report reads: it is named and shown as failed, and the rest goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mteb_vllm.errors import ConfigError
+from mteb_vllm.failures import Failure
+from mteb_vllm.parity.stored import stored_scores
+from mteb_vllm.report.answer import conclusion
+from mteb_vllm.report.comparison import Comparison, compare
+from mteb_vllm.report.page import page
+from mteb_vllm.report.reading import read_runs
+from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
+from mteb_vllm.results import TaskOutcome
+from test_reading import STS12, write_result, write_run
+
+TRUE = 0.7
+
+
+def reported(*paths: Path) -> tuple[Comparison, str]:
+    """A comparison of what lies there, and everything that a report writes of it but pictures."""
+    comparison = compare(read_runs(paths))
+    console = Console(file=io.StringIO(), width=400)
+    print_comparison(console, comparison)
+    texts = [comparison_markdown(comparison), comparison_csv(comparison), page(comparison, conclusion(comparison), "x")]
+    return comparison, "\n".join([console.file.getvalue(), *texts])  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    lost = TaskOutcome("C", "STS", "failed", "m", failure=Failure("data", "gone", "C", ["line"], "try"))
+    tasks = [
+        STS12,
+        replace(STS12, name="A", first_stage=0.5, ceiling=0.9, measured={"computed": 8, "seconds": 4.0}),
+        lost,
+    ]
+    for number in range(3):
+        folder = write_run(tmp_path / "sweep" / str(number), *tasks, point=number, overrides=[f"engine.dtype={number}"])
+        (folder / ".hydra").mkdir()
+    return tmp_path / "sweep"
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes a record as an earlier version of this program would have written it: without a checksum."""
+    content = json.loads((folder / "run.json").read_text())
+    del content["sha256"]
+    change(content)
+    (folder / "run.json").write_text(json.dumps(content, indent=2))
+
+
+def test_a_flipped_bit_in_a_record_is_noticed(sweep: Path) -> None:
+    path = sweep / "1" / "run.json"
+    text = path.read_bytes()
+    for at in range(text.index(b'"main_score"'), text.index(b'"main_score"') + 20):
+        for bit in (1, 16):
+            path.write_bytes(text[:at] + bytes([text[at] ^ bit]) + text[at + 1 :])
+            [one, damaged, _] = read_runs([sweep])
+            assert one.tasks[0].score == TRUE
+            assert damaged.tasks == [] and damaged.failures[0].kind == "damaged"
+            assert str(path) in damaged.failures[0].message
+    path.write_text(json.dumps(json.loads(text)))
+    assert "was changed after it was written" in read_runs([sweep])[1].failures[0].message
+
+
+def test_a_record_in_the_place_of_another_is_noticed(sweep: Path) -> None:
+    (sweep / "1" / "run.json").write_bytes((sweep / "2" / "run.json").read_bytes())
+    assert "it is the record of point 2" in read_runs([sweep])[1].failures[0].message
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a record."""
+    keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    return [(*at, key) for key in keys] + [place for key in keys for place in places(value[key], (*at, key))]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, "x", 7, -1e300, 10**400, float("nan"), [], ["x"], {}, {"x": {"y": 1}}, [[]], "\ud800"],
+    ids=lambda value: str(value)[:9].encode("ascii", "backslashreplace").decode(),
+)
+def test_values_of_any_other_type_in_a_record(sweep: Path, value: Any) -> None:
+    folder = sweep / "1"
+    before = json.loads((folder / "run.json").read_text())
+    there = [
+        one for one in places(before) if one[0] not in ("hardware", "versions", "sha256") and "scores" not in one[:-1]
+    ]
+    for place in random.Random(str(value)).sample(there, 30):
+
+        def change(content: dict[str, Any], place: tuple[Any, ...] = place) -> None:
+            for key in place[:-1]:
+                content = content[key]
+            content[place[-1]] = value
+
+        (folder / "run.json").write_text(json.dumps(before))
+        rewrite(folder, change)
+        points = read_runs([sweep])
+        assert [point.tasks[0].score for point in points[::2]] == [TRUE, TRUE]
+        if not points[1].failures or points[1].failures[0].kind != "damaged":
+            compare(points)  # whatever was believed can be compared
+    reported(sweep)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"null", b"[" * 100_000, b"\xff\xfe{}", b'{"a": 1', b"[]", b"7"], ids=lambda one: one[:5]
+)
+def test_records_that_are_none(sweep: Path, content: bytes) -> None:
+    (sweep / "1" / "run.json").write_bytes(content)
+    comparison, text = reported(sweep)
+    assert [row.point.failed for row in comparison.rows] == [True, True, True]
+    assert [len(row.point.tasks) for row in comparison.rows] == [3, 0, 3]
+    assert str(sweep / "1" / "run.json") in text
+
+
+@pytest.mark.parametrize("kind", ["gone", "folder", "fifo", "loop", "dangling"])
+def test_something_else_in_the_place_of_a_record(sweep: Path, kind: str) -> None:
+    path = sweep / "1" / "run.json"
+    path.unlink()
+    {
+        "gone": lambda: None,
+        "folder": path.mkdir,
+        "fifo": lambda: os.mkfifo(path),
+        "loop": lambda: path.symlink_to(path),
+        "dangling": lambda: path.symlink_to("nowhere"),
+    }[kind]()
+    comparison, text = reported(sweep)
+    assert [row.point.name for row in comparison.rows] == ["0", "1", "2"]
+    assert [len(row.point.tasks) for row in comparison.rows] == [3, 0, 3]
+    assert f"{sweep}/1" in text
+
+
+def test_a_folder_that_cannot_be_looked_into(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("/1"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    points = read_runs([sweep])
+    assert sorted(point.name for point in points) == ["0", "1", "2"]
+    [damaged] = [point for point in points if point.name == "1"]
+    assert damaged.failures[0].message == f"{sweep}/1: Permission denied"
+
+
+def test_damaged_results_cost_no_other_anything(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "org__model" / "abc"
+    for name in ("STS12", "STS13", "STS14", "STS15", "Own", "STS16", "STS17", "STSBenchmark", "BIOSSES"):
+        write_result(folder, name, {"test": {"default": TRUE}})
+    (folder / "STS13.json").write_text("")
+    (folder / "STS14.json").write_text("{}")
+    (folder / "Own.json").write_text("")
+    (folder / "STS15.json").write_bytes((folder / "STS12.json").read_bytes())
+    (folder / "STS16.json").unlink()
+    (folder / "STS16.json").mkdir()
+    (folder / "STS17.json").unlink()
+    os.mkfifo(folder / "STS17.json")
+    (folder / "BIOSSES.json").unlink()
+    (folder / "BIOSSES.json").symlink_to("BIOSSES.json")
+    text = (folder / "STSBenchmark.json").read_text()
+    (folder / "STSBenchmark.json").write_text(text.replace("0.7", '"0.7"'))
+    (folder / "notes.json").write_text('{"mine": 1}')
+    (folder / "model_meta.json").write_text("null")
+    comparison, said = reported(tmp_path / "results")
+    [row] = comparison.rows
+    damaged = ["BIOSSES", "Own", "STS13", "STS14", "STS15", "STS16", "STS17", "STSBenchmark"]
+    assert {name for name, score in row.scores.items() if score is None} == set(damaged)
+    assert row.scores["STS12"] == TRUE and row.point.facts["model"] == "org/model"
+    for name in (*damaged, "model_meta"):
+        assert str(folder / f"{name}.json") in said
+    assert "it holds the scores of STS12" in said and "notes" not in said
+
+
+@pytest.mark.parametrize(
+    "path", ["~nosuchuser/runs", "a**b", "x\0y", "n" * 300, "{loop}/x", "{file}"], ids=lambda path: path[:9].encode()
+)
+def test_paths_that_name_nothing_are_mistakes(tmp_path: Path, path: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError) as caught:
+        read_runs([path.format(loop=tmp_path / "loop", file=tmp_path / "file")])
+    assert "runs=" in str(caught.value)
+
+
+def test_a_loop_of_links_is_a_failed_point(sweep: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    comparison, text = reported(sweep, tmp_path / "loop")
+    assert [row.point.name for row in comparison.rows][-1] == "loop" and len(comparison.rows) == 4
+    assert "Too many levels of symbolic links" in text
+
+
+def test_a_damaged_reference_says_what_is_wrong_with_it(sweep: Path) -> None:
+    (sweep / "1" / "run.json").write_text("null")
+    with pytest.raises(ConfigError, match=r"holds no result of STS12(?s:.*)is no record that can be read"):
+        stored_scores([str(sweep / "1")], ["STS12"])
