@@ -135,25 +135,29 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ("engine.pooler_config=MEAN", "vLLM wants dict here, this is str"),
         ("engine.preset=gpu", "there is no such preset\n    Presets: auto, vllm, vllm_cpu."),
         ("engine.block_size=16", "has no name in conf/engine/ yet\n    Add it with a plus: +engine.block_size=16"),
-        ("+engine.blok_size=16", "has no such engine argument\n    Did you mean engine.block_size?"),
+        ("+engine.blok_size=16", "has no such engine argument\n    Did you mean +engine.block_size?"),
         ("engine.nope.x=1", "has no such engine argument"),
         ("+engine.model=x", "is set by the model and the pipeline"),
-        ("+engine.env.VLLM_LOGING_LEVEL=DEBUG", "Did you mean engine.env.VLLM_LOGGING_LEVEL?"),
+        ("+engine.env.VLLM_LOGING_LEVEL=DEBUG", "Did you mean +engine.env.VLLM_LOGGING_LEVEL?"),
         ("engine.env.VLLM_LOGGING_LEVEL=DEBUG", "Add it with a plus: +engine.env.VLLM_LOGGING_LEVEL=DEBUG"),
         ("+engine.env.VLLM_LOGGING_LEVEL=true", "Switches are 0 and 1"),
         ("engine.hf_overrides.x=1", "Add it with a plus: +engine.hf_overrides.x=1"),
-        ("+model.engine.dtpye=x", "Did you mean model.engine.dtype?"),
-        ("+prompts.STS12-qeury=x", "Did you mean prompts.STS12-query?"),
-        ("+prompts.STS21-query=x", "Did you mean prompts.STS12-query"),
-        ("+prompts.Retreival=x", "Did you mean prompts.Retrieval?"),
+        ("+model.engine.dtpye=x", "Did you mean +model.engine.dtype?"),
+        ("+prompts.STS12-qeury=x", "Did you mean +prompts.STS12-query?"),
+        ("+prompts.STS21-query=x", "Did you mean +prompts.STS12-query or +prompts.STS22-query?"),
+        ("+prompts.Retreival=x", "Did you mean +prompts.Retrieval?"),
         ("prompts.STS12=x", "others are added\n    Add it with a plus: +prompts.STS12=x"),
-        ("prompts.query=5", "a prompt is a text, this is int\n    Quote a text for the shell and for Hydra: '"),
-        ("prompts.query=passage ", "takes away the space around this text\n    Quote a text for the shell and for Hydra: "
+        ("engine.blok_size=16", "Did you mean +engine.block_size?"),
+        ("+prompts.STS12=true", "this is bool\n    Quote a text for Hydra and for the shell: '+prompts.STS12=\"true\"'"),
+        ("+prompts.STS12=it's: ", """shell: '+prompts.STS12="it'"'"'s: "'"""),
+        ('+prompts.STS12="cost ${y} "', """A literal ${ is written \\${: '+prompts.STS12="cost \\${y} "'"""),
+        ('prompts.query="cost ${"', """A literal ${ is written \\${: 'prompts.query="cost \\${"'"""),
+        ("+engine.kv_cache_dtype=fp9", "Did you mean +engine.kv_cache_dtype=fp8"),
+        ("prompts.query=5", "a prompt is a text, this is int\n    Quote a text for Hydra and for the shell: '"),
+        ("prompts.query=passage ", "takes away the space around this text\n    Quote a text for Hydra and for the shell: "
          "'prompts.query=\"passage \"'"),
-        (r"prompts.query='a\nb'", "holds a backslash and an n"),
         ("instruction.template=Instruct", "must contain the string '{instruction}'"),
         ("instruction.template=nowhere.at_all:mine", "leads nowhere"),
-        (r"instruction.template='{instruction}\nQuery:'", "holds a backslash and an n"),
         ("tasks.names=[STS21]", "Did you mean STS12 or STS22?"),
         ("tasks.names=[CIFAR10]", "the task holds image; only tasks of text"),
         ("tasks.names=[]", "no task is named"),
@@ -167,7 +171,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ("tasks=sts21", "there is no file sts21.yaml in tasks/\n    Did you mean tasks=sts12?\n    Files: banking77"),
         ("model.kind=cross_encoder", "the pipeline evaluate needs a model of kind encoder"),
         ("model.kind=encodr", "Did you mean model.kind=encoder?\n    Allowed: encoder, cross_encoder."),
-        ("model.revision=1234567", "should be a valid string\n    Quote a text for the shell and for Hydra: "
+        ("model.revision=1234567", "should be a valid string\n    Quote a text for Hydra and for the shell: "
          "'model.revision=\"1234567\"'"),
         ("model.name=org/other", "For another model: model=custom model.name=org/other"),
         ("model=custom", "no model is named"),
@@ -193,7 +197,8 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ("experiment=null", "To take a group away: ~experiment"),
         ("float32", "is not of the form key=value"),
         ("prompts.query=[a", "Hydra cannot read this value"),
-        ("prompts.query=a,b", "several values, but no sweep\n    To sweep over them, add -m. A list: prompts.query=[a,b]."),
+        ("prompts.query=a,b", "several values, but no sweep\n    To sweep over them, add -m. A list: 'prompts.query=[a,b]'. "
+         "A text with a comma: 'prompts.query=\"a,b\"'."),
     ],
 )  # fmt: skip
 def test_a_mistake_says_the_way_out(override: str, said: str) -> None:
@@ -474,7 +479,7 @@ def test_a_choice_that_an_experiment_would_undo(mine: Any) -> None:
     assert {mistake.allowed for mistake in found} == {
         "For what the file says: prompts.query=null",
         "For what the file says: prompts.STS=null",
-        'For what the file says: tasks.names=["STS12"]',
+        "For what the file says: 'tasks.names=[STS12]'",
     }
     words = ["prompts.query=null", "prompts.STS=null", "tasks.names=[STS12]"]
     config = one("experiment=mine", "prompts=none", "tasks=sts12", *words, config_dir=folder).config

@@ -15,6 +15,7 @@ from mteb_vllm.config import conf_dir
 from mteb_vllm.engine import Backend
 from mteb_vllm.errors import Mistake
 from mteb_vllm.fingerprint import cpu_build, device
+from mteb_vllm.shell import as_typed, suggest
 
 # Keys of `engine` that are not vLLM's: how the arguments were chosen, and the environment.
 OWN_KEYS = ("backend", "preset", "env", "head_dtype")
@@ -125,14 +126,22 @@ def check_sentence_transformers(where: str, values: Mapping[str, Any]) -> list[M
             what = "is an argument of vLLM's, and this engine is sentence-transformers"
             known = f"Known to both, or to it: {', '.join(_OF_SENTENCE_TRANSFORMERS)}."
             mistakes.append(
-                Mistake(at, what, known, tuple(f"{where}.{near}" for near in nearest(key, _OF_SENTENCE_TRANSFORMERS)))
+                Mistake(
+                    at,
+                    what,
+                    known,
+                    tuple(
+                        as_typed(f"{where}.{near}", f"{where}.{key}")
+                        for near in nearest(key, _OF_SENTENCE_TRANSFORMERS)
+                    ),
+                )
             )
         elif not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             mistakes.append(Mistake(at, f"must be {kind.__name__}, this is {type(value).__name__}"))
         elif isinstance(value, int) and kind is int and value < 1:
             mistakes.append(Mistake(at, "must be 1 or more"))
         elif key in _CHOICES and value not in _CHOICES[key]:
-            near = tuple(f"{where}.{key}={choice}" for choice in nearest(str(value), _CHOICES[key]))
+            near = tuple(suggest(f"{where}.{key}", choice) for choice in nearest(str(value), _CHOICES[key]))
             mistakes.append(Mistake(at, "there is no such choice", f"Allowed: {', '.join(_CHOICES[key])}.", near))
     return mistakes
 
@@ -153,7 +162,7 @@ def check_arguments(where: str, values: Mapping[str, Any], vllm: VllmCatalogue) 
                 mistakes.append(Mistake(f"{at}={value}", "there is no such preset", f"Presets: {', '.join(PRESETS)}."))
         elif key == "backend":
             if value not in (None, *BACKENDS):
-                near = tuple(f"{at}={choice}" for choice in nearest(str(value), BACKENDS))
+                near = tuple(suggest(at, choice) for choice in nearest(str(value), BACKENDS))
                 mistakes.append(
                     Mistake(f"{at}={value}", "there is no such backend", f"Backends: {', '.join(BACKENDS)}.", near)
                 )
@@ -175,11 +184,14 @@ def check_arguments(where: str, values: Mapping[str, Any], vllm: VllmCatalogue) 
                         f"{at}={value}",
                         "no such dtype",
                         f"Allowed: {', '.join(choices)}.",
-                        tuple(f"{at}={choice}" for choice in nearest(str(value), choices)),
+                        tuple(suggest(at, choice) for choice in nearest(str(value), choices)),
                     )
                 )
         elif key not in vllm.args:
-            near = tuple(f"{where}.{name}" for name in nearest(key, [*vllm.args, *OWN_KEYS]))
+            near = tuple(
+                as_typed(f"{where}.{name}", at, new=name not in values)
+                for name in nearest(key, [*vllm.args, *OWN_KEYS])
+            )
             what = f"vLLM {vllm.version} has no such engine argument"
             mistakes.append(Mistake(at if value is None else f"{at}={value}", what, nearest=near))
         elif value is not None:
@@ -199,7 +211,7 @@ def _value_mistakes(at: str, value: Any, arg: EngineArg) -> list[Mistake]:
     if arg.choices is not None:
         if str(value) in arg.choices:
             return []
-        near = tuple(f"{at}={choice}" for choice in nearest(str(value), arg.choices))
+        near = tuple(suggest(at, choice) for choice in nearest(str(value), arg.choices))
         allowed = f"Allowed: {', '.join(arg.choices)}."
         return [Mistake(f"{at}={value}", "vLLM does not know this value", allowed, near)]
     # vLLM's own classes of settings are written as dicts.
@@ -225,7 +237,7 @@ def _env_mistakes(at: str, value: Any, vllm: VllmCatalogue) -> list[Mistake]:
     mistakes = []
     for name, setting in value.items():
         if str(name).startswith("VLLM_") and name not in vllm.env:
-            near = tuple(f"{at}.{known}" for known in nearest(name, vllm.env))
+            near = tuple(as_typed(f"{at}.{known}", f"{at}.{name}") for known in nearest(name, vllm.env))
             mistakes.append(Mistake(f"{at}.{name}", f"vLLM {vllm.version} reads no such variable", nearest=near))
         if isinstance(setting, bool) or not isinstance(setting, (str, int, float)):
             mistakes.append(

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -40,8 +40,9 @@ from mteb_vllm.config import (
 from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake
 from mteb_vllm.making import is_report
 from mteb_vllm.models import forget_models
-from mteb_vllm.overrides import apply, choice_mistake, in_words, parse_overrides
+from mteb_vllm.overrides import apply, choice_mistake, in_words, parse_overrides, reference_mistake
 from mteb_vllm.preflight import check_config
+from mteb_vllm.shell import answering, suggest
 
 # What a file that somebody wrote can make Hydra raise.
 _NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)
@@ -89,10 +90,12 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         # What the command line says of a key wins over the configuration's own axes.
         axes, found = _axes([*composition.axes, *parsed] if swept else parsed, swept)
         mistakes += [*_never_read(config_dir), *composition.mistakes, *found]
+        typed = {override.key_or_group: _plus(override) for override in parsed}
         for overrides_of_point in itertools.product(*axes):
             config, found = composition.point(overrides_of_point)
             if config is not None:
-                found += check_config(config, broken=unread | {_section(mistake) for mistake in found})
+                with answering(typed):
+                    found += check_config(config, broken=unread | {_section(mistake) for mistake in found})
                 points.append(Point(tuple(map(_written, overrides_of_point)), config, swept))
             mistakes += found
     mistakes += _of_reports(points)
@@ -187,7 +190,7 @@ class _Composition:
         try:
             plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
-            return None, [*mistakes, Mistake(error.full_key or "configuration", in_words(error))]
+            return None, [*mistakes, reference_mistake(error, values)]
         for overlay in ("experiment", "local"):
             if isinstance(plain.get(overlay), dict):
                 what = "its file must begin with the line: # @package _global_"
@@ -235,10 +238,12 @@ class _Composition:
         for path, value in _leaves(said):
             full = ".".join([group, *path])
             found: Any = now
+            there = True
             for key in path:
-                found = found.get(key) if isinstance(found, Mapping) else None
+                there = isinstance(found, Mapping) and key in found
+                found = found[key] if there else None
             if found != value and not any(f"{full}.".startswith(f"{key}.") for key in by_hand):
-                way = f"For what the file says: {full}={json.dumps(value, ensure_ascii=False)}"
+                way = f"For what the file says: {suggest(full if there else f'+{full}', value)}"
                 yield Mistake(_written(choice), f"the experiment (or local/) sets {full} to {found!r} over it", way)
 
     def _another_name(self, recipe: Any, config: DictConfig, at: str) -> Iterator[Mistake]:
@@ -249,7 +254,7 @@ class _Composition:
         if pinned and said.get("name") is not None and name != said["name"]:
             what = f"the recipe {recipe} is {said['name']}'s, with a revision, path or prompts that are not another model's"
             choice = "model=custom" if at == "model" else f"model@{at}=custom"
-            yield Mistake(f"{at}.name={name}", what, f"For another model: {choice} {at}.name={name}")
+            yield Mistake(f"{at}.name={name}", what, f"For another model: {choice} {suggest(f'{at}.name', name)}")
 
 
 def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Override]], list[Mistake]]:
@@ -261,7 +266,11 @@ def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Overrid
         values = [override]
         if override.is_sweep_override():
             if not swept:
-                way = f"To sweep over them, add -m. A list: {key}=[a,b]. A text with a comma: '{key}=\"a,b\"'."
+                start, _, raw = written.partition("=")
+                listed, text = shlex.quote(f"{start}=[{raw}]"), suggest(start, raw)
+                way = "To sweep over them, add -m."
+                if isinstance(sweep := override.value(), ChoiceSweep) and sweep.simple_form:
+                    way += f" A list: {listed}. A text with a comma: {text}."
                 mistakes.append(Mistake(written, "several values, but no sweep", way))
             elif override.is_hydra_override():
                 mistakes.append(Mistake(written, "Hydra's own settings cannot be swept"))
@@ -327,6 +336,10 @@ def _section(mistake: Mistake) -> str:
     """The part of the configuration that a mistake is in, as `engine`."""
     found = re.match(r"[+~]*(\w+)", mistake.where)
     return found.group(1) if found else ""
+
+
+def _plus(override: Override) -> str:
+    return "++" if override.is_force_add() else "+" if override.is_add() else ""
 
 
 def _written(override: Override) -> str:

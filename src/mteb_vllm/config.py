@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 from mteb_vllm.errors import ConfigError, Mistake
+from mteb_vllm.shell import suggest, unquoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -41,6 +42,30 @@ class _OneOrMore:
 
 
 Names = Annotated[list[str], _OneOrMore]
+
+
+class _LineBreaks:
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(with_line_breaks, handler(source))
+
+
+# Texts that reach a model, alone or in a dict: a shell cannot easily write a line break into them.
+Text = Annotated[str, _LineBreaks]
+TextsByKey = Annotated[dict[str, Any], _LineBreaks]
+
+
+def with_line_breaks(value: Any) -> Any:
+    r"""Return a text, or a dict of texts, with `\n` as a line break and `\\n` as a backslash and an n."""
+    if isinstance(value, Mapping):
+        return {key: with_line_breaks(item) for key, item in value.items()}
+    return (
+        re.sub(r"\\(\\n|n)", lambda found: "\n" if found[1] == "n" else found[1], value)
+        if isinstance(value, str)
+        else value
+    )
 
 
 class _Valid:
@@ -79,7 +104,7 @@ class InstructionConfig(_Strict):
     """
 
     from_model: bool = False
-    template: str | None = None
+    template: Text | None = None
     apply_to_documents: bool | None = None
 
 
@@ -99,8 +124,8 @@ class ScoreTemplateConfig(_Strict):
     from_model: bool = False
     template: str | None = None
     file: str | None = None
-    query_prefix: str | None = None
-    document_prefix: str | None = None
+    query_prefix: Text | None = None
+    document_prefix: Text | None = None
     activation: Literal["sigmoid", "none"] | None = None
 
 
@@ -113,7 +138,7 @@ class ModelConfig(_Strict):
     path: str | None = None
     package: str | None = None
     kind: Literal["encoder", "cross_encoder"] = "encoder"
-    prompts: dict[str, str | None] | None = None
+    prompts: Annotated[dict[str, str | None], _LineBreaks] | None = None
     instruction: InstructionConfig | None = None
     score_template: ScoreTemplateConfig | None = None
     engine: dict[str, Any] = field(default_factory=dict)
@@ -169,7 +194,7 @@ class RunConfig(_Strict):
 
     model: ModelConfig
     engine: dict[str, Any]
-    prompts: dict[str, Any]
+    prompts: TextsByKey
     instruction: InstructionConfig
     score_template: ScoreTemplateConfig
     tasks: TasksConfig
@@ -257,8 +282,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 
 def quoted(key: str, value: str) -> str:
     """How a text is written so that both the shell and Hydra leave it as it is."""
-    escaped = value.strip("\"'").replace('"', '\\"')
-    return f"Quote a text for the shell and for Hydra: '{key}=\"{escaped}\"'"
+    return f"Quote a text for Hydra and for the shell: {suggest(key, unquoted(value))}"
 
 
 def parse(config: Mapping[str, Any]) -> RunConfig:
@@ -329,7 +353,7 @@ def _mistake(cls: Any, item: Any, prefix: str) -> Mistake:
         return Mistake(dotted, "a value is needed")
     if item["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
-        near = tuple(f"{dotted}={choice}" for choice in nearest(str(value), choices))
+        near = tuple(suggest(dotted, choice) for choice in nearest(str(value), choices))
         return Mistake(f"{dotted}={value}", "there is no such choice", f"Allowed: {', '.join(choices)}.", near)
     what = item["msg"][0].lower() + item["msg"][1:]
     numeric = item["type"] == "string_type" and isinstance(value, (int, float))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from mteb_vllm.progress import MakeProgress, Progress, quiet_console, terminal
 from mteb_vllm.report.whole import report_on
 from mteb_vllm.results import RunRecord
 from mteb_vllm.runner import Ahead, run_config
+from mteb_vllm.shell import command, override
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,9 +51,11 @@ class Job:
     def __call__(self, cfg: Any) -> RunRecord:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
+        from omegaconf import OmegaConf
 
         hydra = HydraConfig.get()
-        overrides = [str(text) for text in hydra.overrides.task]
+        written: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # a `\${` stays as it was written
+        overrides = [str(text) for text in written]
         point = int(hydra.job.num) if hydra.mode == RunMode.MULTIRUN else None
         if point is not None:
             self.console.print(f"\nPoint {point}: {' '.join(overrides)}", markup=False, soft_wrap=True)
@@ -90,8 +92,7 @@ class Job:
 
 
 def _again(folder: Path) -> str:
-    words = [f'{key}="{folder}"' for key in ("runs", "pipeline.dir")]  # quoted for Hydra, then for the shell
-    return shlex.join(["mteb-vllm", "pipeline=report", *words])
+    return command("pipeline=report", *(override(key, str(folder)) for key in ("runs", "pipeline.dir")))
 
 
 def typed(cfg: Any) -> Any:

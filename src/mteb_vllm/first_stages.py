@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mteb_vllm.catalogue import nearest
-from mteb_vllm.config import InstructionConfig, ModelConfig
+from mteb_vllm.config import InstructionConfig, ModelConfig, TextsByKey
 from mteb_vllm.engine import EngineSpec
 from mteb_vllm.errors import FirstStageError, Mistake
 from mteb_vllm.fingerprint import METHOD
 from mteb_vllm.prompts import Prompts
 from mteb_vllm.searches import DrawnSearch, SavedSearch, search_meta
+from mteb_vllm.shell import suggest
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -85,7 +86,7 @@ class BM25(_Configured):
         for name, choices in (("stopwords", _STOPWORDS), ("stemmer_language", Stemmer.algorithms())):
             value = getattr(self, name)
             if value is not None and value not in choices:
-                near = tuple(f"{where}.{name}={choice}" for choice in nearest(value, choices))
+                near = tuple(suggest(f"{where}.{name}", choice) for choice in nearest(value, choices))
                 allowed = f"Allowed: {', '.join(choices)}."
                 found.append(Mistake(f"{where}.{name}={value}", "there is no such language", allowed, near))
         return found
@@ -119,7 +120,7 @@ class Dense(_Configured):
 
     model: ModelConfig
     engine: dict[str, Any] = field(default_factory=dict)
-    prompts: dict[str, Any] = field(default_factory=lambda: {"from_model": True})
+    prompts: TextsByKey = field(default_factory=lambda: {"from_model": True})
     instruction: InstructionConfig = field(default_factory=lambda: InstructionConfig(from_model=True))
 
 

@@ -12,6 +12,7 @@ from mteb_vllm.config import InstructionConfig, ModelConfig
 from mteb_vllm.errors import Mistake, ModelError
 from mteb_vllm.models import find_recipe
 from mteb_vllm.prompt_checks import prompt_mistakes, template_mistakes
+from mteb_vllm.shell import suggest
 
 
 def engine_mistakes(where: str, model: ModelConfig, engine: Mapping[str, Any]) -> list[Mistake]:
@@ -59,7 +60,7 @@ def _model_mistakes(
         found = find_recipe(model)
     except ModelError as error:
         by_name = model.path is None and model.package is None and model.name not in mteb.models
-        near = tuple(f"{at}.name={name}" for name in nearest(model.name or "", mteb.models)) if by_name else ()
+        near = tuple(suggest(f"{at}.name", name) for name in nearest(model.name or "", mteb.models)) if by_name else ()
         return [Mistake(where, str(error), nearest=near)]
     arguments, *_ = resolve_arguments(engine, model.engine)
     overrides = arguments.get("hf_overrides")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -17,6 +19,7 @@ from mteb_vllm.catalogue import mteb_catalogue, nearest, vllm_catalogue
 from mteb_vllm.config import quoted
 from mteb_vllm.errors import Mistake
 from mteb_vllm.prompt_checks import known_prompt_key
+from mteb_vllm.shell import suggest
 
 # Where texts stand whose white space counts.
 _TEXTS = (
@@ -71,7 +74,7 @@ def choice_mistake(override: Override, options: Sequence[str]) -> Mistake | None
         written,
         f"there is no file {unknown}.yaml in {key}/",
         f"Files: {', '.join(options)}. Your own go into a folder given with --config-dir.",
-        tuple(f"{key}={option}" for option in nearest(str(unknown), options)),
+        tuple(suggest(override.get_key_element(), option) for option in nearest(str(unknown), options)),
     )
 
 
@@ -87,10 +90,17 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
         if override.is_delete():
             return _delete(override, current, config)
         if isinstance(current, Mapping) and isinstance(value, (str, int, float)):
-            way = f"A choice of a file is written with a slash: {key.replace('.', '/')}={override.get_value_string()}"
+            choice = f"{key.replace('.', '/')}={override.get_value_string()}"
+            way = f"A choice of a file is written with a slash: {shlex.quote(choice)}"
             return [Mistake(written, f"{key} is a group of fields", way if "." in key else "")]
         if override.is_add() and current is not None and not isinstance(value, (dict, list)):
-            return [Mistake(written, f"is set already, to {current}", f"To change it, without the plus: {written[1:]}")]
+            return [
+                Mistake(
+                    written,
+                    f"is set already, to {current}",
+                    f"To change it, without the plus: {shlex.quote(written.lstrip('+'))}",
+                )
+            ]
         mistakes = []
         if not (override.is_add() or override.is_force_add()):
             missing = list(_missing(key, value, config))
@@ -99,12 +109,18 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
             if any(not path.startswith(_OPEN) or (path.count(".") > 1 and mistakes) for path in local):
                 return mistakes  # what follows from such a key would only be noise
         OmegaConf.update(config, key, value, merge=True, force_add=True)
-    except (OmegaConfBaseException, AttributeError, TypeError, ValueError) as error:
+    except OmegaConfBaseException as error:
+        return [replace(reference_mistake(error, [override]), where=written)]
+    except (AttributeError, TypeError, ValueError) as error:
         return [Mistake(written, in_words(error))]
     if key.removeprefix(_MOUNTED).startswith(_TEXTS) and isinstance(value, str) and not mistakes and "=" in written:
         typed = override.get_value_string()
         if typed != typed.strip() and value == typed.strip():
-            return [Mistake(written, "Hydra takes away the space around this text", quoted(key, typed))]
+            return [
+                Mistake(
+                    written, "Hydra takes away the space around this text", quoted(written.partition("=")[0], typed)
+                )
+            ]
     return mistakes
 
 
@@ -113,7 +129,7 @@ def _delete(override: Override, current: Any, config: DictConfig) -> list[Mistak
     if current is None:
         return [Mistake(written, "is not set, so there is nothing to delete", nearest=_near_keys(key, config))]
     if value is not None and value != current:
-        return [Mistake(written, f"is {current}, so this deletes nothing", f"~{key}")]
+        return [Mistake(written, f"is {current}, so this deletes nothing", shlex.quote(f"~{key}"))]
     parent, _, name = key.rpartition(".")
     with open_dict(config):
         del (OmegaConf.select(config, parent) if parent else config)[name]
@@ -125,6 +141,24 @@ def in_words(error: Exception) -> str:
     text = str(error) or str(error.__cause__ or type(error).__name__)
     lines = (line.strip() for line in text.split("Config search path:")[0].splitlines())
     return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
+
+
+def reference_mistake(error: OmegaConfBaseException, overrides: Sequence[Override]) -> Mistake:
+    """Return what is wrong with a `${` that stands for nothing, and how a literal one is written.
+
+    Args:
+        error: What OmegaConf raised.
+        overrides: The command line's fields.
+    """
+    key = error.full_key or "configuration"
+    said = next((item for item in reversed(overrides) if item.key_or_group == key), None)
+    value = said.value() if said is not None else None
+    way = ""
+    if isinstance(value, str) and "${" in value:
+        way = f"A literal ${{ is written \\${{: {suggest(str(said.input_line).partition('=')[0], value)}"  # type: ignore[union-attr]
+    elif "nterpolation" in str(error) or "grammar" in str(error).lower():
+        way = "A literal ${ is written \\${ (in a YAML file, too)."
+    return Mistake(key if said is None else str(said.input_line), in_words(error), way)
 
 
 def _missing(key: str, value: Any, config: DictConfig) -> Iterator[str]:
@@ -163,7 +197,7 @@ def _unlisted(key: str, override: Override, config: DictConfig) -> Mistake | Non
         near = _near_keys(key, config)
         place = written if override.key_or_group == key else f"{written}: {key}"
         return Mistake(place, "there is no such key", "" if near else "mteb-vllm --cfg job prints all keys.", near)
-    return Mistake(written, what, f"Add it with a plus: +{written}") if what else None
+    return Mistake(written, what, f"Add it with a plus: {shlex.quote(f'+{written}')}") if what else None
 
 
 def _near_keys(key: str, config: DictConfig) -> tuple[str, ...]:

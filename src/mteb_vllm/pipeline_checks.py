@@ -20,6 +20,7 @@ from mteb_vllm.pipelines.throughput import Throughput
 from mteb_vllm.prompt_checks import prompt_mistakes, template_mistakes
 from mteb_vllm.prompts import applying_keys
 from mteb_vllm.searches import DEPTH
+from mteb_vllm.shell import suggest
 
 
 def pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Collection[str]) -> list[Mistake]:
@@ -51,7 +52,7 @@ def pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Col
     others = [task for task, fits in zip(others, parts_fit, strict=True) if not fits]
     if others:
         names = ", ".join(f"{task.name} ({task.type})" for task in others[:5]) + (", ..." if len(others) > 5 else "")
-        way = f"Take only those that can: 'tasks.types=[{','.join(types or ())}]', or tasks=demo_retrieval."
+        way = f"Take only those that can: {suggest('tasks.types', list(types or ()))}, or tasks=demo_retrieval."
         who = "a reranker" if isinstance(made, Parity) else f"the pipeline {name}"
         mistakes.append(Mistake("tasks", f"{who} is for retrieval and reranking; not for {names}", way))
     if isinstance(made, Throughput):

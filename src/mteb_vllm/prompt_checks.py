@@ -10,24 +10,32 @@ from mteb_vllm.catalogue import MtebCatalogue, nearest
 from mteb_vllm.config import InstructionConfig, quoted
 from mteb_vllm.errors import Mistake
 from mteb_vllm.prompts import check_template
+from mteb_vllm.shell import as_typed, hydra_value
 
 
 def prompt_mistakes(where: str, values: Mapping[str, Any], mteb: MtebCatalogue) -> list[Mistake]:
     """What is wrong with a prompt dict: keys that mteb cannot know, and values that are no prompts."""
     mistakes = []
     for key, value in values.items():
+        path = f"{where}.{key}"
         if key == "from_model" and not where.endswith("model.prompts"):
             if not isinstance(value, bool):
                 mistakes.append(Mistake(f"{where}.{key}={value}", "must be true or false"))
         elif not known_prompt_key(str(key), mteb):
             what = "is neither a task, a task type, query or document, nor a pair as STS12-query"
-            near = tuple(f"{where}.{name}" for name in _near_prompt_keys(str(key), mteb))
+            near = tuple(
+                as_typed(f"{where}.{name}", path, new=name not in values) for name in _near_prompt_keys(str(key), mteb)
+            )
             mistakes.append(Mistake(f"{where}.{key}", what, nearest=near))
         elif value is not None and not isinstance(value, str):
             what = f"a prompt is a text, this is {type(value).__name__}"
-            mistakes.append(Mistake(f"{where}.{key}={value}", what, quoted(f"{where}.{key}", str(value))))
-        elif value is not None:
-            mistakes += _line_break_mistakes(f"{where}.{key}", value)
+            mistakes.append(
+                Mistake(
+                    f"{where}.{key}={value}",
+                    what,
+                    quoted(path, value if isinstance(value, str) else hydra_value(value)),
+                )
+            )
     return mistakes
 
 
@@ -54,14 +62,5 @@ def template_mistakes(where: str, instruction: InstructionConfig | None) -> list
     """What is wrong with an instruction template."""
     if instruction is None or instruction.template is None:
         return []
-    mistakes = _line_break_mistakes(f"{where}.template", instruction.template)
     mistake = check_template(instruction.template)
-    return [*mistakes, *([replace(mistake, where=f"{where}.template={instruction.template}")] if mistake else [])]
-
-
-def _line_break_mistakes(where: str, text: str) -> list[Mistake]:
-    if "\\n" not in text:
-        return []
-    what = "holds a backslash and an n, which the model would read as they are"
-    way = f'A line break, in YAML: "...\\n..." in double quotes; in a shell: $\'{where}="...\\n..."\''
-    return [Mistake(f"{where}={text}", what, way)]
+    return [replace(mistake, where=f"{where}.template={instruction.template}")] if mistake else []

@@ -17,10 +17,12 @@ from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.config import InstructionConfig
 from mteb_vllm.errors import Mistake, TemplateError
 from mteb_vllm.fingerprint import identity
+from mteb_vllm.shell import suggest
 from mteb_vllm.sources import CallableSource, find_callable_source
 
 Template = str | Callable[[str, Any], str]
 
+_EXAMPLE = suggest("instruction.template", r"Instruct: {instruction}\nQuery:")
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[:.][A-Za-z_]\w*")
 
 
@@ -264,7 +266,7 @@ def check_template(template: str) -> Mistake | None:
         return Mistake(
             f"instruction.template={template!r}",
             str(error),
-            "For example: 'Instruct: {instruction}\\nQuery:', or my_package.templates:mine",
+            f"For example: {_EXAMPLE}, or a function: instruction.template=my_package.templates:mine",
         )
     return None
 

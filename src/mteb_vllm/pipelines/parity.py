@@ -10,7 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mteb_vllm.config import InstructionConfig, Names, NotNegative, PositiveInt, RunConfig, ScoreTemplateConfig
+from mteb_vllm.config import (
+    InstructionConfig,
+    Names,
+    NotNegative,
+    PositiveInt,
+    RunConfig,
+    ScoreTemplateConfig,
+    TextsByKey,
+)
 from mteb_vllm.engine import close_engines
 from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.results import TaskOutcome
@@ -39,7 +47,7 @@ class SentenceTransformers:
     is_reference: ClassVar[bool] = True
 
     engine: dict[str, Any] = field(default_factory=dict)
-    prompts: dict[str, Any] = field(default_factory=lambda: {"from_model": True})
+    prompts: TextsByKey = field(default_factory=lambda: {"from_model": True})
     instruction: InstructionConfig = field(default_factory=lambda: InstructionConfig(from_model=True))
     score_template: ScoreTemplateConfig = field(default_factory=lambda: ScoreTemplateConfig(from_model=True))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mteb_vllm.report.throughput import print_throughput, throughput_markdown
 from mteb_vllm.report.words import markdown, number
 from mteb_vllm.results import RunRecord, TaskOutcome
 from mteb_vllm.score_templates import ScoreTemplate
+from mteb_vllm.shell import command
 
 TASK_COLUMNS = ("task", "metric", "main score", "texts/s", "tokens/s", "seconds", "")
 RERANK_COLUMNS = (
@@ -203,7 +203,7 @@ def run_markdown(record: RunRecord) -> str:
         f"- settings: `{record.fingerprint}`",
         f"- revision: `{model.get('revision')}`",
         *_first_stage_lines(record),
-        f"- command: `{shlex.join(['mteb-vllm', *record.overrides])}`",
+        f"- command: `{command(*record.overrides)}`",
         f"- started: {record.started}, {record.seconds:.1f} s in all",
         f"- device: {model.get('device')}",
         f"- versions: {', '.join(f'{name} {version}' for name, version in (model.get('versions') or {}).items())}",
