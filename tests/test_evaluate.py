@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from mteb.mocks import mock_tasks
-from rich.console import Console
 
 from mteb_vllm.backends.vllm import VllmEngine
+from mteb_vllm.console import Console
 from mteb_vllm.errors import EngineError
 from mteb_vllm.models import Model
 from mteb_vllm.pipelines.data import check_candidates

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from comparisons import comparison, equal_points, failure, mixed_points, points, result_points
+from mteb_vllm.console import Console
 from mteb_vllm.report.comparison import Comparison, Point, TaskScore, compare
 from mteb_vllm.report.page import page, page_data
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison

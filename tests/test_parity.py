@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 import rerankers
 from mteb_vllm.arguments import resolve_arguments
+from mteb_vllm.console import Console
 from mteb_vllm.engine import EngineSpec, close_engines, open_engine
 from mteb_vllm.models import find_model, package_folder
 from mteb_vllm.parity import search

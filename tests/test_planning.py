@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from mteb_vllm import run
 from mteb_vllm.command import check
+from mteb_vllm.console import Console
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.failures import Failure, remember
 from mteb_vllm.fingerprint import fingerprint

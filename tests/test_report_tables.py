@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
+from mteb_vllm.console import Console
 from mteb_vllm.failures import Failure
 from mteb_vllm.report.comparison import Comparison, Point, TaskScore, compare
 from mteb_vllm.report.reading import read_runs

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import recompute
 from measured_runs import mixed_runs, outcome, parity, parity_runs, record, throughput, throughput_runs, write_runs
 from mteb_vllm.config import ReportConfig
+from mteb_vllm.console import Console
 from mteb_vllm.report import one_run
 from mteb_vllm.report.answer import answer
 from mteb_vllm.report.comparison import Comparison, compare

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import rerankers
 from mteb_vllm import ConfigError, run
 from mteb_vllm.command import check
+from mteb_vllm.console import Console
 from mteb_vllm.first_stages import BM25, Oracle, Random
 from mteb_vllm.pipelines.rerank import Rerank
 from mteb_vllm.progress import Progress

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from mteb_vllm.console import Console
 from mteb_vllm.streams import Lenient, lenient
 
 COMMAND = f"{sys.executable} -m mteb_vllm"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import re
 
-from rich.console import Console
-
 from mteb_vllm.command import check
+from mteb_vllm.console import Console
 from mteb_vllm.failures import Failure
 from mteb_vllm.results import RunRecord, TaskOutcome
 from mteb_vllm.sweep.messages import Doing, TaskDone, Working

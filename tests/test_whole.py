@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from mteb_vllm import run
 from mteb_vllm.command import check
+from mteb_vllm.console import Console
 from mteb_vllm.entry import Job
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.report.comparison import Comparison

@@ -15,7 +15,7 @@ from mteb_vllm.results import RunRecord
 from mteb_vllm.tasks import brings_candidates
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from mteb_vllm.console import Console
 
 
 def announce(console: Console, planned: Plan, record: RunRecord) -> None:

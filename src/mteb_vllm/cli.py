@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mteb_vllm.errors import CatalogueError, ConfigError, MissingPackageError, Mistake, MtebVllmError
+from mteb_vllm.escape import visible
 from mteb_vllm.streams import exit_status, open_standard_streams
 
 HELP = """mteb-vllm evaluates embedding models and rerankers on MTEB tasks with vLLM, from YAML.
@@ -56,10 +57,10 @@ def main() -> NoReturn:
     try:
         status = _main()
     except (ConfigError, MissingPackageError, CatalogueError) as error:
-        print(error, file=sys.stderr)
+        print(visible(str(error)), file=sys.stderr)
         status = 2
     except MtebVllmError as error:
-        print(error, file=sys.stderr)
+        print(visible(str(error)), file=sys.stderr)
         status = 1
     except KeyboardInterrupt as error:
         print("Interrupted; what was done is kept, and the same command goes on from there.", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mteb_vllm.results import RunRecord, TaskOutcome
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from mteb_vllm.console import Console
 
 
 def cut_by_first_stage(said: Mapping[str, Any]) -> Iterator[str]:

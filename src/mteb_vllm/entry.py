@@ -18,10 +18,9 @@ from mteb_vllm.runner import Ahead, run_config
 from mteb_vllm.shell import command, override
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mteb_vllm.command import Point
     from mteb_vllm.config import RunConfig
+    from mteb_vllm.console import Console
     from mteb_vllm.report.comparison import Comparison
     from mteb_vllm.sweep.planning import PlannedPoint
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from mteb_vllm.console import Column, Console
 from mteb_vllm.engine import EngineSpec
 from mteb_vllm.results import TaskOutcome
 from mteb_vllm.streams import lenient
@@ -35,10 +35,10 @@ class Progress:
         self._shown = 0.0
         self._done = 0
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            Column("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            Column("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
@@ -60,7 +60,7 @@ class Progress:
         if self.console.is_terminal:
             self._bar.update(self._row, description=text, total=None, completed=0, rate="")
         else:
-            self.console.print(text, highlight=False)
+            self.console.print(text, soft_wrap=True)
 
     @contextlib.contextmanager
     def opening(self, engine: EngineSpec) -> Iterator[None]:
@@ -120,7 +120,7 @@ class Progress:
         self.console.print(text, highlight=False, markup=False, style=style, soft_wrap=True)
 
     def _label(self) -> str:
-        return f"[{self.n_done + 1}/{self.n_tasks}] {self._task} {self._what}".rstrip().replace("[", r"\[")
+        return f"[{self.n_done + 1}/{self.n_tasks}] {self._task} {self._what}".rstrip()
 
 
 # Makes what shows a run's progress, of a console and the number of tasks.
@@ -130,7 +130,7 @@ MakeProgress = Callable[[Console, int], Progress]
 def terminal() -> Console:
     """Standard output as a place for progress and tables; wide enough for them where it is no terminal."""
     out = lenient(sys.stdout)
-    return Console(file=out) if out.isatty() else Console(file=out, width=160, highlight=False)
+    return Console(file=out) if out.isatty() else Console(file=out, width=160)
 
 
 def quiet_console() -> Console:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mteb_vllm import __version__
+from mteb_vllm.escape import csv_cell
 from mteb_vllm.failures import Failure
 from mteb_vllm.files import dump_sealed, write_atomically
 from mteb_vllm.fingerprint import device, gpu_count, versions
@@ -211,13 +212,14 @@ def scores_csv(record: RunRecord) -> str:
     writer.writerow(["task", "type", "split", "subset", "metric", "value", "main", "status"])
     for task in record.tasks:
         if task.status == "failed":
-            writer.writerow([task.name, task.type, "", "", task.metric, "", "", "failed"])
+            writer.writerow(map(csv_cell, [task.name, task.type, "", "", task.metric, "", "", "failed"]))
         for split, subsets in task.scores.items():
             for subset, scores in subsets.items():
                 for metric, value in scores.items():
                     if isinstance(value, (int, float)) and metric != "main_score":
                         main = int(metric == task.metric)
-                        writer.writerow([task.name, task.type, split, subset, metric, value, main, task.status])
+                        line = [task.name, task.type, split, subset, metric, value, main, task.status]
+                        writer.writerow(map(csv_cell, line))
     return out.getvalue()
 
 

@@ -34,8 +34,8 @@ from mteb_vllm.stored import keep_settings
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
-    from rich.console import Console
 
+    from mteb_vllm.console import Console
     from mteb_vllm.store import ResultsStore
 
 logger = logging.getLogger(__name__)

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from mteb_vllm.catalogue import TaskInfo
+from mteb_vllm.console import Console
+from mteb_vllm.escape import code, fenced, inline
 from mteb_vllm.failures import Failure
 from mteb_vllm.files import write_atomically
 from mteb_vllm.prompts import Prefix, Prompts, applying_keys, instruction_keys
@@ -91,7 +91,7 @@ def _print_texts(
     for column in (*columns, "what the model reads"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row[:-1]), escape(repr(row[-1])[1:-1]))
+        table.add_row(*row[:-1], repr(row[-1])[1:-1])
     console.print(table)
     if unused := record["unused"]:
         console.print(f"Prompt keys that apply to nothing here: {', '.join(unused)}", markup=False, soft_wrap=True)
@@ -108,7 +108,7 @@ def print_run(console: Console, record: RunRecord) -> None:
         for at, column in enumerate(columns):
             table.add_column(column, justify="right" if 2 <= at < len(columns) - 1 else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
+            table.add_row(*row)
         console.print(table)
     if record.parity:
         print_parity(console, record.parity)
@@ -126,11 +126,11 @@ def print_failure(console: Console, failure: Failure) -> None:
 
 
 def failure_lines(failure: Failure) -> list[str]:
-    lines = [f"**Failed:** {failure}"]
+    lines = [f"**Failed:** {inline(str(failure))}"]
     if failure.advice:
-        lines += ["", f"What to try: {failure.advice}."]
+        lines += ["", f"What to try: {inline(failure.advice)}."]
     if failure.log:
-        lines += ["", "```", *failure.log, "```"]
+        lines += ["", *fenced(failure.log)]
     return lines
 
 
@@ -197,16 +197,16 @@ def run_markdown(record: RunRecord) -> str:
     """The report of one run."""
     model = record.settings.get("engine", {})
     lines = [
-        f"# {model.get('model', 'run')}",
+        f"# {inline(model.get('model', 'run'))}",
         "",
         f"- status: {record.status}",
         f"- settings: `{record.fingerprint}`",
-        f"- revision: `{model.get('revision')}`",
+        f"- revision: {code(str(model.get('revision')))}",
         *_first_stage_lines(record),
-        f"- command: `{command(*record.overrides)}`",
+        f"- command: {code(command(*record.overrides))}",
         f"- started: {record.started}, {record.seconds:.1f} s in all",
-        f"- device: {model.get('device')}",
-        f"- versions: {', '.join(f'{name} {version}' for name, version in (model.get('versions') or {}).items())}",
+        f"- device: {inline(str(model.get('device')))}",
+        f"- versions: {inline(', '.join(f'{name} {version}' for name, version in (model.get('versions') or {}).items()))}",
         "",
         *(throughput_markdown(record) if record.throughput else []),
         *(markdown(*task_table(record)) if record.tasks or not record.throughput else []),
@@ -214,14 +214,14 @@ def run_markdown(record: RunRecord) -> str:
     ]
     for failure in record.failures:
         lines += ["", *failure_lines(failure)]
-    lines += [f"\n> {warning}" for warning in record.warnings]
+    lines += [f"\n> {inline(warning)}" for warning in record.warnings]
     rows = [
-        (task.name, side, said.get("key") or "no prompt", f"`` {said.get('example') or ''} ``".replace("\n", "⏎"))
+        (task.name, side, said.get("key") or "no prompt", code(said.get("example") or ""))
         for task in record.tasks
         for side, said in task.prompts.items()
     ]
     if rows:
-        said = [prompts_in_words(record.prompts), ""] if record.prompts else []
+        said = [inline(prompts_in_words(record.prompts)), ""] if record.prompts else []
         lines += [
             "",
             "## What the model read",
@@ -241,5 +241,5 @@ def _first_stage_lines(record: RunRecord) -> list[str]:
         return []
     model = ((stage.get("settings") or {}).get("engine") or {}).get("model") if stage["kind"] == "dense" else None
     return [
-        f"- first stage: {stage['kind']}{f' ({model})' if model else ''}, top_k {record.config['pipeline']['top_k']}"
+        f"- first stage: {stage['kind']}{f' ({inline(model)})' if model else ''}, top_k {record.config['pipeline']['top_k']}"
     ]

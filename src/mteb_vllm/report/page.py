@@ -20,6 +20,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from mteb_vllm.escape import visible
 from mteb_vllm.report.comparison import Comparison, Effect, Row
 from mteb_vllm.report.failed import failed_points
 from mteb_vllm.report.measured_columns import measured_columns
@@ -68,6 +69,7 @@ def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        finalize=_visible,
     )
     environment.filters |= {
         "breakable": breakable, "clipped": clipped, "number": number, "pairs": pairs, "range": _range,
@@ -196,14 +198,14 @@ def page_data(comparison: Comparison) -> dict[str, Any]:
 
 def in_script(data: Any) -> str:
     """JSON that can stand in a script element: all but ASCII is escaped, and nothing in it ends the element."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(_visible(data), separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def breakable(name: str) -> Markup:
     """A dotted or a camel-case name that may be broken between its parts."""
     parts = re.split(r"(?<=[._/])(?=.)|(?<=[a-z])(?=[A-Z])", name)
-    return Markup("<wbr>").join(escape(part) for part in parts)
+    return Markup("<wbr>").join(escape(visible(part)) for part in parts)
 
 
 def clipped(text: str) -> str:
@@ -223,6 +225,15 @@ def _range(values: tuple[float, float] | None, shown: Callable[[float], str]) ->
 
 def _rounded(value: float | None, digits: int) -> float | None:
     return round(value, digits) if value is not None and isfinite(value) else None
+
+
+def _visible(value: Any) -> Any:
+    """A value with all texts in it escaped as `visible` does, but for what is HTML already."""
+    if isinstance(value, dict):
+        return {key: _visible(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_visible(item) for item in value]
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _hash(text: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from mteb_vllm.console import Console
+from mteb_vllm.escape import inline
 from mteb_vllm.report.words import markdown, number
 
 COLUMNS = (
@@ -24,7 +24,7 @@ def print_parity(console: Console, parity: Mapping[str, Any]) -> None:
     for at, column in enumerate(columns):
         table.add_column(column, justify="right" if 3 <= at < len(columns) - 1 else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*row)
     console.print()
     console.print(table)
     for line in [*_reasons(parity), *_worst(parity)]:
@@ -37,12 +37,12 @@ def print_parity(console: Console, parity: Mapping[str, Any]) -> None:
 
 def parity_markdown(parity: Mapping[str, Any]) -> list[str]:
     """The same as lines of Markdown."""
-    lines = ["## Parity", "", headline(parity), "", *markdown(*parity_table(parity))]
+    lines = ["## Parity", "", inline(headline(parity)), "", *markdown(*parity_table(parity))]
     for title, some in (
         ("Reasons", _reasons(parity)), ("Worst texts", _worst(parity)), ("Hints", _hints(parity))
     ):  # fmt: skip
         if some:
-            lines += ["", f"### {title}", "", *(f"- {' '.join(line.split())}" for line in some)]
+            lines += ["", f"### {title}", "", *(f"- {inline(' '.join(line.split()))}" for line in some)]
     return lines
 
 

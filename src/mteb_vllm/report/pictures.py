@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mteb_vllm.escape import visible
 from mteb_vllm.files import write_atomically
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def canvas(width: float, height: float, *widths: float) -> tuple[Figure, list[Ax
 
 def plain(words: str) -> str:
     """Any words as matplotlib takes them: one short line, no formulas, and not hidden for a leading underscore."""
-    line = " ".join(words.split())
+    line = " ".join(visible(words).split())
     line = line if len(line) <= 60 else line[:59] + "…"
     return (" " if line.startswith("_") else "") + line.replace("$", r"\$")
 

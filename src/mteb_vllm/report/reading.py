@@ -59,7 +59,8 @@ def _places(path: str | Path) -> list[Path]:
         OSError: if a name is too long.
         ValueError: if it is no valid path or pattern.
     """
-    place = Path(os.path.realpath(expand_user(path)))  # noqa: PTH - Path.resolve raises for a loop of links
+    # Path.resolve raises RuntimeError for a loop of links.
+    place = Path(os.path.realpath(expand_user(path)))
     if os.path.lexists(place):
         return [place]
     # Folders that there are stand for themselves, whatever their names hold; the rest is a pattern.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mteb_vllm.escape import inline
 from mteb_vllm.report.comparison import Comparison, Row
 from mteb_vllm.report.failed import failed_points
 from mteb_vllm.report.one_run import failure_lines
@@ -41,7 +42,7 @@ def differences_section(comparison: Comparison, ranked: Sequence[Row]) -> list[s
         own = [row.scores[name] for row in shown]
         differences = [one - against if one is not None and against is not None else None for one in own]
         lines.append([name, number(against, 5), *map(signed, differences)])
-    legend = [f"- {row.point.name}: {settings_text(comparison.columns, row.settings)}" for row in shown]
+    legend = [f"- {inline(f'{row.point.name}: {settings_text(comparison.columns, row.settings)}')}" for row in shown]
     left_out = [f"Of {len(others):,} points the best {most_points}; all scores are in report.csv.", ""]
     return ["", "## Differences to the baseline, by task", "", *(left_out if len(shown) < len(others) else []),
             *(legend if comparison.columns else []), "", *markdown(header, lines)]  # fmt: skip
@@ -52,11 +53,11 @@ def failures_section(comparison: Comparison) -> list[str]:
     lines: list[str] = []
     for one in failed_points(comparison):
         tasks = f" ({', '.join(one.tasks)})" if one.tasks else ""
-        title = f"### {', '.join(one.points)}{tasks}"
+        title = inline(f"{', '.join(one.points)}{tasks}")
         lines += [
             "",
             *([] if lines else ["## Failures", ""]),
-            title,
+            f"### {title}",
             "",
             *failure_lines(replace(one.failure, task=None)),
         ]

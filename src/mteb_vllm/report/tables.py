@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from mteb_vllm.console import Console
+from mteb_vllm.escape import code, csv_cell, inline
 from mteb_vllm.report.answer import answer
 from mteb_vllm.report.comparison import Comparison, Point, Row
 from mteb_vllm.report.measured_columns import measured_columns
@@ -58,12 +58,12 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     for column in columns:
         # Words can be read in two lines, and numbers cannot.
         table.add_column(
-            escape(column.header), justify="left" if column.words else "right", no_wrap=not column.words,
+            column.header, justify="left" if column.words else "right", no_wrap=not column.words,
             overflow="fold" if column.words else "ellipsis",
         )  # fmt: skip
     for row in rows[:_MOST_ROWS]:
         cells = [(column.cell(row), column.header in comparison.columns) for column in columns]
-        table.add_row(*(escape(_cut(text, _LONGEST_VALUE) if setting else text) for text, setting in cells))
+        table.add_row(*(_cut(text, _LONGEST_VALUE) if setting else text for text, setting in cells))
     console.print()
     if shared := list(comparison.constants.items()):
         more = f"; {len(shared) - _MOST_CONSTANTS} more in report.md" if len(shared) > _MOST_CONSTANTS else ""
@@ -85,12 +85,12 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 def comparison_markdown(comparison: Comparison) -> str:
     """The report: what points share, all of them in a table, the answer, effects, differences by task, failures."""
     rows, columns = _ranked(comparison), _columns(comparison)
-    lines = [f"# {_title(comparison)}", ""]
-    lines += [f"- {key}: `` {value} ``".replace("\n", " ") for key, value in comparison.constants.items()]
+    lines = [f"# {inline(_title(comparison))}", ""]
+    lines += [f"- {inline(key)}: {code(value)}" for key, value in comparison.constants.items()]
     lines += ["", *markdown([column.header for column in columns], _cells(columns, rows)), ""]
     if _hides_tasks(comparison):
         lines += [f"The scores of {len(comparison.tasks)} tasks are in report.csv.", ""]
-    lines += ["## Answer", "", *(f"- {line}" for line in answer(comparison))]
+    lines += ["## Answer", "", *(f"- {inline(line)}" for line in answer(comparison))]
     lines += [*effects_section(comparison), *differences_section(comparison, rows), *failures_section(comparison)]
     return "\n".join(lines) + "\n"
 
@@ -102,24 +102,24 @@ def comparison_csv(comparison: Comparison) -> str:
     measured = [column for column in measured_columns(comparison) if column.key]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([
+    writer.writerow(map(csv_cell, [
         "point", "folder", "status", *comparison.columns, "mean", "difference", *(f"mean {_type(kind)}" for kind in kinds),
         *comparison.tasks, *stages, "texts_per_second", "tokens_per_second", "unit", "measured_on", "measured_in",
         *(column.key for column in measured), "computed", "stored", "engine_start_seconds", "seconds", "peak_memory_mb",
         "failures",
-    ])  # fmt: skip
+    ]))  # fmt: skip
     for row in comparison.rows:
         point, speed = row.point, row.speed
         worked: tuple[Any, ...] = (
             (speed.texts, speed.tokens, speed.unit, speed.computed, speed.of) if speed is not None else (None,) * 5
         )
-        writer.writerow([
-            point.name, point.folder, "failed" if row.point.failed else "ok", *row.settings, row.mean, row.difference,
+        writer.writerow(map(csv_cell, [
+            point.name, str(point.folder), "failed" if row.point.failed else "ok", *row.settings, row.mean, row.difference,
             *(row.by_type[kind] for kind in kinds), *(row.scores[name] for name in comparison.tasks),
             *(getattr(row, name) for name in stages), *worked, *(column.value(row) for column in measured),
             point.total("computed"), point.total("stored"), point.engine_seconds, point.seconds, point.peak_memory_mb,
             "; ".join(" ".join(str(failure).split()) for failure in point.failures),
-        ])  # fmt: skip
+        ]))  # fmt: skip
     return out.getvalue()
 
 

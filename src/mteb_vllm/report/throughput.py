@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from mteb_vllm.console import Console
+from mteb_vllm.escape import inline
 from mteb_vllm.report.measured import lengths_text
 from mteb_vllm.report.words import count, markdown, number
 from mteb_vllm.results import RunRecord
@@ -33,11 +34,11 @@ def print_throughput(console: Console, record: RunRecord) -> None:
 def throughput_markdown(record: RunRecord) -> list[str]:
     """The same, for `report.md`, with the picture that lies beside it."""
     return [
-        f"## {_title(record.throughput)}",
+        f"## {inline(_title(record.throughput))}",
         "",
         *markdown(STEP_COLUMNS, step_rows(record.throughput)),
         "",
-        *(f"- {line}" for line in throughput_lines(record)),
+        *(f"- {inline(line)}" for line in throughput_lines(record)),
         "",
         "![Latency against throughput, and tokens/s against the roof](throughput.png)",
     ]

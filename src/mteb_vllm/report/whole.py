@@ -17,7 +17,7 @@ from mteb_vllm.report.reading import read_runs
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from mteb_vllm.console import Console
 
 
 def report_on(runs: Sequence[str | Path], folder: Path, config: ReportConfig, console: Console) -> Comparison:

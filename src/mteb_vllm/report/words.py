@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from mteb_vllm.escape import inline
+
 if TYPE_CHECKING:
     from mteb_vllm.report.comparison import Comparison, Row
 
@@ -63,6 +65,6 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A table in Markdown; nothing in a cell breaks it."""
 
     def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        return "| " + " | ".join(inline(cell) for cell in cells) + " |"
 
     return [line(header), line("---" for _ in header), *(line(row) for row in rows)]

@@ -23,8 +23,8 @@ from hydra import version
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobStatus, configure_log, run_job, setup_globals
 from omegaconf import open_dict, read_write
-from rich.console import Console
 
+from mteb_vllm.console import Console
 from mteb_vllm.engine import EngineSpec, close_engines, dead_processes, working_processes
 from mteb_vllm.entry import Job, typed
 from mteb_vllm.failures import ENGINE_DIED, of_exception
@@ -92,7 +92,7 @@ def _follow(order: Order, pipe: Connection) -> Report:
     try:
         order.folder.mkdir(parents=True, exist_ok=True)
         with (order.folder / "output.txt").open("a", encoding="utf-8") as file:
-            console = Console(file=file, width=160, highlight=False)
+            console = Console(file=file, width=160)
             progress = functools.partial(_Relay, pipe=pipe)
             return (
                 _first_stage(order, console, progress) if order.first_stage_only else _point(order, console, progress)

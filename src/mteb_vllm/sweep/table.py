@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from mteb_vllm.console import Console
 from mteb_vllm.sweep.planning import PlannedPoint, grouped
 
 
@@ -20,7 +19,7 @@ def print_plan(console: Console, points: Sequence[PlannedPoint], *, swept: bool)
         right = column in ("point", "engine", "~work", "~tokens")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*row)
     console.print(table)
     for point in points:
         if point.failure is not None:

@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress
 
+from mteb_vllm.console import Column, Console
 from mteb_vllm.report.one_run import mean
 from mteb_vllm.report.parity import headline
 from mteb_vllm.results import RunRecord
@@ -34,10 +34,10 @@ class View:
         self._done = self._failed = 0
         self._now = ""
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            Column("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[count]}"),
-            TextColumn("{task.fields[more]}"),
+            Column("{task.fields[count]}"),
+            Column("{task.fields[more]}"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -103,7 +103,7 @@ class View:
 
     def _show(self, text: str, done: int = 0, total: int = 0) -> None:
         count = f"{done:,}/{total:,}" if total else ""
-        self._bar.update(self._one, description=text.replace("[", r"\["), completed=done, total=total or 1, count=count)
+        self._bar.update(self._one, description=text, completed=done, total=total or 1, count=count)
 
     def _summary(self) -> str:
         failed = f"{self._failed} failed, " if self._failed else ""
