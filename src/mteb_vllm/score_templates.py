@@ -6,10 +6,12 @@ one of the role `document`. A template that says `{{ instruction }}` gets the ta
 
 from __future__ import annotations
 
-import datetime
+import contextlib
 import functools
 import json
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,16 @@ _QUERY, _DOCUMENT = "the-query-stands-here", "the-document-stands-here"
 # What filters change, and slices cut: space at both ends, markup, quotes, cases, and length.
 _PROBE = '  <b>The Document\'s "text" &amp; more\n\n' + "of it " * 2000 + "END \n"
 _SPECIAL = ("bos_token", "eos_token", "sep_token", "cls_token", "pad_token", "unk_token")
+# Processor time and memory that rendering one pair may take, the interpreter's start included; and how long its text may be.
+_SECONDS, _BYTES, _LONGEST = 2, 1 << 30, 1_000_000
+_CHILD = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from mteb_vllm.score_templates import render_probes
+render_probes()
+"""
+# What transformers and jinja offer to a template and gives another text each time.
+_CHANGING_NAMES, _CHANGING_FILTERS = ("strftime_now", "lipsum"), ("random",)
 _NAMES = ("messages", "instruction", *_SPECIAL)
 _EXAMPLE = (
     'For example: \'Query: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}\''
@@ -134,19 +146,26 @@ def check(where: str, config: ScoreTemplateConfig | None) -> list[Mistake]:
 
 def template_mistakes(at: str, text: str) -> list[Mistake]:
     """What is wrong with a template's text; `at` is where it stands."""
-    from jinja2 import TemplateSyntaxError, UndefinedError
+    from jinja2 import TemplateSyntaxError
 
-    template = ScoreTemplate(text)
     try:
-        rendered = template.rendered(_QUERY, _DOCUMENT, "an instruction")
-        without = template.rendered(_QUERY, _PROBE)
+        changing = _changing_values(text)
     except TemplateSyntaxError as error:
         return [Mistake(at, f"is no jinja template: {error}")]
-    except UndefinedError as error:
-        name = str(error).partition("'")[2].partition("'")[0]
-        return [Mistake(at, f"cannot be rendered: {error}", nearest=nearest(name, _NAMES))]
-    except Exception as error:  # a template can compute anything
-        return [Mistake(at, f"cannot be rendered: {type(error).__name__}: {error}")]
+    except RecursionError:
+        return [Mistake(at, "is nested too deeply")]
+    if changing:
+        what = f"uses {', '.join(changing)}: time and random values change from one rendering to the next"
+        return [Mistake(at, what, "Results under one fingerprint must have the same input texts.")]
+    probes = _render_apart(text)
+    if probes.error is not None:
+        near = nearest(probes.undefined, _NAMES) if probes.undefined else ()
+        return [Mistake(at, f"cannot be rendered: {probes.error}", nearest=near)]
+    template = ScoreTemplate(text)
+    rendered, without = probes.texts
+    # The other process has other hashes and addresses.
+    if (template.rendered(_QUERY, _DOCUMENT, "an instruction"), template.rendered(_QUERY, _PROBE)) != probes.texts:
+        return [Mistake(at, "gives another text at every rendering")]
     sides = {"query": _QUERY, "document": _DOCUMENT}
     lost = [side for side, word in sides.items() if word not in rendered]
     mistakes = [
@@ -157,6 +176,69 @@ def template_mistakes(at: str, text: str) -> list[Mistake]:
         what = "must hold the document once, as it is: where a pair is too long, its document is cut by tokens"
         mistakes.append(Mistake(at, what, "Leave filters (trim, tojson, ...) and slices of the document away."))
     return mistakes
+
+
+def _changing_values(text: str) -> list[str]:
+    """Return what a template uses of the clock and of chance, without rendering it."""
+    from jinja2 import nodes
+
+    found: dict[str, None] = {}
+    for node in _environment().parse(text).find_all((nodes.Name, nodes.Filter, nodes.Const)):
+        # A filter may be named by a text: map("random").
+        name = node.value if isinstance(node, nodes.Const) else node.name
+        if name in (_CHANGING_FILTERS if isinstance(node, nodes.Const) else (*_CHANGING_FILTERS, *_CHANGING_NAMES)):
+            found[str(name)] = None
+    return list(found)
+
+
+@dataclass(frozen=True)
+class _Probes:
+    """What a template renders to in a process of its own.
+
+    Attributes:
+        texts: The rendered pair of short texts, and that with a long document.
+        error: Why it could not be rendered.
+        undefined: The name that is not defined, where that is why.
+    """
+
+    texts: tuple[str, str] = ("", "")
+    error: str | None = None
+    undefined: str = ""
+
+
+@functools.lru_cache(64)
+def _render_apart(text: str) -> _Probes:
+    """Render a template where it may take neither this process's time nor its memory: a template can compute anything."""
+    command = [sys.executable, "-c", _CHILD, json.dumps(list(map(str, sys.path)))]
+    try:
+        answer = subprocess.run(command, input=text.encode(errors="surrogatepass"), capture_output=True, timeout=60)
+        texts, error, undefined = json.loads(answer.stdout)
+        return _Probes((texts[0], texts[1]), error, undefined)
+    except (subprocess.TimeoutExpired, ValueError):  # it was ended
+        return _Probes(error=f"it needs more than {_SECONDS} s or {_BYTES >> 20} MiB for one pair")
+
+
+def render_probes() -> None:
+    """Render the template on standard input with bounded time and memory; the process that `_render_apart` starts."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limits on Windows, or lower ones already
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+        resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    from jinja2 import UndefinedError
+
+    template = ScoreTemplate(sys.stdin.buffer.read().decode(errors="surrogatepass"))
+    texts, error, undefined = ("", ""), None, ""
+    try:
+        texts = template.rendered(_QUERY, _DOCUMENT, "an instruction"), template.rendered(_QUERY, _PROBE)
+    except UndefinedError as caught:
+        error, undefined = str(caught), str(caught).partition("'")[2].partition("'")[0]
+    except Exception as caught:  # a template can compute anything
+        error = f"{type(caught).__name__}: {caught}"
+    if max(map(len, texts)) > _LONGEST:
+        texts, error = ("", ""), f"it makes a text of {max(map(len, texts)):,} characters of one pair"
+    print(json.dumps([texts, error, undefined]))
 
 
 def _render(template: str, query: str, document: str) -> str:
@@ -202,7 +284,10 @@ def _environment() -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation], undefined=Unknown
     )
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    for name in _CHANGING_NAMES:
+        environment.globals[name] = lambda *_, **__: refuse("time and random values change the text")
+    for name in _CHANGING_FILTERS:
+        environment.filters[name] = lambda *_, **__: refuse("time and random values change the text")
     for name in _SPECIAL:
         environment.globals[name] = f"<{name}>"  # a tokenizer's own
     return environment
