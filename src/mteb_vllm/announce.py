@@ -9,6 +9,7 @@ from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.engine import EngineSpec
 from mteb_vllm.fingerprint import device
 from mteb_vllm.first_stages import EncoderStage
+from mteb_vllm.masking import masked
 from mteb_vllm.plan import Plan
 from mteb_vllm.report import one_run
 from mteb_vllm.results import RunRecord
@@ -90,4 +91,4 @@ def _announce_engine(console: Console, what: str, spec: EngineSpec) -> None:
 
 
 def _words(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in values.items())
+    return ", ".join(f"{key}={value}" for key, value in masked(values).items())

@@ -74,7 +74,9 @@ def resolve_arguments(
     env: dict[str, str] = {}
     for layer in layers:
         merged |= {key: value for key, value in layer.items() if value is not None and key not in ("preset", "env")}
-        env |= {key: str(value) for key, value in (layer.get("env") or {}).items() if value is not None}
+        for key, value in (layer.get("env") or {}).items():
+            if value is not None:
+                env[key] = value if isinstance(value, str) else str(value)  # a secret stays one
     return _vllm_names(merged), env, preset, "vllm"
 
 

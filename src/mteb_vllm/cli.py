@@ -82,6 +82,9 @@ def _main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(HELP.format(groups=_groups()))
         return 0
+    from mteb_vllm.masking import mask_output
+
+    mask_output()
     import hydra
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
@@ -103,6 +106,9 @@ def _main() -> int:
     printing = any(getattr(arguments, name) for name in _PRINTING)
     try:
         if printing:
+            from mteb_vllm.command import register_secrets
+
+            register_secrets(arguments.overrides, config_dir=arguments.config_dir)
             at_home(lambda cfg: None)()
             return 0
         from mteb_vllm.command import check

@@ -6,6 +6,7 @@ composed leniently, and what is wrong is collected; Hydra runs only what has pas
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import re
@@ -39,6 +40,7 @@ from mteb_vllm.config import (
 )
 from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake
 from mteb_vllm.making import is_report
+from mteb_vllm.masking import find_secrets, in_engine, mask, protect, register_fields, register_written
 from mteb_vllm.models import forget_models
 from mteb_vllm.overrides import apply, choice_mistake, in_words, parse_overrides, reference_mistake
 from mteb_vllm.preflight import check_config
@@ -81,6 +83,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
     """
     warm()
     forget_models()
+    register_written(overrides)
     points = []
     with composer(config_dir):
         parsed, mistakes = parse_overrides(overrides)
@@ -96,7 +99,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
             if config is not None:
                 with answering(typed):
                     found += check_config(config, broken=unread | {_section(mistake) for mistake in found})
-                points.append(Point(tuple(map(_written, overrides_of_point)), config, swept))
+                points.append(Point(tuple(mask(_written(one)) for one in overrides_of_point), config, swept))
             mistakes += found
     mistakes += _of_reports(points)
     if vllm_catalogue() is None and any(_needs_vllm(point.config) for point in points):
@@ -106,6 +109,13 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
     if mistakes:
         raise ConfigError(mistakes)
     return points
+
+
+def register_secrets(overrides: Sequence[str], *, config_dir: str | None = None) -> None:
+    """Register the secrets of a configuration that is only printed; whatever is wrong with it, Hydra will say."""
+    register_written(overrides)
+    with contextlib.suppress(ConfigError, *_NOT_COMPOSED), composer(config_dir):
+        register_fields(compose_config(overrides))
 
 
 def _needs_vllm(config: RunConfig) -> bool:
@@ -191,6 +201,12 @@ class _Composition:
             plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
             return None, [*mistakes, reference_mistake(error, values)]
+        secrets = find_secrets(config)
+        protect(plain, secrets)
+        for path in sorted(secrets, key=str):
+            if not in_engine(path):
+                what = "takes a secret, and results depend on it: secrets are in no fingerprint, and go to engines only"
+                mistakes.append(Mistake(".".join(map(str, path)), what))
         for overlay in ("experiment", "local"):
             if isinstance(plain.get(overlay), dict):
                 what = "its file must begin with the line: # @package _global_"
@@ -217,6 +233,7 @@ class _Composition:
         texts = (*self._fixed, *map(_written, choices))
         if texts not in self._bases:
             self._bases[texts] = compose_config(texts)
+            register_fields(self._bases[texts])
             # For ${hydra:...} in somebody's file.
             HydraConfig.instance().set_config(self._bases[texts])
         return self._bases[texts]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 from mteb_vllm.errors import ConfigError, Mistake
+from mteb_vllm.masking import watch_environment
 from mteb_vllm.shell import suggest, unquoted
 
 if TYPE_CHECKING:
@@ -240,6 +241,7 @@ def composer(config_dir: str | None = None) -> Iterator[None]:
         search_path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
     # A notebook or another Hydra application may have a Hydra open: it is put back afterwards.
     version.setbase("1.3")
+    watch_environment()
     outer = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().hydra = None
     try:

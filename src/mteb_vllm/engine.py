@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mteb_vllm import environment
+from mteb_vllm import environment, masking
 from mteb_vllm.fingerprint import METHOD, device, fingerprint, identity, versions
 from mteb_vllm.models import Model
 from mteb_vllm.phases import Phases
@@ -57,6 +57,10 @@ class EngineSpec:
     preset: str = "none"
     backend: Backend = "vllm"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "args", masking.with_secrets(self.args))
+        object.__setattr__(self, "env", masking.with_secrets(self.env, ("env",)))
+
     @property
     def works(self) -> str:
         """What works in it, in words."""
@@ -70,8 +74,8 @@ class EngineSpec:
             "weights": self.model.digest,
             "convert": self.convert,
             "backend": self.backend,
-            "args": {key: _plain(value) for key, value in self.args.items()},
-            "env": dict(self.env),
+            "args": {key: _plain(value) for key, value in masking.without_secrets(self.args).items()},
+            "env": masking.without_secrets(self.env),
             "shell": environment.shell(self.env),
             "device": device(),
             "method": METHOD,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.making import is_report, make_pipeline
+from mteb_vllm.masking import find_secrets, mask, protect, register_fields, scrub, watch_environment
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console, terminal
 from mteb_vllm.report.whole import report_on
 from mteb_vllm.results import RunRecord
@@ -53,13 +54,17 @@ class Job:
         from omegaconf import OmegaConf
 
         hydra = HydraConfig.get()
+        config = typed(cfg)
+        register_fields(HydraConfig.instance().cfg)
+        # Hydra has just written the configuration there.
+        scrub(Path(hydra.runtime.output_dir))
         written: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # a `\${` stays as it was written
-        overrides = [str(text) for text in written]
+        overrides = [mask(str(text)) for text in written]
         point = int(hydra.job.num) if hydra.mode == RunMode.MULTIRUN else None
         if point is not None:
             self.console.print(f"\nPoint {point}: {' '.join(overrides)}", markup=False, soft_wrap=True)
         record = run_config(
-            typed(cfg),
+            config,
             Path(hydra.runtime.output_dir),
             overrides,
             point=point,
@@ -100,8 +105,11 @@ def typed(cfg: Any) -> Any:
 
     from mteb_vllm.config import parse
 
-    plain = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
+    watch_environment()
+    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    plain = OmegaConf.to_container(own, resolve=True)
     assert isinstance(plain, dict)
+    protect(plain, find_secrets(own))
     return parse({str(key): value for key, value in plain.items()})
 
 

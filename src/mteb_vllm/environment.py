@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 from mteb_vllm.fingerprint import uncounted_variable
+from mteb_vllm.masking import is_secret_name
 
 # While engines are open: what the variables that they, or vLLM, may have set were before.
 _before: dict[str, str | None] | None = None
@@ -44,7 +45,7 @@ def shell(chosen: Mapping[str, str]) -> dict[str, str]:
     return {
         key: value
         for key, value in sorted(outer().items())
-        if _vllms(key) and key not in chosen and not uncounted_variable(key)
+        if _vllms(key) and key not in chosen and not (uncounted_variable(key) or is_secret_name(key))
     }
 
 

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mteb_vllm.masking import mask
+
 
 @dataclass(frozen=True)
 class Mistake:
@@ -41,7 +43,7 @@ class Mistake:
             lines.append(f"    Did you mean {_alternatives(self.nearest)}?")
         if self.allowed:
             lines.append(f"    {self.allowed}")
-        return "\n".join(lines)
+        return mask("\n".join(lines))
 
 
 class MtebVllmError(Exception):

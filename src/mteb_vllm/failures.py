@@ -27,6 +27,7 @@ from mteb_vllm.errors import (
 )
 from mteb_vllm.files import write_atomically
 from mteb_vllm.locks import lock
+from mteb_vllm.masking import mask
 
 Kind = Literal[
     "out_of_memory_loading",  # memory ran out, or would, while the engine opened
@@ -103,6 +104,11 @@ class Failure:
     log: Sequence[str] = field(default_factory=list)
     advice: str = ""
     tried: bool = True
+
+    def __post_init__(self) -> None:
+        # Texts of others', who know of no secrets.
+        object.__setattr__(self, "message", mask(self.message))
+        object.__setattr__(self, "log", [mask(line) for line in self.log])
 
     def __str__(self) -> str:
         at = f" in {self.task}" if self.task else ""

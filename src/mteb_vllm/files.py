@@ -14,9 +14,27 @@ from typing import Any
 
 _SEAL = re.compile(rb'\{\n  "sha256": "([0-9a-f]{64})",')
 
+from mteb_vllm.masking import mask
+
+# Bytes that the usual file systems take for the name of one file or folder.
+_LONGEST_NAME = 255
+
+
+def name_problem(name: str) -> str | None:
+    """Return why a text cannot be the name of one file or folder, or None where it can."""
+    if name in ("", ".", ".."):
+        return "is no name of a folder"
+    if "/" in name or os.sep in name:
+        return "leads to another folder"
+    if not name.isprintable():
+        return "holds a character that cannot be printed"
+    if (length := len(os.fsencode(name))) > _LONGEST_NAME:
+        return f"is too long for the name of a folder: {length} bytes, and {_LONGEST_NAME} are possible"
+    return None
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file that appears whole, by rename, or not at all.
+    """Writes a file that appears whole, by rename, or not at all; secrets in a text are masked.
 
     Raises:
         OSError: if the folder cannot be written to.
@@ -25,7 +43,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
+            file.write(mask(content).encode(errors="backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files that only their owner reads; results are for everyone whom the umask lets.

@@ -10,9 +10,11 @@ from mteb_vllm.arguments import backend_of, check_arguments, check_sentence_tran
 from mteb_vllm.catalogue import MtebCatalogue, VllmCatalogue, mteb_catalogue, nearest, vllm_catalogue
 from mteb_vllm.config import InstructionConfig, ModelConfig
 from mteb_vllm.errors import Mistake, ModelError
+from mteb_vllm.files import name_problem
 from mteb_vllm.models import find_recipe
 from mteb_vllm.prompt_checks import prompt_mistakes, template_mistakes
 from mteb_vllm.shell import suggest
+from mteb_vllm.stored import model_folder
 
 
 def engine_mistakes(where: str, model: ModelConfig, engine: Mapping[str, Any]) -> list[Mistake]:
@@ -50,18 +52,36 @@ def recipe_mistakes(
     return mistakes
 
 
+def _revision_mistakes(at: str, revision: str | None) -> list[Mistake]:
+    """What is wrong with a revision, before the Hub's cache is looked through for it."""
+    if revision is None:
+        return []
+    # A branch's name may hold slashes.
+    problems = (name_problem(part) for part in revision.split("/"))
+    problem = next((problem for problem in problems if problem is not None), None)
+    return [Mistake(f"{at}.revision={revision}", f"is no commit, branch or tag: {problem}")] if problem else []
+
+
 def _model_mistakes(
     at: str, model: ModelConfig, engine: Mapping[str, Any], mteb: MtebCatalogue, vllm: VllmCatalogue | None
 ) -> list[Mistake]:
     where = f"{at}.path={model.path}" if model.path else f"{at}.name={model.name}" if model.name else at
     if model.name is None and model.path is None and model.package is None:
         return [Mistake(where, "no model is named", f"Set {at}.name=org/name or {at}.path=/folder.")]
+    if mistakes := _revision_mistakes(at, model.revision):
+        return mistakes
     try:
         found = find_recipe(model)
     except ModelError as error:
         by_name = model.path is None and model.package is None and model.name not in mteb.models
         near = tuple(suggest(f"{at}.name", name) for name in nearest(model.name or "", mteb.models)) if by_name else ()
         return [Mistake(where, str(error), nearest=near)]
+    # A local model's are what the user says, and folders of the results.
+    folders = {f"name={found.name}": model_folder(found.name), f"revision={found.revision}": found.revision}
+    misplaced = [(said, problem) for said, name in folders.items() if (problem := name_problem(name)) is not None]
+    if misplaced:
+        way = "Results are in folders of these names."
+        return [Mistake(f"{at}.{said}", problem, way) for said, problem in misplaced]
     arguments, *_ = resolve_arguments(engine, model.engine)
     overrides = arguments.get("hf_overrides")
     config = {**found.config, **(overrides if isinstance(overrides, Mapping) else {})}

@@ -64,10 +64,11 @@ def find_model(name: str | None, revision: str | None = None, path: str | None =
     Raises:
         ModelError: with the reason and the way out.
     """
-    if path is None and name is not None and Path(name).expanduser().is_dir():
+    # os.path takes any text, a user that there is not or a name that is too long among them.
+    if path is None and name is not None and os.path.isdir(os.path.expanduser(name)):  # noqa: PTH111, PTH112
         name, path = None, name
     if path is not None:
-        return _local_model(name, revision, Path(path).expanduser())
+        return _local_model(name, revision, Path(os.path.expanduser(path)))  # noqa: PTH111
     if name is None:
         raise ModelError("no model is named: set model.name=org/name or model.path=/folder")
     return _hub_model(name, revision)
@@ -128,7 +129,7 @@ def package_folder(package: str) -> Path:
 
 
 def _local_model(name: str | None, revision: str | None, path: Path) -> Model:
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112
         raise ModelError(f"there is no folder {path}")
     config = path / "config.json"
     if not config.is_file():

@@ -81,7 +81,11 @@ def _report_mistakes(config: RunConfig) -> list[Mistake]:
     own = made.dir if made is not None else None
     return [
         *mistakes,
-        *(_folder_mistakes("pipeline.dir", own) if own else _folder_mistakes("results.dir", config.results.dir)),
+        *(
+            _folder_mistakes("pipeline.dir", own)
+            if own is not None
+            else _folder_mistakes("results.dir", config.results.dir)
+        ),
     ]
 
 
@@ -129,8 +133,18 @@ def _reranker_mistakes(config: RunConfig, *, templates_fine: bool) -> list[Mista
     return mistakes
 
 
+# Bytes that the system takes for a path, and those of them that a result's name below a folder of results may need.
+_LONGEST_PATH, _BELOW = 4096, 1024
+
+
 def _folder_mistakes(key: str, folder: str) -> list[Mistake]:
+    if not folder.strip():
+        return [Mistake(f"{key}={folder!r}", "is no folder", f"The current one: {key}=.")]
+    if not folder.isprintable():
+        return [Mistake(f"{key}={folder!r}", "holds a character that cannot be printed")]
     path = Path(folder).absolute()
+    if len(os.fsencode(path)) + _BELOW > _LONGEST_PATH:
+        return [Mistake(f"{key}={folder[:80]}...", "is too long: results below it would have no name")]
     try:
         existing = next(place for place in (path, *path.parents) if place.exists())
     except OSError as error:

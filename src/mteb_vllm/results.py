@@ -18,6 +18,7 @@ from mteb_vllm.escape import csv_cell
 from mteb_vllm.failures import Failure
 from mteb_vllm.files import dump_sealed, write_atomically
 from mteb_vllm.fingerprint import device, gpu_count, versions
+from mteb_vllm.masking import masked
 from mteb_vllm.work import Work
 
 Status = Literal["computed", "reused", "failed"]
@@ -192,7 +193,7 @@ class RunRecord:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with versions, hardware and the revision of a checkout."""
         return {
-            **asdict(self),
+            **masked(asdict(self)),
             "versions": {"mteb-vllm": __version__, "python": platform.python_version(), **versions()},
             "hardware": hardware(),
             "git": git_revision(),

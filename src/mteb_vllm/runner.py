@@ -23,6 +23,7 @@ from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.failures import Failure, before, last_lines, of_exception, remember, remembered, with_log
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import EncoderStage
+from mteb_vllm.masking import scrub
 from mteb_vllm.memory import peak_memory, reset_peak_memory
 from mteb_vllm.pipelines.throughput import Throughput
 from mteb_vllm.plan import Plan, failed_before, plan
@@ -162,6 +163,7 @@ def finish(record: RunRecord, started: float) -> None:
     record.seconds = time.perf_counter() - started
     write_record(record, folder)
     one_run.write_run(record, folder)
+    scrub(folder)
     if record.fingerprint:
         settled = [task.name for task in record.tasks if task.status != "failed"]
         settled += [""] if record.throughput and record.failure is None else []

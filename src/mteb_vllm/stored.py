@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mteb_vllm.catalogue import TaskInfo
-from mteb_vllm.files import write_atomically
+from mteb_vllm.files import name_problem, write_atomically
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.models import folder_digest
 
@@ -44,17 +44,27 @@ def keep_settings(root: Path, settings: Mapping[str, Any]) -> None:
 
 
 def result_path(root: Path, settings: Mapping[str, Any], task: str, fingerprint: str) -> Path:
-    """Where the result of a task is, in mteb's layout.
+    """Return where the result of a task is, in mteb's layout.
 
     Args:
         root: The folder that `results` is in.
         settings: The settings; the model's name and revision count.
         task: The task.
         fingerprint: The settings' hash.
+
+    Raises:
+        ValueError: if a name would lead to another place.
     """
-    name, revision = str(settings["engine"]["model"]), str(settings["engine"]["revision"])
-    folder = (name if "/" in name else f"local/{name}").replace("/", "__").replace(" ", "_")
+    folder, revision = model_folder(str(settings["engine"]["model"])), str(settings["engine"]["revision"])
+    for name in (folder, revision, f"{task}.json"):
+        if (problem := name_problem(name)) is not None:
+            raise ValueError(f"{name!r} {problem}")
     return root / "results" / folder / revision / "experiments" / f"settings_{fingerprint}" / f"{task}.json"
+
+
+def model_folder(name: str) -> str:
+    """Return the name of the folder that a model's results are in, as mteb makes it."""
+    return (name if "/" in name else f"local/{name}").replace("/", "__").replace(" ", "_")
 
 
 def predictions_path(root: Path, settings: Mapping[str, Any], task: str, fingerprint: str) -> Path:

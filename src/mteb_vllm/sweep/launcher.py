@@ -21,6 +21,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mteb_vllm.entry import Job, typed
+from mteb_vllm.masking import mask, scrub
 from mteb_vllm.results import RunRecord
 from mteb_vllm.sweep.planning import plan_points
 from mteb_vllm.sweep.summary import Summary
@@ -69,7 +70,9 @@ class EngineGroupedLauncher(Launcher):
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             configs.append(self._compose(number, overrides, folder))
             made.append(typed(configs[-1]))
-        planned = plan_points(list(zip(job_overrides, made, strict=True)), initial_job_idx)
+        scrub(folder)  # the sweeper has written the configuration there
+        shown = [[mask(text) for text in overrides] for overrides in job_overrides]
+        planned = plan_points(list(zip(shown, made, strict=True)), initial_job_idx)
         points = [
             SweepPoint(point, config, folder / str(config.hydra.sweep.subdir))
             for point, config in zip(planned, configs, strict=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.failures import FATAL, Failure, last_lines, of_exit, of_timeout, where_it_stood
+from mteb_vllm.masking import scrub
 from mteb_vllm.pipelines.throughput import Throughput
 from mteb_vllm.results import RunRecord, TaskOutcome
 from mteb_vllm.runner import LOG, Ahead, finish, started_record
@@ -134,6 +135,7 @@ class Supervisor:
             if self._child is not None:
                 self._child.end()
             self._summarise()
+            scrub(self._folder)
 
     def _run_group(self, group: Group) -> None:
         if group.engine is not None:
@@ -255,6 +257,7 @@ class Supervisor:
 
     def _take(self, number: int, record: RunRecord, answer: Any) -> None:
         self.records[number], self.answers[number] = record, answer
+        scrub(self._points[number].folder)
         self._summary.points[number] = {
             "point": number,
             "overrides": record.overrides,

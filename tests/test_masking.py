@@ -1,0 +1,185 @@
+"""Secrets reach the engine, and nothing that is written, printed or hashed."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mteb_vllm import cli, entry, masking
+from mteb_vllm.command import check
+from mteb_vllm.engine import EngineSpec
+from mteb_vllm.errors import ConfigError, EngineStartError, Mistake
+from mteb_vllm.failures import of_exception
+from mteb_vllm.masking import MaskedStream, Secret, is_secret_field, is_secret_name, mask, register
+from mteb_vllm.models import Model
+from mteb_vllm.plan import plan
+from mteb_vllm.results import RunRecord
+from mteb_vllm.runner import finish, started_record
+
+TOKEN, KEY, PASSWORD = "hf_QbRx'0815", "key-QbRx-4711", 'pass "QbRx" 42'
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("DB_PASSWORD", PASSWORD)
+    monkeypatch.setenv("HARMLESS", "QbRx-harmless")
+    masking.forget()
+    yield
+    masking.forget()
+
+
+def test_names_of_secrets_are_whole_words() -> None:
+    for name in ("hf_token", "HF_TOKEN", "token", "MY_API_KEY", "apiKey", "clientSecret", "DB_PASSWORD", "a.b-secret"):
+        assert is_secret_name(name), name
+    for name in (
+        "tokenizer",
+        "max_num_batched_tokens",
+        "tokens",
+        "HF_TOKEN_PATH",
+        "KEY",
+        "monkey",
+        "bypassword",
+        "secretary",
+    ):
+        assert not is_secret_name(name), name
+    assert is_secret_field(("hf_token",)) and is_secret_field(("env", "HF_TOKEN"))
+    # A token of a text.
+    assert not is_secret_field(("hf_overrides", "pad_token")) and is_secret_field(("hf_overrides", "api_key"))
+
+
+ENGINE = [
+    "+engine.hf_token=${oc.env:HF_TOKEN}",
+    f"+engine.env.MY_API_KEY={KEY}",
+    "+engine.env.URL='db:${oc.env:DB_PASSWORD}'",
+]
+
+
+def test_engines_get_the_values_and_fingerprints_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    plain, (point,) = check([])[0].config, check([*ENGINE, "+engine.env.B=${oc.env:HARMLESS}"])
+    made = plan(point.config)
+    args, env = made.spec.args, made.spec.env
+    assert (args["hf_token"], env["MY_API_KEY"], env["URL"]) == (TOKEN, KEY, f"db:{PASSWORD}")
+    assert f"Bearer {args['hf_token']}" == f"Bearer {TOKEN}" and pickle.loads(pickle.dumps(args["hf_token"])) == TOKEN
+    assert repr(args).count("***") == 1 and TOKEN not in repr(args)
+    settings = made.settings["engine"]
+    assert "hf_token" not in settings["args"] and set(settings["env"]) == {*plan(plain).spec.env, "B"}
+    assert settings["env"]["B"] == "QbRx-harmless", "any other variable counts by its value"
+    assert "VLLM_API_KEY" not in settings["shell"]
+    (secretless,) = check(["+engine.env.B=QbRx-harmless"])
+    assert plan(secretless.config).settings == made.settings
+
+
+def test_a_secret_where_results_depend_on_it_is_a_mistake() -> None:
+    for text in ("+prompts.STS=${oc.env:HF_TOKEN}", "model.name='org/${oc.env:DB_PASSWORD}'"):
+        with pytest.raises(ConfigError, match="takes a secret, and results depend on it") as caught:
+            check([text])
+        assert "QbRx" not in str(caught.value)
+
+
+def test_mistakes_do_not_show_a_secret() -> None:
+    for words in (["+engine.hf_token='a b'c"], [f"engine.hf_token={KEY}"], [*ENGINE, f"+engine.max_modl_len={KEY}"]):
+        with pytest.raises(ConfigError) as caught:
+            check(words)
+        assert "QbRx" not in str(caught.value)
+
+
+def test_wrappers_arguments_are_protected_by_their_names() -> None:
+    spec = EngineSpec(
+        Model("a/b", "1", "a/b", None, {}), "embed", {"hf_token": TOKEN, "hf_overrides": {"pad_token": "x"}}
+    )
+    assert isinstance(spec.args["hf_token"], Secret)
+    assert spec.settings()["args"] == {"hf_overrides": {"pad_token": "x"}}
+
+
+def test_every_form_of_a_value_is_masked_and_short_ones_only_as_words() -> None:
+    register(PASSWORD)
+    texts = [PASSWORD, json.dumps(PASSWORD), f"x='{PASSWORD}'", "pass &quot;QbRx&quot; 42"]
+    assert all("QbRx" not in mask(text) for text in texts)
+    register("abcd")
+    register("x")
+    assert mask("abcd abcde x_abcd (abcd) x") == "*** abcde x_abcd (***) x"
+    stream = io.StringIO()
+    print("a", PASSWORD, file=MaskedStream(stream))  # type: ignore[arg-type]
+    assert stream.getvalue() == "a ***\n"
+    assert "QbRx" not in str(Mistake(f"engine.x={PASSWORD}", "wrong", PASSWORD))
+    assert "QbRx" not in str(of_exception(EngineStartError(f"vLLM: {PASSWORD}")))
+
+
+def leaks(*places: Path) -> list[str]:
+    files = [file for place in places for file in [place, *place.rglob("*")] if file.is_file()]
+    assert files
+    return [str(file) for file in files if b"QbRx" in file.read_bytes().replace(b"QbRx-harmless", b"")]
+
+
+def test_what_a_command_leaves_holds_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but the engine is real: Hydra's folder, the log, the record, the report, the terminal."""
+
+    def run_config(config: Any, output_dir: Path, overrides: Any, **_: Any) -> RunRecord:
+        record = started_record(config, output_dir, overrides, None)
+        token = config.engine["hf_token"]
+        logging.getLogger("vllm").warning("args: %s, %s", {"hf_token": str(token)}, token)
+        (output_dir / "mteb_vllm.log").open("a").write(f"from a library: {token}\n")
+        try:
+            raise EngineStartError(f"refused: {token}")
+        except EngineStartError as error:
+            logging.getLogger("vllm").exception("failed")
+            record.failure = of_exception(error)
+        print("out", token)
+        print("err", token, file=sys.stderr)
+        finish(record, 0.0)
+        return record
+
+    monkeypatch.setattr(entry, "run_config", run_config)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text(
+        f"# @package _global_\nengine:\n  env:\n    A_SECRET: {KEY}\n"
+    )
+    words = [*ENGINE[1:], f'+engine.hf_token="{TOKEN}"', "experiment=own", "results.dir=out", "--config-dir", "mine"]
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "argv", ["mteb-vllm", *words])
+        patched.setattr(sys, "stdout", sys.stdout)  # put back afterwards
+        patched.setattr(sys, "stderr", sys.stderr)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 1
+        patched.setattr(sys, "argv", ["mteb-vllm", "--cfg", "job", "--resolve", *words])
+        with pytest.raises(SystemExit):
+            cli.main()
+    shown = "".join(capsys.readouterr())
+    assert "out ***" in shown and "err ***" in shown and "hf_token: ***" in shown and "QbRx" not in shown
+    assert leaks(tmp_path / "out") == []
+    names = {file.name for file in (tmp_path / "out").rglob("*") if file.is_file() and b"***" in file.read_bytes()}
+    assert {"run.json", "mteb_vllm.log", "config.yaml", "overrides.yaml", "hydra.yaml"} <= names
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_what_runs_and_sweeps_of_a_real_engine_leave_holds_no_secret(tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "mteb_vllm", "tasks.names=[StdlibDocsClassification]", f"results.dir={tmp_path}/out"]
+    literal = [f"+engine.env.MY_API_KEY={KEY}", f'+engine.hf_token="{TOKEN}"']
+    commands = {
+        "run": ([*run, *ENGINE], 0),
+        "failed": ([*run, *literal, f"+engine.hf_overrides={{architectures: [{KEY}]}}"], 1),
+        "sweep": ([*run, "-m", *literal, "engine.dtype=float32,bfloat16"], 0),
+        "refused": ([*run, "-m", *literal, f"+engine.max_modl_len={KEY}"], 2),
+    }
+    for name, (command, status) in commands.items():
+        done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=dict(os.environ), check=False)
+        (tmp_path / f"{name}.out").write_bytes(done.stdout + done.stderr)
+        assert (done.returncode, b"Traceback" in done.stderr) == (status, False), name
+    assert leaks(tmp_path) == []

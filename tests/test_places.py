@@ -1,0 +1,87 @@
+"""What becomes part of a path stays inside the folder of results, or is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mteb_vllm.command import check
+from mteb_vllm.errors import ConfigError
+from mteb_vllm.files import name_problem
+from mteb_vllm.stored import predictions_path, result_path
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
+    return f"model.path={tmp_path / 'weights'}"
+
+
+def said(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check(overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("model.revision=../../..", "model.revision=../../..: is no commit, branch or tag: is no name of a folder"),
+        ("model.revision=/tmp/elsewhere", "is no commit, branch or tag: is no name of a folder"),
+        ("model.revision=feature/x", "model.revision=feature/x: leads to another folder"),
+        ('model.revision="a\tb"', "holds a character that cannot be printed"),
+        (f"model.name=org/{'x' * 300}", "is too long for the name of a folder: 305 bytes, and 255 are possible"),
+        (f"model.name='org/{'é' * 127}'", "is too long for the name of a folder: 259 bytes"),
+        ("model.name='org/a\x07b'", "holds a character that cannot be printed"),
+    ],
+    ids=["parents", "absolute", "folder", "tab", "long", "bytes", "bell"],
+)
+def test_a_model_of_a_name_that_is_no_folder_of_results(model: str, override: str, what: str) -> None:
+    assert what in said("model=custom", model, *(["model.name=org/tiny"] if "revision" in override else []), override)
+
+
+def test_a_name_of_the_hubs_that_cannot_be_one_is_refused_without_a_traceback(model: str) -> None:
+    for name in ("'~nosuchuser/model'", "org/" + "x" * 300, "x" * 5000):
+        assert "model.name=" in said("model=custom", f"model.name={name}")
+    assert "there is no folder" in said("model=custom", "model.path='~nosuchuser/model'")
+    assert "there is no folder" in said("model=custom", f"model.path={'x' * 300}")
+
+
+def test_a_first_stages_model_is_checked_as_well(model: str) -> None:
+    stage = ["pipeline=rerank", "pipeline/first_stage=dense", "model=ms_marco_minilm", "tasks=demo_retrieval"]
+    at = "pipeline.first_stage.model"
+    text = said(*stage, f"model@{at}=custom", model.replace("model.path", f"{at}.path"), f"{at}.revision=../x")
+    assert f"{at}.revision=../x: is no commit, branch or tag" in text
+
+
+@pytest.mark.parametrize(
+    ("folder", "what"),
+    [
+        ("''", "is no folder"),
+        ("'  '", "is no folder"),
+        ('"a\nb"', "holds a character that cannot be printed"),
+        ("x" * 300, "File name too long"),
+        ("/".join(["x" * 100] * 40), "is too long: results below it would have no name"),
+    ],
+    ids=["empty", "blank", "line", "name", "path"],
+)
+def test_a_folder_of_results_that_is_none(model: str, folder: str, what: str) -> None:
+    assert what in said("model=custom", model, "model.name=org/tiny", f"results.dir={folder}")
+    assert what in said("pipeline=report", "runs=.", f"pipeline.dir={folder}")
+
+
+def test_a_result_is_never_elsewhere(tmp_path: Path) -> None:
+    engine = {"model": "org/name", "revision": "local-1"}
+    inside = result_path(tmp_path, {"engine": engine}, "STS12", "0" * 16)
+    assert inside.is_relative_to(tmp_path / "results") and len(inside.relative_to(tmp_path).parts) == 6
+    for wrong in ({"revision": ".."}, {"revision": "/tmp"}, {"revision": "a/../.."}, {"model": "org/" + "x" * 300}):
+        with pytest.raises(ValueError):
+            result_path(tmp_path, {"engine": engine | wrong}, "STS12", "0" * 16)
+    for task in ("../STS12", "/STS12", "STS12/../../x", "STS\n12"):
+        with pytest.raises(ValueError):
+            predictions_path(tmp_path, {"engine": engine}, task, "0" * 16)
+    assert name_problem("Größe-1.0_x") is None
