@@ -82,9 +82,6 @@ def _main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(HELP.format(groups=_groups()))
         return 0
-    from mteb_vllm.masking import mask_output
-
-    mask_output()
     import hydra
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException

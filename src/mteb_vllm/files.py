@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_SEAL = re.compile(rb'\{\n  "sha256": "([0-9a-f]{64})",')
-
 from mteb_vllm.masking import mask
+
+_SEAL = re.compile(rb'\{\n  "sha256": "([0-9a-f]{64})",')
 
 # Bytes that the usual file systems take for the name of one file or folder.
 _LONGEST_NAME = 255
@@ -115,7 +115,7 @@ def read_with_checksum(path: Path) -> bytes:
 
 def dump_sealed(content: Mapping[str, Any]) -> str:
     """Return JSON whose first key, `sha256`, is the checksum of the rest; values that JSON does not know become strings."""
-    text = json.dumps(content, indent=2, default=str) + "\n"
+    text = mask(json.dumps(content, indent=2, default=str)) + "\n"  # before its checksum
     return f'{{\n  "sha256": "{hashlib.sha256(text.encode()).hexdigest()}",{text[1:]}'
 
 

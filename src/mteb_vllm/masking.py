@@ -18,7 +18,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -252,38 +252,3 @@ class MaskingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, its traceback included, without secrets."""
         return mask(super().format(record))
-
-
-class MaskedStream:
-    """Standard output or standard error without secrets; everything but `write` is the stream's own."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write a text, masked."""
-        self._stream.write(mask(text))
-        return len(text)
-
-    def writelines(self, lines: Any) -> None:
-        """Write texts, masked."""
-        for line in lines:
-            self.write(line)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def mask_output() -> None:
-    """Mask secrets in what this process prints from now on."""
-    import sys
-
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is not None and not isinstance(stream, MaskedStream):
-            setattr(sys, name, MaskedStream(stream))
-
-
-def public_environment(values: Mapping[str, str]) -> dict[str, str]:
-    """Return variables without those that hold a secret."""
-    return {key: value for key, value in values.items() if not is_secret_name(key)}

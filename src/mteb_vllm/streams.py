@@ -1,5 +1,7 @@
 """Standard output and error that never end a run: closed or full ones are given up, unknown characters are replaced.
 
+Secrets are masked in what is written to them.
+
 A run goes on for hours and writes its files, whoever has stopped reading what it prints. What became of standard output is
 said once, by the exit status.
 """
@@ -12,6 +14,8 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any, TextIO, cast
+
+from mteb_vllm.masking import mask
 
 
 class Lenient:
@@ -32,9 +36,9 @@ class Lenient:
         self.error: Exception | None = None
 
     def write(self, text: str) -> int:
-        """Write the text as far as the stream takes it; characters outside of its encoding become question marks."""
+        """Write the text, secrets masked, as far as the stream takes it; characters outside its encoding become `?`."""
         try:
-            self._stream.write(text)
+            self._stream.write(mask(text))
         except UnicodeEncodeError:
             encoding = self._stream.encoding
             return self.write(text.encode(encoding, errors="replace").decode(encoding))

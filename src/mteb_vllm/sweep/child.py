@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import IO, cast
 
 import psutil
 from hydra import version
@@ -29,11 +28,11 @@ from mteb_vllm.console import Console
 from mteb_vllm.engine import EngineSpec, close_engines, dead_processes, working_processes
 from mteb_vllm.entry import Job, typed
 from mteb_vllm.failures import ENGINE_DIED, of_exception
-from mteb_vllm.masking import MaskedStream, mask_output
 from mteb_vllm.memory import leftover_mb
 from mteb_vllm.progress import MakeProgress, Progress
 from mteb_vllm.results import TaskOutcome
 from mteb_vllm.runner import retrieve_ahead
+from mteb_vllm.streams import lenient, open_standard_streams
 from mteb_vllm.sweep.messages import (
     AheadDone,
     Closed,
@@ -68,7 +67,7 @@ def main(orders: int, lifeline: int) -> None:
     """
     for descriptor in (orders, lifeline):
         os.set_inheritable(descriptor, False)  # an engine's processes must not hold them open
-    mask_output()
+    open_standard_streams()
     # A crash, and a hang that is asked about, show where they are; standard error goes into the point's log.
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -95,7 +94,7 @@ def _follow(order: Order, pipe: Connection) -> Report:
     try:
         order.folder.mkdir(parents=True, exist_ok=True)
         with (order.folder / "output.txt").open("a", encoding="utf-8") as file:
-            console = Console(file=cast("IO[str]", MaskedStream(file)), width=160)
+            console = Console(file=lenient(file), width=160)
             progress = functools.partial(_Relay, pipe=pipe)
             return (
                 _first_stage(order, console, progress) if order.first_stage_only else _point(order, console, progress)
