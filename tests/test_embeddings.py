@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load, save
 
 import store_writer
 from mteb_vllm.embeddings.segments import size_of
@@ -148,6 +150,37 @@ def test_a_harmed_file_is_named_set_aside_and_computed_again(tmp_path: Path, har
     assert opened.set_aside == [aside] and aside.exists() and not path.exists()
     _, work = encode_texts(again, texts, 500, known=EmbeddingStore(tmp_path, PLENTY).named("x", 384))
     assert work.stored == 500
+
+
+@pytest.mark.parametrize(
+    "region", ["keys", "truncated", "checksums", "vectors", "digest", "no digest", "shapes", "types"]
+)
+def test_every_part_of_a_segment_is_verified(tmp_path: Path, region: str) -> None:
+    fill(EmbeddingStore(tmp_path, PLENTY).named("engine", DIM), range(100))
+    (path,) = (tmp_path / "embeddings" / "engine").iterdir()
+    arrays: dict[str, Any] = load(path.read_bytes())
+    with safe_open(path, framework="numpy") as file:
+        metadata = dict(file.metadata())
+    if region in arrays:
+        changed = arrays[region].copy().view(np.uint8).reshape(-1)
+        changed[len(changed) // 2] ^= 1
+        arrays[region] = changed.view(arrays[region].dtype).reshape(arrays[region].shape)
+    elif region == "digest":
+        metadata["digest"] = metadata["digest"][::-1]
+    elif region == "shapes":
+        arrays["truncated"] = arrays["truncated"].reshape(1, -1)
+    elif region == "types":
+        arrays["keys"] = arrays["keys"].view(np.int64)
+    path.write_bytes(save(arrays, None if region == "no digest" else metadata))
+    store = EmbeddingStore(tmp_path, PLENTY)
+    found = check(store.named("engine", DIM), range(100))
+    assert found == [] and store.set_aside == [path.with_name(f"{path.name}.broken")]
+
+
+def test_a_segment_of_vectors_of_another_length_is_not_read(tmp_path: Path) -> None:
+    fill(EmbeddingStore(tmp_path, PLENTY).named("engine", DIM), range(100))
+    store = EmbeddingStore(tmp_path, PLENTY)
+    assert check(store.named("engine", DIM // 2), range(100)) == [] and len(store.set_aside) == 1
 
 
 def test_twenty_killed_writers_leave_nothing_wrong_and_keep_the_bound(tmp_path: Path) -> None:

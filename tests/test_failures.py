@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 
 from mteb_vllm import errors, failures
+from mteb_vllm.digests import write_note
 from mteb_vllm.failures import Failure, Kind, before, of_exception, of_exit, of_timeout, remember, remembered, with_log
 
 
@@ -126,5 +127,43 @@ def test_what_failed_is_remembered_until_there_is_a_score(tmp_path: Path) -> Non
     assert before(remembered(tmp_path, "abc"), "STS12") == replace(one, tried=False)
     remember(tmp_path, "abc", [], ["STS12"])
     assert not any((tmp_path / "failures").iterdir())
-    (tmp_path / "failures" / "abc.json").write_text("half a")
+
+
+def test_a_memory_of_the_wrong_types_is_none_and_is_repaired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = Failure("task", "x", "STS12")
+    path = tmp_path / "failures" / "abc.json"
+    remember(tmp_path, "abc", [one], [])
+    right = path.read_text()
+    bare = '{"StdlibDocsClassification": {"kind": 5, "message": 7}}'
+    for harm in (
+        "half a",
+        "[]",
+        "5",
+        bare,
+        right.replace('"x"', "5"),
+        right.replace("STS12", "STS13"),
+        "[" * 200_000,
+        None,
+    ):
+        path.unlink(missing_ok=True)
+        path.mkdir() if harm is None else path.write_text(harm)
+        assert remembered(tmp_path, "abc") == {}
+        remember(tmp_path, "abc", [], [])
+        assert path.exists() == (harm is None), "what nobody can read says nothing"
+        remember(tmp_path, "abc", [one], [])
+        assert remembered(tmp_path, "abc") == {"STS12": one}
+    write_note(tmp_path, path, {"STS12": {"kind": "task", "cause": "of a later version"}})
     assert remembered(tmp_path, "abc") == {}
+    locked = []
+    monkeypatch.setattr(failures, "lock", lambda *_, **__: locked.append(1))
+    remember(tmp_path, "other", [], ["STS12"])
+    assert not locked, "a folder that cannot be written is no trouble where there is nothing to say"
+
+    def no_lock(*_: object, **__: object) -> None:
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(failures, "lock", no_lock)
+    remember(tmp_path, "abc", [one], [])
+    assert "Permission denied" in caplog.text

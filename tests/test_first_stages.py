@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from mteb_vllm.errors import FirstStageError
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import BM25, Oracle, Random, Saved
 from mteb_vllm.pipelines import mteb_run
+from mteb_vllm.pipelines.rerank import take_candidates
 from mteb_vllm.searches import Ceiling
 from mteb_vllm.store import ResultsStore
+from mteb_vllm.stored import intact
 
 
 @pytest.fixture
@@ -87,12 +91,42 @@ def test_predictions_are_mtebs_own_and_kept_whole(task: Any, tmp_path: Path) -> 
     content = json.loads(path.read_text())
     assert content["mteb_model_meta"] == {"model_name": "mteb/baseline-bm25s", "revision": "0_3_0"}
     assert path.parent.parent.name == "experiments" and path.name == "StdlibDocsRetrieval_predictions.json"
-    # Half a file is set aside, and not read.
-    path.write_text(path.read_text()[:1000])
-    assert ResultsStore(tmp_path).predictions(task, BM25().searcher(task).mteb_model_meta) is None
-    assert path.with_suffix(".json.broken").exists()
-    score(BM25(), task, tmp_path)
-    assert json.loads(kept(BM25(), task, tmp_path).read_text()) == content
+    # A file that is not what was written is quarantined, and not read.
+    whole = path.read_bytes()
+    queries = content["default"]["test"]
+    half = {**content, "default": {"test": {query: queries[query] for query in list(queries)[::2]}}}
+    for at, harm in enumerate((whole[:1000], json.dumps(half).encode(), b"[]", b"")):
+        path.write_bytes(harm)
+        store, meta = ResultsStore(tmp_path), BM25().searcher(task).mteb_model_meta
+        assert not intact(tmp_path, path)
+        assert store.predictions(task, meta) is None and len(store.set_aside) == 1
+        score(BM25(), task, tmp_path)
+        assert kept(BM25(), task, tmp_path).read_bytes() == whole and intact(tmp_path, path)
+        assert len(list(path.parent.glob("*.broken*"))) == at + 1
+    path.unlink()
+    assert not intact(tmp_path, path)
+
+
+def test_candidates_of_all_queries_or_a_failure(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
+    store, meta = ResultsStore(tmp_path), BM25().searcher(task).mteb_model_meta
+    with pytest.raises(FirstStageError, match="are gone"):
+        take_candidates(task, store, meta, 3)
+    content = json.loads(kept(BM25(), task, bm25[0]).read_text())
+    written, queries = tmp_path / "x.json", content["default"]["test"]
+    written.write_text(json.dumps(content))
+    store.keep_predictions(task, meta, written)
+    assert take_candidates(task, store, meta, 3) == 0
+    assert {len(one) for one in task.dataset["default"]["test"]["top_ranked"].values()} == {3}
+    gone = next(iter(queries))
+    shutil.rmtree(tmp_path / "predictions")
+    written.write_text(
+        json.dumps({**content, "default": {"test": {key: queries[key] for key in queries if key != gone}}})
+    )
+    store.keep_predictions(task, meta, written)
+    with pytest.raises(FirstStageError, match=f"no predictions for 1 of the .* queries of default/test .*{gone!r}"):
+        take_candidates(task, store, meta, 3)
+    task.dataset["default"]["test"]["relevant_docs"][gone] = {}  # as mteb leaves it out
+    assert take_candidates(task, store, meta, 3) == 1, "but it is told"
 
 
 def test_predictions_for_another_subset_join_those_that_are_there(tmp_path: Path) -> None:
@@ -135,6 +169,17 @@ def test_saved_predictions_of_something_else_are_refused_with_the_reason(
         task.unload_data()
         return str(error.value)
 
+    def no_scores(scores: Any) -> Any:
+        def change(file: Any) -> None:
+            file["default"]["test"][next(iter(file["default"]["test"]))] = scores
+
+        return change
+
+    for odd in ([], 5, None, {"doc": "x"}, {"doc": None}, {"doc": math.nan}):
+        assert "holds no scores of documents for the query" in refused(no_scores(odd))
+    assert "holds no predictions for default/test; it holds none" in refused(lambda file: file.update(default=[1]))
+    assert refused(lambda file: file.update(mteb_vllm=[5], default={})), "what says nothing of itself is no traceback"
+
     def another_task(file: Any) -> None:
         file["mteb_vllm"]["task"] = "SciFact"
 
@@ -165,6 +210,22 @@ def test_saved_predictions_of_something_else_are_refused_with_the_reason(
         Saved(path=str(tmp_path / "broken.json")).searcher(task)
     with pytest.raises(FirstStageError, match="cannot be read"):
         Saved(path=str(tmp_path / "nowhere.json")).settings("SciFact")
+
+
+def test_saved_predictions_in_a_store_are_verified(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
+    shutil.copytree(bm25[0], tmp_path / "root")
+    path = kept(BM25(), task, tmp_path / "root")
+    content = json.loads(path.read_text())
+    best = next(iter(content["default"]["test"].values()))
+    best[next(iter(best))] += 100
+    path.write_text(json.dumps(content))
+    with pytest.raises(FirstStageError, match="does not match its digest"):
+        Saved(path=str(path)).searcher(task)
+    copy = shutil.copy(path, tmp_path / path.name)
+    shutil.copy(f"{path}.sha256", f"{copy}.sha256")
+    Saved(path=str(copy)).searcher(task)  # somebody's own file
+    path.with_name(f"{path.name}.sha256").unlink()
+    Saved(path=str(path)).searcher(task)
 
 
 def test_mteb_reads_what_is_kept(task: Any, bm25: tuple[Path, float]) -> None:

@@ -18,6 +18,7 @@ from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.stored import keep_same, keep_settings, predictions_path, result_path
 from mteb_vllm.sweep.planning import PlannedPoint, grouped, plan_points
 from mteb_vllm.sweep.table import plan_table, print_plan
+from test_digests import put
 
 RERANK = ["pipeline=rerank", "model=minilm", "pipeline.scoring=cosine", "tasks=demo_retrieval"]
 DENSE = ["pipeline/first_stage=dense", "model@pipeline.first_stage.model=minilm"]
@@ -46,9 +47,8 @@ def known(point: PlannedPoint, task: str, tmp_path: Path, **changed: Any) -> Non
     settings = {**point.plan.settings, **changed}
     keep_settings(tmp_path, settings)
     path = result_path(tmp_path, settings, task, fingerprint(settings))
-    path.parent.mkdir(parents=True, exist_ok=True)
     scores = {split: [{"hf_subset": name, "main_score": 0.5} for name in info.subsets] for split in info.splits}
-    path.write_text(json.dumps({"dataset_revision": info.dataset_revision, "scores": scores}))
+    put(tmp_path, path, json.dumps({"dataset_revision": info.dataset_revision, "scores": scores}).encode())
 
 
 def test_points_of_an_engine_follow_each_other_whatever_the_order_of_the_axes() -> None:
@@ -75,10 +75,13 @@ def test_a_dense_first_stage_runs_ahead_of_the_rerankers_that_read_it(tmp_path: 
     assert stage is not None and {one.unit for one in matrix[0].work} == {"texts"}
     settings = stage.settings("StdlibDocsRetrieval")
     path = predictions_path(tmp_path, settings, "StdlibDocsRetrieval", fingerprint(settings))
-    path.parent.mkdir(parents=True)
-    path.write_text("{}")
+    put(tmp_path, path, b"{}")
     after = planned(*RERANK, *DENSE, *axes, f"results.dir={tmp_path}")
     assert order(after) == [["1*", "3*"], ["0", "1"], ["2", "3"]] and after[0].tokens < after[1].tokens
+    path.write_bytes(b"[]")
+    assert order(planned(*RERANK, *DENSE, *axes, f"results.dir={tmp_path}")) == order(matrix), (
+        "what is damaged is not there"
+    )
 
 
 def test_a_point_says_what_is_known_of_it(tmp_path: Path) -> None:

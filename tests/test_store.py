@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from mteb.mocks import mock_tasks
 
 from mteb_vllm.store import ResultsStore
 from mteb_vllm.wrappers import model_meta
+from test_digests import put
 
 
 class Model:
@@ -53,7 +56,8 @@ def test_mteb_itself_reads_what_is_stored_and_tells_settings_apart(tmp_path: Pat
     store = ResultsStore(tmp_path)
     one = evaluate(store, "aaaa", sts)
     files = {path.name for path in (tmp_path / "results/org__model/abc/experiments/settings_aaaa").iterdir()}
-    assert files == {f"{sts.metadata.name}.json", "model_meta.json", "run_settings.jsonl"}
+    name = f"{sts.metadata.name}.json"
+    assert files == {name, f"{name}.sha256", "model_meta.json", "run_settings.jsonl"}
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == [".locks", "results"] and not any((tmp_path / ".locks").iterdir()), "nothing is left of the writing"
     assert store.known(sts, one.mteb_model_meta) is not None
@@ -68,23 +72,115 @@ def test_other_data_is_not_the_same_result(tmp_path: Path, sts: Any, monkeypatch
     store = ResultsStore(tmp_path)
     meta = evaluate(store, "aaaa", sts).mteb_model_meta
     path = store.get_task_result_path(sts.metadata.name, meta)
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "dataset_revision": "of another time"}))
+    put(tmp_path, path, path.read_bytes().replace(sts.metadata.revision.encode(), b"of another time"))
+    assert store.load_task_result(sts.metadata.name, meta) is not None
     assert store.known(sts, meta) is None and not store.started(sts, meta)
+    assert not store.set_aside, "it is not damaged"
 
 
-def test_half_a_file_is_set_aside_and_computed_again(
-    tmp_path: Path, sts: Any, caplog: pytest.LogCaptureFixture
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A store with a result, not to be written to, and its model's metadata."""
+    root = tmp_path_factory.mktemp("computed")
+    return root, evaluate(ResultsStore(root), "aaaa", mock_tasks.MockSTSTask()).mteb_model_meta
+
+
+def edited(content: bytes, score: Any) -> bytes:
+    found = json.loads(content)
+    found["scores"]["test"][0]["main_score"] = score
+    return json.dumps(found).encode()
+
+
+DAMAGES: dict[str, Any] = {
+    "cut": lambda content: content[:100],
+    "a flipped bit": lambda content: content.replace(b'"main_score": 0.', b'"main_score": 1.'),
+    "null": lambda content: edited(content, None),
+    "text": lambda content: edited(content, "x"),
+    "nan": lambda content: edited(content, math.nan),
+    "a list": lambda _: b"[]",
+    "scores of another type": lambda content: json.dumps({**json.loads(content), "scores": [1]}).encode(),
+    "nested": lambda _: b"[" * 200_000,
+    "empty": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "no digest", "a folder"])
+def test_a_damaged_result_is_quarantined_named_and_computed_again(
+    damage: str, computed: tuple[Path, Any], tmp_path: Path, sts: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = ResultsStore(tmp_path)
-    meta = evaluate(store, "aaaa", sts).mteb_model_meta
+    before, meta = computed
+    root = shutil.copytree(before, tmp_path / "root")
+    store = ResultsStore(root)
+    right = store.known(sts, meta)
     path = store.get_task_result_path(sts.metadata.name, meta)
-    path.write_text(path.read_text()[:100])
-    assert store.known(sts, meta) is None
-    assert "set aside" in caplog.text and path.name in caplog.text
-    assert path.with_suffix(".json.broken").exists() and not path.exists()
+    if damage in DAMAGES:
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    elif damage == "no digest":
+        path.with_name(f"{path.name}.sha256").unlink()
+    else:
+        path.unlink()
+        path.mkdir()
+    from mteb_vllm.stored import look
+    from test_stored import info
+
+    assert look(root, path, info(sts)) == "unreadable" and path.exists(), "looking changes nothing"
+    assert store.known(sts, meta) is None and not store.started(sts, meta)
+    aside = path.with_name(f"{path.name}.broken")
+    assert store.set_aside == [aside] and aside.exists() and not path.exists()
+    assert "quarantined" in caplog.text and path.name in caplog.text
     assert evaluate(store, "aaaa", sts).calls > 0
-    assert store.known(sts, meta) is not None
+    again = store.known(sts, meta)
+    assert right is not None and again is not None and again.get_score() == right.get_score()
+
+
+def test_what_others_left_in_a_results_folder_costs_no_result(tmp_path: Path, sts: Any) -> None:
+    for at, settings in enumerate((b"5", b'{"task": "x", "splits": 5, "subsets": 7}\n', b"\xff\xfe", None)):
+        store, meta = ResultsStore(tmp_path / str(at)), Model("aaaa").mteb_model_meta
+        folder = store.get_task_result_path(sts.metadata.name, meta).parent
+        (folder / "model_meta.json" / "x").mkdir(parents=True)
+        if settings is None:
+            (folder / "run_settings.jsonl").mkdir()
+        else:
+            (folder / "run_settings.jsonl").write_bytes(settings)
+        evaluate(store, "aaaa", sts)
+        assert store.known(sts, meta) is not None
+        assert json.loads((folder / "model_meta.json").read_text())["name"] == "org/model"
+        (line,) = (folder / "run_settings.jsonl").read_text().splitlines()
+        assert json.loads(line)["task"] == sts.metadata.name
+
+
+def test_a_result_that_gives_way_to_a_whole_one_is_never_damaged(tmp_path: Path) -> None:
+    """As a reader meets it whenever the writer is killed, or still at work."""
+    store, task = ResultsStore(tmp_path), mock_tasks.MockMultilingualSTSTask()
+    half = mock_tasks.MockMultilingualSTSTask().filter_languages(None, hf_subsets=task.hf_subsets[:1])
+    meta = evaluate(store, "aaaa", half).mteb_model_meta
+    path = store.get_task_result_path(task.metadata.name, meta)
+    before = path.read_bytes()
+    evaluate(store, "aaaa", task)
+    path.write_bytes(before)
+    assert store.started(task, meta) and not store.set_aside
+
+
+def test_a_result_is_adopted_only_as_it_was_written(computed: tuple[Path, Any], tmp_path: Path, sts: Any) -> None:
+    before, meta = computed
+    store = ResultsStore(shutil.copytree(before, tmp_path / "root"))
+    other, path = Model("bbbb").mteb_model_meta, store.get_task_result_path(sts.metadata.name, meta)
+    content = path.read_bytes()
+    for harm in (edited(content, 0.99), b"[]", b""):
+        path.write_bytes(harm)
+        assert store.adopt(sts, other, path) is None
+    assert store.adopt(sts, other, path.with_name("gone.json")) is None
+    put(store.root, path, content.replace(sts.metadata.revision.encode(), b"of another time"))
+    assert store.adopt(sts, other, path) is None, "other data"
+    put(store.root, path, content)
+    adopted, own = store.adopt(sts, other, path), store.known(sts, meta)
+    assert adopted is not None and own is not None and adopted.get_score() == own.get_score()
+    assert store.known(sts, other) is not None and not store.set_aside, "with a digest of its own"
+    third = store.get_task_result_path(sts.metadata.name, Model("cccc").mteb_model_meta)
+    third.parent.mkdir()
+    shutil.copy(path, third)
+    shutil.copy(f"{path}.sha256", f"{third}.sha256")
+    assert store.known(sts, Model("cccc").mteb_model_meta) is None, "a copy by hand is another setting's"
 
 
 def test_a_missing_subset_is_not_known(tmp_path: Path) -> None:
@@ -106,8 +202,6 @@ def test_a_score_that_is_no_number_is_not_known(tmp_path: Path, sts: Any) -> Non
 
 
 def test_a_passing_read_error_harms_no_file(tmp_path: Path, sts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mteb.results import TaskResult
-
     store = ResultsStore(tmp_path)
     meta = evaluate(store, "aaaa", sts).mteb_model_meta
 
@@ -115,7 +209,7 @@ def test_a_passing_read_error_harms_no_file(tmp_path: Path, sts: Any, monkeypatc
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(TaskResult, "from_disk", fail)
+        patch.setattr("mteb_vllm.digests.read_file", fail)
         with pytest.raises(OSError):
             store.known(sts, meta)
     assert store.known(sts, meta) is not None

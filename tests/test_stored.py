@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,19 @@ from mteb_vllm.command import check
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.plan import Plan, plan
 from mteb_vllm.store import ResultsStore
-from mteb_vllm.stored import Stale, keep_settings, look, result_path
+from mteb_vllm.stored import (
+    Stale,
+    complete,
+    copy_measured,
+    keep_measured,
+    keep_same,
+    keep_settings,
+    look,
+    measured,
+    result_path,
+    same_result,
+)
+from test_digests import put
 from test_store import Model, evaluate
 
 SETTINGS = {"engine": {"model": "org/model", "revision": "abc", "versions": {"vllm": "0.26.0"}}, "prompts": {}}
@@ -39,7 +52,7 @@ def test_it_says_what_the_store_says(tmp_path: Path) -> None:
     assert path == store.get_task_result_path(whole.metadata.name, meta)
 
     def seen() -> tuple[str, bool]:
-        return look(path, info(whole), None), store.known(whole, meta) is not None
+        return look(tmp_path, path, info(whole), None), store.known(whole, meta) is not None
 
     assert seen() == ("nothing", False)
     evaluate(
@@ -48,14 +61,57 @@ def test_it_says_what_the_store_says(tmp_path: Path) -> None:
     assert seen() == ("part", False)
     evaluate(store, "aaaa", mock_tasks.MockMultilingualSTSTask())
     assert seen() == ("whole", True)
-    content = path.read_text()
-    path.write_text(json.dumps({**json.loads(content), "dataset_revision": "of another time"}))
+    content = path.read_bytes()
+    put(tmp_path, path, json.dumps({**json.loads(content), "dataset_revision": "of another time"}).encode())
     assert seen() == ("other data", False)
-    path.write_text(content.replace('"main_score": ', '"main_score": NaN, "was": '))
-    assert seen() == ("part", False)
-    path.write_text(content[:200])
-    assert look(path, info(whole), None) == "unreadable" and seen() == ("unreadable", False)
-    assert seen() == ("nothing", False), "the store has set it aside"
+    for odd in (b"NaN", b"null", b'"x"'):
+        put(tmp_path, path, content.replace(b'"main_score": ', b'"main_score": ' + odd + b', "was": '))
+        assert seen() == ("part", False)
+    path.write_bytes(content[:200])
+    assert seen() == ("unreadable", False)
+    assert seen() == ("nothing", False), "the store has quarantined it"
+
+
+def test_an_aggregate_has_one_score_whatever_the_subsets_of_its_parts() -> None:
+    own = {"test": [{"hf_subset": "default", "main_score": 0.5}]}
+    assert complete(own, ["test"], ["en", "de"], aggregate=True)
+    assert not complete(own, ["test"], ["en", "de"], aggregate=False)
+    assert not complete({"test": [{"hf_subset": "default", "main_score": None}]}, ["test"], ["en"], aggregate=True)
+    assert not complete(own, ["test", "train"], ["default"], aggregate=False)
+
+
+def test_notes_of_the_wrong_types_count_as_absent_and_are_repaired(tmp_path: Path) -> None:
+    path = result_path(tmp_path, SETTINGS, "STS12", "aaaa")
+    files = [tmp_path / "settings" / f"{fingerprint(SETTINGS)}.json"]
+    files += [tmp_path / "settings" / "same" / "bbbb.json", tmp_path / "settings" / "measured" / "aaaa" / "STS12.json"]
+
+    def write() -> None:
+        keep_settings(tmp_path, SETTINGS)
+        keep_same(tmp_path, "bbbb", path)
+        keep_measured(tmp_path, path, {"texts": 5})
+
+    def read() -> list[Any]:
+        return [Stale(tmp_path)._all, same_result(tmp_path, "bbbb"), measured(tmp_path, path)]
+
+    write()
+    right = read()
+    assert all(right) and right[1:] == [path, {"texts": 5}]
+    contents = [file.read_bytes() for file in files]
+    odd = [b"5", b"[]", b"null", b'"x"', b"{}", b"", b"\xff", b"[" * 200_000, b'{"result": 5}', b'{"engine": 5}']
+    for harm in [*odd, contents[2], None]:
+        for file in files:
+            file.unlink()
+            file.mkdir() if harm is None else file.write_bytes(harm)
+        assert read()[:2] == [{}, None] and (harm == contents[2] or read()[2] is None)
+        assert Stale(tmp_path).why(SETTINGS, info(mock_tasks.MockSTSTask())) is None
+        copy_measured(tmp_path, path, path.with_name("other.json"))
+        write()
+        assert read() == right
+    shutil.rmtree(tmp_path / "settings")
+    (tmp_path / "settings").write_text("a file")
+    assert read() == [{}, None, None]
+    write()
+    assert read() == right and (tmp_path / "settings.broken").read_text() == "a file"
 
 
 RERANK = [

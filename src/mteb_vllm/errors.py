@@ -8,6 +8,7 @@ MtebVllmError
 ├── EngineError           vLLM stopped working
 │   └── EngineStartError  vLLM did not open
 ├── DataError             a task's data cannot be loaded
+├── LockError             the results store cannot be locked
 ├── TemplateError         a score template does not fit the model's tokenizer, or a callable template cannot be imported
 ├── FirstStageError       a first stage's predictions cannot be had, or belong to something else
 └── NonFiniteError        NaN or Inf came out of the engine
@@ -101,6 +102,10 @@ class FirstStageError(MtebVllmError):
 
 class MeasureError(MtebVllmError):
     """What shall be measured cannot be had: texts of such a length, or such tasks."""
+
+
+class LockError(MtebVllmError, OSError):
+    """The results store cannot be locked, so that nothing may be written into it."""
 
 
 class NonFiniteError(MtebVllmError, ArithmeticError):

@@ -7,14 +7,15 @@ Failures are also remembered beside the results, so that a later run can say wha
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from mteb_vllm.digests import read_note, write_note
 from mteb_vllm.errors import (
     DataError,
     EngineError,
@@ -25,9 +26,10 @@ from mteb_vllm.errors import (
     MtebVllmError,
     NonFiniteError,
 )
-from mteb_vllm.files import write_atomically
 from mteb_vllm.locks import lock
 from mteb_vllm.masking import mask
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal[
     "out_of_memory_loading",  # memory ran out, or would, while the engine opened
@@ -227,26 +229,28 @@ def remember(root: Path, fingerprint: str, failures: Sequence[Failure], settled:
         settled: Tasks that have a score now.
     """
     path = _path(root, fingerprint)
-    with lock(root, f"{fingerprint}.failures"):
-        known = remembered(root, fingerprint)
-        # A failure outside of any task is settled when some task has a score.
-        kept = {key: found for key, found in known.items() if key not in settled and (key or not settled)}
-        kept |= {failure.task or "": failure for failure in failures if failure.tried and failure.kind != "interrupted"}
-        if kept == known:
-            return
-        if kept:
-            content = {key: asdict(found) for key, found in kept.items()}
-            write_atomically(path, json.dumps(content, indent=2) + "\n")
-        else:
-            path.unlink(missing_ok=True)
+    news = {failure.task or "": failure for failure in failures if failure.tried and failure.kind != "interrupted"}
+    if not news and not path.exists():
+        return
+    try:
+        with lock(root, f"{fingerprint}.failures"):
+            known = remembered(root, fingerprint)
+            # A failure outside of any task is settled when some task has a score.
+            kept = {key: found for key, found in known.items() if key not in settled and (key or not settled)} | news
+            if kept:
+                write_note(root, path, {key: asdict(found) for key, found in kept.items()})
+            elif path.is_file():
+                path.unlink()
+    except OSError as error:
+        logger.warning("what failed cannot be remembered: %s", error)
 
 
 def remembered(root: Path, fingerprint: str) -> dict[str, Failure]:
     """What failed before under some settings: task to failure, "" for one outside of any task."""
+    found = read_note(root, _path(root, fingerprint)) or {}
     try:
-        found: dict[str, Any] = json.loads(_path(root, fingerprint).read_text(encoding="utf-8"))
         return {task: Failure(**failure) for task, failure in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):  # a memory that cannot be read is none
+    except TypeError:  # of another version of this program
         return {}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import logging
 import os
 import re
 import stat
@@ -15,6 +17,8 @@ from typing import Any
 from mteb_vllm.masking import mask
 
 _SEAL = re.compile(rb'\{\n  "sha256": "([0-9a-f]{64})",')
+
+logger = logging.getLogger(__name__)
 
 # Bytes that the usual file systems take for the name of one file or folder.
 _LONGEST_NAME = 255
@@ -136,3 +140,31 @@ def check_seal(text: bytes) -> bool:
 def expand_user(path: str | Path) -> Path:
     """Return the path with `~` and `~name` expanded, unchanged where there is no such user."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError for an unknown user
+
+
+def make_way(path: Path, root: Path) -> None:
+    """Make the folder of a file below `root`, and quarantine what is in the way: a folder in the file's place, or a file in
+    that of a folder.
+
+    Links stay: where they point may be there again later.
+
+    Raises:
+        OSError: if that cannot be done.
+    """
+    for one in (path, *(parent for parent in path.parents if root in parent.parents)):
+        in_the_way = one.is_dir() if one == path else one.is_file()
+        if in_the_way and not one.is_symlink():
+            logger.warning("%s is in the way; quarantined as %s", one, quarantine(one).name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def quarantine(path: Path) -> Path:
+    """Rename a damaged file or folder to the first free name of `<name>.broken`, `<name>.broken-2`, …, and return that.
+
+    Raises:
+        FileNotFoundError: if it is gone.
+        OSError: if it cannot be renamed.
+    """
+    names = itertools.chain([".broken"], (f".broken-{at}" for at in itertools.count(2)))
+    aside = next(free for name in names if not os.path.lexists(free := path.with_name(path.name + name)))
+    return path.rename(aside)

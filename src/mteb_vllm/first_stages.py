@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,10 +19,12 @@ from mteb_vllm.catalogue import nearest
 from mteb_vllm.config import InstructionConfig, ModelConfig, TextsByKey
 from mteb_vllm.engine import EngineSpec
 from mteb_vllm.errors import FirstStageError, Mistake
+from mteb_vllm.files import read_json
 from mteb_vllm.fingerprint import METHOD
 from mteb_vllm.prompts import Prompts
 from mteb_vllm.searches import DrawnSearch, SavedSearch, search_meta
 from mteb_vllm.shell import suggest
+from mteb_vllm.stored import changed_since
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -196,7 +197,10 @@ class Saved(_Configured):
             name, revision = str(made_by["model_name"]), str(made_by["revision"])
         except (KeyError, TypeError) as error:
             raise FirstStageError(f"{file} holds no predictions of mteb's: {type(error).__name__} {error}") from None
-        about = content.get("mteb_vllm") or {}
+        if changed_since(file):
+            raise FirstStageError(f"{file} was changed after it was written: it does not match its digest")
+        about = content.get("mteb_vllm")
+        about = about if isinstance(about, dict) else {}
         named = file.name.removesuffix("_predictions.json")
         of = about.get("task") or (named if named != file.name else task.metadata.name)
         if of != task.metadata.name:
@@ -231,7 +235,7 @@ def _content(file: Path) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)
 def _content_once(file: Path, digest: str) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_bytes())
+        found = read_json(file)
     except ValueError as error:
         raise FirstStageError(f"{file} holds no predictions of mteb's: {error}") from None
     return found if isinstance(found, dict) else {}

@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from mteb_vllm.errors import LockError
+from mteb_vllm.files import make_way
 
 _STAGING = ".writing-"
 
@@ -33,11 +36,12 @@ def lock(root: Path, name: str, *, wait: bool = True, on_wait: Callable[[], None
 
     Raises:
         BusyError: if somebody else holds it and `wait` is false.
+        LockError: if the lock's file cannot be written.
     """
     path = root / ".locks" / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(path)
     try:
+        make_way(path, root)
         held.acquire(blocking=False)
     except Timeout:
         if not wait:
@@ -45,11 +49,14 @@ def lock(root: Path, name: str, *, wait: bool = True, on_wait: Callable[[], None
         if on_wait is not None:
             on_wait()
         held.acquire()
+    except OSError as error:
+        raise LockError(f"the results store {root} cannot be locked: {error}") from error
     try:
         yield
     finally:
-        # Whoever has opened the file meanwhile finds it gone once he holds it, and starts over: filelock looks.
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a lock file that stays is harmless
+            # Whoever has opened the file meanwhile finds it gone once he holds it, and starts over: filelock looks.
+            path.unlink()
         held.release()
 
 
@@ -76,5 +83,5 @@ def clear(root: Path) -> None:
             with lock(root, name, wait=False):
                 if name.startswith(_STAGING):
                     shutil.rmtree(root / name, ignore_errors=True)
-        except BusyError:
+        except (BusyError, OSError):  # in use, or not ours to remove
             pass

@@ -156,7 +156,7 @@ def failed_before(config: RunConfig, planned: Plan) -> dict[str, Failure]:
         with contextlib.suppress(FirstStageError):
             settings = planned.settings_for(task)
             path = result_path(root, settings, task.name, fingerprint(settings))
-            if look(path, task, config.tasks.splits) == "whole":
+            if look(root, path, task, config.tasks.splits) == "whole":
                 continue
         found[task.name] = failure
     return found

@@ -276,7 +276,7 @@ def _evaluate(
                 outcome.failure = with_log(outcome.failure, [*_engine_lines(work.model, log), *last_lines(log)])
             record.tasks.append(outcome)
         record.warnings += [
-            f"{path} could not be read: it was set aside under this name, and computed again."
+            f"{path} is not what was written there: it was quarantined under this name, and computed again."
             for path in [*work.store.set_aside, *(work.embeddings.set_aside if work.embeddings is not None else [])]
         ]
         if work.embeddings is not None:

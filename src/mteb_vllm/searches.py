@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,8 @@ class SavedSearch(_Search):
 
     def search(self, queries: Any, *, hf_split: str, hf_subset: str, **_: Any) -> dict[str, dict[str, float]]:
         """What the file holds for these queries, if it is of this task, split and corpus."""
-        found = (self.content.get(hf_subset) or {}).get(hf_split)
+        splits = self.content.get(hf_subset)
+        found = splits.get(hf_split) if isinstance(splits, dict) else None
         where = f"{hf_subset}/{hf_split}"
         if not isinstance(found, dict):
             there = ", ".join(
@@ -58,6 +60,9 @@ class SavedSearch(_Search):
                 f"{self.file} is of another split or task: {len(missing):,} of the {len(wanted):,} queries of {where} "
                 f"are not in it (as {missing[0]!r})"
             )
+        odd = next((query for query in wanted if not _are_scores(found[query])), None)
+        if odd is not None:
+            raise FirstStageError(f"{self.file} holds no scores of documents for the query {odd!r} of {where}")
         # Copies: mteb takes documents away from what it is given.
         results: dict[str, dict[str, float]] = {query: dict(found[query]) for query in wanted}
         stranger = next(
@@ -68,6 +73,12 @@ class SavedSearch(_Search):
                 f"{self.file} is of another corpus: it retrieves {stranger!r}, which is not in {where}"
             )
         return results
+
+
+def _are_scores(found: Any) -> bool:
+    """Whether something is a mapping of documents to finite scores."""
+    values = found.values() if isinstance(found, dict) else [None]
+    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
 
 
 class DrawnSearch(_Search):

@@ -1,41 +1,48 @@
 """The results store: mteb's own layout, so that its loaders and leaderboard tooling read it.
 
     <root>/results/<org__name>/<revision>/experiments/settings_<hash>/<Task>.json, model_meta.json, run_settings.jsonl
+                                                                      <Task>.json.sha256
 
 The hash in the folder's name is that of everything but the task that a result depends on. What a first stage retrieved lies
 beside it, in mteb's own form of predictions:
 
     <root>/predictions/<org__name>/<revision>/experiments/settings_<hash>/<Task>_predictions.json
 
-Files appear by rename; a file that cannot be read is set aside, named in the log, and its task computed again.
+Files appear by rename. Results and predictions are verified whenever they are read (`digests`): one that is not what was
+written there is quarantined (`<file>.broken`) and named in the run's warnings, and its task computed again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mteb.abstasks import AbsTask
 from mteb.cache import ResultCache
 from mteb.models.model_meta import ModelMeta
 from mteb.results import TaskResult
 
+from mteb_vllm.digests import DamagedError, read_verified, write_digest
+from mteb_vllm.files import make_way, parse_json, quarantine
 from mteb_vllm.locks import lock, staging
+from mteb_vllm.stored import complete
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 class ResultsStore(ResultCache):
     """mteb's result cache, with atomic writes, shared by several runs at a time.
 
     Attributes:
-        set_aside: What could not be read, and was renamed.
+        set_aside: What was not what had been written there, by the names that it has now.
     """
 
     def __init__(self, cache_path: Path | str) -> None:
@@ -70,15 +77,10 @@ class ResultsStore(ResultCache):
     def known(self, task: AbsTask, meta: ModelMeta) -> TaskResult | None:
         """The whole result of a task under these settings: all its splits and subsets, of the same data; else None.
 
-        A score that is not a number is no result.
+        A score that is not a number is no result. `stored.look` says the same without mteb.
         """
         result = self.load_task_result(task.metadata.name, meta)
-        if result is None or result.dataset_revision != task.metadata.revision:
-            return None
-        if result.get_missing_evaluations(task):
-            return None
-        result = result.validate_and_filter_scores(task)
-        return result if math.isfinite(result.get_score()) else None
+        return None if result is None or not _answers(result, task) else result.validate_and_filter_scores(task)
 
     def adopt(self, task: AbsTask, meta: ModelMeta, other: Path) -> TaskResult | None:
         """Takes over the result of a run that differs in nothing that concerns the task; None if it is not whole.
@@ -89,10 +91,10 @@ class ResultsStore(ResultCache):
             other: Where the result is.
         """
         try:
-            result = TaskResult.from_disk(other)
-        except Exception:  # whatever became of it meanwhile: it is computed
+            result = TaskResult.model_validate_json(read_verified(self.root, other))
+        except (OSError, DamagedError):  # whatever became of it meanwhile: it is computed
             return None
-        if result.task_name != task.metadata.name or result.dataset_revision != task.metadata.revision:
+        if not _answers(result, task):
             return None
         self.save_to_cache(result, meta)
         return self.known(task, meta)
@@ -117,12 +119,19 @@ class ResultsStore(ResultCache):
 
     def predictions(self, task: AbsTask, meta: ModelMeta) -> Path | None:
         """Where the predictions for all of a task's splits and subsets are, of the same data; None if they are not known."""
-        path = self.predictions_path(task, meta)
-        found = self._read_predictions(path)
-        if found is None or (found.get("mteb_vllm") or {}).get("dataset_revision") != task.metadata.revision:
+        return None if self.read_predictions(task, meta) is None else self.predictions_path(task, meta)
+
+    def read_predictions(self, task: AbsTask, meta: ModelMeta) -> dict[str, Any] | None:
+        """Return the predictions for all of a task's splits and subsets, of the same data; None if they are not known.
+
+        Returns:
+            hf_subset to split to query to document to score.
+        """
+        found = self._verified(self.predictions_path(task, meta), parse_json)
+        if found is None or found["mteb_vllm"]["dataset_revision"] != task.metadata.revision:
             return None
         whole = all(split in found.get(subset, {}) for subset in task.hf_subsets for split in task.eval_splits)
-        return path if whole else None
+        return found if whole else None
 
     def predictions_path(self, task: AbsTask, meta: ModelMeta) -> Path:
         """Where the predictions of a model for a task belong, whether they are there or not."""
@@ -135,56 +144,43 @@ class ResultsStore(ResultCache):
         path = self.predictions_path(task, meta)
         found = json.loads(written.read_text(encoding="utf-8"))
         about = {"task": task.metadata.name, "dataset_revision": task.metadata.revision}
-        before = self._read_predictions(path) or {}
+        before = self._verified(path, parse_json) or {}
         if before.get("mteb_vllm") == about:
             for subset, splits in before.items():
                 if subset not in ("mteb_model_meta", "mteb_vllm"):
                     found[subset] = {**splits, **found.get(subset, {})}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps({**found, "mteb_vllm": about}).encode()
         whole = written.with_suffix(".whole")
-        whole.write_text(json.dumps({**found, "mteb_vllm": about}), encoding="utf-8")
-        whole.replace(path)
-
-    def _read_predictions(self, path: Path) -> dict[str, Any] | None:
-        try:
-            found = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            with self._folder(path.parent):
-                try:  # another run may have set it aside, and computed it again
-                    found = json.loads(path.read_bytes())
-                except FileNotFoundError:
-                    return None
-                except ValueError as error:
-                    self._set_aside(path, error)
-                    return None
-        return found if isinstance(found, dict) else None
+        whole.write_bytes(content)
+        with self._folder(path.parent):
+            write_digest(self.root, path, content)
+            make_way(path, self.root)
+            whole.replace(path)
 
     def load_task_result(
         self, task_name: str, model_name: str | ModelMeta, *args: Any, **kwargs: Any
     ) -> TaskResult | None:
-        """mteb's, but a file that cannot be read is set aside instead of ending the run."""
-        try:
-            return super().load_task_result(task_name, model_name, *args, **kwargs)
-        except OSError:
-            raise  # a passing trouble of the machine's says nothing of the file
-        except Exception:  # json, pydantic and KeyErrors alike: whatever half a file leads to
-            path = self.get_task_result_path(task_name, model_name)
-        with self._folder(path.parent):
-            try:  # another run may have set it aside, and computed it again
-                return super().load_task_result(task_name, model_name, *args, **kwargs)
-            except OSError:
-                raise
-            except Exception as error:
-                self._set_aside(path, error)
-                return None
+        """mteb's, but only what was written there is read; anything else is quarantined instead of ending the run."""
+        return self._verified(self.get_task_result_path(task_name, model_name), TaskResult.model_validate_json)
 
-    def _set_aside(self, path: Path, error: Exception) -> None:
-        aside = path.with_suffix(".json.broken")
-        path.replace(aside)
-        self.set_aside.append(aside)
-        logger.warning("%s cannot be read (%s); set aside as %s", path, error, aside.name)
+    def _verified(self, path: Path, read: Callable[[bytes], _T]) -> _T | None:
+        """Return what `read` makes of a file's content; None where there is no file, or not what was written there."""
+        try:
+            return read(read_verified(self.root, path))
+        except FileNotFoundError:
+            return None
+        except DamagedError:
+            pass
+        with self._folder(path.parent):
+            try:  # another run may have quarantined it, and computed it again
+                return read(read_verified(self.root, path))
+            except FileNotFoundError:
+                return None
+            except DamagedError as error:
+                aside = quarantine(path)
+                self.set_aside.append(aside)
+                logger.warning("%s is damaged (%s); quarantined as %s", path, error, aside.name)
+                return None
 
     def _folder(self, folder: Path) -> AbstractContextManager[None]:
         """Holds the lock under which files of a folder are exchanged."""
@@ -199,17 +195,30 @@ class ResultsStore(ResultCache):
         encode_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """mteb's, but every file appears whole."""
-        target = self.get_task_result_path(task_result.task_name, model_name, model_revision).parent
-        target.mkdir(parents=True, exist_ok=True)
+        path = self.get_task_result_path(task_result.task_name, model_name, model_revision)
+        target = path.parent
         # mteb writes in place; so it writes into a folder of its own on the same file system, and the files move over.
         with self.staging() as staging, self._folder(target):
             inner = ResultCache(staging)
             result = inner.get_task_result_path(task_result.task_name, model_name, model_revision)
             result.parent.mkdir(parents=True)
-            settings = target / "run_settings.jsonl"
-            if settings.exists():
-                shutil.copy2(settings, result.parent)
-            inner.save_to_cache(task_result, model_name, model_revision, encode_kwargs=encode_kwargs)
+            settings = result.with_name("run_settings.jsonl")
+            with contextlib.suppress(OSError):  # mteb adds to it: what it says of other tasks, nobody can do without
+                shutil.copy2(target / settings.name, settings)
+            try:
+                inner.save_to_cache(task_result, model_name, model_revision, encode_kwargs=encode_kwargs)
+            except (TypeError, ValueError):  # what was in it was not mteb's
+                settings.unlink(missing_ok=True)
+                inner.save_to_cache(task_result, model_name, model_revision, encode_kwargs=encode_kwargs)
+            write_digest(self.root, path, result.read_bytes())
             # The result comes last: where it is, the rest is.
             for file in sorted(result.parent.iterdir(), key=lambda file: file == result):
+                make_way(target / file.name, self.root)
                 file.replace(target / file.name)
+
+
+def _answers(result: TaskResult, task: AbsTask) -> bool:
+    """Whether a result is of the same data, and has all of a task's splits and subsets."""
+    if result.dataset_revision != task.metadata.revision:
+        return False
+    return complete(result.scores, task.eval_splits, task.hf_subsets, aggregate=task.is_aggregate)

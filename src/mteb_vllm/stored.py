@@ -1,7 +1,7 @@
 """What a results store holds, read without mteb: what a dry run says of a point before anything is loaded.
 
-Beside the results lie the settings that their hashes stand for, so that a result under other settings can say why it is not
-this run's:
+A result is verified before it is used (`digests`). Beside the results lie the settings that their hashes stand for, so that a
+result under other settings can say why it is not this run's:
 
     <root>/settings/<hash>.json
 
@@ -17,30 +17,46 @@ and what computing it took, so that a report over a resumed sweep still knows it
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
+import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mteb_vllm.catalogue import TaskInfo
-from mteb_vllm.files import name_problem, write_atomically
+from mteb_vllm.digests import DamagedError, has_digest, read_note, read_verified, write_note
+from mteb_vllm.files import make_way, name_problem, parse_json, read_json, write_atomically
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.models import folder_digest
+
+logger = logging.getLogger(__name__)
 
 # What of a run's settings no configuration says: where only this differs, an earlier result is the same one, gone stale.
 _SURROUNDINGS = re.compile(r"(^|\.)(versions\..*|device|method|weights|shell\..*|revision)$")
 
 
 def keep_settings(root: Path, settings: Mapping[str, Any]) -> None:
-    """Writes down what a hash of settings stands for."""
+    """Write down what a hash of settings stands for; where that is not possible, only the log says so."""
     path = root / "settings" / f"{fingerprint(settings)}.json"
-    if not path.exists():
-        write_atomically(path, json.dumps(settings, indent=1, sort_keys=True) + "\n")
+    if _settings(path) is None:
+        try:
+            make_way(path, root)
+            write_atomically(path, json.dumps(settings, indent=1, sort_keys=True) + "\n")
+        except OSError as error:
+            logger.warning("%s cannot be written: %s", path, error)
+
+
+def _settings(path: Path) -> dict[str, Any] | None:
+    """Return the settings in a file; None where they are not those that its name is the hash of."""
+    try:
+        found: dict[str, Any] = read_json(path)
+        return found if fingerprint(found) == path.stem else None
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def result_path(root: Path, settings: Mapping[str, Any], task: str, fingerprint: str) -> Path:
@@ -73,18 +89,40 @@ def predictions_path(root: Path, settings: Mapping[str, Any], task: str, fingerp
     return root / "predictions" / result.parent.relative_to(root / "results") / f"{task}_predictions.json"
 
 
+def intact(root: Path, path: Path) -> bool:
+    """Whether a file of predictions is what was written there; it is not read again while it stays the same."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return _intact(root, path, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+
+
+def changed_since(path: Path) -> bool:
+    """Whether a file of predictions in a results store is not what was written there; False where it has no digest."""
+    places = path.absolute().parents
+    inside = len(places) > 5 and places[4].name == "predictions"
+    return inside and has_digest(path) and not intact(places[5], path.absolute())
+
+
+@functools.lru_cache(maxsize=1024)
+def _intact(root: Path, path: Path, stamp: tuple[int, ...]) -> bool:
+    try:
+        read_verified(root, path)
+        return True
+    except (OSError, DamagedError):
+        return False
+
+
 def keep_same(root: Path, read_as: str, result: Path) -> None:
     """Notes where the result is of all runs that read a task in the same way."""
-    write_atomically(_same(root, read_as), json.dumps({"result": str(result.relative_to(root))}) + "\n")
+    write_note(root, _same(root, read_as), str(result.relative_to(root)))
 
 
 def same_result(root: Path, read_as: str) -> Path | None:
     """Where the result may be of a run that has read a task in the same way; None where there was none."""
-    try:
-        found: dict[str, str] = json.loads(_same(root, read_as).read_text(encoding="utf-8"))
-        return root / found["result"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    found = read_note(root, _same(root, read_as))
+    return None if found is None else root / found
 
 
 def _same(root: Path, read_as: str) -> Path:
@@ -99,17 +137,13 @@ def keep_measured(root: Path, result: Path, figures: Mapping[str, Any]) -> None:
         result: Where the result is.
         figures: `TaskOutcome.figures`, and what the start of the engine took.
     """
-    with contextlib.suppress(OSError):  # the result itself is kept
-        write_atomically(_measured(root, result), json.dumps(figures) + "\n")
+    write_note(root, _measured(root, result), figures)
 
 
 def measured(root: Path, result: Path) -> dict[str, Any] | None:
     """What computing a result took; None where nobody noted it."""
-    try:
-        found: dict[str, Any] = json.loads(_measured(root, result).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else None
-    except (OSError, ValueError):
-        return None
+    found: dict[str, Any] | None = read_note(root, _measured(root, result))
+    return found
 
 
 def copy_measured(root: Path, source: Path, target: Path) -> None:
@@ -125,30 +159,45 @@ def _measured(root: Path, result: Path) -> Path:
 Found = Literal["whole", "part", "other data", "unreadable", "nothing"]
 
 
-def look(path: Path, task: TaskInfo, splits: Sequence[str] | None = None) -> Found:
+def look(root: Path, path: Path, task: TaskInfo, splits: Sequence[str] | None = None) -> Found:
     """What is there of a task's result; "whole" is what `ResultsStore.known` takes for one.
 
     Args:
+        root: The results' root.
         path: Where it is.
         task: The task, with the subsets that count.
         splits: The splits that count; None: the task's own.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["dataset_revision"] != _revision(task):
-            return "other data"
-        scores = {
-            (split, entry["hf_subset"]): entry["main_score"]
-            for split, entries in found["scores"].items()
-            for entry in entries
-        }
+        found = parse_json(read_verified(root, path))
     except FileNotFoundError:
         return "nothing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, DamagedError):
         return "unreadable"
+    if found["dataset_revision"] != _revision(task):
+        return "other data"
     wanted = [split for split in task.splits if not splits or split in splits]
-    values = [scores.get((split, subset)) for split in wanted for subset in task.subsets]
-    return "whole" if all(value is not None and math.isfinite(value) for value in values) else "part"
+    return "whole" if complete(found["scores"], wanted, task.subsets, aggregate=bool(task.aggregate_of)) else "part"
+
+
+def complete(
+    scores: Mapping[str, Iterable[Mapping[str, Any]]],
+    splits: Iterable[str],
+    subsets: Collection[str],
+    *,
+    aggregate: bool,
+) -> bool:
+    """Whether a result has a finite main score for each split and subset.
+
+    Args:
+        scores: Split to the scores of its subsets, as in mteb's results.
+        splits: The splits that count.
+        subsets: The subsets that count.
+        aggregate: Whether the task is an aggregate, which has one score of its own, whatever the subsets of its parts are.
+    """
+    found = {(split, entry["hf_subset"]): entry["main_score"] for split, entries in scores.items() for entry in entries}
+    wanted = [(split, subset) for split in splits for subset in (("default",) if aggregate else subsets)]
+    return all(isinstance(found.get(key), (int, float)) and math.isfinite(found[key]) for key in wanted)
 
 
 @dataclass(frozen=True)
@@ -185,11 +234,8 @@ class Stale:
     def _all(self) -> dict[str, list[Earlier]]:
         found: dict[str, list[Earlier]] = {}
         for path in (self._root / "settings").glob("*.json"):
-            try:
-                settings = json.loads(path.read_text(encoding="utf-8"))
+            if (settings := _settings(path)) is not None:  # it only explains
                 found.setdefault(_chosen(settings), []).append(Earlier(path.stem, settings))
-            except (OSError, ValueError, AttributeError):
-                continue  # it only explains
         return found
 
 

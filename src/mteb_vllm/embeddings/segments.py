@@ -4,6 +4,7 @@
     vectors     float32, shape (n, dim)
     truncated   uint8, shape (n,)       whether the text was longer than the context
     checksums   uint32, shape (n,)      CRC-32 of each vector
+    digest      (in the header)         SHA-256 of all but the vectors, and of their length
 
 A killed writer leaves nothing that could be read, and readers need no lock. Vectors are read, not mapped: a file that
 shrinks meanwhile is a short read, and not the end of the process.
@@ -11,11 +12,12 @@ shrinks meanwhile is a short read, and not the end of the process.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ Flags = npt.NDArray[np.bool_]
 
 # What a segment is called, and what one that is being written.
 SUFFIX, PART = ".safetensors", ".part"
+
+# The arrays beside the vectors.
+_SMALL = ("keys", "truncated", "checksums")
 
 # How many bytes are read at a time, at most.
 _PIECE = 2**22
@@ -119,11 +124,11 @@ def write_segment(path: Path, keys: Sequence[bytes], vectors: Vectors, truncated
         "truncated": truncated.astype(np.uint8),
         "checksums": np.array(sums, dtype=np.uint32),
     }
-    path.write_bytes(save(arrays))
+    path.write_bytes(save(arrays, {"digest": _digest(arrays, vectors.shape[1])}))
 
 
 def open_segment(path: Path, dim: int) -> tuple[Keys, Segment]:
-    """Opens a segment; that a file is shorter or longer than it shall be, its format tells.
+    """Open a segment, and verify all that is read of it but the vectors, which `Segment.read` verifies.
 
     Args:
         path: The file.
@@ -141,14 +146,22 @@ def open_segment(path: Path, dim: int) -> tuple[Keys, Segment]:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            keys: Keys = file.get_tensor("keys")
-            truncated, checksums = file.get_tensor("truncated") != 0, file.get_tensor("checksums")
-            shape = file.get_slice("vectors").get_shape()
-        if shape != [len(keys), dim] or keys.dtype != np.uint64 or not len(keys) == len(truncated) == len(checksums):
-            raise BrokenError(f"it does not hold vectors of {dim}")
-        return keys, Segment(path, truncated, checksums, dim, _vectors_begin(path))
-    except (SafetensorError, ValueError, KeyError) as error:
+            arrays = {name: file.get_tensor(name) for name in _SMALL}
+            digest = (file.metadata() or {}).get("digest")
+        if digest != _digest(arrays, dim):
+            raise BrokenError(f"it does not match its digest, or does not hold vectors of {dim}")
+        keys: Keys = arrays["keys"]
+        return keys, Segment(path, arrays["truncated"] != 0, arrays["checksums"], dim, _vectors_begin(path))
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise BrokenError(str(error)) from error
+
+
+def _digest(arrays: Mapping[str, npt.NDArray[Any]], dim: int) -> str:
+    """Return the hash of the arrays beside the vectors, and of the vectors' length."""
+    found = hashlib.sha256(repr([dim, *((arrays[name].shape, arrays[name].dtype.str) for name in _SMALL)]).encode())
+    for name in _SMALL:
+        found.update(arrays[name].data)
+    return found.hexdigest()
 
 
 def size_of(n: int, dim: int) -> int:

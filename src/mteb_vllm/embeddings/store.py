@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _FOLDER = "embeddings"
 
 # Raised with every change of the format, or of what a key is made of.
-_FORMAT = 1
+_FORMAT = 2
 
 # What stays free on the disk, for results.
 _LEFT_FREE = 500_000_000

@@ -51,8 +51,8 @@ class SideRunner:
         lists = {} if self.model.spec.convert == "embed" else self._candidates(parts)
 
         def prepare(part: AbsTask) -> None:
-            if (path := lists.get(part.metadata.name)) is not None:
-                take_candidates(part, path, self.candidates)
+            if (retrieved_by := lists.get(part.metadata.name)) is not None:
+                take_candidates(part, self.shared, retrieved_by, self.candidates)
 
         self.start.ensure()
         for part in parts:
@@ -80,8 +80,8 @@ class SideRunner:
         folder = self.folder / "captured" / task
         return Captured.load(folder) if folder.exists() else None
 
-    def _candidates(self, parts: list[AbsTask]) -> dict[str, Path]:
-        """What BM25 retrieves for tasks that bring no candidates, the same for both sides."""
+    def _candidates(self, parts: list[AbsTask]) -> dict[str, Any]:
+        """Retrieve with BM25 for tasks that bring no candidates, the same for both sides; return its metadata by task."""
         found = {}
         for part in parts:
             if brings_candidates(part.metadata.type):
@@ -90,7 +90,7 @@ class SideRunner:
             meta = searcher.mteb_model_meta
             if self.shared.predictions(part, meta) is None:
                 mteb_run.compute(searcher, part, self.shared, reuse=True, predictions=True)
-            found[part.metadata.name] = self.shared.predictions_path(part, meta)
+            found[part.metadata.name] = meta
         return found
 
     def _read_predictions(self, part: AbsTask, side: Side, ranked: bool) -> None:

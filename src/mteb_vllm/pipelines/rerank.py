@@ -6,11 +6,9 @@ what a perfect reranker would reach with the same candidates. Tasks that bring t
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mteb_vllm.errors import FirstStageError, MtebVllmError
@@ -198,11 +196,9 @@ class Rerank:
         shallow: list[str] = []
 
         def prepare(part: AbsTask) -> None:
-            if not own:
-                path = store.predictions_path(part, stage.searcher(part).mteb_model_meta)
-                if few := take_candidates(part, path, self.top_k):
-                    what = f"the first stage has fewer than {self.top_k} candidates for {few:,} queries"
-                    shallow.append(f"{part.metadata.name}: {what}.")
+            if not own and (few := take_candidates(part, store, stage.searcher(part).mteb_model_meta, self.top_k)):
+                what = f"the first stage has fewer than {self.top_k} candidates for {few:,} queries"
+                shallow.append(f"{part.metadata.name}: {what}.")
             try:
                 mteb_run.evaluate_loaded(Ceiling(part, candidates), part, store, reuse=reuse)
             except Exception:
@@ -229,20 +225,26 @@ class Rerank:
         return self.candidates(stage, task.metadata.type, names)
 
 
-def take_candidates(task: AbsTask, path: Path, top_k: int) -> int:
+def take_candidates(task: AbsTask, store: ResultsStore, meta: Any, top_k: int) -> int:
     """Makes a loaded task one of reranking what a first stage retrieved, as mteb's `convert_to_reranking` does.
 
     That goes on to change the task after its data are gone, and asks for splits and subsets that were not chosen.
 
     Args:
         task: The task.
-        path: The first stage's predictions.
+        store: Where the first stage's predictions are.
+        meta: The first stage's metadata.
         top_k: How many documents are reranked for each query.
 
     Returns:
         how many queries have fewer candidates than that, and than there are documents.
+
+    Raises:
+        FirstStageError: if the predictions are gone, or do not have all queries.
     """
-    found = json.loads(path.read_text(encoding="utf-8"))
+    predictions = store.read_predictions(task, meta)
+    if predictions is None:
+        raise FirstStageError(f"the first stage's predictions for {task.metadata.name} are gone")
     data: Any = task.dataset
     few = 0
     for subset in task.hf_subsets:
@@ -250,8 +252,15 @@ def take_candidates(task: AbsTask, path: Path, top_k: int) -> int:
             part = data[subset][split]
             best = {
                 query: sorted(scores, key=lambda document: scores[document], reverse=True)[:top_k]
-                for query, scores in found[subset][split].items()
+                for query, scores in predictions[subset][split].items()
             }
+            # mteb leaves out queries without relevance judgements.
+            wanted = [query for query in part["queries"]["id"] if part["relevant_docs"].get(query)]
+            if missing := [query for query in wanted if query not in best]:
+                raise FirstStageError(
+                    f"the first stage has no predictions for {len(missing):,} of the {len(wanted):,} queries of "
+                    f"{subset}/{split} of {task.metadata.name} (as {missing[0]!r})"
+                )
             enough = min(top_k, len(part["corpus"]))
             few += sum(len(best.get(query, [])) < enough for query in part["queries"]["id"])
             part["top_ranked"] = best

@@ -26,7 +26,7 @@ from mteb_vllm.overrides import differing
 from mteb_vllm.pipelines.rerank import Rerank
 from mteb_vllm.pipelines.throughput import Throughput
 from mteb_vllm.plan import Plan, plan
-from mteb_vllm.stored import Stale, look, predictions_path, result_path, same_result
+from mteb_vllm.stored import Stale, intact, look, predictions_path, result_path, same_result
 from mteb_vllm.tasks import brings_candidates
 
 State = Literal["to run", "done", "stale", "failed before"]
@@ -245,10 +245,10 @@ def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: Stale, failure:
     if made.pipeline.always_anew:
         return state("to run") if failure is None else state("failed before", str(failure))
     path = result_path(root, settings, task.name, fingerprint(settings))
-    found = look(path, task, config.tasks.splits)
+    found = look(root, path, task, config.tasks.splits)
     read_as = made.read_as(task)
     if found != "whole" and read_as is not None and (other := same_result(root, read_as)) is not None:
-        found = "whole" if look(other, task, config.tasks.splits) == "whole" else found
+        found = "whole" if look(root, other, task, config.tasks.splits) == "whole" else found
     if found == "whole" and config.results.reuse == "exact":
         return TaskState(task.name, "done")
     if failure is not None:
@@ -268,7 +268,7 @@ def _retrieves(config: RunConfig, made: Plan, task: TaskInfo) -> bool:
         return False
     root = Path(config.results.dir)
     known = [
-        predictions_path(root, settings, part.name, fingerprint(settings)).exists()
+        intact(root, predictions_path(root, settings, part.name, fingerprint(settings)))
         for part in tasks.parts([task], mteb_catalogue())
         for settings in [stage.settings(part.name)]
     ]
