@@ -17,7 +17,7 @@ BROWSER = $(or $(MTEB_VLLM_CHROMIUM),$(strip $(foreach name,$(BROWSERS),$(shell 
 PINS := $(wildcard constraints-$(EXTRA).txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser run test test-slow check format bench bench-sweep bench-prompts bench-store wheel clean
+.PHONY: help install browser run test test-slow test-conditions check format bench bench-sweep bench-prompts bench-store wheel clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -49,6 +49,9 @@ test: check browser  ## all tests but the slow ones
 
 test-slow: install  ## the slow tests: every fault of a sweep, a soak of kills, published scores on whole data sets, reranking
 	$(BIN)/pytest -m slow
+
+test-conditions: install  ## reverse every condition that decides about reuse, one at a time: a test fails for each (CONDITIONS="stored")
+	$(BIN)/python tests/reverse_conditions.py $(CONDITIONS)
 
 bench: install  ## what the wrappers cost over raw vLLM, measured side by side (BENCH="--what predict --pairs 20")
 	$(BIN)/python bench/overhead.py $(BENCH)

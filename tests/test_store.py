@@ -91,9 +91,14 @@ def edited(content: bytes, score: Any) -> bytes:
     return json.dumps(found).encode()
 
 
+def flipped(content: bytes, at: int) -> bytes:
+    """The content with the lowest bit of one character changed: of a digit it makes another one."""
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
 DAMAGES: dict[str, Any] = {
     "cut": lambda content: content[:100],
-    "a flipped bit": lambda content: content.replace(b'"main_score": 0.', b'"main_score": 1.'),
+    "a flipped bit": lambda content: flipped(content, content.index(b'"main_score": ') + 17),
     "null": lambda content: edited(content, None),
     "text": lambda content: edited(content, "x"),
     "nan": lambda content: edited(content, math.nan),
@@ -149,16 +154,26 @@ def test_what_others_left_in_a_results_folder_costs_no_result(tmp_path: Path, st
         assert json.loads(line)["task"] == sts.metadata.name
 
 
-def test_a_result_that_gives_way_to_a_whole_one_is_never_damaged(tmp_path: Path) -> None:
-    """As a reader meets it whenever the writer is killed, or still at work."""
+def test_a_writer_that_is_killed_before_its_result_appears_harms_no_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, task = ResultsStore(tmp_path), mock_tasks.MockMultilingualSTSTask()
     half = mock_tasks.MockMultilingualSTSTask().filter_languages(None, hf_subsets=task.hf_subsets[:1])
     meta = evaluate(store, "aaaa", half).mteb_model_meta
     path = store.get_task_result_path(task.metadata.name, meta)
-    before = path.read_bytes()
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Any:
+        if target == path:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        evaluate(store, "aaaa", task)
+    assert store.started(task, meta) and store.known(half, meta) is not None and not store.set_aside
     evaluate(store, "aaaa", task)
-    path.write_bytes(before)
-    assert store.started(task, meta) and not store.set_aside
+    assert store.known(task, meta) is not None
 
 
 def test_a_result_is_adopted_only_as_it_was_written(computed: tuple[Path, Any], tmp_path: Path, sts: Any) -> None:

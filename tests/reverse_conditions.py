@@ -1,0 +1,251 @@
+"""Reverses every condition in what decides about reuse, one at a time, and lists those that no test notices.
+
+    make test-conditions                                         # all of them
+    python tests/reverse_conditions.py stored digests            # those of some modules
+    python tests/reverse_conditions.py stored:120                # the one in line 120 of a module
+
+A condition is the test of an `if`, a `while`, a conditional expression or an `assert`, the filter of a comprehension, a
+comparison, a negation, and each operand of an `and`, and of an `or` of truth values; where an `or` or an `and` is a value
+(`found or {}`), they also change places. Each mutant runs in a process forked after mteb and torch have been imported, with
+the changed module in the place of the real one; the fitting test files stop at the first failure, which is what notices it.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent
+SOURCES = ROOT.parent / "src"
+
+# Module to the test files that shall notice, the quickest to do so first.
+TESTS = {
+    "fingerprint": ["test_fingerprint.py"],
+    "digests": ["test_digests.py"],
+    "stored": ["test_stored.py", "test_planning.py"],
+    "store": ["test_store.py", "test_first_stages.py"],
+    "searches": ["test_first_stages.py"],
+    "first_stages": ["test_first_stages.py"],
+    "embeddings.index": ["test_embeddings.py"],
+    "embeddings.segments": ["test_embeddings.py"],
+    "embeddings.space": ["test_embeddings.py"],
+    "embeddings.store": ["test_embeddings.py"],
+    "pipelines.mteb_run": ["test_evaluate.py", "test_store.py"],
+}
+
+# Imported once, before the processes part; nothing of ours.
+HEAVY = (
+    "pytest", "numpy", "torch", "safetensors.numpy", "datasets", "sklearn.linear_model", "scipy.stats", "mteb",
+    "mteb.mocks.mock_tasks", "mteb.models.model_implementations.bm25", "bm25s", "Stemmer", "omegaconf", "hydra",
+    "rich.console",
+)  # fmt: skip
+
+# Longer than all tests of a module take; a mutant that hangs is noticed.
+TIMEOUT = 300
+
+AT_ONCE = 2
+
+
+@dataclass
+class Mutant:
+    """One reversed condition.
+
+    Attributes:
+        module: Its module, without the package.
+        line: Where it is.
+        before: The condition.
+        after: What has taken its place.
+        tree: The module's tree with that; None where nothing is changed.
+        verdict: What became of it.
+        output: What pytest wrote.
+    """
+
+    module: str
+    line: int
+    before: str
+    after: str
+    tree: ast.Module | None
+    verdict: str = ""
+    output: Path = field(default_factory=Path)
+
+    def __str__(self) -> str:
+        return f"{self.module.replace('.', '/')}.py:{self.line}: {self.before}  ->  {self.after}"
+
+
+def path_of(module: str) -> Path:
+    return SOURCES / "mteb_vllm" / f"{module.replace('.', '/')}.py"
+
+
+def mutants(module: str) -> Iterator[Mutant]:
+    """Yields a module's mutants, each once, in the order of their lines."""
+    tree = ast.parse(path_of(module).read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    truths = {id(node) for node in truth_values(nodes)}
+    seen = {ast.unparse(tree)}
+    found = []
+    for at, node in enumerate(nodes):
+        changed: ast.expr | None = None
+        if id(node) in truths or isinstance(node, ast.Compare):
+            assert isinstance(node, ast.expr)
+            changed = reversed_condition(node)
+        elif isinstance(node, ast.BoolOp):
+            changed = copy.deepcopy(node)
+            changed.op = ast.And() if isinstance(node.op, ast.Or) else ast.Or()
+        if changed is None or "TYPE_CHECKING" in ast.unparse(node):
+            continue
+        other = copy.deepcopy(tree)
+        replace(other, list(ast.walk(other))[at], changed)
+        ast.fix_missing_locations(other)
+        if (text := ast.unparse(other)) not in seen:
+            seen.add(text)
+            found.append(Mutant(module, node.lineno, ast.unparse(node), ast.unparse(changed), other))
+    yield from sorted(found, key=lambda mutant: mutant.line)
+
+
+def truth_values(nodes: list[ast.AST]) -> Iterator[ast.expr]:
+    """Yields the expressions of which only the truth counts."""
+    open_: list[ast.expr] = []
+    for node in nodes:
+        if isinstance(node, (ast.If, ast.While, ast.IfExp, ast.Assert)):
+            open_.append(node.test)
+        elif isinstance(node, ast.comprehension):
+            open_ += node.ifs
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            open_.append(node)
+        elif isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
+            open_ += node.values
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("any", "all"):
+            open_ += [one.elt for one in node.args if isinstance(one, (ast.GeneratorExp, ast.ListComp))]
+    while open_:
+        node = open_.pop()
+        yield node
+        if isinstance(node, ast.BoolOp):
+            open_ += node.values
+
+
+def reversed_condition(node: ast.expr) -> ast.expr:
+    # `not` before an assignment needs no brackets in a tree.
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return copy.deepcopy(node.operand)
+    return ast.copy_location(ast.UnaryOp(ast.Not(), copy.deepcopy(node)), node)
+
+
+def replace(tree: ast.AST, node: ast.AST, by: ast.AST) -> None:
+    for parent in ast.walk(tree):
+        for name, value in ast.iter_fields(parent):
+            if value is node:
+                setattr(parent, name, by)
+                return
+            if isinstance(value, list) and any(one is node for one in value):
+                value[[one is node for one in value].index(True)] = by
+                return
+
+
+class InPlaceOf(importlib.abc.MetaPathFinder):
+    """Finds one module changed, and no other."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        self._name, self._path = f"mteb_vllm.{mutant.module}", str(path_of(mutant.module))
+        code = compile(mutant.tree, self._path, "exec")  # type: ignore[arg-type]
+
+        class Loader(importlib.machinery.SourceFileLoader):
+            def get_code(self, fullname: str) -> Any:
+                return code
+
+        self._loader = Loader(self._name, self._path)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != self._name:
+            return None
+        return importlib.util.spec_from_file_location(name, self._path, loader=self._loader)
+
+
+def run_tests(mutant: Mutant) -> int:
+    """Runs the tests of a mutant's module; returns pytest's exit status."""
+    import pytest
+
+    output = os.open(mutant.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if mutant.tree is not None:
+        sys.meta_path.insert(0, InPlaceOf(mutant))
+    files = [str(ROOT / name) for name in TESTS[mutant.module]]
+    temporary = f"--basetemp={mutant.output.with_suffix('')}"
+    # What kills writers or counts memory takes long, and has another aim.
+    quick = ["-m", "not slow and not vllm", "-k", "not twenty_killed and not thirty_bytes"]
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", temporary, *quick, *files]))
+
+
+def judge(all_of_them: list[Mutant], folder: Path) -> None:
+    """Runs mutants, some at a time, and notes whether a test failed."""
+    waiting, running = list(reversed(all_of_them)), dict[int, tuple[Mutant, float]]()
+    for at, mutant in enumerate(all_of_them):
+        mutant.output = folder / f"{at}.txt"
+    while waiting or running:
+        while waiting and len(running) < AT_ONCE:
+            mutant = waiting.pop()
+            child = os.fork()
+            if child == 0:
+                os.setpgrp()
+                status = 3
+                try:
+                    status = run_tests(mutant)
+                finally:
+                    sys.stdout.flush()
+                    os._exit(status)
+            running[child] = mutant, time.monotonic()
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if child:
+            mutant, _ = running.pop(child)
+            mutant.verdict = "survived" if os.waitstatus_to_exitcode(status) == 0 else "noticed"
+            print("SURVIVED" if mutant.verdict == "survived" else "noticed ", mutant, flush=True)
+            continue
+        for child, (_, since) in running.items():
+            if time.monotonic() - since > TIMEOUT:
+                os.killpg(child, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def main(names: list[str]) -> int:
+    import tempfile
+
+    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(SOURCES))
+    import conftest  # noqa: F401 - what it puts into the environment has to be there before mteb
+
+    for name in HEAVY:
+        importlib.import_module(name)
+    assert not [name for name in sys.modules if name.startswith("mteb_vllm.")]
+    wanted = {name.partition(":")[0]: name.partition(":")[2] for name in names} or dict.fromkeys(TESTS, "")
+    with tempfile.TemporaryDirectory(prefix="reversed-") as folder:
+        unchanged = [Mutant(module, 0, "nothing is changed", "nothing", None) for module in wanted]
+        judge(unchanged, Path(folder))
+        for one in unchanged:
+            if one.verdict != "survived":
+                print(one.output.read_text()[-3000:])
+                return 2
+        found = [one for module, line in wanted.items() for one in mutants(module) if line in ("", str(one.line))]
+        judge(found, Path(folder))
+    left = [one for one in found if one.verdict == "survived"]
+    for module in wanted:
+        own = [one for one in found if one.module == module]
+        print(f"{module:24} {len(own):4} conditions, {sum(one in left for one in own):3} that no test noticed")
+    print(f"{len(found)} conditions reversed, {len(found) - len(left)} noticed")
+    for one in left:
+        print(" ", one)
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
