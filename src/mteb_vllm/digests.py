@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.files import make_way, read_file, read_json, write_atomically
+from mteb_vllm.masking import mask
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ def write_digest(root: Path, path: Path, content: bytes) -> None:
 
 def write_note(root: Path, path: Path, value: Any) -> None:
     """Write a note; where that is not possible, the log says so, and nothing else happens."""
+    value = json.loads(mask(json.dumps(value)))  # before its digest
     try:
         make_way(path, root)
         write_atomically(
