@@ -15,6 +15,9 @@ import pytest
 SHARED = Path(os.environ.get("MTEB_VLLM_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 _SCRATCH = tempfile.TemporaryDirectory(prefix="mteb-vllm-tests-")
 
+# Before anything imports torch, as a run on a CPU sets them: waiting threads do not spin.
+os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+
 # Before anything imports `datasets` or mteb: both read these once. No test may depend on a network or on a user's caches.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = str(Path(_SCRATCH.name) / "datasets")

@@ -212,7 +212,7 @@ def test_engines_of_one_process_close_together_and_leave_the_shells_variables(mo
     left: list[int] = []
     monkeypatch.setattr(engines, "_open", [])
     monkeypatch.setattr(environment, "_before", None)
-    monkeypatch.setattr(VllmEngine, "_leave", lambda _: (left.append(len(engines._open)), environment.leave()))
+    monkeypatch.setattr(VllmEngine, "_leave", lambda _: left.append(len(engines._open)))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
     environment.enter({"VLLM_X": "1"})
     assert environment.outer()["VLLM_CPU_KVCACHE_SPACE"] == "4" and "VLLM_X" not in environment.outer()

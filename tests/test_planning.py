@@ -57,6 +57,17 @@ def test_points_of_an_engine_follow_each_other_whatever_the_order_of_the_axes() 
     assert order(planned("tasks=sts12", "prompts=none,e5", "tasks.splits=[test]")) == [["0", "1"]]
 
 
+def test_engines_that_can_share_a_process_follow_each_other() -> None:
+    points = planned("engine=vllm_cpu,sentence_transformers", "engine.dtype=float32,bfloat16", "tasks=sts12")
+    interleaved = [points[at] for at in (0, 2, 1, 3)]
+    assert order(interleaved) == [["0"], ["1"], ["2"], ["3"]]
+    groups = [group.engine for group in grouped(interleaved) if group.engine is not None]
+    assert [engine.process[0] for engine in groups] == ["vllm"] * 2 + ["sentence_transformers"] * 2
+    threads = planned("engine=vllm_cpu", "+engine.env.OMP_NUM_THREADS=1,2", "engine.max_num_seqs=8,16", "tasks=sts12")
+    assert order(threads) == [["0"], ["1"], ["2"], ["3"]]
+    assert len({point.plan.spec.process for point in threads if point.plan is not None}) == 2
+
+
 def test_a_dense_first_stage_runs_ahead_of_the_rerankers_that_read_it(tmp_path: Path) -> None:
     axes = ["engine.max_num_seqs=32,64", "pipeline.first_stage.engine.max_num_seqs=8,16"]
     matrix = planned(*RERANK, *DENSE, *axes)

@@ -67,17 +67,27 @@ def resolve_arguments(
         arguments without nulls, environment, the name of the preset, and what works in the engine.
     """
     if backend_of(engine) == "sentence_transformers":
-        return _of_sentence_transformers(engine, recipe), {}, "none", "sentence_transformers"
-    preset = pick_preset(engine.get("preset") or "none")
-    layers = [_preset_values(preset), recipe, engine]
+        args = _of_sentence_transformers(engine, recipe)
+        # On a CPU its threads are made as vLLM's are, by the same file.
+        preset = _preset_values("vllm_cpu") if str(args.get("device") or device()).startswith("cpu") else {}
+        env = {key: value for key, value in _env(preset, recipe, engine).items() if not key.startswith("VLLM_")}
+        return args, env, "none", "sentence_transformers"
+    name = pick_preset(engine.get("preset") or "none")
+    layers = [_preset_values(name), recipe, engine]
     merged: dict[str, Any] = {}
-    env: dict[str, str] = {}
     for layer in layers:
         merged |= {key: value for key, value in layer.items() if value is not None and key not in ("preset", "env")}
+    return _vllm_names(merged), _env(*layers), name, "vllm"
+
+
+def _env(*layers: Mapping[str, Any]) -> dict[str, str]:
+    """Return the environment that layers of engine values make, the last one first."""
+    env: dict[str, str] = {}
+    for layer in layers:
         for key, value in (layer.get("env") or {}).items():
             if value is not None:
                 env[key] = value if isinstance(value, str) else str(value)  # a secret stays one
-    return _vllm_names(merged), env, preset, "vllm"
+    return env
 
 
 def _of_sentence_transformers(engine: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,9 +132,11 @@ def check_sentence_transformers(where: str, values: Mapping[str, Any]) -> list[M
     for key, value in values.items():
         at = f"{where}.{key}={value}"
         kind = _OF_SENTENCE_TRANSFORMERS.get(key)
-        if value is None or key in ("backend", "preset") or (key == "env" and not value):
+        if value is None or key in ("backend", "preset"):
             continue
-        if kind is None:
+        if key == "env":
+            mistakes += _env_mistakes(f"{where}.env", value, None)
+        elif kind is None:
             what = "is an argument of vLLM's, and this engine is sentence-transformers"
             known = f"Known to both, or to it: {', '.join(_OF_SENTENCE_TRANSFORMERS)}."
             mistakes.append(
@@ -233,12 +245,16 @@ def _value_mistakes(at: str, value: Any, arg: EngineArg) -> list[Mistake]:
 _EXAMPLES = {"bool": "true or false.", "list": "As [a,b].", "dict": "As {key: value}."}
 
 
-def _env_mistakes(at: str, value: Any, vllm: VllmCatalogue) -> list[Mistake]:
+def _env_mistakes(at: str, value: Any, vllm: VllmCatalogue | None) -> list[Mistake]:
+    """Return what is wrong with `engine.env`; `vllm` is None where the engine is sentence-transformers."""
     if not isinstance(value, Mapping):
         return [Mistake(f"{at}={value}", "must be a dict of names and values")]
     mistakes = []
     for name, setting in value.items():
-        if str(name).startswith("VLLM_") and name not in vllm.env:
+        if str(name).startswith("VLLM_") and vllm is None:
+            what = "is a variable of vLLM's, and this engine is sentence-transformers"
+            mistakes.append(Mistake(f"{at}.{name}", what, "Leave it away, or choose the other: engine=auto"))
+        elif str(name).startswith("VLLM_") and vllm is not None and name not in vllm.env:
             near = tuple(as_typed(f"{at}.{known}", f"{at}.{name}") for known in nearest(name, vllm.env))
             mistakes.append(Mistake(f"{at}.{name}", f"vLLM {vllm.version} reads no such variable", nearest=near))
         if isinstance(setting, bool) or not isinstance(setting, (str, int, float)):

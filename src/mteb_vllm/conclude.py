@@ -33,6 +33,18 @@ def cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
         yield f"{task.name}: the query of {share} is too long for the context of {context} tokens by itself, and was cut."
 
 
+def late_variables(record: RunRecord) -> Iterator[str]:
+    """Return which variables of `engine.env` torch has not found, since it was loaded before they were set."""
+    reference = record.parity.get("reference") or {}
+    for engine in (record.engine, record.first_stage.get("engine") or {}, reference.get("engine") or {}):
+        for key, value in (engine.get("late") or {}).items():
+            found = engine["threading"].get(key, "nothing")
+            yield (
+                f"{key}={value} is not in effect for {engine['backend']}: torch was loaded in this process before it was "
+                f"set, and has found {found}. In a process of its own its speed may be another."
+            )
+
+
 def conclude(console: Console, record: RunRecord) -> None:
     """Shows what was known already, what became of the embeddings, and where it all is."""
     reused = sum(task.status == "reused" for task in record.tasks)

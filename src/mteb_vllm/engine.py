@@ -12,6 +12,7 @@ import contextlib
 import gc
 import importlib
 import logging
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mteb_vllm import environment, masking
+from mteb_vllm.errors import EngineStartError
 from mteb_vllm.fingerprint import METHOD, device, fingerprint, identity, versions
 from mteb_vllm.models import Model
 from mteb_vllm.phases import Phases
@@ -45,7 +47,7 @@ class EngineSpec:
         model: The model that it loads.
         convert: What the model is used for: embeddings, or scores of pairs.
         args: Engine arguments by the backend's names, without those that are not set.
-        env: Environment variables that vLLM is opened with.
+        env: Environment variables that it is opened with.
         preset: Which preset of `conf/engine/` filled in what nobody set, for the record only.
         backend: What works in it.
     """
@@ -81,6 +83,11 @@ class EngineSpec:
             "method": METHOD,
             "versions": dict(versions(self.backend)),
         }
+
+    @property
+    def process(self) -> tuple[str, tuple[tuple[str, str], ...]]:
+        """What a process cannot change once it has opened an engine: what computes, and how its threads are made."""
+        return self.backend, tuple(environment.threading(self.env).items())
 
     @property
     def fingerprint(self) -> str:
@@ -122,6 +129,7 @@ class Engine(ABC):
         log: Where those write to: what standard error was when they began, if that was a file.
         owners: Who asked for it and has not let go; the last one's leaving closes it.
         cached_tokens: Of all tokens that it was given so far, those that were in its prefix cache.
+        threading: The variables of the threading runtime that its process has found.
     """
 
     spec: EngineSpec
@@ -139,6 +147,13 @@ class Engine(ABC):
     log: Path | None = None
     owners: set[int] = field(default_factory=set)
     cached_tokens: int = 0
+    threading: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def late(self) -> dict[str, str]:
+        """Variables of `engine.env` that came too late: the threading runtime of its process had been loaded before."""
+        wanted = environment.threading(self.spec.env)
+        return {key: value for key, value in wanted.items() if self.threading.get(key) != value}
 
     @property
     @abstractmethod
@@ -219,6 +234,9 @@ class Engine(ABC):
         gc.collect()
         if not _alike(self):
             self._leave()
+            environment.leave()
+            for other in _open:
+                environment.enter(other.spec.env)
 
     def _shut_down(self) -> None:
         """Ends what works here, and lets go of it."""
@@ -276,6 +294,8 @@ def close_engines(*, owned: bool = True) -> None:
     for engine in reversed(list(_open)):
         if owned or not engine.owners:
             engine.close()
+    if not _open:
+        environment.leave()  # what a run has prepared without opening an engine
 
 
 atexit.register(close_engines)
@@ -303,7 +323,22 @@ def dead_processes() -> list[int]:
 def _start(spec: EngineSpec) -> Engine:
     started = time.perf_counter()
     backend = importlib.import_module(f"mteb_vllm.backends.{spec.backend}")
-    engine: Engine = backend.load(spec, [other.spec for other in _open if other.spec.backend == spec.backend])
+    for other in _open:
+        if environment.clash(spec.env, other.spec.env, vllm=spec.backend == other.spec.backend == "vllm"):
+            # Variables are the process's: one engine would run with the other's.
+            what = "engines with different engine.env cannot be open together: pipeline.keep_engines=false"
+            raise EngineStartError(what)
+    environment.enter(spec.env)
+    try:
+        engine: Engine = backend.load(spec, [other.spec for other in _open if other.spec.backend == spec.backend])
+    except BaseException:
+        if not _open:
+            environment.leave()
+        raise
+    # A process of its own reads the variables when it starts.
+    engine.threading = environment.in_effect() if engine.in_process else environment.threading(os.environ)
+    if engine.late:
+        logger.warning("torch was loaded before these variables were set: %s", engine.late)
     engine.seconds = time.perf_counter() - started
     logger.info("%s opened in %.1f s: %s", spec.backend, engine.seconds, engine.resolved)
     return engine

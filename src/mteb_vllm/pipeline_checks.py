@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from mteb_vllm import score_templates
+from mteb_vllm import environment, score_templates
 from mteb_vllm import tasks as task_selection
 from mteb_vllm.arguments import backend_of, resolve_arguments
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
@@ -134,6 +134,7 @@ def _engines_together(config: RunConfig, pipeline: Any) -> list[Mistake]:
         return []
     _, one, *_ = resolve_arguments(config.engine, config.model.engine)
     _, other, *_ = resolve_arguments(stage["engine"], (stage.get("model") or {}).get("engine") or {})
-    if one == other or "sentence_transformers" in (backend_of(config.engine), backend_of(stage["engine"])):
+    both = backend_of(config.engine) == backend_of(stage["engine"]) == "vllm"
+    if not environment.clash(one, other, vllm=both):
         return []
     return [Mistake("pipeline.keep_engines=true", "the two engines have different environments (engine.env)")]

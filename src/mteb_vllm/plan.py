@@ -56,6 +56,13 @@ class Plan:
     settings: dict[str, Any]
     reference: Plan | None = None
 
+    @property
+    def engines(self) -> list[EngineSpec]:
+        """Its engines, the one that it is about first."""
+        stage, reference = self.stage, self.reference
+        others = [*([stage.spec] if isinstance(stage, EncoderStage) else []), *([reference.spec] if reference else [])]
+        return [self.spec, *others]
+
     def settings_for(self, task: TaskInfo) -> dict[str, Any]:
         """What the result of one task depends on: of reranking, that task's own candidates.
 

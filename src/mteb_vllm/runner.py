@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mteb_vllm import tasks
+from mteb_vllm import environment, tasks
 from mteb_vllm.announce import announce, prompts_in_effect
-from mteb_vllm.conclude import conclude, cut_by_first_stage, cut_texts
+from mteb_vllm.conclude import conclude, cut_by_first_stage, cut_texts, late_variables
 from mteb_vllm.config import RunConfig
 from mteb_vllm.embeddings.store import EmbeddingStore
 from mteb_vllm.engine import working_processes
@@ -92,6 +92,8 @@ def run_config(
         record.fingerprint = fingerprint(record.settings)
         record.prompts = prompts_in_effect(planned)
         announce(console, planned, record)
+        for spec in reversed(planned.engines):
+            environment.prepare(spec.env)
         if isinstance(planned.pipeline, Throughput):
             _measure(config, planned, record, console, progress)
         else:
@@ -112,6 +114,7 @@ def run_config(
     if record.failure is not None:
         record.failure = with_log(record.failure, last_lines(output_dir / LOG))
     record.peak_memory_mb = peak_memory(working_processes())
+    record.warnings += late_variables(record)
     finish(record, started)
     one_run.print_run(console, record)
     conclude(console, record)
@@ -131,6 +134,7 @@ def retrieve_ahead(
         ModelError: if a model cannot be had.
     """
     planned = plan(config)
+    environment.prepare(planned.engines[-1].env)
     log = output_dir / LOG
     skipped = {} if config.retry_failed else failed_before(config, planned)
     with _working(config, planned, log, console, progress, skipped) as work:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mteb_vllm import environment, memory
+from mteb_vllm import memory
 from mteb_vllm.catalogue import vllm_distribution
 from mteb_vllm.engine import Engine, EngineSpec, Scores
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
@@ -160,7 +160,6 @@ class VllmEngine(Engine):
         from vllm.distributed import cleanup_dist_env_and_memory
 
         cleanup_dist_env_and_memory()
-        environment.leave()
         # glibc keeps what is freed; an engine's weights and caches are worth asking for.
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -191,20 +190,6 @@ def load(spec: EngineSpec, others: Sequence[EngineSpec]) -> VllmEngine:
     """
     if vllm_distribution() is None:
         raise MissingPackageError(INSTALL)
-    if not others:
-        environment.enter(spec.env)
-    elif dict(spec.env) != dict(others[0].env):
-        # Variables are the process's: one engine would run with the other's.
-        raise EngineStartError("engines with different engine.env cannot be open together: pipeline.keep_engines=false")
-    try:
-        return _load(spec)
-    except BaseException:
-        if not others:
-            environment.leave()
-        raise
-
-
-def _load(spec: EngineSpec) -> VllmEngine:
     # Engine processes are started afresh: forked ones cannot use CUDA, and inherit threads that are not there.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     logger.info("opening vLLM: %s", spec.settings())
@@ -223,7 +208,7 @@ def _load(spec: EngineSpec) -> VllmEngine:
             args["pooler_config"] = PoolerConfig(**args["pooler_config"])
         args |= {"model": spec.model.location, "revision": spec.model.hub_revision}
         args |= {"runner": "pooling", "convert": spec.convert}
-        others = set(psutil.Process().children(recursive=True))
+        children = set(psutil.Process().children(recursive=True))
         llm = LLM(**{"use_tqdm_on_load": False, **args, **within_positions(spec, args)})
     except Exception as error:
         logger.exception("vLLM did not open")
@@ -254,7 +239,7 @@ def _load(spec: EngineSpec) -> VllmEngine:
         },
         separates_pairs=bool(getattr(model_config, "use_sep_token", True)),
         own_template=any(getattr(one, "supports_score_template", False) for one in _processors(llm)),
-        processes=[one for one in psutil.Process().children(recursive=True) if one not in others and _works(one)],
+        processes=[one for one in psutil.Process().children(recursive=True) if one not in children and _works(one)],
         log=_standard_error(),
         in_process=type(llm.llm_engine.engine_core).__name__ == "InprocClient",
         labels=getattr(model_config.hf_config, "num_labels", None) if spec.convert == "classify" else None,

@@ -7,7 +7,7 @@ each engine opens once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -200,12 +200,21 @@ def grouped(points: Sequence[PlannedPoint]) -> list[Group]:
             ahead.setdefault(stage.spec.fingerprint, []).append(Step(point, first_stage_only=True))
         specs[key] = own
         by_engine.setdefault(key, []).append(Step(point))
-    # A group of first stages comes before what reads them, even where it has points of its own.
-    order = [*ahead, *(key for key in by_engine if key not in ahead)]
+    # A group of first stages comes before what reads them, even where it has points of its own. Engines that can share a
+    # process follow each other.
+    order = [*_by_process(ahead, specs), *_by_process((key for key in by_engine if key not in ahead), specs)]
     groups = [Group(0, None, free)] if free else []
     for number, key in enumerate(order, 1):
         groups.append(Group(number, specs[key], [*ahead.get(key, []), *by_engine.get(key, [])]))
     return groups
+
+
+def _by_process(keys: Iterable[str], specs: Mapping[str, EngineSpec]) -> list[str]:
+    """Return engines in their order, but those of one kind of process together."""
+    found: dict[object, list[str]] = {}
+    for key in keys:
+        found.setdefault(specs[key].process, []).append(key)
+    return [key for together in found.values() for key in together]
 
 
 def _numbered(points: list[PlannedPoint]) -> list[PlannedPoint]:

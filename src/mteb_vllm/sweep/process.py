@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -32,9 +33,10 @@ class Child:
 
     Args:
         log: Where goes what it writes outside of any point.
+        variables: Environment variables that it starts with, beside those of the shell.
     """
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, variables: Mapping[str, str]) -> None:
         self._pipe, theirs = Pipe()
         end, self._lifeline = os.pipe()
         descriptors = (theirs.fileno(), end)
@@ -46,7 +48,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 pass_fds=descriptors,
                 # Variables of an engine that is open here would count as settings of the shell's there.
-                env=environment.outer(),
+                env={**environment.outer(), **variables},
                 # Ctrl-C goes to the sweep, which ends its child in order; and the child's processes can be ended with it.
                 start_new_session=True,
             )

@@ -112,6 +112,7 @@ class Supervisor:
         self._context, self._folder, self._view, self._summary = context, folder, view, summary
         self._timeout, self._max_leftover_mb = point_timeout, max_leftover_mb
         self._child: Child | None = None
+        self._process: tuple[str, tuple[tuple[str, str], ...]] | None = None
         self._child_log = folder / "child.log"
         self._engine_log: Path | None = None
         self._ahead: dict[int, Ahead] = {}
@@ -129,7 +130,9 @@ class Supervisor:
             for point in self._points.values():
                 if point.planned.failure is not None:
                     self._fail(point, point.planned.failure)
-            for group in grouped([point.planned for point in self._points.values()]):
+            groups = grouped([point.planned for point in self._points.values()])
+            self._process = next((group.engine.process for group in groups if group.engine is not None), None)
+            for group in groups:
                 self._run_group(group)
         finally:
             if self._child is not None:
@@ -139,6 +142,10 @@ class Supervisor:
 
     def _run_group(self, group: Group) -> None:
         if group.engine is not None:
+            if group.engine.process != self._process:
+                # What computes, and how its threads are made, a process cannot change.
+                self._end_child()
+                self._process = group.engine.process
             self._view.engine(group)
             numbers = [step.point.number for step in group.steps if not step.first_stage_only]
             about = {"model": group.engine.model.name, "points": []}
@@ -286,7 +293,7 @@ class Supervisor:
 
     def _the_child(self) -> Child:
         if self._child is None:
-            self._child = Child(self._child_log)
+            self._child = Child(self._child_log, dict(self._process[1]) if self._process is not None else {})
             self._engine_log = None
             self._summary.children += 1
         return self._child

@@ -116,6 +116,8 @@ class VllmWrapperBase:
             "opened": self.n_opened,  # how often by this run: not at all where another's was open
             "seconds": self._engine.seconds,
             "resolved": self._engine.resolved,
+            "threading": self._engine.threading,
+            "late": self._engine.late,
         }
 
     @property
