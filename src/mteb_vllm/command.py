@@ -39,6 +39,8 @@ from mteb_vllm.config import (
     parse_what_fits,
 )
 from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake
+from mteb_vllm.hydra_checks import hydra_mistakes, refers_outside, search_path_mistakes
+from mteb_vllm.limits import reference_mistakes
 from mteb_vllm.making import is_report
 from mteb_vllm.masking import find_secrets, in_engine, mask, protect, register_fields, register_written
 from mteb_vllm.models import forget_models
@@ -47,7 +49,7 @@ from mteb_vllm.preflight import check_config
 from mteb_vllm.shell import answering, suggest
 
 # What a file that somebody wrote can make Hydra raise.
-_NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)
+_NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
     with composer(config_dir):
         parsed, mistakes = parse_overrides(overrides)
         unread = {_section(mistake) for mistake in mistakes}
+        if imported := search_path_mistakes(overrides):
+            raise ConfigError([*mistakes, *imported])  # nothing can be composed without
         composition = _Composition(parsed)
         swept = multirun or composition.sweeps
         # What the command line says of a key wins over the configuration's own axes.
@@ -114,8 +118,13 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
 def register_secrets(overrides: Sequence[str], *, config_dir: str | None = None) -> None:
     """Register the secrets of a configuration that is only printed; whatever is wrong with it, Hydra will say."""
     register_written(overrides)
-    with contextlib.suppress(ConfigError, *_NOT_COMPOSED), composer(config_dir):
-        register_fields(compose_config(overrides))
+    if imported := search_path_mistakes(overrides):
+        raise ConfigError(imported)
+    try:
+        with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError, OSError), composer(config_dir):
+            register_fields(compose_config(overrides))
+    except YAMLError as error:
+        raise ConfigError([Mistake("configuration", in_words(error))]) from None
 
 
 def _needs_vllm(config: RunConfig) -> bool:
@@ -154,6 +163,7 @@ class _Composition:
         self._options = functools.cache(lambda group: group_options(group, self._fixed))
         self._file = functools.cache(load_file)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._of_hydra: dict[int, list[Mistake]] = {}  # by the id of a base
         choices, values, _ = self._sorted([override for override in overrides if not override.is_sweep_override()])
         try:
             config = self._base(choices).copy()
@@ -176,6 +186,8 @@ class _Composition:
         choices, values, mistakes = self._sorted(overrides)
         try:
             base = self._base(choices)
+        except ConfigError as error:
+            return None, [*mistakes, *error.mistakes]
         except _NOT_COMPOSED as error:
             staged = [choice for choice in choices if choice.key_or_group == "pipeline/first_stage"]
             if staged and "No match in the defaults list" in str(error):
@@ -197,6 +209,9 @@ class _Composition:
             mistakes += [mistake for choice in choices for mistake in self._undone(choice, by_hand, config)]
         for at in ("model", "pipeline.first_stage.model"):
             mistakes += self._another_name(files.get("model" if at == "model" else f"model@{at}"), config, at)
+        if endless := reference_mistakes(config):
+            return None, [*mistakes, *endless]
+        mistakes += self._hydra_mistakes(base, config)
         try:
             plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
@@ -234,9 +249,19 @@ class _Composition:
         if texts not in self._bases:
             self._bases[texts] = compose_config(texts)
             register_fields(self._bases[texts])
+            if endless := reference_mistakes(self._bases[texts]):
+                raise ConfigError(endless)
             # For ${hydra:...} in somebody's file.
             HydraConfig.instance().set_config(self._bases[texts])
         return self._bases[texts]
+
+    def _hydra_mistakes(self, base: DictConfig, config: DictConfig) -> list[Mistake]:
+        if refers_outside(base.hydra):
+            whole = OmegaConf.merge({}, OmegaConf.masked_copy(base, ["hydra"]), config)
+            return hydra_mistakes(whole.hydra)
+        if id(base) not in self._of_hydra:
+            self._of_hydra[id(base)] = hydra_mistakes(base.hydra)
+        return self._of_hydra[id(base)]
 
     def _undone(self, choice: Override, by_hand: Sequence[str], config: DictConfig) -> Iterator[Mistake]:
         """What an overlay changed of a file that the command line chose, where such a choice is meant as the whole answer."""

@@ -242,11 +242,14 @@ def composer(config_dir: str | None = None) -> Iterator[None]:
     # A notebook or another Hydra application may have a Hydra open: it is put back afterwards.
     version.setbase("1.3")
     watch_environment()
+    from mteb_vllm.limits import bounded_files
+
     outer = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().hydra = None
     try:
         Hydra.create_main_hydra2("mteb_vllm", search_path)
-        yield
+        with bounded_files():
+            yield
     finally:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = outer
 

@@ -41,7 +41,7 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Mist
     for text in overrides:
         try:
             parsed += parser.parse_overrides([text])
-        except HydraException:
+        except (HydraException, RecursionError):
             key, equals, value = text.partition("=")
             if not equals:
                 mistakes.append(Mistake(text, "is not of the form key=value"))
