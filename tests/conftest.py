@@ -66,8 +66,11 @@ class FakeEngine:
     def __init__(self, dim: int = 384, max_model_len: int = 256, broken: str | None = None) -> None:
         from types import SimpleNamespace
 
+        from mteb_vllm.sentence_transformers_files import Applied
+
         self.dim, self.max_model_len, self.dtype = dim, max_model_len, "float16"
-        self.spec = SimpleNamespace(model=SimpleNamespace(name="fake/model"))
+        self.spec = SimpleNamespace(model=SimpleNamespace(name="fake/model"), applied=Applied())
+        self.pools_prompts = True
         self.llm = self
         self.cached_tokens = 0
         self.broken = broken
@@ -101,7 +104,7 @@ class FakeEngine:
             outputs.append(SimpleNamespace(prompt_token_ids=tokens, outputs=SimpleNamespace(data=data)))
         return outputs
 
-    def embed(self, texts: list[str], bar: Any = False) -> Any:
+    def embed(self, texts: list[str], bar: Any = False, prompt: str = "") -> Any:
         from mteb_vllm.backends.vllm import VllmEngine
 
         return VllmEngine.embed(self, texts, bar)  # type: ignore[arg-type]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ from huggingface_hub import constants, errors
 from mteb_vllm import catalogue
 from mteb_vllm.architectures import check_architecture
 from mteb_vllm.errors import ModelError
-from mteb_vllm.models import Model, find_model, package_folder
+from mteb_vllm.models import Model, find_model, missing_files, package_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -32,6 +34,9 @@ def folder(tmp_path: Path) -> Path:
     model = tmp_path / "my-model"
     (model / "1_Pooling").mkdir(parents=True)
     (model / "config.json").write_text('{"architectures": ["BertModel"]}')
+    types = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for path, kind in types.items()]
+    (model / "modules.json").write_text(json.dumps(modules))
     (model / "config_sentence_transformers.json").write_text('{"prompts": {"query": "q: "}}')
     (model / "model.safetensors").write_bytes(b"weights")
     (model / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
@@ -50,7 +55,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
         def download(name: str, file: str, *, revision: str | None = None) -> str:
             asked.append((file, revision))
-            content = files[file.partition(".")[0]]
+            content = files.get(file.partition(".")[0], http(errors.RemoteEntryNotFoundError))
             if isinstance(content, Exception):
                 raise content
             (snapshot / file).write_text(json.dumps(content))
@@ -108,17 +113,41 @@ def test_the_digest_does_not_depend_on_the_place(folder: Path) -> None:
     assert find_model(None, path=str(folder.rename(folder.parent / "moved"))).digest == first
 
 
-def test_weights_are_read_once(folder: Path) -> None:
+def test_weights_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = time.time_ns() + 10**10  # when the folder has not changed for a while
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    read: list[str] = []
+    opened = Path.open
+
+    def watched(path: Path, *args: Any, **kwargs: Any) -> Any:
+        read.append(path.name)
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", watched)
+    for _ in range(2):
+        find_model(None, path=str(folder))
+        assert read.count("model.safetensors") == 1
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    find_model(None, path=str(folder))
+    assert read.count("model.safetensors") == 2
+
+
+def test_weights_that_changed_and_kept_their_time_are_read_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = folder / "model.safetensors"
+    later = time.time_ns() + 10**10
+    monkeypatch.setattr(time, "time_ns", lambda: later)
     first, status = find_model(None, path=str(folder)).digest, weights.stat()
-    weights.write_bytes(b"7 bytes")  # of the same file, size and time: only who reads them can tell
+    time.sleep(0.02)  # more than a tick of the file system's clock
+    weights.write_bytes(b"7 bytes")
     os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert find_model(None, path=str(folder)).digest == first
-    os.utime(weights, ns=(1, 1))
     assert find_model(None, path=str(folder)).digest != first
 
 
-def test_a_flipped_bit_among_the_digests_passes_no_other_weights(folder: Path, own_cache: Path) -> None:
+def test_a_flipped_bit_among_the_digests_passes_no_other_weights(
+    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = time.time_ns() + 10**10
+    monkeypatch.setattr(time, "time_ns", lambda: later)
     first = find_model(None, path=str(folder)).digest
     memory = own_cache / "digests.json"
     content = memory.read_bytes()
@@ -127,11 +156,85 @@ def test_a_flipped_bit_among_the_digests_passes_no_other_weights(folder: Path, o
         assert find_model(None, path=str(folder)).digest == first
 
 
+def test_a_file_that_changed_just_now_is_not_remembered(folder: Path, own_cache: Path) -> None:
+    find_model(None, path=str(folder))
+    assert not (own_cache / "digests.json").exists()
+
+
 @pytest.mark.parametrize("content", ["", "null", "[]", "[1]", "{"])
 def test_a_damaged_memory_of_digests_is_no_error(folder: Path, own_cache: Path, content: str) -> None:
     first = find_model(None, path=str(folder)).digest
+    own_cache.mkdir(exist_ok=True)
     (own_cache / "digests.json").write_text(content)
     assert find_model(None, path=str(folder)).digest == first
+
+
+# Files that cannot be read, or are missing
+
+
+def test_a_link_that_leads_nowhere_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("/nonexistent")
+    with pytest.raises(ModelError, match=r"model\.safetensors cannot be read: No such file"):
+        find_model(None, path=str(folder))
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("/nonexistent")
+    with pytest.raises(ModelError, match=r"config\.json cannot be read: No such file"):
+        find_model(None, path=str(folder))
+
+
+def test_a_file_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.name == "tokenizer.json":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *args, **kwargs)
+
+    (folder / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(Path, "open", refuse)  # root, as whom tests may run, may read everything
+    with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read: Permission denied"):
+        find_model(None, path=str(folder))
+
+
+def test_a_link_to_a_folder_above_itself_is_followed_once(folder: Path) -> None:
+    first = find_model(None, path=str(folder)).digest
+    (folder / "1_Pooling" / "loop").symlink_to(folder)
+    assert find_model(None, path=str(folder)).digest == first
+
+
+def test_files_that_others_name_are_missed(folder: Path) -> None:
+    assert missing_files(find_model(None, path=str(folder))) == [
+        f"the folder {folder} holds no tokenizer (tokenizer.json, vocab.txt, or another)"
+    ]
+    (folder / "vocab.json").write_text("{}")
+    index = folder / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model.safetensors", "b": "gone.safetensors"}}')
+    assert missing_files(find_model(None, path=str(folder))) == [
+        f"the folder {folder} holds vocab.json, but neither merges.txt nor tokenizer.json",
+        f"{index} names gone.safetensors, which is missing",
+    ]
+    (folder / "merges.txt").write_text("")
+    index.unlink()
+    assert missing_files(find_model(None, path=str(folder))) == []
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "3", '"text"'])
+@pytest.mark.parametrize("file", ["config.json", "config_sentence_transformers.json"])
+def test_a_file_of_another_kind_is_a_mistake(folder: Path, file: str, content: str) -> None:
+    (folder / file).write_text(content)
+    with pytest.raises(ModelError, match=rf"{file} holds .*, and not an object"):
+        find_model(None, path=str(folder))
+
+
+def test_a_pruned_cache_of_the_hub_is_named(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(config={})
+    (tmp_path / "hub" / COMMIT / "model.safetensors").symlink_to("../blobs/gone")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    find_model("org/name")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"model\.safetensors is a link to a file that is gone"):
+        find_model("org/name")
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path, folder: Path) -> None:
@@ -163,11 +266,13 @@ def test_weights_in_a_package() -> None:
 
 
 def test_a_model_on_the_hub_is_pinned_to_its_commit(hub: Any) -> None:
-    asked = hub(config={"architectures": ["BertModel"]}, config_sentence_transformers={"prompts": {"query": "q: "}})
+    said = {"prompts": {"query": "q: "}}
+    asked = hub(config={"architectures": ["BertModel"]}, modules=[], config_sentence_transformers=said)
     model = find_model("org/name", "main")
     assert (model.revision, model.hub_revision, model.location, model.digest) == (COMMIT, COMMIT, "org/name", None)
     assert model.sentence_transformers == {"prompts": {"query": "q: "}}
-    assert asked == [("config.json", "main"), ("config_sentence_transformers.json", COMMIT)]
+    assert asked[0] == ("config.json", "main") and ("modules.json", COMMIT) in asked
+    assert {revision for _, revision in asked[1:]} == {COMMIT}
 
 
 @pytest.mark.parametrize(
@@ -255,6 +360,7 @@ def test_an_architecture_that_vllm_does_not_know_is_a_mistake_before_anything_is
     from mteb_vllm.command import check
     from mteb_vllm.errors import ConfigError
 
+    (folder / "tokenizer.json").write_text("{}")
     (folder / "config.json").write_text('{"architectures": ["MyBert"], "auto_map": {"AutoModel": "modeling.MyBert"}}')
     command = ["model=custom", f"model.path={folder}"]
     with pytest.raises(ConfigError, match=r"read it, then add engine\.trust_remote_code=true"):

@@ -36,14 +36,15 @@ def announce(console: Console, planned: Plan, record: RunRecord) -> None:
             text = f"trust_remote_code is on: Python code that comes with {spec.model.name} is run"
             record.warnings.append(f"{text}.")
             console.print(f"        {text}", style="yellow", markup=False)
+        record.warnings += [f"{spec.model.name}: {note}" for note in spec.applied.notes]
     if shell := record.settings["engine"]["shell"]:
         record.warnings.append(
             f"From the shell, not from engine.env, and counted as settings: {', '.join(f'{k}={v}' for k, v in shell.items())}"
         )
     _announce_texts(console, planned)
     if planned.template is not None:
-        config = planned.spec.model.sentence_transformers
-        if default := (config.get("prompts") or {}).get(config.get("default_prompt_name")):
+        default = planned.spec.model.files.default_pair_prompt
+        if default and default != planned.template.query_prefix:
             record.warnings.append(
                 f"sentence-transformers would put the model's default prompt {default!r} in front of its texts. Here "
                 "score_template.query_prefix does."
@@ -88,6 +89,8 @@ def _announce_engine(console: Console, what: str, spec: EngineSpec) -> None:
         picked = spec.works
     console.print(f"{what}: {spec.model.name} at {spec.model.revision}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Engine: {picked}: {_words(args)}", markup=False, highlight=False, soft_wrap=True)
+    if asked := str(spec.applied):
+        console.print(f"Vectors: {asked}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _words(values: dict[str, Any]) -> str:

@@ -45,6 +45,21 @@ def late_variables(record: RunRecord) -> Iterator[str]:
             )
 
 
+def _in_effect(resolved: Mapping[str, Any]) -> str:
+    """What the engine was opened with in the end: pooling, normalisation, dimensions, context and special tokens."""
+    words = []
+    if resolved.get("pooling"):
+        words.append(f"{resolved['pooling']} pooling")
+        words.append("normalised" if resolved.get("normalized") is not False else "not normalised")
+    if resolved.get("dimensions"):
+        words.append(f"{resolved['dimensions']} dimensions")
+    words.append(f"at most {resolved['max_model_len']} tokens")
+    if (special := resolved.get("special_tokens")) is not None:
+        before, behind = special
+        words.append(f"special tokens: {' '.join([*before, '<text>', *behind])}")
+    return ", ".join(words)
+
+
 def conclude(console: Console, record: RunRecord) -> None:
     """Shows what was known already, what became of the embeddings, and where it all is."""
     reused = sum(task.status == "reused" for task in record.tasks)
@@ -56,6 +71,8 @@ def conclude(console: Console, record: RunRecord) -> None:
         if kept["passed"]:
             text += f", {kept['passed']:,} not kept: {kept['stopped'] or 'they are computed faster than kept'}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if resolved := record.engine.get("resolved"):
+        console.print(f"In effect: {_in_effect(resolved)}", markup=False, highlight=False, soft_wrap=True)
     # Of what is timed or compared no results are kept.
     kept_in = "" if record.throughput or record.parity else f", results in {record.config['results']['dir']}/results"
     console.print(f"Settings {record.fingerprint}{kept_in}", markup=False, soft_wrap=True)

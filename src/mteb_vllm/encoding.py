@@ -83,13 +83,15 @@ def encode_texts(
     prefix = readable(prefix)
     stream = iter(texts)
     key = known.key if known is not None else _digest
+    # Where a prompt's tokens are not pooled, the same text has another embedding with another part of it as the prompt.
+    mark = "" if engine.pools_prompts else f"{len(prefix)} "
     if known is not None:
         known.refresh()
     while batch := list(itertools.islice(stream, window)):
         rows, unique, digests = [], [], []
         for text in batch:
             text = prefix + readable(text)
-            digest = key(text)
+            digest = key(mark + text)
             first = first_rows.setdefault(digest, row)
             if first == row:
                 rows.append(row)
@@ -105,7 +107,7 @@ def encode_texts(
         if unique:
             bar = progress and functools.partial(Counter, progress, row - len(unique), n_texts)
             begun = time.perf_counter()
-            _encode_window(engine, unique, rows, out, stats, truncated, bar or False)
+            _encode_window(engine, unique, rows, out, stats, truncated, bar or False, prefix)
             if known is not None:
                 ended = time.perf_counter()
                 cut = np.array([at in truncated for at in rows])
@@ -153,6 +155,7 @@ def _encode_window(
     stats: Work,
     truncated: set[int],
     bar: Any,
+    prefix: str,
 ) -> None:
     limit = engine.max_model_len
     for at, text in enumerate(texts):
@@ -161,7 +164,7 @@ def _encode_window(
             if shorter is not text:
                 truncated.add(rows[at])
                 texts[at] = shorter
-    block, lengths = engine.embed(texts, bar)
+    block, lengths = engine.embed(texts, bar, prefix)
     check_finite(engine, block, "embeddings")
     out[rows] = block
     stats.computed += len(texts)

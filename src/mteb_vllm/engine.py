@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import importlib
 import logging
@@ -29,6 +30,7 @@ from mteb_vllm.fingerprint import METHOD, device, fingerprint, identity, version
 from mteb_vllm.models import Model
 from mteb_vllm.phases import Phases
 from mteb_vllm.score_templates import Activation
+from mteb_vllm.sentence_transformers_files import Applied, apply_files
 
 if TYPE_CHECKING:
     from mteb_vllm.pairs import LongPair
@@ -68,6 +70,13 @@ class EngineSpec:
         """What works in it, in words."""
         return {"vllm": "vLLM", "sentence_transformers": "sentence-transformers"}[self.backend]
 
+    @functools.cached_property
+    def applied(self) -> Applied:
+        """What vLLM is told so that it computes what the model's files ask for; sentence-transformers reads them itself."""
+        if self.backend != "vllm":
+            return Applied()
+        return apply_files(self.model.files, self.model.config, self.args, self.convert)
+
     def settings(self) -> dict[str, Any]:
         """What of this changes results, as plain values."""
         return {
@@ -77,6 +86,7 @@ class EngineSpec:
             "convert": self.convert,
             "backend": self.backend,
             "args": {key: _plain(value) for key, value in masking.without_secrets(self.args).items()},
+            "files": self.applied.settings() if self.backend == "vllm" else None,
             "env": masking.without_secrets(self.env),
             "shell": environment.shell(self.env),
             "device": device(),
@@ -130,6 +140,7 @@ class Engine(ABC):
         owners: Who asked for it and has not let go; the last one's leaving closes it.
         cached_tokens: Of all tokens that it was given so far, those that were in its prefix cache.
         threading: The variables of the threading runtime that its process has found.
+        warnings: What it said of the model while it opened.
     """
 
     spec: EngineSpec
@@ -148,6 +159,7 @@ class Engine(ABC):
     owners: set[int] = field(default_factory=set)
     cached_tokens: int = 0
     threading: dict[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
     @property
     def late(self) -> dict[str, str]:
@@ -161,11 +173,12 @@ class Engine(ABC):
         """The model's tokenizer, of transformers' kind."""
 
     @abstractmethod
-    def embed(self, texts: list[str], bar: Any = False) -> tuple[npt.NDArray[np.float32], list[int]]:
+    def embed(self, texts: list[str], bar: Any = False, prompt: str = "") -> tuple[npt.NDArray[np.float32], list[int]]:
         """Embeds texts in one call, as a caller would; a text that is too long is cut at its end.
 
         Args:
             texts: The texts, prompts included.
+            prompt: What each of them begins with, for models that do not pool a prompt's tokens.
             bar: Makes what is told of progress, as `tqdm.tqdm` would be; false: nothing is.
 
         Returns:
@@ -208,6 +221,11 @@ class Engine(ABC):
     def timed(self) -> contextlib.AbstractContextManager[Phases]:
         """Takes down where the time of the calls in here goes."""
 
+    @property
+    def pools_prompts(self) -> bool:
+        """Whether the tokens of a prompt are pooled like a text's: else `embed` must know which part is the prompt."""
+        return self.spec.model.files.pools_prompts
+
     def forget_prefixes(self) -> bool:
         """Empties the prefix cache; returns whether there is one."""
         return False
@@ -245,6 +263,14 @@ class Engine(ABC):
     @abstractmethod
     def _leave(self) -> None:
         """Gives back what the last engine of this kind leaves in the process."""
+
+
+def special_tokens(tokenizer: Any) -> list[list[str]]:
+    """Return the special tokens that a tokenizer puts before and behind a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    at = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), len(whole))
+    return [list(tokenizer.convert_ids_to_tokens(ids)) for ids in (whole[:at], whole[at + len(bare) :])]
 
 
 def _alike(engine: Engine) -> list[Engine]:

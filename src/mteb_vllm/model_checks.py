@@ -9,10 +9,12 @@ from mteb_vllm.architectures import check_architecture, position_limit
 from mteb_vllm.arguments import backend_of, check_arguments, check_sentence_transformers, resolve_arguments
 from mteb_vllm.catalogue import MtebCatalogue, VllmCatalogue, mteb_catalogue, nearest, vllm_catalogue
 from mteb_vllm.config import InstructionConfig, ModelConfig
+from mteb_vllm.engine import Convert
 from mteb_vllm.errors import Mistake, ModelError
 from mteb_vllm.files import name_problem
-from mteb_vllm.models import find_recipe
+from mteb_vllm.models import Model, find_recipe, missing_files
 from mteb_vllm.prompt_checks import prompt_mistakes, template_mistakes
+from mteb_vllm.sentence_transformers_files import apply_files
 from mteb_vllm.shell import suggest
 from mteb_vllm.stored import model_folder
 
@@ -62,6 +64,15 @@ def _revision_mistakes(at: str, revision: str | None) -> list[Mistake]:
     return [Mistake(f"{at}.revision={revision}", f"is no commit, branch or tag: {problem}")] if problem else []
 
 
+def file_problems(model: Model, kind: str, engine: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say what of a model's files is missing, or asks for what the engine does not do."""
+    missing = tuple(missing_files(model)) if not {"tokenizer", "skip_tokenizer_init"} & set(arguments) else ()
+    if backend_of(engine) != "vllm":
+        return missing
+    convert: Convert = "classify" if kind == "cross_encoder" else "embed"
+    return missing + apply_files(model.files, model.config, arguments, convert).refused
+
+
 def _model_mistakes(
     at: str, model: ModelConfig, engine: Mapping[str, Any], mteb: MtebCatalogue, vllm: VllmCatalogue | None
 ) -> list[Mistake]:
@@ -93,6 +104,7 @@ def _model_mistakes(
         trusted = arguments.get("trust_remote_code") is True
         problems.append(check_architecture(found, vllm.architectures, trust_remote_code=trusted))
     mistakes = [Mistake(where, problem) for problem in problems if problem]
+    mistakes += [Mistake(where, problem) for problem in file_problems(found, model.kind, engine, arguments)]
     limit, context = position_limit(config), arguments.get("max_model_len")
     if limit is not None and isinstance(context, int) and context > limit:
         what = f"the model has positions for {limit} tokens"

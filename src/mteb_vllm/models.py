@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mteb_vllm.catalogue import cache_dir
 from mteb_vllm.config import ModelConfig
 from mteb_vllm.errors import ModelError
 from mteb_vllm.files import read_with_checksum, write_with_checksum
+from mteb_vllm.sentence_transformers_files import SentenceTransformersFiles, read_files, read_json
 from mteb_vllm.sources import find_module
 
 # What a model's files say that changes its results: weights, configuration, tokenizer. Not its README.
@@ -25,6 +27,15 @@ _COUNTED = (
     ".jinja", ".py",
 )  # fmt: skip
 _TRAINING = re.compile(r"(optimizer|scheduler|rng_state|trainer_state|training_args)")
+
+# Any one of these makes a tokenizer; beside them are only settings and special tokens (transformers' `vocab_files_names`).
+_TOKENIZERS = re.compile(
+    r"tokenizer\.json|tekken\.json|vocab\.(json|txt|bpe)|bpe\.codes|.*\.(model|tiktoken|gguf)|tokenization_.*\.py"
+)
+_WEIGHTS_INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+# A file that changed this recently may change again within the same tick of its file system's clock.
+_SETTLED_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class Model:
         location: What vLLM is told to load: a local folder, or the name on the Hub.
         digest: Of the local weights, configuration and tokenizer; None for a model on the Hub, whose commit says it.
         config: The content of `config.json`.
-        sentence_transformers: The content of `config_sentence_transformers.json`; empty if there is none.
+        files: What its sentence-transformers files say.
     """
 
     name: str
@@ -45,7 +56,12 @@ class Model:
     location: str
     digest: str | None
     config: dict[str, Any] = field(repr=False)
-    sentence_transformers: dict[str, Any] = field(default_factory=dict, repr=False)
+    files: SentenceTransformersFiles = field(default_factory=SentenceTransformersFiles, repr=False)
+
+    @property
+    def sentence_transformers(self) -> dict[str, Any]:
+        """The content of `config_sentence_transformers.json`; empty where sentence-transformers reads none."""
+        return dict(self.files.settings)
 
     @property
     def hub_revision(self) -> str | None:
@@ -129,21 +145,50 @@ def package_folder(package: str) -> Path:
 
 
 def _local_model(name: str | None, revision: str | None, path: Path) -> Model:
+    try:
+        return _read_folder(name, revision, path)
+    except OSError as error:
+        raise ModelError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
+
+
+def _read_folder(name: str | None, revision: str | None, path: Path) -> Model:
     if not os.path.isdir(path):  # noqa: PTH112
         raise ModelError(f"there is no folder {path}")
     config = path / "config.json"
-    if not config.is_file():
+    if not config.is_file() and not config.is_symlink():
         raise ModelError(f"the folder {path} holds no config.json, so it is no model that vLLM can load")
     path = path.resolve()
     digest = folder_digest(path, _is_counted)
+
+    def locate(file: str) -> Path | None:
+        return path / file if (path / file).is_file() else None
+
     return Model(
         name=name or f"local/{path.name}",
         revision=revision or f"local-{digest[:12]}",
         location=str(path),
         digest=digest,
-        config=_read_json(config),
-        sentence_transformers=_read_json(path / "config_sentence_transformers.json"),
+        config=read_json(config, dict),
+        files=read_files(locate),
     )
+
+
+def missing_files(model: Model) -> list[str]:
+    """Say which files a local model lacks: its tokenizer, and shards of its weights."""
+    if model.digest is None:
+        return []
+    folder, problems = Path(model.location), []
+    names = {path.name for path in folder.iterdir()}
+    if model.files.tokenizer_in_root and not any(_TOKENIZERS.fullmatch(name) for name in names):
+        problems.append(f"the folder {folder} holds no tokenizer (tokenizer.json, vocab.txt, or another)")
+    if "vocab.json" in names and not names & {"tokenizer.json", "merges.txt"}:
+        problems.append(f"the folder {folder} holds vocab.json, but neither merges.txt nor tokenizer.json")
+    for index in _WEIGHTS_INDEX:
+        if index in names:
+            shards = read_json(folder / index, dict).get("weight_map")
+            wanted = set(shards.values()) if isinstance(shards, dict) else set()
+            problems += [f"{folder / index} names {name}, which is missing" for name in sorted(wanted - names)]
+    return problems
 
 
 def _hub_model(name: str, revision: str | None) -> Model:
@@ -154,8 +199,21 @@ def _hub_model(name: str, revision: str | None) -> Model:
         raise ModelError(f"{name} holds no config.json, so it is no model that vLLM can load")
     # The Hub's cache names a snapshot's folder by its commit.
     commit = config.parent.name
-    extra = _fetch(name, commit, "config_sentence_transformers.json", optional=True)
-    return Model(name, commit, name, None, _read_json(config), _read_json(extra) if extra else {})
+    _check_links(name, config.parent)
+    files = read_files(lambda file: _fetch(name, commit, file, optional=True))
+    return Model(name, commit, name, None, read_json(config, dict), files)
+
+
+def _check_links(name: str, snapshot: Path) -> None:
+    """Raise ModelError where a cached snapshot's file has lost its content and cannot be fetched again."""
+    from huggingface_hub import constants
+
+    broken = [path for path in snapshot.rglob("*") if path.is_symlink() and not path.exists()]
+    if broken and constants.HF_HUB_OFFLINE:
+        raise ModelError(
+            f"{broken[0]} is a link to a file that is gone (a pruned cache?) and the Hub is switched off "
+            f"(HF_HUB_OFFLINE): fetch it where there is a network (`hf download {name}`)"
+        )
 
 
 def _fetch(name: str, revision: str | None, file: str, *, optional: bool = False) -> Path | None:
@@ -197,24 +255,18 @@ def _fetch(name: str, revision: str | None, file: str, *, optional: bool = False
         raise ModelError(f"{at} cannot be had from the Hub: {reason[0]}") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from None
-    return content if isinstance(content, dict) else {}
-
-
 def folder_digest(folder: Path, counts: Callable[[str], bool] = lambda name: True) -> str:
     """SHA-256 over the names and contents of a folder's files.
 
-    A file's own digest is kept by its path, size, time and inode: large weights are read once.
+    A file's own digest is kept by its path, size, inode, and times of modification and of change, of which no program can
+    set the last: large weights are read once.
 
     Args:
         folder: The folder; links in it are followed, hidden files and folders are not counted.
         counts: Whether a file of this name counts.
+
+    Raises:
+        OSError: naming the file that cannot be read, as a link that leads nowhere.
     """
     memory_file = cache_dir() / "digests.json"
     try:
@@ -222,30 +274,38 @@ def folder_digest(folder: Path, counts: Callable[[str], bool] = lambda name: Tru
     except (OSError, ValueError, TypeError):  # a damaged digest could pass other weights for these
         memory = {}
     whole, known = hashlib.sha256(), dict(memory)
-    for file in _files(folder.resolve(), counts):
+    for file in sorted(_files(folder.resolve(), counts)):
         status = file.stat()
-        key = f"{file}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
-        if key not in known:
+        key = f"{file}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
+        digest = known.get(key)
+        if not isinstance(digest, str):
             with file.open("rb") as content:
                 # hashlib.file_digest is Python 3.11's.
                 one = hashlib.sha256()
                 while block := content.read(1 << 20):
                     one.update(block)
-            known[key] = one.hexdigest()
-        whole.update(f"{file.relative_to(folder.resolve()).as_posix()} {known[key]}\n".encode())
+            digest = one.hexdigest()
+            if time.time_ns() - status.st_ctime_ns > _SETTLED_NS:
+                known[key] = digest
+        whole.update(f"{file.relative_to(folder.resolve()).as_posix()} {digest}\n".encode())
     if known != memory:
         with contextlib.suppress(OSError):  # a read-only home: the digest is computed anew each time
             write_with_checksum(memory_file, json.dumps(known).encode())
     return whole.hexdigest()
 
 
-def _files(folder: Path, counts: Callable[[str], bool]) -> list[Path]:
-    found = []
-    for root, folders, names in os.walk(folder, followlinks=True):
+def _files(folder: Path, counts: Callable[[str], bool]) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        here = Path(root)
+        if any(here.samefile(above) for above in here.parents if above.is_relative_to(folder)):
+            folders[:] = []  # a link to a folder above itself
+            continue
         # Training's own: its checkpoints change no result of the model that lies beside them.
         folders[:] = [name for name in folders if not name.startswith((".", "checkpoint-")) and name != "runs"]
-        found += [Path(root, name) for name in names if not name.startswith(".") and counts(name)]
-    return sorted(found)
+        yield from (here / name for name in names if not name.startswith(".") and counts(name))
 
 
 def _is_counted(name: str) -> bool:

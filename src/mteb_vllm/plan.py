@@ -129,7 +129,9 @@ def _planned(config: RunConfig, pipeline: Any) -> Plan:
     template = None
     settings: dict[str, Any] = {"engine": spec.settings()}
     if config.model.kind == "cross_encoder":
-        template = score_templates.resolve(config.score_template, config.model.score_template)
+        template = score_templates.resolve(
+            config.score_template, config.model.score_template, spec.model.files.default_pair_prompt
+        )
         settings["score_template"] = template.settings()
         settings["instructions"] = dict(prompts.values) if template.takes_instruction else None
     else:

@@ -10,7 +10,7 @@ from typing import Any
 from mteb_vllm import score_templates
 from mteb_vllm import tasks as task_selection
 from mteb_vllm.architectures import is_language_model, label_problem
-from mteb_vllm.arguments import resolve_arguments
+from mteb_vllm.arguments import backend_of, resolve_arguments
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.config import RunConfig, ScoreTemplateConfig
 from mteb_vllm.errors import Mistake, ModelError
@@ -20,6 +20,7 @@ from mteb_vllm.models import find_recipe
 from mteb_vllm.pipeline_checks import pipeline_mistakes
 from mteb_vllm.pipelines.throughput import Throughput
 from mteb_vllm.prompts import applying_keys, candidates, instruction_keys
+from mteb_vllm.sentence_transformers_files import apply_files
 
 
 def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mistake]:
@@ -121,6 +122,12 @@ def _reranker_mistakes(config: RunConfig, *, templates_fine: bool) -> list[Mista
     overrides = resolve_arguments(config.engine, config.model.engine)[0].get("hf_overrides")
     if problem := label_problem(model, overrides if isinstance(overrides, Mapping) else {}):
         mistakes.append(Mistake(f"model.name={model.name}", problem))
+    if backend_of(config.engine) == "vllm" and templates_fine:
+        chosen = score_templates.resolve(config.score_template, config.model.score_template)
+        arguments = resolve_arguments(config.engine, config.model.engine)[0]
+        refused = apply_files(model.files, model.config, arguments, "classify").activation_refused
+        if refused and chosen.activation is None:
+            mistakes.append(Mistake(f"model.name={model.name}", refused))
     if config.instruction.template is not None:
         what = "a reranker reads its instruction through its score template"
         mistakes.append(Mistake("instruction.template", what, "Write {{ instruction }} into score_template.template."))

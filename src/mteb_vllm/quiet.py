@@ -26,6 +26,32 @@ def quiet_libraries() -> Iterator[None]:
             os.environ.pop(key, None)
 
 
+# Where vLLM writes of a model's files and weights; its other warnings are of the machine, and in the log.
+_OF_MODELS = (
+    "vllm.config.model", "vllm.config.pooler", "vllm.transformers_utils", "vllm.tokenizers", "vllm.renderers",
+    "vllm.model_executor.models", "vllm.model_executor.model_loader", "vllm.model_executor.layers.pooler",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def warnings_about_models() -> Iterator[list[str]]:
+    """Collect what vLLM warns of while a model is loaded in this process, each warning once."""
+    found: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = " ".join(record.getMessage().split())
+            if record.name.startswith(_OF_MODELS) and text not in found:
+                found.append(text)
+
+    collector, vllm = Collector(logging.WARNING), logging.getLogger("vllm")
+    vllm.addHandler(collector)
+    try:
+        yield found
+    finally:
+        vllm.removeHandler(collector)
+
+
 @contextlib.contextmanager
 def errors_into(log: Path) -> Iterator[None]:
     """Lets what libraries, compiled ones too, write on standard error go into the log, if there is one."""

@@ -12,10 +12,15 @@ if TYPE_CHECKING:
     from mteb_vllm.engine import EngineSpec
 
 
-def within_positions(spec: EngineSpec, args: Mapping[str, Any]) -> dict[str, int]:
-    """The context that a model of RoBERTa's kind has positions for, where vLLM would take a longer one."""
-    overrides = args.get("hf_overrides")
-    limit = position_limit({**spec.model.config, **(overrides if isinstance(overrides, Mapping) else {})})
+def shorter_context(spec: EngineSpec, args: Mapping[str, Any]) -> dict[str, int]:
+    """Return the context of a model where vLLM by itself would take a longer one.
+
+    It is the one at which sentence-transformers cuts texts, and of a model of RoBERTa's kind no more than its positions.
+    """
+    overrides, applied = args.get("hf_overrides"), spec.applied
+    positions = position_limit({**spec.model.config, **(overrides if isinstance(overrides, Mapping) else {})})
+    limits = [positions, None if applied.reads_context else applied.context]
+    limit = min((one for one in limits if one is not None), default=None)
     if limit is None or args.get("max_model_len") is not None:
         return {}
     from vllm import EngineArgs

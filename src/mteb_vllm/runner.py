@@ -8,7 +8,7 @@ import functools
 import logging
 import time
 import traceback
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,6 +247,7 @@ def _measure(config: RunConfig, planned: Plan, record: RunRecord, console: Conso
             )
         finally:
             record.engine = work.model.engine_record()
+            record.warnings += _said_of_models(record.engine)
 
 
 def _embeddings(config: RunConfig) -> EmbeddingStore | None:
@@ -286,11 +287,13 @@ def _evaluate(
         if work.embeddings is not None:
             record.store = work.embeddings.record()
         record.engine = work.model.engine_record()
+        record.warnings += _said_of_models(record.engine)
         if planned.stage is not None:
             record.first_stage = _first_stage_record(planned)
             if ahead is not None and ahead.record["texts"]:
                 record.first_stage |= ahead.record
             record.warnings += cut_by_first_stage(record.first_stage)
+            record.warnings += _said_of_models(record.first_stage.get("engine") or {})
     for task in planned.tasks:
         if (failure := skipped.get(task.name)) is not None:
             record.tasks.append(TaskOutcome(task.name, task.type, "failed", task.main_score, failure=failure))
@@ -298,6 +301,11 @@ def _evaluate(
     record.tasks.sort(key=lambda outcome: names.index(outcome.name))
     for outcome in record.tasks:
         record.warnings += [*outcome.warnings, *cut_texts(outcome, record)]
+
+
+def _said_of_models(engine: Mapping[str, Any]) -> list[str]:
+    """What vLLM warned of while it opened; `engine` is what the record says of it."""
+    return [f"vLLM: {text}" for text in engine.get("warnings") or ()]
 
 
 def _engine_lines(model: Any, log: Path) -> list[str]:

@@ -90,8 +90,13 @@ class ScoreTemplate:
         }
 
 
-def resolve(chosen: ScoreTemplateConfig, recipe: ScoreTemplateConfig | None) -> ScoreTemplate:
+def resolve(chosen: ScoreTemplateConfig, recipe: ScoreTemplateConfig | None, default_prompt: str = "") -> ScoreTemplate:
     """What a run reads pairs through: what is chosen, over what the recipe says where `from_model` asks for that.
+
+    Args:
+        chosen: The config group `score_template`.
+        recipe: What the recipe says.
+        default_prompt: What sentence-transformers puts in front of a pair's first text, by the model's own files.
 
     Raises:
         OSError: if a template's file cannot be read.
@@ -104,6 +109,8 @@ def resolve(chosen: ScoreTemplateConfig, recipe: ScoreTemplateConfig | None) -> 
         for name in ("query_prefix", "document_prefix", "activation"):
             if getattr(layer, name) is not None:
                 values[name] = getattr(layer, name)
+    if chosen.from_model and "text" not in values:
+        values.setdefault("query_prefix", default_prompt)
     return ScoreTemplate(**values)
 
 

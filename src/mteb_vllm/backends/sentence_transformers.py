@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mteb_vllm import memory
 from mteb_vllm.architectures import position_limit
-from mteb_vllm.engine import Engine, EngineSpec, Scores
+from mteb_vllm.engine import Engine, EngineSpec, Scores, special_tokens
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
 from mteb_vllm.phases import Phases, replaced
 from mteb_vllm.score_templates import Activation
@@ -53,9 +53,14 @@ class SentenceTransformersEngine(Engine):
         """The model's tokenizer, of transformers' kind."""
         return self.model.tokenizer
 
-    def embed(self, texts: list[str], bar: Any = False) -> tuple[npt.NDArray[np.float32], list[int]]:
+    def embed(self, texts: list[str], bar: Any = False, prompt: str = "") -> tuple[npt.NDArray[np.float32], list[int]]:
         """See `Engine.embed`."""
-        with self._watched(len(texts), bar) as lengths, _working():
+        prompts: dict[str, Any] = {}
+        if prompt and not self.pools_prompts:
+            # sentence-transformers has to put it there itself: it leaves the tokens of its own prompts out.
+            texts = [text.removeprefix(prompt) for text in texts]
+            prompts = {"prompts": {"prompt": prompt}, "default_prompt_name": "prompt"}
+        with self._watched(len(texts), bar) as lengths, replaced(self.model, **prompts), _working():
             vectors = self.llm.encode(_Loader(texts), **_anywhere(), **self._how(), normalize_embeddings=self._anew)
         return np.asarray(vectors, dtype=np.float32), [lengths[text] for text in texts]
 
@@ -235,7 +240,15 @@ def load(spec: EngineSpec, others: Sequence[EngineSpec]) -> SentenceTransformers
         "batch_size": spec.args["batch_size"],
         "attn_implementation": getattr(model[0].model.config, "_attn_implementation", None),
         "device": str(model.device),
+        "special_tokens": special_tokens(model.tokenizer),
     }
+    if spec.convert == "embed":
+        modes = [one.pooling_mode for one in model if hasattr(one, "pooling_mode")]
+        resolved |= {
+            "pooling": " and ".join(modes[0] if isinstance(modes[0], tuple) else modes[:1]) if modes else None,
+            "normalized": "Normalize" in resolved["modules"],
+            "dimensions": model.get_embedding_dimension(),
+        }
     return SentenceTransformersEngine(
         spec=spec,
         llm=wrapper,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import gc
 import logging
@@ -16,10 +17,11 @@ import numpy.typing as npt
 
 from mteb_vllm import memory
 from mteb_vllm.catalogue import vllm_distribution
-from mteb_vllm.engine import Engine, EngineSpec, Scores
+from mteb_vllm.engine import Engine, EngineSpec, Scores, special_tokens
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
 from mteb_vllm.phases import Phases, replaced
-from mteb_vllm.quirks import explain, let_llvmlite_be_looked_at, within_positions
+from mteb_vllm.quiet import warnings_about_models
+from mteb_vllm.quirks import explain, let_llvmlite_be_looked_at, shorter_context
 from mteb_vllm.score_templates import Activation
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class VllmEngine(Engine):
         """The model's tokenizer, of transformers' kind."""
         return self.llm.get_tokenizer()
 
-    def embed(self, texts: list[str], bar: Any = False) -> tuple[npt.NDArray[np.float32], list[int]]:
+    def embed(self, texts: list[str], bar: Any = False, prompt: str = "") -> tuple[npt.NDArray[np.float32], list[int]]:
         """See `Engine.embed`."""
         import torch
 
@@ -49,6 +51,8 @@ class VllmEngine(Engine):
             "encode", texts, pooling_task="embed", use_tqdm=bar, tokenization_kwargs={"truncate_prompt_tokens": -1}
         )
         vectors = torch.stack([output.outputs.data for output in outputs]).float().numpy()
+        # As sentence-transformers does it: behind all modules, normalisation among them.
+        vectors = np.ascontiguousarray(vectors[:, : self.spec.applied.truncate_dim])
         self.cached_tokens += _cached(outputs)
         return vectors, [len(output.prompt_token_ids) for output in outputs]
 
@@ -197,19 +201,19 @@ def load(spec: EngineSpec, others: Sequence[EngineSpec]) -> VllmEngine:
 
     try:
         from vllm import LLM
-        from vllm.config import PoolerConfig
     except ImportError as error:
         raise MissingPackageError(f"vLLM is installed but cannot be imported: {error}") from error
     let_llvmlite_be_looked_at()
     memory.note_before_engines()
     args = dict(spec.args)
     try:
-        if isinstance(args.get("pooler_config"), Mapping):
-            args["pooler_config"] = PoolerConfig(**args["pooler_config"])
+        if (pooler := _pooler_config(spec)) is not None:
+            args["pooler_config"] = pooler
         args |= {"model": spec.model.location, "revision": spec.model.hub_revision}
         args |= {"runner": "pooling", "convert": spec.convert}
         children = set(psutil.Process().children(recursive=True))
-        llm = LLM(**{"use_tqdm_on_load": False, **args, **within_positions(spec, args)})
+        with warnings_about_models() as warnings:
+            llm = LLM(**{"use_tqdm_on_load": False, **args, **shorter_context(spec, args)})
     except Exception as error:
         logger.exception("vLLM did not open")
         gc.collect()
@@ -218,13 +222,14 @@ def load(spec: EngineSpec, others: Sequence[EngineSpec]) -> VllmEngine:
     model_config = config.model_config
     dtype = str(model_config.dtype).removeprefix("torch.")
     pooler = model_config.pooler_config
-    return VllmEngine(
+    dim = getattr(pooler, "dimensions", None) or model_config.embedding_size
+    engine = VllmEngine(
         spec=spec,
         llm=llm,
         seconds=0.0,
         dtype=dtype,
         max_model_len=model_config.max_model_len,
-        dim=(getattr(pooler, "dimensions", None) or model_config.embedding_size),
+        dim=min(dim, spec.applied.truncate_dim or dim),
         resolved={
             "architectures": list(model_config.hf_config.architectures or []),
             "dtype": dtype,
@@ -243,7 +248,40 @@ def load(spec: EngineSpec, others: Sequence[EngineSpec]) -> VllmEngine:
         log=_standard_error(),
         in_process=type(llm.llm_engine.engine_core).__name__ == "InprocClient",
         labels=getattr(model_config.hf_config, "num_labels", None) if spec.convert == "classify" else None,
+        warnings=tuple(warnings),
     )
+    if spec.convert == "embed":
+        engine.resolved["dimensions"] = engine.dim
+        _check_pooling(spec, engine)
+    engine.resolved["special_tokens"] = special_tokens(engine.tokenizer)
+    return engine
+
+
+def _pooler_config(spec: EngineSpec) -> Any:
+    """Return vLLM's `PoolerConfig`: what is configured, else what the model's files ask for; None leaves it to vLLM."""
+    from vllm.config import PoolerConfig
+
+    given, asked = spec.args.get("pooler_config"), spec.applied
+    if given is None and asked.pooling is None:
+        return None
+    pooler = PoolerConfig(**given) if isinstance(given, Mapping) else copy.copy(given) or PoolerConfig()
+    if pooler.seq_pooling_type is None and pooler.tok_pooling_type is None:
+        pooler.seq_pooling_type = asked.pooling
+    if pooler.use_activation is None:
+        pooler.use_activation = asked.normalized
+    return pooler
+
+
+def _check_pooling(spec: EngineSpec, engine: VllmEngine) -> None:
+    """Raise EngineStartError if the pooling of an open engine is not that of its specification."""
+    asked = (spec.applied.pooling, spec.applied.normalized)
+    found = (engine.resolved["pooling"], engine.resolved["normalized"])
+    if asked != found and asked[0] in ("CLS", "MEAN", "LAST"):
+        engine._shut_down()
+        raise EngineStartError(
+            f"vLLM does not pool as the files of {spec.model.name} say: {found[0]}, normalised {found[1]}, and not "
+            f"{asked[0]}, normalised {asked[1]}"
+        )
 
 
 def _standard_error() -> Path | None:

@@ -11,8 +11,9 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 
 from mteb_vllm.arguments import resolve_arguments
 from mteb_vllm.engine import Convert, Engine, EngineSpec, is_open, open_engine
+from mteb_vllm.errors import ModelError
 from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.models import Model, find_model
+from mteb_vllm.models import Model, find_model, missing_files
 from mteb_vllm.work import Work
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class VllmWrapperBase:
         found = find_model(name, revision, path)
         chosen = {"preset": "auto", "max_num_seqs": max_num_seqs, "head_dtype": head_dtype, **engine_args, "env": env}
         spec = EngineSpec(found, self.convert, *resolve_arguments(chosen, {}))
+        if problems := (*missing_files(found), *spec.applied.refused):
+            raise ModelError("; ".join(problems))
         self._start(spec, model if isinstance(model, ModelMeta) else None)
         self._owner = True
         self.engine  # noqa: B018 - opened now: whoever constructs a wrapper wants to know whether it works
@@ -118,6 +121,7 @@ class VllmWrapperBase:
             "resolved": self._engine.resolved,
             "threading": self._engine.threading,
             "late": self._engine.late,
+            "warnings": list(self._engine.warnings),
         }
 
     @property
@@ -157,7 +161,12 @@ def model_meta(model: Model, settings_hash: str, meta: ModelMeta | None = None) 
         from mteb.models.model_implementations import MODEL_REGISTRY
 
         meta = MODEL_REGISTRY.get(model.name)
-    known = {"dot": ScoringFunction.DOT_PRODUCT, "dot_product": ScoringFunction.DOT_PRODUCT}
+    known = {
+        "dot": ScoringFunction.DOT_PRODUCT,
+        "dot_product": ScoringFunction.DOT_PRODUCT,
+        "euclidean": ScoringFunction.EUCLIDEAN,
+        "manhattan": ScoringFunction.MANHATTAN,
+    }
     similarity = model.sentence_transformers.get("similarity_fn_name")
     if meta is None:
         meta = ModelMeta.create_empty({"similarity_fn_name": known.get(str(similarity), ScoringFunction.COSINE)})

@@ -177,7 +177,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
             queries,
             documents,
             template=self.template.with_instruction(text),
-            activation=self.template.activation,
+            activation=self.template.activation or self.spec.applied.activation,
             window=self.window,
             progress=None if report is None else lambda done, total: report(label, done, total),
         )

@@ -1,0 +1,545 @@
+"""What a model's sentence-transformers files say, and what vLLM has to be told so that it computes the same.
+
+vLLM reads a part of these files itself, and drops without an error what it does not know. So all of them are read here,
+in the formats before and since sentence-transformers 5.4, and each thing that they ask for is either applied (pooling,
+normalisation, dimensions, context, activation) or refused by name. Nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeVar
+
+from mteb_vllm.errors import ModelError
+
+Locate = Callable[[str], Path | None]
+_Json = TypeVar("_Json", dict[str, Any], list[Any])
+
+# Keys of `config_sentence_transformers.json` (BaseModel._get_model_config and its subclasses' in 6.2).
+SETTINGS = (
+    "model_type", "__version__", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "requirements",
+    "activation_fn", "keep_in_fp32_modules",
+)  # fmt: skip
+
+# Names of the Transformer module's configuration, the first that holds anything counts (Transformer.load_config).
+_TRANSFORMER_CONFIGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+
+# Pooling modes before 5.4, and since: in the order in which several are concatenated (pooling.py).
+_OLD_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+POOLING_MODES = tuple(_OLD_MODES.values())
+_OF_VLLM = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
+_WORDS = {"CLS": "CLS", "MEAN": "mean", "LAST": "last-token"}
+
+# The only types of Dense that vLLM loads (_DENSE_MODULE_TYPES), and the activations that it has for them (get_act_fn).
+_DENSE_TYPES = ("sentence_transformers.models.Dense", "sentence_transformers.base.modules.dense.Dense")
+_DENSE_ACTIVATIONS = (
+    "torch.nn.modules.linear.Identity",
+    *(f"torch.nn.modules.activation.{name}" for name in ("Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")),
+)
+_DENSE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+# Modules that have nothing in their folders, or nothing that changes a vector.
+_WITHOUT_FOLDER = ("Normalize", "Dropout")
+
+# Arguments of transformers' that change no vector beyond the dtype, which is `engine.dtype`.
+_HARMLESS_ARGUMENTS = (
+    "torch_dtype",
+    "dtype",
+    "attn_implementation",
+    "device_map",
+    "padding_side",
+    "add_pooling_layer",
+    "use_fast",
+)
+
+_RUNS = "engine=sentence_transformers runs it"
+
+_Activation = Literal["sigmoid", "none"]
+
+
+@dataclass(frozen=True)
+class ModuleFile:
+    """One entry of `modules.json`.
+
+    Attributes:
+        kind: The name of its class, as `Pooling`.
+        type: The import path of its class, as written.
+        path: Its folder in the model's, "" for the model's own.
+        config: Its configuration; empty where there is none.
+        file: Where that is, for messages.
+    """
+
+    kind: str
+    type: str
+    path: str
+    config: Mapping[str, Any]
+    file: str
+
+
+@dataclass(frozen=True)
+class SentenceTransformersFiles:
+    """All of a model's sentence-transformers files, and what sentence-transformers takes from the tokenizer's.
+
+    Attributes:
+        settings: The content of `config_sentence_transformers.json`; empty if there is none, or no `modules.json`, without
+            which sentence-transformers does not read it.
+        modules: The entries of `modules.json` in their order; None if there is none.
+        tokenizer: The content of `tokenizer_config.json`.
+        unread_context: Where there is no `modules.json`: the `max_seq_length` that vLLM takes, and
+            sentence-transformers does not.
+        chat_template: Whether the tokenizer has a chat template.
+        unread_settings: Whether there are settings without a `modules.json`.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    modules: tuple[ModuleFile, ...] | None = None
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    unread_context: int | None = None
+    chat_template: bool = False
+    unread_settings: bool = False
+
+    @property
+    def tokenizer_in_root(self) -> bool:
+        """Whether the tokenizer's files are in the model's own folder."""
+        return self.modules is None or any(one.kind == "Transformer" and not one.path for one in self.modules)
+
+    @property
+    def default_pair_prompt(self) -> str:
+        """The prompt that sentence-transformers puts in front of a pair's first text; empty if there is none."""
+        if not self.of_cross_encoder:
+            return ""
+        return (self.settings.get("prompts") or {}).get(self.settings.get("default_prompt_name")) or ""
+
+    @property
+    def of_cross_encoder(self) -> bool:
+        """Whether the model was saved as a cross-encoder: else sentence-transformers reads no modules of one."""
+        return self.modules is not None and self.settings.get("model_type") == "CrossEncoder"
+
+    @property
+    def pools_prompts(self) -> bool:
+        """Whether the tokens of a prompt are pooled like a text's."""
+        return all(one.config.get("include_prompt", True) for one in self.modules or ())
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What an engine of vLLM is opened and used with, so that it computes what the files ask for.
+
+    Attributes:
+        pooling: vLLM's name of the pooling; None where the files do not decide about it.
+        normalized: Whether embeddings get length 1; likewise.
+        truncate_dim: The leading dimensions of an embedding that are kept, after normalisation; None keeps all.
+        context: Tokens after which sentence-transformers cuts a text; None where the files say nothing.
+        reads_context: Whether vLLM takes that context from the files by itself.
+        activation: What is made of a pair's logit; None where vLLM's own choice is that of the files.
+        source: Where all this comes from, in words.
+        refused: What is asked for that vLLM does not do.
+        activation_refused: What is asked to be made of a logit, if that is neither.
+        notes: What a user should know.
+    """
+
+    pooling: str | None = None
+    normalized: bool | None = None
+    truncate_dim: int | None = None
+    context: int | None = None
+    reads_context: bool = False
+    activation: _Activation | None = None
+    source: str = ""
+    refused: tuple[str, ...] = ()
+    activation_refused: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """Return what of this changes results, as plain values."""
+        return {
+            "pooling": self.pooling,
+            "normalized": self.normalized,
+            "truncate_dim": self.truncate_dim,
+            "context": self.context,
+            "activation": self.activation,
+        }
+
+    def __str__(self) -> str:
+        if self.pooling is None:
+            return ""
+        words = [f"{_WORDS.get(self.pooling, self.pooling)} pooling"]
+        words.append("normalised" if self.normalized else "not normalised")
+        words += [f"the first {self.truncate_dim} dimensions"] if self.truncate_dim else []
+        return f"{', '.join(words)} ({self.source})"
+
+
+def read_files(locate: Locate) -> SentenceTransformersFiles:
+    """Read all of a model's sentence-transformers files.
+
+    Args:
+        locate: Gives the path of one of the model's files; None where it has no such file.
+
+    Raises:
+        ModelError: where a file is missing that another names, cannot be read, or holds values of wrong types.
+    """
+    tokenizer = _read(locate, "tokenizer_config.json", dict) or {}
+    entries = _read(locate, "modules.json", list)
+    template = bool(tokenizer.get("chat_template")) or locate("chat_template.jinja") is not None
+    if entries is None:
+        unread = _transformer_config(locate, "")[0].get("max_seq_length")
+        return SentenceTransformersFiles(
+            {}, None, tokenizer, unread if isinstance(unread, int) else None, template, bool(_settings(locate))
+        )
+    settings = _settings(locate)
+    modules = tuple(_module(locate, entry) for entry in entries)
+    return SentenceTransformersFiles(settings, modules, tokenizer, None, template)
+
+
+def read_json(path: Path, kind: type[_Json]) -> _Json:
+    """Return the content of a JSON file.
+
+    Raises:
+        ModelError: if it cannot be read, or is not of this kind.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(content, kind):
+        wanted = "an object" if kind is dict else "a list"
+        raise ModelError(f"{path} holds {_shown(content)}, and not {wanted}")
+    return content
+
+
+def apply_files(
+    files: SentenceTransformersFiles,
+    config: Mapping[str, Any],
+    args: Mapping[str, Any],
+    convert: Literal["embed", "classify"],
+) -> Applied:
+    """Compare what a model's files ask for with what vLLM does.
+
+    Args:
+        files: The model's files.
+        config: The content of its `config.json`.
+        args: vLLM's arguments. What they say of pooling (`pooler_config`) wins over the files.
+        convert: Whether texts are embedded or pairs are scored.
+    """
+    overrides = args.get("hf_overrides")
+    config = {**config, **(overrides if isinstance(overrides, Mapping) else {})}
+    return _embedding(files, config, args) if convert == "embed" else _scoring(files, config)
+
+
+def _embedding(files: SentenceTransformersFiles, config: Mapping[str, Any], args: Mapping[str, Any]) -> Applied:
+    given = {key: _given(args, key) for key in ("seq_pooling_type", "pooling_type", "use_activation", "dimensions")}
+    pooling = given["seq_pooling_type"] or given["pooling_type"]
+    normalized = given["use_activation"]
+    refused: list[str] = []
+    notes: list[str] = []
+    unknown = sorted(set(files.settings) - set(SETTINGS))
+    if unknown:
+        notes.append(f"config_sentence_transformers.json: unknown to sentence-transformers: {', '.join(unknown)}")
+    kind = files.settings.get("model_type")
+    if kind not in (None, "SentenceTransformer"):
+        refused.append(f"config_sentence_transformers.json: model_type={kind}: is another kind of model")
+    # Who names both decides about all that follows the transformer.
+    decided = pooling is not None and normalized is not None
+    asked: str | None = _default_pooling(config)
+    asked_normalized, source = False, "no modules.json: as sentence-transformers takes such a model"
+    if files.modules is not None:
+        asked, asked_normalized, found = _chain(files.modules, pooling is not None, decided)
+        refused, source = [*refused, *found], "modules.json"
+    elif files.chat_template and not decided:
+        refused.append(
+            "its tokenizer has a chat template, and there is no modules.json: sentence-transformers would put each text "
+            f"into a message ({_RUNS}). For texts as they are: "
+            "'engine.pooler_config={seq_pooling_type: LAST, use_activation: false}'"
+        )
+    if pooling is not None or normalized is not None:
+        source = "engine.pooler_config" if decided else f"engine.pooler_config, {source}"
+        if (pooling or asked, asked_normalized if normalized is None else normalized) != (asked, asked_normalized):
+            notes.append("engine.pooler_config is not what the model's files say")
+    if files.unread_settings:
+        notes.append(
+            "config_sentence_transformers.json (prompts and others) is not read without a modules.json, as "
+            "sentence-transformers does not"
+        )
+    truncate = files.settings.get("truncate_dim") if given["dimensions"] is None else None
+    context, reads, more = _context(files, config)
+    return Applied(
+        pooling=pooling or asked,
+        normalized=asked_normalized if normalized is None else bool(normalized),
+        truncate_dim=truncate,
+        context=context,
+        reads_context=reads,
+        source=source,
+        refused=(*refused, *_transformer_refusals(files, "feature-extraction", "token_embeddings")),
+        notes=(*notes, *more),
+    )
+
+
+def _scoring(files: SentenceTransformersFiles, config: Mapping[str, Any]) -> Applied:
+    refused: list[str] = []
+    # A language model's answer, through a template and tokens that the recipe or the user names.
+    answers = bool(config.get("classifier_from_token") or config.get("is_original_qwen3_reranker"))
+    # sentence-transformers reads the modules of models that were saved as cross-encoders only.
+    if files.modules is not None and files.of_cross_encoder and not answers:
+        first, *rest = files.modules or (None,)
+        if first is None or first.kind != "Transformer":
+            refused.append("modules.json: its first module is no Transformer: vLLM runs nothing else")
+        refused += [f"modules.json: {one.type}: vLLM does not run it behind a cross-encoder ({_RUNS})" for one in rest]
+        refused += _transformer_refusals(files, "sequence-classification", "scores")
+    activation, problem = _activation(files, config)
+    context, reads, notes = _context(files, config)
+    return Applied(
+        context=context,
+        reads_context=reads,
+        activation=activation,
+        refused=tuple(refused),
+        activation_refused=problem,
+        notes=tuple(notes),
+    )
+
+
+def _chain(modules: Sequence[ModuleFile], pooling_given: bool, decided: bool) -> tuple[str | None, bool, list[str]]:
+    """vLLM's pooling, whether normalisation follows it, and what of the modules vLLM does not run."""
+    refused: list[str] = []
+    if not modules or modules[0].kind != "Transformer":
+        first = modules[0].type if modules else "nothing"
+        return None, False, [f"modules.json: its first module is {first}: vLLM runs only a Transformer"]
+    pooling, normalized = None, False
+    for one in modules[1:]:
+        if one.kind == "Dropout":
+            continue  # of training
+        if not one.type.startswith("sentence_transformers."):
+            refused.append(f"modules.json: {one.type}: is the model's own code, which vLLM does not run ({_RUNS})")
+        elif one.kind == "Pooling" and pooling is None and not normalized:
+            pooling, problems = _pooling(one)
+            refused += [] if pooling_given else problems
+            pooling = pooling or "MEAN"
+        elif one.kind == "Normalize" and pooling is not None:
+            normalized = True
+            refused += _unexpected(one, _IN_PLACE)
+        elif one.kind == "Dense" and pooling is not None and not normalized:
+            refused += _dense(one)
+        else:
+            refused.append(f"modules.json: {one.type}: vLLM does not run it in this place ({_RUNS})")
+    if pooling is None:
+        refused.append("modules.json: names no Pooling")
+    return pooling, normalized, [] if decided else refused
+
+
+def _pooling(module: ModuleFile) -> tuple[str | None, list[str]]:
+    config, at = module.config, module.file
+    keys = ("embedding_dimension", "word_embedding_dimension", "pooling_mode", *_OLD_MODES, "include_prompt")
+    problems = _unexpected(module, dict.fromkeys(keys))
+    modes = config.get("pooling_mode")
+    if modes is None:
+        modes = [mode for key, mode in _OLD_MODES.items() if config.get(key)] or ["mean"]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    if not config.get("include_prompt", True):
+        problems.append(f"{at}: include_prompt=false: vLLM pools a prompt's tokens like a text's ({_RUNS})")
+    if len(modes) != 1:
+        problems.append(f"{at}: pooling modes {' and '.join(modes)} together: vLLM knows one at a time ({_RUNS})")
+        return None, problems
+    if modes[0] not in _OF_VLLM:
+        problems.append(f"{at}: pooling mode {modes[0]}: vLLM knows {', '.join(_OF_VLLM)} ({_RUNS})")
+    return _OF_VLLM.get(modes[0]), problems
+
+
+def _dense(module: ModuleFile) -> list[str]:
+    config, at = module.config, module.file
+    problems = _unexpected(
+        module,
+        {
+            "in_features": None, "out_features": None, "bias": None, "activation_function": None,
+            **_IN_PLACE, "use_residual": False,
+        },
+    )  # fmt: skip
+    if module.type not in _DENSE_TYPES:
+        problems.append(f"modules.json: {module.type}: vLLM does not load it by this name ({_RUNS})")
+    # Where it names none, sentence-transformers takes Tanh, and vLLM nothing.
+    if config.get("activation_function") not in _DENSE_ACTIVATIONS:
+        name = config.get("activation_function", "none is named, so that Tanh is meant")
+        problems.append(f"{at}: activation_function: {name}: vLLM would leave the module out ({_RUNS})")
+    return problems
+
+
+def _transformer_refusals(files: SentenceTransformersFiles, task: str, output: str) -> list[str]:
+    """What the Transformer's own configuration asks for that vLLM does not do."""
+    module = next((one for one in files.modules or () if one.kind == "Transformer"), None)
+    if module is None:
+        return []
+    if not module.type.startswith("sentence_transformers."):
+        return [f"modules.json: {module.type}: is the model's own code, which vLLM does not run ({_RUNS})"]
+    if module.path:
+        return [
+            f"modules.json: the Transformer is in the folder {module.path}, and vLLM loads the model's own ({_RUNS})"
+        ]
+    text = {
+        "method": "forward",
+        "method_output_name": "last_hidden_state" if output == "token_embeddings" else "logits",
+    }
+    expected: dict[str, Any] = {
+        "max_seq_length": None, "unpad_inputs": None, "backend": "torch", "transformer_task": task,
+        "module_output_name": output, "modality_config": {"text": text}, "do_lower_case": False, "processing_kwargs": {},
+        "query_length": _NULL, "document_length": _NULL, "query_expansion": _NULL, "tokenizer_name_or_path": _NULL,
+    }  # fmt: skip
+    kinds = ("model", "processor", "tokenizer", "config")
+    arguments = [f"{kind}_{word}" for kind in kinds for word in ("kwargs", "args")]
+    problems = _unexpected(module, {**expected, **dict.fromkeys(arguments)})
+    for key in arguments:
+        for name in sorted(set(module.config.get(key) or {}) - set(_HARMLESS_ARGUMENTS)):
+            problems.append(f"{module.file}: {key}.{name}: vLLM does not read it ({_RUNS})")
+    if "max_seq_length" in module.config and module.config["max_seq_length"] is None:
+        problems.append(f"{module.file}: max_seq_length=null: vLLM cannot read it ({_RUNS})")
+    return problems
+
+
+# A value that must be null, where an expected None allows any.
+_NULL: Any = object()
+_IN_PLACE = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
+
+
+def _unexpected(module: ModuleFile, expected: Mapping[str, Any]) -> list[str]:
+    """What a module's configuration says beside the expected; an expected value of None allows any."""
+    problems = []
+    for key, value in module.config.items():
+        if key not in expected:
+            problems.append(f"{module.file}: {key}={_shown(value)}: is no key that vLLM reads ({_RUNS})")
+        elif (right := expected[key]) is not None and value != (None if right is _NULL else right):
+            if not value and not right:
+                continue
+            problems.append(f"{module.file}: {key}={_shown(value)}: vLLM does not do this ({_RUNS})")
+    return problems
+
+
+def _default_pooling(config: Mapping[str, Any]) -> str:
+    """The pooling that sentence-transformers gives a model without modules (SentenceTransformer._load_default_modules)."""
+    names = config.get("architectures") or [""]
+    causal = str(names[0]).endswith("ForCausalLM") and config.get("is_causal", True)
+    return "LAST" if causal else "MEAN"
+
+
+def _context(files: SentenceTransformersFiles, config: Mapping[str, Any]) -> tuple[int | None, bool, list[str]]:
+    """Tokens after which sentence-transformers cuts a text, whether vLLM reads that itself, and notes."""
+    module = next((one for one in files.modules or () if one.kind == "Transformer"), None)
+    if module is not None and isinstance(module.config.get("max_seq_length"), int):
+        return module.config["max_seq_length"], True, []
+    limits = [files.tokenizer.get("model_max_length"), config.get("max_position_embeddings")]
+    # A tokenizer without a limit says 1e30.
+    known = [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < 1e9]
+    context = min(known) if known else None
+    if files.unread_context is not None and context is not None and files.unread_context < context:
+        note = (
+            f"Texts are cut after {files.unread_context} tokens, as max_seq_length says; sentence-transformers does not read "
+            f"it without a modules.json, and cuts after {context}."
+        )
+        return files.unread_context, True, [note]
+    return context, False, []
+
+
+def _activation(files: SentenceTransformersFiles, config: Mapping[str, Any]) -> tuple[_Activation | None, str | None]:
+    """The activation of sentence-transformers' CrossEncoder where vLLM would take another, or what is wrong with it."""
+    said = config.get("sentence_transformers")
+    named = files.settings.get("activation_fn") if files.of_cross_encoder else None
+    where = "config.json" if named is None else "config_sentence_transformers.json"
+    named = named or (said.get("activation_fn") if isinstance(said, Mapping) else None)
+    named = named or config.get("sbert_ce_default_activation_function")
+    if named is None:
+        # vLLM goes by the kind of problem first (get_act_fn), and takes the raw logit for a regression.
+        return ("sigmoid" if config.get("problem_type") == "regression" else None), None
+    kinds: dict[str, _Activation] = {"Sigmoid": "sigmoid", "Identity": "none"}
+    name = str(named).rpartition(".")[2]
+    if not str(named).startswith("torch.nn.modules.") or name not in kinds:
+        return None, (
+            f"{where}: activation_fn={named}: neither the sigmoid nor the identity ({_RUNS}, or choose one: "
+            "score_template.activation=sigmoid)"
+        )
+    return kinds[name], None
+
+
+def _given(args: Mapping[str, Any], key: str) -> Any:
+    """A field of `pooler_config`, as a dict or as vLLM's own class."""
+    pooler = args.get("pooler_config")
+    return pooler.get(key) if isinstance(pooler, Mapping) else getattr(pooler, key, None)
+
+
+def _settings(locate: Locate) -> dict[str, Any]:
+    file = "config_sentence_transformers.json"
+    settings = _read(locate, file, dict) or {}
+    prompts = settings.get("prompts")
+    if prompts is not None and not (
+        isinstance(prompts, dict) and all(isinstance(text, (str, type(None))) for text in prompts.values())
+    ):
+        raise ModelError(f"{file}: prompts={_shown(prompts)}: must be an object of texts")
+    default = settings.get("default_prompt_name")
+    if default is not None and default not in (prompts or {}):
+        raise ModelError(f"{file}: default_prompt_name={_shown(default)}: is none of its prompts")
+    dim = settings.get("truncate_dim")
+    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
+        raise ModelError(f"{file}: truncate_dim={_shown(dim)}: must be 1 or more")
+    return settings
+
+
+def _module(locate: Locate, entry: Any) -> ModuleFile:
+    if not isinstance(entry, dict) or not isinstance(entry.get("type"), str) or not isinstance(entry.get("path"), str):
+        raise ModelError(f"modules.json: {_shown(entry)}: is no module with a type and a path")
+    kind, path = entry["type"].rpartition(".")[2], entry["path"]
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise ModelError(f"modules.json: path={_shown(path)}: leads out of the model's folder")
+    if kind == "Transformer":
+        config, file = _transformer_config(locate, path)
+        length = config.get("max_seq_length")
+        if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
+            raise ModelError(f"{file}: max_seq_length={_shown(length)}: must be 1 or more")
+        for key, value in config.items():
+            if key.endswith(("_args", "_kwargs")) and not isinstance(value, (dict, type(None))):
+                raise ModelError(f"{file}: {key}={_shown(value)}: must be an object")
+        return ModuleFile(kind, entry["type"], path, config, file)
+    file = f"{path}/config.json" if path else "config.json"
+    needed = kind in ("Pooling", "Dense")
+    config = (_read(locate, file, dict) or {}) if needed or kind in _WITHOUT_FOLDER else {}
+    if needed and locate(file) is None:
+        raise ModelError(f"modules.json names {file}, which is missing")
+    if kind == "Dense" and not any(locate(f"{path}/{weights}") for weights in _DENSE_WEIGHTS):
+        raise ModelError(f"modules.json names {path}, which holds no weights ({' or '.join(_DENSE_WEIGHTS)})")
+    if kind == "Pooling":
+        _check_pooling(file, config)
+    return ModuleFile(kind, entry["type"], path, config, file)
+
+
+def _check_pooling(file: str, config: Mapping[str, Any]) -> None:
+    modes = config.get("pooling_mode", [])
+    for mode in [modes] if isinstance(modes, str) or not isinstance(modes, list) else modes:
+        if mode not in POOLING_MODES:
+            raise ModelError(f"{file}: pooling_mode={_shown(mode)}: must be one of {', '.join(POOLING_MODES)}")
+    for key in (*_OLD_MODES, "include_prompt"):
+        if not isinstance(config.get(key, False), bool):
+            raise ModelError(f"{file}: {key}={_shown(config[key])}: must be true or false")
+
+
+def _transformer_config(locate: Locate, folder: str) -> tuple[dict[str, Any], str]:
+    for name in _TRANSFORMER_CONFIGS:
+        file = f"{folder}/{name}" if folder else name
+        if config := _read(locate, file, dict):
+            return config, file
+    return {}, _TRANSFORMER_CONFIGS[0]
+
+
+def _read(locate: Locate, file: str, kind: type[_Json]) -> _Json | None:
+    path = locate(file)
+    return None if path is None else read_json(path, kind)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:80]}..."
