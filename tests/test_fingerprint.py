@@ -108,6 +108,7 @@ def test_the_versions_and_the_device_change_it(fresh: None, monkeypatch: pytest.
 
 def test_local_weights_change_it(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    (tmp_path / "tokenizer.json").write_text("{}")
     weights = tmp_path / "model.safetensors"
 
     def settings() -> dict[str, Any]:
