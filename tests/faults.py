@@ -74,7 +74,7 @@ def _loading(happens: Callable[[], None]) -> None:
     # Looked at at the very moment when vLLM's LLM is made.
     from mteb_vllm.backends import vllm
 
-    _before(vllm, "within_positions", happens)
+    _before(vllm, "shorter_context", happens)
 
 
 def _encoding(happens: Callable[[], None]) -> None:

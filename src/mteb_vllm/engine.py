@@ -265,10 +265,14 @@ class Engine(ABC):
         """Gives back what the last engine of this kind leaves in the process."""
 
 
-def special_tokens(tokenizer: Any) -> list[list[str]]:
-    """Return the special tokens that a tokenizer puts before and behind a text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
+def special_tokens(tokenizer: Any) -> list[list[str]] | None:
+    """Return the special tokens that a tokenizer puts before and behind a text; None where it cannot be asked so."""
+    try:
+        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = tokenizer("a")["input_ids"]
+    except Exception as error:  # for the record only: tokenizers of other kinds than transformers' fail in many ways
+        logger.info("special tokens are not known: %s", error)
+        return None
     at = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), len(whole))
     return [list(tokenizer.convert_ids_to_tokens(ids)) for ids in (whole[:at], whole[at + len(bare) :])]
 

@@ -33,6 +33,10 @@ _OF_MODELS = (
 )  # fmt: skip
 
 
+# What it does not find in a model's files, it is told.
+_SETTLED = "Unable to determine Sentence Transformers pooling type"
+
+
 @contextlib.contextmanager
 def warnings_about_models() -> Iterator[list[str]]:
     """Collect what vLLM warns of while a model is loaded in this process, each warning once."""
@@ -41,7 +45,7 @@ def warnings_about_models() -> Iterator[list[str]]:
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             text = " ".join(record.getMessage().split())
-            if record.name.startswith(_OF_MODELS) and text not in found:
+            if record.name.startswith(_OF_MODELS) and text not in found and not text.startswith(_SETTLED):
                 found.append(text)
 
     collector, vllm = Collector(logging.WARNING), logging.getLogger("vllm")

@@ -277,7 +277,7 @@ def _check_pooling(spec: EngineSpec, engine: VllmEngine) -> None:
     asked = (spec.applied.pooling, spec.applied.normalized)
     found = (engine.resolved["pooling"], engine.resolved["normalized"])
     if asked != found and asked[0] in ("CLS", "MEAN", "LAST"):
-        engine._shut_down()
+        engine.close()
         raise EngineStartError(
             f"vLLM does not pool as the files of {spec.model.name} say: {found[0]}, normalised {found[1]}, and not "
             f"{asked[0]}, normalised {asked[1]}"
