@@ -43,6 +43,40 @@ def position_limit(config: Mapping[str, Any]) -> int | None:
     return None if not positions else int(positions) - (1 if padding is None else int(padding)) - 1
 
 
+def longest_context(model: Model, config: Mapping[str, Any]) -> int | None:
+    """Return the longest context that vLLM takes for a model (its `_get_and_verify_max_len`); None where that is not sure.
+
+    Args:
+        model: The model.
+        config: Its `config.json`, with what the engine replaces of it.
+    """
+    files = model.files
+    transformer = next((module for module in files.modules or () if module.kind == "Transformer"), None)
+    length = files.unread_context if transformer is None else transformer.config.get("max_seq_length")
+    if isinstance(length, int):
+        return max(length, _length(config.get("model_max_length")))
+    positions = config.get("max_position_embeddings")
+    scaled = any(config.get(name) for name in ("rope_scaling", "rope_parameters", "rope_theta"))
+    if scaled or config.get("model_type") not in ("bert", "distilbert", "electra", "roberta", "xlm-roberta"):
+        return None
+    return max(positions, _length(config.get("model_max_length"))) if isinstance(positions, int) else None
+
+
+def _length(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def is_encoder_only(config: Mapping[str, Any], encoder_only: Sequence[str]) -> bool:
+    """Return whether a model's attention is never causal, so that vLLM has no KV cache for it.
+
+    Args:
+        config: Its `config.json`.
+        encoder_only: The architectures of which vLLM says so.
+    """
+    names = config.get("architectures") or []
+    return bool(names) and str(names[0]) in encoder_only
+
+
 def label_problem(model: Model, hf_overrides: Mapping[str, Any]) -> str | None:
     """Says what is wrong with the head of a model that shall score pairs, or None.
 

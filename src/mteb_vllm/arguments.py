@@ -6,8 +6,9 @@ And what is wrong with them, before vLLM is imported.
 from __future__ import annotations
 
 import functools
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mteb_vllm.catalogue import EngineArg, VllmCatalogue, nearest
@@ -216,30 +217,91 @@ def check_arguments(where: str, values: Mapping[str, Any], vllm: VllmCatalogue) 
 _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,), "int": (int,), "float": (int, float), "str": (str,), "list": (list,), "dict": (dict,)
 }  # fmt: skip
+# Where vLLM's own description may not say it.
 _AT_LEAST_ONE = (
     "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size", "pipeline_parallel_size", "renderer_num_workers"
 )  # fmt: skip
+_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "ge": ("{:g} or more", operator.ge), "gt": ("more than {:g}", operator.gt),
+    "le": ("{:g} or less", operator.le), "lt": ("less than {:g}", operator.lt),
+}  # fmt: skip
+_MULTIPLES = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
-def _value_mistakes(at: str, value: Any, arg: EngineArg) -> list[Mistake]:
+def _value_mistakes(at: str, value: Any, arg: EngineArg, write: Callable[[Any], str] | None = None) -> list[Mistake]:
+    """What is wrong with the value of an argument, or of a key in one; `write` makes an override of a better value."""
+    write = write or functools.partial(suggest, at)
     if arg.choices is not None:
         if str(value) in arg.choices:
             return []
-        near = tuple(suggest(at, choice) for choice in nearest(str(value), arg.choices))
+        near = tuple(write(choice) for choice in nearest(str(value), arg.choices))
         allowed = f"Allowed: {', '.join(arg.choices)}."
         return [Mistake(f"{at}={value}", "vLLM does not know this value", allowed, near)]
     # vLLM's own classes of settings are written as dicts.
     kind = "dict" if arg.kind == "any" and re.fullmatch(r"\w+Config( \| None)?", arg.type) else arg.kind
     types = _TYPES.get(kind)
     if types is not None and not (isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))):
-        return [
-            Mistake(f"{at}={value}", f"vLLM wants {kind} here, this is {type(value).__name__}", _EXAMPLES.get(kind, ""))
-        ]
-    if arg.name in _AT_LEAST_ONE and value < 1:
-        return [Mistake(f"{at}={value}", "must be 1 or more")]
+        what = f"vLLM wants {kind} here, this is {type(value).__name__}"
+        near = (write(number),) if kind == "int" and (number := _as_number(value)) is not None else ()
+        return [Mistake(f"{at}={value}", what, _EXAMPLES.get(kind, ""), near)]
     if arg.name == "gpu_memory_utilization" and not 0 < value <= 1:
         return [Mistake(f"{at}={value}", "is a share of the memory, above 0 and up to 1")]
-    return []
+    if arg.name == "max_model_len" and value < 1 and value != -1:
+        way = "Leave it unset for the model's own context; -1 is as much of that as fits into the memory."
+        return [Mistake(f"{at}={value}", "must be 1 or more", way)]
+    if isinstance(value, (int, float)):
+        limits = {"ge": 1, **arg.limits} if arg.name in _AT_LEAST_ONE else arg.limits
+        unmet = [_BOUNDS[name][0].format(bound) for name, bound in limits.items() if not _BOUNDS[name][1](value, bound)]
+        return [Mistake(f"{at}={value}", f"must be {unmet[0]}")] if unmet else []
+    return _field_mistakes(at, value, arg.fields, write) if arg.fields and isinstance(value, Mapping) else []
+
+
+def _field_mistakes(
+    at: str, value: Mapping[str, Any], known: Mapping[str, EngineArg], write: Callable[[Any], str]
+) -> list[Mistake]:
+    """What is wrong with a dict that stands for one of vLLM's configuration classes."""
+    mistakes = []
+    for key, item in value.items():
+        if key not in known:
+            near = tuple(
+                write({name if other == key else other: one for other, one in value.items()})
+                for name in nearest(key, known)
+            )
+            kind = at.rpartition(".")[2]
+            mistakes.append(
+                Mistake(f"{at}.{key}={item}", f"{kind} has no such key", f"Keys: {', '.join(known)}.", near)
+            )
+        elif item is not None and not _is_coerced(known[key].kind, item):
+            rewrite = functools.partial(_with_key, write, value, key)
+            mistakes += _value_mistakes(f"{at}.{key}", item, known[key], rewrite)
+    return mistakes
+
+
+def _is_coerced(kind: str, value: Any) -> bool:
+    """Return whether pydantic turns a value of another type into this kind, as it does inside configuration classes."""
+    if kind == "bool":
+        return value in (0, 1) or str(value).lower() in ("true", "false", "yes", "no", "on", "off", "y", "n", "t", "f")
+    if kind in ("int", "float") and isinstance(value, str):
+        return (
+            re.fullmatch(r"[+-]?\d+(\.0*)?" if kind == "int" else r"[+-]?\d*\.?\d+([eE][+-]?\d+)?", value) is not None
+        )
+    return kind == "int" and isinstance(value, float) and value.is_integer()
+
+
+def _with_key(write: Callable[[Any], str], values: Mapping[str, Any], key: str, value: Any) -> str:
+    return write({**values, key: value})
+
+
+def _as_number(value: Any) -> int | None:
+    """Return what a human-readable number stands for: `16k` is 16,000 and `16K` 16,384, as on vLLM's own command line."""
+    found = re.fullmatch(r"(\d+)([kKmMgG])", value) if isinstance(value, str) else None
+    return None if found is None else int(found[1]) * _MULTIPLES[found[2]]
+
+
+def context_limit(arguments: Mapping[str, Any]) -> int | None:
+    """Return the context that arguments set, in tokens; None where it is the model's own (-1: as much of it as fits)."""
+    limit = arguments.get("max_model_len")
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 _EXAMPLES = {"bool": "true or false.", "list": "As [a,b].", "dict": "As {key: value}."}

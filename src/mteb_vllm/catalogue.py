@@ -6,6 +6,7 @@ once per version and writes down what is asked; from then on the cache directory
 
 from __future__ import annotations
 
+import ast
 import builtins
 import functools
 import hashlib
@@ -20,8 +21,9 @@ import tempfile
 from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
@@ -48,6 +50,7 @@ SAMPLING = (
     "samples_per_label",
     "train_split",
 )
+_ENCODER_ONLY = re.compile(r"""attn_type\(["']encoder_only["']\)|seq_pooling_type=["']CLS["']""")
 _dumps = functools.partial(json.dumps, default=lambda item: getattr(item, "value", repr(item)), ensure_ascii=False)
 
 
@@ -113,6 +116,8 @@ class EngineArg:
     `choices` are the only values beside None that it takes, as strings; None where it is open. `default` is a repr
     where JSON cannot hold it, and a tuple for a list. `kind` is the plain value that a YAML file may hold for it, None
     aside: `bool`, `int`, `float` (or an int), `str`, `list`, `dict`, or `any` where it takes several or nobody knows.
+    `limits` are the bounds of a number, by pydantic's names (`ge`, `gt`, `le`, `lt`). `fields` are the keys of one of
+    vLLM's configuration classes, which a YAML file writes as a dict; None where it is no such class.
     """
 
     name: str
@@ -120,16 +125,22 @@ class EngineArg:
     choices: tuple[str, ...] | None
     default: Any
     kind: str
+    limits: dict[str, float] = field(default_factory=dict)
+    fields: dict[str, EngineArg] | None = None
 
 
 @dataclass(frozen=True)
 class VllmCatalogue:
-    """What the installed vLLM takes: engine arguments, model architectures, environment variables."""
+    """What the installed vLLM takes: engine arguments, model architectures, environment variables.
+
+    `encoder_only` are the architectures whose attention is never causal, for which there is no KV cache.
+    """
 
     version: str
     distribution: str
     args: dict[str, EngineArg]
     architectures: tuple[str, ...]
+    encoder_only: tuple[str, ...]
     env: tuple[str, ...]
 
 
@@ -147,8 +158,13 @@ def vllm_catalogue() -> VllmCatalogue | None:
     if (found := vllm_distribution()) is None:
         return None
     raw = _load("vllm", *found, "the engine arguments", 30)
-    args = {name: EngineArg(**arg) for name, arg in raw["args"].items()}
+    args = {name: _engine_arg(arg) for name, arg in raw["args"].items()}
     return VllmCatalogue(distribution=found[0], **raw | {"args": args})
+
+
+def _engine_arg(raw: dict[str, Any]) -> EngineArg:
+    inner = raw["fields"]
+    return EngineArg(**raw | {"fields": inner and {name: _engine_arg(one) for name, one in inner.items()}})
 
 
 def vllm_distribution() -> tuple[str, str] | None:
@@ -193,6 +209,11 @@ def _nearest(word: str, choices: frozenset[str], n: int) -> tuple[str, ...]:
         closer, equal = ([entry for entry in near if entry[0] < near[n - 1][0] + more] for more in (0, 1))
         near = equal if len(equal) <= MOST_NEAREST else closer or equal[:MOST_NEAREST]
     return tuple(name for *_, name in near)
+
+
+def close(left: str, right: str) -> bool:
+    """Return whether two names are one or two typing errors apart."""
+    return _edits(left.lower(), right.lower()) <= 2
 
 
 def _edits(left: str, right: str) -> int:
@@ -336,17 +357,61 @@ def _read_model(meta: Any) -> tuple[Any, ...]:  # in the order of ModelInfo
 
 
 def _read_vllm() -> dict[str, Any]:
-    from vllm import ModelRegistry, envs
+    from vllm import ModelRegistry, config, envs
     from vllm.engine import arg_utils
 
-    # Some names vLLM imports for type checkers only: these are Any.
-    hints = get_type_hints(arg_utils.EngineArgs, localns=defaultdict(lambda: Any, vars(builtins) | vars(arg_utils)))
+    hints = _hints(arg_utils.EngineArgs)
     args = [field for field in fields(arg_utils.EngineArgs) if not field.name.startswith("_")]
+    # EngineArgs says nothing of bounds; the classes that it fills, whatever the arguments, have fields of the same names.
+    filled = (config.ModelConfig, config.CacheConfig, config.ParallelConfig, config.SchedulerConfig, config.LoadConfig)
+    limits = {field.name: _read_limits(field) for one in filled for field in fields(cast(Any, one))}
     return {
-        "args": {field.name: _read_arg(field, hints[field.name]) for field in args},
+        "args": {
+            field.name: _read_arg(field, hints[field.name]) | {"limits": limits.get(field.name, {})} for field in args
+        },
         "architectures": sorted(ModelRegistry.get_supported_archs()),
+        "encoder_only": _read_encoder_only(ModelRegistry),
         "env": list(envs.environment_variables),
     }
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    # Some names vLLM imports for type checkers only: these are Any.
+    module = vars(sys.modules[cls.__module__])
+    return get_type_hints(cls, localns=defaultdict(lambda: Any, vars(builtins) | module), include_extras=False)
+
+
+def _read_encoder_only(registry: Any) -> list[str]:
+    """Architectures by the decorators of their classes, from the source: importing them all takes minutes.
+
+    vLLM's `ModelConfig.attn_type` takes a model whose default pooling is CLS for one without causal attention.
+    """
+    classes: dict[str, ast.ClassDef] = {}
+    specs = [find_spec(name) for name in {model.module_name for model in registry.models.values()}]
+    for file in [spec.origin for spec in specs if spec is not None]:
+        if file is not None and _ENCODER_ONLY.search(source := Path(file).read_text(encoding="utf-8")):
+            classes |= {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+
+    def marked(name: str) -> bool:
+        node = classes.get(name)
+        return node is not None and (
+            any(_ENCODER_ONLY.search(ast.unparse(one)) for one in node.decorator_list)
+            or any(marked(base.id) for base in node.bases if isinstance(base, ast.Name))
+        )
+
+    return sorted(name for name, model in registry.models.items() if marked(model.class_name))
+
+
+def _read_limits(field: Field[Any]) -> dict[str, float]:
+    """The bounds of a number, as pydantic's `Field` has them."""
+    found: dict[str, float] = {}
+    for item in getattr(field.default, "metadata", ()):
+        found |= {
+            name: bound
+            for name in ("ge", "gt", "le", "lt")
+            if isinstance(bound := getattr(item, name, None), (int, float))
+        }
+    return found
 
 
 def _read_arg(field: Field[Any], hint: Any) -> dict[str, Any]:
@@ -355,13 +420,22 @@ def _read_arg(field: Field[Any], hint: Any) -> dict[str, Any]:
     origins = {get_origin(member) or member for member in members} - {type(None)}
     # No YAML value is a class or a function.
     kinds = {KINDS.get(origin, "any") for origin in (origins - {Literal, type, Callable}) | {*map(type, literals)}}
+    inner = next((one for one in origins if is_dataclass(one)), None) if len(origins) == 1 else None
+    default = getattr(field.default, "default", field.default)  # pydantic's Field holds it
     return {
         "name": field.name,
         "type": re.sub(r"<\w+ '(.*)'>", r"\1", re.sub(r"\b([A-Za-z_]\w*\.)+", "", str(hint))),
         "choices": list(map(str, literals)) if origins == {Literal} else None,
-        "default": field.default if field.default_factory is MISSING else field.default_factory(),
+        "default": default if field.default_factory is MISSING else field.default_factory(),
         "kind": "float" if kinds == {"int", "float"} else kinds.pop() if len(kinds) == 1 else "any",
+        "limits": _read_limits(field),
+        "fields": None if inner is None else _read_fields(inner),
     }
+
+
+def _read_fields(cls: Any) -> dict[str, Any]:
+    hints = _hints(cls)
+    return {field.name: _read_arg(field, hints[field.name]) for field in fields(cls) if field.init}
 
 
 if __name__ == "__main__":

@@ -81,8 +81,16 @@ class _Valid:
         return getattr(core_schema, self._schema)(**self._limits)
 
 
-Positive = Annotated[float, _Valid("float_schema", gt=0)]
+Positive = Annotated[float, _Valid("float_schema", gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, _Valid("int_schema", gt=0)]
+NotNegativeInt = Annotated[int, _Valid("int_schema", ge=0)]
+Cosine = Annotated[float, _Valid("float_schema", ge=-1, le=1, allow_inf_nan=False)]
+Share = Annotated[float, _Valid("float_schema", ge=0, le=1, allow_inf_nan=False)]
+# What is done so often, or for so long, that nobody means it is a mistake.
+Count = Annotated[int, _Valid("int_schema", gt=0, le=10_000_000)]
+# Of a lognormal distribution: with more, one length is all and the others are nothing.
+Spread = Annotated[float, _Valid("float_schema", ge=0, le=10, allow_inf_nan=False)]
+Seconds = Annotated[float, _Valid("float_schema", gt=0, le=86_400, allow_inf_nan=False)]
 NotNegative = Annotated[float, _Valid("float_schema", ge=0, allow_inf_nan=False)]
 # A name that may look like a number.
 Name = Annotated[str, _Valid("str_schema", coerce_numbers_to_str=True)]

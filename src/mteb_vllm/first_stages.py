@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mteb_vllm.catalogue import nearest
-from mteb_vllm.config import InstructionConfig, ModelConfig, TextsByKey
+from mteb_vllm.config import InstructionConfig, ModelConfig, NotNegative, NotNegativeInt, Share, TextsByKey
 from mteb_vllm.engine import EngineSpec
 from mteb_vllm.errors import FirstStageError, Mistake
 from mteb_vllm.files import read_json
@@ -71,8 +71,8 @@ class BM25(_Configured):
         stemmer_language: Whose stems are taken, as PyStemmer names it ("english"); None: the task's language's.
     """
 
-    k1: float = 1.5
-    b: float = 0.75
+    k1: NotNegative = 1.5
+    b: Share = 0.75
     stopwords: str | None = None
     stemmer_language: str | None = None
 
@@ -80,10 +80,6 @@ class BM25(_Configured):
         import Stemmer
 
         found = []
-        if self.k1 < 0:
-            found.append(Mistake(f"{where}.k1={self.k1}", "must be 0 or more"))
-        if not 0 <= self.b <= 1:
-            found.append(Mistake(f"{where}.b={self.b}", "must be from 0 to 1"))
         for name, choices in (("stopwords", _STOPWORDS), ("stemmer_language", Stemmer.algorithms())):
             value = getattr(self, name)
             if value is not None and value not in choices:
@@ -249,7 +245,7 @@ class Random(_Configured):
         seed: Of the draw.
     """
 
-    seed: int = 0
+    seed: NotNegativeInt = 0
     kind: ClassVar[str] = "random"
 
     def settings(self, task: str) -> dict[str, Any]:

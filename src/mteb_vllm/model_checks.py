@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Collection, Mapping
+from types import NoneType
 from typing import Any
 
-from mteb_vllm.architectures import check_architecture, position_limit
-from mteb_vllm.arguments import backend_of, check_arguments, check_sentence_transformers, resolve_arguments
-from mteb_vllm.catalogue import MtebCatalogue, VllmCatalogue, mteb_catalogue, nearest, vllm_catalogue
+from mteb_vllm.architectures import check_architecture, is_encoder_only, longest_context, position_limit
+from mteb_vllm.arguments import (
+    backend_of,
+    check_arguments,
+    check_sentence_transformers,
+    context_limit,
+    resolve_arguments,
+)
+from mteb_vllm.catalogue import MtebCatalogue, VllmCatalogue, close, mteb_catalogue, nearest, vllm_catalogue
 from mteb_vllm.config import InstructionConfig, ModelConfig
 from mteb_vllm.engine import Convert
 from mteb_vllm.errors import Mistake, ModelError
@@ -17,6 +26,22 @@ from mteb_vllm.prompt_checks import prompt_mistakes, template_mistakes
 from mteb_vllm.sentence_transformers_files import apply_files
 from mteb_vllm.shell import suggest
 from mteb_vllm.stored import model_folder
+
+# The largest number of tokens in a step that vLLM sets by itself, on any device (its `EngineArgs.get_batch_defaults`), and
+# twice that for `performance_mode=throughput`.
+_DEFAULT_TOKENS = 32768
+_CAUSAL_ONLY = {
+    "enable_prefix_caching": "it has no KV cache that texts could share",
+    "enable_chunked_prefill": "a text cannot be split over steps",
+}
+# Of config.json, whatever the model: what transformers' PreTrainedConfig declares, and what vLLM reads beside it.
+_CONFIG_KEYS = (
+    "architectures", "num_labels", "id2label", "label2id", "problem_type", "max_position_embeddings", "is_causal",
+    "classifier_from_token", "method", "head_dtype", "is_original_qwen3_reranker", "use_sep_token", "rope_scaling",
+    "rope_parameters", "rope_theta", "sliding_window", "matryoshka_dimensions", "is_matryoshka", "model_max_length",
+    "text_config", "tie_word_embeddings", "pad_token_id", "num_hidden_layers", "sentence_transformers", "dtype",
+    "torch_dtype",
+)  # fmt: skip
 
 
 def engine_mistakes(where: str, model: ModelConfig, engine: Mapping[str, Any]) -> list[Mistake]:
@@ -93,7 +118,7 @@ def _model_mistakes(
     if misplaced:
         way = "Results are in folders of these names."
         return [Mistake(f"{at}.{said}", problem, way) for said, problem in misplaced]
-    arguments, *_ = resolve_arguments(engine, model.engine)
+    arguments, env, *_ = resolve_arguments(engine, model.engine)
     overrides = arguments.get("hf_overrides")
     config = {**found.config, **(overrides if isinstance(overrides, Mapping) else {})}
     replaced = not set(config.get("architectures") or []).isdisjoint(vllm.architectures if vllm is not None else ())
@@ -105,8 +130,84 @@ def _model_mistakes(
         problems.append(check_architecture(found, vllm.architectures, trust_remote_code=trusted))
     mistakes = [Mistake(where, problem) for problem in problems if problem]
     mistakes += [Mistake(where, problem) for problem in file_problems(found, model.kind, engine, arguments)]
-    limit, context = position_limit(config), arguments.get("max_model_len")
-    if limit is not None and isinstance(context, int) and context > limit:
+    place = f"{at.removesuffix('model')}engine"
+    limit, context = position_limit(config), context_limit(arguments)
+    if limit is not None and context is not None and context > limit:
         what = f"the model has positions for {limit} tokens"
-        mistakes.append(Mistake(f"{at.removesuffix('model')}engine.max_model_len={context}", what))
+        mistakes.append(
+            Mistake(f"{place}.max_model_len={context}", what, nearest=(suggest(f"{place}.max_model_len", limit),))
+        )
+    elif backend_of(engine) == "vllm" and vllm is not None:
+        longest = limit or longest_context(found, config)
+        mistakes += _step_mistakes(place, arguments, longest, env, is_encoder_only(config, vllm.encoder_only))
+        mistakes += _replaced_mistakes(f"{place}.hf_overrides", overrides, found.config)
+    return mistakes
+
+
+def _step_mistakes(
+    place: str, arguments: Mapping[str, Any], longest: int | None, env: Mapping[str, str], encoder_only: bool
+) -> list[Mistake]:
+    """What is wrong with what one step of the engine takes (vLLM's `SchedulerConfig.verify_max_model_len`).
+
+    Args:
+        place: What stands before the arguments, as `engine`.
+        arguments: The engine arguments.
+        longest: The longest context of the model, in tokens; None where it is not known.
+        env: The engine's environment.
+        encoder_only: Whether the model's attention is never causal.
+    """
+    mistakes = []
+    given, tokens, texts = (
+        context_limit(arguments),
+        arguments.get("max_num_batched_tokens"),
+        arguments.get("max_num_seqs"),
+    )
+    allowed = env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0"))
+    if longest is not None and given is not None and given > longest and allowed.lower() not in ("1", "true"):
+        near = (suggest(f"{place}.max_model_len", longest),)
+        return [Mistake(f"{place}.max_model_len={given}", f"the model's context is {longest} tokens", nearest=near)]
+    context = given or longest
+    for name, reason in _CAUSAL_ONLY.items():
+        if encoder_only and arguments.get(name) is True:
+            way = f"Leave it unset, or: {suggest(f'{place}.{name}', False)}"
+            mistakes.append(Mistake(f"{place}.{name}=true", f"this model has no causal attention, so {reason}", way))
+    if (
+        not (isinstance(texts, int) and isinstance(tokens, (int, NoneType)))
+        or (tokens is not None and tokens < 1)
+        or texts < 1
+    ):
+        return mistakes  # said already
+    if tokens is not None and encoder_only and context is not None and tokens < context:
+        if arguments.get("enable_chunked_prefill") is not True:
+            what = f"is less than the context of {context} tokens, and a text is computed in one step"
+            ways = (suggest(f"{place}.max_num_batched_tokens", context), suggest(f"{place}.max_model_len", tokens))
+            mistakes.append(Mistake(f"{place}.max_num_batched_tokens={tokens}", what, nearest=ways))
+    elif tokens is not None and tokens < texts:
+        what = f"is less than {place}.max_num_seqs={texts}, and a text has a token at least"
+        ways = (suggest(f"{place}.max_num_batched_tokens", texts), suggest(f"{place}.max_num_seqs", tokens))
+        mistakes.append(Mistake(f"{place}.max_num_batched_tokens={tokens}", what, nearest=ways))
+    devices = [arguments.get(name) or 1 for name in ("tensor_parallel_size", "pipeline_parallel_size")]
+    most = max(context or 0, _DEFAULT_TOKENS * math.prod(size for size in devices if isinstance(size, int)))
+    if tokens is None and texts > most and context is not None:
+        what = (
+            f"are more texts than one step has tokens: at most {most:,}, unless {place}.max_num_batched_tokens is set"
+        )
+        mistakes.append(Mistake(f"{place}.max_num_seqs={texts}", what, "128 to 1024 is usual."))
+    return mistakes
+
+
+def _replaced_mistakes(at: str, overrides: Any, config: Mapping[str, Any]) -> list[Mistake]:
+    """Keys of `hf_overrides` that are one letter or two from one that there is; any other new key may be meant."""
+    if not isinstance(overrides, Mapping):
+        return []
+    known = {*config, *_CONFIG_KEYS}
+    mistakes = []
+    for key in overrides:
+        near = [name for name in nearest(str(key), known) if close(str(key), name)] if key not in known else []
+        if near:
+            written = [{name if other == key else other: one for other, one in overrides.items()} for name in near]
+            what = "neither the model's config.json nor vLLM knows this key"
+            mistakes.append(
+                Mistake(f"{at}.{key}={overrides[key]}", what, nearest=tuple(suggest(at, one) for one in written))
+            )
     return mistakes

@@ -7,7 +7,7 @@ from typing import Any
 
 from mteb_vllm import environment, score_templates
 from mteb_vllm import tasks as task_selection
-from mteb_vllm.arguments import backend_of, resolve_arguments
+from mteb_vllm.arguments import backend_of, context_limit, resolve_arguments
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.config import RunConfig
 from mteb_vllm.errors import ConfigError, Mistake
@@ -57,8 +57,6 @@ def pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Col
         mistakes.append(Mistake("tasks", f"{who} is for retrieval and reranking; not for {names}", way))
     if isinstance(made, Throughput):
         mistakes += _throughput_mistakes(config, made)
-    if made.window < 1:
-        mistakes.append(Mistake(f"pipeline.window={made.window}", "must be 1 or more"))
     if hasattr(made, "first_stage"):
         if not 1 <= made.top_k <= DEPTH:
             mistakes.append(Mistake(f"pipeline.top_k={made.top_k}", f"must be from 1 to {DEPTH}"))
@@ -75,8 +73,8 @@ def _throughput_mistakes(config: RunConfig, made: Throughput) -> list[Mistake]:
     elif too_many := [size for size in made.batch_sizes if size > made.requests]:
         what = f"there are {made.requests:,} different requests"
         found.append(Mistake(f"pipeline.batch_sizes={too_many}", what, "More of them: pipeline.requests=..."))
-    limit = resolve_arguments(config.engine, config.model.engine)[0].get("max_model_len")
-    if made.lengths != "tasks" and isinstance(limit, int) and made.tokens > limit:
+    limit = context_limit(resolve_arguments(config.engine, config.model.engine)[0])
+    if made.lengths != "tasks" and limit is not None and made.tokens > limit:
         found.append(Mistake(f"pipeline.tokens={made.tokens}", f"the context is {limit} tokens (engine.max_model_len)"))
     return found
 

@@ -6,7 +6,9 @@ instruction template is in use, the instructions that go into it; a task's own i
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -212,6 +214,12 @@ class ImportedTemplate:
             raise TemplateError(f"{at}: it cannot be imported: {type(error).__name__}: {error}") from error
         if not callable(function):
             raise TemplateError(f"{at}: it is not callable, but {type(function).__name__}")
+        try:
+            inspect.signature(function).bind("", None)
+        except TypeError as error:
+            raise TemplateError(f"{at}: it is called with (instruction, prompt_type), and cannot be: {error}") from None
+        except ValueError:
+            pass  # written in C: its call will say it
         if self.source.digest is not None:
             _IMPORTED[self.source.module] = self.source.digest
         return function  # type: ignore[no-any-return]
@@ -258,10 +266,27 @@ def load_template(template: str) -> Template:
     return ImportedTemplate(module, name, source)
 
 
+def _signature_problem(source: CallableSource) -> str:
+    """Return why a callable cannot be called with (instruction, prompt_type), by its source; empty where it can, or may."""
+    node, arguments = source.node, source.arguments
+    if isinstance(node, ast.AsyncFunctionDef):
+        return "is a coroutine function, and a template returns its text"
+    if arguments is None or getattr(node, "decorator_list", None):
+        return ""  # a decorator may change it: what is not known here is checked when the run starts
+    positional = [*arguments.posonlyargs, *arguments.args]
+    required = len(positional) - len(arguments.defaults)
+    named = [one for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default is None]
+    if required > 2 or (len(positional) < 2 and arguments.vararg is None) or named:
+        return f"is called with (instruction, prompt_type), and takes ({ast.unparse(arguments)})"
+    return ""
+
+
 def check_template(template: str) -> Mistake | None:
     """What is wrong with a template, if anything."""
     try:
-        load_template(template)
+        loaded = load_template(template)
+        if isinstance(loaded, ImportedTemplate) and (problem := _signature_problem(loaded.source)):
+            raise ValueError(f"{template} {problem}")
     except ValueError as error:
         return Mistake(
             f"instruction.template={template!r}",

@@ -54,6 +54,8 @@ def explain(spec: EngineSpec, error: Exception) -> str:
     """vLLM's error in one line, with the way out where it is known."""
     message = str(error)
     first = next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)
+    if callable(errors := getattr(error, "errors", None)):  # a ValidationError of pydantic's, which names every field
+        first = "; ".join(_refused(item) for item in errors(include_url=False, include_context=False))
     hints = (
         ("Available memory on node", "lower engine.gpu_memory_utilization (on a CPU: a share of the node's memory)"),
         ("Free memory on device", "lower engine.gpu_memory_utilization, or free the GPU"),
@@ -67,8 +69,25 @@ def explain(spec: EngineSpec, error: Exception) -> str:
         ),
         ("no model weights", "if the model has no safetensors weights: +engine.load_format=auto, if you trust them"),
         ("trust_remote_code", "read the model's own code, then add engine.trust_remote_code=true"),
+        (
+            "smaller than max_model_len",
+            "raise engine.max_num_batched_tokens to the context, or lower engine.max_model_len",
+        ),
+        (
+            "at least one cacheable group",
+            "leave engine.enable_prefix_caching unset: this model has no causal attention",
+        ),
         ("max_model_len", "lower engine.max_model_len to what the model can read"),
         ("Engine core initialization failed", "the cause stands above it in the log"),
     )
     hint = next((way for mark, way in hints if mark.lower() in message.lower()), "")
     return f"vLLM did not open {spec.model.name}: {first}" + (f"\n  What to try: {hint}." if hint else "")
+
+
+def _refused(item: Mapping[str, Any]) -> str:
+    """Return one of pydantic's findings in one line: the field, its value where that is short, and what is wrong with it."""
+    where = ".".join(str(part) for part in item["loc"])
+    what = " ".join(str(item["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ").split())
+    value = item.get("input")
+    at = f"{where}={value}" if where and isinstance(value, (str, int, float)) and len(str(value)) < 100 else where
+    return f"{at}: {what}" if at else what

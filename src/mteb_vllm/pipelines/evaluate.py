@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from mteb_vllm.config import Count
 from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.results import TaskOutcome
 
@@ -29,7 +30,7 @@ class Evaluate:
     always_anew: ClassVar[bool] = False
     task_types: ClassVar[tuple[str, ...] | None] = None
 
-    window: int = 8192
+    window: Count = 8192
 
     def run(
         self,

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mteb_vllm.config import (
+    Cosine,
+    Count,
     InstructionConfig,
     Names,
     NotNegative,
@@ -95,13 +97,13 @@ class Parity:
     always_anew: ClassVar[bool] = True
 
     tolerance: NotNegative | None = None
-    min_cosine: float = 0.99
+    min_cosine: Cosine = 0.99
     length_tolerance: NotNegative = 0.01
-    top_k: PositiveInt = 10
-    candidates: PositiveInt = 20
+    top_k: Count = 10
+    candidates: Count = 20
     max_texts: PositiveInt = 10_000
-    worst: PositiveInt = 5
-    window: PositiveInt = 8192
+    worst: Count = 5
+    window: Count = 8192
     reference: dict[str, Any] = field(default_factory=dict)
 
     def run(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from mteb_vllm.config import Count
 from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.failures import in_one_line
 from mteb_vllm.fingerprint import fingerprint
@@ -49,7 +50,7 @@ class Rerank:
 
     top_k: int = 100
     scoring: Literal["cross_encoder", "cosine"] = "cross_encoder"
-    window: int = 8192
+    window: Count = 8192
     keep_engines: bool = False
     first_stage: dict[str, Any] = field(default_factory=dict)
 

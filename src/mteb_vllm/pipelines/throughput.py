@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mteb_vllm.catalogue import TaskInfo
-from mteb_vllm.config import NotNegative, Positive, PositiveInt
+from mteb_vllm.config import Count, NotNegativeInt, Seconds, Spread
 from mteb_vllm.errors import MeasureError
 from mteb_vllm.memory import device_memory_mb, peak_memory
 
@@ -45,17 +45,17 @@ class Throughput:
     always_anew: ClassVar[bool] = True
     window: ClassVar[int] = 8192
 
-    batch_sizes: list[PositiveInt]
+    batch_sizes: list[Count]
     lengths: Literal["fixed", "varied", "tasks"] = "fixed"
-    tokens: PositiveInt = 128
+    tokens: Count = 128
     distribution: Literal["lognormal", "uniform"] = "lognormal"
-    spread: NotNegative = 0.75
+    spread: Spread = 0.75
     side: Literal["query", "document"] = "document"
-    requests: PositiveInt = 512
-    steps: PositiveInt = 5
-    seconds: Positive = 3.0
-    repeats: PositiveInt = 3
-    seed: int = 0
+    requests: Count = 512
+    steps: Count = 5
+    seconds: Seconds = 3.0
+    repeats: Count = 3
+    seed: NotNegativeInt = 0
 
     @property
     def least_asked(self) -> int:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from mteb_vllm import tasks
 from mteb_vllm.architectures import position_limit
+from mteb_vllm.arguments import context_limit
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.config import RunConfig
 from mteb_vllm.engine import EngineSpec
@@ -301,7 +302,7 @@ def _work(config: RunConfig, made: Plan, task: TaskInfo, first_stage: bool) -> t
 
 
 def _context(spec: EngineSpec) -> int | None:
-    limit = spec.args.get("max_model_len") or position_limit(spec.model.config)
+    limit = context_limit(spec.args) or position_limit(spec.model.config)
     return limit if isinstance(limit, int) else None
 
 
