@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import functools
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from mteb_vllm.config import RunConfig
 from mteb_vllm.embeddings.store import EmbeddingStore
 from mteb_vllm.engine import working_processes
 from mteb_vllm.errors import FirstStageError, MtebVllmError
+from mteb_vllm.escape import visible
 from mteb_vllm.failures import Failure, before, last_lines, of_exception, remember, remembered, with_log
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import EncoderStage
@@ -104,7 +106,7 @@ def run_config(
     except Exception as error:
         # A bug, of ours or of a library's: it is shown whole, and costs the other points of a sweep nothing.
         logger.exception("the run failed")
-        traceback.print_exc()
+        print(visible(traceback.format_exc()), file=sys.stderr)
         record.failure = of_exception(error)
     except BaseException as error:
         record.failure = of_exception(error)
