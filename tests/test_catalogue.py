@@ -20,7 +20,7 @@ import pytest
 
 from mteb_vllm import catalogue
 from mteb_vllm.catalogue import CatalogueError, MtebCatalogue, VllmCatalogue, nearest
-from mteb_vllm.files import read_with_checksum
+from mteb_vllm.files import read_with_checksum, write_with_checksum
 
 HEAVY = ("mteb", "torch", "vllm", "transformers", "datasets", "pandas")
 
@@ -300,6 +300,7 @@ def _flip(text: bytes) -> bytes:
         "truncated",
         _flip,
         "no checksum",
+        "another file",
         "folder",
         "fifo",
     ],
@@ -312,6 +313,9 @@ def test_a_damaged_file_is_made_anew(fresh: list[str], damage: Any, caplog: pyte
     file.unlink()
     if damage in ("folder", "fifo"):
         (os.mkdir if damage == "folder" else os.mkfifo)(file)
+    elif damage == "another file":
+        write_with_checksum(file.with_name("other.json"), b'{"other": 1}')
+        file.with_name("other.json").replace(file)
     elif damage == "no checksum":
         file.write_bytes(content.partition(b"\n")[2])
     else:

@@ -96,12 +96,12 @@ def read_json(path: Path) -> Any:
 
 
 def write_with_checksum(path: Path, content: bytes) -> None:
-    """Write a file behind a line with its SHA-256, atomically.
+    """Write a file behind a line with the SHA-256 of its name and content, atomically.
 
     Raises:
         OSError: if the folder cannot be written to.
     """
-    write_atomically(path, f"{hashlib.sha256(content).hexdigest()}\n".encode() + content)
+    write_atomically(path, _checksum(path, content) + b"\n" + content)
 
 
 def read_with_checksum(path: Path) -> bytes:
@@ -109,12 +109,18 @@ def read_with_checksum(path: Path) -> bytes:
 
     Raises:
         OSError: as `read_file`.
-        ValueError: if it does not match its checksum.
+        ValueError: if it does not match its checksum, or was written under another name.
     """
     checksum, _, content = read_file(path).partition(b"\n")
-    if checksum != hashlib.sha256(content).hexdigest().encode():
+    if checksum != _checksum(path, content):
         raise ValueError("it does not match its checksum")
     return content
+
+
+def _checksum(path: Path, content: bytes) -> bytes:
+    digest = hashlib.sha256(f"{path.name}\n".encode())
+    digest.update(content)
+    return digest.hexdigest().encode()
 
 
 def dump_sealed(content: Mapping[str, Any]) -> str:
