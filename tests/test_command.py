@@ -181,7 +181,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ("+pipeline.widow=1", "Did you mean pipeline.window?"),
         ("pipeline._target_=mteb_vllm.pipelines.evaluate.Evalaute", "cannot be imported"),
         ("pipeline._target_=mteb_vllm.pipelines.evaluate.TaskOutcome", "is no pipeline"),
-        ("results.dir=/proc/version/x", "/proc/version is a file, not a folder"),
+        ("results.dir=/proc/version/x", "/proc/version is not a folder"),
         ("results.reuse=exactt", "Did you mean results.reuse=exact?"),
         ("dtype=float32", "there is no such key\n    Did you mean engine.dtype?"),
         ("engin.dtype=float32", "Did you mean engine.dtype?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from mteb.mocks import mock_tasks
 
+from mteb_vllm import disk
 from mteb_vllm.store import ResultsStore
 from mteb_vllm.wrappers import model_meta
 from test_digests import put
@@ -228,3 +230,31 @@ def test_a_passing_read_error_harms_no_file(tmp_path: Path, sts: Any, monkeypatc
         with pytest.raises(OSError):
             store.known(sts, meta)
     assert store.known(sts, meta) is not None
+
+
+def test_a_result_that_cannot_be_written_lasts_as_long_as_the_run(
+    tmp_path: Path, sts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = evaluate(ResultsStore(tmp_path / "fine"), "aaaa", sts)
+    expected = ResultsStore(tmp_path / "fine").result(sts, written.mteb_model_meta).get_score()
+    store = ResultsStore(tmp_path / "full")
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ResultsStore, "staging", full)
+    with disk.collected() as unwritten:
+        model = evaluate(store, "aaaa", sts)
+    assert store.result(sts, model.mteb_model_meta).get_score() == expected, "to the last digit that is stored"
+    ((path, _),) = {str(path): error for path, error in unwritten}.items()
+    assert path.endswith(f"{sts.metadata.name}.json") and not Path(path).exists()
+    monkeypatch.undo()
+    assert ResultsStore(tmp_path / "full").known(sts, model.mteb_model_meta) is None, "the next run computes it"
+    evaluate(store, "aaaa", sts)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(ResultsStore, "staging", broken)
+    with pytest.raises(TypeError):
+        evaluate(ResultsStore(tmp_path / "bug"), "aaaa", sts)

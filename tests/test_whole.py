@@ -134,5 +134,5 @@ def test_a_report_that_cannot_be_made_costs_a_sweep_nothing(sweep: Path, monkeyp
     records = [record(sweep, at, "float32", 0.8, 1.0) for at in range(2)]
     Job(console, check([]), records, sweep).end_sweep()
     said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "no pictures today" in said and f"""'runs="{sweep}"'""" in said
+    assert "no pictures today" in said and f"runs={sweep}" in said
     assert (sweep / "report.csv").exists()

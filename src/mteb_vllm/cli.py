@@ -110,7 +110,7 @@ def _main() -> int:
             return 0
         from mteb_vllm.command import check
         from mteb_vllm.engine import close_engines
-        from mteb_vllm.entry import Job, dry_run, is_dry, report
+        from mteb_vllm.entry import Job, dry_run, is_dry, report, storage_errors
         from mteb_vllm.making import is_report
         from mteb_vllm.progress import terminal
         from mteb_vllm.sweep.launcher import register
@@ -125,20 +125,28 @@ def _main() -> int:
         job = Job(terminal(), points)
         register()
         try:
-            at_home(job)()
+            with storage_errors(points):
+                at_home(job)()
         finally:
             close_engines()
             if points[0].swept:
                 job.end_sweep()
-    except (HydraException, ValueError) as error:
-        # What is only printed is not checked: flags that do not go together are ValueErrors then. And a plug-in of Hydra's
-        # may have a view of its own of a command.
-        if not (printing or isinstance(error, HydraException)):
+    except Exception as error:
+        # What is only printed is not checked, and Hydra may have a view of its own of a command.
+        if not (printing or isinstance(error, HydraException) or _raised_in_hydra(error)):
             raise
         from mteb_vllm.overrides import in_words
 
         raise ConfigError([Mistake("command line", in_words(error))]) from None
-    return int(any(record.status != "ok" for record in job.records))
+    return int(job.failed)
+
+
+def _raised_in_hydra(error: Exception) -> bool:
+    """Whether Hydra itself raised an error, or OmegaConf at work for it, of whatever class."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and last.tb_frame.f_globals.get("__name__", "").partition(".")[0] in ("hydra", "omegaconf")
 
 
 def _groups() -> str:

@@ -12,7 +12,7 @@ import itertools
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from mteb_vllm.making import is_report
 from mteb_vllm.masking import find_secrets, in_engine, mask, protect, register_fields, register_written
 from mteb_vllm.models import forget_models
 from mteb_vllm.overrides import apply, choice_mistake, in_words, parse_overrides, reference_mistake
-from mteb_vllm.preflight import check_config
+from mteb_vllm.preflight import check_config, folder_mistakes
 from mteb_vllm.shell import answering, suggest
 
 # What a file that somebody wrote can make Hydra raise.
@@ -60,11 +60,13 @@ class Point:
         overrides: The overrides that make it, sweeps expanded.
         config: What they compose to.
         swept: Whether it is a sweep's, by `-m` or by the configuration's own `hydra.mode`.
+        folder: Hydra's folder of the run or of the sweep, at the time of the check; None where only Hydra will know it.
     """
 
     overrides: tuple[str, ...]
     config: RunConfig
     swept: bool
+    folder: Path | None = None
 
 
 def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str | None = None) -> list[Point]:
@@ -105,6 +107,9 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
                     found += check_config(config, broken=unread | {_section(mistake) for mistake in found})
                 points.append(Point(tuple(mask(_written(one)) for one in overrides_of_point), config, swept))
             mistakes += found
+        if points and not is_report(points[0].config):
+            points[0] = replace(points[0], folder=composition.folder(overrides_of_point, swept))
+            mistakes += _hydra_folder_mistakes(points[0])
     mistakes += _of_reports(points)
     if vllm_catalogue() is None and any(_needs_vllm(point.config) for point in points):
         if not mistakes:
@@ -125,6 +130,13 @@ def register_secrets(overrides: Sequence[str], *, config_dir: str | None = None)
             register_fields(compose_config(overrides))
     except YAMLError as error:
         raise ConfigError([Mistake("configuration", in_words(error))]) from None
+
+
+def _hydra_folder_mistakes(point: Point) -> list[Mistake]:
+    results = Path(point.config.results.dir).absolute()
+    if point.folder is None or point.folder.absolute().is_relative_to(results):
+        return []  # that one is checked anyway
+    return folder_mistakes(f"hydra.{'sweep' if point.swept else 'run'}.dir", str(point.folder))
 
 
 def _needs_vllm(config: RunConfig) -> bool:
@@ -229,6 +241,18 @@ class _Composition:
                 del plain[overlay]
         made, found = parse_what_fits(plain)
         return made, [*mistakes, *found]
+
+    def folder(self, overrides: Sequence[Override], swept: bool) -> Path | None:
+        """Return Hydra's own folder of a run or sweep; None where only Hydra itself will know it, when a point runs."""
+        choices, values, _ = self._sorted(overrides)
+        whole = self._base(choices).copy()
+        try:
+            for override in values:
+                if not override.is_hydra_override():
+                    apply(override, whole)
+            return Path(str(whole.hydra.sweep.dir if swept else whole.hydra.run.dir))
+        except OmegaConfBaseException:
+            return None
 
     def _sorted(self, overrides: Sequence[Override]) -> tuple[list[Override], list[Override], list[Mistake]]:
         """Choices of files that exist, fields, and the choices of files that do not."""

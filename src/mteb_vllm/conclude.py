@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.results import RunRecord, TaskOutcome
@@ -76,4 +77,5 @@ def conclude(console: Console, record: RunRecord) -> None:
     # Of what is timed or compared no results are kept.
     kept_in = "" if record.throughput or record.parity else f", results in {record.config['results']['dir']}/results"
     console.print(f"Settings {record.fingerprint}{kept_in}", markup=False, soft_wrap=True)
-    console.print(f"Record:  {record.output_dir}/run.json", markup=False, soft_wrap=True)
+    if Path(record.output_dir, "run.json").exists():
+        console.print(f"Record:  {record.output_dir}/run.json", markup=False, soft_wrap=True)

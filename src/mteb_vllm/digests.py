@@ -11,14 +11,12 @@ import contextlib
 import errno
 import hashlib
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
+from mteb_vllm import disk
 from mteb_vllm.files import make_way, read_file, read_json, write_atomically
 from mteb_vllm.masking import mask
-
-logger = logging.getLogger(__name__)
 
 # Errors that the same file will give again (None: what is no regular file); any other one says nothing about the file.
 _LASTING = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.EPERM, None)
@@ -80,7 +78,7 @@ def write_note(root: Path, path: Path, value: Any) -> None:
             path, json.dumps({"note": value, "sha256": _digest_of_note(root, path, value)}, indent=1) + "\n"
         )
     except OSError as error:
-        logger.warning("%s cannot be written: %s", path, error)
+        disk.note(path, error, optional=True)
 
 
 def read_note(root: Path, path: Path) -> Any:

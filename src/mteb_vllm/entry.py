@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mteb_vllm.errors import ConfigError, Mistake
+from mteb_vllm import disk
+from mteb_vllm.errors import MtebVllmError, StorageError
 from mteb_vllm.making import is_report, make_pipeline
 from mteb_vllm.masking import find_secrets, mask, protect, register_fields, scrub, watch_environment
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console, terminal
+from mteb_vllm.report.one_run import print_run
 from mteb_vllm.report.whole import report_on
 from mteb_vllm.results import RunRecord
 from mteb_vllm.runner import Ahead, run_config
@@ -37,6 +40,7 @@ class Job:
         points: The command's points, in their order.
         records: What became of them, in their order.
         folder: The sweep's folder; None where each point's parent is.
+        reported: Whether the sweep's report could be made.
         progress: Makes what shows the progress of a point.
         ahead: What is known of the first stage of a point where that ran ahead.
     """
@@ -45,6 +49,7 @@ class Job:
     points: Sequence[Point] = ()
     records: list[RunRecord] = field(default_factory=list)
     folder: Path | None = None
+    reported: bool = True
     progress: MakeProgress = Progress
     ahead: Ahead | None = None
 
@@ -75,19 +80,32 @@ class Job:
         self.records.append(record)
         return record
 
+    @property
+    def failed(self) -> bool:
+        """Whether something went wrong with a point or the report."""
+        return not self.reported or any(record.status != "ok" for record in self.records)
+
     def end_sweep(self) -> None:
-        """Makes the report of a sweep, beside the points' folders, and says what is not done."""
+        """Make the report of a sweep, beside the points' folders, and say what is not done."""
         records = sorted(self.records, key=lambda record: record.point or 0)
         done = {record.point for record in records}
         missing = [str(at) for at in range(len(self.points)) if at not in done]
         if records:
             folder = self.folder or Path(records[0].output_dir).parent
             how = self.points[0].config.report
+            written = [record for record in records if Path(record.output_dir, "run.json").exists()]
+            for record in records:
+                if record not in written:
+                    self.console.print(f"\nPoint {record.point}, which has left no record:", markup=False)
+                    print_run(self.console, record)
             try:
-                report_on([record.output_dir for record in records], folder, how, self.console)
+                if written:
+                    report_on([record.output_dir for record in written], folder, how, self.console)
             except Exception as error:  # the points are done, whatever becomes of their report
                 logger.exception("the report failed")
-                text = f"The report could not be made: {type(error).__name__}: {error}. To try again: {_again(folder)}"
+                self.reported = False
+                said = str(error) if isinstance(error, MtebVllmError) else f"{type(error).__name__}: {error}"
+                text = f"The report could not be made: {said}. To try again: {_again(folder)}"
                 self.console.print(text, style="red", markup=False, soft_wrap=True)
             self.console.print(f"Sweep: {folder}", markup=False, soft_wrap=True)
         if missing:
@@ -131,6 +149,7 @@ def run(
     Raises:
         ConfigError: with every mistake, before anything is loaded.
         MissingPackageError: if vLLM is not installed.
+        StorageError: if the folder of the run, of the sweep or of the report cannot be written to.
     """
     from mteb_vllm.command import check
     from mteb_vllm.config import CONFIG_NAME, composer
@@ -154,7 +173,8 @@ def run(
         start = hydra.multirun if swept else hydra.run
         mode = ["hydra.mode=MULTIRUN"] if swept else []  # as Hydra's own command line says it
         try:
-            start(CONFIG_NAME, job, [*overrides, *mode], with_log_configuration=False)
+            with storage_errors(points):
+                start(CONFIG_NAME, job, [*overrides, *mode], with_log_configuration=False)
         finally:
             close_engines(owned=False)
             if swept:
@@ -166,16 +186,30 @@ def report(config: RunConfig, console: Console) -> Comparison:
     """Compares what other runs have left; shows and writes it.
 
     Raises:
-        ConfigError: if there is nothing under one of `runs`, no point has the baseline's name, or it cannot be written.
+        ConfigError: if there is nothing under one of `runs`, or no point has the baseline's name.
+        StorageError: if something of it cannot be written.
     """
     now = datetime.datetime.now()
     folder = Path(config.results.dir) / "reports" / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
     if (chosen := make_pipeline(config).dir) is not None:
         folder = Path(chosen)
+    return report_on(config.runs or [], folder, config.report, console)
+
+
+@contextlib.contextmanager
+def storage_errors(points: Sequence[Point]) -> Iterator[None]:
+    """Let Hydra write its own files; where it cannot, say so by folder and reason.
+
+    Raises:
+        StorageError: if a disk is full, or a folder cannot be written to.
+    """
     try:
-        return report_on(config.runs or [], folder, config.report, console)
-    except OSError as error:
-        raise ConfigError([Mistake(f"pipeline.dir={folder}", f"the report cannot be written: {error}")]) from error
+        yield
+    except Exception as error:
+        if (found := disk.cause(error)) is None:
+            raise
+        disk.locate(error, points[0].folder or Path(points[0].config.results.dir))
+        raise StorageError(f"{found.filename}: {disk.reason(error)}") from error
 
 
 def is_dry(points: Sequence[Point]) -> bool:

@@ -7,6 +7,7 @@ MtebVllmError
 ├── ModelError            the model cannot be had or is not one that vLLM knows
 ├── EngineError           vLLM stopped working
 │   └── EngineStartError  vLLM did not open
+├── StorageError          a disk is full, or a folder cannot be written to
 ├── DataError             a task's data cannot be loaded
 ├── LockError             the results store cannot be locked
 ├── TemplateError         a score template does not fit the model's tokenizer, or a callable template cannot be imported
@@ -86,6 +87,10 @@ class EngineError(MtebVllmError):
 
 class EngineStartError(EngineError):
     """vLLM did not open with these arguments."""
+
+
+class StorageError(MtebVllmError):
+    """A disk is full or broken, or a folder cannot be written to; the message names the folder and the reason."""
 
 
 class DataError(MtebVllmError, LookupError):

@@ -7,7 +7,7 @@ Failures are also remembered beside the results, so that a later run can say wha
 
 from __future__ import annotations
 
-import logging
+import os
 import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from mteb_vllm import disk
 from mteb_vllm.digests import read_note, write_note
 from mteb_vllm.errors import (
     DataError,
@@ -25,11 +26,10 @@ from mteb_vllm.errors import (
     ModelError,
     MtebVllmError,
     NonFiniteError,
+    StorageError,
 )
 from mteb_vllm.locks import lock
 from mteb_vllm.masking import mask
-
-logger = logging.getLogger(__name__)
 
 Kind = Literal[
     "out_of_memory_loading",  # memory ran out, or would, while the engine opened
@@ -40,6 +40,7 @@ Kind = Literal[
     "crash",  # the process ended itself in another way
     "killed",  # by a signal from outside, as the kernel sends where memory runs out
     "timeout",  # longer than hydra.launcher.point_timeout
+    "disk",  # a disk is full, or a folder cannot be written to
     "data",  # a task's data cannot be loaded
     "task",  # an exception in a task
     "first_stage",  # a first stage's predictions cannot be had
@@ -67,6 +68,7 @@ _TRY: dict[Kind, str] = {
     "killed": "the kernel does this where memory runs out (dmesg says so): lower engine.max_num_seqs or "
     "engine.max_num_batched_tokens, or take a smaller dtype",
     "timeout": "the log shows where it stood; allow more with hydra.launcher.point_timeout, in seconds",
+    "disk": "free space there, or choose another folder with results.dir=...; the same command again does what is missing",
     "data": "load it once where there is a network, or put a copy of the data set into a folder of the working directory",
     "task": "the log holds the traceback",
     "not_finite": "take another dtype: float16 overflows in models that were trained in bfloat16",
@@ -80,6 +82,9 @@ _MEMORY = re.compile(
     r"no available memory for the cache|larger than the available kv cache memory",
     re.IGNORECASE,
 )
+
+# What says nothing of the settings under which it happened.
+_PASSING: tuple[Kind, ...] = ("interrupted", "disk")
 
 LOG_LINES = 20
 
@@ -130,10 +135,28 @@ def of_exception(error: BaseException, task: str | None = None) -> Failure:
     if any(isinstance(one, MemoryError) for one in _chain(error)) or any(map(_MEMORY.search, words)):
         kind = "out_of_memory_loading" if isinstance(cause, EngineStartError) else "out_of_memory_encoding"
     else:
-        kind = next((kind for cls, kind in _KINDS if isinstance(cause, cls)), "task" if task else "error")
+        other: Kind = "disk" if disk.cause(error) is not None else "task" if task else "error"
+        kind = next((kind for cls, kind in _KINDS if isinstance(cause, cls)), other)
     message = str(error) if isinstance(error, MtebVllmError) else in_one_line(error)
+    if kind == "disk" and not isinstance(error, MtebVllmError):
+        found = disk.cause(error)
+        at = f"{found.filename}: " if found is not None and found.filename else ""
+        message = f"{at}{disk.reason(error)}"
     # Our own errors say themselves what to try.
     return Failure(kind, message, task, [], "" if "What to try:" in message else _TRY.get(kind, ""))
+
+
+def of_unwritten(unwritten: Sequence[tuple[Path, BaseException]]) -> list[Failure]:
+    """Return a failure for each reason for which files could not be written, with the folder that they are all in."""
+    alike: dict[str, dict[Path, None]] = {}
+    for path, error in unwritten:
+        alike.setdefault(disk.reason(error), {})[path.absolute()] = None
+    failures = []
+    for reason, paths in alike.items():
+        folder = os.path.commonpath([path.parent for path in paths])
+        names = ", ".join(dict.fromkeys(path.name for path in paths))
+        failures.append(Failure("disk", f"{folder}: {reason} ({names})", advice=_TRY["disk"]))
+    return failures
 
 
 def with_log(failure: Failure, lines: Sequence[str]) -> Failure:
@@ -229,7 +252,7 @@ def remember(root: Path, fingerprint: str, failures: Sequence[Failure], settled:
         settled: Tasks that have a score now.
     """
     path = _path(root, fingerprint)
-    news = {failure.task or "": failure for failure in failures if failure.tried and failure.kind != "interrupted"}
+    news = {failure.task or "": failure for failure in failures if failure.tried and failure.kind not in _PASSING}
     if not news and not path.exists():
         return
     try:
@@ -242,7 +265,7 @@ def remember(root: Path, fingerprint: str, failures: Sequence[Failure], settled:
             elif path.is_file():
                 path.unlink()
     except OSError as error:
-        logger.warning("what failed cannot be remembered: %s", error)
+        disk.note(path, error, optional=True)
 
 
 def remembered(root: Path, fingerprint: str) -> dict[str, Failure]:
@@ -276,6 +299,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 _KINDS: tuple[tuple[type[BaseException], Kind], ...] = (
     (EngineStartError, "engine_start"),
     (EngineError, "engine_died"),
+    (StorageError, "disk"),
     (DataError, "data"),
     (FirstStageError, "first_stage"),
     (NonFiniteError, "not_finite"),

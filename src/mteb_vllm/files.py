@@ -43,6 +43,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: if the folder cannot be written to.
     """
+    try:
+        _write_atomically(path, content)
+    except OSError as error:
+        # A write that fails does not say of which file, and the temporary one's name says nothing.
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _write_atomically(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:

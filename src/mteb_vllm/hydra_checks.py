@@ -22,11 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mteb_vllm.errors import Mistake
 from mteb_vllm.masking import MaskingFormatter
+from mteb_vllm.quiet import LogFile
 
 # Registered with Hydra when a sweep starts.
 _OWN_LAUNCHER = "hydra_plugins.mteb_vllm.EngineGroupedLauncher"
 
 _FORMATTERS = (f"{MaskingFormatter.__module__}.{MaskingFormatter.__name__}", "colorlog.ColoredFormatter")
+_HANDLERS = (f"{LogFile.__module__}.{LogFile.__name__}",)
 
 _WAY = "Allowed are those of Hydra and of its installed plugins (packages in hydra_plugins)."
 
@@ -131,7 +133,7 @@ def _logging_mistakes(node: Any, path: str, keys: tuple[str, ...]) -> Iterator[M
 
 
 def _is_of_logging(name: Any, *, formatter: bool) -> bool:
-    if name is None or (formatter and name in _FORMATTERS):
+    if name is None or name in (_FORMATTERS if formatter else _HANDLERS):
         return True
     if re.fullmatch(r"logging\.(handlers\.)?\w+", str(name)) is None:
         return False

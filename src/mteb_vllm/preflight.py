@@ -13,6 +13,7 @@ from mteb_vllm.architectures import is_language_model, label_problem
 from mteb_vllm.arguments import backend_of, resolve_arguments
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.config import RunConfig, ScoreTemplateConfig
+from mteb_vllm.disk import why_not_writable
 from mteb_vllm.errors import Mistake, ModelError
 from mteb_vllm.making import build_target, is_report, make_pipeline
 from mteb_vllm.model_checks import engine_mistakes, recipe_mistakes
@@ -40,7 +41,8 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mis
     chosen, found = task_selection.select(config.tasks, mteb)
     if not chosen and not found and "tasks" not in broken:
         found = [task_selection.why_none(config.tasks)]
-    sure = not found and not {"tasks", "prompts", *(["model", "score_template"] if reranker else [])} & set(broken)
+    needed = {"tasks", "prompts", "pipeline", *(["model", "score_template"] if reranker else [])}
+    sure = not found and not needed & set(broken)
     mistakes = engine_mistakes("", config.model, config.engine)
     mistakes += found
     mistakes += recipe_mistakes("", config.model, config.engine, config.prompts, config.instruction, broken=broken)
@@ -60,7 +62,7 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mis
     if config.runs is not None:
         what = "is what pipeline=report reads, and this is another pipeline"
         mistakes.append(Mistake("runs", what, "Add: pipeline=report"))
-    mistakes += _folder_mistakes("results.dir", config.results.dir)
+    mistakes += folder_mistakes("results.dir", config.results.dir, "results")
     return mistakes
 
 
@@ -83,9 +85,9 @@ def _report_mistakes(config: RunConfig) -> list[Mistake]:
     return [
         *mistakes,
         *(
-            _folder_mistakes("pipeline.dir", own)
+            folder_mistakes("pipeline.dir", own)
             if own is not None
-            else _folder_mistakes("results.dir", config.results.dir)
+            else folder_mistakes("results.dir", config.results.dir, "reports")
         ),
     ]
 
@@ -144,20 +146,19 @@ def _reranker_mistakes(config: RunConfig, *, templates_fine: bool) -> list[Mista
 _LONGEST_PATH, _BELOW = 4096, 1024
 
 
-def _folder_mistakes(key: str, folder: str) -> list[Mistake]:
+def folder_mistakes(key: str, folder: str, below: str = "") -> list[Mistake]:
+    """Return what is wrong with a folder that is written into.
+
+    Args:
+        key: The key of the configuration that names it.
+        folder: The folder; need not exist.
+        below: What is written into of it.
+    """
     if not folder.strip():
         return [Mistake(f"{key}={folder!r}", "is no folder", f"The current one: {key}=.")]
     if not folder.isprintable():
         return [Mistake(f"{key}={folder!r}", "holds a character that cannot be printed")]
-    path = Path(folder).absolute()
-    if len(os.fsencode(path)) + _BELOW > _LONGEST_PATH:
+    if len(os.fsencode(Path(folder).absolute())) + _BELOW > _LONGEST_PATH:
         return [Mistake(f"{key}={folder[:80]}...", "is too long: results below it would have no name")]
-    try:
-        existing = next(place for place in (path, *path.parents) if place.exists())
-    except OSError as error:
-        return [Mistake(f"{key}={folder}", str(error))]
-    if not existing.is_dir():
-        return [Mistake(f"{key}={folder}", f"{existing} is a file, not a folder")]
-    if not os.access(existing, os.W_OK):
-        return [Mistake(f"{key}={folder}", f"nothing can be written into {existing}")]
-    return []
+    why = why_not_writable(Path(folder) / below)
+    return [Mistake(f"{key}={folder}", why)] if why is not None else []

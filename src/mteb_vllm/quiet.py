@@ -9,6 +9,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from mteb_vllm import disk
+
+
+class LogFile(logging.FileHandler):
+    """A log file whose disk may be full: what cannot be written is lost, and shown nowhere else."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Show no traceback where it is the disk's fault."""
+        error = sys.exc_info()[1]
+        if error is None or disk.cause(error) is None:
+            super().handleError(record)
+
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
@@ -59,13 +71,16 @@ def warnings_about_models() -> Iterator[list[str]]:
 @contextlib.contextmanager
 def errors_into(log: Path) -> Iterator[None]:
     """Lets what libraries, compiled ones too, write on standard error go into the log, if there is one."""
-    if not log.exists():
+    try:
+        # Without O_CREAT: only if there is one.
+        file = os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND), "ab")
+    except OSError:
         yield
         return
     logging.captureWarnings(True)
     sys.stderr.flush()
     before = os.dup(2)
-    with log.open("ab") as file:
+    with file:
         os.dup2(file.fileno(), 2)
     try:
         yield

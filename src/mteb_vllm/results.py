@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mteb_vllm import __version__
+from mteb_vllm.disk import attempt
 from mteb_vllm.escape import csv_cell
 from mteb_vllm.failures import Failure
 from mteb_vllm.files import dump_sealed, write_atomically
@@ -151,6 +152,7 @@ class RunRecord:
             roof, memory.
         parity: Of a run that compares with a reference: the verdict, task by task, and hints at the cause.
         failure: Why the run as a whole failed.
+        unwritten: Which files could not be written, and why; scores are none the worse for it.
         warnings: What a user should know of this run.
         seconds: Wall time of the run.
         peak_memory_mb: What was held at most, in MiB: by the process, and by its engine's processes together; empty where the
@@ -173,6 +175,7 @@ class RunRecord:
     throughput: dict[str, Any] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
+    unwritten: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     peak_memory_mb: dict[str, float] = field(default_factory=dict)
@@ -181,8 +184,8 @@ class RunRecord:
 
     @property
     def failures(self) -> list[Failure]:
-        """All that went wrong, what concerns the whole run first."""
-        found = [self.failure, *(task.failure for task in self.tasks)]
+        """All that went wrong, what concerns the whole run first, and what could not be written last."""
+        found = [self.failure, *(task.failure for task in self.tasks), *self.unwritten]
         return [failure for failure in found if failure is not None]
 
     @property
@@ -201,9 +204,11 @@ class RunRecord:
 
 
 def write_record(record: RunRecord, folder: Path) -> None:
-    """Write `run.json`, with its checksum, and `scores.csv` into a run's folder."""
-    write_atomically(folder / "run.json", dump_sealed(_finite(record.to_dict())))
-    write_atomically(folder / "scores.csv", scores_csv(record))
+    """Write `run.json`, with its checksum, and `scores.csv` into a run's folder; what cannot be written is noted."""
+    with attempt(folder / "run.json"):
+        write_atomically(folder / "run.json", dump_sealed(_finite(record.to_dict())))
+    with attempt(folder / "scores.csv"):
+        write_atomically(folder / "scores.csv", scores_csv(record))
 
 
 def scores_csv(record: RunRecord) -> str:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mteb_vllm import environment, tasks
+from mteb_vllm import disk, environment, tasks
 from mteb_vllm.announce import announce, prompts_in_effect
 from mteb_vllm.conclude import conclude, cut_by_first_stage, cut_texts, late_variables
 from mteb_vllm.config import RunConfig
@@ -22,7 +22,7 @@ from mteb_vllm.embeddings.store import EmbeddingStore
 from mteb_vllm.engine import working_processes
 from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.escape import visible
-from mteb_vllm.failures import Failure, before, last_lines, of_exception, remember, remembered, with_log
+from mteb_vllm.failures import Failure, before, last_lines, of_exception, of_unwritten, remember, remembered, with_log
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import EncoderStage
 from mteb_vllm.masking import scrub
@@ -82,8 +82,21 @@ def run_config(
         ahead: What `retrieve_ahead` said, if the first stage ran ahead.
 
     Returns:
-        the record; a failure is in it, not raised.
+        the record; a failure is in it, not raised, and so is what could not be written.
     """
+    with disk.collected():
+        return _run_config(config, output_dir, overrides, point, console, progress, ahead)
+
+
+def _run_config(
+    config: RunConfig,
+    output_dir: Path,
+    overrides: Sequence[str],
+    point: int | None,
+    console: Console | None,
+    progress: MakeProgress,
+    ahead: Ahead | None,
+) -> RunRecord:
     started = time.perf_counter()
     reset_peak_memory(working_processes())
     console = console or quiet_console()
@@ -104,10 +117,11 @@ def run_config(
         logger.exception("the run failed")
         record.failure = of_exception(error)
     except Exception as error:
-        # A bug, of ours or of a library's: it is shown whole, and costs the other points of a sweep nothing.
         logger.exception("the run failed")
-        print(visible(traceback.format_exc()), file=sys.stderr)
         record.failure = of_exception(error)
+        if record.failure.kind != "disk":
+            # A bug, of ours or of a library's: it is shown whole, and costs the other points of a sweep nothing.
+            print(visible(traceback.format_exc()), file=sys.stderr)
     except BaseException as error:
         record.failure = of_exception(error)
         record.peak_memory_mb = peak_memory(working_processes())
@@ -157,23 +171,27 @@ def started_record(config: RunConfig, output_dir: Path, overrides: Sequence[str]
 
 
 def finish(record: RunRecord, started: float) -> None:
-    """Writes a run's record and report, and remembers what failed.
+    """Write a run's record and report, and remember what failed; what cannot be written is in the record.
 
     Args:
         record: The record.
         started: When the run began, by `time.perf_counter`.
     """
-    folder = Path(record.output_dir)
-    if record.failures or not record.parity.get("passed", True):
-        record.status = "failed"
-    record.seconds = time.perf_counter() - started
-    write_record(record, folder)
-    one_run.write_run(record, folder)
-    scrub(folder)
-    if record.fingerprint:
-        settled = [task.name for task in record.tasks if task.status != "failed"]
-        settled += [""] if record.throughput and record.failure is None else []
-        remember(Path(record.config["results"]["dir"]), record.fingerprint, record.failures, settled)
+    folder, root = Path(record.output_dir), Path(record.config["results"]["dir"])
+    with disk.collected() as unwritten:
+        record.unwritten = of_unwritten(unwritten)
+        if record.failures or not record.parity.get("passed", True):
+            record.status = "failed"
+        record.seconds = time.perf_counter() - started
+        write_record(record, folder)
+        one_run.write_run(record, folder)
+        scrub(folder)
+        if record.fingerprint:
+            settled = [task.name for task in record.tasks if task.status != "failed"]
+            settled += [""] if record.throughput and record.failure is None else []
+            remember(root, record.fingerprint, record.failures, settled)
+        if unwritten:
+            record.unwritten, record.status = of_unwritten(unwritten), "failed"
 
 
 @dataclass(frozen=True)

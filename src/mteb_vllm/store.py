@@ -28,6 +28,7 @@ from mteb.cache import ResultCache
 from mteb.models.model_meta import ModelMeta
 from mteb.results import TaskResult
 
+from mteb_vllm import disk
 from mteb_vllm.digests import DamagedError, read_verified, write_digest
 from mteb_vllm.files import make_way, parse_json, quarantine
 from mteb_vllm.locks import lock, staging
@@ -48,6 +49,8 @@ class ResultsStore(ResultCache):
     def __init__(self, cache_path: Path | str) -> None:
         super().__init__(cache_path)
         self.set_aside: list[Path] = []
+        # Results that could not be written: they last as long as the run.
+        self._unwritten: dict[Path, TaskResult] = {}
 
     @property
     def root(self) -> Path:
@@ -161,7 +164,10 @@ class ResultsStore(ResultCache):
         self, task_name: str, model_name: str | ModelMeta, *args: Any, **kwargs: Any
     ) -> TaskResult | None:
         """mteb's, but only what was written there is read; anything else is quarantined instead of ending the run."""
-        return self._verified(self.get_task_result_path(task_name, model_name), TaskResult.model_validate_json)
+        path = self.get_task_result_path(task_name, model_name)
+        if (kept := self._unwritten.get(path)) is not None:
+            return kept.model_copy(deep=True)
+        return self._verified(path, TaskResult.model_validate_json)
 
     def _verified(self, path: Path, read: Callable[[bytes], _T]) -> _T | None:
         """Return what `read` makes of a file's content; None where there is no file, or not what was written there."""
@@ -194,7 +200,26 @@ class ResultsStore(ResultCache):
         *,
         encode_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        """mteb's, but every file appears whole."""
+        """mteb's, but every file appears whole; a result that cannot be written is kept for the run, and noted."""
+        path = self.get_task_result_path(task_result.task_name, model_name, model_revision)
+        try:
+            self._save(task_result, model_name, model_revision, encode_kwargs)
+            self._unwritten.pop(path, None)
+        except Exception as error:
+            if disk.cause(error) is None:
+                raise
+            disk.note(path, error)
+            # mteb rounds scores when it writes them.
+            scores = json.loads(json.dumps(task_result.scores), parse_float=lambda text: round(float(text), 6))
+            self._unwritten[path] = task_result.model_copy(update={"scores": scores})
+
+    def _save(
+        self,
+        task_result: TaskResult,
+        model_name: str | ModelMeta,
+        model_revision: str | None,
+        encode_kwargs: Mapping[str, Any] | None,
+    ) -> None:
         path = self.get_task_result_path(task_result.task_name, model_name, model_revision)
         target = path.parent
         # mteb writes in place; so it writes into a folder of its own on the same file system, and the files move over.

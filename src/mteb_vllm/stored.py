@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,13 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mteb_vllm import disk
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.digests import DamagedError, has_digest, read_note, read_verified, write_note
 from mteb_vllm.files import make_way, name_problem, parse_json, read_json, write_atomically
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.models import folder_digest
-
-logger = logging.getLogger(__name__)
 
 # What of a run's settings no configuration says: where only this differs, an earlier result is the same one, gone stale.
 _SURROUNDINGS = re.compile(r"(^|\.)(versions\..*|device|method|weights|shell\..*|revision)$")
@@ -47,7 +45,7 @@ def keep_settings(root: Path, settings: Mapping[str, Any]) -> None:
             make_way(path, root)
             write_atomically(path, json.dumps(settings, indent=1, sort_keys=True) + "\n")
         except OSError as error:
-            logger.warning("%s cannot be written: %s", path, error)
+            disk.note(path, error, optional=True)
 
 
 def _settings(path: Path) -> dict[str, Any] | None:

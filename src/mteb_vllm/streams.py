@@ -65,6 +65,10 @@ class Lenient:
             os.close(nowhere)
 
 
+# This process's standard output, which others may wrap again.
+_standard_output: Lenient | None = None
+
+
 def lenient(stream: TextIO | None) -> TextIO:
     """Return a stream whose writes do not fail: the stream itself, or `os.devnull` where there is none."""
     if stream is None:
@@ -84,7 +88,9 @@ def open_standard_streams() -> None:
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
             os.set_inheritable(descriptor, True)
+    global _standard_output
     sys.stdout, sys.stderr = lenient(sys.stdout), lenient(sys.stderr)
+    _standard_output = cast("Lenient", sys.stdout)
 
 
 def exit_status(status: int) -> int:
@@ -97,11 +103,9 @@ def exit_status(status: int) -> int:
         `status` where all was written or there was a failure anyway; 141 for a pipe that nobody reads, as of a process that
         SIGPIPE has ended; 1 for anything else, which is said on standard error.
     """
-    out = sys.stdout
-    if not isinstance(out, Lenient):
-        return status
-    out.flush()
-    if out.error is None:
+    sys.stdout.flush()
+    out = _standard_output
+    if out is None or out.error is None:
         return status
     if isinstance(out.error, BrokenPipeError):
         return status or 128 + signal.SIGPIPE

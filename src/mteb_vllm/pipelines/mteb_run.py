@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import logging
@@ -192,7 +193,7 @@ def evaluate_loaded(model: Any, task: AbsTask, store: ResultsStore, *, reuse: bo
     before = store.load_task_result(task.metadata.name, meta) if store.started(task, meta) else None
     # Where predictions are kept, all of them are made: they are whole or nothing.
     again = before is not None and (predictions or not reuse)
-    with store.staging() as folder:
+    with store.staging() if predictions else contextlib.nullcontext(None) as folder:
         answer = mteb.evaluate(
             cast("Any", model),  # the protocol's metadata is never None, that of mteb's own AbsEncoder may be
             task,
@@ -200,13 +201,13 @@ def evaluate_loaded(model: Any, task: AbsTask, store: ResultsStore, *, reuse: bo
             cache=None if again else store,
             overwrite_strategy="only-missing" if before is not None and not again else "always",
             encode_kwargs={"batch_size": 512, "show_progress_bar": False},
-            prediction_folder=folder if predictions else None,
+            prediction_folder=folder,
             show_progress_bar=False,
             co2_tracker=False,
         )
         if answer.exceptions:
             raise RuntimeError(answer.exceptions[0].exception)
-        if predictions:
+        if folder is not None:
             store.keep_predictions(task, meta, folder / task.prediction_file_name)
     if before is not None and again:
         # Splits and subsets that were not asked for now stay as they are.

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.console import Console
+from mteb_vllm.disk import attempt
 from mteb_vllm.escape import code, fenced, inline
 from mteb_vllm.failures import Failure
 from mteb_vllm.files import write_atomically
@@ -119,8 +120,12 @@ def print_run(console: Console, record: RunRecord) -> None:
 
 
 def print_failure(console: Console, failure: Failure) -> None:
-    """Shows a failure and what to try; the log is in the record."""
-    console.print(f"Failed: {failure}", markup=False, style="red", soft_wrap=True)
+    """Show a failure and what to try; the log is in the record."""
+    # What could not be written was computed all the same.
+    text = (
+        f"Not written: {failure.message}" if failure.kind == "disk" and failure.task is None else f"Failed: {failure}"
+    )
+    console.print(text, markup=False, style="red", soft_wrap=True)
     if failure.advice:
         console.print(f"  What to try: {failure.advice}.", markup=False, soft_wrap=True)
 
@@ -181,16 +186,14 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 
 def write_run(record: RunRecord, folder: Path) -> None:
-    """Writes `report.md`, and of a throughput run `throughput.png` beside it.
-
-    Raises:
-        OSError: if the folder cannot be written to.
-    """
-    write_atomically(folder / "report.md", run_markdown(record))
+    """Write `report.md`, and of a throughput run `throughput.png` beside it; what cannot be written is noted."""
+    with attempt(folder / "report.md"):
+        write_atomically(folder / "report.md", run_markdown(record))
     if record.throughput:
         from mteb_vllm.report.throughput_plot import write_throughput
 
-        write_throughput(record.throughput, folder)
+        with attempt(folder / "throughput.png"):
+            write_throughput(record.throughput, folder)
 
 
 def run_markdown(record: RunRecord) -> str:

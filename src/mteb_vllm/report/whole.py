@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mteb_vllm import disk
 from mteb_vllm.config import ReportConfig
-from mteb_vllm.errors import ConfigError, Mistake
+from mteb_vllm.errors import ConfigError, Mistake, StorageError
+from mteb_vllm.failures import of_unwritten
 from mteb_vllm.files import write_atomically
 from mteb_vllm.report.answer import conclusion
 from mteb_vllm.report.comparison import Comparison, compare
@@ -31,7 +33,7 @@ def report_on(runs: Sequence[str | Path], folder: Path, config: ReportConfig, co
 
     Raises:
         ConfigError: if there is nothing under one of `runs`, or no point has the baseline's name.
-        OSError: if the folder cannot be written to.
+        StorageError: if something of it could not be written; what could be is there.
     """
     with _no_search_for_cycles():
         return _report_on(runs, folder, config, console)
@@ -48,11 +50,18 @@ def _report_on(runs: Sequence[str | Path], folder: Path, config: ReportConfig, c
         raise ConfigError([Mistake(f"report.baseline={config.baseline}", "no point has this name", f"Names: {known}.")])
     comparison = compare(points, baseline=config.baseline, epsilon=config.epsilon)
     print_comparison(console, comparison)
-    write_atomically(folder / "report.md", comparison_markdown(comparison))
-    write_atomically(folder / "report.csv", comparison_csv(comparison))
     title = comparison.constants.get("model", "Several models")
-    write_atomically(folder / "report.html", page(comparison, conclusion(comparison), title))
-    write_plots(comparison, folder)
+    with disk.collected() as unwritten:
+        with disk.attempt(folder / "report.md"):
+            write_atomically(folder / "report.md", comparison_markdown(comparison))
+        with disk.attempt(folder / "report.csv"):
+            write_atomically(folder / "report.csv", comparison_csv(comparison))
+        with disk.attempt(folder / "report.html"):
+            write_atomically(folder / "report.html", page(comparison, conclusion(comparison), title))
+        with disk.attempt(folder / "pictures"):
+            write_plots(comparison, folder)
+    if unwritten:
+        raise StorageError("; ".join(failure.message for failure in of_unwritten(unwritten)))
     console.print(f"Report: {folder}/report.html", markup=False, highlight=False, soft_wrap=True)
     return comparison
 

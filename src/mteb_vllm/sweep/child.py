@@ -24,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobStatus, configure_log, run_job, setup_globals
 from omegaconf import open_dict, read_write
 
+from mteb_vllm import disk
 from mteb_vllm.console import Console
 from mteb_vllm.engine import EngineSpec, close_engines, dead_processes, working_processes
 from mteb_vllm.entry import Job, typed
@@ -100,6 +101,7 @@ def _follow(order: Order, pipe: Connection) -> Report:
                 _first_stage(order, console, progress) if order.first_stage_only else _point(order, console, progress)
             )
     except Exception as error:
+        disk.locate(error, order.folder)
         logger.exception("the point failed")
         traceback.print_exc()
         return PointFailed(of_exception(error))

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mteb_vllm.failures import FATAL, Failure, last_lines, of_exit, of_timeout, where_it_stood
+from mteb_vllm import disk
+from mteb_vllm.failures import FATAL, Failure, last_lines, of_exception, of_exit, of_timeout, where_it_stood
 from mteb_vllm.masking import scrub
 from mteb_vllm.pipelines.throughput import Throughput
 from mteb_vllm.results import RunRecord, TaskOutcome
@@ -117,6 +118,7 @@ class Supervisor:
         self._engine_log: Path | None = None
         self._ahead: dict[int, Ahead] = {}
         self._started = time.perf_counter() - summary.seconds
+        self._unwritten = False
         self.answers: dict[int, Any] = {}
         self.records: dict[int, RunRecord] = {}
 
@@ -175,8 +177,11 @@ class Supervisor:
         """Runs a step in the child; returns what went wrong with it, if anything did."""
         started, running = time.perf_counter(), _Running()
         self._view.started(point.planned, step.first_stage_only)
-        child = self._the_child()
-        written = self._child_log.stat().st_size
+        try:
+            child = self._the_child()
+            written = self._child_log.stat().st_size
+        except OSError as error:  # its log cannot be written
+            return self._fail(point, of_exception(error), (), started)
         ahead = self._ahead.get(point.planned.number)
         child.tell(RunPoint(point.config, self._context, point.folder, step.first_stage_only, ahead))
         while True:
@@ -255,10 +260,7 @@ class Supervisor:
                 for task in planned.plan.tasks
                 if task.name not in done
             ]
-        try:
-            finish(record, started if started is not None else time.perf_counter())
-        except OSError as error:
-            self._view.line(f"The record of point {planned.number} cannot be written: {error}", "red")
+        finish(record, started if started is not None else time.perf_counter())
         self._take(planned.number, record, None)
         return failure
 
@@ -282,7 +284,9 @@ class Supervisor:
         try:
             self._summary.write(self._folder)
         except OSError as error:
-            self._view.line(f"{self._folder}/sweep.json cannot be written: {error}", "red")
+            if not self._unwritten:  # once: it is written after each point
+                self._view.line(f"Not written: {self._folder}/sweep.json: {disk.reason(error)}", "red")
+            self._unwritten = True
 
     def _log(self, point: SweepPoint, written: int) -> list[str]:
         """The last lines of a point's log, and of where else its engine writes to; else of what the child itself has said."""

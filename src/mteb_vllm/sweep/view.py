@@ -91,8 +91,11 @@ class View:
         self._passed += self._left.pop(record.point, 0.0)
         settings = " ".join(f"{key}={value}" for key, value in self._points[record.point].differs.items())
         head = f"[{self._done}/{len(self._points)}] point {record.point} {settings}"
-        if record.status == "failed":
-            kinds = dict.fromkeys(f"failed: {failure}" for failure in record.failures)
+        failures = [failure for failure in record.failures if failure not in record.unwritten]
+        for failure in record.unwritten:
+            self.line(f"point {record.point}: not written: {failure.message}", "red")
+        if failures or not record.parity.get("passed", True):
+            kinds = dict.fromkeys(f"failed: {failure}" for failure in failures)
             self.line(f"{head}: {'; '.join(kinds) or headline(record.parity)}", "red")
         else:
             known = record.tasks and all(task.status == "reused" for task in record.tasks)
