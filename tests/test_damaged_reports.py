@@ -183,6 +183,20 @@ def test_damaged_results_cost_no_other_anything(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "meta", [{"name": "org/other"}, {"name": "mteb-vllm/ceiling"}, {"revision": "other"}, {"name": 7}]
+)
+def test_scores_are_not_shown_as_those_of_another_model(tmp_path: Path, meta: dict[str, Any]) -> None:
+    folder = tmp_path / "org__model" / "abc" / "experiments" / "settings_x"
+    write_result(folder, "STS12", {"test": {"default": TRUE}})
+    (folder / "model_meta.json").write_text(json.dumps({"name": "org/model", "revision": "abc"}))
+    assert not read_runs([tmp_path])[0].failures
+    (folder / "model_meta.json").write_text(json.dumps({"name": "org/model", "revision": "abc"} | meta))
+    [point] = read_runs([tmp_path])
+    assert (point.facts["model"], point.facts["revision"], point.tasks[0].score) == ("org/model", "abc", TRUE)
+    assert str(folder / "model_meta.json") in point.failures[0].message
+
+
+@pytest.mark.parametrize(
     "path", ["~nosuchuser/runs", "a**b", "x\0y", "n" * 300, "{loop}/x", "{file}"], ids=lambda path: path[:9].encode()
 )
 def test_paths_that_name_nothing_are_mistakes(tmp_path: Path, path: str) -> None:

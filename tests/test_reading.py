@@ -152,14 +152,14 @@ def test_results_of_others_count_what_counts_for_the_task(tmp_path: Path) -> Non
     write_result(old, "Unknown", {"a": {"x": 0.25, "y": 0.5}, "b": {"x": 0.75}})
     write_result(new, "STS12", {"test": {"default": float("nan")}})
     (new / "STS13.json").write_text('{"task_name": "STS13", ')
-    (new / "model_meta.json").write_text(json.dumps({"name": "org/other", "revision": "main"}))
+    (new / "model_meta.json").write_text(json.dumps({"name": "org/some/model", "revision": "main"}))
     (new / "notes.json").write_text("{}")
     first, second = read_runs([tmp_path / "results"])
     assert (first.name, first.source, first.seconds) == ("org/some__model", "results", 7.5)
     assert {task.name: task.score for task in first.tasks} == {"STS12": 0.8, "STS22.v2": 0.6, "Unknown": 0.5}
     assert [task.type for task in first.tasks[::2]] == ["STS", ""]
     assert first.facts["incomplete"] == "STS22.v2" and first.facts["versions.mteb"] == "2.0.0"
-    assert second.name == "org/other" and [task.score for task in second.tasks] == [None, None]
+    assert second.name == "org/some/model" and [task.score for task in second.tasks] == [None, None]
     assert [failure.task for failure in second.failures] == ["STS13"]
     for folder in (old, old.parent):
         assert first.tasks == read_runs([folder])[0].tasks

@@ -15,6 +15,7 @@ from mteb_vllm.files import parse_json, read_file
 from mteb_vllm.report.points import Point, TaskScore
 from mteb_vllm.report.run_records import in_short, shown
 from mteb_vllm.searches import CEILING
+from mteb_vllm.stored import model_folder
 
 _META = "model_meta.json"
 _OF_RESULTS = {"task_name", "scores", "dataset_revision", "mteb_version", "evaluation_time", "mteb_dataset_name"}
@@ -107,6 +108,7 @@ def _facts(folder: Path) -> tuple[dict[str, str], str]:
     """Return what is known of a folder's results, and what is wrong with the model's own file, if anything."""
     experiment = folder.name if folder.parent.name == "experiments" else ""
     of_model = folder.parent.parent if experiment else folder
+    by_folders = "__" in of_model.parent.name
     meta: dict[str, Any] = {}
     problem = ""
     if os.path.lexists(file := folder / _META) or os.path.lexists(file := of_model / _META):
@@ -114,12 +116,15 @@ def _facts(folder: Path) -> tuple[dict[str, str], str]:
             found = parse_json(read_file(file))
             if not all(isinstance(found[key], str | None) for key in found.keys() & {"name", "revision"}):
                 raise ValueError("the name and the revision must be texts")
+            if by_folders and found.get("name") and model_folder(found["name"]) != of_model.parent.name:
+                raise ValueError(f"it is that of {found['name']}")
+            if experiment and found.get("revision") not in (None, of_model.name):
+                raise ValueError(f"it is that of revision {found['revision']}")
             meta = found
         except (OSError, ValueError, AttributeError) as error:
             problem = (
                 f"{file} cannot be read ({in_short(error)}): whose results these are is told by the folders' names"
             )
-    by_folders = "__" in of_model.parent.name
     model = of_model.parent.name.replace("__", "/", 1) if by_folders else folder.name
     revision = of_model.name if by_folders else ""
     facts = {
