@@ -46,10 +46,18 @@ TESTS = {
 
 # Imported once, before the processes part; nothing of ours.
 HEAVY = (
-    "pytest", "numpy", "torch", "safetensors.numpy", "datasets", "sklearn.linear_model", "scipy.stats", "mteb",
-    "mteb.mocks.mock_tasks", "mteb.models.model_implementations.bm25", "bm25s", "Stemmer", "omegaconf", "hydra",
-    "rich.console",
+    "datasets", "sklearn.linear_model", "scipy.stats", "mteb", "mteb.mocks.mock_tasks", "bm25s", "Stemmer",
+    "mteb.models.model_implementations.bm25",
 )  # fmt: skip
+LIGHT = ("pytest", "numpy", "torch", "safetensors.numpy", "omegaconf", "hydra", "rich.console")
+WITHOUT_MTEB = (
+    "fingerprint",
+    "digests",
+    "embeddings.index",
+    "embeddings.segments",
+    "embeddings.space",
+    "embeddings.store",
+)
 
 # Longer than all tests of a module take; a mutant that hangs is noticed.
 TIMEOUT = 300
@@ -224,10 +232,10 @@ def main(names: list[str]) -> int:
     sys.path.insert(0, str(SOURCES))
     import conftest  # noqa: F401 - what it puts into the environment has to be there before mteb
 
-    for name in HEAVY:
+    wanted = {name.partition(":")[0]: name.partition(":")[2] for name in names} or dict.fromkeys(TESTS, "")
+    for name in (*LIGHT, *(HEAVY if set(wanted) - set(WITHOUT_MTEB) else ())):
         importlib.import_module(name)
     assert not [name for name in sys.modules if name.startswith("mteb_vllm.")]
-    wanted = {name.partition(":")[0]: name.partition(":")[2] for name in names} or dict.fromkeys(TESTS, "")
     with tempfile.TemporaryDirectory(prefix="reversed-") as folder:
         unchanged = [Mutant(module, 0, "nothing is changed", "nothing", None) for module in wanted]
         judge(unchanged, Path(folder))

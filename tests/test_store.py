@@ -172,7 +172,9 @@ def test_a_writer_that_is_killed_before_its_result_appears_harms_no_earlier_one(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "replace", killed)
+        (path.parent / "model_meta.json").unlink()
         evaluate(store, "aaaa", task)
+    assert (path.parent / "model_meta.json").exists(), "the result comes last"
     assert store.started(task, meta) and store.known(half, meta) is not None and not store.set_aside
     evaluate(store, "aaaa", task)
     assert store.known(task, meta) is not None

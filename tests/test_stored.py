@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mteb_vllm.plan import Plan, plan
 from mteb_vllm.store import ResultsStore
 from mteb_vllm.stored import (
     Stale,
+    changed_since,
     complete,
     copy_measured,
     keep_measured,
@@ -72,6 +74,48 @@ def test_it_says_what_the_store_says(tmp_path: Path) -> None:
     assert seen() == ("nothing", False), "the store has quarantined it"
 
 
+def test_only_the_splits_that_count_are_looked_for(tmp_path: Path) -> None:
+    path = result_path(tmp_path, SETTINGS, "X", "aaaa")
+    task = replace(info(mock_tasks.MockSTSTask()), name="X", splits=("dev", "test"), subsets={"default": ()})
+    scores = {"test": [{"hf_subset": "default", "main_score": 0.5}]}
+    content = {"task_name": "X", "dataset_revision": task.dataset_revision, "scores": scores}
+    put(tmp_path, path, json.dumps(content).encode())
+    asked: list[Any] = [None, [], ["dev"], ["test"], ["dev", "test"]]
+    assert [look(tmp_path, path, task, splits) for splits in asked] == ["part", "part", "part", "whole", "part"]
+
+
+def test_data_in_a_folder_of_the_working_directory_are_known_by_their_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = result_path(tmp_path, SETTINGS, "X", "aaaa")
+    task = replace(info(mock_tasks.MockSTSTask()), name="X", dataset_path="org/data")
+    scores = {split: [{"hf_subset": name, "main_score": 0.5} for name in task.subsets] for split in task.splits}
+    put(tmp_path, path, json.dumps({"dataset_revision": task.dataset_revision, "scores": scores}).encode())
+    assert look(tmp_path, path, task) == "whole"
+    Path("org/data").mkdir(parents=True)
+    assert look(tmp_path, path, task) == "other data"
+
+
+def test_predictions_outside_of_a_store_are_nobodys_to_verify(tmp_path: Path) -> None:
+    assert not changed_since(Path("/x_predictions.json"))
+    name = "org__model/abc/experiments/settings_1/X_predictions.json"
+    for folder, changed in (("predictions", True), ("elsewhere", False)):
+        path = tmp_path / folder / name
+        put(tmp_path, path, b"{}")
+        assert not changed_since(path)
+        path.write_bytes(b"[]")
+        assert changed_since(path) is changed
+
+
+def test_a_model_without_an_organisation_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    settings = {"engine": {"model": "my model", "revision": "abc"}}
+    assert (
+        result_path(tmp_path, settings, "X", "1")
+        == tmp_path / "results/local__my_model/abc/experiments/settings_1/X.json"
+    )
+
+
 def test_an_aggregate_has_one_score_whatever_the_subsets_of_its_parts() -> None:
     own = {"test": [{"hf_subset": "default", "main_score": 0.5}]}
     assert complete(own, ["test"], ["en", "de"], aggregate=True)
@@ -98,15 +142,20 @@ def test_notes_of_the_wrong_types_count_as_absent_and_are_repaired(tmp_path: Pat
     assert all(right) and right[1:] == [path, {"texts": 5}]
     contents = [file.read_bytes() for file in files]
     odd = [b"5", b"[]", b"null", b'"x"', b"{}", b"", b"\xff", b"[" * 200_000, b'{"result": 5}', b'{"engine": 5}']
-    for harm in [*odd, contents[2], None]:
+    for at, harm in enumerate([*odd, contents[2], None]):
         for file in files:
             file.unlink()
             file.mkdir() if harm is None else file.write_bytes(harm)
         assert read()[:2] == [{}, None] and (harm == contents[2] or read()[2] is None)
         assert Stale(tmp_path).why(SETTINGS, info(mock_tasks.MockSTSTask())) is None
-        copy_measured(tmp_path, path, path.with_name("other.json"))
+        there = read()[2]
+        copy_measured(tmp_path, path, path.with_name(f"{at}.json"))
+        assert measured(tmp_path, path.with_name(f"{at}.json")) == there
+        assert (files[2].parent / f"{at}.json").exists() == (there is not None)
         write()
         assert read() == right
+        copy_measured(tmp_path, path, path.with_name("copy.json"))
+        assert measured(tmp_path, path.with_name("copy.json")) == {"texts": 5}
     shutil.rmtree(tmp_path / "settings")
     (tmp_path / "settings").write_text("a file")
     assert read() == [{}, None, None]
