@@ -89,6 +89,19 @@ def test_a_secret_where_results_depend_on_it_is_a_mistake() -> None:
         assert "QbRx" not in str(caught.value)
 
 
+def test_no_folder_is_named_after_a_secret() -> None:
+    named = [
+        "hydra.sweep.subdir=${hydra.job.override_dirname}",
+        f"hydra.run.dir=x/{KEY}",
+        "hydra.job.name=${oc.env:HF_TOKEN}",
+    ]
+    for text in named:
+        with pytest.raises(ConfigError, match="would hold a secret") as caught:
+            check([*ENGINE, text])
+        assert "QbRx" not in str(caught.value)
+    assert check(named[:1]), "without a secret any name is fine"
+
+
 def test_mistakes_do_not_show_a_secret() -> None:
     for words in (["+engine.hf_token='a b'c"], [f"engine.hf_token={KEY}"], [*ENGINE, f"+engine.max_modl_len={KEY}"]):
         with pytest.raises(ConfigError) as caught:

@@ -92,6 +92,7 @@ class Job:
         missing = [str(at) for at in range(len(self.points)) if at not in done]
         if records:
             folder = self.folder or Path(records[0].output_dir).parent
+            scrub(folder)  # the sweeper has written the configuration there
             how = self.points[0].config.report
             written = [record for record in records if Path(record.output_dir, "run.json").exists()]
             for record in records:

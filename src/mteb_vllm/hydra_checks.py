@@ -21,7 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mteb_vllm.errors import Mistake
-from mteb_vllm.masking import MaskingFormatter
+from mteb_vllm.masking import MaskingFormatter, mask
 from mteb_vllm.quiet import LogFile
 
 # Registered with Hydra when a sweep starts.
@@ -61,6 +61,19 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
                     )
     for part in ("job_logging", "hydra_logging"):
         mistakes += _logging_mistakes(hydra.get(part), f"hydra.{part}", ())
+    return mistakes
+
+
+def folder_mistakes(hydra: DictConfig) -> list[Mistake]:
+    """Return the names of folders in which Hydra would write out overrides, where one of those holds a secret."""
+    names = {"hydra.run.dir": (hydra.run, "dir"), "hydra.sweep.dir": (hydra.sweep, "dir")}
+    names |= {"hydra.sweep.subdir": (hydra.sweep, "subdir"), "hydra.job.name": (hydra.job, "name")}
+    mistakes = []
+    for key, (node, field) in names.items():
+        written: Any = OmegaConf.to_container(node, resolve=False)
+        raw = str(written[field])
+        if "override_dirname" in raw or mask(raw) != raw or mask(str(_value(node, field))) != str(_value(node, field)):
+            mistakes.append(Mistake(f"{key}={raw}", "would hold a secret", "Use the point's number: ${hydra.job.num}"))
     return mistakes
 
 
