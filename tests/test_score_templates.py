@@ -51,10 +51,10 @@ def test_a_text_that_differs_between_processes_is_refused() -> None:
     ("text", "why"),
     [
         (LOOPS, "it needs more than"),
-        ("{{ 'x' * 10 ** 10 }}", "MemoryError"),
+        ("{{ 'x' * 10 ** 10 }}", "it needs more than"),
         ("{{ 'x' | center(10 ** 7) }}", "it makes a text of 10,0"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
-        ("{% set x = 'x' * 99 %}" + "{% set x = x ~ x %}" * 40, "MemoryError"),
+        ("{% set x = 'x' * 99 %}" + "{% set x = x ~ x %}" * 40, "it needs more than"),
     ],
     ids=["loops", "multiplication", "filter", "recursion", "doubling"],
 )

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ _QUERY, _DOCUMENT = "the-query-stands-here", "the-document-stands-here"
 # What filters change, and slices cut: space at both ends, markup, quotes, cases, and length.
 _PROBE = '  <b>The Document\'s "text" &amp; more\n\n' + "of it " * 2000 + "END \n"
 _SPECIAL = ("bos_token", "eos_token", "sep_token", "cls_token", "pad_token", "unk_token")
-# Processor time and memory that rendering one pair may take, the interpreter's start included; and how long its text may be.
-_SECONDS, _BYTES, _LONGEST = 2, 1 << 30, 1_000_000
+# Processor time and memory that rendering one pair may take, and how long its text may be.
+_SECONDS, _BYTES, _LONGEST = 1.0, 1 << 30, 1_000_000
+_TOO_MUCH = f"it needs more than {_SECONDS:g} s or {_BYTES >> 20} MiB for one pair"
 _CHILD = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -222,17 +224,16 @@ def _render_apart(text: str) -> _Probes:
         texts, error, undefined = json.loads(answer.stdout)
         return _Probes((texts[0], texts[1]), error, undefined)
     except (subprocess.TimeoutExpired, ValueError):  # it was ended
-        return _Probes(error=f"it needs more than {_SECONDS} s or {_BYTES >> 20} MiB for one pair")
+        return _Probes(error=_TOO_MUCH)
 
 
 def render_probes() -> None:
     """Render the template on standard input with bounded time and memory; the process that `_render_apart` starts."""
-    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limits on Windows, or lower ones already
+    with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):  # not on Windows; or lower ones already
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+        signal.setitimer(signal.ITIMER_PROF, _SECONDS)  # ends the process
         resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from jinja2 import UndefinedError
 
     template = ScoreTemplate(sys.stdin.buffer.read().decode(errors="surrogatepass"))
@@ -241,6 +242,8 @@ def render_probes() -> None:
         texts = template.rendered(_QUERY, _DOCUMENT, "an instruction"), template.rendered(_QUERY, _PROBE)
     except UndefinedError as caught:
         error, undefined = str(caught), str(caught).partition("'")[2].partition("'")[0]
+    except MemoryError:
+        error = _TOO_MUCH
     except Exception as caught:  # a template can compute anything
         error = f"{type(caught).__name__}: {caught}"
     if max(map(len, texts)) > _LONGEST:
