@@ -40,7 +40,7 @@ from mteb_vllm.config import (
     parse_what_fits,
 )
 from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake
-from mteb_vllm.hydra_checks import folder_mistakes, hydra_mistakes, refers_outside, search_path_mistakes
+from mteb_vllm.hydra_checks import hydra_mistakes, named_after_secrets, refers_outside, search_path_mistakes
 from mteb_vllm.limits import reference_mistakes
 from mteb_vllm.making import is_report
 from mteb_vllm.masking import find_secrets, in_engine, mask, protect, register_fields, register_written
@@ -233,7 +233,7 @@ class _Composition:
         secrets = find_secrets(config)
         protect(plain, secrets)
         if secrets:
-            mistakes += folder_mistakes(base.hydra)
+            mistakes += named_after_secrets(base.hydra)
         for path in sorted(secrets, key=str):
             if not in_engine(path):
                 what = "takes a secret, and results depend on it: secrets are in no fingerprint, and go to engines only"

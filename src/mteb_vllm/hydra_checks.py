@@ -64,7 +64,7 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
     return mistakes
 
 
-def folder_mistakes(hydra: DictConfig) -> list[Mistake]:
+def named_after_secrets(hydra: DictConfig) -> list[Mistake]:
     """Return the names of folders in which Hydra would write out overrides, where one of those holds a secret."""
     names = {"hydra.run.dir": (hydra.run, "dir"), "hydra.sweep.dir": (hydra.sweep, "dir")}
     names |= {"hydra.sweep.subdir": (hydra.sweep, "subdir"), "hydra.job.name": (hydra.job, "name")}
