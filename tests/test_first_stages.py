@@ -17,7 +17,7 @@ from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import BM25, Oracle, Random, Saved
 from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.pipelines.rerank import take_candidates
-from mteb_vllm.searches import Ceiling
+from mteb_vllm.searches import Ceiling, SavedSearch
 from mteb_vllm.store import ResultsStore
 from mteb_vllm.stored import intact
 
@@ -167,17 +167,6 @@ def test_saved_predictions_of_something_else_are_refused_with_the_reason(
         task.unload_data()
         return str(error.value)
 
-    def no_scores(scores: Any) -> Any:
-        def change(file: Any) -> None:
-            file["default"]["test"][next(iter(file["default"]["test"]))] = scores
-
-        return change
-
-    for odd in ([], 5, None, {"doc": "x"}, {"doc": None}, {"doc": math.nan}):
-        assert "holds no scores of documents for the query" in refused(no_scores(odd))
-    assert "holds no predictions for default/test; it holds none" in refused(lambda file: file.update(default=[1]))
-    assert refused(lambda file: file.update(mteb_vllm=[5], default={})), "what says nothing of itself is no traceback"
-
     def another_task(file: Any) -> None:
         file["mteb_vllm"]["task"] = "SciFact"
 
@@ -208,6 +197,30 @@ def test_saved_predictions_of_something_else_are_refused_with_the_reason(
         Saved(path=str(tmp_path / "broken.json")).searcher(task)
     with pytest.raises(FirstStageError, match="cannot be read"):
         Saved(path=str(tmp_path / "nowhere.json")).settings("SciFact")
+
+
+@pytest.mark.parametrize("odd", [[], 5, None, {"doc": "x"}, {"doc": None}, {"doc": math.nan}])
+def test_saved_predictions_of_other_types_are_refused(odd: Any, tmp_path: Path) -> None:
+    def search(content: dict[str, Any]) -> Any:
+        made = SavedSearch(tmp_path / "x.json", content, meta=None)  # type: ignore[arg-type]
+        made.index({"id": ["doc"]})
+        return made.search({"id": ["q"]}, hf_split="test", hf_subset="default")
+
+    assert search({"default": {"test": {"q": {"doc": 1}, "unused": odd}}}) == {"q": {"doc": 1}}
+    with pytest.raises(FirstStageError, match="holds no scores of documents for the query 'q' of default/test"):
+        search({"default": {"test": {"q": odd}}})
+    if not isinstance(odd, dict):
+        for content in ({"default": odd}, {"default": {"test": odd}}):
+            with pytest.raises(FirstStageError, match="holds no predictions for default/test"):
+                search(content)
+
+
+def test_saved_predictions_that_say_nothing_of_themselves_are_those_of_the_task(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    made_by = {"model_name": "org/model", "revision": "abc"}
+    for odd in ([5], "x", None, 5):
+        file.write_text(json.dumps({"mteb_model_meta": made_by, "mteb_vllm": odd}))
+        Saved(path=str(file)).searcher(mock_tasks.MockRetrievalTask())
 
 
 def test_saved_predictions_in_a_store_are_verified(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
