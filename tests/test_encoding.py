@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from mteb_vllm.encoding import encode_texts, texts_of
-from mteb_vllm.errors import NonFiniteError
+from mteb_vllm.engine import Scores
+from mteb_vllm.errors import DataError, NonFiniteError
+from mteb_vllm.scoring import score_pairs
 
 
 def test_each_different_text_is_computed_once_also_across_windows(fake_engine: Any) -> None:
@@ -36,6 +38,51 @@ def test_truncated_texts_are_counted_exactly(fake_engine: Any) -> None:
     assert stats.truncated == 3  # the longer one twice, and the book
     assert max(map(len, engine.given)) < 1_000, "a book is shortened before it is tokenised"
     assert stats.tokens == 10 + 10 + 10 + 3
+
+
+class _Bare:
+    """A tokenizer that adds no special tokens."""
+
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[1] * len(text.split()) for text in texts]}
+
+
+def test_a_text_without_tokens_is_zeros_and_reaches_no_engine(
+    fake_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_engine, "tokenizer", _Bare())
+    texts, engine = ["a cat", "", "日本", " \n", "", "\u2003"], fake_engine()
+    vectors, work = encode_texts(engine, texts, len(texts), window=2)
+    blank = [text.strip() == "" for text in texts]
+    assert (vectors[blank] == 0).all() and (vectors[np.logical_not(blank)] != 0).any(axis=1).all()
+    assert engine.given == ["a cat", "日本"] and (work.blank, work.computed, work.texts) == (4, 2, 6)
+    engine = fake_engine()
+    vectors, work = encode_texts(engine, texts, len(texts), prefix="query: ")
+    assert work.blank == 0 and vectors.all(axis=1).any(), "behind a prompt none is without a token"
+    vectors, work = encode_texts(fake_engine(), ["", " "], 2)
+    assert not vectors.any() and (work.blank, work.computed) == (2, 0)
+
+
+def test_what_is_no_text_is_refused(fake_engine: Any) -> None:
+    with pytest.raises(DataError, match="text 1 of 2 is None"):
+        encode_texts(fake_engine(), ["a", None], 2)  # type: ignore[list-item]
+
+
+def test_pairs_without_tokens_have_the_score_0(fake_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_engine, "tokenizer", _Bare())
+    given: list[tuple[str, str]] = []
+
+    def score(self: Any, queries: list[str], documents: list[str], **_: Any) -> Scores:
+        given.extend(zip(queries, documents, strict=True))
+        return Scores(np.ones(len(queries), dtype=np.float32), [3] * len(queries))
+
+    monkeypatch.setattr(fake_engine, "score", score, raising=False)
+    monkeypatch.setattr(fake_engine, "separates_pairs", False, raising=False)
+    for activation, one in (("none", 1.0), ("sigmoid", 1 / (1 + np.exp(-1)))):
+        given.clear()
+        scores, work = score_pairs(fake_engine(), ["a", "", "", ""], ["", "b", "", " "], activation=activation)
+        np.testing.assert_allclose(scores, [one, one, 0, 0], rtol=1e-6)
+        assert sorted(given) == [("", "b"), ("a", "")] and (work.blank, work.computed) == (2, 2)
 
 
 def test_nan_names_the_model_the_dtype_and_the_way_out(fake_engine: Any) -> None:

@@ -42,6 +42,7 @@ def pairs() -> tuple[list[str], list[str]]:
     queries = [text.split("\n")[0] for text in texts[:10] for _ in range(4)]
     documents = texts[100:140]
     documents[3], documents[7] = " ".join(texts[:60]), texts[5] * 30
+    documents[13], queries[21] = "", ""
     documents[11] = "naïve café \U0001f600 日本語のテキスト " * 40
     return queries, documents
 

@@ -20,11 +20,14 @@ def cut_by_first_stage(said: Mapping[str, Any]) -> Iterator[str]:
 
 
 def cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
-    """What of a task's texts or pairs was too long."""
+    """What of a task's texts or pairs was empty or too long."""
     if not task.texts:
         return
     context = record.engine["resolved"]["max_model_len"]
     of = f"of {task.texts:,} {task.unit}"
+    if task.blank:
+        given = "embedded as the zero vector" if task.unit == "texts" else "given the score 0"
+        yield f"{task.name}: {task.blank:,} {of} ({task.blank / task.texts:.1%}) have no token (empty), and were {given}."
     if task.truncated:
         share = f"{task.truncated:,} {of} ({task.truncated / task.texts:.1%})"
         lost = "and were cut" if task.unit == "texts" else "and lost the end of their document"

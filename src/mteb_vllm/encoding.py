@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ import numpy.typing as npt
 
 from mteb_vllm.embeddings.space import Space
 from mteb_vllm.engine import Engine
-from mteb_vllm.errors import NonFiniteError
+from mteb_vllm.errors import DataError, NonFiniteError
 from mteb_vllm.work import Work
 
 # A text of more characters than this for each token of the context is shortened before it is tokenised: vLLM tokenises
 # a text whole before it truncates, which takes seconds for a book. Tokens of real text have 2 to 6 characters.
 _LONG, _KEPT = 24, 16
+
+_LETTER = re.compile(r"[A-Za-z0-9]")
 
 Progress = Callable[[int, int], None]
 
@@ -57,6 +60,9 @@ def encode_texts(
     Held beside the result are one window of texts with the engine's outputs for them, and a hash for each different text
     (about 120 bytes with its place in a dictionary).
 
+    A text without a token, as an empty one where the tokenizer adds no special tokens, is embedded as the zero vector: vLLM
+    refuses it, and sentence-transformers gives zeros for it where it is in a batch with others.
+
     Args:
         engine: An open engine that embeds.
         texts: The texts; lone surrogates are read as U+FFFD, as they have no encoding.
@@ -70,6 +76,7 @@ def encode_texts(
         embeddings: float32 array, shape (n_texts, dim); and what it took.
 
     Raises:
+        DataError: if one of them is no text.
         NonFiniteError: if NaN or Inf comes out.
         ValueError: if there are not `n_texts` texts.
     """
@@ -79,6 +86,7 @@ def encode_texts(
     first_rows: dict[bytes, int] = {}
     copies: list[tuple[int, int]] = []  # (row, row of the same text)
     truncated: set[int] = set()
+    blank: set[int] = set()
     row = 0
     prefix = readable(prefix)
     stream = iter(texts)
@@ -90,6 +98,8 @@ def encode_texts(
     while batch := list(itertools.islice(stream, window)):
         rows, unique, digests = [], [], []
         for text in batch:
+            if not isinstance(text, str):
+                raise DataError(f"text {row} of {n_texts:,} is {text!r}, and not a text")
             text = prefix + readable(text)
             digest = key(mark + text)
             first = first_rows.setdefault(digest, row)
@@ -102,6 +112,12 @@ def encode_texts(
             row += 1
         if row > n_texts:
             raise ValueError(f"more texts than the {n_texts} that were announced")
+        if empty := texts_without_tokens(engine.tokenizer, unique):
+            blank.update(rows[at] for at in empty)
+            out[[rows[at] for at in empty]] = 0
+            chosen = [at not in empty for at in range(len(unique))]
+            unique = list(itertools.compress(unique, chosen))
+            rows, digests = list(itertools.compress(rows, chosen)), list(itertools.compress(digests, chosen))
         if known is not None and unique:
             unique, rows, digests = _look_up(known, unique, rows, digests, out, stats, truncated)
         if unique:
@@ -120,8 +136,21 @@ def encode_texts(
     for target, source in copies:
         out[target] = out[source]
     stats.truncated = len(truncated) + sum(source in truncated for _, source in copies)
+    stats.blank = len(blank) + sum(source in blank for _, source in copies)
     stats.seconds = time.perf_counter() - started - stats.store_seconds
     return out, stats
+
+
+def texts_without_tokens(tokenizer: Any, texts: Sequence[str]) -> set[int]:
+    """Return the places of those texts of which a tokenizer makes no token at all, special ones included.
+
+    Only texts without any ASCII letter or digit are tokenised for it: empty ones, white space, and what a normaliser removes.
+    """
+    unclear = [at for at, text in enumerate(texts) if not _LETTER.search(text)]
+    if not unclear:
+        return set()
+    ids = tokenizer([texts[at] for at in unclear], truncation=False, verbose=False)["input_ids"]
+    return {at for at, tokens in zip(unclear, ids, strict=True) if not len(tokens)}
 
 
 def _digest(text: str) -> bytes:

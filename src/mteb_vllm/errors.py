@@ -10,6 +10,7 @@ MtebVllmError
 ├── StorageError          a disk is full, or a folder cannot be written to
 ├── DataError             a task's data cannot be loaded
 ├── LockError             the results store cannot be locked
+├── PartialResultError    some subsets of a task failed; the others' results are stored
 ├── TemplateError         a score template does not fit the model's tokenizer, or a callable template cannot be imported
 ├── FirstStageError       a first stage's predictions cannot be had, or belong to something else
 └── NonFiniteError        NaN or Inf came out of the engine
@@ -17,7 +18,7 @@ MtebVllmError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mteb_vllm.masking import mask
@@ -93,8 +94,37 @@ class StorageError(MtebVllmError):
     """A disk is full or broken, or a folder cannot be written to; the message names the folder and the reason."""
 
 
+DATA_ADVICE = "correct the data set, or put a right copy of it into a folder of its name in the working directory"
+
+
 class DataError(MtebVllmError, LookupError):
-    """A task's data cannot be loaded, or are not what the task needs."""
+    """A task's data cannot be loaded, or are not what the task needs.
+
+    Attributes:
+        advice: What to try.
+    """
+
+    def __init__(self, message: str, advice: str = DATA_ADVICE) -> None:
+        super().__init__(message)
+        self.advice = advice
+
+
+class PartialResultError(MtebVllmError):
+    """Some subsets of a task, or parts of an aggregate, could not be evaluated; the results of the others are stored.
+
+    Attributes:
+        failed: What could not be evaluated, and why.
+    """
+
+    def __init__(self, failed: Mapping[str, Exception], n_all: int, what: str) -> None:
+        self.failed = dict(failed)
+        self.__cause__ = next(iter(self.failed.values()))
+        named = [
+            f"{name}: {error if isinstance(error, MtebVllmError) else f'{type(error).__name__}: {error}'}"
+            for name, error in list(self.failed.items())[:5]
+        ]
+        named += [f"and {len(self.failed) - 5} more"] if len(self.failed) > 5 else []
+        super().__init__(f"{len(self.failed)} of {n_all} {what} failed: {'; '.join(named)}")
 
 
 class TemplateError(MtebVllmError):

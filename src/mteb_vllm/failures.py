@@ -18,6 +18,7 @@ from typing import Literal
 from mteb_vllm import disk
 from mteb_vllm.digests import read_note, write_note
 from mteb_vllm.errors import (
+    DATA_ADVICE,
     DataError,
     EngineError,
     EngineStartError,
@@ -26,6 +27,7 @@ from mteb_vllm.errors import (
     ModelError,
     MtebVllmError,
     NonFiniteError,
+    PartialResultError,
     StorageError,
 )
 from mteb_vllm.locks import lock
@@ -69,7 +71,7 @@ _TRY: dict[Kind, str] = {
     "engine.max_num_batched_tokens, or take a smaller dtype",
     "timeout": "the log shows where it stood; allow more with hydra.launcher.point_timeout, in seconds",
     "disk": "free space there, or choose another folder with results.dir=...; the same command again does what is missing",
-    "data": "load it once where there is a network, or put a copy of the data set into a folder of the working directory",
+    "data": DATA_ADVICE,
     "task": "the log holds the traceback",
     "not_finite": "take another dtype: float16 overflows in models that were trained in bfloat16",
     "damaged": "run it again, or leave it out of the report",
@@ -129,10 +131,12 @@ def of_exception(error: BaseException, task: str | None = None) -> Failure:
         error: The exception; its causes count, too.
         task: The task at work.
     """
-    cause = error.__cause__ if isinstance(error, FirstStageError) and error.__cause__ is not None else error
-    words = [f"{type(one).__name__}: {one}" for one in _chain(error)]
+    cause = error
+    while isinstance(cause, (FirstStageError, PartialResultError)) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    words = [f"{type(one).__name__}: {one}" for one in causes(error)]
     kind: Kind
-    if any(isinstance(one, MemoryError) for one in _chain(error)) or any(map(_MEMORY.search, words)):
+    if any(isinstance(one, MemoryError) for one in causes(error)) or any(map(_MEMORY.search, words)):
         kind = "out_of_memory_loading" if isinstance(cause, EngineStartError) else "out_of_memory_encoding"
     else:
         other: Kind = "disk" if disk.cause(error) is not None else "task" if task else "error"
@@ -143,7 +147,13 @@ def of_exception(error: BaseException, task: str | None = None) -> Failure:
         at = f"{found.filename}: " if found is not None and found.filename else ""
         message = f"{at}{disk.reason(error)}"
     # Our own errors say themselves what to try.
-    return Failure(kind, message, task, [], "" if "What to try:" in message else _TRY.get(kind, ""))
+    advice = cause.advice if isinstance(cause, DataError) else _TRY.get(kind, "")
+    return Failure(kind, message, task, [], "" if "What to try:" in message else advice)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Return whether an error ends a task at once, since what follows in it would need the engine or the model, too."""
+    return of_exception(error).kind in (*FATAL, "model", "missing_package", "disk")
 
 
 def of_unwritten(unwritten: Sequence[tuple[Path, BaseException]]) -> list[Failure]:
@@ -287,7 +297,8 @@ def _path(root: Path, fingerprint: str) -> Path:
     return root / "failures" / f"{fingerprint}.json"
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and what it comes from."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:

@@ -68,7 +68,7 @@ class Progress:
         self.note(f"Opening {engine.works}: {engine.model.name}")
         yield
         if self._task:
-            self._bar.update(self._row, description=f"{self._label()} loading data")
+            self._bar.update(self._row, description=f"{self._label()} encoding")
 
     def waiting(self) -> None:
         """Another run computes what is needed now."""
@@ -118,6 +118,10 @@ class Progress:
             text = f"{head}: {outcome.metric} {outcome.main_score:.5f} in {outcome.total_seconds:.1f} s{speed}{stored}"
         style = "red" if outcome.status == "failed" else None
         self.console.print(text, highlight=False, markup=False, style=style, soft_wrap=True)
+        if outcome.status == "failed" and (kept := outcome.subset_scores()):
+            shown = ", ".join(f"{where} {score:.5f}" for where, score in kept[:5])
+            more = f", and {len(kept) - 5:,} more" if len(kept) > 5 else ""
+            self.line(f"      {outcome.metric} of the others, which are kept: {shown}{more}")
 
     def _label(self) -> str:
         return f"[{self.n_done + 1}/{self.n_tasks}] {self._task} {self._what}".rstrip()

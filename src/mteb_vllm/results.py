@@ -35,7 +35,7 @@ class TaskOutcome:
         status: Computed now, read from the results store, or failed.
         metric: The name of its main score.
         main_score: The mean over splits and subsets; None if it failed.
-        scores: Split to subset to all scores.
+        scores: Split to subset to all scores; of a failed task, of those subsets that have some.
         failure: Why it failed.
         seconds: Wall time by phase: load, encode, store (embeddings looked up and kept), score.
         texts: Texts, or pairs of texts, that mteb asked for. This and what follows is None where nothing was computed now.
@@ -43,6 +43,7 @@ class TaskOutcome:
         stored: Different ones, whose embeddings were in the store.
         tokens: Tokens that the engine was given.
         cached_tokens: Those of them that it had in its prefix cache.
+        blank: Texts without a token, which are embedded as zeros; of pairs, those with the score 0 for that reason.
         truncated: Texts that were longer than the context; of pairs, those whose document was cut.
         truncated_queries: Pairs whose query was too long by itself, and was cut.
         prompts: For each side, the prefix, its key, and a rendered example.
@@ -69,6 +70,7 @@ class TaskOutcome:
     stored: int | None = None
     tokens: int | None = None
     cached_tokens: int | None = None
+    blank: int | None = None
     truncated: int | None = None
     truncated_queries: int | None = None
     prompts: dict[str, Any] = field(default_factory=dict)
@@ -85,6 +87,15 @@ class TaskOutcome:
         """Why it failed, in one line."""
         return " ".join(self.failure.message.split()) if self.failure is not None else None
 
+    def subset_scores(self) -> list[tuple[str, float]]:
+        """Return the main score of each subset and split that has one, by `subset/split`."""
+        return [
+            (f"{subset}/{split}", float(scores[self.metric]))
+            for split, subsets in self.scores.items()
+            for subset, scores in subsets.items()
+            if isinstance(scores.get(self.metric), (int, float))
+        ]
+
     @property
     def unit(self) -> str:
         """What is counted: texts, or pairs of a query and a document."""
@@ -92,7 +103,16 @@ class TaskOutcome:
 
     def take(self, work: Work) -> None:
         """Notes what was computed."""
-        for name in ("texts", "computed", "stored", "tokens", "cached_tokens", "truncated", "truncated_queries"):
+        for name in (
+            "texts",
+            "computed",
+            "stored",
+            "tokens",
+            "cached_tokens",
+            "blank",
+            "truncated",
+            "truncated_queries",
+        ):
             setattr(self, name, getattr(work, name))
 
     def figures(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mteb_vllm.encoding import Counter, check_finite, readable
+from mteb_vllm.encoding import Counter, check_finite, readable, texts_without_tokens
 from mteb_vllm.engine import Engine, Scores
 from mteb_vllm.pairs import LongPair, PairReader
 from mteb_vllm.score_templates import Activation
@@ -30,6 +30,8 @@ def score_pairs(
     progress: Progress | None = None,
 ) -> tuple[npt.NDArray[np.float32], Work]:
     """Scores pairs, each different one once; a query's pairs follow each other, so that they share what they can.
+
+    A pair without a token, as two empty texts that are read as one, has the score 0: no engine takes it.
 
     Args:
         engine: An open engine that scores pairs.
@@ -68,7 +70,8 @@ def score_pairs(
         scores[block] = _score_window(engine, pairs, block, template, activation, work, bar or False)
         if progress is not None:
             progress(block.stop, len(codes))
-    work.computed = len(codes)
+    work.computed = len(codes) - int(pairs.blank.sum())
+    work.blank = int(pairs.blank[places].sum())
     work.truncated = int(pairs.cut[places].sum())
     work.truncated_queries = int(pairs.query_cut[pairs.queries][places].sum())
     check_finite(engine, scores[:, None], "scores")
@@ -101,6 +104,12 @@ class _Pairs:
             lengths[long_documents] = reader.lengths([documents[at] for at in long_documents])
         self.long = suspects & reader.may_exceed(lengths[self.documents], room[self.queries])
         self.cut = np.zeros(len(codes), dtype=bool)
+        self.blank = np.zeros(len(codes), dtype=bool)
+        if reader.one_text and reader.template is None:
+            no_query, no_document = (
+                list(texts_without_tokens(reader.tokenizer, texts)) for texts in (queries, documents)
+            )
+            self.blank = np.isin(self.queries, no_query) & np.isin(self.documents, no_document)
 
     def texts(self, at: int) -> tuple[str, str]:
         return self.query_texts[self.queries[at]], self.document_texts[self.documents[at]]
@@ -121,8 +130,9 @@ def _score_window(
     bar: Any,
 ) -> npt.NDArray[np.float32]:
     rows = np.arange(block.start, block.stop)
-    fitting, long = list(rows[~pairs.long[block]]), list(rows[pairs.long[block]])
-    scores = np.empty(len(rows), dtype=np.float32)
+    blank = pairs.blank[block]
+    fitting, long = list(rows[~pairs.long[block] & ~blank]), list(rows[pairs.long[block]])
+    scores = np.zeros(len(rows), dtype=np.float32)
     if fitting:
         queries, documents = zip(*(pairs.texts(at) for at in fitting), strict=True)
         answer = engine.score(list(queries), list(documents), template=template, activation=activation, bar=bar)
@@ -133,7 +143,7 @@ def _score_window(
         cut = [pairs.tokens(at) for at in long]
         answer = engine.score_tokens(cut, activation=activation, bar=bar if not fitting else False)
         _take(scores, np.array(long) - block.start, answer, work)
-    return _sigmoid(scores) if activation == "sigmoid" else scores
+    return np.where(blank, np.float32(0), _sigmoid(scores)) if activation == "sigmoid" else scores
 
 
 def _take(scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], answer: Scores, work: Work) -> None:

@@ -209,9 +209,12 @@ class ResultsStore(ResultCache):
             if disk.cause(error) is None:
                 raise
             disk.note(path, error)
-            # mteb rounds scores when it writes them.
-            scores = json.loads(json.dumps(task_result.scores), parse_float=lambda text: round(float(text), 6))
-            self._unwritten[path] = task_result.model_copy(update={"scores": scores})
+            self._keep(task_result, path)
+
+    def _keep(self, task_result: TaskResult, path: Path) -> None:
+        # mteb rounds scores when it writes them.
+        scores = json.loads(json.dumps(task_result.scores), parse_float=lambda text: round(float(text), 6))
+        self._unwritten[path] = task_result.model_copy(update={"scores": scores})
 
     def _save(
         self,
@@ -240,6 +243,28 @@ class ResultsStore(ResultCache):
             for file in sorted(result.parent.iterdir(), key=lambda file: file == result):
                 make_way(target / file.name, self.root)
                 file.replace(target / file.name)
+
+
+class ResultsInMemory(ResultsStore):
+    """Results that are not written, and last as long as this."""
+
+    def load_task_result(
+        self, task_name: str, model_name: str | ModelMeta, *args: Any, **kwargs: Any
+    ) -> TaskResult | None:
+        """Return what was kept of a task."""
+        kept = self._unwritten.get(self.get_task_result_path(task_name, model_name))
+        return None if kept is None else kept.model_copy(deep=True)
+
+    def save_to_cache(
+        self,
+        task_result: TaskResult,
+        model_name: str | ModelMeta,
+        model_revision: str | None = None,
+        *,
+        encode_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep a result as it would be read back."""
+        self._keep(task_result, self.get_task_result_path(task_result.task_name, model_name, model_revision))
 
 
 def _answers(result: TaskResult, task: AbsTask) -> bool:

@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mteb_vllm import disk
-from mteb_vllm.catalogue import TaskInfo
+from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.digests import DamagedError, has_digest, read_note, read_verified, write_note
 from mteb_vllm.files import make_way, name_problem, parse_json, read_json, write_atomically
 from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.models import folder_digest
+from mteb_vllm.local_data import aggregate_revision, data_revision
 
 # What of a run's settings no configuration says: where only this differs, an earlier result is the same one, gone stale.
 _SURROUNDINGS = re.compile(r"(^|\.)(versions\..*|device|method|weights|shell\..*|revision)$")
@@ -261,5 +261,8 @@ def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 def _revision(task: TaskInfo) -> str:
     # As tasks.load has it: a folder of the working directory stands in for the Hub's data.
-    folder = Path(task.dataset_path)
-    return f"local-{folder_digest(folder)[:12]}" if folder.is_dir() else task.dataset_revision
+    if not task.aggregate_of:
+        return data_revision(task.dataset_path, task.dataset_revision)
+    parts = (mteb_catalogue().tasks[name] for name in task.aggregate_of)
+    revisions = {part.name: data_revision(part.dataset_path, part.dataset_revision) for part in parts}
+    return aggregate_revision(revisions, task.dataset_revision)

@@ -8,13 +8,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mteb_vllm.catalogue import DEMO, MtebCatalogue, TaskInfo, nearest
 from mteb_vllm.config import TasksConfig
 from mteb_vllm.errors import Mistake
-from mteb_vllm.models import folder_digest
+from mteb_vllm.local_data import aggregate_revision, data_revision
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -95,17 +94,28 @@ def load(config: TasksConfig, names: Iterable[str]) -> list[AbsTask]:
 
 
 def _pin_local_data(task: AbsTask) -> None:
-    """Gives a task whose data lie in a folder of the working directory a revision of its own.
+    """Give a task whose data lie in a folder of the working directory a revision of its own.
 
     `datasets` takes such a folder before it asks the Hub, whatever the revision: its scores must not pass for the Hub's.
     """
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
-    for part in task.metadata.tasks if isinstance(task, AbsTaskAggregate) else [task]:
-        folder = Path(part.metadata.dataset["path"])
-        if folder.is_dir():
-            dataset = {**part.metadata.dataset, "revision": f"local-{folder_digest(folder)[:12]}"}
-            part.metadata = part.metadata.model_copy(update={"dataset": dataset})
+    if not isinstance(task, AbsTaskAggregate):
+        _pin(task, data_revision(task.metadata.dataset["path"], task.metadata.revision))
+        return
+    revisions = {}
+    for part in task.metadata.tasks:
+        # mteb hands out the same parts each time, with what another point has pinned.
+        part.__dict__.pop("metadata", None)
+        revisions[part.metadata.name] = data_revision(part.metadata.dataset["path"], part.metadata.revision)
+        _pin(part, revisions[part.metadata.name])
+    _pin(task, aggregate_revision(revisions, task.metadata.revision))
+
+
+def _pin(task: AbsTask, revision: str) -> None:
+    if revision != task.metadata.revision:
+        dataset = {**task.metadata.dataset, "revision": revision}
+        task.metadata = task.metadata.model_copy(update={"dataset": dataset})
 
 
 def _candidates(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[TaskInfo], list[Mistake]]:

@@ -15,6 +15,8 @@ class Work:
         stored: Different ones, which came from the embedding store.
         tokens: Tokens that the engine was given.
         cached_tokens: Those of them that it had in its prefix cache.
+        blank: Of the texts asked for, those without a token, which no engine is given: their embedding is zero. Of pairs,
+            likewise, with the score 0.
         truncated: Of the texts asked for, those that were longer than the context; of pairs, those whose document was cut.
         truncated_queries: Pairs, of those asked for, whose query was too long for the context by itself, and was cut.
         seconds: Wall time, without the store's.
@@ -26,6 +28,7 @@ class Work:
     stored: int = 0
     tokens: int = 0
     cached_tokens: int = 0
+    blank: int = 0
     truncated: int = 0
     truncated_queries: int = 0
     seconds: float = 0.0

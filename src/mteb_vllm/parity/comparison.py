@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.engine import close_engines
 from mteb_vllm.errors import MtebVllmError, NonFiniteError
-from mteb_vllm.failures import in_one_line
+from mteb_vllm.failures import causes, in_one_line
 from mteb_vllm.fingerprint import versions
 from mteb_vllm.parity.causes import Hint
 from mteb_vllm.parity.search import Search
@@ -88,8 +88,9 @@ class Comparison:
         """What the engine under test makes of a task."""
         try:
             outcome, self.ours[task.metadata.name] = self.engine.evaluate(task)
-        except NonFiniteError:
-            self.not_finite.append(task.metadata.name)
+        except Exception as error:
+            if any(isinstance(one, NonFiniteError) for one in causes(error)):
+                self.not_finite.append(task.metadata.name)
             raise
         return outcome
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 import random
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from mteb_vllm.first_stages import BM25
 from mteb_vllm.parity.capture import Captured, Tap
 from mteb_vllm.parity.verdict import MainScores, Side
 from mteb_vllm.pipelines import mteb_run
+from mteb_vllm.pipelines.data import Unit
 from mteb_vllm.pipelines.rerank import take_candidates
 from mteb_vllm.results import TaskOutcome
 from mteb_vllm.store import ResultsStore
@@ -50,17 +52,22 @@ class SideRunner:
         similar = all(isinstance(part, AbsTaskSTS) for part in parts)
         lists = {} if self.model.spec.convert == "embed" else self._candidates(parts)
 
-        def prepare(part: AbsTask) -> None:
+        def prepare(part: AbsTask, broken: MutableMapping[Unit, Exception]) -> None:
             if (retrieved_by := lists.get(part.metadata.name)) is not None:
-                take_candidates(part, self.shared, retrieved_by, self.candidates)
+                take_candidates(part, self.shared, retrieved_by, self.candidates, broken)
 
-        self.start.ensure()
         for part in parts:
             _as_new(part)
         self.model.tap = tap = Tap(self.limit)
         try:
             outcome = mteb_run.computed_outcome(
-                self.model, task, self.store, reuse=False, prepare=prepare, predictions=ranked or similar
+                self.model,
+                task,
+                self.store,
+                reuse=False,
+                start=self.start,
+                prepare=prepare,
+                predictions=ranked or similar,
             )
         finally:
             self.model.tap = None

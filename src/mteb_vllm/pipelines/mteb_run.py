@@ -7,18 +7,22 @@ import copy
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from mteb_vllm.catalogue import mteb_catalogue
-from mteb_vllm.errors import EngineError, MissingPackageError, ModelError
-from mteb_vllm.failures import of_exception
+from mteb_vllm.errors import EngineError, MissingPackageError, ModelError, PartialResultError
+from mteb_vllm.failures import is_fatal, of_exception
 from mteb_vllm.locks import BusyError
+from mteb_vllm.phases import replaced
 from mteb_vllm.pipelines import data
+from mteb_vllm.pipelines.data import Unit
 from mteb_vllm.results import TaskOutcome
 from mteb_vllm.stored import copy_measured, keep_measured, keep_same, measured, same_result
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mteb.abstasks import AbsTask
     from mteb.results import TaskResult
 
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
     from mteb_vllm.store import ResultsStore
 
 logger = logging.getLogger(__name__)
+
+# Called with a loaded task and why subsets and splits of it cannot be evaluated, to which it may add.
+Prepare = Callable[["AbsTask", MutableMapping[Unit, Exception]], None]
 
 
 def each_task(
@@ -67,7 +74,7 @@ def evaluated(
     start: EngineStart,
     progress: Progress,
     read_as: str | None = None,
-    prepare: Callable[[AbsTask], None] | None = None,
+    prepare: Prepare | None = None,
 ) -> TaskOutcome:
     """A task's outcome: what is known of it, else what is computed now, by one run at a time.
 
@@ -77,7 +84,7 @@ def evaluated(
         store: Where results are kept.
         reuse: Whether known results are used.
         wait: Whether to wait for another run that computes the same.
-        start: Opens the model's engine.
+        start: Opens the model's engine, once a task's data are loaded.
         progress: Told of a wait.
         read_as: The hash of how the task's texts are read, by which the result of another run is this one's, too.
         prepare: Called with each loaded part before it is evaluated.
@@ -96,8 +103,10 @@ def evaluated(
             if result is not None:
                 copy_measured(store.root, other, store.get_task_result_path(task.metadata.name, meta))
                 return reused(task, result, store, meta)
-        start.ensure()
-        outcome = computed_outcome(model, task, store, reuse=reuse, prepare=prepare)
+        try:
+            outcome = computed_outcome(model, task, store, reuse=reuse, start=start, prepare=prepare)
+        except PartialResultError as error:
+            return _partly(task, error, store, meta)
         figures = outcome.figures() | {"engine_seconds": model.engine_record().get("seconds")}
         keep_measured(store.root, store.get_task_result_path(task.metadata.name, meta), figures)
         if read_as is not None and _on_known_sides(model, task):
@@ -125,31 +134,45 @@ def compute(
     store: ResultsStore,
     *,
     reuse: bool,
-    prepare: Callable[[AbsTask], None] | None = None,
+    start: EngineStart | None = None,
+    prepare: Prepare | None = None,
     predictions: bool = False,
 ) -> float:
-    """Evaluates what is not known of a task into the store; returns the seconds that its data took to load.
+    """Evaluate what is not known of a task into the store; return the seconds that its data took to load.
 
     Args:
         model: An encoder, a cross-encoder or a search model of mteb's, with `mteb_model_meta`.
         task: The task; of an aggregate, the parts are evaluated and combined.
         store: Where results are kept.
         reuse: Whether known results are used.
+        start: Opens the model's engine, once data are loaded that need it.
         prepare: Called with each loaded part before it is evaluated.
         predictions: Whether what the model retrieved is kept, too.
+
+    Raises:
+        DataError: if the data cannot be loaded.
+        PartialResultError: if some subsets, or parts, have no result; those of the others are in the store.
     """
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
     meta = model.mteb_model_meta
     parts = parts_of(task)
-    load = sum(
-        _compute_part(model, part, store, reuse, prepare, predictions)
-        for part in parts
-        if not (reuse and known(store, part, meta, predictions=predictions))
-    )
+    seconds, failed = 0.0, dict[str, Exception]()
+    for part in parts:
+        if reuse and known(store, part, meta, predictions=predictions):
+            continue
+        try:
+            seconds += _compute_part(model, part, store, reuse, start, prepare, predictions)
+        except Exception as error:
+            if len(parts) == 1 or is_fatal(error):
+                raise
+            logger.exception("%s, a part of %s, failed", part.metadata.name, task.metadata.name)
+            failed[part.metadata.name] = error
+    if failed:
+        raise PartialResultError(failed, len(parts), "parts")
     if isinstance(task, AbsTaskAggregate):
         store.save_to_cache(task.combine_task_results([store.result(part, meta) for part in parts]), meta)
-    return load
+    return seconds
 
 
 def known(store: ResultsStore, task: AbsTask, meta: Any, *, predictions: bool = False) -> TaskResult | None:
@@ -165,69 +188,141 @@ def _compute_part(
     task: AbsTask,
     store: ResultsStore,
     reuse: bool,
-    prepare: Callable[[AbsTask], None] | None,
+    start: EngineStart | None,
+    prepare: Prepare | None,
     predictions: bool,
 ) -> float:
+    if start is not None:
+        start.check()
     started = time.perf_counter()
-    pinned = task.__dict__.get("metadata")
-    try:
-        data.load(task)
+    with data.loaded(task, store) as broken:
         if prepare is not None:
-            prepare(task)
-        loaded = time.perf_counter()
-        evaluate_loaded(model, task, store, reuse=reuse, predictions=predictions)
-    finally:
-        task.unload_data()
-        if pinned is not None:
-            # mteb takes an object's own metadata away with its data: the revision of data in a local folder stands there.
-            task.metadata = pinned
-    return loaded - started
+            prepare(task, broken)
+        seconds = time.perf_counter() - started
+        evaluate_loaded(model, task, store, reuse=reuse, start=start, predictions=predictions, broken=broken)
+    return seconds
 
 
-def evaluate_loaded(model: Any, task: AbsTask, store: ResultsStore, *, reuse: bool, predictions: bool = False) -> None:
-    """Evaluates what is not known of a task whose data are loaded; for the arguments see `compute`."""
-    import mteb
+def evaluate_loaded(
+    model: Any,
+    task: AbsTask,
+    store: ResultsStore,
+    *,
+    reuse: bool,
+    start: EngineStart | None = None,
+    predictions: bool = False,
+    broken: Mapping[Unit, Exception] | None = None,
+) -> None:
+    """Evaluate what is not known of a task whose data are loaded; for the other arguments see `compute`.
+
+    Args:
+        broken: Why subsets and splits cannot be evaluated. They are left out; so is one whose evaluation fails.
+
+    Raises:
+        PartialResultError: if there are such, when all others have been evaluated.
+    """
+    from mteb_vllm.store import ResultsInMemory
 
     meta = model.mteb_model_meta
     # Parts of a result are read only where they are of the same data: mteb itself asks that of whole ones only.
     before = store.load_task_result(task.metadata.name, meta) if store.started(task, meta) else None
     # Where predictions are kept, all of them are made: they are whole or nothing.
     again = before is not None and (predictions or not reuse)
+    failed = dict(broken or {})
     with store.staging() if predictions else contextlib.nullcontext(None) as folder:
-        answer = mteb.evaluate(
-            cast("Any", model),  # the protocol's metadata is never None, that of mteb's own AbsEncoder may be
-            task,
-            # What is known stays as it is until all is there that takes its place: mteb would write a subset at a time.
-            cache=None if again else store,
-            overwrite_strategy="only-missing" if before is not None and not again else "always",
-            encode_kwargs={"batch_size": 512, "show_progress_bar": False},
-            prediction_folder=folder,
-            show_progress_bar=False,
-            co2_tracker=False,
+        # What is known stays as it is until all is there that takes its place: mteb would write a subset at a time.
+        cache = ResultsInMemory(store.root) if again else store
+        left = [unit for unit in data.units(task) if unit not in failed]
+        if before is not None and not again:
+            missing = before.get_missing_evaluations(task)
+            left = [unit for unit in left if unit[0] in missing.get(unit[1], [])]
+        if left and start is not None:
+            start.ensure()
+        while left:
+            block = _block(left)
+            try:
+                with data.narrowed(task, block), _watched(task) as at:
+                    _evaluate(model, task, cache, folder)
+                done = block
+            except Exception as error:
+                unit = at[-1] if at else None
+                if unit not in left or len(data.units(task)) == 1 or is_fatal(error):
+                    raise
+                logger.exception("%s, %s failed", task.metadata.name, data.unit_name(unit))
+                failed[unit], done = error, [unit]
+            left = [unit for unit in left if unit not in done]
+        if folder is not None and (written := folder / task.prediction_file_name).exists():
+            store.keep_predictions(task, meta, written)
+        if before is not None and again and (result := cache.load_task_result(task.metadata.name, meta)) is not None:
+            # Splits and subsets that were not asked for now stay as they are.
+            store.save_to_cache(before.merge(result), meta)
+    if failed:
+        raise PartialResultError(
+            {data.unit_name(unit): error for unit, error in failed.items()},
+            len(data.units(task)),
+            "subsets" if len(task.hf_subsets) > 1 else "splits",
         )
-        if answer.exceptions:
-            raise RuntimeError(answer.exceptions[0].exception)
-        if folder is not None:
-            store.keep_predictions(task, meta, folder / task.prediction_file_name)
-    if before is not None and again:
-        # Splits and subsets that were not asked for now stay as they are.
-        store.save_to_cache(before.merge(answer.task_results[0]), meta)
+
+
+def _block(left: Sequence[Unit]) -> list[Unit]:
+    """Return as many of these as mteb can evaluate at once: all, or those of the first split."""
+    subsets, splits = {subset for subset, _ in left}, {split for _, split in left}
+    if len(left) == len(subsets) * len(splits):
+        return list(left)
+    return [unit for unit in left if unit[1] == left[0][1]]
+
+
+def _evaluate(model: Any, task: AbsTask, cache: ResultsStore, predictions: Path | None) -> None:
+    """Let mteb evaluate what a store has no result of."""
+    import mteb
+
+    answer = mteb.evaluate(
+        cast("Any", model),  # the protocol's metadata is never None, that of mteb's own AbsEncoder may be
+        task,
+        cache=cache,
+        overwrite_strategy="only-missing" if cache.started(task, model.mteb_model_meta) else "always",
+        encode_kwargs={"batch_size": 512, "show_progress_bar": False},
+        prediction_folder=predictions,
+        show_progress_bar=False,
+        co2_tracker=False,
+    )
+    if answer.exceptions:
+        raise RuntimeError(answer.exceptions[0].exception)
+
+
+@contextlib.contextmanager
+def _watched(task: AbsTask) -> Iterator[list[Unit]]:
+    """Note which subset and split is being evaluated: the last one, if there is one."""
+    at: list[Unit] = []
+    evaluate = task._evaluate_subset
+
+    def watched(*args: Any, hf_split: str, hf_subset: str, **kwargs: Any) -> Any:
+        at.append((hf_subset, hf_split))
+        scores = evaluate(*args, hf_split=hf_split, hf_subset=hf_subset, **kwargs)
+        at.clear()
+        return scores
+
+    with replaced(task, _evaluate_subset=watched):
+        yield at
 
 
 def outcome_of(task: AbsTask, result: TaskResult, status: Any) -> TaskOutcome:
     """A task's result as a run's record holds it."""
-    scores: dict[str, dict[str, Any]] = {
-        split: {str(entry["hf_subset"]): entry for entry in entries}
-        for split, entries in result.to_dict()["scores"].items()
-    }
     return TaskOutcome(
         name=task.metadata.name,
         type=str(task.metadata.type),
         status=status,
         metric=str(task.metadata.main_score),
         main_score=float(result.get_score()),
-        scores=scores,
+        scores=_scores(result),
     )
+
+
+def _scores(result: TaskResult) -> dict[str, dict[str, Any]]:
+    return {
+        split: {str(entry["hf_subset"]): entry for entry in entries}
+        for split, entries in result.to_dict()["scores"].items()
+    }
 
 
 def reused(task: AbsTask, result: TaskResult, store: ResultsStore, meta: Any) -> TaskOutcome:
@@ -243,13 +338,15 @@ def computed_outcome(
     store: ResultsStore,
     *,
     reuse: bool,
-    prepare: Callable[[AbsTask], None] | None = None,
+    start: EngineStart,
+    prepare: Prepare | None = None,
     predictions: bool = False,
 ) -> TaskOutcome:
     """Computes a task with a wrapper of ours, and says what that took; for the arguments see `compute`."""
     meta = model.mteb_model_meta
-    before, started = copy.copy(model.work), time.perf_counter()
-    loading = compute(model, task, store, reuse=reuse, prepare=prepare, predictions=predictions)
+    before, started, opening = copy.copy(model.work), time.perf_counter(), start.seconds
+    loading = compute(model, task, store, reuse=reuse, start=start, prepare=prepare, predictions=predictions)
+    opening = start.seconds - opening
     # Read back, so that what is shown now is to the last digit what every later run will read: mteb rounds when it writes.
     outcome = outcome_of(task, store.result(task, meta), "computed")
     work = model.work.since(before)
@@ -257,7 +354,7 @@ def computed_outcome(
         "load": loading,
         "encode": work.seconds,
         "store": work.store_seconds,
-        "score": time.perf_counter() - started - loading - work.seconds - work.store_seconds,
+        "score": time.perf_counter() - started - loading - opening - work.seconds - work.store_seconds,
     }
     outcome.take(work)
     parts = parts_of(task)
@@ -279,16 +376,33 @@ def failed(task: AbsTask, error: Exception) -> TaskOutcome:
     )
 
 
+def _partly(task: AbsTask, error: PartialResultError, store: ResultsStore, meta: Any) -> TaskOutcome:
+    """Return a failed task's outcome with the scores of those subsets that have some."""
+    outcome = failed(task, error)
+    if store.started(task, meta) and (result := store.load_task_result(task.metadata.name, meta)) is not None:
+        outcome.scores = _scores(result.validate_and_filter_scores(task))
+    return outcome
+
+
 class EngineStart:
-    """Opens a model's engine before its first task, so that its start counts for none; why it does not open is kept.
+    """Opens a model's engine before it is needed first, so that its start counts for no task; why it does not open is kept.
 
     Args:
         model: A wrapper of ours.
+
+    Attributes:
+        seconds: What opening it has taken.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._dead: Exception | None = None
+        self.seconds = 0.0
+
+    def check(self) -> None:
+        """Raise what `ensure` raised, if it did."""
+        if self._dead is not None:
+            raise self._dead
 
     def ensure(self) -> None:
         """Opens the engine, or says again why it does not open, which no later task will change.
@@ -298,10 +412,12 @@ class EngineStart:
             MissingPackageError: vLLM is not installed.
             ModelError: the model is not of the kind that is needed.
         """
-        if self._dead is not None:
-            raise self._dead
+        self.check()
+        started = time.perf_counter()
         try:
             self._model.engine  # noqa: B018
         except (EngineError, MissingPackageError, ModelError) as error:
             self._dead = error
             raise
+        finally:
+            self.seconds += time.perf_counter() - started

@@ -7,16 +7,17 @@ what a perfect reranker would reach with the same candidates. Tasks that bring t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mteb_vllm.config import Count
-from mteb_vllm.errors import FirstStageError, MtebVllmError
+from mteb_vllm.errors import FirstStageError, MtebVllmError, PartialResultError
 from mteb_vllm.failures import in_one_line
 from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import EncoderStage, FirstStage
 from mteb_vllm.pipelines import mteb_run
+from mteb_vllm.pipelines.data import Unit, narrowed, unit_name, units
 from mteb_vllm.results import TaskOutcome
 from mteb_vllm.searches import DEPTH, Ceiling, ceiling_meta
 from mteb_vllm.tasks import brings_candidates
@@ -104,10 +105,13 @@ class Rerank:
         second = mteb_run.EngineStart(model)
 
         def evaluate(task: AbsTask, wait: bool) -> TaskOutcome:
-            if (error := failures.get(task.metadata.name)) is not None:
+            error = failures.get(task.metadata.name)
+            # What a first stage has done of a task can be reranked.
+            if error is not None and not (isinstance(error, PartialResultError) and mteb_run.parts_of(task) == [task]):
                 said = str(error) if isinstance(error, MtebVllmError) else in_one_line(error)
                 raise FirstStageError(f"first stage: {said}") from error
-            return self._rerank(model, task, store, progress, stage, second, reuse=reuse, wait=wait)
+            why = error.failed if isinstance(error, PartialResultError) else {}
+            return self._rerank(model, task, store, progress, stage, second, reuse=reuse, wait=wait, why=why)
 
         yield from mteb_run.each_task(tasks, progress, evaluate)
 
@@ -165,13 +169,11 @@ class Rerank:
                 if reuse and mteb_run.known(store, part, searcher.mteb_model_meta, predictions=True) is not None:
                     continue  # by another run, meanwhile
                 computed = True
-                if start is not None:
-                    start.ensure()
                 depth = part._top_k  # type: ignore[attr-defined]
                 try:
                     # Some tasks look at fewer documents than another run's top_k may ask for.
                     part._top_k = max(depth, DEPTH)  # type: ignore[attr-defined]
-                    mteb_run.compute(searcher, part, store, reuse=reuse, predictions=True)
+                    mteb_run.compute(searcher, part, store, reuse=reuse, start=start, predictions=True)
                 finally:
                     part._top_k = depth  # type: ignore[attr-defined]
         score = _score(store, task, lambda part: stage.searcher(part).mteb_model_meta)
@@ -190,18 +192,23 @@ class Rerank:
         *,
         reuse: bool,
         wait: bool,
+        why: Mapping[str, Exception],
     ) -> TaskOutcome:
         candidates = self._candidates(stage, task)
         model.count_also(candidates)
         own = brings_candidates(task.metadata.type)
         shallow: list[str] = []
 
-        def prepare(part: AbsTask) -> None:
-            if not own and (few := take_candidates(part, store, stage.searcher(part).mteb_model_meta, self.top_k)):
-                what = f"the first stage has fewer than {self.top_k} candidates for {few:,} queries"
-                shallow.append(f"{part.metadata.name}: {what}.")
+        def prepare(part: AbsTask, broken: MutableMapping[Unit, Exception]) -> None:
+            if not own:
+                broken.update({unit: why[unit_name(unit)] for unit in units(part) if unit_name(unit) in why})
+                if few := take_candidates(part, store, stage.searcher(part).mteb_model_meta, self.top_k, broken):
+                    what = f"the first stage has fewer than {self.top_k} candidates for {few:,} queries"
+                    shallow.append(f"{part.metadata.name}: {what}.")
             try:
-                mteb_run.evaluate_loaded(Ceiling(part, candidates), part, store, reuse=reuse)
+                mteb_run.evaluate_loaded(Ceiling(part, candidates), part, store, reuse=reuse, broken=broken)
+            except PartialResultError:
+                pass  # of what cannot be evaluated there is none
             except Exception:
                 logger.exception("the ceiling of %s cannot be had", part.metadata.name)
 
@@ -226,8 +233,10 @@ class Rerank:
         return self.candidates(stage, task.metadata.type, names)
 
 
-def take_candidates(task: AbsTask, store: ResultsStore, meta: Any, top_k: int) -> int:
-    """Makes a loaded task one of reranking what a first stage retrieved, as mteb's `convert_to_reranking` does.
+def take_candidates(
+    task: AbsTask, store: ResultsStore, meta: Any, top_k: int, broken: Mapping[Unit, Exception] | None = None
+) -> int:
+    """Make a loaded task one of reranking what a first stage retrieved, as mteb's `convert_to_reranking` does.
 
     That goes on to change the task after its data are gone, and asks for splits and subsets that were not chosen.
 
@@ -236,6 +245,7 @@ def take_candidates(task: AbsTask, store: ResultsStore, meta: Any, top_k: int) -
         store: Where the first stage's predictions are.
         meta: The first stage's metadata.
         top_k: How many documents are reranked for each query.
+        broken: Why subsets and splits cannot be evaluated, which are left out.
 
     Returns:
         how many queries have fewer candidates than that, and than there are documents.
@@ -243,28 +253,29 @@ def take_candidates(task: AbsTask, store: ResultsStore, meta: Any, top_k: int) -
     Raises:
         FirstStageError: if the predictions are gone, or do not have all queries.
     """
-    predictions = store.read_predictions(task, meta)
+    good = [unit for unit in units(task) if unit not in (broken or {})]
+    with narrowed(task, good):
+        predictions = store.read_predictions(task, meta)
     if predictions is None:
         raise FirstStageError(f"the first stage's predictions for {task.metadata.name} are gone")
     data: Any = task.dataset
     few = 0
-    for subset in task.hf_subsets:
-        for split in task.eval_splits:
-            part = data[subset][split]
-            best = {
-                query: sorted(scores, key=lambda document: scores[document], reverse=True)[:top_k]
-                for query, scores in predictions[subset][split].items()
-            }
-            # mteb leaves out queries without relevance judgements.
-            wanted = [query for query in part["queries"]["id"] if part["relevant_docs"].get(query)]
-            if missing := [query for query in wanted if query not in best]:
-                raise FirstStageError(
-                    f"the first stage has no predictions for {len(missing):,} of the {len(wanted):,} queries of "
-                    f"{subset}/{split} of {task.metadata.name} (as {missing[0]!r})"
-                )
-            enough = min(top_k, len(part["corpus"]))
-            few += sum(len(best.get(query, [])) < enough for query in part["queries"]["id"])
-            part["top_ranked"] = best
+    for subset, split in good:
+        part = data[subset][split]
+        best = {
+            query: sorted(scores, key=lambda document: scores[document], reverse=True)[:top_k]
+            for query, scores in predictions[subset][split].items()
+        }
+        # mteb leaves out queries without relevance judgements.
+        wanted = [query for query in part["queries"]["id"] if part["relevant_docs"].get(query)]
+        if missing := [query for query in wanted if query not in best]:
+            raise FirstStageError(
+                f"the first stage has no predictions for {len(missing):,} of the {len(wanted):,} queries of "
+                f"{subset}/{split} of {task.metadata.name} (as {missing[0]!r})"
+            )
+        enough = min(top_k, len(part["corpus"]))
+        few += sum(len(best.get(query, [])) < enough for query in part["queries"]["id"])
+        part["top_ranked"] = best
     return few
 
 

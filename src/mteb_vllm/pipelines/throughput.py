@@ -100,18 +100,22 @@ class Throughput:
             tell: Told what is being timed.
 
         Raises:
+            DataError: if a task's data cannot be loaded.
             EngineError: if the engine does not open, dies, or fails at work.
             MeasureError: if there is no room for texts of such lengths, or no such task.
         """
         from mteb_vllm.throughput.measure import measure
         from mteb_vllm.throughput.requests import made_requests, requests_of_tasks
 
-        engine = model.engine
         tell("making texts")
         try:
             if self.lengths == "tasks":
+                # Before an engine opens: what is wrong with the data need not wait for it.
                 requests = requests_of_tasks(tasks, self, prompts, template)
+                engine = model.engine
+                requests = requests.with_tokens(engine.tokenizer)
             else:
+                engine = model.engine
                 requests = made_requests(engine, self, prompts, template)
         except ValueError as error:
             raise MeasureError(f"pipeline.lengths={self.lengths}: {error}") from error

@@ -151,7 +151,7 @@ class _Relay(Progress):
         with super().opening(engine):
             yield
         self._pipe.send(Opened(engine.fingerprint))
-        self._pipe.send(Working(self._task, f"{self._what} loading data".lstrip()))
+        self._pipe.send(Working(self._task, f"{self._what} encoding".lstrip()))
 
     def waiting(self) -> None:
         super().waiting()

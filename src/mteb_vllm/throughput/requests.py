@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mteb_vllm.encoding import texts_without_tokens
 from mteb_vllm.engine import Engine
 from mteb_vllm.pairs import PairReader
 from mteb_vllm.prompts import Prompts
@@ -40,6 +41,13 @@ class Requests:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def with_tokens(self, tokenizer: Any) -> Requests:
+        """Return those that hold a token: no engine takes others."""
+        if self.documents is not None:
+            return self
+        blank = texts_without_tokens(tokenizer, self.texts)
+        return replace(self, texts=[text for at, text in enumerate(self.texts) if at not in blank])
 
     @property
     def unit(self) -> str:
