@@ -113,7 +113,7 @@ def test_an_edited_folder_is_read_anew(tmp_path: Path, monkeypatch: pytest.Monke
         scores.append((outcome.status, outcome.main_score))
     (_, first), (_, second), (_, third) = scores
     assert abs(first) > 0.01 and second == pytest.approx(-first) and third == first
-    assert [status for status, _ in scores] == ["computed", "computed", "reused"], "the same data are the same result"
+    assert [status for status, _ in scores] == ["computed"] * 3
     assert set(cache.rglob("*")) == before and not list((tmp_path / "results").glob(".writing-*")), (
         "nothing is left behind"
     )

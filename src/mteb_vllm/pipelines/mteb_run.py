@@ -380,7 +380,13 @@ def _partly(task: AbsTask, error: PartialResultError, store: ResultsStore, meta:
     """Return a failed task's outcome with the scores of those subsets that have some."""
     outcome = failed(task, error)
     if store.started(task, meta) and (result := store.load_task_result(task.metadata.name, meta)) is not None:
-        outcome.scores = _scores(result.validate_and_filter_scores(task))
+        # mteb's own filter gives subsets that are missing a score of NaN.
+        units, scores = data.units(task), _scores(result)
+        outcome.scores = {
+            split: {subset: scores[split][subset] for subset, of in units if of == split and subset in scores[split]}
+            for split in task.eval_splits
+            if split in scores
+        }
     return outcome
 
 
