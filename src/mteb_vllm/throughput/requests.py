@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # A query's share of a pair, and the pairs that share one, as rerankers meet them.
 _QUERY_TOKENS, _PER_QUERY = 16, 10
+_SIDES = ("query", "document")
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,13 @@ class Requests:
     Attributes:
         texts: The texts with their prompts; of pairs, the queries.
         documents: The second texts of pairs; None where texts are embedded.
-        template: The jinja template that pairs are read through.
+        templates: For each pair the jinja template that it is rendered by, its task's instruction in it; pairs with the same
+            one follow each other, since a call has one.
     """
 
     texts: list[str]
     documents: list[str] | None = None
-    template: str | None = None
+    templates: Sequence[str | None] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -55,11 +58,14 @@ class Requests:
         return "texts" if self.documents is None else "pairs"
 
     def ask(self, engine: Engine, rows: Sequence[int]) -> list[int]:
-        """Asks an engine for some of them in one call; returns the tokens of each."""
-        texts = [self.texts[row] for row in rows]
+        """Ask an engine for some of them, in one call but where their templates differ; return the tokens of each."""
         if self.documents is None:
-            return engine.embed(texts)[1]
-        return engine.score(texts, [self.documents[row] for row in rows], template=self.template).lengths
+            return engine.embed([self.texts[row] for row in rows])[1]
+        lengths = []
+        for template, alike in itertools.groupby(rows, key=lambda row: self.templates[row]):
+            pairs = [(self.texts[row], self.documents[row]) for row in alike]
+            lengths += engine.score(*map(list, zip(*pairs, strict=True)), template=template).lengths
+        return lengths
 
 
 def made_requests(engine: Engine, how: Throughput, prompts: Prompts, template: ScoreTemplate | None) -> Requests:
@@ -103,7 +109,7 @@ def made_requests(engine: Engine, how: Throughput, prompts: Prompts, template: S
     return Requests(
         [template.query_prefix + query for query in queries],
         [template.document_prefix + document for document in documents],
-        read,
+        [read] * len(queries),
     )
 
 
@@ -113,10 +119,17 @@ def _instruction(template: ScoreTemplate, prompts: Prompts, task: Any) -> str:
 
 @dataclass
 class _Listener:
-    """An encoder that only takes down what tasks ask of it, and answers with noise."""
+    """An encoder that only takes down what tasks ask of it, and answers with noise.
+
+    Attributes:
+        prompts: What stands in front of the texts.
+        texts: For each task and side its texts.
+        metadata: The metadata of the tasks.
+    """
 
     prompts: Prompts
-    texts: dict[str | None, list[str]] = field(default_factory=dict)
+    texts: dict[tuple[str, str | None], list[str]] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def made(self) -> Any:
         from mteb.models.abs_encoder import AbsEncoder
@@ -135,7 +148,9 @@ class _Listener:
                 side = prompt_type.value if prompt_type else None
                 texts, n_texts = texts_of(inputs)
                 prefix = listener.prompts.prefix(task_metadata, prompt_type).text
-                listener.texts.setdefault(side, []).extend(readable(prefix + text) for text in texts)
+                listener.metadata[task_metadata.name] = task_metadata
+                said = listener.texts.setdefault((task_metadata.name, side), [])
+                said.extend(readable(prefix + text) for text in texts)
                 return noise.standard_normal((n_texts, 8), dtype=np.float32)
 
         return Encoder()
@@ -167,14 +182,22 @@ def requests_of_tasks(
         different = list(dict.fromkeys(text for texts in listener.texts.values() for text in texts))
         chosen = draw.permutation(len(different))[: how.requests]
         return Requests([different[at] for at in chosen])
-    queries, documents = (list(dict.fromkeys(listener.texts.get(side, []))) for side in ("query", "document"))
-    if not queries or not documents:
+    pools = []
+    for name, task in listener.metadata.items():
+        queries, documents = (list(dict.fromkeys(listener.texts.get((name, side), []))) for side in _SIDES)
+        read = template.with_instruction(_instruction(template, prompts, task))
+        pools.append((queries, documents, read))
+    sizes = [len(queries) * len(documents) for queries, documents, _ in pools]
+    if not sum(sizes):
         raise ValueError("a reranker is timed on tasks with queries and documents: tasks=demo_retrieval")
-    count = min(how.requests, len(queries) * len(documents))
-    pairs = draw.choice(len(queries) * len(documents), count, replace=False)
+    pairs = draw.choice(sum(sizes), min(how.requests, sum(sizes)), replace=False)
     pairs.sort()  # a query's pairs follow each other, as they do when it is reranked
-    return Requests(
-        [template.query_prefix + queries[at // len(documents)] for at in pairs],
-        [template.document_prefix + documents[at % len(documents)] for at in pairs],
-        template.with_instruction(_instruction(template, prompts, how.prompted_as())),
-    )
+    rows: list[tuple[str, str, str | None]] = []
+    first = 0
+    for (queries, documents, read), size in zip(pools, sizes, strict=True):
+        for at in pairs[(pairs >= first) & (pairs < first + size)] - first:
+            query, document = queries[at // len(documents)], documents[at % len(documents)]
+            rows.append((template.query_prefix + query, template.document_prefix + document, read))
+        first += size
+    chosen_queries, chosen_documents, templates = map(list, zip(*rows, strict=True))
+    return Requests(chosen_queries, chosen_documents, templates)
