@@ -54,7 +54,7 @@ class Listening(Engine):
     def tokenizer(self) -> Any:
         return tokenizer()
 
-    def embed(self, texts: list[str], bar: Any = False) -> Any:
+    def embed(self, texts: list[str], bar: Any = False, prompt: str = "") -> Any:
         self.heard += texts
         seeds = (np.random.default_rng(zlib.crc32(text.encode())) for text in texts)
         return np.stack([seed.standard_normal(8, dtype=np.float32) for seed in seeds]), [8] * len(texts)
@@ -149,6 +149,7 @@ def rendered(example: str, raw: dict[str, list[str]], side: str) -> set[str]:
     return {example.replace(f"<{side}>", text) for text in raw[side]}
 
 
+@pytest.mark.slow
 def test_texts_of_every_pipeline_are_those_that_were_printed(
     heard: dict[str, list[str]], raw: dict[str, list[str]], tmp_path: Path
 ) -> None:
