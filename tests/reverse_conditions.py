@@ -17,6 +17,7 @@ import copy
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import math
 import os
 import signal
 import sys
@@ -59,8 +60,8 @@ WITHOUT_MTEB = (
     "embeddings.store",
 )
 
-# Longer than all tests of a module take; a mutant that hangs is noticed.
-TIMEOUT = 300
+# A mutant that hangs is noticed: one that takes so many times as long as its module's tests do unchanged, and a minute.
+PATIENCE = 5
 
 AT_ONCE = 2
 
@@ -77,6 +78,7 @@ class Mutant:
         tree: The module's tree with that; None where nothing is changed.
         verdict: What became of it.
         output: What pytest wrote.
+        seconds: How long that took.
     """
 
     module: str
@@ -86,6 +88,7 @@ class Mutant:
     tree: ast.Module | None
     verdict: str = ""
     output: Path = field(default_factory=Path)
+    seconds: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.module.replace('.', '/')}.py:{self.line}: {self.before}  ->  {self.after}"
@@ -195,8 +198,14 @@ def run_tests(mutant: Mutant) -> int:
     return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", temporary, *quick, *files]))
 
 
-def judge(all_of_them: list[Mutant], folder: Path) -> None:
-    """Runs mutants, some at a time, and notes whether a test failed."""
+def judge(all_of_them: list[Mutant], folder: Path, usual: dict[str, float]) -> None:
+    """Runs mutants, some at a time, and notes whether a test failed.
+
+    Args:
+        all_of_them: The mutants.
+        folder: For what pytest writes.
+        usual: Module to the seconds that its tests take unchanged.
+    """
     waiting, running = list(reversed(all_of_them)), dict[int, tuple[Mutant, float]]()
     for at, mutant in enumerate(all_of_them):
         mutant.output = folder / f"{at}.txt"
@@ -215,12 +224,13 @@ def judge(all_of_them: list[Mutant], folder: Path) -> None:
             running[child] = mutant, time.monotonic()
         child, status = os.waitpid(-1, os.WNOHANG)
         if child:
-            mutant, _ = running.pop(child)
+            mutant, since = running.pop(child)
+            mutant.seconds = time.monotonic() - since
             mutant.verdict = "survived" if os.waitstatus_to_exitcode(status) == 0 else "noticed"
             print("SURVIVED" if mutant.verdict == "survived" else "noticed ", mutant, flush=True)
             continue
-        for child, (_, since) in running.items():
-            if time.monotonic() - since > TIMEOUT:
+        for child, (mutant, since) in running.items():
+            if time.monotonic() - since > PATIENCE * usual.get(mutant.module, math.inf) + 60:
                 os.killpg(child, signal.SIGKILL)
         time.sleep(0.05)
 
@@ -238,13 +248,13 @@ def main(names: list[str]) -> int:
     assert not [name for name in sys.modules if name.startswith("mteb_vllm.")]
     with tempfile.TemporaryDirectory(prefix="reversed-") as folder:
         unchanged = [Mutant(module, 0, "nothing is changed", "nothing", None) for module in wanted]
-        judge(unchanged, Path(folder))
+        judge(unchanged, Path(folder), {})
         for one in unchanged:
             if one.verdict != "survived":
                 print(one.output.read_text()[-3000:])
                 return 2
         found = [one for module, line in wanted.items() for one in mutants(module) if line in ("", str(one.line))]
-        judge(found, Path(folder))
+        judge(found, Path(folder), {one.module: one.seconds for one in unchanged})
     left = [one for one in found if one.verdict == "survived"]
     for module in wanted:
         own = [one for one in found if one.module == module]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from safetensors import safe_open
 from safetensors.numpy import load, save
 
 import store_writer
+from mteb_vllm.embeddings.index import Index
 from mteb_vllm.embeddings.segments import size_of
 from mteb_vllm.embeddings.store import EmbeddingStore
 from mteb_vllm.encoding import encode_texts
@@ -317,3 +319,15 @@ def test_memory_holds_thirty_bytes_a_vector(tmp_path: Path) -> None:
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(reader) == n and held < 31 * n and peak < 120 * n, (held / n, peak / n)
+
+
+def test_many_segments_are_searched_as_few(tmp_path: Path) -> None:
+    index = Index()
+    keys = np.random.default_rng(0).integers(2**63, size=(200, 2), dtype=np.uint64)
+    for at in range(200):
+        index.add(str(at), keys[at : at + 1], [str(at) for at in range(200)])
+        sizes = [len(part) for part in index._parts]
+        assert all(one >= 2 * other for one, other in itertools.pairwise(sizes))
+    assert len(index) == 200 and len(index._parts) < 8
+    found = {(int(number), name) for name, at, _ in index.search(keys) for number in at}
+    assert found == {(at, str(at)) for at in range(200)}
