@@ -331,3 +331,30 @@ def test_many_segments_are_searched_as_few(tmp_path: Path) -> None:
     assert len(index) == 200 and len(index._parts) < 8
     found = {(int(number), name) for name, at, _ in index.search(keys) for number in at}
     assert found == {(at, str(at)) for at in range(200)}
+
+
+def test_a_folder_that_only_this_store_has_written_to_is_not_looked_through_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, looked = EmbeddingStore(tmp_path, PLENTY), []
+    files = EmbeddingStore._files
+    monkeypatch.setattr(EmbeddingStore, "_files", lambda self, pattern: looked.append(pattern) or files(self, pattern))
+    space = store.named("engine", DIM)
+    for begin in range(0, 60, 10):
+        fill(space, range(begin, begin + 10))
+        time.sleep(0.01)  # so that times of change differ
+    assert space.written == 60 and len(looked) == 1
+    store.max_bytes = 0
+    fill(space, range(60, 70))
+    store.max_bytes = PLENTY
+    assert store._used() == taken(tmp_path / "embeddings"), "what found no room is not counted"
+
+
+def test_the_record_says_why_embeddings_were_not_kept(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path, PLENTY)
+    fill(store.named("one", DIM), range(10))
+    assert store.record()["stopped"] is None
+    store.max_bytes = 0
+    fill(store.named("other", DIM), range(20))
+    record = store.record()
+    assert "no room" in record["stopped"] and (record["written"], record["passed"]) == (10, 20)

@@ -151,7 +151,7 @@ def test_what_is_no_plain_value_is_refused() -> None:
 # The device
 
 
-ROWS = "0, GPU-aaaa-1, NVIDIA H200\n1, GPU-bbbb-2, NVIDIA L4\n"
+ROWS = "a warning, of the driver's\n0, GPU-aaaa-1, NVIDIA H200\n1, GPU-bbbb-2, NVIDIA L4\n"
 
 
 @pytest.mark.parametrize(
@@ -228,3 +228,46 @@ def test_minilm_is_hashed() -> None:
 )
 def test_variables_that_change_only_what_is_printed_or_kept_where_do_not_count(name: str, counts: bool) -> None:
     assert module.uncounted_variable(name) is not counts
+
+
+def test_gpus_count_where_vllm_can_use_them(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_gpus", lambda: ["NVIDIA H200"] * 8)
+    for cpu, count in ((False, 8), (True, 0)):
+        monkeypatch.setattr(module, "cpu_build", lambda cpu=cpu: cpu)
+        assert module.gpu_count() == count
+
+
+def test_the_processor_is_named_by_the_system_or_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "processor\t: 0\nmodel name\t: AMD EPYC\nmodel\t: 1\n")
+    assert module.processor() == "AMD EPYC"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "processor\t: 0\n")
+    monkeypatch.setattr(module.platform, "machine", lambda: "riscv64")
+    for said, name in (("", "riscv64"), ("SiFive", "SiFive")):
+        monkeypatch.setattr(module.platform, "processor", lambda said=said: said)
+        assert module.processor() == name
+
+
+def test_a_callable_that_holds_anything_is_known_by_itself_only() -> None:
+    held = 1
+
+    def plain(instruction: str) -> str:
+        return instruction
+
+    def with_closure(instruction: str) -> str:
+        return instruction * held
+
+    def with_default(instruction: str, times: int = 1) -> str:
+        return instruction * times
+
+    def with_keyword(instruction: str, *, times: int = 1) -> str:
+        return instruction * times
+
+    class Called:
+        def __call__(self, instruction: str) -> str:
+            return instruction
+
+    assert "plain#" in module.identity(plain) and module.identity(plain) == module.identity(plain)
+    for one in (with_closure, with_default, with_keyword, Called()):
+        name = module.identity(one)
+        assert name.startswith(f"{type(one).__name__}#") and name == module.identity(one)
+    assert module.identity(Called()) != module.identity(Called())
