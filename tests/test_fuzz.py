@@ -48,7 +48,7 @@ def flip_bits(chance: random.Random, path: Path, _: list[Path]) -> None:
 
 def flip_digit(chance: random.Random, path: Path, _: list[Path]) -> None:
     content = bytearray(path.read_bytes())
-    if digits := [at for at, byte in enumerate(content) if chr(byte).isdigit()]:
+    if digits := [at for at, byte in enumerate(content) if byte in b"0123456789"]:
         at = chance.choice(digits)
         content[at] = ord(str((int(chr(content[at])) + chance.randrange(1, 10)) % 10))
     put(path, bytes(content))
