@@ -55,7 +55,8 @@ NEEDS |= {f"prompts/{name}.yaml": ["tasks=scifact"] for name in ("bge_en", "e5")
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def find(recipe: ModelConfig) -> Model:
         head = {"architectures": ["BertForSequenceClassification"], "num_labels": 1}
-        config = head if recipe.kind == "cross_encoder" else {"architectures": ["BertModel"]}
+        body = {"architectures": ["Qwen3ForCausalLM" if "Qwen3" in (recipe.name or "") else "BertModel"]}
+        config = head if recipe.kind == "cross_encoder" else body
         return Model(recipe.name or "local/model", "main", "/nowhere", None, config)
 
     for module in (preflight, model_checks):

@@ -39,7 +39,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A process that has neither opened an engine nor loaded torch."""
     monkeypatch.setattr(environment, "_before", None)
     monkeypatch.setattr(environment, "_found_by_torch", None)
-    monkeypatch.setattr(environment.sys, "modules", {})
+    monkeypatch.setattr(environment, "sys", SimpleNamespace(modules={}))
     for key in THREADS:
         monkeypatch.delenv(key, raising=False)
     return monkeypatch
