@@ -246,6 +246,7 @@ def test_what_is_computed_faster_than_kept_is_not_kept(tmp_path: Path) -> None:
     quick = EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)
     quick._writing = 0.5  # as on a slow disk
     fill(quick, range(10), seconds=0.1)  # too little to tell
+    assert quick.written == 10
     fill(quick, range(10, 20), seconds=1.0)
     assert (quick.written, quick.passed, quick.stopped) == (10, 10, None)
     fill(quick, range(20, 30), seconds=100.0)  # it pays by now

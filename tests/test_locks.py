@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mteb_vllm.errors import LockError
+from mteb_vllm.failures import Failure, remember, remembered
 from mteb_vllm.locks import BusyError, clear, lock, staging
 
 HOLD = """
@@ -66,3 +68,35 @@ def test_a_staging_folder_goes_also_after_an_error(tmp_path: Path) -> None:
         (folder / "x").write_text("x")
         raise ZeroDivisionError
     assert not list(tmp_path.glob(".writing-*")) and not any((tmp_path / ".locks").iterdir())
+
+
+def test_what_is_in_the_way_of_a_lock_is_quarantined(tmp_path: Path) -> None:
+    (tmp_path / ".locks").write_text("a file")
+    with lock(tmp_path, "x"):
+        pass
+    (tmp_path / ".locks" / "x.lock" / "y").mkdir(parents=True)
+    with lock(tmp_path, "x"):
+        assert (tmp_path / ".locks" / "x.lock.broken" / "y").is_dir()
+    assert (tmp_path / ".locks.broken").read_text() == "a file"
+
+
+def test_a_store_that_cannot_be_locked_says_so_and_is_still_read(tmp_path: Path) -> None:
+    (tmp_path / ".locks").symlink_to(tmp_path / "a disk that is away")  # root may write into any folder
+    (tmp_path / ".writing-x").mkdir()
+    with pytest.raises(LockError, match=r"the results store .* cannot be locked: .*\.locks"), lock(tmp_path, "x"):
+        pass
+    clear(tmp_path)
+    remember(tmp_path, "abc", [Failure("task", "x", "STS12")], [])
+    remember(tmp_path, "abc", [], ["STS12"])
+    assert remembered(tmp_path, "abc") == {}
+
+
+def test_a_lock_file_that_cannot_be_removed_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", fail)
+    with lock(tmp_path, "x"):
+        pass
+    with lock(tmp_path, "x", wait=False):
+        pass

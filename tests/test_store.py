@@ -16,6 +16,7 @@ import pytest
 from mteb.mocks import mock_tasks
 
 from mteb_vllm import disk
+from mteb_vllm.errors import LockError
 from mteb_vllm.store import ResultsStore
 from mteb_vllm.wrappers import model_meta
 from test_digests import put
@@ -138,6 +139,17 @@ def test_a_damaged_result_is_quarantined_named_and_computed_again(
     assert evaluate(store, "aaaa", sts).calls > 0
     again = store.known(sts, meta)
     assert right is not None and again is not None and again.get_score() == right.get_score()
+
+
+def test_results_are_read_where_locks_cannot_be_written(computed: tuple[Path, Any], tmp_path: Path, sts: Any) -> None:
+    before, meta = computed
+    root = shutil.copytree(before, tmp_path / "root")
+    shutil.rmtree(root / ".locks")
+    (root / ".locks").symlink_to(root / "a disk that is away")
+    store = ResultsStore(root)
+    assert store.known(sts, meta) is not None
+    with pytest.raises(LockError, match="cannot be locked"), store.claim(sts, Model("bbbb").mteb_model_meta):
+        pass
 
 
 def test_what_others_left_in_a_results_folder_costs_no_result(tmp_path: Path, sts: Any) -> None:
