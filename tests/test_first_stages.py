@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mteb
@@ -18,7 +19,7 @@ from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.first_stages import BM25, Oracle, Random, Saved
 from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.pipelines.rerank import take_candidates
-from mteb_vllm.searches import Ceiling, SavedSearch
+from mteb_vllm.searches import Ceiling, DrawnSearch, SavedSearch
 from mteb_vllm.store import ResultsStore
 from mteb_vllm.stored import intact
 
@@ -268,3 +269,62 @@ def test_mteb_reads_what_is_kept(task: Any, bm25: tuple[Path, float]) -> None:
     assert lists and all(len(documents) == 3 for documents in lists.values())
     results = mteb.evaluate(Ceiling(other, {}), other, cache=None, show_progress_bar=False, co2_tracker=False)
     assert results.task_results[0].get_score() > 0.4
+
+
+def test_what_is_wrong_with_a_first_stage_is_said_before_it_runs(tmp_path: Path) -> None:
+    for fine in (BM25(), BM25(k1=0, b=0), BM25(b=1, stopwords="en", stemmer_language="english")):
+        assert fine.mistakes("first", ["A"]) == []
+    found = BM25(stopwords="eng", stemmer_language="englis").mistakes("first", ["A"])
+    assert [mistake.where for mistake in found] == ["first.stopwords=eng", "first.stemmer_language=englis"]
+    assert "english" in str(found[1])
+
+    def said(path: Path, *tasks: str) -> str:
+        return "\n".join(map(str, Saved(path=str(path)).mistakes("first", tasks)))
+
+    assert "there is no such file or folder" in said(tmp_path / "nowhere", "A")
+    assert "It holds: no predictions." in said(tmp_path, "A")
+    (tmp_path / "A_predictions.json").touch()
+    assert said(tmp_path, "A") == "" == said(tmp_path / "A_predictions.json", "A")
+    assert "holds no B_predictions.json" in said(tmp_path, "A", "B")
+    assert "It holds: A_predictions.json." in said(tmp_path, "A", "B")
+    assert "is one file, and there are 2 tasks" in said(tmp_path / "A_predictions.json", "A", "B")
+    (tmp_path / "B_predictions.json").touch()
+    assert said(tmp_path, "A", "B") == "" and Saved(path=str(tmp_path)).file("B").name == "B_predictions.json"
+
+
+def test_saved_predictions_of_a_model_without_an_organisation_are_its_own(tmp_path: Path) -> None:
+    names = {}
+    for name in ("mine", "org/mine"):
+        (tmp_path / "x.json").write_text(json.dumps({"mteb_model_meta": {"model_name": name, "revision": "abc"}}))
+        names[name] = Saved(path=str(tmp_path / "x.json")).searcher(mock_tasks.MockRetrievalTask()).mteb_model_meta.name
+    assert names == {"mine": "local/mine", "org/mine": "org/mine"}
+
+
+def test_drawn_candidates_hold_what_is_relevant_only_where_they_shall() -> None:
+    judged = {"q": {"good": 1, "best": 2, "zero": 0, "not there": 3}}
+    task = SimpleNamespace(dataset={"default": {"test": {"relevant_docs": judged}}})
+    documents = ["good", "zero", "best", *(f"doc {at}" for at in range(1200))]
+
+    def drawn(relevant_first: bool, top_ranked: Any = None, query: str = "q", seed: int = 0) -> list[str]:
+        made = DrawnSearch(task, meta=None, seed=seed, relevant_first=relevant_first)  # type: ignore[arg-type]
+        made.index({"id": documents})
+        how = {"hf_split": "test", "hf_subset": "default", "top_ranked": top_ranked}
+        scores = made.search({"id": [query]}, **how)[query]
+        assert list(scores) == sorted(scores, key=lambda one: -scores[one]), "best first"
+        return list(scores)
+
+    oracle, chance = drawn(True), drawn(False)
+    assert oracle[:2] == ["best", "good"] and len(oracle) == len(set(oracle)) == 1000 == len(set(chance))
+    assert chance[:2] != oracle[:2] and set(chance) <= set(documents) and set(oracle) <= set(documents)
+    assert drawn(True, query="another")[:2] != ["best", "good"] and drawn(False, seed=1) != chance
+    listed = {"q": ["doc 3", "zero", "good"]}
+    assert sorted(drawn(False, listed)) == sorted(listed["q"]) and drawn(False, {}) == []
+    assert drawn(True, listed)[:2] == ["best", "good"] and sorted(drawn(True, listed)[2:]) == ["doc 3", "zero"]
+
+
+def test_a_ceiling_scores_candidates_by_their_relevance() -> None:
+    task = SimpleNamespace(dataset={"default": {"test": {"relevant_docs": {"q": {"a": 2}}}}})
+    search, how = Ceiling(task, {}).search, {"hf_split": "test", "hf_subset": "default"}  # type: ignore[arg-type]
+    queries = {"id": ["q", "other"]}
+    assert search(queries, top_ranked={"q": ["a", "b"]}, **how) == {"q": {"a": 2.0, "b": 0.0}, "other": {}}
+    assert search(queries, top_ranked=None, **how) == {"q": {}, "other": {}}
