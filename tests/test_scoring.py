@@ -81,7 +81,9 @@ def test_cross_encoders_score_as_sentence_transformers_does(
     expected = []
     for query, document in zip(queries, documents, strict=True):
         # As sentence-transformers reads a pair, but for what is cut: it cuts the longer of the two.
-        read = reference.tokenizer(query, document, truncation="only_second", max_length=CONTEXT, return_tensors="pt")
+        read = reference.tokenizer(
+            [query], [document], truncation="only_second", max_length=CONTEXT, return_tensors="pt"
+        )
         with torch.no_grad():
             expected.append(float(reference.model(**read).logits))
     short = [at for at, document in enumerate(documents) if len(document.split()) < 60]

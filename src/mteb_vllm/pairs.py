@@ -101,9 +101,10 @@ class PairReader:
         return self._cut_text(query, document) if self.one_text else self._cut_pair(query, document)
 
     def _cut_pair(self, query: str, document: str) -> LongPair:
-        read = self.tokenizer(query, document, truncation=False, verbose=False)
+        # As a batch of one: a single call leaves out a second text that is empty, and its separator.
+        read = self.tokenizer([query], [document], truncation=False, verbose=False)
         inside = [at for at, side in enumerate(read.sequence_ids(0)) if side == 1]
-        return self._without_the_end(read, inside)
+        return self._without_the_end({key: rows[0] for key, rows in read.items()}, inside)
 
     def _cut_text(self, query: str, document: str) -> LongPair:
         head, tail = self._frame(query)

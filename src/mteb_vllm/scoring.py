@@ -103,6 +103,9 @@ class _Pairs:
         if len(long_documents):
             lengths[long_documents] = reader.lengths([documents[at] for at in long_documents])
         self.long = suspects & reader.may_exceed(lengths[self.documents], room[self.queries])
+        if not reader.one_text:
+            # vLLM would read a pair with an empty document as one text; sentence-transformers reads it as a pair.
+            self.long |= np.isin(self.documents, [at for at, text in enumerate(documents) if not text])
         self.cut = np.zeros(len(codes), dtype=bool)
         self.blank = np.zeros(len(codes), dtype=bool)
         if reader.one_text and reader.template is None:
