@@ -40,8 +40,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(environment, "_before", None)
     monkeypatch.setattr(environment, "_found_by_torch", None)
     monkeypatch.setattr(environment, "sys", SimpleNamespace(modules={}))
-    for key in THREADS:
-        monkeypatch.delenv(key, raising=False)
+    for key in environment.threading(os.environ):  # torch and vLLM set some when other tests import them
+        monkeypatch.delenv(key)
     return monkeypatch
 
 

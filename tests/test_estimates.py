@@ -225,7 +225,7 @@ def test_all_public_tasks_of_text_have_an_estimate_or_none_quickly() -> None:
     without = [task.name for task in public if found[task.name] is None and not task.aggregate_of]
     assert len(public) > 1200
     assert len(without) < 15
-    assert seconds < 2
+    assert seconds < 20, "read one by one they take minutes"
 
 
 # What mteb really does

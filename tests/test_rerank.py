@@ -400,8 +400,8 @@ def test_templates_that_would_lose_or_change_a_text_are_refused(small: list[str]
 
 
 def test_odd_values_are_mistakes_and_no_crashes(small: list[str]) -> None:
-    assert "must be 1 or more" in mistakes(*small, "pipeline.window=0")
-    assert "must be 1 or more" in mistakes("pipeline.window=-1")
+    assert "greater than 0" in mistakes(*small, "pipeline.window=0")
+    assert "greater than 0" in mistakes("pipeline.window=-1")
     stage = [*small, "pipeline/first_stage=saved"]
     assert "no such file or folder" in mistakes(*stage, "pipeline.first_stage.path='~nosuchuser/x'")
     assert "no such file or folder" in mistakes(*stage, f"pipeline.first_stage.path={'x' * 300}")
