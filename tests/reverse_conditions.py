@@ -182,6 +182,16 @@ class InPlaceOf(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(name, self._path, loader=self._loader)
 
 
+class CheapFirst:
+    """Lets tests that need nothing computed run before the others, file by file."""
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        files = list(dict.fromkeys(item.path for item in items))
+        items.sort(
+            key=lambda item: (files.index(item.path), bool({"bm25", "task", "computed"} & set(item.fixturenames)))
+        )
+
+
 def run_tests(mutant: Mutant) -> int:
     """Runs the tests of a mutant's module; returns pytest's exit status."""
     import pytest
@@ -195,7 +205,7 @@ def run_tests(mutant: Mutant) -> int:
     temporary = f"--basetemp={mutant.output.with_suffix('')}"
     # What kills writers or counts memory takes long, and has another aim.
     quick = ["-m", "not slow and not vllm", "-k", "not twenty_killed and not thirty_bytes"]
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", temporary, *quick, *files]))
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", temporary, *quick, *files], [CheapFirst()]))
 
 
 def judge(all_of_them: list[Mutant], folder: Path, usual: dict[str, float]) -> None:
