@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,7 +157,11 @@ def test_a_sweeps_child_starts_with_the_variables_of_its_engine(tmp_path: Path) 
 
     child = Child(tmp_path / "child.log", {"OMP_WAIT_POLICY": "ACTIVE"})
     try:
-        started = Path(f"/proc/{child.pid}/environ").read_bytes().split(b"\0")
+        environ = Path(f"/proc/{child.pid}/environ")
+        deadline = time.monotonic() + 60
+        while not environ.read_bytes() and time.monotonic() < deadline:  # it is empty until the program has started
+            time.sleep(0.05)
+        started = environ.read_bytes().split(b"\0")
     finally:
         child.kill()
     assert b"OMP_WAIT_POLICY=ACTIVE" in started
