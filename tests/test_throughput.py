@@ -55,7 +55,8 @@ class Sleeping:
 def sleeping(prefixes: bool = False) -> tuple[VllmEngine, Sleeping]:
     llm = Sleeping()
     resolved = {"enable_prefix_caching": prefixes}
-    return VllmEngine(SimpleNamespace(env={}), llm, 0.0, "float32", 8, 2, resolved), llm  # type: ignore[arg-type]
+    spec = SimpleNamespace(env={}, applied=SimpleNamespace(truncate_dim=None))
+    return VllmEngine(spec, llm, 0.0, "float32", 8, 2, resolved), llm  # type: ignore[arg-type]
 
 
 def test_every_figure_is_that_of_an_engine_of_known_speed() -> None:
