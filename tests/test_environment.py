@@ -47,7 +47,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_the_threading_runtime_of_torch_finds_what_a_run_prepares() -> None:
-    shell = {key: value for key, value in os.environ.items() if key not in THREADS}
+    # An engine that another test opened has left variables here, of vLLM's CPU build one that loads a runtime early.
+    shell = {key: value for key, value in os.environ.items() if key not in (*THREADS, "LD_PRELOAD")}
     done = subprocess.run(
         [sys.executable, "-c", RUNTIME],
         env={**shell, "OMP_DISPLAY_ENV": "VERBOSE"},
@@ -170,7 +171,8 @@ def test_a_sweeps_child_starts_with_the_variables_of_its_engine(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["auto", "sentence_transformers"])
 def test_a_whole_run_computes_with_threads_that_wait_passively(engine: str, tmp_path: Path) -> None:
-    shell = {key: value for key, value in os.environ.items() if key not in THREADS}
+    # An engine that another test opened has left variables here, of vLLM's CPU build one that loads a runtime early.
+    shell = {key: value for key, value in os.environ.items() if key not in (*THREADS, "LD_PRELOAD")}
     command = [sys.executable, "-m", "mteb_vllm", f"engine={engine}", "tasks.names=[StdlibDocsClassification]"]
     subprocess.run([*command, f"results.dir={tmp_path}"], env=shell, capture_output=True, text=True, check=True)
     (record,) = (json.loads(path.read_text()) for path in tmp_path.rglob("run.json"))
