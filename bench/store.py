@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mteb_vllm.embeddings.store import EmbeddingStore
+from mteb_vllm.inference.embedding_cache.store import EmbeddingStore
 
 WINDOW = 8192
 

@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--tasks", default="demo", help="demo, or names of tasks with commas")
     parser.add_argument("axes", nargs="*", default=list(AXES), help="overrides with several values")
     options = parser.parse_args()
-    from mteb_vllm.command import check
+    from mteb_vllm.preflight.command import check
 
     tasks = "tasks=demo" if options.tasks == "demo" else f"tasks.names=[{options.tasks}]"
     words = [tasks, "prompts=none", *options.axes]

@@ -7,8 +7,8 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from mteb_vllm.failures import Failure
 from mteb_vllm.report.comparison import Comparison, Point, TaskScore, compare
+from mteb_vllm.results.failures import Failure
 
 TYPES = ("Retrieval", "Classification", "Clustering", "STS", "PairClassification", "Reranking")
 AXES = {

@@ -37,8 +37,8 @@ def hub_cache() -> Path:
 @pytest.fixture(scope="session")
 def minilm_args() -> dict[str, Any]:
     """Constructor arguments of a wrapper for the real MiniLM in float32, as the preset of the CPU has them."""
-    from mteb_vllm.arguments import resolve_arguments
-    from mteb_vllm.models import package_folder
+    from mteb_vllm.engines.arguments import resolve_arguments
+    from mteb_vllm.models.files import package_folder
 
     args, env, *_ = resolve_arguments({"preset": "vllm_cpu"}, {})
     return {
@@ -66,7 +66,7 @@ class FakeEngine:
     def __init__(self, dim: int = 384, max_model_len: int = 256, broken: str | None = None) -> None:
         from types import SimpleNamespace
 
-        from mteb_vllm.sentence_transformers_files import Applied
+        from mteb_vllm.models.sentence_transformers_files import Applied
 
         self.dim, self.max_model_len, self.dtype = dim, max_model_len, "float16"
         self.spec = SimpleNamespace(model=SimpleNamespace(name="fake/model"), applied=Applied())
@@ -105,7 +105,7 @@ class FakeEngine:
         return outputs
 
     def embed(self, texts: list[str], bar: Any = False, prompt: str = "") -> Any:
-        from mteb_vllm.backends.vllm import VllmEngine
+        from mteb_vllm.engines.vllm import VllmEngine
 
         return VllmEngine.embed(self, texts, bar)  # type: ignore[arg-type]
 

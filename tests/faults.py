@@ -72,13 +72,13 @@ def _before(owner: Any, name: str, happens: Callable[[], None]) -> None:
 
 def _loading(happens: Callable[[], None]) -> None:
     # Looked at at the very moment when vLLM's LLM is made.
-    from mteb_vllm.backends import vllm
+    from mteb_vllm.engines import vllm
 
     _before(vllm, "shorter_context", happens)
 
 
 def _encoding(happens: Callable[[], None]) -> None:
-    from mteb_vllm.backends.vllm import VllmEngine
+    from mteb_vllm.engines.vllm import VllmEngine
 
     _before(VllmEngine, "call", happens)
 
@@ -135,7 +135,7 @@ def _exception() -> None:
 
 
 def _core_killed() -> None:
-    from mteb_vllm.engine import working_processes
+    from mteb_vllm.engines.base import working_processes
 
     for one in working_processes():
         os.kill(one.pid, signal.SIGKILL)

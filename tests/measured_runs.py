@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mteb_vllm.failures import Failure
-from mteb_vllm.results import RunRecord, TaskOutcome, write_record
+from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 
 # What float32 and what bfloat16 took in one step, in ms, and could do at once, in requests a second.
 STEP = {"float32": 12.1, "bfloat16": 8.4, "float16": 9.0}
@@ -96,7 +96,7 @@ def record(
         "results": {"dir": "outputs"},
     }
     if pipeline := dict(text.split("=") for text in overrides).get("pipeline"):
-        config["pipeline"] = {"_target_": f"mteb_vllm.pipelines.{pipeline}.{pipeline.title()}"}
+        config["pipeline"] = {"_target_": f"mteb_vllm.pipelines.{pipeline}.pipeline.{pipeline.title()}"}
     opened = {"preset": "vllm_cpu", "fingerprint": f"engine-{dtype}", "opened": True, "seconds": 2.4}
     engine = {"model": MODEL, "backend": "vllm", "args": {"dtype": dtype}, "revision": "b5c9b60c7a7a", "device": "cpu"}
     return RunRecord(

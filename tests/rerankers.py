@@ -19,7 +19,7 @@ VOCABULARY = 2000
 
 def texts() -> list[str]:
     """Real text to train a tokenizer on, and to score: docstrings of the standard library."""
-    from mteb_vllm.demo import docstrings
+    from mteb_vllm.tasks.demo import docstrings
 
     return [doc.text for doc in docstrings()][:1500]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mteb_vllm.embeddings.store import EmbeddingStore
+from mteb_vllm.inference.embedding_cache.store import EmbeddingStore
 
 DIM, SEGMENT = 512, 1003
 ENGINES = ("one", "other")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mteb_vllm.parity.agreement import (
+from mteb_vllm.pipelines.parity.agreement import (
     cosines,
     deviations,
     length_ratios,
@@ -17,8 +17,8 @@ from mteb_vllm.parity.agreement import (
     similarity_agreement,
     vector_agreement,
 )
-from mteb_vllm.parity.capture import Captured, Tap
-from mteb_vllm.parity.verdict import Side, Tolerances, judge, sample_rows
+from mteb_vllm.pipelines.parity.capture import Captured, Tap
+from mteb_vllm.pipelines.parity.verdict import Side, Tolerances, judge, sample_rows
 
 ONE = np.array([[3, 4], [1, 0], [0, 0], [0, 0], [2, 0]], dtype=np.float32)
 OTHER = np.array([[4, 3], [0, 1], [0, 0], [1, 0], [1, 0]], dtype=np.float32)

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from mteb_vllm import catalogue
-from mteb_vllm.catalogue import CatalogueError, MtebCatalogue, VllmCatalogue, nearest
-from mteb_vllm.files import read_with_checksum, write_with_checksum
+from mteb_vllm.catalogue import CatalogueError, MtebCatalogue, VllmCatalogue
+from mteb_vllm.util.files import read_with_checksum, write_with_checksum
+from mteb_vllm.util.suggestions import nearest
 
 HEAVY = ("mteb", "torch", "vllm", "transformers", "datasets", "pandas")
 

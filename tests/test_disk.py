@@ -16,21 +16,22 @@ from typing import Any
 
 import pytest
 
-from mteb_vllm import cli, disk
-from mteb_vllm.command import check
-from mteb_vllm.conclude import conclude
-from mteb_vllm.config import ReportConfig
-from mteb_vllm.console import Console
-from mteb_vllm.entry import Job, report_on, storage_errors
+from mteb_vllm import cli
+from mteb_vllm.api import Job, report_on, storage_errors
+from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.errors import ConfigError, DataError, MtebVllmError, StorageError
-from mteb_vllm.failures import of_exception, of_unwritten, remember, remembered
-from mteb_vllm.files import write_atomically
-from mteb_vllm.quiet import LogFile
+from mteb_vllm.preflight.command import check
+from mteb_vllm.report.conclude import conclude
 from mteb_vllm.report.one_run import print_run
-from mteb_vllm.results import RunRecord, TaskOutcome, write_record
+from mteb_vllm.results.failures import of_exception, of_unwritten, remember, remembered
+from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 from mteb_vllm.runner import finish
 from mteb_vllm.sweep.planning import plan_points
 from mteb_vllm.sweep.view import View
+from mteb_vllm.util import disk
+from mteb_vllm.util.console import Console
+from mteb_vllm.util.files import write_atomically
+from mteb_vllm.util.quiet import LogFile
 
 TASK = "StdlibDocsClassification"
 

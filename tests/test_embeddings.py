@@ -21,11 +21,11 @@ from safetensors import safe_open
 from safetensors.numpy import load, save
 
 import store_writer
-from mteb_vllm.embeddings.index import Index
-from mteb_vllm.embeddings.segments import size_of
-from mteb_vllm.embeddings.store import EmbeddingStore
-from mteb_vllm.encoding import encode_texts
 from mteb_vllm.errors import NonFiniteError
+from mteb_vllm.inference.embedding_cache.index import Index
+from mteb_vllm.inference.embedding_cache.segments import size_of
+from mteb_vllm.inference.embedding_cache.store import EmbeddingStore
+from mteb_vllm.inference.encoding import encode_texts
 from store_writer import DIM, text, vectors
 
 PLENTY = 10**9
@@ -280,7 +280,7 @@ def test_a_full_disk_keeps_no_half_of_a_file(tmp_path: Path, monkeypatch: pytest
     assert "No space left" in str(space.stopped) and list(space.folder.iterdir()) == []
     monkeypatch.undo()
     usage = SimpleNamespace(total=10**9, used=10**9, free=10**8)
-    monkeypatch.setattr("mteb_vllm.embeddings.store.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("mteb_vllm.inference.embedding_cache.store.shutil.disk_usage", lambda _: usage)
     other = EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)
     fill(other, range(10))
     assert other.written == 0 and other.stopped is not None, "results need room, too"

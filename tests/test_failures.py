@@ -9,9 +9,20 @@ from typing import get_args
 
 import pytest
 
-from mteb_vllm import errors, failures
-from mteb_vllm.digests import write_note
-from mteb_vllm.failures import Failure, Kind, before, of_exception, of_exit, of_timeout, remember, remembered, with_log
+from mteb_vllm import errors
+from mteb_vllm.results import failures
+from mteb_vllm.results.digests import write_note
+from mteb_vllm.results.failures import (
+    Failure,
+    Kind,
+    before,
+    of_exception,
+    of_exit,
+    of_timeout,
+    remember,
+    remembered,
+    with_log,
+)
 
 
 def caused(error: Exception, cause: Exception) -> Exception:

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from mteb_vllm import catalogue
-from mteb_vllm import fingerprint as module
-from mteb_vllm.command import check
-from mteb_vllm.engine import EngineSpec
-from mteb_vllm.fingerprint import device, fingerprint, versions
-from mteb_vllm.models import Model, package_folder
-from mteb_vllm.prompts import Prompts
+from mteb_vllm.engines.base import EngineSpec
+from mteb_vllm.models.files import Model, package_folder
+from mteb_vllm.models.prompts import Prompts
+from mteb_vllm.preflight.command import check
 from mteb_vllm.runner import plan
+from mteb_vllm.util import fingerprint as module
+from mteb_vllm.util.fingerprint import fingerprint
+from mteb_vllm.util.machine import device, versions
 
 MODEL = Model("org/name", "0" * 40, "org/name", None, {})
 SPEC = EngineSpec(MODEL, "embed", {"dtype": "float32", "max_num_seqs": 128}, {"VLLM_X": "1"})
@@ -97,11 +98,13 @@ def test_the_versions_and_the_device_change_it(fresh: None, monkeypatch: pytest.
     seen = {of()}
     for package in ("vllm", "torch", "transformers", "mteb"):
         with monkeypatch.context() as patch:
-            patch.setattr("mteb_vllm.engine.versions", lambda _, package=package: {**versions(), package: "0.0.1"})
+            patch.setattr(
+                "mteb_vllm.engines.base.versions", lambda _, package=package: {**versions(), package: "0.0.1"}
+            )
             seen.add(of())
     assert set(versions()) == {"vllm", "torch", "transformers", "mteb"}
     with monkeypatch.context() as patch:
-        patch.setattr("mteb_vllm.engine.device", lambda: "cuda: NVIDIA H200")
+        patch.setattr("mteb_vllm.engines.base.device", lambda: "cuda: NVIDIA H200")
         seen.add(of())
     assert len(seen) == 6
 

@@ -15,19 +15,19 @@ import pytest
 from mteb.mocks import mock_tasks
 
 from mteb_vllm.errors import FirstStageError
-from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.first_stages import BM25, Oracle, Random, Saved
 from mteb_vllm.pipelines import mteb_run
-from mteb_vllm.pipelines.rerank import take_candidates
-from mteb_vllm.searches import Ceiling, DrawnSearch, SavedSearch
-from mteb_vllm.store import ResultsStore
-from mteb_vllm.stored import intact
+from mteb_vllm.pipelines.rerank.candidates import Ceiling, DrawnSearch, SavedSearch
+from mteb_vllm.pipelines.rerank.first_stages import BM25, Oracle, Random, Saved
+from mteb_vllm.pipelines.rerank.pipeline import take_candidates
+from mteb_vllm.results.lookup import intact
+from mteb_vllm.results.store import ResultsStore
+from mteb_vllm.util.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_queries() -> Iterator[None]:
     """Every tenth query of the demo task: what mteb's metrics take grows with them."""
-    from mteb_vllm.demo import StdlibDocsRetrieval
+    from mteb_vllm.tasks.demo import StdlibDocsRetrieval
 
     load = StdlibDocsRetrieval.load_data
 
@@ -46,7 +46,7 @@ def few_queries() -> Iterator[None]:
 
 @pytest.fixture
 def task() -> Any:
-    from mteb_vllm.demo import StdlibDocsRetrieval
+    from mteb_vllm.tasks.demo import StdlibDocsRetrieval
 
     task = StdlibDocsRetrieval()
     task.load_data()
@@ -56,7 +56,7 @@ def task() -> Any:
 @pytest.fixture(scope="module")
 def bm25(few_queries: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A results store with what BM25 retrieved, not to be written to, and its score."""
-    from mteb_vllm.demo import StdlibDocsRetrieval
+    from mteb_vllm.tasks.demo import StdlibDocsRetrieval
 
     folder = tmp_path_factory.mktemp("bm25")
     return folder, score(BM25(), StdlibDocsRetrieval(), folder)

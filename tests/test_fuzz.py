@@ -19,17 +19,18 @@ from typing import Any
 
 import pytest
 
-from mteb_vllm import catalogue, demo
+from mteb_vllm import catalogue
 from mteb_vllm.catalogue import cache_dir, mteb_catalogue, vllm_catalogue
-from mteb_vllm.console import Console
-from mteb_vllm.failures import Failure, remember
-from mteb_vllm.files import read_with_checksum
-from mteb_vllm.models import forget_models
+from mteb_vllm.models.files import forget_models
 from mteb_vllm.report.answer import conclusion
 from mteb_vllm.report.comparison import compare
 from mteb_vllm.report.page import page
 from mteb_vllm.report.reading import read_runs
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
+from mteb_vllm.results.failures import Failure, remember
+from mteb_vllm.tasks import demo
+from mteb_vllm.util.console import Console
+from mteb_vllm.util.files import read_with_checksum
 from test_reading import STS12, write_result, write_run
 from tiny_models import tiny_encoder
 
@@ -215,8 +216,8 @@ def run_again(config: Any, out: Path, name: str, point: int | None = None) -> An
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    from mteb_vllm.command import check
-    from mteb_vllm.engine import close_engines
+    from mteb_vllm.engines.base import close_engines
+    from mteb_vllm.preflight.command import check
 
     root = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mteb_vllm import cli
-from mteb_vllm.command import check, register_secrets
 from mteb_vllm.errors import ConfigError
+from mteb_vllm.preflight.command import check, register_secrets
 
 NINE = range(1, 9)
 BOMB = "x1: &x1 [a,a,a,a,a,a,a,a,a]\n" + "".join(f"x{i + 1}: &x{i + 1} [{','.join([f'*x{i}'] * 9)}]\n" for i in NINE)

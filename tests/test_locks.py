@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mteb_vllm.errors import LockError
-from mteb_vllm.failures import Failure, remember, remembered
-from mteb_vllm.locks import BusyError, clear, lock, staging
+from mteb_vllm.results.failures import Failure, remember, remembered
+from mteb_vllm.util.locks import BusyError, clear, lock, staging
 
 HOLD = """
 import sys, time

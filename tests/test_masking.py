@@ -15,17 +15,19 @@ from typing import Any
 
 import pytest
 
-from mteb_vllm import cli, entry, masking
-from mteb_vllm.command import check
-from mteb_vllm.engine import EngineSpec
+from mteb_vllm import api as entry
+from mteb_vllm import cli
+from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.errors import ConfigError, EngineStartError, Mistake
-from mteb_vllm.failures import of_exception
-from mteb_vllm.masking import Secret, is_secret_field, is_secret_name, mask, register
-from mteb_vllm.models import Model
+from mteb_vllm.models.files import Model
 from mteb_vllm.plan import plan
-from mteb_vllm.results import RunRecord
+from mteb_vllm.preflight.command import check
+from mteb_vllm.results.failures import of_exception
+from mteb_vllm.results.record import RunRecord
 from mteb_vllm.runner import finish, started_record
-from mteb_vllm.streams import lenient
+from mteb_vllm.util import masking
+from mteb_vllm.util.masking import Secret, is_secret_field, is_secret_name, mask, register
+from mteb_vllm.util.streams import lenient
 
 TOKEN, KEY, PASSWORD = "hf_QbRx'0815", "key-QbRx-4711", 'pass "QbRx" 42'
 

@@ -15,9 +15,9 @@ import pytest
 from huggingface_hub import constants, errors
 
 from mteb_vllm import catalogue
-from mteb_vllm.architectures import check_architecture
 from mteb_vllm.errors import ModelError
-from mteb_vllm.models import Model, find_model, missing_files, package_folder
+from mteb_vllm.models.architectures import check_architecture
+from mteb_vllm.models.files import Model, find_model, missing_files, package_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -357,8 +357,8 @@ def test_architectures() -> None:
 
 
 def test_an_architecture_that_vllm_does_not_know_is_a_mistake_before_anything_is_loaded(folder: Path) -> None:
-    from mteb_vllm.command import check
     from mteb_vllm.errors import ConfigError
+    from mteb_vllm.preflight.command import check
 
     (folder / "tokenizer.json").write_text("{}")
     (folder / "config.json").write_text('{"architectures": ["MyBert"], "auto_map": {"AutoModel": "modeling.MyBert"}}')

@@ -8,12 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mteb_vllm.console import Console
-from mteb_vllm.failures import Failure
+from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.progress import Progress
-from mteb_vllm.prompts import Prompts
 from mteb_vllm.report import one_run
-from mteb_vllm.results import RunRecord, TaskOutcome, write_record
+from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
+from mteb_vllm.util.console import Console
 
 FINE = TaskOutcome(
     "STS12", "STS", "computed", "cosine_spearman", 0.72369,

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from comparisons import comparison, equal_points, failure, mixed_points, points, result_points
-from mteb_vllm.console import Console
-from mteb_vllm.escape import visible
 from mteb_vllm.report.comparison import Comparison, Point, TaskScore, compare
 from mteb_vllm.report.page import page, page_data
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
+from mteb_vllm.util.console import Console
+from mteb_vllm.util.escape import visible
 
 EVIL = '</script><img src=x onerror="document.title=1">|\n\u202e\u2028\u05e9\u05dc\u05d5\u05dd 🚀 {{ 7 * 7 }} &lt;'
 ARGUMENTS = (

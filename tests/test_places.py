@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mteb_vllm.command import check
 from mteb_vllm.errors import ConfigError
-from mteb_vllm.files import name_problem
-from mteb_vllm.stored import predictions_path, result_path
+from mteb_vllm.preflight.command import check
+from mteb_vllm.results.lookup import predictions_path, result_path
+from mteb_vllm.util.files import name_problem
 
 
 @pytest.fixture

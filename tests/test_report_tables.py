@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from mteb_vllm.console import Console
-from mteb_vllm.failures import Failure
 from mteb_vllm.report.comparison import Comparison, Point, TaskScore, compare
 from mteb_vllm.report.reading import read_runs
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
-from mteb_vllm.results import RunRecord, TaskOutcome, write_record
+from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
+from mteb_vllm.util.console import Console
 
 CONFIG = {"model": {"name": "m"}, "tasks": {"benchmark": "demo"}, "pipeline": {}}
 TYPES = {"S1": "STS", "S2": "STS", "R1": "Retrieval"}

@@ -15,8 +15,7 @@ import pytest
 
 import recompute
 from measured_runs import mixed_runs, outcome, parity, parity_runs, record, throughput, throughput_runs, write_runs
-from mteb_vllm.config import ReportConfig
-from mteb_vllm.console import Console
+from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.report import one_run
 from mteb_vllm.report.answer import answer
 from mteb_vllm.report.comparison import Comparison, compare
@@ -29,7 +28,8 @@ from mteb_vllm.report.reference_plot import reference_speed
 from mteb_vllm.report.tables import print_comparison
 from mteb_vllm.report.throughput_plot import throughput_figure
 from mteb_vllm.report.whole import report_on
-from mteb_vllm.results import RunRecord
+from mteb_vllm.results.record import RunRecord
+from mteb_vllm.util.console import Console
 from test_page import OUTSIDE, PALE, WIDTHS, Opened, browser  # noqa: F401
 
 Runs = Callable[[], list[RunRecord]]

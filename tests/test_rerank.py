@@ -16,12 +16,12 @@ import pytest
 
 import rerankers
 from mteb_vllm import ConfigError, run
-from mteb_vllm.command import check
-from mteb_vllm.console import Console
-from mteb_vllm.first_stages import BM25, Oracle, Random
-from mteb_vllm.pipelines.rerank import Rerank
+from mteb_vllm.pipelines.rerank.first_stages import BM25, Oracle, Random
+from mteb_vllm.pipelines.rerank.pipeline import Rerank
+from mteb_vllm.preflight.command import check
 from mteb_vllm.progress import Progress
-from mteb_vllm.store import ResultsStore
+from mteb_vllm.results.store import ResultsStore
+from mteb_vllm.util.console import Console
 from mteb_vllm.wrappers import VllmEncoderReranker
 
 pytestmark = pytest.mark.vllm
@@ -406,8 +406,9 @@ def test_odd_values_are_mistakes_and_no_crashes(small: list[str]) -> None:
     assert "no such file or folder" in mistakes(*stage, "pipeline.first_stage.path='~nosuchuser/x'")
     assert "no such file or folder" in mistakes(*stage, f"pipeline.first_stage.path={'x' * 300}")
     assert "cannot be read" in mistakes(*small, "score_template.file='~nosuchuser/x.jinja'")
-    assert "is no first stage" in mistakes(*small, "pipeline.first_stage._target_=mteb_vllm.first_stages._Configured")
-    assert "is no first stage" in mistakes(*small, "pipeline.first_stage._target_=mteb_vllm.first_stages.METHOD")
+    for name in ("_Configured", "METHOD"):
+        target = f"pipeline.first_stage._target_=mteb_vllm.pipelines.rerank.first_stages.{name}"
+        assert "is no first stage" in mistakes(*small, target)
     text = mistakes(*small, "pipeline.first_stage.stemmer_language=engilsh")
     assert "Did you mean pipeline.first_stage.stemmer_language=english?" in text
     assert "less than or equal to 1" in mistakes(*small, "pipeline.first_stage.b=7")

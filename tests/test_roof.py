@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mteb_vllm.models import package_folder
-from mteb_vllm.throughput.roof import device_name, matmul_rate, model_flops
+from mteb_vllm.models.files import package_folder
+from mteb_vllm.pipelines.throughput.roof import device_name, matmul_rate, model_flops
 
 
 def test_minilm_has_the_operations_of_the_closed_form() -> None:
@@ -106,7 +106,7 @@ def test_other_types_are_refused_and_the_device_has_a_name() -> None:
 
 
 def test_a_process_of_its_own_measures_the_same_and_says_why_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mteb_vllm.throughput import roof
+    from mteb_vllm.pipelines.throughput import roof
 
     monkeypatch.setattr(roof, "device", lambda: "cuda: NVIDIA H200")
     monkeypatch.setattr(roof, "_in_a_process", lambda dtype: 1e15)

@@ -14,7 +14,7 @@ import pytest
 
 import recompute
 from mteb_vllm import run
-from mteb_vllm.arguments import resolve_arguments
+from mteb_vllm.engines.arguments import resolve_arguments
 
 pytestmark = pytest.mark.vllm
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from mteb_vllm.config import ScoreTemplateConfig, conf_dir
-from mteb_vllm.score_templates import FOLDER, check, template_mistakes
+from mteb_vllm.config.schema import ScoreTemplateConfig, conf_dir
+from mteb_vllm.models.score_templates import FOLDER, check, template_mistakes
 
 PAIR = "{{ messages[0].content }} {{ messages[1].content }}"
 LOOPS = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"

@@ -12,9 +12,9 @@ import pytest
 
 import rerankers
 from mteb_vllm import ModelError, VllmCrossEncoderWrapper
-from mteb_vllm.config import ScoreTemplateConfig
-from mteb_vllm.score_templates import resolve
-from mteb_vllm.scoring import score_pairs
+from mteb_vllm.config.schema import ScoreTemplateConfig
+from mteb_vllm.inference.scoring import score_pairs
+from mteb_vllm.models.score_templates import resolve
 from mteb_vllm.wrappers import VllmEncoderReranker
 
 pytestmark = pytest.mark.vllm

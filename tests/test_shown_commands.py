@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mteb_vllm.cli import HELP
-from mteb_vllm.command import check
-from mteb_vllm.config import conf_dir
+from mteb_vllm.config.schema import conf_dir
 from mteb_vllm.errors import ConfigError, Mistake
+from mteb_vllm.preflight.command import check
 from test_shell import pasted
 
 ROOT = Path(__file__).parents[1]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mteb_vllm.errors import ModelError, TemplateError
-from mteb_vllm.models import package_folder
-from mteb_vllm.prompts import ImportedTemplate, Prompts, load_template
-from mteb_vllm.sources import find_callable_source, find_module
+from mteb_vllm.models.files import package_folder
+from mteb_vllm.models.prompts import ImportedTemplate, Prompts, load_template
+from mteb_vllm.util.sources import find_callable_source, find_module
 
 BOMB = "raise SystemExit('imported')\n"
 

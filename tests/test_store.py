@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from mteb.mocks import mock_tasks
 
-from mteb_vllm import disk
 from mteb_vllm.errors import LockError
-from mteb_vllm.store import ResultsStore
+from mteb_vllm.results.store import ResultsStore
+from mteb_vllm.util import disk
 from mteb_vllm.wrappers import model_meta
 from test_digests import put
 
@@ -26,7 +26,7 @@ class Model:
     """A model of mteb's protocol that costs nothing."""
 
     def __init__(self, settings: str) -> None:
-        from mteb_vllm.models import Model as Found
+        from mteb_vllm.models.files import Model as Found
 
         self.mteb_model_meta = model_meta(Found("org/model", "abc", "org/model", None, {}), settings)
         self.calls = 0
@@ -128,7 +128,7 @@ def test_a_damaged_result_is_quarantined_named_and_computed_again(
     else:
         path.unlink()
         path.mkdir()
-    from mteb_vllm.stored import look
+    from mteb_vllm.results.lookup import look
     from test_stored import info
 
     assert look(root, path, info(sts)) == "unreadable" and path.exists(), "looking changes nothing"
@@ -240,7 +240,7 @@ def test_a_passing_read_error_harms_no_file(tmp_path: Path, sts: Any, monkeypatc
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mteb_vllm.digests.read_file", fail)
+        patch.setattr("mteb_vllm.results.digests.read_file", fail)
         with pytest.raises(OSError):
             store.known(sts, meta)
     assert store.known(sts, meta) is not None

@@ -14,11 +14,9 @@ import pytest
 from mteb.mocks import mock_tasks
 
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
-from mteb_vllm.command import check
-from mteb_vllm.fingerprint import fingerprint
 from mteb_vllm.plan import Plan, plan
-from mteb_vllm.store import ResultsStore
-from mteb_vllm.stored import (
+from mteb_vllm.preflight.command import check
+from mteb_vllm.results.lookup import (
     Stale,
     changed_since,
     complete,
@@ -31,6 +29,8 @@ from mteb_vllm.stored import (
     result_path,
     same_result,
 )
+from mteb_vllm.results.store import ResultsStore
+from mteb_vllm.util.fingerprint import fingerprint
 from test_digests import put
 from test_store import Model, evaluate
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mteb_vllm.console import Console
-from mteb_vllm.streams import Lenient, lenient
+from mteb_vllm.util.console import Console
+from mteb_vllm.util.streams import Lenient, lenient
 
 COMMAND = f"{sys.executable} -m mteb_vllm"
 
@@ -49,7 +49,7 @@ def test_a_mistake_keeps_its_exit_status(tmp_path: Path) -> None:
 
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
-        "import os\nfrom mteb_vllm.streams import open_standard_streams\nopen_standard_streams()\n"
+        "import os\nfrom mteb_vllm.util.streams import open_standard_streams\nopen_standard_streams()\n"
         "file = open('opened', 'w')\nprint('printed')\nos.write(1, b'printed')\nfile.write(str(file.fileno()))\n"
     )
     assert shell(f"{sys.executable} script.py >&- 2>&-", tmp_path)[0] == 0

@@ -8,9 +8,9 @@ import mteb
 import pytest
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
-from mteb_vllm import tasks
 from mteb_vllm.catalogue import mteb_catalogue
-from mteb_vllm.config import TasksConfig
+from mteb_vllm.config.schema import TasksConfig
+from mteb_vllm.tasks import selection as tasks
 
 EN = "MTEB(eng, v2)"
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mteb_vllm import run
-from mteb_vllm.backends.vllm import VllmEngine
-from mteb_vllm.throughput.measure import Stopwatch, measure
-from mteb_vllm.throughput.requests import Requests
+from mteb_vllm.engines.vllm import VllmEngine
+from mteb_vllm.pipelines.throughput.measure import Stopwatch, measure
+from mteb_vllm.pipelines.throughput.requests import Requests
 
 # Seconds: of tokenising a text, of a step of at most `SEQS` texts, of handing a call's answers back.
 TOKENISE, STEP, COLLECT, SEQS = 0.01, 0.08, 0.04, 4
@@ -100,9 +100,9 @@ def check_figures() -> None:
 
 def test_what_was_timed_before_an_engine_dies_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mteb_vllm.errors import EngineError
-    from mteb_vllm.failures import of_exception
     from mteb_vllm.report.one_run import write_run
-    from mteb_vllm.results import RunRecord
+    from mteb_vllm.results.failures import of_exception
+    from mteb_vllm.results.record import RunRecord
 
     engine, _ = sleeping()
     steps: list[int] = []
@@ -195,10 +195,10 @@ def test_the_tasks_own_texts_and_pairs(tmp_path: Path, minilm: Any) -> None:
     import mteb.mocks.mock_tasks as mock_tasks
     import numpy as np
 
-    from mteb_vllm.pipelines.throughput import Throughput
-    from mteb_vllm.prompts import Prompts
-    from mteb_vllm.score_templates import ScoreTemplate
-    from mteb_vllm.throughput.requests import requests_of_tasks
+    from mteb_vllm.models.prompts import Prompts
+    from mteb_vllm.models.score_templates import ScoreTemplate
+    from mteb_vllm.pipelines.throughput.pipeline import Throughput
+    from mteb_vllm.pipelines.throughput.requests import requests_of_tasks
 
     how = Throughput(batch_sizes=[1], lengths="tasks", requests=4)
     tasks = [mock_tasks.MockRetrievalTask(), mock_tasks.MockSTSTask()]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import re
 
-from mteb_vllm.command import check
-from mteb_vllm.console import Console
-from mteb_vllm.failures import Failure
-from mteb_vllm.results import RunRecord, TaskOutcome
+from mteb_vllm.preflight.command import check
+from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.record import RunRecord, TaskOutcome
 from mteb_vllm.sweep.messages import Doing, TaskDone, Working
 from mteb_vllm.sweep.planning import grouped, plan_points
 from mteb_vllm.sweep.view import View
+from mteb_vllm.util.console import Console
 
 
 def shown(*, terminal: bool) -> str:

@@ -57,8 +57,8 @@ def test_composes_with_ones_own_files_far_from_any_checkout(installed: Path, tmp
     (tmp_path / "mine" / "tasks" / "mine.yaml").write_text("names: [STS13]\n")
     script = (
         "import json, mteb_vllm\n"
-        "from mteb_vllm.command import check\n"
-        "from mteb_vllm.config import conf_dir\n"
+        "from mteb_vllm.preflight.command import check\n"
+        "from mteb_vllm.config.schema import conf_dir\n"
         "shipped, = check(['tasks=sts12', 'engine.dtype=float16'])\n"
         "mine, = check(['experiment=mine'], config_dir='mine')\n"
         "print(json.dumps([mteb_vllm.__file__, str(conf_dir()), shipped.config.tasks.names, shipped.config.engine['dtype'],\n"

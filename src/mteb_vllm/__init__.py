@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mteb_vllm.entry import run
+    from mteb_vllm.api import run
     from mteb_vllm.errors import (
         CatalogueError,
         ConfigError,
@@ -33,7 +33,7 @@ _HOMES = {
     "VllmCrossEncoderWrapper": "wrappers",
     "VllmEncoderWrapper": "wrappers",
     "VllmWrapperBase": "wrappers",
-    "run": "entry",
+    "run": "api",
 }
 
 __all__ = [

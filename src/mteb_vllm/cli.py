@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from mteb_vllm.errors import CatalogueError, ConfigError, MissingPackageError, Mistake, MtebVllmError
-from mteb_vllm.escape import visible
-from mteb_vllm.streams import exit_status, open_standard_streams
+from mteb_vllm.util.escape import visible
+from mteb_vllm.util.streams import exit_status, open_standard_streams
 
 HELP = """mteb-vllm evaluates embedding models and rerankers on MTEB tasks with vLLM, from YAML.
 
@@ -86,7 +86,7 @@ def _main() -> int:
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
 
-    from mteb_vllm.config import CONFIG_NAME, conf_dir
+    from mteb_vllm.config.schema import CONFIG_NAME, conf_dir
 
     arguments = get_args_parser().parse_intermixed_args()
     # Hydra reads the command line again, and takes no flag between two overrides.
@@ -103,15 +103,15 @@ def _main() -> int:
     printing = any(getattr(arguments, name) for name in _PRINTING)
     try:
         if printing:
-            from mteb_vllm.command import register_secrets
+            from mteb_vllm.preflight.command import register_secrets
 
             register_secrets(arguments.overrides, config_dir=arguments.config_dir)
             at_home(lambda cfg: None)()
             return 0
-        from mteb_vllm.command import check
-        from mteb_vllm.engine import close_engines
-        from mteb_vllm.entry import Job, dry_run, is_dry, report, storage_errors
-        from mteb_vllm.making import is_report
+        from mteb_vllm.api import Job, dry_run, is_dry, report, storage_errors
+        from mteb_vllm.engines.base import close_engines
+        from mteb_vllm.pipelines.factory import is_report
+        from mteb_vllm.preflight.command import check
         from mteb_vllm.progress import terminal
         from mteb_vllm.sweep.launcher import register
 
@@ -135,7 +135,7 @@ def _main() -> int:
         # What is only printed is not checked, and Hydra may have a view of its own of a command.
         if not (printing or isinstance(error, HydraException) or _raised_in_hydra(error)):
             raise
-        from mteb_vllm.overrides import in_words
+        from mteb_vllm.config.overrides import in_words
 
         raise ConfigError([Mistake("command line", in_words(error))]) from None
     return int(job.failed)
@@ -151,7 +151,7 @@ def _raised_in_hydra(error: Exception) -> bool:
 
 def _groups() -> str:
     """The files of each group, the user's own beside the shipped ones, without the time that Hydra takes."""
-    from mteb_vllm.config import conf_dir
+    from mteb_vllm.config.schema import conf_dir
 
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config-dir", "-cd", type=Path)

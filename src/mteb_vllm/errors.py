@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mteb_vllm.masking import mask
+from mteb_vllm.util.masking import mask
 
 
 @dataclass(frozen=True)

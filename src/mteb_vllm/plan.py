@@ -8,23 +8,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mteb_vllm import score_templates, tasks
-from mteb_vllm.arguments import resolve_arguments
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
-from mteb_vllm.config import InstructionConfig, ModelConfig, RunConfig
-from mteb_vllm.engine import Convert, EngineSpec
+from mteb_vllm.config.schema import InstructionConfig, ModelConfig, RunConfig
+from mteb_vllm.engines.arguments import resolve_arguments
+from mteb_vllm.engines.base import Convert, EngineSpec
 from mteb_vllm.errors import FirstStageError
-from mteb_vllm.failures import Failure, before, remembered
-from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.first_stages import Dense, EncoderStage, FirstStage
-from mteb_vllm.making import make_first_stage, make_pipeline, make_reference
-from mteb_vllm.models import find_recipe_now
-from mteb_vllm.pipelines.parity import Parity
-from mteb_vllm.pipelines.rerank import Rerank
-from mteb_vllm.pipelines.throughput import Throughput
-from mteb_vllm.prompts import Prompts, resolve
-from mteb_vllm.score_templates import ScoreTemplate
-from mteb_vllm.stored import look, result_path
+from mteb_vllm.models import score_templates
+from mteb_vllm.models.files import find_recipe_now
+from mteb_vllm.models.prompts import Prompts, resolve
+from mteb_vllm.models.score_templates import ScoreTemplate
+from mteb_vllm.pipelines.factory import make_first_stage, make_pipeline, make_reference
+from mteb_vllm.pipelines.parity.pipeline import Parity
+from mteb_vllm.pipelines.rerank.first_stages import Dense, EncoderStage, FirstStage
+from mteb_vllm.pipelines.rerank.pipeline import Rerank
+from mteb_vllm.pipelines.throughput.pipeline import Throughput
+from mteb_vllm.results.failures import Failure, before, remembered
+from mteb_vllm.results.lookup import look, result_path
+from mteb_vllm.tasks import selection as tasks
+from mteb_vllm.util.fingerprint import fingerprint
 
 # What of a reranking run's settings says where the candidates come from.
 _OF_CANDIDATES = ("candidates", "first_stage", "top_k", "tasks")

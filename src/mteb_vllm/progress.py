@@ -11,10 +11,10 @@ from types import TracebackType
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from mteb_vllm.console import Column, Console
-from mteb_vllm.engine import EngineSpec
-from mteb_vllm.results import TaskOutcome
-from mteb_vllm.streams import lenient
+from mteb_vllm.engines.base import EngineSpec
+from mteb_vllm.results.record import TaskOutcome
+from mteb_vllm.util.console import Column, Console
+from mteb_vllm.util.streams import lenient
 
 
 class Progress:

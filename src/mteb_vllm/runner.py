@@ -14,32 +14,43 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mteb_vllm import disk, environment, tasks
-from mteb_vllm.announce import announce, prompts_in_effect
-from mteb_vllm.conclude import conclude, cut_by_first_stage, cut_texts, late_variables
-from mteb_vllm.config import RunConfig
-from mteb_vllm.embeddings.store import EmbeddingStore
-from mteb_vllm.engine import working_processes
+from mteb_vllm.config.schema import RunConfig
+from mteb_vllm.engines import environment
+from mteb_vllm.engines.base import working_processes
+from mteb_vllm.engines.memory import peak_memory, reset_peak_memory
 from mteb_vllm.errors import FirstStageError, MtebVllmError
-from mteb_vllm.escape import visible
-from mteb_vllm.failures import Failure, before, last_lines, of_exception, of_unwritten, remember, remembered, with_log
-from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.first_stages import EncoderStage
-from mteb_vllm.masking import scrub
-from mteb_vllm.memory import peak_memory, reset_peak_memory
-from mteb_vllm.pipelines.throughput import Throughput
+from mteb_vllm.inference.embedding_cache.store import EmbeddingStore
+from mteb_vllm.pipelines.rerank.first_stages import EncoderStage
+from mteb_vllm.pipelines.throughput.pipeline import Throughput
 from mteb_vllm.plan import Plan, failed_before, plan
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console
-from mteb_vllm.quiet import errors_into, quiet_libraries
 from mteb_vllm.report import one_run
-from mteb_vllm.results import RunRecord, TaskOutcome, write_record
-from mteb_vllm.stored import keep_settings
+from mteb_vllm.report.announce import announce, prompts_in_effect
+from mteb_vllm.report.conclude import conclude, cut_by_first_stage, cut_texts, late_variables
+from mteb_vllm.results.failures import (
+    Failure,
+    before,
+    last_lines,
+    of_exception,
+    of_unwritten,
+    remember,
+    remembered,
+    with_log,
+)
+from mteb_vllm.results.lookup import keep_settings
+from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
+from mteb_vllm.tasks import selection as tasks
+from mteb_vllm.util import disk
+from mteb_vllm.util.escape import visible
+from mteb_vllm.util.fingerprint import fingerprint
+from mteb_vllm.util.masking import scrub
+from mteb_vllm.util.quiet import errors_into, quiet_libraries
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
 
-    from mteb_vllm.console import Console
-    from mteb_vllm.store import ResultsStore
+    from mteb_vllm.results.store import ResultsStore
+    from mteb_vllm.util.console import Console
 
 logger = logging.getLogger(__name__)
 
@@ -218,8 +229,8 @@ def _working(
     names = [task.name for task in planned.tasks if task.name not in skip]
     with quiet_libraries(), errors_into(log), make_progress(console, len(names)) as progress:
         progress.note("Importing mteb")
-        from mteb_vllm.locks import clear
-        from mteb_vllm.store import ResultsStore
+        from mteb_vllm.results.store import ResultsStore
+        from mteb_vllm.util.locks import clear
         from mteb_vllm.wrappers.encoder import Embedding
 
         store = ResultsStore(config.results.dir)

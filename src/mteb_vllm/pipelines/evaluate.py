@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mteb_vllm.config import Count
+from mteb_vllm.config.schema import Count
 from mteb_vllm.pipelines import mteb_run
-from mteb_vllm.results import TaskOutcome
+from mteb_vllm.results.record import TaskOutcome
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
 
     from mteb_vllm.progress import Progress
-    from mteb_vllm.store import ResultsStore
+    from mteb_vllm.results.store import ResultsStore
     from mteb_vllm.wrappers import VllmEncoderWrapper
 
 

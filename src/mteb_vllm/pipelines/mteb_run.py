@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from typing import TYPE_CHECKING, Any, cast
 
 from mteb_vllm.catalogue import mteb_catalogue
+from mteb_vllm.engines.timing import replaced
 from mteb_vllm.errors import EngineError, MissingPackageError, ModelError, PartialResultError
-from mteb_vllm.failures import is_fatal, of_exception
-from mteb_vllm.locks import BusyError
-from mteb_vllm.phases import replaced
-from mteb_vllm.pipelines import data
-from mteb_vllm.pipelines.data import Unit
-from mteb_vllm.results import TaskOutcome
-from mteb_vllm.stored import copy_measured, keep_measured, keep_same, measured, same_result
+from mteb_vllm.results.failures import is_fatal, of_exception
+from mteb_vllm.results.lookup import copy_measured, keep_measured, keep_same, measured, same_result
+from mteb_vllm.results.record import TaskOutcome
+from mteb_vllm.tasks import loading as data
+from mteb_vllm.tasks.loading import Unit
+from mteb_vllm.util.locks import BusyError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mteb.results import TaskResult
 
     from mteb_vllm.progress import Progress
-    from mteb_vllm.store import ResultsStore
+    from mteb_vllm.results.store import ResultsStore
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ def evaluate_loaded(
     Raises:
         PartialResultError: if there are such, when all others have been evaluated.
     """
-    from mteb_vllm.store import ResultsInMemory
+    from mteb_vllm.results.store import ResultsInMemory
 
     meta = model.mteb_model_meta
     # Parts of a result are read only where they are of the same data: mteb itself asks that of whole ones only.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mteb_vllm.config import ReportConfig
-from mteb_vllm.failures import FATAL
+from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.report.columns import columns, constants
 from mteb_vllm.report.effects import Effect, effects
 from mteb_vllm.report.one_run import mean
 from mteb_vllm.report.points import Point, TaskScore
 from mteb_vllm.report.speeds import Speed, common_unit, parity_speeds, speeds_of
+from mteb_vllm.results.failures import FATAL
 
 __all__ = ["Comparison", "Effect", "Point", "Row", "Speed", "TaskScore", "compare"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mteb_vllm.failures import Failure
 from mteb_vllm.report.comparison import Comparison
+from mteb_vllm.results.failures import Failure
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,18 @@ from typing import Any
 from rich.table import Table
 
 from mteb_vllm.catalogue import TaskInfo
-from mteb_vllm.console import Console
-from mteb_vllm.disk import attempt
-from mteb_vllm.escape import code, fenced, inline
-from mteb_vllm.failures import Failure
-from mteb_vllm.files import write_atomically
-from mteb_vllm.prompts import Prefix, Prompts, applying_keys, instruction_keys
+from mteb_vllm.models.prompts import Prefix, Prompts, applying_keys, instruction_keys
+from mteb_vllm.models.score_templates import ScoreTemplate
 from mteb_vllm.report.parity import parity_markdown, print_parity
 from mteb_vllm.report.throughput import print_throughput, throughput_markdown
 from mteb_vllm.report.words import markdown, number
-from mteb_vllm.results import RunRecord, TaskOutcome
-from mteb_vllm.score_templates import ScoreTemplate
-from mteb_vllm.shell import command
+from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.record import RunRecord, TaskOutcome
+from mteb_vllm.util.console import Console
+from mteb_vllm.util.disk import attempt
+from mteb_vllm.util.escape import code, fenced, inline
+from mteb_vllm.util.files import write_atomically
+from mteb_vllm.util.shell import command
 
 TASK_COLUMNS = ("task", "metric", "main score", "texts/s", "tokens/s", "seconds", "")
 RERANK_COLUMNS = (

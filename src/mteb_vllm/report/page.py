@@ -20,13 +20,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from mteb_vllm.escape import visible
 from mteb_vllm.report.comparison import Comparison, Effect, Row
 from mteb_vllm.report.failed import failed_points
 from mteb_vllm.report.measured_columns import measured_columns
 from mteb_vllm.report.page_measured import measured_data
 from mteb_vllm.report.tables import share_text, shown_settings, speed_header, speed_text
 from mteb_vllm.report.words import number, signed, times
+from mteb_vllm.util.escape import visible
 
 # So many tasks have columns that one can take in at once; more wait behind a checkbox.
 FEW_TASKS = 6

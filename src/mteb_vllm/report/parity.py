@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from mteb_vllm.console import Console
-from mteb_vllm.escape import inline
 from mteb_vllm.report.words import markdown, number
+from mteb_vllm.util.console import Console
+from mteb_vllm.util.escape import inline
 
 COLUMNS = (
     "task", "split", "metric", "reference", "engine", "difference", "worst cosine", "top-k overlap", "tau", "verdict"

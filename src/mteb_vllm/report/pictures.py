@@ -7,8 +7,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mteb_vllm.escape import visible
-from mteb_vllm.files import write_atomically
+from mteb_vllm.util.escape import visible
+from mteb_vllm.util.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

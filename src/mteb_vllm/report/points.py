@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mteb_vllm.failures import Failure
 from mteb_vllm.report.measured import Amount, Count, Parity, Score, Throughput
+from mteb_vllm.results.failures import Failure
 
 # Pipelines whose runs are not about scores.
 MEASURING = ("throughput", "parity")

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from mteb_vllm.errors import ConfigError, Mistake
-from mteb_vllm.failures import of_damage
-from mteb_vllm.files import expand_user
 from mteb_vllm.report.points import Point
 from mteb_vllm.report.result_folders import read_results
 from mteb_vllm.report.run_records import FoundRun, read_run
+from mteb_vllm.results.failures import of_damage
+from mteb_vllm.util.files import expand_user
 
 _LOOKED_FOR = (
     "Looked for run.json, in it and below, and for results in mteb's layout (<org>__<model>/<revision>/<Task>.json). "

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mteb_vllm.escape import inline
 from mteb_vllm.report.comparison import Comparison, Row
 from mteb_vllm.report.failed import failed_points
 from mteb_vllm.report.one_run import failure_lines
 from mteb_vllm.report.words import markdown, number, settings_text, signed, times
+from mteb_vllm.util.escape import inline
 
 # More tasks and points than these nobody reads in Markdown.
 _MOST_DIFFERENCES = (60, 12)

@@ -11,13 +11,13 @@ from typing import Any
 
 from rich.table import Table
 
-from mteb_vllm.console import Console
-from mteb_vllm.escape import code, csv_cell, inline
 from mteb_vllm.report.answer import answer
 from mteb_vllm.report.comparison import Comparison, Point, Row
 from mteb_vllm.report.measured_columns import measured_columns
 from mteb_vllm.report.sections import differences_section, effects_section, failures_section
 from mteb_vllm.report.words import called, count, markdown, number, signed
+from mteb_vllm.util.console import Console
+from mteb_vllm.util.escape import code, csv_cell, inline
 
 # More rows and columns than these nobody reads on a terminal or in Markdown; the CSV and the page hold all.
 _MOST_ROWS = 50

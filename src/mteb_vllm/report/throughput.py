@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
-from mteb_vllm.console import Console
-from mteb_vllm.escape import inline
 from mteb_vllm.report.measured import lengths_text
 from mteb_vllm.report.words import count, markdown, number
-from mteb_vllm.results import RunRecord
+from mteb_vllm.results.record import RunRecord
+from mteb_vllm.util.console import Console
+from mteb_vllm.util.escape import inline
 
 STEP_COLUMNS = (
     "batch size", "requests/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms", "tokenise ms", "engine ms", "collect ms", "spread"

@@ -8,18 +8,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mteb_vllm import disk
-from mteb_vllm.config import ReportConfig
+from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.errors import ConfigError, Mistake, StorageError
-from mteb_vllm.failures import of_unwritten
-from mteb_vllm.files import write_atomically
 from mteb_vllm.report.answer import conclusion
 from mteb_vllm.report.comparison import Comparison, compare
 from mteb_vllm.report.reading import read_runs
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
+from mteb_vllm.results.failures import of_unwritten
+from mteb_vllm.util import disk
+from mteb_vllm.util.files import write_atomically
 
 if TYPE_CHECKING:
-    from mteb_vllm.console import Console
+    from mteb_vllm.util.console import Console
 
 
 def report_on(runs: Sequence[str | Path], folder: Path, config: ReportConfig, console: Console) -> Comparison:

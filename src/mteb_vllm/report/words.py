@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from mteb_vllm.escape import inline
+from mteb_vllm.util.escape import inline
 
 if TYPE_CHECKING:
     from mteb_vllm.report.comparison import Comparison, Row

@@ -24,16 +24,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobStatus, configure_log, run_job, setup_globals
 from omegaconf import open_dict, read_write
 
-from mteb_vllm import disk
-from mteb_vllm.console import Console
-from mteb_vllm.engine import EngineSpec, close_engines, dead_processes, working_processes
-from mteb_vllm.entry import Job, typed
-from mteb_vllm.failures import ENGINE_DIED, of_exception
-from mteb_vllm.memory import leftover_mb
+from mteb_vllm.api import Job, typed
+from mteb_vllm.engines.base import EngineSpec, close_engines, dead_processes, working_processes
+from mteb_vllm.engines.memory import leftover_mb
 from mteb_vllm.progress import MakeProgress, Progress
-from mteb_vllm.results import TaskOutcome
+from mteb_vllm.results.failures import ENGINE_DIED, of_exception
+from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.runner import retrieve_ahead
-from mteb_vllm.streams import lenient, open_standard_streams
 from mteb_vllm.sweep.messages import (
     AheadDone,
     Closed,
@@ -49,6 +46,9 @@ from mteb_vllm.sweep.messages import (
     Waiting,
     Working,
 )
+from mteb_vllm.util import disk
+from mteb_vllm.util.console import Console
+from mteb_vllm.util.streams import lenient, open_standard_streams
 
 logger = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mteb_vllm.entry import Job, typed
-from mteb_vllm.masking import mask, scrub
-from mteb_vllm.results import RunRecord
+from mteb_vllm.api import Job, typed
+from mteb_vllm.results.record import RunRecord
 from mteb_vllm.sweep.planning import plan_points
 from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.supervisor import Supervisor, SweepPoint
 from mteb_vllm.sweep.view import View
+from mteb_vllm.util.masking import mask, scrub
 
 if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mteb_vllm.failures import Failure
-from mteb_vllm.results import TaskOutcome
+from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.runner import Ahead
 
 

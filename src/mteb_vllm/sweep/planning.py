@@ -12,23 +12,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from mteb_vllm import tasks
-from mteb_vllm.architectures import position_limit
-from mteb_vllm.arguments import context_limit
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
-from mteb_vllm.config import RunConfig
-from mteb_vllm.engine import EngineSpec
+from mteb_vllm.config.overrides import differing
+from mteb_vllm.config.schema import RunConfig
+from mteb_vllm.engines.arguments import context_limit
+from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.errors import FirstStageError, MtebVllmError
-from mteb_vllm.estimates import Estimate, estimate, estimate_pairs
-from mteb_vllm.failures import Failure, before, of_exception, remembered
-from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.first_stages import EncoderStage
-from mteb_vllm.overrides import differing
-from mteb_vllm.pipelines.rerank import Rerank
-from mteb_vllm.pipelines.throughput import Throughput
+from mteb_vllm.models.architectures import position_limit
+from mteb_vllm.pipelines.rerank.first_stages import EncoderStage
+from mteb_vllm.pipelines.rerank.pipeline import Rerank
+from mteb_vllm.pipelines.throughput.pipeline import Throughput
 from mteb_vllm.plan import Plan, plan
-from mteb_vllm.stored import Stale, intact, look, predictions_path, result_path, same_result
-from mteb_vllm.tasks import brings_candidates
+from mteb_vllm.results.failures import Failure, before, of_exception, remembered
+from mteb_vllm.results.lookup import Stale, intact, look, predictions_path, result_path, same_result
+from mteb_vllm.tasks import selection as tasks
+from mteb_vllm.tasks.estimates import Estimate, estimate, estimate_pairs
+from mteb_vllm.tasks.selection import brings_candidates
+from mteb_vllm.util.fingerprint import fingerprint
 
 State = Literal["to run", "done", "stale", "failed before"]
 

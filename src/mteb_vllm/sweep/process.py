@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from multiprocessing import Pipe
 from pathlib import Path
 
-from mteb_vllm import environment
+from mteb_vllm.engines import environment
 from mteb_vllm.sweep.messages import Order, Report
 
 # The child imports from where this process does.

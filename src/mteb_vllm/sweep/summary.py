@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mteb_vllm.files import write_atomically
+from mteb_vllm.util.files import write_atomically
 
 
 @dataclass

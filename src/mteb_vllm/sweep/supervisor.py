@@ -9,11 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mteb_vllm import disk
-from mteb_vllm.failures import FATAL, Failure, last_lines, of_exception, of_exit, of_timeout, where_it_stood
-from mteb_vllm.masking import scrub
-from mteb_vllm.pipelines.throughput import Throughput
-from mteb_vllm.results import RunRecord, TaskOutcome
+from mteb_vllm.pipelines.throughput.pipeline import Throughput
+from mteb_vllm.results.failures import FATAL, Failure, last_lines, of_exception, of_exit, of_timeout, where_it_stood
+from mteb_vllm.results.record import RunRecord, TaskOutcome
 from mteb_vllm.runner import LOG, Ahead, finish, started_record
 from mteb_vllm.sweep.messages import (
     AheadDone,
@@ -33,6 +31,8 @@ from mteb_vllm.sweep.planning import Group, PlannedPoint, Step, grouped
 from mteb_vllm.sweep.process import Child
 from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.view import View
+from mteb_vllm.util import disk
+from mteb_vllm.util.masking import scrub
 
 # How often the view moves while a child says nothing, in seconds.
 _TICK = 0.5

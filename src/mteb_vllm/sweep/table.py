@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from mteb_vllm.console import Console
 from mteb_vllm.sweep.planning import PlannedPoint, grouped
+from mteb_vllm.util.console import Console
 
 
 def print_plan(console: Console, points: Sequence[PlannedPoint], *, swept: bool) -> None:

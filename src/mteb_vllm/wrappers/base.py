@@ -9,12 +9,12 @@ from typing import Any
 
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-from mteb_vllm.arguments import resolve_arguments
-from mteb_vllm.engine import Convert, Engine, EngineSpec, is_open, open_engine
+from mteb_vllm.engines.arguments import resolve_arguments
+from mteb_vllm.engines.base import Convert, Engine, EngineSpec, is_open, open_engine
 from mteb_vllm.errors import ModelError
-from mteb_vllm.fingerprint import fingerprint
-from mteb_vllm.models import Model, find_model, missing_files
-from mteb_vllm.work import Work
+from mteb_vllm.inference.counters import Work
+from mteb_vllm.models.files import Model, find_model, missing_files
+from mteb_vllm.util.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 from mteb.models.model_meta import ModelMeta
 
-from mteb_vllm import score_templates
-from mteb_vllm.architectures import NOT_ONE_LABEL
-from mteb_vllm.encoding import texts_of
-from mteb_vllm.engine import Convert, Engine, EngineSpec
+from mteb_vllm.engines.base import Convert, Engine, EngineSpec
 from mteb_vllm.errors import ModelError
-from mteb_vllm.parity.capture import Tap
-from mteb_vllm.prompts import Prompts
-from mteb_vllm.score_templates import Activation, ScoreTemplate
-from mteb_vllm.scoring import score_pairs
+from mteb_vllm.inference.encoding import texts_of
+from mteb_vllm.inference.scoring import score_pairs
+from mteb_vllm.models import score_templates
+from mteb_vllm.models.architectures import NOT_ONE_LABEL
+from mteb_vllm.models.prompts import Prompts
+from mteb_vllm.models.score_templates import Activation, ScoreTemplate
+from mteb_vllm.pipelines.parity.capture import Tap
 from mteb_vllm.wrappers.base import VllmWrapperBase
 
 if TYPE_CHECKING:

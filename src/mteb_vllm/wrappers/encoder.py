@@ -11,12 +11,12 @@ import numpy.typing as npt
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta
 
-from mteb_vllm.embeddings.store import EmbeddingStore
-from mteb_vllm.encoding import encode_texts, texts_of
-from mteb_vllm.engine import Convert, EngineSpec
-from mteb_vllm.parity.capture import Tap
-from mteb_vllm.prompts import Prompts, load_template
-from mteb_vllm.scoring import different
+from mteb_vllm.engines.base import Convert, EngineSpec
+from mteb_vllm.inference.embedding_cache.store import EmbeddingStore
+from mteb_vllm.inference.encoding import encode_texts, texts_of
+from mteb_vllm.inference.scoring import different
+from mteb_vllm.models.prompts import Prompts, load_template
+from mteb_vllm.pipelines.parity.capture import Tap
 from mteb_vllm.wrappers.base import VllmWrapperBase
 
 if TYPE_CHECKING:

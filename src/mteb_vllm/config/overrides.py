@@ -1,0 +1,233 @@
+"""One override at a time: what Hydra would make of it, or what a user should be told where Hydra would refuse it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from mteb_vllm.catalogue import mteb_catalogue, vllm_catalogue
+from mteb_vllm.config.schema import quoted
+from mteb_vllm.errors import Mistake
+from mteb_vllm.preflight.prompts import known_prompt_key
+from mteb_vllm.util.shell import suggest
+from mteb_vllm.util.suggestions import nearest
+
+# Where texts stand whose white space counts.
+_TEXTS = (
+    "prompts.", "instruction.", "score_template.", "model.prompts.", "model.instruction.", "model.score_template."
+)  # fmt: skip
+
+# Dicts of any keys: what may stand in them is known by vLLM or mteb, if at all.
+_OPEN = ("engine.", "prompts.", "model.engine.", "model.prompts.")
+
+# A first stage has a model, an engine and prompts of its own.
+_MOUNTED = "pipeline.first_stage."
+
+
+def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Mistake]]:
+    """Reads overrides as Hydra does, seen from inside `composer`, and names those that its grammar does not admit."""
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    parsed: list[Override] = []
+    mistakes = []
+    for text in overrides:
+        try:
+            parsed += parser.parse_overrides([text])
+        except (HydraException, RecursionError):
+            key, equals, value = text.partition("=")
+            if not equals:
+                mistakes.append(Mistake(text, "is not of the form key=value"))
+            elif re.fullmatch(r"[+~]{0,2}[\w./@-]+", key) is None:
+                mistakes.append(Mistake(text, f"Hydra cannot read the key {key!r}"))
+            else:
+                mistakes.append(Mistake(text, "Hydra cannot read this value", quoted(key, value)))
+    return parsed, mistakes
+
+
+def choice_mistake(override: Override, options: Sequence[str]) -> Mistake | None:
+    """What is wrong with the choice of a group's file.
+
+    Args:
+        override: A choice, as `model=e5_small`.
+        options: The group's files.
+    """
+    key, written, value = override.key_or_group, str(override.input_line), override.value()
+    names = value if isinstance(value, list) else [value]
+    if override.is_delete() and value is None:
+        return None
+    if not all(isinstance(name, str) for name in names):
+        return Mistake(
+            written, "a choice is the name of a file", f"To take a group away: ~{override.get_key_element()}"
+        )
+    unknown = next((name for name in names if name not in options), None)
+    if unknown is None:
+        return None
+    return Mistake(
+        written,
+        f"there is no file {unknown}.yaml in {key}/",
+        f"Files: {', '.join(options)}. Your own go into a folder given with --config-dir.",
+        tuple(suggest(override.get_key_element(), option) for option in nearest(str(unknown), options)),
+    )
+
+
+def apply(override: Override, config: DictConfig) -> list[Mistake]:
+    """Sets a field as Hydra does; where Hydra would stop, says so and goes on."""
+    key, value, written = override.key_or_group, override.value(), str(override.input_line)
+    if override.package is not None:
+        return [Mistake(written, f"there is no group {key}", nearest=_near_keys(key, config))]
+    try:
+        # What Hydra itself will only know when a point runs, as the job's number, is no mistake of the user's.
+        known = not override.is_hydra_override()
+        current = OmegaConf.select(config, key, throw_on_missing=False, throw_on_resolution_failure=known)
+        if override.is_delete():
+            return _delete(override, current, config)
+        if isinstance(current, Mapping) and isinstance(value, (str, int, float)):
+            choice = f"{key.replace('.', '/')}={override.get_value_string()}"
+            way = f"A choice of a file is written with a slash: {shlex.quote(choice)}"
+            return [Mistake(written, f"{key} is a group of fields", way if "." in key else "")]
+        if override.is_add() and current is not None and not isinstance(value, (dict, list)):
+            return [
+                Mistake(
+                    written,
+                    f"is set already, to {current}",
+                    f"To change it, without the plus: {shlex.quote(written.lstrip('+'))}",
+                )
+            ]
+        mistakes = []
+        if not (override.is_add() or override.is_force_add()):
+            missing = list(_missing(key, value, config))
+            mistakes = [said for path in missing if (said := _unlisted(path, override, config)) is not None]
+            local = [path.removeprefix(_MOUNTED) for path in missing]
+            if any(not path.startswith(_OPEN) or (path.count(".") > 1 and mistakes) for path in local):
+                return mistakes  # what follows from such a key would only be noise
+        OmegaConf.update(config, key, value, merge=True, force_add=True)
+    except OmegaConfBaseException as error:
+        return [replace(reference_mistake(error, [override]), where=written)]
+    except (AttributeError, TypeError, ValueError) as error:
+        return [Mistake(written, in_words(error))]
+    if key.removeprefix(_MOUNTED).startswith(_TEXTS) and isinstance(value, str) and not mistakes and "=" in written:
+        typed = override.get_value_string()
+        if typed != typed.strip() and value == typed.strip():
+            return [
+                Mistake(
+                    written, "Hydra takes away the space around this text", quoted(written.partition("=")[0], typed)
+                )
+            ]
+    return mistakes
+
+
+def _delete(override: Override, current: Any, config: DictConfig) -> list[Mistake]:
+    key, value, written = override.key_or_group, override.value(), str(override.input_line)
+    if current is None:
+        return [Mistake(written, "is not set, so there is nothing to delete", nearest=_near_keys(key, config))]
+    if value is not None and value != current:
+        return [Mistake(written, f"is {current}, so this deletes nothing", shlex.quote(f"~{key}"))]
+    parent, _, name = key.rpartition(".")
+    with open_dict(config):
+        del (OmegaConf.select(config, parent) if parent else config)[name]
+    return []
+
+
+def in_words(error: Exception) -> str:
+    """Hydra's and OmegaConf's errors in one line; without their lists of places, which are Hydra's, not the user's."""
+    text = str(error) or str(error.__cause__ or type(error).__name__)
+    lines = (line.strip() for line in text.split("Config search path:")[0].splitlines())
+    return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
+
+
+def reference_mistake(error: OmegaConfBaseException, overrides: Sequence[Override]) -> Mistake:
+    """Return what is wrong with a `${` that stands for nothing, and how a literal one is written.
+
+    Args:
+        error: What OmegaConf raised.
+        overrides: The command line's fields.
+    """
+    key = error.full_key or "configuration"
+    said = next((item for item in reversed(overrides) if item.key_or_group == key), None)
+    value = said.value() if said is not None else None
+    way = ""
+    if isinstance(value, str) and "${" in value:
+        way = f"A literal ${{ is written \\${{: {suggest(str(said.input_line).partition('=')[0], value)}"  # type: ignore[union-attr]
+    elif "nterpolation" in str(error) or "grammar" in str(error).lower():
+        way = "A literal ${ is written \\${ (in a YAML file, too)."
+    return Mistake(key if said is None else str(said.input_line), in_words(error), way)
+
+
+def _missing(key: str, value: Any, config: DictConfig) -> Iterator[str]:
+    """The keys that an override would have to add: its own, or some of those in a dict that it gives."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if isinstance(node, ListConfig):
+        if not (name.isdecimal() and int(name) < len(node)):
+            yield key
+    elif not isinstance(node, Mapping) or name not in list(node):  # a key whose value is still ??? is there
+        yield key
+    elif isinstance(value, dict) and isinstance(node[name], Mapping):
+        for inner, item in value.items():
+            yield from _missing(f"{key}.{inner}", item, config)
+
+
+def _unlisted(key: str, override: Override, config: DictConfig) -> Mistake | None:
+    """What to say of a key that the configuration does not list; None where preflight says it better."""
+    written = str(override.input_line)
+    group, _, rest = key.removeprefix(_MOUNTED).partition(".")
+    field, _, inner = rest.partition(".")
+    vllm = vllm_catalogue()
+    what = ""
+    if key.removeprefix(_MOUNTED).startswith("engine.env."):
+        if vllm is None or not inner.startswith("VLLM_") or inner in vllm.env:
+            what = "a new variable is added"
+    elif group == "engine":
+        if vllm is None or field in vllm.args:
+            what = f"{key} is new" if inner else "this engine argument has no name in conf/engine/ yet"
+    elif group == "prompts":
+        if known_prompt_key(rest, mteb_catalogue()):
+            what = "declared are query and document; others are added"
+    elif key.removeprefix(_MOUNTED).startswith(_OPEN):
+        what = f"{key} is new"
+    else:
+        near = _near_keys(key, config)
+        place = written if override.key_or_group == key else f"{written}: {key}"
+        return Mistake(place, "there is no such key", "" if near else "mteb-vllm --cfg job prints all keys.", near)
+    return Mistake(written, what, f"Add it with a plus: {shlex.quote(f'+{written}')}") if what else None
+
+
+def _near_keys(key: str, config: DictConfig) -> tuple[str, ...]:
+    """The keys that were probably meant: near in the place where the name goes wrong, else of that name elsewhere."""
+    parts = key.split(".")
+    node: Any = config
+    for at, part in enumerate(parts):
+        if not isinstance(node, Mapping):
+            return ()
+        if part not in node:
+            near = nearest(part, [str(item) for item in node if item != "hydra"])
+            if near:
+                return tuple(".".join([*parts[:at], name, *parts[at + 1 :]]) for name in near)
+            break
+        node = OmegaConf.select(config, ".".join(parts[: at + 1]))
+    groups = {
+        str(group): fields for group, fields in config.items() if isinstance(fields, Mapping) and group != "hydra"
+    }
+    return tuple(f"{group}.{parts[-1]}" for group, fields in groups.items() if parts[-1] in fields)
+
+
+def differing(runs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """For each run of a sweep, given by its overrides, those in which the runs differ: key to value."""
+    parsed = [dict(_key_value(text) for text in overrides) for overrides in runs]
+    keys = dict.fromkeys(key for one in parsed for key in one)
+    varying = [key for key in keys if len({one.get(key, "") for one in parsed}) > 1]
+    return [{key: one.get(key, "") for key in varying} for one in parsed]
+
+
+def _key_value(override: str) -> tuple[str, str]:
+    key, _, value = override.partition("=")
+    return key.lstrip("+~"), value

@@ -1,0 +1,398 @@
+"""What a run is made of: the schema as dataclasses, and composition from `conf/`.
+
+Hydra composes, then `parse` turns the result into a `RunConfig`; past that point no `DictConfig` travels. Keys of
+`engine` and `prompts` are open here: what they may be is known by the installed vLLM and mteb, and `preflight` asks those.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
+
+from mteb_vllm.errors import ConfigError, Mistake
+from mteb_vllm.util.masking import watch_environment
+from mteb_vllm.util.shell import suggest, unquoted
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from pydantic import TypeAdapter
+
+CONFIG_NAME = "config"
+
+# Which classes a configuration may name. Anything else in a `_target_` is a mistake, never an import.
+TARGETS = ("mteb_vllm.pipelines.",)
+
+T = TypeVar("T")
+
+
+class _OneOrMore:
+    # pydantic is imported where it is used: --help needs none of it.
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        def listed(value: Any) -> Any:
+            return [value] if isinstance(value, str) else value
+
+        return core_schema.no_info_before_validator_function(listed, handler(source))
+
+
+Names = Annotated[list[str], _OneOrMore]
+
+
+class _LineBreaks:
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(with_line_breaks, handler(source))
+
+
+# Texts that reach a model, alone or in a dict: a shell cannot easily write a line break into them.
+Text = Annotated[str, _LineBreaks]
+TextsByKey = Annotated[dict[str, Any], _LineBreaks]
+
+
+def with_line_breaks(value: Any) -> Any:
+    r"""Return a text, or a dict of texts, with `\n` as a line break and `\\n` as a backslash and an n."""
+    if isinstance(value, Mapping):
+        return {key: with_line_breaks(item) for key, item in value.items()}
+    return (
+        re.sub(r"\\(\\n|n)", lambda found: "\n" if found[1] == "n" else found[1], value)
+        if isinstance(value, str)
+        else value
+    )
+
+
+class _Valid:
+    """What a value must be beyond its type, as a schema of pydantic-core's by name."""
+
+    def __init__(self, schema: str, **limits: Any) -> None:
+        self._schema, self._limits = schema, limits
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return getattr(core_schema, self._schema)(**self._limits)
+
+
+Positive = Annotated[float, _Valid("float_schema", gt=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, _Valid("int_schema", gt=0)]
+NotNegativeInt = Annotated[int, _Valid("int_schema", ge=0)]
+Cosine = Annotated[float, _Valid("float_schema", ge=-1, le=1, allow_inf_nan=False)]
+Share = Annotated[float, _Valid("float_schema", ge=0, le=1, allow_inf_nan=False)]
+# What is done so often, or for so long, that nobody means it is a mistake.
+Count = Annotated[int, _Valid("int_schema", gt=0, le=10_000_000)]
+# Of a lognormal distribution: with more, one length is all and the others are nothing.
+Spread = Annotated[float, _Valid("float_schema", ge=0, le=10, allow_inf_nan=False)]
+Seconds = Annotated[float, _Valid("float_schema", gt=0, le=86_400, allow_inf_nan=False)]
+NotNegative = Annotated[float, _Valid("float_schema", ge=0, allow_inf_nan=False)]
+# A name that may look like a number.
+Name = Annotated[str, _Valid("str_schema", coerce_numbers_to_str=True)]
+
+
+class _Strict:
+    # Unknown keys are mistakes everywhere.
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic's own way to say it
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionConfig(_Strict):
+    """The instruction template that a text is read through.
+
+    Attributes:
+        from_model: Whether the model's recipe fills in what is null here.
+        template: A text with `{instruction}`, or the import path of a callable `(instruction, prompt_type) -> str`.
+            Null: no instructions.
+        apply_to_documents: Whether documents carry an instruction too. Null: yes.
+    """
+
+    from_model: bool = False
+    template: Text | None = None
+    apply_to_documents: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTemplateConfig(_Strict):
+    """What a reranker reads a pair through; see `conf/score_template/`.
+
+    Attributes:
+        from_model: Whether the model's recipe fills in what is null here.
+        template: A jinja template; `messages` holds one of the role `query` and one of the role `document`.
+        file: The same from a file: a path, or the name of a shipped one.
+        query_prefix: What stands in front of each query.
+        document_prefix: What stands in front of each document.
+        activation: What is made of the logit; null: what the model's files say.
+    """
+
+    from_model: bool = False
+    template: str | None = None
+    file: str | None = None
+    query_prefix: Text | None = None
+    document_prefix: Text | None = None
+    activation: Literal["sigmoid", "none"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(_Strict):
+    """One model's whole recipe; see `conf/model/`."""
+
+    name: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    package: str | None = None
+    kind: Literal["encoder", "cross_encoder"] = "encoder"
+    prompts: Annotated[dict[str, str | None], _LineBreaks] | None = None
+    instruction: InstructionConfig | None = None
+    score_template: ScoreTemplateConfig | None = None
+    engine: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksConfig(_Strict):
+    """Which MTEB tasks, splits and subsets; see `conf/tasks/`."""
+
+    names: Names | None = None
+    benchmark: str | None = None
+    types: Names | None = None
+    languages: Names | None = None
+    splits: Names | None = None
+    subsets: Names | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsConfig(_Strict):
+    """Where results live, and when they are used again."""
+
+    dir: str = "outputs"
+    reuse: Literal["exact", "none"] = "exact"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig(_Strict):
+    """Whether embeddings are kept on disk, and how many; see `conf/config.yaml`."""
+
+    use: Literal["auto", "always", "never"] = "auto"
+    max_bytes: PositiveInt = 10_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(_Strict):
+    """How runs are compared; see `conf/config.yaml`."""
+
+    baseline: Name | None = None
+    epsilon: NotNegative = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class LauncherConfig(_Strict):
+    """How a sweep's points are run; see `conf/hydra/launcher/engine_grouped.yaml`."""
+
+    point_timeout: Positive | None = None
+    max_leftover_mb: Positive = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(_Strict):
+    """One run, whole and typed."""
+
+    model: ModelConfig
+    engine: dict[str, Any]
+    prompts: TextsByKey
+    instruction: InstructionConfig
+    score_template: ScoreTemplateConfig
+    tasks: TasksConfig
+    pipeline: dict[str, Any]
+    results: ResultsConfig
+    store: StoreConfig = field(default_factory=StoreConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    runs: Names | None = None
+    retry_failed: bool = True
+    dry_run: bool = False
+    experiment: str | None = None
+
+
+def conf_dir() -> Path:
+    """The folder of the shipped configuration: inside an installed wheel, or at the top of a checkout."""
+    here = Path(__file__).resolve().parent
+    for candidate in (here.parent / "conf", here.parents[2] / "conf"):
+        if (candidate / f"{CONFIG_NAME}.yaml").is_file():
+            return candidate
+    raise FileNotFoundError(f"mteb-vllm is installed without its configuration: no {CONFIG_NAME}.yaml near {here}")
+
+
+@contextmanager
+def composer(config_dir: str | None = None) -> Iterator[None]:
+    """Opens Hydra on `conf/` and, where given, on a user's folder of overlays, for the functions below.
+
+    Raises:
+        ConfigError: if there is no such folder.
+    """
+    from hydra import version
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    search_path = create_config_search_path(str(conf_dir()))
+    if config_dir is not None:
+        folder = Path(config_dir).resolve()
+        if not folder.is_dir():
+            raise ConfigError([Mistake(f"--config-dir {config_dir}", "there is no such folder")])
+        # Where `hydra.main` puts it: after our own files, before the schemas, which must stay last.
+        search_path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    # A notebook or another Hydra application may have a Hydra open: it is put back afterwards.
+    version.setbase("1.3")
+    watch_environment()
+    from mteb_vllm.config.limits import bounded_files
+
+    outer = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().hydra = None
+    try:
+        Hydra.create_main_hydra2("mteb_vllm", search_path)
+        with bounded_files():
+            yield
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = outer
+
+
+def group_options(group: str, overrides: Sequence[str] = ()) -> list[str]:
+    """The files of a config group, seen from inside `composer`.
+
+    Args:
+        group: As `model` or `hydra/launcher`.
+        overrides: May hold a `hydra.searchpath`, where files are looked for, too.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader = GlobalHydra.instance().config_loader()
+    return list(loader.get_group_options(group, config_name=CONFIG_NAME, overrides=list(overrides)))
+
+
+def load_file(path: str) -> dict[str, Any]:
+    """One file of a group by itself, as `model/e5_small`, seen from inside `composer`; empty where there is none."""
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    loader: Any = GlobalHydra.instance().config_loader()
+    loaded = loader.repository.load_config(path)
+    content = OmegaConf.to_container(loaded.config) if loaded is not None else {}
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Composes one point, seen from inside `composer`, with Hydra's own settings under `hydra`."""
+    from hydra import compose
+
+    return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+
+
+def quoted(key: str, value: str) -> str:
+    """How a text is written so that both the shell and Hydra leave it as it is."""
+    return f"Quote a text for Hydra and for the shell: {suggest(key, unquoted(value))}"
+
+
+def parse(config: Mapping[str, Any]) -> RunConfig:
+    """Turns a composed configuration (plain containers, without `hydra`) into a `RunConfig`.
+
+    Raises:
+        ConfigError: with every unknown key and every value of a wrong type.
+    """
+    return build(RunConfig, config)
+
+
+def parse_what_fits(config: Mapping[str, Any]) -> tuple[RunConfig | None, list[Mistake]]:
+    """As `parse`, but names what is wrong and leaves it out, so that the rest can be checked as well."""
+    try:
+        return parse(config), []
+    except ConfigError as error:
+        rest = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+        for mistake in error.mistakes:
+            section, _, field_ = mistake.where.partition("=")[0].partition(".")
+            if field_:
+                rest[section].pop(field_.partition(".")[0], None)
+            elif section in _keys(RunConfig, []):
+                rest[section] = {} if section != "experiment" else None
+            else:
+                del rest[section]
+        try:
+            return parse(rest), list(error.mistakes)
+        except ConfigError:
+            return None, list(error.mistakes)
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Makes a dataclass of plain values, checking every key and type.
+
+    Args:
+        cls: A dataclass.
+        values: What a YAML file said.
+        where: The dotted path of these values in the configuration, for messages.
+
+    Raises:
+        ConfigError: with every unknown key and every value of a wrong type.
+    """
+    from pydantic import ValidationError
+
+    # Classes of pipelines need not know of pydantic, which ignores what it does not know unless a class says otherwise.
+    known = _keys(cls, [])
+    prefix = f"{where}." if where else ""
+    mistakes = [_no_such_key(f"{prefix}{key}", known) for key in values if key not in known]
+    try:
+        made: T = _adapter(cast(Any, cls)).validate_python({key: values[key] for key in values if key in known})
+    except ValidationError as error:
+        mistakes += [_mistake(cls, item, prefix) for item in error.errors()]
+    if mistakes:
+        raise ConfigError(mistakes)
+    return made
+
+
+def _mistake(cls: Any, item: Any, prefix: str) -> Mistake:
+    """pydantic's finding in our words."""
+    from mteb_vllm.util.suggestions import nearest
+
+    # The validator of a type stands in the location as well; it is no key of the user's.
+    path = [str(part) for part in item["loc"] if not str(part).startswith("function-")]
+    dotted, value = prefix + ".".join(path), item["input"]
+    if item["type"] == "unexpected_keyword_argument":
+        return _no_such_key(dotted, _keys(cls, path[:-1]))
+    if item["type"] == "missing":
+        return Mistake(dotted, "a value is needed")
+    if item["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+        near = tuple(suggest(dotted, choice) for choice in nearest(str(value), choices))
+        return Mistake(f"{dotted}={value}", "there is no such choice", f"Allowed: {', '.join(choices)}.", near)
+    what = item["msg"][0].lower() + item["msg"][1:]
+    numeric = item["type"] == "string_type" and isinstance(value, (int, float))
+    return Mistake(f"{dotted}={value}", what, quoted(dotted, str(value)) if numeric else "")
+
+
+def _no_such_key(dotted: str, known: Sequence[str]) -> Mistake:
+    from mteb_vllm.util.suggestions import nearest
+
+    parent, dot, name = dotted.rpartition(".")
+    near = tuple(f"{parent}{dot}{key}" for key in nearest(name, known))
+    return Mistake(dotted, "there is no such key", f"Known keys: {', '.join(known)}.", near)
+
+
+def _keys(cls: Any, path: Sequence[str]) -> list[str]:
+    """The field names of the dataclass that stands at `path` below `cls`."""
+    import typing
+
+    for part in path:
+        annotation = typing.get_type_hints(cls).get(part) if is_dataclass(cls) else None
+        cls = next((arg for arg in (annotation, *typing.get_args(annotation)) if is_dataclass(arg)), None)
+    return [item.name for item in fields(cls)] if is_dataclass(cls) else []
+
+
+@functools.cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)

@@ -1,0 +1,389 @@
+"""Opens, shares and closes engines, whatever works in them.
+
+An engine is what its specification says: model, revision, every engine argument, and the environment. Asking for the same
+one again shares it; asking for another closes what is open for certain, unless both shall stay. How one is opened, asked
+and shut down, a module of `backends` says.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import gc
+import importlib
+import logging
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mteb_vllm.engines import environment
+from mteb_vllm.engines.timing import Phases
+from mteb_vllm.errors import EngineStartError
+from mteb_vllm.models.files import Model
+from mteb_vllm.models.score_templates import Activation
+from mteb_vllm.models.sentence_transformers_files import Applied, apply_files
+from mteb_vllm.util import masking
+from mteb_vllm.util.fingerprint import METHOD, fingerprint, identity
+from mteb_vllm.util.machine import device, versions
+
+if TYPE_CHECKING:
+    from mteb_vllm.inference.pairs import LongPair
+
+logger = logging.getLogger(__name__)
+
+Convert = Literal["embed", "classify"]
+Backend = Literal["vllm", "sentence_transformers"]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """Everything that makes an engine what it is.
+
+    Attributes:
+        model: The model that it loads.
+        convert: What the model is used for: embeddings, or scores of pairs.
+        args: Engine arguments by the backend's names, without those that are not set.
+        env: Environment variables that it is opened with.
+        preset: Which preset of `conf/engine/` filled in what nobody set, for the record only.
+        backend: What works in it.
+    """
+
+    model: Model
+    convert: Convert
+    args: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    preset: str = "none"
+    backend: Backend = "vllm"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "args", masking.with_secrets(self.args))
+        object.__setattr__(self, "env", masking.with_secrets(self.env, ("env",)))
+
+    @property
+    def works(self) -> str:
+        """What works in it, in words."""
+        return {"vllm": "vLLM", "sentence_transformers": "sentence-transformers"}[self.backend]
+
+    @functools.cached_property
+    def applied(self) -> Applied:
+        """What vLLM is told so that it computes what the model's files ask for; sentence-transformers reads them itself."""
+        if self.backend != "vllm":
+            return Applied()
+        return apply_files(self.model.files, self.model.config, self.args, self.convert)
+
+    def settings(self) -> dict[str, Any]:
+        """What of this changes results, as plain values."""
+        return {
+            "model": self.model.name,
+            "revision": self.model.revision,
+            "weights": self.model.digest,
+            "convert": self.convert,
+            "backend": self.backend,
+            "args": {key: _plain(value) for key, value in masking.without_secrets(self.args).items()},
+            "files": self.applied.settings() if self.backend == "vllm" else None,
+            "env": masking.without_secrets(self.env),
+            "shell": environment.shell(self.env),
+            "device": device(),
+            "method": METHOD,
+            "versions": dict(versions(self.backend)),
+        }
+
+    @property
+    def process(self) -> tuple[str, tuple[tuple[str, str], ...]]:
+        """What a process cannot change once it has opened an engine: what computes, and how its threads are made."""
+        return self.backend, tuple(environment.threading(self.env).items())
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of everything above that changes results."""
+        return fingerprint(self.settings())
+
+
+class Scores(NamedTuple):
+    """What an engine says of pairs.
+
+    Attributes:
+        values: float32 array, shape (n_pairs,).
+        lengths: Tokens of each pair.
+        cached: Tokens of all of them that were in the prefix cache.
+    """
+
+    values: npt.NDArray[np.float32]
+    lengths: list[int]
+    cached: int = 0
+
+
+@dataclass
+class Engine(ABC):
+    """An open engine.
+
+    Attributes:
+        spec: What it was opened from.
+        llm: What does the work: vLLM's `LLM`, or mteb's wrapper of sentence-transformers; None once it is closed.
+        seconds: What opening took, imports included.
+        dtype: What `dtype` resolved to, as `bfloat16`.
+        max_model_len: Tokens after which a text is cut, special tokens included.
+        dim: Length of an embedding.
+        resolved: All of what became of unset arguments, for the record.
+        separates_pairs: Whether the two texts of a pair are tokenised as a pair, with a separator; else as one text.
+        labels: What a classification head gives, or None where the model has none.
+        in_process: Whether it works in this process, and not in one of its own.
+        own_template: Whether pairs are read through a template of the model's own, which we do not know.
+        processes: The processes that it works in, beside this one.
+        log: Where those write to: what standard error was when they began, if that was a file.
+        owners: Who asked for it and has not let go; the last one's leaving closes it.
+        cached_tokens: Of all tokens that it was given so far, those that were in its prefix cache.
+        threading: The variables of the threading runtime that its process has found.
+        warnings: What it said of the model while it opened.
+    """
+
+    spec: EngineSpec
+    llm: Any
+    seconds: float
+    dtype: str
+    max_model_len: int
+    dim: int
+    resolved: dict[str, Any]
+    separates_pairs: bool = True
+    labels: int | None = None
+    in_process: bool = False
+    own_template: bool = False
+    processes: Sequence[Any] = ()
+    log: Path | None = None
+    owners: set[int] = field(default_factory=set)
+    cached_tokens: int = 0
+    threading: dict[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+    @property
+    def late(self) -> dict[str, str]:
+        """Variables of `engine.env` that came too late: the threading runtime of its process had been loaded before."""
+        wanted = environment.threading(self.spec.env)
+        return {key: value for key, value in wanted.items() if self.threading.get(key) != value}
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, of transformers' kind."""
+
+    @abstractmethod
+    def embed(self, texts: list[str], bar: Any = False, prompt: str = "") -> tuple[npt.NDArray[np.float32], list[int]]:
+        """Embeds texts in one call, as a caller would; a text that is too long is cut at its end.
+
+        Args:
+            texts: The texts, prompts included.
+            prompt: What each of them begins with, for models that do not pool a prompt's tokens.
+            bar: Makes what is told of progress, as `tqdm.tqdm` would be; false: nothing is.
+
+        Returns:
+            embeddings: float32 array, shape (n_texts, dim); and the tokens that each text had in the engine.
+
+        Raises:
+            EngineError: if the engine has died, or failed at work.
+        """
+
+    @abstractmethod
+    def score(
+        self,
+        queries: list[str],
+        documents: list[str],
+        *,
+        template: str | None = None,
+        activation: Activation | None = None,
+        bar: Any = False,
+    ) -> Scores:
+        """Scores pairs in one call, as a caller would; with `activation` other than None the scores are logits.
+
+        Args:
+            queries: The first text of each pair.
+            documents: The second, as many.
+            template: The jinja template that a pair is read through; None where the model joins the two texts itself.
+            activation: None: what the model's files say.
+            bar: As in `embed`.
+
+        Raises:
+            EngineError: if the engine has died, or failed at work.
+        """
+
+    @abstractmethod
+    def score_tokens(
+        self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: Any = False
+    ) -> Scores:
+        """As `score`, of pairs that are tokens already, cut to the context."""
+
+    @abstractmethod
+    def timed(self) -> contextlib.AbstractContextManager[Phases]:
+        """Takes down where the time of the calls in here goes."""
+
+    @property
+    def pools_prompts(self) -> bool:
+        """Whether the tokens of a prompt are pooled like a text's: else `embed` must know which part is the prompt."""
+        return self.spec.model.files.pools_prompts
+
+    def forget_prefixes(self) -> bool:
+        """Empties the prefix cache; returns whether there is one."""
+        return False
+
+    def release(self, owner: object) -> None:
+        """Takes note that `owner` needs the engine no more, and closes it when nobody does."""
+        if id(owner) in self.owners:
+            self.owners.remove(id(owner))
+            if not self.owners:
+                self.close()
+
+    def close(self) -> None:
+        """Closes the engine and gives its memory back; again does nothing.
+
+        Engines of vLLM in one process close together, since what they share, vLLM's groups, goes with the first of them;
+        whoever needs another opens it again.
+        """
+        if self.llm is None:
+            return
+        for engine in [self, *(other for other in _alike(self) if self.in_process and other.in_process)]:
+            if engine in _open:
+                _open.remove(engine)
+            engine._shut_down()
+        gc.collect()
+        if not _alike(self):
+            self._leave()
+            environment.leave()
+            for other in _open:
+                environment.enter(other.spec.env)
+
+    def _shut_down(self) -> None:
+        """Ends what works here, and lets go of it."""
+        self.llm = None
+
+    @abstractmethod
+    def _leave(self) -> None:
+        """Gives back what the last engine of this kind leaves in the process."""
+
+
+def special_tokens(tokenizer: Any) -> list[list[str]] | None:
+    """Return the special tokens that a tokenizer puts before and behind a text; None where it cannot be asked so."""
+    try:
+        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = tokenizer("a")["input_ids"]
+    except Exception as error:  # for the record only: tokenizers of other kinds than transformers' fail in many ways
+        logger.info("special tokens are not known: %s", error)
+        return None
+    at = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), len(whole))
+    return [list(tokenizer.convert_ids_to_tokens(ids)) for ids in (whole[:at], whole[at + len(bare) :])]
+
+
+def _alike(engine: Engine) -> list[Engine]:
+    """The other open engines in which the same thing works."""
+    return [other for other in _open if other is not engine and type(other) is type(engine)]
+
+
+def is_open(spec: EngineSpec) -> bool:
+    """Whether the engine of this specification is open."""
+    wanted = spec.fingerprint
+    return any(engine.llm is not None and engine.spec.fingerprint == wanted for engine in _open)
+
+
+# Open engines, the first one first.
+_open: list[Engine] = []
+
+
+def open_engine(spec: EngineSpec, *, beside: Sequence[EngineSpec] = ()) -> Engine:
+    """The engine of this specification: one that is open, or a new one in the place of the others.
+
+    Args:
+        spec: What it shall be.
+        beside: Engines that stay open beside it, if no other has to close.
+
+    Raises:
+        MissingPackageError: if what works in it is not installed.
+        EngineStartError: if it does not open with these arguments.
+    """
+    wanted = spec.fingerprint
+    for engine in _open:
+        if engine.llm is not None and engine.spec.fingerprint == wanted:
+            return engine
+    kept = {other.fingerprint for other in beside}
+    if any(engine.spec.fingerprint not in kept for engine in _open):
+        close_engines()
+    engine = _start(spec)
+    _open.append(engine)
+    return engine
+
+
+def close_engines(*, owned: bool = True) -> None:
+    """Closes the open engines.
+
+    Args:
+        owned: Also those that somebody still owns.
+    """
+    for engine in reversed(list(_open)):
+        if owned or not engine.owners:
+            engine.close()
+    if not _open:
+        environment.leave()  # what a run has prepared without opening an engine
+
+
+atexit.register(close_engines)
+
+
+def working_processes() -> list[Any]:
+    """The processes of open engines, beside this one."""
+    return [process for engine in _open for process in engine.processes]
+
+
+def dead_processes() -> list[int]:
+    """Processes of open engines that have ended, as the system has it: vLLM itself may notice late, or never."""
+    import psutil
+
+    gone = []
+    for engine in _open:
+        for process in engine.processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    continue
+            gone.append(process.pid)
+    return gone
+
+
+def _start(spec: EngineSpec) -> Engine:
+    started = time.perf_counter()
+    backend = importlib.import_module(f"mteb_vllm.engines.{spec.backend}")
+    for other in _open:
+        if environment.clash(spec.env, other.spec.env, vllm=spec.backend == other.spec.backend == "vllm"):
+            # Variables are the process's: one engine would run with the other's.
+            what = "engines with different engine.env cannot be open together: pipeline.keep_engines=false"
+            raise EngineStartError(what)
+    environment.enter(spec.env)
+    try:
+        engine: Engine = backend.load(spec, [other.spec for other in _open if other.spec.backend == spec.backend])
+    except BaseException:
+        if not _open:
+            environment.leave()
+        raise
+    # A process of its own reads the variables when it starts.
+    engine.threading = environment.in_effect() if engine.in_process else environment.threading(os.environ)
+    if engine.late:
+        logger.warning("torch was loaded before these variables were set: %s", engine.late)
+    engine.seconds = time.perf_counter() - started
+    logger.info("%s opened in %.1f s: %s", spec.backend, engine.seconds, engine.resolved)
+    return engine
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it, so that two different ones never look alike."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if callable(value):
+        return identity(value)
+    return f"{type(value).__name__}: {value!r}"

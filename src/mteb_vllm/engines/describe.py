@@ -1,0 +1,107 @@
+"""Write down what the installed vLLM takes; run as a child process of `mteb_vllm.catalogue`."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields, is_dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+from mteb_vllm.catalogue import to_json
+
+_KINDS = {bool: "bool", int: "int", float: "float", str: "str", list: "list", tuple: "list", set: "list", dict: "dict"}
+_ENCODER_ONLY = re.compile(r"""attn_type\(["']encoder_only["']\)|seq_pooling_type=["']CLS["']""")
+
+
+def describe() -> dict[str, Any]:
+    """Return the fields of a `VllmCatalogue` but the version and the distribution."""
+    from vllm import ModelRegistry, config, envs
+    from vllm.engine import arg_utils
+
+    hints = _hints(arg_utils.EngineArgs)
+    args = [field for field in fields(arg_utils.EngineArgs) if not field.name.startswith("_")]
+    # EngineArgs says nothing of bounds; the classes that it fills, whatever the arguments, have fields of the same names.
+    filled = (config.ModelConfig, config.CacheConfig, config.ParallelConfig, config.SchedulerConfig, config.LoadConfig)
+    limits = {field.name: _read_limits(field) for one in filled for field in fields(cast(Any, one))}
+    return {
+        "args": {
+            field.name: _read_arg(field, hints[field.name]) | {"limits": limits.get(field.name, {})} for field in args
+        },
+        "architectures": sorted(ModelRegistry.get_supported_archs()),
+        "encoder_only": _read_encoder_only(ModelRegistry),
+        "env": list(envs.environment_variables),
+    }
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    # Some names vLLM imports for type checkers only: these are Any.
+    module = vars(sys.modules[cls.__module__])
+    return get_type_hints(cls, localns=defaultdict(lambda: Any, vars(builtins) | module), include_extras=False)
+
+
+def _read_encoder_only(registry: Any) -> list[str]:
+    """Architectures by the decorators of their classes, from the source: importing them all takes minutes.
+
+    vLLM's `ModelConfig.attn_type` takes a model whose default pooling is CLS for one without causal attention.
+    """
+    classes: dict[str, ast.ClassDef] = {}
+    specs = [find_spec(name) for name in {model.module_name for model in registry.models.values()}]
+    for file in [spec.origin for spec in specs if spec is not None]:
+        if file is not None and _ENCODER_ONLY.search(source := Path(file).read_text(encoding="utf-8")):
+            classes |= {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+
+    def marked(name: str) -> bool:
+        node = classes.get(name)
+        return node is not None and (
+            any(_ENCODER_ONLY.search(ast.unparse(one)) for one in node.decorator_list)
+            or any(marked(base.id) for base in node.bases if isinstance(base, ast.Name))
+        )
+
+    return sorted(name for name, model in registry.models.items() if marked(model.class_name))
+
+
+def _read_limits(field: Field[Any]) -> dict[str, float]:
+    """The bounds of a number, as pydantic's `Field` has them."""
+    found: dict[str, float] = {}
+    for item in getattr(field.default, "metadata", ()):
+        found |= {
+            name: bound
+            for name in ("ge", "gt", "le", "lt")
+            if isinstance(bound := getattr(item, name, None), (int, float))
+        }
+    return found
+
+
+def _read_arg(field: Field[Any], hint: Any) -> dict[str, Any]:
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    literals = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
+    origins = {get_origin(member) or member for member in members} - {type(None)}
+    # No YAML value is a class or a function.
+    kinds = {_KINDS.get(origin, "any") for origin in (origins - {Literal, type, Callable}) | {*map(type, literals)}}
+    inner = next((one for one in origins if is_dataclass(one)), None) if len(origins) == 1 else None
+    default = getattr(field.default, "default", field.default)  # pydantic's Field holds it
+    return {
+        "name": field.name,
+        "type": re.sub(r"<\w+ '(.*)'>", r"\1", re.sub(r"\b([A-Za-z_]\w*\.)+", "", str(hint))),
+        "choices": list(map(str, literals)) if origins == {Literal} else None,
+        "default": default if field.default_factory is MISSING else field.default_factory(),
+        "kind": "float" if kinds == {"int", "float"} else kinds.pop() if len(kinds) == 1 else "any",
+        "limits": _read_limits(field),
+        "fields": None if inner is None else _read_fields(inner),
+    }
+
+
+def _read_fields(cls: Any) -> dict[str, Any]:
+    hints = _hints(cls)
+    return {field.name: _read_arg(field, hints[field.name]) for field in fields(cls) if field.init}
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(to_json(describe()), encoding="utf-8")

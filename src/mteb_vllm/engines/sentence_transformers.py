@@ -1,0 +1,308 @@
+"""sentence-transformers as an engine: SentenceTransformer and CrossEncoder, through mteb's own wrappers."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mteb_vllm.engines import memory
+from mteb_vllm.engines.base import Engine, EngineSpec, Scores, special_tokens
+from mteb_vllm.engines.timing import Phases, replaced
+from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
+from mteb_vllm.models.architectures import position_limit
+from mteb_vllm.models.score_templates import Activation
+
+if TYPE_CHECKING:
+    from mteb_vllm.inference.pairs import LongPair
+
+logger = logging.getLogger(__name__)
+
+INSTALL = "sentence-transformers is not installed: pip install sentence-transformers"
+
+
+class SentenceTransformersEngine(Engine):
+    """An open SentenceTransformer or CrossEncoder."""
+
+    _phases: Phases | None = None
+
+    @property
+    def model(self) -> Any:
+        """The SentenceTransformer or CrossEncoder."""
+        return self.llm.model
+
+    @property
+    def batch_size(self) -> int:
+        """Texts in one forward pass."""
+        return int(self.spec.args["batch_size"])
+
+    @property
+    def _anew(self) -> bool:
+        """Whether embeddings are normalised once more: vLLM cuts them before it does that, sentence-transformers after."""
+        return self.spec.args.get("dimensions") is not None and "Normalize" in self.resolved["modules"]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, of transformers' kind."""
+        return self.model.tokenizer
+
+    def embed(self, texts: list[str], bar: Any = False, prompt: str = "") -> tuple[npt.NDArray[np.float32], list[int]]:
+        """See `Engine.embed`."""
+        prompts: dict[str, Any] = {}
+        if prompt and not self.pools_prompts:
+            # sentence-transformers has to put it there itself: it leaves the tokens of its own prompts out.
+            texts = [text.removeprefix(prompt) for text in texts]
+            prompts = {"prompts": {"prompt": prompt}, "default_prompt_name": "prompt"}
+        with self._watched(len(texts), bar) as lengths, replaced(self.model, **prompts), _working():
+            vectors = self.llm.encode(_Loader(texts), **_anywhere(), **self._how(), normalize_embeddings=self._anew)
+        return np.asarray(vectors, dtype=np.float32), [lengths[text] for text in texts]
+
+    def score(
+        self,
+        queries: list[str],
+        documents: list[str],
+        *,
+        template: str | None = None,
+        activation: Activation | None = None,
+        bar: Any = False,
+    ) -> Scores:
+        """See `Engine.score`."""
+        if template is not None:
+            read = [self._read(query, document, template) for query, document in zip(queries, documents, strict=True)]
+            ids = self.tokenizer(read, truncation=True, max_length=self.max_model_len)
+            if self._phases is not None:
+                self._phases.spent("tokenise")
+            return self._score_ids(
+                [dict(zip(ids, row, strict=True)) for row in zip(*ids.values(), strict=True)], activation, bar
+            )
+        import torch
+
+        how = self._how() | ({} if activation is None else {"activation_fn": torch.nn.Identity()})
+        with self._watched(len(queries), bar) as lengths, _working():
+            values = self.llm.predict(_Loader(queries), _Loader(documents), **_anywhere(), **how)
+        return Scores(_one_each(values), [lengths[pair] for pair in zip(queries, documents, strict=True)])
+
+    def score_tokens(
+        self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: Any = False
+    ) -> Scores:
+        """See `Engine.score_tokens`."""
+        rows = []
+        for pair in pairs:
+            first = pair.first_length
+            types = {} if first is None else {"token_type_ids": [0] * first + [1] * (len(pair.tokens) - first)}
+            rows.append({"input_ids": pair.tokens, **types})
+        return self._score_ids(rows, activation, bar)
+
+    def _score_ids(self, rows: list[dict[str, list[int]]], activation: Activation | None, bar: Any) -> Scores:
+        """Scores what is tokens already, sorted by length as sentence-transformers sorts texts."""
+        import torch
+
+        made = torch.nn.Identity() if activation is not None else self.model.activation_fn
+        values = np.empty(len(rows), dtype=np.float32)
+        order = sorted(range(len(rows)), key=lambda at: -len(rows[at]["input_ids"]))
+        with self._watched(len(rows), bar), _working(), torch.inference_mode():
+            self.model.eval()
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                features = self.tokenizer.pad([rows[at] for at in batch], return_tensors="pt").to(self.model.device)
+                scores = made(self.model(dict(features))["scores"].float())
+                values[batch] = _one_each(scores.cpu().numpy())
+        return Scores(values, [len(row["input_ids"]) for row in rows])
+
+    def _read(self, query: str, document: str, template: str) -> str:
+        messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
+        return str(self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False))
+
+    def _how(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "show_progress_bar": False}
+
+    @contextlib.contextmanager
+    def _watched(self, n_texts: int, bar: Any) -> Iterator[dict[Any, int]]:
+        """Takes down the tokens of each text as the model gets them, and tells a bar of texts that are done."""
+        lengths: dict[Any, int] = {}
+        shown = bar(total=n_texts, desc="Processed prompts") if bar else None
+        preprocess, forward = self.model.preprocess, self.model.forward
+
+        def watched_preprocess(batch: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+            features = preprocess(batch, *args, **kwargs)
+            tokens = features["attention_mask"].sum(1).tolist()
+            lengths.update(zip((tuple(one) if isinstance(one, list) else one for one in batch), tokens, strict=True))
+            return features
+
+        def watched_forward(features: Any, *args: Any, **kwargs: Any) -> Any:
+            out = forward(features, *args, **kwargs)
+            if shown is not None:
+                shown.update(len(features["input_ids"]))
+            return out
+
+        with replaced(self.model, preprocess=watched_preprocess, forward=watched_forward):
+            yield lengths
+        if shown is not None:
+            shown.close()
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[Phases]:
+        """Takes down where the time of the calls in here goes."""
+        phases = Phases()
+        preprocess, forward = self.model.preprocess, self.model.forward
+
+        def timed_preprocess(*args: Any, **kwargs: Any) -> Any:
+            with phases.inside("tokenise"):
+                return preprocess(*args, **kwargs)
+
+        def timed_forward(*args: Any, **kwargs: Any) -> Any:
+            with phases.inside("engine"):
+                out = forward(*args, **kwargs)
+                self._finish()
+                return out
+
+        with replaced(self.model, preprocess=timed_preprocess, forward=timed_forward), replaced(self, _phases=phases):
+            yield phases
+            phases.spent("collect")
+
+    def _finish(self) -> None:
+        """Waits for a GPU, which else would be at work in the next phase."""
+        if self.model.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
+    def _leave(self) -> None:
+        """Gives back a GPU's memory."""
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _one_each(values: Any) -> npt.NDArray[np.float32]:
+    return np.asarray(values, dtype=np.float32).reshape(-1)
+
+
+@contextlib.contextmanager
+def _working() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch's own, out of memory among them
+        raise EngineError(f"sentence-transformers failed at work: {type(error).__name__}: {error}") from error
+
+
+class _Loader(list[dict[str, list[str]]]):
+    """Texts as one batch of what mteb's wrappers take for a data loader."""
+
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__([{"text": texts}])
+        self.dataset = SimpleNamespace(features=("text",))
+
+
+def _anywhere() -> dict[str, Any]:
+    """mteb's wrappers ask for a task, by which they choose prompts; ours stand in front of the texts already."""
+    return {"task_metadata": SimpleNamespace(name="", type=""), "hf_split": "", "hf_subset": ""}
+
+
+def load(spec: EngineSpec, others: Sequence[EngineSpec]) -> SentenceTransformersEngine:
+    """Opens a SentenceTransformer or a CrossEncoder.
+
+    Args:
+        spec: What it shall be.
+        others: The engines of this kind that are open.
+
+    Raises:
+        MissingPackageError: if sentence-transformers is not installed.
+        EngineStartError: if it does not open with these arguments.
+    """
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise MissingPackageError(INSTALL)
+    memory.note_before_engines()
+    try:
+        wrapper = _wrapper(spec)
+        if spec.args.get("max_model_len") is not None:
+            wrapper.model.max_seq_length = spec.args["max_model_len"]
+        wrapper.model.max_seq_length = _context(wrapper.model)
+    except Exception as error:
+        logger.exception("sentence-transformers did not open")
+        gc.collect()
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise EngineStartError(f"sentence-transformers did not open {spec.model.name}: {first}") from error
+    model = wrapper.model
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    resolved = {
+        "modules": [type(module).__name__ for module in model],
+        "dtype": dtype,
+        "max_model_len": _context(model),
+        "batch_size": spec.args["batch_size"],
+        "attn_implementation": getattr(model[0].model.config, "_attn_implementation", None),
+        "device": str(model.device),
+        "special_tokens": special_tokens(model.tokenizer),
+    }
+    if spec.convert == "embed":
+        modes = [one.pooling_mode for one in model if hasattr(one, "pooling_mode")]
+        resolved |= {
+            "pooling": " and ".join(modes[0] if isinstance(modes[0], tuple) else modes[:1]) if modes else None,
+            "normalized": "Normalize" in resolved["modules"],
+            "dimensions": model.get_embedding_dimension(),
+        }
+    return SentenceTransformersEngine(
+        spec=spec,
+        llm=wrapper,
+        seconds=0.0,
+        dtype=dtype,
+        max_model_len=_context(model),
+        dim=model.get_embedding_dimension() if spec.convert == "embed" else 0,
+        resolved=resolved,
+        labels=model.num_labels if spec.convert == "classify" else None,
+        in_process=True,
+    )
+
+
+def _context(model: Any) -> int:
+    """Tokens after which a text is cut: the model's own, no more than it has positions for."""
+    config = model[0].model.config
+    positions = position_limit(config.to_dict()) or getattr(config, "max_position_embeddings", None)
+    limits = [model.max_seq_length, positions]
+    return min(int(limit) for limit in limits if limit is not None)
+
+
+def _wrapper(spec: EngineSpec) -> Any:
+    """mteb's wrapper of the model, with nothing of its own in front of texts."""
+    from mteb.models import sentence_transformer_wrapper as wrappers
+
+    args = spec.args
+    how: dict[str, Any] = {
+        "dtype": args["dtype"],
+        "use_safetensors": True if args["load_format"] == "safetensors" else None,
+    }
+    if args.get("attn_implementation") is not None:
+        how["attn_implementation"] = args["attn_implementation"]
+    common = {
+        "revision": spec.model.hub_revision,
+        "device": args.get("device"),
+        "trust_remote_code": args["trust_remote_code"],
+        "model_kwargs": how,
+    }
+    if spec.convert == "embed":
+        wrapper: Any = wrappers.SentenceTransformerEncoderWrapper(
+            spec.model.location, embed_dim=args.get("dimensions"), **common
+        )
+        wrapper.model_prompts, wrapper.model.prompts, wrapper.model.default_prompt_name = None, {}, None
+        return wrapper
+    wrapper = wrappers.CrossEncoderWrapper(spec.model.location, **common)
+    wrapper.model.prompts, wrapper.model.default_prompt_name = {}, None
+    _answer_with(wrapper.model, args.get("hf_overrides") or {})
+    return wrapper
+
+
+def _answer_with(model: Any, overrides: Mapping[str, Any]) -> None:
+    """Lets a language model's score be of those tokens that the recipe names for vLLM: as `[no, yes]`, or one alone."""
+    tokens = overrides.get("classifier_from_token")
+    if not tokens or not hasattr(model[-1], "true_token_id"):
+        return
+    ids = [model.tokenizer.convert_tokens_to_ids(token) for token in tokens]
+    model[-1].true_token_id, model[-1].false_token_id = ids[-1], (ids[0] if len(ids) == 2 else None)

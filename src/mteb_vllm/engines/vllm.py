@@ -1,0 +1,307 @@
+"""vLLM's `LLM` as an engine."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import gc
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mteb_vllm.engines import memory
+from mteb_vllm.engines.base import Engine, EngineSpec, Scores, special_tokens
+from mteb_vllm.engines.timing import Phases, replaced
+from mteb_vllm.engines.vllm_workarounds import explain, let_llvmlite_be_looked_at, shorter_context
+from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
+from mteb_vllm.models.score_templates import Activation
+from mteb_vllm.util.machine import vllm_distribution
+from mteb_vllm.util.quiet import warnings_about_models
+
+if TYPE_CHECKING:
+    from mteb_vllm.inference.pairs import LongPair
+
+logger = logging.getLogger(__name__)
+
+INSTALL = (
+    "vLLM is not installed. For a GPU: pip install 'mteb-vllm[cuda]'. "
+    "For a CPU: uv pip install --torch-backend=cpu 'mteb-vllm[cpu]' (from a checkout: make install)."
+)
+
+
+class VllmEngine(Engine):
+    """An open `LLM`."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, of transformers' kind."""
+        return self.llm.get_tokenizer()
+
+    def embed(self, texts: list[str], bar: Any = False, prompt: str = "") -> tuple[npt.NDArray[np.float32], list[int]]:
+        """See `Engine.embed`."""
+        import torch
+
+        outputs = self.call(
+            "encode", texts, pooling_task="embed", use_tqdm=bar, tokenization_kwargs={"truncate_prompt_tokens": -1}
+        )
+        vectors = torch.stack([output.outputs.data for output in outputs]).float().numpy()
+        # As sentence-transformers does it: behind all modules, normalisation among them.
+        vectors = np.ascontiguousarray(vectors[:, : self.spec.applied.truncate_dim])
+        self.cached_tokens += _cached(outputs)
+        return vectors, [len(output.prompt_token_ids) for output in outputs]
+
+    def score(
+        self,
+        queries: list[str],
+        documents: list[str],
+        *,
+        template: str | None = None,
+        activation: Activation | None = None,
+        bar: Any = False,
+    ) -> Scores:
+        """See `Engine.score`."""
+        outputs = self.call(
+            "score",
+            queries,
+            documents,
+            chat_template=template,
+            pooling_params=_parameters(activation),
+            tokenization_kwargs={"truncate_prompt_tokens": -1},
+            use_tqdm=bar,
+        )
+        return self._scores([output.outputs.score for output in outputs], outputs)
+
+    def score_tokens(
+        self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: Any = False
+    ) -> Scores:
+        """See `Engine.score_tokens`."""
+        outputs = self.call(
+            "encode",
+            [{"prompt_token_ids": pair.tokens} for pair in pairs],
+            [_parameters(activation, pair.first_length) for pair in pairs],
+            pooling_task="classify",
+            use_tqdm=bar,
+        )
+        return self._scores([float(output.outputs.data) for output in outputs], outputs)
+
+    def _scores(self, values: Sequence[float], outputs: Sequence[Any]) -> Scores:
+        cached = _cached(outputs)
+        self.cached_tokens += cached
+        return Scores(np.array(values, dtype=np.float32), [len(output.prompt_token_ids) for output in outputs], cached)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        """Calls `LLM.encode` or `LLM.score`; the engine is sound afterwards, or closed.
+
+        Raises:
+            EngineError: if the engine has died.
+        """
+        try:
+            outputs: list[Any] = getattr(self.llm, method)(*args, **kwargs)
+        except Exception as error:
+            dead = type(error).__name__ == "EngineDeadError"
+            refused = isinstance(error, (ValueError, TypeError)) and not self.llm.llm_engine.has_unfinished_requests()
+            if refused and not dead:
+                raise  # vLLM does not accept such requests, and has taken them back
+            # In the middle of a step: what it holds of it might be taken for a part of the next call.
+            self.close()
+            if dead:
+                raise EngineError("vLLM's engine died at work; the cause stands in the log") from error
+            raise EngineError(f"vLLM's engine failed at work: {type(error).__name__}: {error}") from error
+        except BaseException:
+            # Ctrl-C: vLLM keeps the requests, whose answers would be taken for those of the next call.
+            self.close()
+            raise
+        if len(outputs) != len(args[0]):
+            self.close()
+            raise EngineError(f"vLLM gave {len(outputs)} answers to {len(args[0])} texts")
+        return outputs
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[Phases]:
+        """Takes down where the time of the calls in here goes.
+
+        What precedes a request is its tokenising, or the wait for the threads that tokenise; requests that are handed over
+        and steps are the engine's.
+        """
+        core = self.llm.llm_engine
+        add_request, step = core.add_request, core.step
+        phases = Phases()
+
+        def timed_request(*args: Any, **kwargs: Any) -> Any:
+            with phases.inside("engine", before="tokenise"):
+                return add_request(*args, **kwargs)
+
+        def timed_step(*args: Any, **kwargs: Any) -> Any:
+            with phases.inside("engine"):
+                return step(*args, **kwargs)
+
+        with replaced(core, add_request=timed_request, step=timed_step):
+            yield phases
+            phases.spent("collect")
+
+    def forget_prefixes(self) -> bool:
+        """See `Engine.forget_prefixes`."""
+        if not self.resolved.get("enable_prefix_caching"):
+            return False
+        self.llm.reset_prefix_cache()
+        return True
+
+    def _shut_down(self) -> None:
+        llm, self.llm = self.llm, None
+        with contextlib.suppress(Exception):  # a dead engine core cannot be asked to shut down
+            llm.llm_engine.engine_core.shutdown()
+        with contextlib.suppress(Exception):
+            llm.renderer.shutdown()
+
+    def _leave(self) -> None:
+        """Gives back vLLM's groups, its variables, and freed memory."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+        # glibc keeps what is freed; an engine's weights and caches are worth asking for.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _parameters(activation: Activation | None, first_length: int | None = None) -> Any:
+    from vllm import PoolingParams
+
+    extra = {} if first_length is None else {"extra_kwargs": {"compressed_token_type_ids": first_length}}
+    # The sigmoid is ours: what a model's files call its activation may be another function, or none.
+    return PoolingParams(use_activation=None if activation is None else False, **extra)
+
+
+def _cached(outputs: Sequence[Any]) -> int:
+    return sum(getattr(output, "num_cached_tokens", None) or 0 for output in outputs)
+
+
+def load(spec: EngineSpec, others: Sequence[EngineSpec]) -> VllmEngine:
+    """Opens vLLM.
+
+    Args:
+        spec: What it shall be.
+        others: The engines of vLLM's that are open.
+
+    Raises:
+        MissingPackageError: if vLLM is not installed.
+        EngineStartError: if it does not open with these arguments.
+    """
+    if vllm_distribution() is None:
+        raise MissingPackageError(INSTALL)
+    # Engine processes are started afresh: forked ones cannot use CUDA, and inherit threads that are not there.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    logger.info("opening vLLM: %s", spec.settings())
+    import psutil
+
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise MissingPackageError(f"vLLM is installed but cannot be imported: {error}") from error
+    let_llvmlite_be_looked_at()
+    memory.note_before_engines()
+    args = dict(spec.args)
+    try:
+        if (pooler := _pooler_config(spec)) is not None:
+            args["pooler_config"] = pooler
+        args |= {"model": spec.model.location, "revision": spec.model.hub_revision}
+        args |= {"runner": "pooling", "convert": spec.convert}
+        children = set(psutil.Process().children(recursive=True))
+        with warnings_about_models() as warnings:
+            llm = LLM(**{"use_tqdm_on_load": False, **args, **shorter_context(spec, args)})
+    except Exception as error:
+        logger.exception("vLLM did not open")
+        gc.collect()
+        raise EngineStartError(explain(spec, error)) from error
+    config = llm.llm_engine.vllm_config
+    model_config = config.model_config
+    dtype = str(model_config.dtype).removeprefix("torch.")
+    pooler = model_config.pooler_config
+    dim = getattr(pooler, "dimensions", None) or model_config.embedding_size
+    engine = VllmEngine(
+        spec=spec,
+        llm=llm,
+        seconds=0.0,
+        dtype=dtype,
+        max_model_len=model_config.max_model_len,
+        dim=min(dim, spec.applied.truncate_dim or dim),
+        resolved={
+            "architectures": list(model_config.hf_config.architectures or []),
+            "dtype": dtype,
+            "head_dtype": str(model_config.head_dtype).removeprefix("torch."),
+            "max_model_len": model_config.max_model_len,
+            "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+            "pooling": getattr(pooler, "seq_pooling_type", None) or getattr(pooler, "pooling_type", None),
+            "normalized": getattr(pooler, "use_activation", None),
+            "enable_prefix_caching": config.cache_config.enable_prefix_caching,
+            "enable_chunked_prefill": config.scheduler_config.enable_chunked_prefill,
+        },
+        separates_pairs=bool(getattr(model_config, "use_sep_token", True)),
+        own_template=any(getattr(one, "supports_score_template", False) for one in _processors(llm)),
+        processes=[one for one in psutil.Process().children(recursive=True) if one not in children and _works(one)],
+        log=_standard_error(),
+        in_process=type(llm.llm_engine.engine_core).__name__ == "InprocClient",
+        labels=getattr(model_config.hf_config, "num_labels", None) if spec.convert == "classify" else None,
+        warnings=tuple(warnings),
+    )
+    if spec.convert == "embed":
+        engine.resolved["dimensions"] = engine.dim
+        _check_pooling(spec, engine)
+    engine.resolved["special_tokens"] = special_tokens(engine.tokenizer)
+    return engine
+
+
+def _pooler_config(spec: EngineSpec) -> Any:
+    """Return vLLM's `PoolerConfig`: what is configured, else what the model's files ask for; None leaves it to vLLM."""
+    from vllm.config import PoolerConfig
+
+    given, asked = spec.args.get("pooler_config"), spec.applied
+    if given is None and asked.pooling is None:
+        return None
+    pooler = PoolerConfig(**given) if isinstance(given, Mapping) else copy.copy(given) or PoolerConfig()
+    if pooler.seq_pooling_type is None and pooler.tok_pooling_type is None:
+        pooler.seq_pooling_type = asked.pooling
+    if pooler.use_activation is None:
+        pooler.use_activation = asked.normalized
+    return pooler
+
+
+def _check_pooling(spec: EngineSpec, engine: VllmEngine) -> None:
+    """Raise EngineStartError if the pooling of an open engine is not that of its specification."""
+    asked = (spec.applied.pooling, spec.applied.normalized)
+    found = (engine.resolved["pooling"], engine.resolved["normalized"])
+    if asked != found and asked[0] in ("CLS", "MEAN", "LAST"):
+        engine.close()
+        raise EngineStartError(
+            f"vLLM does not pool as the files of {spec.model.name} say: {found[0]}, normalised {found[1]}, and not "
+            f"{asked[0]}, normalised {asked[1]}"
+        )
+
+
+def _standard_error() -> Path | None:
+    """The file that standard error goes to, where the system says so (Linux)."""
+    try:
+        path = Path("/proc/self/fd/2").resolve()
+    except OSError:
+        return None
+    return path if path.is_file() else None
+
+
+def _works(process: Any) -> bool:
+    """Whether a process is one of an engine's, and not a helper of Python's that outlives it."""
+    import psutil
+
+    try:
+        return not any("tracker" in word or "forkserver" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _processors(llm: Any) -> Iterable[Any]:
+    return getattr(llm, "pooling_io_processors", {}).values()

@@ -1,0 +1,303 @@
+"""What a reranker reads a pair of a query and a document through: a jinja template, prefixes, and what is made of its logit.
+
+A template is rendered by vLLM as transformers renders a chat template: `messages` holds a message of the role `query` and
+one of the role `document`. A template that says `{{ instruction }}` gets the task's own instruction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mteb_vllm.config.schema import ScoreTemplateConfig, conf_dir
+from mteb_vllm.errors import Mistake
+from mteb_vllm.util.suggestions import nearest
+
+Activation = Literal["sigmoid", "none"]
+
+FOLDER = "score_template"
+_QUERY, _DOCUMENT = "the-query-stands-here", "the-document-stands-here"
+# What filters change, and slices cut: space at both ends, markup, quotes, cases, and length.
+_PROBE = '  <b>The Document\'s "text" &amp; more\n\n' + "of it " * 2000 + "END \n"
+_SPECIAL = ("bos_token", "eos_token", "sep_token", "cls_token", "pad_token", "unk_token")
+# Processor time and memory that rendering one pair may take, and how long its text may be.
+_SECONDS, _BYTES, _LONGEST = 1.0, 1 << 30, 1_000_000
+_TOO_MUCH = f"it needs more than {_SECONDS:g} s or {_BYTES >> 20} MiB for one pair"
+_CHILD = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from mteb_vllm.score_templates import render_probes
+render_probes()
+"""
+# What transformers and jinja offer to a template and gives another text each time.
+_CHANGING_NAMES, _CHANGING_FILTERS = ("strftime_now", "lipsum"), ("random",)
+_NAMES = ("messages", "instruction", *_SPECIAL)
+_EXAMPLE = (
+    'For example: \'Query: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}\''
+)
+
+
+@dataclass(frozen=True)
+class ScoreTemplate:
+    """How a reranker reads a pair.
+
+    Attributes:
+        text: The jinja template; None where the model joins the two texts itself, as cross-encoders of the BERT kind do.
+        query_prefix: What stands in front of each query.
+        document_prefix: What stands in front of each document.
+        activation: What is made of the logit: the sigmoid, "none" for the raw logit; None: what the model's files say.
+    """
+
+    text: str | None = None
+    query_prefix: str = ""
+    document_prefix: str = ""
+    activation: Activation | None = None
+
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether the template says `{{ instruction }}`."""
+        return self.text is not None and "instruction" in _variables(self.text)
+
+    def with_instruction(self, instruction: str) -> str | None:
+        """The template with an instruction in it.
+
+        It becomes part of the template's text, and no argument beside it: nothing on the way to the model can lose it.
+        """
+        if self.text is None or not self.takes_instruction:
+            return self.text
+        # JSON's escapes are among jinja's; the line break goes with the block, and what follows begins a line as before.
+        return f"{{% set instruction = {json.dumps(instruction, ensure_ascii=False)} %}}\n{self.text}"
+
+    def rendered(self, query: str, document: str, instruction: str = "") -> str:
+        """One pair as the model reads it; the two texts side by side where the model joins them itself."""
+        query, document = self.query_prefix + query, self.document_prefix + document
+        template = self.with_instruction(instruction)
+        return f"{query} {document}" if template is None else _render(template, query, document)
+
+    def settings(self) -> dict[str, Any]:
+        """What of this changes results, as plain values."""
+        return {
+            "template": self.text,
+            "query_prefix": self.query_prefix,
+            "document_prefix": self.document_prefix,
+            "activation": self.activation,
+        }
+
+
+def resolve(chosen: ScoreTemplateConfig, recipe: ScoreTemplateConfig | None, default_prompt: str = "") -> ScoreTemplate:
+    """What a run reads pairs through: what is chosen, over what the recipe says where `from_model` asks for that.
+
+    Args:
+        chosen: The config group `score_template`.
+        recipe: What the recipe says.
+        default_prompt: What sentence-transformers puts in front of a pair's first text, by the model's own files.
+
+    Raises:
+        OSError: if a template's file cannot be read.
+    """
+    layers = [recipe if chosen.from_model and recipe is not None else ScoreTemplateConfig(), chosen]
+    values: dict[str, Any] = {}
+    for layer in layers:
+        if (text := template_text(layer)) is not None:
+            values["text"] = text
+        for name in ("query_prefix", "document_prefix", "activation"):
+            if getattr(layer, name) is not None:
+                values[name] = getattr(layer, name)
+    if chosen.from_model and "text" not in values:
+        values.setdefault("query_prefix", default_prompt)
+    return ScoreTemplate(**values)
+
+
+def template_text(config: ScoreTemplateConfig) -> str | None:
+    """The template that a configuration names, inline or by file; None if it names none.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    if config.file is None:
+        return config.template
+    return template_file(config.file).read_text(encoding="utf-8")
+
+
+def template_file(name: str) -> Path:
+    """Where a template's file is: as the path says, else among the shipped ones."""
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - as it is where there is no such user
+    return path if path.is_absolute() or os.path.exists(path) else conf_dir() / FOLDER / name  # noqa: PTH110
+
+
+def check(where: str, config: ScoreTemplateConfig | None) -> list[Mistake]:
+    """What is wrong with a score template, found without loading anything.
+
+    Args:
+        where: The part of the configuration, as `score_template`.
+        config: What it says.
+    """
+    if config is None:
+        return []
+    if config.template is not None and config.file is not None:
+        return [Mistake(where, "names both a template and a file", f"Set one of them: {where}.file=null")]
+    at = f"{where}.file={config.file}" if config.file is not None else f"{where}.template"
+    try:
+        text = template_text(config)
+    except (OSError, ValueError) as error:
+        shipped = sorted(path.name for path in (conf_dir() / FOLDER).glob("*.jinja"))
+        return [Mistake(at, f"cannot be read: {error}", f"Shipped ones: {', '.join(shipped)}; else a path.")]
+    return [] if text is None else template_mistakes(at, text)
+
+
+def template_mistakes(at: str, text: str) -> list[Mistake]:
+    """What is wrong with a template's text; `at` is where it stands."""
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        changing = _changing_values(text)
+    except TemplateSyntaxError as error:
+        return [Mistake(at, f"is no jinja template: {error}")]
+    except RecursionError:
+        return [Mistake(at, "is nested too deeply")]
+    if changing:
+        what = f"uses {', '.join(changing)}: time and random values change from one rendering to the next"
+        return [Mistake(at, what, "Results under one fingerprint must have the same input texts.")]
+    probes = _render_apart(text)
+    if probes.error is not None:
+        near = nearest(probes.undefined, _NAMES) if probes.undefined else ()
+        return [Mistake(at, f"cannot be rendered: {probes.error}", nearest=near)]
+    template = ScoreTemplate(text)
+    rendered, without = probes.texts
+    # The other process has other hashes and addresses.
+    if (template.rendered(_QUERY, _DOCUMENT, "an instruction"), template.rendered(_QUERY, _PROBE)) != probes.texts:
+        return [Mistake(at, "gives another text at every rendering")]
+    sides = {"query": _QUERY, "document": _DOCUMENT}
+    lost = [side for side, word in sides.items() if word not in rendered]
+    mistakes = [
+        Mistake(at, f"never mentions the {side}: every pair would be read without it", _EXAMPLE.replace("query", side))
+        for side in lost
+    ]
+    if not lost and without.count(_PROBE) != 1:
+        what = "must hold the document once, as it is: where a pair is too long, its document is cut by tokens"
+        mistakes.append(Mistake(at, what, "Leave filters (trim, tojson, ...) and slices of the document away."))
+    return mistakes
+
+
+def _changing_values(text: str) -> list[str]:
+    """Return what a template uses of the clock and of chance, without rendering it."""
+    from jinja2 import nodes
+
+    found: dict[str, None] = {}
+    for node in _environment().parse(text).find_all((nodes.Name, nodes.Filter, nodes.Const)):
+        # A filter may be named by a text: map("random").
+        name = node.value if isinstance(node, nodes.Const) else node.name
+        if name in (_CHANGING_FILTERS if isinstance(node, nodes.Const) else (*_CHANGING_FILTERS, *_CHANGING_NAMES)):
+            found[str(name)] = None
+    return list(found)
+
+
+@dataclass(frozen=True)
+class _Probes:
+    """What a template renders to in a process of its own.
+
+    Attributes:
+        texts: The rendered pair of short texts, and that with a long document.
+        error: Why it could not be rendered.
+        undefined: The name that is not defined, where that is why.
+    """
+
+    texts: tuple[str, str] = ("", "")
+    error: str | None = None
+    undefined: str = ""
+
+
+@functools.lru_cache(64)
+def _render_apart(text: str) -> _Probes:
+    """Render a template where it may take neither this process's time nor its memory: a template can compute anything."""
+    command = [sys.executable, "-c", _CHILD, json.dumps(list(map(str, sys.path)))]
+    try:
+        answer = subprocess.run(command, input=text.encode(errors="surrogatepass"), capture_output=True, timeout=60)
+        texts, error, undefined = json.loads(answer.stdout)
+        return _Probes((texts[0], texts[1]), error, undefined)
+    except (subprocess.TimeoutExpired, ValueError):  # it was ended
+        return _Probes(error=_TOO_MUCH)
+
+
+def render_probes() -> None:
+    """Render the template on standard input with bounded time and memory; the process that `_render_apart` starts."""
+    with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):  # not on Windows; or lower ones already
+        import resource
+
+        signal.setitimer(signal.ITIMER_PROF, _SECONDS)  # ends the process
+        resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
+    from jinja2 import UndefinedError
+
+    template = ScoreTemplate(sys.stdin.buffer.read().decode(errors="surrogatepass"))
+    texts, error, undefined = ("", ""), None, ""
+    try:
+        texts = template.rendered(_QUERY, _DOCUMENT, "an instruction"), template.rendered(_QUERY, _PROBE)
+    except UndefinedError as caught:
+        error, undefined = str(caught), str(caught).partition("'")[2].partition("'")[0]
+    except MemoryError:
+        error = _TOO_MUCH
+    except Exception as caught:  # a template can compute anything
+        error = f"{type(caught).__name__}: {caught}"
+    if max(map(len, texts)) > _LONGEST:
+        texts, error = ("", ""), f"it makes a text of {max(map(len, texts)):,} characters of one pair"
+    print(json.dumps([texts, error, undefined]))
+
+
+def _render(template: str, query: str, document: str) -> str:
+    messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
+    text: str = _environment().from_string(template).render(messages=messages, add_generation_prompt=False)
+    return text
+
+
+@functools.cache
+def _variables(template: str) -> frozenset[str]:
+    from jinja2 import meta
+
+    return frozenset(meta.find_undeclared_variables(_environment().parse(template)))
+
+
+@functools.cache
+def _environment() -> Any:
+    # As transformers renders chat templates (its utils/chat_template_utils.py).
+    from jinja2 import Undefined, nodes
+    from jinja2.exceptions import TemplateError
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Unknown(Undefined):
+        """A name that stands for nothing: it may be asked for, and not be printed."""
+
+        __str__ = Undefined._fail_with_undefined_error
+
+    class Generation(Extension):
+        """transformers' tag around what a model has said, which changes nothing of the text."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> nodes.Node | list[nodes.Node]:
+            next(parser.stream)
+            body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return body
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation], undefined=Unknown
+    )
+    environment.globals["raise_exception"] = refuse
+    for name in _CHANGING_NAMES:
+        environment.globals[name] = lambda *_, **__: refuse("time and random values change the text")
+    for name in _CHANGING_FILTERS:
+        environment.filters[name] = lambda *_, **__: refuse("time and random values change the text")
+    for name in _SPECIAL:
+        environment.globals[name] = f"<{name}>"  # a tokenizer's own
+    return environment

@@ -1,0 +1,60 @@
+"""What the `_target_`s of a configuration make: its pipeline, and that pipeline's first stage or reference."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from mteb_vllm.config.schema import TARGETS, RunConfig, build
+from mteb_vllm.errors import ConfigError, Mistake
+from mteb_vllm.pipelines.report import Report
+
+
+def is_report(config: RunConfig) -> bool:
+    """Whether a configuration only compares what other runs have left."""
+    return config.pipeline.get("_target_") == f"{Report.__module__}.{Report.__name__}"
+
+
+def make_pipeline(config: RunConfig) -> Any:
+    """The pipeline of a checked configuration."""
+    return build(_class(config.pipeline["_target_"]), _fields(config.pipeline), "pipeline")
+
+
+def make_first_stage(config: RunConfig) -> Any:
+    """The first stage of a checked configuration that reranks."""
+    stage = config.pipeline["first_stage"]
+    return build(_class(stage["_target_"]), _fields(stage), "pipeline.first_stage")
+
+
+def make_reference(config: RunConfig) -> Any:
+    """The reference of a checked configuration that compares with one."""
+    reference = config.pipeline["reference"]
+    return build(_class(reference["_target_"]), _fields(reference), "pipeline.reference")
+
+
+def build_target(where: str, config: Mapping[str, Any], mark: str) -> tuple[Any, list[Mistake]]:
+    """What a part of the configuration with a `_target_` makes, or what is wrong with it."""
+    target = config.get("_target_")
+    at = f"{where}._target_={target}"
+    if not isinstance(target, str) or not target.startswith(TARGETS):
+        return None, [Mistake(at, "is not a class that a configuration may name", f"Allowed: {', '.join(TARGETS)}.")]
+    try:
+        cls: Any = _class(target)
+    except (ImportError, AttributeError) as error:
+        return None, [Mistake(at, f"cannot be imported: {error}")]
+    if not (hasattr(cls, mark) and hasattr(cls, "__dataclass_fields__")):
+        return None, [Mistake(at, f"is no {where.rpartition('.')[2].replace('_', ' ')}")]
+    try:
+        return build(cls, _fields(config), where), []
+    except ConfigError as error:
+        return None, list(error.mistakes)
+
+
+def _class(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != "_target_"}

@@ -1,0 +1,146 @@
+"""The search for a cause: which texts are tried, with which variants of the reference, in which order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mteb_vllm.engines.base import open_engine
+from mteb_vllm.pipelines.parity import pair_trials, vector_trials
+from mteb_vllm.pipelines.parity.capture import Captured
+from mteb_vllm.pipelines.parity.causes import Hint
+from mteb_vllm.pipelines.parity.pair_trials import PairSample, PairTrials
+from mteb_vllm.pipelines.parity.sides import SideRunner
+from mteb_vllm.pipelines.parity.vector_trials import Sample, VectorTrials
+from mteb_vllm.pipelines.parity.verdict import is_pairs, sample_rows
+
+logger = logging.getLogger(__name__)
+
+# Texts that are tried: those that differ most, and others.
+WORST, ORDINARY = 32, 16
+# Texts that are tried where the engine gave NaN or Inf, which it may have done for few.
+MANY = 256
+
+
+class Search:
+    """Looks for what explains that tasks did not pass.
+
+    Args:
+        engine: The engine under test, closed.
+        reference: The reference, closed.
+        not_finite: The tasks for which the engine gave NaN or Inf.
+    """
+
+    def __init__(self, engine: SideRunner, reference: SideRunner, not_finite: Sequence[str]) -> None:
+        self.engine, self.reference, self.not_finite = engine, reference, not_finite
+
+    def hints(self, tasks: Sequence[str]) -> tuple[list[Hint], str]:
+        """What explains it, best first, and a note where nothing does.
+
+        Args:
+            tasks: The tasks that did not pass.
+        """
+        under_test = self.engine.model.last_engine
+        if under_test is None or not tasks:
+            return [], ""
+        if any(name in self.not_finite for name in tasks):
+            known = self._of_reference([name for name in tasks if name in self.not_finite])
+            if known is None:
+                return [], "the reference has embedded none of these texts: whether the dtype explains it was not tried"
+            hint = self._dtype(self._sample(known, None), under_test.dtype)
+            if hint is not None:
+                return [hint], ""
+            if under_test.dtype == self.reference.model.spec.args.get("dtype"):
+                return [], f"the reference has the same dtype, {under_test.dtype}, and gives no NaN or Inf"
+            return [], f"whether {under_test.dtype} explains it could not be shown with those texts that were tried"
+        mine, theirs = self._differing(tasks)
+        if mine is None or theirs is None:
+            return [], ""
+        sample: Any = self._sample(theirs, mine)
+        hint = self._dtype(sample, under_test.dtype)
+        engine = self.reference.model.engine
+        trials: Any = VectorTrials(engine, sample) if isinstance(sample, Sample) else PairTrials(engine, sample)
+        note = trials.useless()
+        found = [] if note else trials.hints(under_test.max_model_len, 1)
+        if not found and hint is not None:
+            return [hint], ""
+        if not found and not note:
+            found = trials.hints(under_test.max_model_len, 2)
+        if not found and not note:
+            tried = dict.fromkeys([change.cause for change in trials.changes(under_test.max_model_len)] + ["dtype"])
+            note = f"none of {', '.join(tried)} explains it, alone or two together"
+        return found, note
+
+    def _differing(self, tasks: Sequence[str]) -> tuple[Captured | None, Captured | None]:
+        """The texts of all tasks together that differ most, and some others, of both sides."""
+        both = []
+        for name in tasks:
+            one, other = self.engine.parked(name), self.reference.parked(name)
+            if one is not None and other is not None:
+                one, other = one.common(other)
+                if one.keys and one.values.shape == other.values.shape:
+                    rows = sample_rows(one, other, WORST, ORDINARY)
+                    both.append((one.only(rows), other.only(rows)))
+        if not both:
+            return None, None
+        mine, theirs = _together([one for one, _ in both]), _together([other for _, other in both])
+        rows = sample_rows(mine, theirs, WORST, ORDINARY)
+        return mine.only(rows), theirs.only(rows)
+
+    def _of_reference(self, tasks: Sequence[str]) -> Captured | None:
+        found = [captured for name in tasks if (captured := self.reference.parked(name)) is not None]
+        if not found:
+            return None
+        whole = _together(found)
+        # Overflow comes with length, where it does not come at once.
+        order = sorted(range(len(whole.keys)), key=lambda row: -sum(map(len, whole.items[row][2])))
+        return whole.only(order[: MANY // 2] + order[MANY // 2 :: max(2 * len(order) // MANY, 1)][: MANY // 2])
+
+    def _sample(self, theirs: Captured, mine: Captured | None) -> Sample | PairSample:
+        own = [self._before(self.reference.model, task, side) for task, side, _ in theirs.items]
+        other = [self._before(self.engine.model, task, side) for task, side, _ in theirs.items]
+        if is_pairs(theirs):
+            return PairSample(
+                pairs=[(texts[0], texts[1]) for _, _, texts in theirs.items],
+                own=self.reference.model.template,
+                other=self.engine.model.template,
+                own_instructions=own,
+                other_instructions=other,
+                reference=theirs.values[:, 0],
+                scores=None if mine is None else mine.values[:, 0],
+            )
+        texts = [texts[0] for _, _, texts in theirs.items]
+        return Sample(texts, own, other, theirs.values, None if mine is None else mine.values)
+
+    def _before(self, model: Any, task: str, side: str) -> str:
+        """What a model read in front of a text of a side; of pairs, their instruction."""
+        said = model.applied.get((task, None if side == "texts" else side)) or {}
+        return said.get("prefix") or ""
+
+    def _dtype(self, sample: Any, dtype: str) -> Hint | None:
+        """Whether the dtype of the engine under test explains it: the reference opens in that dtype."""
+        spec = self.reference.model.spec
+        if dtype == spec.args.get("dtype"):
+            return None
+        try:
+            other = open_engine(replace(spec, args={**spec.args, "dtype": dtype}))
+            kind: Any = vector_trials if isinstance(sample, Sample) else pair_trials
+            hint: Hint | None = kind.dtype_hint(other, sample, dtype)
+        except Exception as error:  # a dtype that the device does not have
+            logger.info("the reference cannot be had in %s: %s", dtype, error)
+            return None
+        return hint
+
+
+def _together(some: Sequence[Captured]) -> Captured:
+    """Several tasks' as one; those whose embeddings have another length than the first one's are left out."""
+    fitting = [one for one in some if one.values.shape[1] == some[0].values.shape[1]]
+    return Captured(
+        [key for one in fitting for key in one.keys],
+        [item for one in fitting for item in one.items],
+        np.concatenate([one.values for one in fitting]),
+    )

@@ -1,0 +1,138 @@
+"""One side of a comparison: a model through mteb, task by task, with its vectors or scores, and what it retrieved."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import random
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mteb_vllm.pipelines import mteb_run
+from mteb_vllm.pipelines.parity.capture import Captured, Tap
+from mteb_vllm.pipelines.parity.verdict import MainScores, Side
+from mteb_vllm.pipelines.rerank.first_stages import BM25
+from mteb_vllm.pipelines.rerank.pipeline import take_candidates
+from mteb_vllm.results.record import TaskOutcome
+from mteb_vllm.results.store import ResultsStore
+from mteb_vllm.tasks.loading import Unit
+from mteb_vllm.tasks.selection import brings_candidates
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+
+
+class SideRunner:
+    """Evaluates a model into a folder of its own, where nothing is known yet.
+
+    Args:
+        model: A wrapper of ours.
+        folder: Where results are kept, for the time of the comparison.
+        limit: How many texts or pairs of a task are kept.
+        depth: How many documents of a ranking are kept.
+        candidates: How many documents a reranker reads for each query, where a task brings no candidates.
+        shared: A folder for what both sides need.
+    """
+
+    def __init__(self, model: Any, folder: Path, limit: int, depth: int, candidates: int, shared: Path) -> None:
+        self.model, self.folder, self.limit, self.depth = model, folder, limit, depth
+        self.candidates, self.shared = candidates, ResultsStore(shared)
+        self.store = ResultsStore(folder / "results")
+        self.start = mteb_run.EngineStart(model)
+
+    def evaluate(self, task: AbsTask) -> tuple[TaskOutcome, Side]:
+        """One task's outcome, and what is compared of it."""
+        from mteb.abstasks import AbsTaskRetrieval, AbsTaskSTS
+
+        parts = mteb_run.parts_of(task)
+        ranked = all(isinstance(part, AbsTaskRetrieval) for part in parts)
+        similar = all(isinstance(part, AbsTaskSTS) for part in parts)
+        lists = {} if self.model.spec.convert == "embed" else self._candidates(parts)
+
+        def prepare(part: AbsTask, broken: MutableMapping[Unit, Exception]) -> None:
+            if (retrieved_by := lists.get(part.metadata.name)) is not None:
+                take_candidates(part, self.shared, retrieved_by, self.candidates, broken)
+
+        for part in parts:
+            _as_new(part)
+        self.model.tap = tap = Tap(self.limit)
+        try:
+            outcome = mteb_run.computed_outcome(
+                self.model,
+                task,
+                self.store,
+                reuse=False,
+                start=self.start,
+                prepare=prepare,
+                predictions=ranked or similar,
+            )
+        finally:
+            self.model.tap = None
+        side = Side(main_scores(outcome), tap.captured())
+        for part in parts if ranked or similar else []:
+            self._read_predictions(part, side, ranked)
+        return outcome, side
+
+    def park(self, task: str, side: Side) -> None:
+        """Puts what takes room onto the disk."""
+        if side.captured is not None:
+            side.captured.save(self.folder / "captured" / task)
+            side.captured = None
+
+    def parked(self, task: str) -> Captured | None:
+        """What `park` put there."""
+        folder = self.folder / "captured" / task
+        return Captured.load(folder) if folder.exists() else None
+
+    def _candidates(self, parts: list[AbsTask]) -> dict[str, Any]:
+        """Retrieve with BM25 for tasks that bring no candidates, the same for both sides; return its metadata by task."""
+        found = {}
+        for part in parts:
+            if brings_candidates(part.metadata.type):
+                continue
+            searcher = BM25().searcher(part)
+            meta = searcher.mteb_model_meta
+            if self.shared.predictions(part, meta) is None:
+                mteb_run.compute(searcher, part, self.shared, reuse=True, predictions=True)
+            found[part.metadata.name] = meta
+        return found
+
+    def _read_predictions(self, part: AbsTask, side: Side, ranked: bool) -> None:
+        path = self.store.predictions_path(part, self.model.mteb_model_meta)
+        content = json.loads(path.read_bytes())
+        path.unlink()
+        for subset in part.hf_subsets:
+            for split in part.eval_splits:
+                found, key = content.get(subset, {}).get(split), f"{part.metadata.name}/{subset}/{split}"
+                if found is None:
+                    continue
+                if ranked:
+                    # Equal scores by name, so that both sides keep the same ones.
+                    side.rankings[key] = {
+                        query: dict(heapq.nsmallest(self.depth, scores.items(), key=lambda item: (-item[1], item[0])))
+                        for query, scores in found.items()
+                    }
+                else:
+                    side.similarities[key] = found["cosine_scores"]
+
+
+def _as_new(task: AbsTask) -> None:
+    """Puts the random numbers of a task, and those of the process, back to where they were when the task was made.
+
+    Clustering draws from the former which texts count: with other numbers the same embeddings have another score.
+    """
+    from transformers import set_seed
+
+    set_seed(task.seed)
+    task.rng_state, task.np_rng = random.Random(task.seed), np.random.default_rng(task.seed)
+
+
+def main_scores(outcome: TaskOutcome) -> MainScores:
+    """Split to subset to main score."""
+    return {
+        split: {subset: entry.get("main_score") for subset, entry in subsets.items()}
+        for split, subsets in outcome.scores.items()
+    }

@@ -1,0 +1,59 @@
+"""Scores of runs that there are, as a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mteb_vllm.errors import ConfigError, Mistake
+from mteb_vllm.pipelines.parity.verdict import MainScores
+from mteb_vllm.report.points import Point
+from mteb_vllm.report.reading import read_runs
+from mteb_vllm.util.files import read_json
+
+
+def stored_scores(runs: Sequence[str], tasks: Sequence[str]) -> tuple[Point, dict[str, MainScores]]:
+    """The run, or the folder of results, that is the reference, and its main scores by task.
+
+    Args:
+        runs: A run's folder, or a folder of results in mteb's layout.
+        tasks: The tasks that are looked for.
+
+    Raises:
+        ConfigError: if there is none, or more than one that has any of the tasks.
+    """
+    every = read_runs(list(runs))
+    points = [point for point in every if any(task.name in tasks for task in point.tasks)]
+    at = f"pipeline.reference.runs={','.join(map(str, runs))}"
+    if not points:
+        damaged = [failure.message for point in every for failure in point.failures if failure.kind == "damaged"]
+        raise ConfigError([Mistake(at, f"holds no result of {', '.join(tasks)}", " ".join(damaged))])
+    if len(points) > 1:
+        there = ", ".join(str(point.folder) for point in points[:5])
+        raise ConfigError([Mistake(at, "holds several runs: which one is the reference?", f"Name one of: {there}")])
+    (point,) = points
+    read = _of_run if point.source == "run" else _of_results
+    try:
+        return point, {task: scores for task in tasks if (scores := read(point, task))}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError([Mistake(at, f"what {point.folder} holds cannot be read ({error})")]) from error
+
+
+def _of_run(point: Point, task: str) -> MainScores:
+    content = read_json(point.folder / "run.json")
+    for outcome in content["tasks"]:
+        if outcome["name"] == task:
+            return {split: _main(subsets) for split, subsets in outcome["scores"].items()}
+    return {}
+
+
+def _of_results(point: Point, task: str) -> MainScores:
+    file = point.folder / f"{task}.json"
+    if not file.exists():
+        return {}
+    scores = read_json(file)["scores"]
+    return {split: _main({str(entry["hf_subset"]): entry for entry in entries}) for split, entries in scores.items()}
+
+
+def _main(subsets: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    return {subset: entry.get("main_score") for subset, entry in subsets.items()}

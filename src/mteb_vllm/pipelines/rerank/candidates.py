@@ -1,0 +1,153 @@
+"""mteb's search models of our own: what reads predictions, draws documents, or knows the answers."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mteb_vllm.errors import FirstStageError
+from mteb_vllm.util.fingerprint import METHOD, fingerprint
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+    from mteb.models.model_meta import ModelMeta
+
+# How deep a first stage retrieves, whatever a run's `top_k` is: mteb's own depth (the largest of its tasks' k_values).
+DEPTH = 1000
+
+# The name under which the results of a perfect reranker are kept.
+CEILING = "mteb-vllm/ceiling"
+
+
+class _Search:
+    """mteb's `SearchProtocol` without an index."""
+
+    def __init__(self, meta: ModelMeta) -> None:
+        self.mteb_model_meta = meta
+        self.documents: list[str] = []
+        self.present: frozenset[str] = frozenset()
+
+    def index(self, corpus: Any, **_: Any) -> None:
+        """Notes which documents there are."""
+        self.documents = list(corpus["id"])
+        self.present = frozenset(self.documents)
+
+
+class SavedSearch(_Search):
+    def __init__(self, file: Path, content: dict[str, Any], meta: ModelMeta) -> None:
+        super().__init__(meta)
+        self.file, self.content = file, content
+
+    def search(self, queries: Any, *, hf_split: str, hf_subset: str, **_: Any) -> dict[str, dict[str, float]]:
+        """What the file holds for these queries, if it is of this task, split and corpus."""
+        splits = self.content.get(hf_subset)
+        found = splits.get(hf_split) if isinstance(splits, dict) else None
+        where = f"{hf_subset}/{hf_split}"
+        if not isinstance(found, dict):
+            there = ", ".join(
+                f"{subset}/{split}"
+                for subset, splits in self.content.items()
+                if subset not in ("mteb_model_meta", "mteb_vllm") and isinstance(splits, dict)
+                for split in splits
+            )
+            raise FirstStageError(f"{self.file} holds no predictions for {where}; it holds {there or 'none'}")
+        wanted = list(queries["id"])
+        missing = [query for query in wanted if query not in found]
+        if missing:
+            raise FirstStageError(
+                f"{self.file} is of another split or task: {len(missing):,} of the {len(wanted):,} queries of {where} "
+                f"are not in it (as {missing[0]!r})"
+            )
+        odd = next((query for query in wanted if not _are_scores(found[query])), None)
+        if odd is not None:
+            raise FirstStageError(f"{self.file} holds no scores of documents for the query {odd!r} of {where}")
+        # Copies: mteb takes documents away from what it is given.
+        results: dict[str, dict[str, float]] = {query: dict(found[query]) for query in wanted}
+        stranger = next(
+            (document for one in results.values() for document in one if document not in self.present), None
+        )
+        if stranger is not None:
+            raise FirstStageError(
+                f"{self.file} is of another corpus: it retrieves {stranger!r}, which is not in {where}"
+            )
+        return results
+
+
+def _are_scores(found: Any) -> bool:
+    """Whether something is a mapping of documents to finite scores."""
+    values = found.values() if isinstance(found, dict) else [None]
+    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+
+
+class DrawnSearch(_Search):
+    def __init__(self, task: AbsTask, meta: ModelMeta, seed: int, *, relevant_first: bool) -> None:
+        super().__init__(meta)
+        self.task, self.seed, self.relevant_first = task, seed, relevant_first
+
+    def search(
+        self, queries: Any, *, hf_split: str, hf_subset: str, top_ranked: Any = None, **_: Any
+    ) -> dict[str, dict[str, float]]:
+        """Documents for each query, the same for the same seed; best first, with scores that fall."""
+        judged = _judgements(self.task, hf_subset, hf_split) if self.relevant_first else {}
+        results = {}
+        for query in queries["id"]:
+            pool = self.documents if top_ranked is None else top_ranked.get(query, [])
+            draw = random.Random(f"{self.seed} {hf_subset} {hf_split} {query}")
+            ranked = draw.sample(pool, min(DEPTH, len(pool)))
+            if self.relevant_first:
+                grades = {doc: grade for doc, grade in judged.get(query, {}).items() if grade > 0}
+                best = sorted((doc for doc in grades if doc in self.present), key=lambda doc: -grades[doc])
+                ranked = [*best, *(doc for doc in ranked if doc not in grades)][:DEPTH]
+            results[query] = {document: -float(at) for at, document in enumerate(ranked)}
+        return results
+
+
+class Ceiling(_Search):
+    """A perfect reranker: it orders the candidates by their relevance.
+
+    Args:
+        task: The task, with its candidates.
+        settings: What these depend on.
+    """
+
+    def __init__(self, task: AbsTask, settings: dict[str, Any]) -> None:
+        super().__init__(ceiling_meta(settings))
+        self.task = task
+
+    def search(
+        self, queries: Any, *, hf_split: str, hf_subset: str, top_ranked: Any, **_: Any
+    ) -> dict[str, dict[str, float]]:
+        """The relevance of each candidate."""
+        judged = _judgements(self.task, hf_subset, hf_split)
+        return {
+            query: {doc: float(judged.get(query, {}).get(doc, 0)) for doc in (top_ranked or {}).get(query, [])}
+            for query in queries["id"]
+        }
+
+
+def ceiling_meta(settings: dict[str, Any]) -> ModelMeta:
+    """Under which name and settings a ceiling is kept in the results store."""
+    return search_meta(CEILING, str(METHOD), {"kind": "ceiling", **settings})
+
+
+def _judgements(task: AbsTask, subset: str, split: str) -> dict[str, dict[str, int]]:
+    data: Any = task.dataset
+    judged: dict[str, dict[str, int]] = data[subset][split]["relevant_docs"]
+    return judged
+
+
+def search_meta(name: str, revision: str, settings: dict[str, Any], meta: ModelMeta | None = None) -> ModelMeta:
+    from mteb.models.model_meta import ModelMeta as Meta
+
+    made: ModelMeta = (meta or Meta.create_empty()).model_copy(
+        update={
+            "name": name,
+            "revision": revision,
+            "loader": None,
+            "modalities": ["text"],
+            "experiment_kwargs": {"settings": fingerprint(settings)},
+        }
+    )
+    return made

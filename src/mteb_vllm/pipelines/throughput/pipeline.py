@@ -1,0 +1,201 @@
+"""How fast an engine is: latency of one call at each batch size, everything at once, and how far that is from the roof."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from mteb_vllm.catalogue import TaskInfo
+from mteb_vllm.config.schema import Count, NotNegativeInt, Seconds, Spread
+from mteb_vllm.engines.memory import device_memory_mb, peak_memory
+from mteb_vllm.errors import MeasureError
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+
+    from mteb_vllm.engines.base import Engine
+    from mteb_vllm.models.prompts import Prompts
+    from mteb_vllm.models.score_templates import ScoreTemplate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Times an engine, and nothing else: no task is scored, no embedding is read or kept.
+
+    Attributes:
+        batch_sizes: Requests in one call, each to be timed.
+        lengths: "fixed": every text has exactly `tokens` tokens; "varied": drawn, with that mean; "tasks": a sample of the
+            chosen tasks' own texts.
+        tokens: Tokens of a text or pair as the engine reads it, prompt and special tokens included.
+        distribution: Of varied lengths.
+        spread: Of a lognormal distribution: the standard deviation of the lengths' logarithms.
+        side: Whose prompt stands in front of the texts, where they are not tasks' own.
+        requests: Texts or pairs that are asked for at once in the end; and so many different ones there are.
+        steps: How often each batch size is timed at least.
+        seconds: For how long each batch size is timed about, if that is more.
+        repeats: How often everything at once is timed.
+        seed: Of the texts.
+    """
+
+    model_kinds: ClassVar[tuple[str, ...]] = ("encoder", "cross_encoder")
+    task_types: ClassVar[tuple[str, ...] | None] = None
+    always_anew: ClassVar[bool] = True
+    window: ClassVar[int] = 8192
+
+    batch_sizes: list[Count]
+    lengths: Literal["fixed", "varied", "tasks"] = "fixed"
+    tokens: Count = 128
+    distribution: Literal["lognormal", "uniform"] = "lognormal"
+    spread: Spread = 0.75
+    side: Literal["query", "document"] = "document"
+    requests: Count = 512
+    steps: Count = 5
+    seconds: Seconds = 3.0
+    repeats: Count = 3
+    seed: NotNegativeInt = 0
+
+    @property
+    def least_asked(self) -> int:
+        """How many texts or pairs an engine is asked for at least, the same ones as often as they are."""
+        sizes = [size for size in set(self.batch_sizes) if size <= self.requests]
+        return sum(sizes) * (self.steps + 1) + self.requests * self.repeats
+
+    def prompted_as(self) -> TaskInfo:
+        """The metadata by which prompts are chosen for texts that are no task's: one side of some retrieval task."""
+        return TaskInfo(
+            name="throughput",
+            type="Retrieval",
+            modalities=("text",),
+            languages=(),
+            subsets={},
+            splits=(),
+            dataset_path="",
+            dataset_revision="",
+            prompt=None,
+            main_score="",
+            sides=("query",) if self.side == "query" else ("document",),
+        )
+
+    def run(
+        self,
+        model: Any,
+        tasks: Sequence[AbsTask],
+        figures: dict[str, Any],
+        *,
+        prompts: Prompts,
+        template: ScoreTemplate | None,
+        tell: Callable[[str], None],
+    ) -> None:
+        """Times a model's engine.
+
+        Args:
+            model: A wrapper of ours.
+            tasks: mteb's tasks, where the texts are theirs.
+            figures: Filled as it goes with what a run's record says of it: see `RunRecord.throughput`.
+            prompts: What stands in front of texts; of a reranker, its instructions.
+            template: What a reranker reads pairs through; None for other models.
+            tell: Told what is being timed.
+
+        Raises:
+            DataError: if a task's data cannot be loaded.
+            EngineError: if the engine does not open, dies, or fails at work.
+            MeasureError: if there is no room for texts of such lengths, or no such task.
+        """
+        from mteb_vllm.pipelines.throughput.measure import measure
+        from mteb_vllm.pipelines.throughput.requests import made_requests, requests_of_tasks
+
+        tell("making texts")
+        try:
+            if self.lengths == "tasks":
+                # Before an engine opens: what is wrong with the data need not wait for it.
+                requests = requests_of_tasks(tasks, self, prompts, template)
+                engine = model.engine
+                requests = requests.with_tokens(engine.tokenizer)
+            else:
+                engine = model.engine
+                requests = made_requests(engine, self, prompts, template)
+        except ValueError as error:
+            raise MeasureError(f"pipeline.lengths={self.lengths}: {error}") from error
+        sizes = sorted({size for size in self.batch_sizes if size <= len(requests)})
+        if not sizes:
+            raise MeasureError(f"no batch size fits into {len(requests):,} {requests.unit}: pipeline.batch_sizes=[1]")
+        rates = [_rate(engine)]  # before and after, as other work on the machine slows the one or the other
+        chosen: dict[str, Any] = {
+            "kind": self.lengths,
+            "tokens": None if self.lengths == "tasks" else self.tokens,
+            "distribution": self.distribution if self.lengths == "varied" else None,
+        }
+        # A run that is cut short keeps what there is.
+        figures |= {
+            "unit": requests.unit,
+            "requests": len(requests),
+            "lengths": chosen,
+            "warm_up_seconds": 0.0,
+            "steps": [],
+        }
+        lengths = measure(
+            engine,
+            requests,
+            figures,
+            batch_sizes=sizes,
+            steps=self.steps,
+            seconds=self.seconds,
+            repeats=self.repeats,
+            tell=tell,
+        )
+        figures["memory_mb"] = {**peak_memory(engine.processes), "device": device_memory_mb()}
+        chosen |= {"mean": sum(lengths) / len(lengths), "min": min(lengths), "max": max(lengths)}
+        tell("measuring the roof")
+        rates.append(_rate(engine))
+        computed = figures["saturated"]["tokens_per_second"] * (1 - figures["saturated"]["cached_share"])
+        figures["roof"] = _roof(engine, lengths, rates, computed)
+
+
+def _rate(engine: Engine) -> float | str:
+    """The arithmetic rate of the devices that an engine has, or why it could not be measured."""
+    from mteb_vllm.pipelines.throughput.roof import machine_rate
+
+    used = [engine.spec.args.get(f"{way}_parallel_size") or 1 for way in ("tensor", "pipeline")]
+    try:
+        return machine_rate(engine.dtype, _device(engine)) * math.prod(used)
+    except (ValueError, RuntimeError, subprocess.TimeoutExpired) as error:
+        return str(error)
+
+
+def _device(engine: Engine) -> str | None:
+    """What sentence-transformers computes on; None where that is what vLLM would take."""
+    return str(engine.resolved.get("device") or "").partition(":")[0] or None
+
+
+def _roof(engine: Engine, lengths: Sequence[int], rates: Sequence[float | str], reached: float) -> dict[str, Any]:
+    """The tokens a second that this machine could compute at most, and the share of it that was computed."""
+    from mteb_vllm.pipelines.throughput.roof import device_name, model_flops
+
+    spec = engine.spec
+    measured = [rate for rate in rates if not isinstance(rate, str)]
+    if not measured:
+        return {"unknown": str(rates[0])}
+    overrides = {key: value for key, value in (spec.args.get("hf_overrides") or {}).items() if key == "num_labels"}
+    try:
+        operations = model_flops(
+            spec.model.location,
+            lengths,
+            convert=spec.convert,
+            revision=spec.model.hub_revision,
+            trust_remote_code=spec.args.get("trust_remote_code") is True,
+            overrides=overrides,
+        )
+    except ValueError as error:
+        return {"unknown": str(error)}
+    rate, per_token = max(measured), operations / sum(lengths)
+    return {
+        "dtype": engine.dtype,
+        "device": device_name(_device(engine)),
+        "flops_per_second": rate,
+        "flops_per_token": per_token,
+        "tokens_per_second": rate / per_token,
+        "share": reached * per_token / rate,
+    }

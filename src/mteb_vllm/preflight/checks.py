@@ -1,0 +1,164 @@
+"""What is wrong with a configuration, as far as that can be known before torch, mteb or vLLM is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
+from mteb_vllm.config.schema import RunConfig, ScoreTemplateConfig
+from mteb_vllm.engines.arguments import backend_of, resolve_arguments
+from mteb_vllm.errors import Mistake, ModelError
+from mteb_vllm.models import score_templates
+from mteb_vllm.models.architectures import is_language_model, label_problem
+from mteb_vllm.models.files import find_recipe
+from mteb_vllm.models.prompts import applying_keys, candidates, instruction_keys
+from mteb_vllm.models.sentence_transformers_files import apply_files
+from mteb_vllm.pipelines.factory import build_target, is_report, make_pipeline
+from mteb_vllm.pipelines.throughput.pipeline import Throughput
+from mteb_vllm.preflight.models import engine_mistakes, recipe_mistakes
+from mteb_vllm.preflight.pipelines import pipeline_mistakes
+from mteb_vllm.tasks import selection as task_selection
+from mteb_vllm.util.disk import why_not_writable
+
+
+def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mistake]:
+    """What is wrong with one run, as far as that can be known without loading anything.
+
+    Args:
+        config: The run.
+        broken: Parts of it, as `tasks`, in which mistakes have been found already. Their values are checked, but nothing
+            that would only follow from those mistakes is reported.
+    """
+    if is_report(config):
+        return _report_mistakes(config)
+    if "experiment" in broken:
+        broken = ("model", "engine", "prompts", "instruction", "score_template", "tasks", "pipeline")
+    mteb = mteb_catalogue()
+    reranker = config.model.kind == "cross_encoder"
+    chosen, found = task_selection.select(config.tasks, mteb)
+    if not chosen and not found and "tasks" not in broken:
+        found = [task_selection.why_none(config.tasks)]
+    needed = {"tasks", "prompts", "pipeline", *(["model", "score_template"] if reranker else [])}
+    sure = not found and not needed & set(broken)
+    mistakes = engine_mistakes("", config.model, config.engine)
+    mistakes += found
+    mistakes += recipe_mistakes("", config.model, config.engine, config.prompts, config.instruction, broken=broken)
+    mistakes += score_templates.check("score_template", config.score_template)
+    mistakes += score_templates.check("model.score_template", config.model.score_template)
+    pipeline = pipeline_mistakes(config, () if found else chosen, broken) if "pipeline" not in broken else []
+    if sure and not mistakes and not pipeline:
+        prompts = {key: value for key, value in config.prompts.items() if key != "from_model"}
+        mistakes += _applies_nowhere(prompts, _prompted(config, chosen), config)
+    if not reranker and config.score_template != ScoreTemplateConfig(from_model=config.score_template.from_model):
+        what = "is what a cross-encoder reads pairs through, and the model is an encoder"
+        mistakes.append(Mistake("score_template", what, "Leave it away, or choose a reranker: model=ms_marco_minilm"))
+    wrong_kind = any(mistake.where.startswith("model.kind=") for mistake in pipeline)
+    if reranker and not wrong_kind and not {"model", "engine", "score_template", "instruction"} & set(broken):
+        mistakes += _reranker_mistakes(config, templates_fine=not mistakes)
+    mistakes += pipeline
+    if config.runs is not None:
+        what = "is what pipeline=report reads, and this is another pipeline"
+        mistakes.append(Mistake("runs", what, "Add: pipeline=report"))
+    mistakes += folder_mistakes("results.dir", config.results.dir, "results")
+    return mistakes
+
+
+def _prompted(config: RunConfig, chosen: Sequence[TaskInfo]) -> list[TaskInfo]:
+    """The tasks whose texts prompts stand in front of."""
+    made = make_pipeline(config)
+    if isinstance(made, Throughput) and made.lengths != "tasks":
+        return [made.prompted_as()]
+    return task_selection.parts(chosen, mteb_catalogue())
+
+
+def _report_mistakes(config: RunConfig) -> list[Mistake]:
+    made, mistakes = build_target("pipeline", config.pipeline, "model_kinds")
+    if not config.runs:
+        way = "Name folders of sweeps, of runs, or of results: runs='outputs/sweeps/2026-11-24/*'"
+        mistakes.append(Mistake("runs", "which runs shall be compared?", way))
+    if config.dry_run:
+        mistakes.append(Mistake("dry_run=true", "a report computes nothing that could be left out"))
+    own = made.dir if made is not None else None
+    return [
+        *mistakes,
+        *(
+            folder_mistakes("pipeline.dir", own)
+            if own is not None
+            else folder_mistakes("results.dir", config.results.dir, "reports")
+        ),
+    ]
+
+
+def _applies_nowhere(prompts: Mapping[str, Any], parts: Sequence[TaskInfo], config: RunConfig) -> list[Mistake]:
+    """Refuses prompts that the user chose and that would reach no text of the run."""
+    keys = [key for key, value in prompts.items() if value is not None]
+    if not keys or not parts:
+        return []
+    if config.model.kind == "cross_encoder":
+        template = score_templates.resolve(config.score_template, config.model.score_template)
+        if not template.takes_instruction:
+            what = "a reranker's prompts are instructions, and its score template takes none"
+            way = "A text before each query or document: score_template.query_prefix, score_template.document_prefix."
+            return [Mistake("prompts", what, way)]
+    elif applying_keys(keys, parts):
+        return []
+    if instruction_keys(keys, parts) and config.model.kind == "cross_encoder":
+        return []
+    types = ", ".join(sorted({task.type for task in parts}))
+    what = f"none of its keys ({', '.join(keys)}) applies to the chosen tasks, which are of the types {types}"
+    way = f"Keys that would apply: {', '.join(candidates(parts[0].name, parts[0].type, None))}. "
+    way += "query and document apply only to tasks with a query side, as retrieval."
+    return [Mistake("prompts", what, way)]
+
+
+def _reranker_mistakes(config: RunConfig, *, templates_fine: bool) -> list[Mistake]:
+    """What only a cross-encoder's run can have wrong."""
+    mistakes: list[Mistake] = []
+    try:
+        model = find_recipe(config.model)
+    except ModelError:
+        return mistakes  # said already
+    overrides = resolve_arguments(config.engine, config.model.engine)[0].get("hf_overrides")
+    if problem := label_problem(model, overrides if isinstance(overrides, Mapping) else {}):
+        mistakes.append(Mistake(f"model.name={model.name}", problem))
+    if backend_of(config.engine) == "vllm" and templates_fine:
+        chosen = score_templates.resolve(config.score_template, config.model.score_template)
+        arguments = resolve_arguments(config.engine, config.model.engine)[0]
+        refused = apply_files(model.files, model.config, arguments, "classify").activation_refused
+        if refused and chosen.activation is None:
+            mistakes.append(Mistake(f"model.name={model.name}", refused))
+    if config.instruction.template is not None:
+        what = "a reranker reads its instruction through its score template"
+        mistakes.append(Mistake("instruction.template", what, "Write {{ instruction }} into score_template.template."))
+    if not templates_fine or not is_language_model(model.config) or not config.score_template.from_model:
+        return mistakes
+    if score_templates.resolve(config.score_template, config.model.score_template).text is None:
+        what = "a language model scores pairs through a template, and neither the recipe nor score_template names one"
+        way = "Choose one, as score_template=qwen3_reranker, or say that it needs none: score_template=none."
+        mistakes.append(Mistake("score_template", what, way))
+    return mistakes
+
+
+# Bytes that the system takes for a path, and those of them that a result's name below a folder of results may need.
+_LONGEST_PATH, _BELOW = 4096, 1024
+
+
+def folder_mistakes(key: str, folder: str, below: str = "") -> list[Mistake]:
+    """Return what is wrong with a folder that is written into.
+
+    Args:
+        key: The key of the configuration that names it.
+        folder: The folder; need not exist.
+        below: What is written into of it.
+    """
+    if not folder.strip():
+        return [Mistake(f"{key}={folder!r}", "is no folder", f"The current one: {key}=.")]
+    if not folder.isprintable():
+        return [Mistake(f"{key}={folder!r}", "holds a character that cannot be printed")]
+    if len(os.fsencode(Path(folder).absolute())) + _BELOW > _LONGEST_PATH:
+        return [Mistake(f"{key}={folder[:80]}...", "is too long: results below it would have no name")]
+    why = why_not_writable(Path(folder) / below)
+    return [Mistake(f"{key}={folder}", why)] if why is not None else []

@@ -1,0 +1,434 @@
+"""From a command line to the points that it means, with every mistake found on the way.
+
+Hydra's own composition stops at the first bad key. So overrides are read with Hydra's parser, sweeps expanded, each point
+composed leniently, and what is wrong is collected; Hydra runs only what has passed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from mteb_vllm.catalogue import vllm_catalogue, warm
+from mteb_vllm.config.limits import reference_mistakes
+from mteb_vllm.config.overrides import apply, choice_mistake, in_words, parse_overrides, reference_mistake
+from mteb_vllm.config.schema import (
+    LauncherConfig,
+    RunConfig,
+    build,
+    compose_config,
+    composer,
+    conf_dir,
+    group_options,
+    load_file,
+    parse_what_fits,
+)
+from mteb_vllm.engines.arguments import backend_of
+from mteb_vllm.engines.vllm import INSTALL
+from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake
+from mteb_vllm.models.files import forget_models
+from mteb_vllm.pipelines.factory import is_report
+from mteb_vllm.preflight.checks import check_config, folder_mistakes
+from mteb_vllm.preflight.hydra import hydra_mistakes, named_after_secrets, refers_outside, search_path_mistakes
+from mteb_vllm.util.masking import find_secrets, in_engine, mask, protect, register_fields, register_written
+from mteb_vllm.util.shell import answering, suggest
+
+# What a file that somebody wrote can make Hydra raise.
+_NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a sweep, or a single run, that has passed.
+
+    Attributes:
+        overrides: The overrides that make it, sweeps expanded.
+        config: What they compose to.
+        swept: Whether it is a sweep's, by `-m` or by the configuration's own `hydra.mode`.
+        folder: Hydra's folder of the run or of the sweep, at the time of the check; None where only Hydra will know it.
+    """
+
+    overrides: tuple[str, ...]
+    config: RunConfig
+    swept: bool
+    folder: Path | None = None
+
+
+def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str | None = None) -> list[Point]:
+    """Checks a whole command.
+
+    Args:
+        overrides: As on the command line.
+        multirun: Whether commas sweep.
+        config_dir: A user's folder of configuration files.
+
+    Returns:
+        the points, in the order in which Hydra runs them.
+
+    Raises:
+        ConfigError: with every mistake of every point, each once.
+        MissingPackageError: if vLLM is not installed.
+        CatalogueError: if mteb or vLLM is installed, but cannot be read.
+    """
+    warm()
+    forget_models()
+    register_written(overrides)
+    points = []
+    with composer(config_dir):
+        parsed, mistakes = parse_overrides(overrides)
+        unread = {_section(mistake) for mistake in mistakes}
+        if imported := search_path_mistakes(overrides):
+            raise ConfigError([*mistakes, *imported])  # nothing can be composed without
+        composition = _Composition(parsed)
+        swept = multirun or composition.sweeps
+        # What the command line says of a key wins over the configuration's own axes.
+        axes, found = _axes([*composition.axes, *parsed] if swept else parsed, swept)
+        mistakes += [*_never_read(config_dir), *composition.mistakes, *found]
+        typed = {override.key_or_group: _plus(override) for override in parsed}
+        for overrides_of_point in itertools.product(*axes):
+            config, found = composition.point(overrides_of_point)
+            if config is not None:
+                with answering(typed):
+                    found += check_config(config, broken=unread | {_section(mistake) for mistake in found})
+                points.append(Point(tuple(mask(_written(one)) for one in overrides_of_point), config, swept))
+            mistakes += found
+        if points and not is_report(points[0].config):
+            points[0] = replace(points[0], folder=composition.folder(overrides_of_point, swept))
+            mistakes += _hydra_folder_mistakes(points[0])
+    mistakes += _of_reports(points)
+    if vllm_catalogue() is None and any(_needs_vllm(point.config) for point in points):
+        if not mistakes:
+            raise MissingPackageError(INSTALL)
+        mistakes.append(Mistake("vLLM", "is needed for all of this", INSTALL))
+    if mistakes:
+        raise ConfigError(mistakes)
+    return points
+
+
+def register_secrets(overrides: Sequence[str], *, config_dir: str | None = None) -> None:
+    """Register the secrets of a configuration that is only printed; whatever is wrong with it, Hydra will say."""
+    register_written(overrides)
+    if imported := search_path_mistakes(overrides):
+        raise ConfigError(imported)
+    try:
+        with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError, OSError), composer(config_dir):
+            register_fields(compose_config(overrides))
+    except YAMLError as error:
+        raise ConfigError([Mistake("configuration", in_words(error))]) from None
+
+
+def _hydra_folder_mistakes(point: Point) -> list[Mistake]:
+    results = Path(point.config.results.dir).absolute()
+    if point.folder is None or point.folder.absolute().is_relative_to(results):
+        return []  # that one is checked anyway
+    return folder_mistakes(f"hydra.{'sweep' if point.swept else 'run'}.dir", str(point.folder))
+
+
+def _needs_vllm(config: RunConfig) -> bool:
+    if is_report(config):
+        return False
+    stage = config.pipeline.get("first_stage")
+    engines = [config.engine, *([stage["engine"]] if isinstance(stage, dict) and "engine" in stage else [])]
+    return any(backend_of(engine) != "sentence_transformers" for engine in engines)
+
+
+def _of_reports(points: Sequence[Point]) -> Iterator[Mistake]:
+    """What is wrong with how runs shall be compared, seen over all points."""
+    for point in points:
+        name = point.config.report.baseline
+        if is_report(point.config) and point.swept:
+            yield Mistake("pipeline=report", "is no point of a sweep", "A report covers any number of runs: runs=[a,b]")
+        elif point.swept and name is not None and name not in map(str, range(len(points))):
+            yield Mistake(f"report.baseline={name}", f"the sweep has points 0 to {len(points) - 1}")
+
+
+class _Composition:
+    """Composes points, each set of group choices once.
+
+    Attributes:
+        sweeps: Whether the configuration itself asks for a sweep.
+        axes: The configuration's own axes (`hydra.sweeper.params`).
+        mistakes: What is wrong with what the command says of Hydra itself.
+    """
+
+    def __init__(self, overrides: Sequence[Override]) -> None:
+        self.sweeps = False
+        self.axes: list[Override] = []
+        self.mistakes: list[Mistake] = []
+        # What concerns Hydra itself: first of all where else files are looked for, then what else is right of it.
+        self._fixed = [_written(override) for override in overrides if override.key_or_group == "hydra.searchpath"]
+        self._options = functools.cache(lambda group: group_options(group, self._fixed))
+        self._file = functools.cache(load_file)
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._of_hydra: dict[int, list[Mistake]] = {}  # by the id of a base
+        choices, values, _ = self._sorted([override for override in overrides if not override.is_sweep_override()])
+        try:
+            config = self._base(choices).copy()
+        except _NOT_COMPOSED:
+            return  # the points will say why
+        OmegaConf.set_readonly(config.hydra, False)
+        for override in values:
+            if override.is_hydra_override():
+                found = apply(override, config)
+                self.mistakes += found
+                self._fixed += [] if found else [_written(override)]
+        self.mistakes += [*_launcher_mistakes(config.hydra.launcher), *_job_mistakes(config.hydra.job)]
+        self.sweeps = config.hydra.mode == RunMode.MULTIRUN
+        params = config.hydra.sweeper.get("params") or {}
+        self.axes, unread = parse_overrides([f"{key}={value}" for key, value in params.items()])
+        self.mistakes += unread
+
+    def point(self, overrides: Sequence[Override]) -> tuple[RunConfig | None, list[Mistake]]:
+        """What one point composes to, as far as it does, and what is wrong with it."""
+        choices, values, mistakes = self._sorted(overrides)
+        try:
+            base = self._base(choices)
+        except ConfigError as error:
+            return None, [*mistakes, *error.mistakes]
+        except _NOT_COMPOSED as error:
+            staged = [choice for choice in choices if choice.key_or_group == "pipeline/first_stage"]
+            if staged and "No match in the defaults list" in str(error):
+                what = "only a pipeline of two stages has a first one"
+                return None, [*mistakes, Mistake(_written(staged[0]), what, "Add: pipeline=rerank")]
+            mounted = [choice for choice in choices if (choice.package or "").startswith("pipeline.first_stage.")]
+            if mounted and "Could not override" in str(error):
+                way = "In a sweep over first stages, write that one down in a file of yours: pipeline/first_stage/NAME.yaml"
+                return None, [*mistakes, Mistake(_written(mounted[0]), "only pipeline/first_stage=dense has this", way)]
+            undecoded = list(_not_utf8()) if isinstance(error, UnicodeDecodeError) else []
+            return None, [*mistakes, *(undecoded or [Mistake("configuration", in_words(error))])]
+        files = base.hydra.runtime.choices
+        config = OmegaConf.masked_copy(base, [str(key) for key in base if key != "hydra"])
+        OmegaConf.set_struct(config, True)
+        for override in values:
+            if not override.is_hydra_override():
+                mistakes += apply(override, config)
+        if files.get("experiment") is not None or self._options("local"):
+            by_hand = [override.key_or_group for override in values]
+            mistakes += [mistake for choice in choices for mistake in self._undone(choice, by_hand, config)]
+        for at in ("model", "pipeline.first_stage.model"):
+            mistakes += self._another_name(files.get("model" if at == "model" else f"model@{at}"), config, at)
+        if endless := reference_mistakes(config):
+            return None, [*mistakes, *endless]
+        mistakes += self._hydra_mistakes(base, config)
+        try:
+            plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            return None, [*mistakes, reference_mistake(error, values)]
+        secrets = find_secrets(config)
+        protect(plain, secrets)
+        if secrets:
+            mistakes += named_after_secrets(base.hydra)
+        for path in sorted(secrets, key=str):
+            if not in_engine(path):
+                what = "takes a secret, and results depend on it: secrets are in no fingerprint, and go to engines only"
+                mistakes.append(Mistake(".".join(map(str, path)), what))
+        for overlay in ("experiment", "local"):
+            if isinstance(plain.get(overlay), dict):
+                what = "its file must begin with the line: # @package _global_"
+                mistakes.append(Mistake(f"{overlay}={files.get(overlay)}", what))
+                del plain[overlay]
+        made, found = parse_what_fits(plain)
+        return made, [*mistakes, *found]
+
+    def folder(self, overrides: Sequence[Override], swept: bool) -> Path | None:
+        """Return Hydra's own folder of a run or sweep; None where only Hydra itself will know it, when a point runs."""
+        choices, values, _ = self._sorted(overrides)
+        whole = self._base(choices).copy()
+        try:
+            for override in values:
+                if not override.is_hydra_override():
+                    apply(override, whole)
+            return Path(str(whole.hydra.sweep.dir if swept else whole.hydra.run.dir))
+        except OmegaConfBaseException:
+            return None
+
+    def _sorted(self, overrides: Sequence[Override]) -> tuple[list[Override], list[Override], list[Mistake]]:
+        """Choices of files that exist, fields, and the choices of files that do not."""
+        choices, values, mistakes = [], [], []
+        for override in overrides:
+            key = override.key_or_group
+            options = self._options(key) if "." not in key else []
+            if not options or isinstance(override.value(), dict):
+                values.append(override)
+            elif (mistake := choice_mistake(override, options)) is not None:
+                mistakes.append(mistake)
+            else:
+                choices.append(override)
+        return choices, [override for override in values if override.key_or_group != "hydra.searchpath"], mistakes
+
+    def _base(self, choices: Sequence[Override]) -> DictConfig:
+        texts = (*self._fixed, *map(_written, choices))
+        if texts not in self._bases:
+            self._bases[texts] = compose_config(texts)
+            register_fields(self._bases[texts])
+            if endless := reference_mistakes(self._bases[texts]):
+                raise ConfigError(endless)
+            # For ${hydra:...} in somebody's file.
+            HydraConfig.instance().set_config(self._bases[texts])
+        return self._bases[texts]
+
+    def _hydra_mistakes(self, base: DictConfig, config: DictConfig) -> list[Mistake]:
+        if refers_outside(base.hydra):
+            whole = OmegaConf.merge({}, OmegaConf.masked_copy(base, ["hydra"]), config)
+            return hydra_mistakes(whole.hydra)
+        if id(base) not in self._of_hydra:
+            self._of_hydra[id(base)] = hydra_mistakes(base.hydra)
+        return self._of_hydra[id(base)]
+
+    def _undone(self, choice: Override, by_hand: Sequence[str], config: DictConfig) -> Iterator[Mistake]:
+        """What an overlay changed of a file that the command line chose, where such a choice is meant as the whole answer."""
+        group, name = choice.key_or_group, choice.value()
+        if (
+            choice.package
+            or group not in ("prompts", "instruction", "score_template", "tasks")
+            or not isinstance(name, str)
+            or choice.is_delete()
+        ):
+            return
+        said, now = self._file(f"{group}/{name}"), OmegaConf.to_container(config[group])
+        assert isinstance(now, dict)
+        if group == "prompts":
+            said = {**dict.fromkeys(map(str, now)), **said}  # the whole dict is the choice, and not only its own keys
+        for path, value in _leaves(said):
+            full = ".".join([group, *path])
+            found: Any = now
+            there = True
+            for key in path:
+                there = isinstance(found, Mapping) and key in found
+                found = found[key] if there else None
+            if found != value and not any(f"{full}.".startswith(f"{key}.") for key in by_hand):
+                way = f"For what the file says: {suggest(full if there else f'+{full}', value)}"
+                yield Mistake(_written(choice), f"the experiment (or local/) sets {full} to {found!r} over it", way)
+
+    def _another_name(self, recipe: Any, config: DictConfig, at: str) -> Iterator[Mistake]:
+        """Refuses a pinned recipe under another model's name."""
+        said = self._file(f"model/{recipe}") if isinstance(recipe, str) else {}
+        pinned = any(said.get(field) is not None for field in ("revision", "path", "package"))
+        name = OmegaConf.select(config, f"{at}.name")
+        if pinned and said.get("name") is not None and name != said["name"]:
+            what = f"the recipe {recipe} is {said['name']}'s, with a revision, path or prompts that are not another model's"
+            choice = "model=custom" if at == "model" else f"model@{at}=custom"
+            yield Mistake(f"{at}.name={name}", what, f"For another model: {choice} {suggest(f'{at}.name', name)}")
+
+
+def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Override]], list[Mistake]]:
+    """The values of each override, as Hydra's BasicSweeper has them: the last axis is the fastest, the last word counts."""
+    axes: dict[str, list[Override]] = {}
+    mistakes = []
+    for at, override in enumerate(overrides):
+        key, written = override.get_key_element(), _written(override)
+        values = [override]
+        if override.is_sweep_override():
+            if not swept:
+                start, _, raw = written.partition("=")
+                listed, text = shlex.quote(f"{start}=[{raw}]"), suggest(start, raw)
+                way = "To sweep over them, add -m."
+                if isinstance(sweep := override.value(), ChoiceSweep) and sweep.simple_form:
+                    way += f" A list: {listed}. A text with a comma: {text}."
+                mistakes.append(Mistake(written, "several values, but no sweep", way))
+            elif override.is_hydra_override():
+                mistakes.append(Mistake(written, "Hydra's own settings cannot be swept"))
+            try:
+                values, _ = parse_overrides([f"{key}={value}" for value in override.sweep_string_iterator()])
+            except (HydraException, ValueError) as error:
+                mistakes.append(Mistake(written, in_words(error)))
+                continue
+            if not values:
+                mistakes.append(Mistake(written, "there is no value in it"))
+                continue
+        axes[key if swept else str(at)] = values
+    return list(axes.values()), mistakes
+
+
+def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:
+    if not str(launcher.get("_target_")).endswith(".EngineGroupedLauncher"):
+        return []  # another one's own affair
+    try:
+        values: Any = OmegaConf.to_container(launcher, resolve=True)
+        build(LauncherConfig, {key: value for key, value in values.items() if key != "_target_"}, "hydra.launcher")
+    except ConfigError as error:
+        return list(error.mistakes)
+    except OmegaConfBaseException as error:
+        return [Mistake("hydra.launcher", in_words(error))]
+    return []
+
+
+def _job_mistakes(job: DictConfig) -> Iterator[Mistake]:
+    if job.chdir:
+        what = "a run stays where it was started: results.dir and folders of models and data are relative to that"
+        yield Mistake("hydra.job.chdir=true", what)
+    for name in job.env_set:
+        if str(name).startswith("VLLM_"):
+            what = "is set where no setting of an engine's is"
+            yield Mistake(f"hydra.job.env_set.{name}", what, f"Write: +engine.env.{name}=...")
+
+
+def _never_read(config_dir: str | None) -> list[Mistake]:
+    """Files of a user's that Hydra would never read, since it finds a shipped one of the same name first."""
+    if config_dir is None:
+        return []
+    shipped = conf_dir()
+    mistakes = []
+    for file in sorted(shipped.rglob("*.yaml")):
+        twin = Path(config_dir, file.relative_to(shipped))
+        if twin.is_file() and twin.read_bytes() != file.read_bytes():
+            mistakes.append(
+                Mistake(str(twin), "a shipped file has this name and is found first", "Give it another name.")
+            )
+    return mistakes
+
+
+def _not_utf8() -> Iterator[Mistake]:
+    """Name the files of the configuration that are not UTF-8, seen from inside `composer`: Hydra names none."""
+    places = [item.path for item in GlobalHydra.instance().config_loader().get_search_path().get_path()]
+    for folder in [
+        place.removeprefix("file://") for place in places if place is not None and place.startswith("file://")
+    ]:
+        for file in sorted(Path(folder).rglob("*.yaml")):
+            try:
+                content = file.read_bytes()
+                content.decode("utf-8")
+            except UnicodeDecodeError as error:
+                line = content.count(b"\n", 0, error.start) + 1
+                what = f"is not UTF-8 (the byte 0x{content[error.start]:02x} in line {line})"
+                yield Mistake(str(file), what, "Save it as UTF-8; an editor or iconv does that.")
+            except OSError:
+                continue
+
+
+def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from (((key, *path), leaf) for path, leaf in _leaves(value))
+        elif key != "defaults" and value != {}:
+            yield (key,), value
+
+
+def _section(mistake: Mistake) -> str:
+    """The part of the configuration that a mistake is in, as `engine`."""
+    found = re.match(r"[+~]*(\w+)", mistake.where)
+    return found.group(1) if found else ""
+
+
+def _plus(override: Override) -> str:
+    return "++" if override.is_force_add() else "+" if override.is_add() else ""
+
+
+def _written(override: Override) -> str:
+    return str(override.input_line)

@@ -1,0 +1,163 @@
+"""What Hydra's own settings may make: its plugins and Python's log handlers, and nothing else.
+
+Hydra instantiates any `_target_` below `hydra.callbacks`, and those nested in the settings of launchers and sweepers;
+Python's `logging.config` imports what `()`, `class` and `ext://` name. A file of somebody's could run anything so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.core.config_store import ConfigNode, ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.experimental.callback import Callback
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mteb_vllm.errors import Mistake
+from mteb_vllm.util.masking import MaskingFormatter, mask
+from mteb_vllm.util.quiet import LogFile
+
+# Registered with Hydra when a sweep starts.
+_OWN_LAUNCHER = "hydra_plugins.mteb_vllm.EngineGroupedLauncher"
+
+_FORMATTERS = (f"{MaskingFormatter.__module__}.{MaskingFormatter.__name__}", "colorlog.ColoredFormatter")
+_HANDLERS = (f"{LogFile.__module__}.{LogFile.__name__}",)
+
+_WAY = "Allowed are those of Hydra and of its installed plugins (packages in hydra_plugins)."
+
+
+def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
+    """Return what is wrong with the code that Hydra's settings name; nothing of it is instantiated."""
+    mistakes = []
+    installed = Plugins.instance().class_name_to_class
+    for part, kind in (("launcher", Launcher), ("sweeper", Sweeper)):
+        target = _value(hydra[part], "_target_")
+        if target != _OWN_LAUNCHER and not issubclass(installed.get(str(target), object), kind):
+            mistakes.append(Mistake(f"hydra.{part}._target_={target}", f"is no {part} that is installed", _WAY))
+    callbacks = hydra.get("callbacks")
+    for name in callbacks or ():
+        node = _value(callbacks, name)
+        target = _value(node, "_target_") if isinstance(node, DictConfig) else None
+        if not _is_callback(target):
+            mistakes.append(
+                Mistake(f"hydra.callbacks.{name}._target_={target}", "is no callback that is installed", _WAY)
+            )
+    known: set[str] | None = None
+    for part in ("launcher", "sweeper", "callbacks"):
+        for path, target in _targets(hydra.get(part), f"hydra.{part}"):
+            depth = 3 if part == "callbacks" else 2
+            if len(path.split(".")) > depth:
+                known = _of_plugins() if known is None else known
+                if target not in known:
+                    mistakes.append(
+                        Mistake(f"{path}._target_={target}", "is nothing that a plugin of Hydra's names", _WAY)
+                    )
+    for part in ("job_logging", "hydra_logging"):
+        mistakes += _logging_mistakes(hydra.get(part), f"hydra.{part}", ())
+    return mistakes
+
+
+def named_after_secrets(hydra: DictConfig) -> list[Mistake]:
+    """Return the names of folders in which Hydra would write out overrides, where one of those holds a secret."""
+    names = {"hydra.run.dir": (hydra.run, "dir"), "hydra.sweep.dir": (hydra.sweep, "dir")}
+    names |= {"hydra.sweep.subdir": (hydra.sweep, "subdir"), "hydra.job.name": (hydra.job, "name")}
+    mistakes = []
+    for key, (node, field) in names.items():
+        written: Any = OmegaConf.to_container(node, resolve=False)
+        raw = str(written[field])
+        if "override_dirname" in raw or mask(raw) != raw or mask(str(_value(node, field))) != str(_value(node, field)):
+            mistakes.append(Mistake(f"{key}={raw}", "would hold a secret", "Use the point's number: ${hydra.job.num}"))
+    return mistakes
+
+
+def refers_outside(hydra: DictConfig) -> bool:
+    """Return whether what code is made of takes values from outside of Hydra's own settings, which differ between points."""
+    made = OmegaConf.masked_copy(hydra, ["launcher", "sweeper", "callbacks", "job_logging", "hydra_logging"])
+    return re.search(r"\$\{(?!hydra[.:])", str(OmegaConf.to_container(made))) is not None
+
+
+def search_path_mistakes(overrides: Sequence[str]) -> list[Mistake]:
+    """Return the overrides that let Hydra import a package to look for files in it."""
+    way = "Name its folder: hydra.searchpath=[file:///folder], or --config-dir."
+    return [
+        Mistake(text, "a package of this kind is imported, and its code runs", way)
+        for text in overrides
+        if text.lstrip("+~").startswith("hydra.searchpath") and "pkg://" in text
+    ]
+
+
+def _is_callback(target: Any) -> bool:
+    """Return whether a target is a class of callbacks of Hydra's, or of one of its plugins."""
+    module, _, name = str(target).rpartition(".")
+    if module != "hydra.experimental.callbacks" and not module.startswith("hydra_plugins."):
+        return False
+    try:
+        # Hydra itself has imported all of its plugins.
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return False
+    return isinstance(found, type) and issubclass(found, Callback)
+
+
+def _of_plugins() -> set[str]:
+    """Return the targets in the configurations that Hydra's plugins have registered, as a sampler of Optuna's."""
+
+    def walk(node: Any) -> Iterator[str]:
+        if isinstance(node, ConfigNode):
+            yield from (target for _, target in _targets(node.node, ""))
+        elif isinstance(node, dict):
+            for inner in node.values():
+                yield from walk(inner)
+
+    return set(walk(ConfigStore.instance().repo.get("hydra", {})))
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield every `_target_` at and below a node, with the path to what it makes."""
+    if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+        for key in node:
+            value = _value(node, key)
+            if key == "_target_":
+                yield path, str(value)
+            else:
+                yield from _targets(value, f"{path}.{key!s}")
+    elif isinstance(node, ListConfig) and not node._is_none() and not node._is_missing():
+        for at in range(len(node)):
+            yield from _targets(_value(node, at), f"{path}.{at}")
+
+
+def _logging_mistakes(node: Any, path: str, keys: tuple[str, ...]) -> Iterator[Mistake]:
+    """Yield what a configuration of `logging` would import or call besides `logging`'s own handlers and formatters."""
+    if isinstance(node, (DictConfig, ListConfig)) and not node._is_none() and not node._is_missing():
+        for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+            value, at = _value(node, key), f"{path}.{key}"
+            if key in ("()", "class") and not _is_of_logging(value, formatter="formatters" in keys):
+                yield Mistake(f"{at}={value!s}", "is no handler or formatter of Python's logging")
+            yield from _logging_mistakes(value, at, (*keys, str(key)))
+    elif isinstance(node, str) and node.startswith("ext://") and node not in ("ext://sys.stdout", "ext://sys.stderr"):
+        yield Mistake(f"{path}={node}", "is imported", "Allowed: ext://sys.stdout, ext://sys.stderr.")
+
+
+def _is_of_logging(name: Any, *, formatter: bool) -> bool:
+    if name is None or name in (_FORMATTERS if formatter else _HANDLERS):
+        return True
+    if re.fullmatch(r"logging\.(handlers\.)?\w+", str(name)) is None:
+        return False
+    module, _, attribute = str(name).rpartition(".")
+    found = getattr(importlib.import_module(module), attribute, None)
+    return isinstance(found, type) and issubclass(found, logging.Formatter if formatter else logging.Handler)
+
+
+def _value(node: Any, key: Any) -> Any:
+    """Return a value, resolved where that is possible before a job runs."""
+    try:
+        return node[key]
+    except OmegaConfBaseException:
+        return str(OmegaConf.to_container(node, resolve=False)[key])  # type: ignore[index]

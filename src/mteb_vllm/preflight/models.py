@@ -1,0 +1,214 @@
+"""What is wrong with a model's recipe, its texts, and the arguments of its engine."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection, Mapping
+from types import NoneType
+from typing import Any
+
+from mteb_vllm.catalogue import MtebCatalogue, VllmCatalogue, mteb_catalogue, vllm_catalogue
+from mteb_vllm.config.schema import InstructionConfig, ModelConfig
+from mteb_vllm.engines.arguments import (
+    backend_of,
+    check_arguments,
+    check_sentence_transformers,
+    context_limit,
+    resolve_arguments,
+)
+from mteb_vllm.engines.base import Convert
+from mteb_vllm.errors import Mistake, ModelError
+from mteb_vllm.models.architectures import check_architecture, is_encoder_only, longest_context, position_limit
+from mteb_vllm.models.files import Model, find_recipe, missing_files
+from mteb_vllm.models.sentence_transformers_files import apply_files
+from mteb_vllm.preflight.prompts import prompt_mistakes, template_mistakes
+from mteb_vllm.results.lookup import model_folder
+from mteb_vllm.util.files import name_problem
+from mteb_vllm.util.shell import suggest
+from mteb_vllm.util.suggestions import close, nearest
+
+# The largest number of tokens in a step that vLLM sets by itself, on any device (its `EngineArgs.get_batch_defaults`), and
+# twice that for `performance_mode=throughput`.
+_DEFAULT_TOKENS = 32768
+_CAUSAL_ONLY = {
+    "enable_prefix_caching": "it has no KV cache that texts could share",
+    "enable_chunked_prefill": "a text cannot be split over steps",
+}
+# Of config.json, whatever the model: what transformers' PreTrainedConfig declares, and what vLLM reads beside it.
+_CONFIG_KEYS = (
+    "architectures", "num_labels", "id2label", "label2id", "problem_type", "max_position_embeddings", "is_causal",
+    "classifier_from_token", "method", "head_dtype", "is_original_qwen3_reranker", "use_sep_token", "rope_scaling",
+    "rope_parameters", "rope_theta", "sliding_window", "matryoshka_dimensions", "is_matryoshka", "model_max_length",
+    "text_config", "tie_word_embeddings", "pad_token_id", "num_hidden_layers", "sentence_transformers", "dtype",
+    "torch_dtype",
+)  # fmt: skip
+
+
+def engine_mistakes(where: str, model: ModelConfig, engine: Mapping[str, Any]) -> list[Mistake]:
+    """What is wrong with engine arguments, the recipe's among them; `where` is what stands before `engine` and `model`."""
+    if backend_of(engine) == "sentence_transformers":
+        return check_sentence_transformers(f"{where}engine", engine)  # a recipe's arguments are vLLM's
+    if (vllm := vllm_catalogue()) is None:
+        return []
+    if model.engine.get("backend") is not None:
+        what = "what works in an engine, a recipe cannot say"
+        return [Mistake(f"{where}model.engine.backend={model.engine['backend']}", what, f"Use {where}engine.backend.")]
+    return [
+        *check_arguments(f"{where}engine", engine, vllm),
+        *check_arguments(f"{where}model.engine", model.engine, vllm),
+    ]
+
+
+def recipe_mistakes(
+    where: str,
+    model: ModelConfig,
+    engine: Mapping[str, Any],
+    prompts: Mapping[str, Any],
+    instruction: InstructionConfig,
+    *,
+    broken: Collection[str] = (),
+) -> list[Mistake]:
+    """What is wrong with a model and its texts; `where` is what stands before `model`, `prompts` and so on."""
+    mteb = mteb_catalogue()
+    mistakes = prompt_mistakes(f"{where}prompts", prompts, mteb)
+    mistakes += prompt_mistakes(f"{where}model.prompts", model.prompts or {}, mteb)
+    mistakes += template_mistakes(f"{where}instruction", instruction)
+    mistakes += template_mistakes(f"{where}model.instruction", model.instruction)
+    if "model" not in broken:
+        mistakes += _model_mistakes(f"{where}model", model, engine, mteb, vllm_catalogue())
+    return mistakes
+
+
+def _revision_mistakes(at: str, revision: str | None) -> list[Mistake]:
+    """What is wrong with a revision, before the Hub's cache is looked through for it."""
+    if revision is None:
+        return []
+    # A branch's name may hold slashes.
+    problems = (name_problem(part) for part in revision.split("/"))
+    problem = next((problem for problem in problems if problem is not None), None)
+    return [Mistake(f"{at}.revision={revision}", f"is no commit, branch or tag: {problem}")] if problem else []
+
+
+def file_problems(model: Model, kind: str, engine: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say what of a model's files is missing, or asks for what the engine does not do."""
+    missing = tuple(missing_files(model)) if not {"tokenizer", "skip_tokenizer_init"} & set(arguments) else ()
+    if backend_of(engine) != "vllm":
+        return missing
+    convert: Convert = "classify" if kind == "cross_encoder" else "embed"
+    return missing + apply_files(model.files, model.config, arguments, convert).refused
+
+
+def _model_mistakes(
+    at: str, model: ModelConfig, engine: Mapping[str, Any], mteb: MtebCatalogue, vllm: VllmCatalogue | None
+) -> list[Mistake]:
+    where = f"{at}.path={model.path}" if model.path else f"{at}.name={model.name}" if model.name else at
+    if model.name is None and model.path is None and model.package is None:
+        return [Mistake(where, "no model is named", f"Set {at}.name=org/name or {at}.path=/folder.")]
+    if mistakes := _revision_mistakes(at, model.revision):
+        return mistakes
+    try:
+        found = find_recipe(model)
+    except ModelError as error:
+        by_name = model.path is None and model.package is None and model.name not in mteb.models
+        near = tuple(suggest(f"{at}.name", name) for name in nearest(model.name or "", mteb.models)) if by_name else ()
+        return [Mistake(where, str(error), nearest=near)]
+    # A local model's are what the user says, and folders of the results.
+    folders = {f"name={found.name}": model_folder(found.name), f"revision={found.revision}": found.revision}
+    misplaced = [(said, problem) for said, name in folders.items() if (problem := name_problem(name)) is not None]
+    if misplaced:
+        way = "Results are in folders of these names."
+        return [Mistake(f"{at}.{said}", problem, way) for said, problem in misplaced]
+    arguments, env, *_ = resolve_arguments(engine, model.engine)
+    overrides = arguments.get("hf_overrides")
+    config = {**found.config, **(overrides if isinstance(overrides, Mapping) else {})}
+    replaced = not set(config.get("architectures") or []).isdisjoint(vllm.architectures if vllm is not None else ())
+    problems = []
+    # The head that vLLM makes of a language model's has a name that it need not know.
+    others = backend_of(engine) != "vllm" or "model_impl" in arguments
+    if vllm is not None and not others and not replaced:
+        trusted = arguments.get("trust_remote_code") is True
+        problems.append(check_architecture(found, vllm.architectures, trust_remote_code=trusted))
+    mistakes = [Mistake(where, problem) for problem in problems if problem]
+    mistakes += [Mistake(where, problem) for problem in file_problems(found, model.kind, engine, arguments)]
+    place = f"{at.removesuffix('model')}engine"
+    limit, context = position_limit(config), context_limit(arguments)
+    if limit is not None and context is not None and context > limit:
+        what = f"the model has positions for {limit} tokens"
+        mistakes.append(
+            Mistake(f"{place}.max_model_len={context}", what, nearest=(suggest(f"{place}.max_model_len", limit),))
+        )
+    elif backend_of(engine) == "vllm" and vllm is not None:
+        longest = limit or longest_context(found, config)
+        mistakes += _step_mistakes(place, arguments, longest, env, is_encoder_only(config, vllm.encoder_only))
+        mistakes += _replaced_mistakes(f"{place}.hf_overrides", overrides, found.config)
+    return mistakes
+
+
+def _step_mistakes(
+    place: str, arguments: Mapping[str, Any], longest: int | None, env: Mapping[str, str], encoder_only: bool
+) -> list[Mistake]:
+    """What is wrong with what one step of the engine takes (vLLM's `SchedulerConfig.verify_max_model_len`).
+
+    Args:
+        place: What stands before the arguments, as `engine`.
+        arguments: The engine arguments.
+        longest: The longest context of the model, in tokens; None where it is not known.
+        env: The engine's environment.
+        encoder_only: Whether the model's attention is never causal.
+    """
+    mistakes = []
+    given, tokens, texts = (
+        context_limit(arguments),
+        arguments.get("max_num_batched_tokens"),
+        arguments.get("max_num_seqs"),
+    )
+    allowed = env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0"))
+    if longest is not None and given is not None and given > longest and allowed.lower() not in ("1", "true"):
+        near = (suggest(f"{place}.max_model_len", longest),)
+        return [Mistake(f"{place}.max_model_len={given}", f"the model's context is {longest} tokens", nearest=near)]
+    context = given or longest
+    for name, reason in _CAUSAL_ONLY.items():
+        if encoder_only and arguments.get(name) is True:
+            way = f"Leave it unset, or: {suggest(f'{place}.{name}', False)}"
+            mistakes.append(Mistake(f"{place}.{name}=true", f"this model has no causal attention, so {reason}", way))
+    if (
+        not (isinstance(texts, int) and isinstance(tokens, (int, NoneType)))
+        or (tokens is not None and tokens < 1)
+        or texts < 1
+    ):
+        return mistakes  # said already
+    if tokens is not None and encoder_only and context is not None and tokens < context:
+        if arguments.get("enable_chunked_prefill") is not True:
+            what = f"is less than the context of {context} tokens, and a text is computed in one step"
+            ways = (suggest(f"{place}.max_num_batched_tokens", context), suggest(f"{place}.max_model_len", tokens))
+            mistakes.append(Mistake(f"{place}.max_num_batched_tokens={tokens}", what, nearest=ways))
+    elif tokens is not None and tokens < texts:
+        what = f"is less than {place}.max_num_seqs={texts}, and a text has a token at least"
+        ways = (suggest(f"{place}.max_num_batched_tokens", texts), suggest(f"{place}.max_num_seqs", tokens))
+        mistakes.append(Mistake(f"{place}.max_num_batched_tokens={tokens}", what, nearest=ways))
+    devices = [arguments.get(name) or 1 for name in ("tensor_parallel_size", "pipeline_parallel_size")]
+    most = max(context or 0, _DEFAULT_TOKENS * math.prod(size for size in devices if isinstance(size, int)))
+    if tokens is None and texts > most and context is not None:
+        what = (
+            f"are more texts than one step has tokens: at most {most:,}, unless {place}.max_num_batched_tokens is set"
+        )
+        mistakes.append(Mistake(f"{place}.max_num_seqs={texts}", what, "128 to 1024 is usual."))
+    return mistakes
+
+
+def _replaced_mistakes(at: str, overrides: Any, config: Mapping[str, Any]) -> list[Mistake]:
+    """Keys of `hf_overrides` that are one letter or two from one that there is; any other new key may be meant."""
+    if not isinstance(overrides, Mapping):
+        return []
+    known = {*config, *_CONFIG_KEYS}
+    mistakes = []
+    for key in overrides:
+        near = [name for name in nearest(str(key), known) if close(str(key), name)] if key not in known else []
+        if near:
+            written = [{name if other == key else other: one for other, one in overrides.items()} for name in near]
+            what = "neither the model's config.json nor vLLM knows this key"
+            mistakes.append(
+                Mistake(f"{at}.{key}={overrides[key]}", what, nearest=tuple(suggest(at, one) for one in written))
+            )
+    return mistakes

@@ -1,0 +1,139 @@
+"""What is wrong with a pipeline: what it is given, its first stage, and what it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
+from mteb_vllm.config.schema import RunConfig
+from mteb_vllm.engines import environment
+from mteb_vllm.engines.arguments import backend_of, context_limit, resolve_arguments
+from mteb_vllm.errors import ConfigError, Mistake
+from mteb_vllm.models import score_templates
+from mteb_vllm.models.prompts import applying_keys
+from mteb_vllm.pipelines.factory import build_target
+from mteb_vllm.pipelines.parity.pipeline import Parity
+from mteb_vllm.pipelines.rerank.candidates import DEPTH
+from mteb_vllm.pipelines.rerank.first_stages import Dense
+from mteb_vllm.pipelines.rerank.pipeline import Rerank
+from mteb_vllm.pipelines.throughput.pipeline import Throughput
+from mteb_vllm.preflight.models import engine_mistakes, recipe_mistakes
+from mteb_vllm.preflight.prompts import prompt_mistakes, template_mistakes
+from mteb_vllm.tasks import selection as task_selection
+from mteb_vllm.util.shell import suggest
+
+
+def pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Collection[str]) -> list[Mistake]:
+    """What is wrong with the pipeline of a run.
+
+    Args:
+        config: The run.
+        chosen: Its tasks, as far as they are known to be right.
+        broken: Parts of the configuration in which mistakes have been found already.
+    """
+    made, mistakes = build_target("pipeline", config.pipeline, "model_kinds")
+    if isinstance(reference := config.pipeline.get("reference"), Mapping):
+        mistakes += _reference_mistakes(config, reference, chosen)
+    if made is None:
+        return mistakes
+    name, kind = type(made).__name__.lower(), config.model.kind
+    if "model" not in broken and kind not in made.model_kinds:
+        what = f"the pipeline {name} needs a model of kind {' or '.join(made.model_kinds)}"
+        way = "Rerankers belong into pipeline=rerank, with pipeline.scoring=cross_encoder."
+        if name == "rerank" and kind == "encoder":
+            way = "An encoder reranks by the cosine of its embeddings: pipeline.scoring=cosine"
+        mistakes.append(Mistake(f"model.kind={kind}", what, way))
+    # A reranker can be compared with its reference on what it can rerank.
+    types = Rerank.task_types if isinstance(made, Parity) and kind == "cross_encoder" else made.task_types
+    others = [task for task in chosen if types is not None and task.type not in types]
+    parts_fit = [
+        all(part.type in (types or ()) for part in task_selection.parts([task], mteb_catalogue())) for task in others
+    ]
+    others = [task for task, fits in zip(others, parts_fit, strict=True) if not fits]
+    if others:
+        names = ", ".join(f"{task.name} ({task.type})" for task in others[:5]) + (", ..." if len(others) > 5 else "")
+        way = f"Take only those that can: {suggest('tasks.types', list(types or ()))}, or tasks=demo_retrieval."
+        who = "a reranker" if isinstance(made, Parity) else f"the pipeline {name}"
+        mistakes.append(Mistake("tasks", f"{who} is for retrieval and reranking; not for {names}", way))
+    if isinstance(made, Throughput):
+        mistakes += _throughput_mistakes(config, made)
+    if hasattr(made, "first_stage"):
+        if not 1 <= made.top_k <= DEPTH:
+            mistakes.append(Mistake(f"pipeline.top_k={made.top_k}", f"must be from 1 to {DEPTH}"))
+        mistakes += _first_stage_mistakes(made.first_stage, chosen)
+        mistakes += _engines_together(config, made)
+    return mistakes
+
+
+def _throughput_mistakes(config: RunConfig, made: Throughput) -> list[Mistake]:
+    found = []
+    if not any(size <= made.requests for size in made.batch_sizes):
+        what = f"none is within the {made.requests:,} different requests"
+        found.append(Mistake(f"pipeline.batch_sizes={made.batch_sizes}", what, "More of them: pipeline.requests=..."))
+    elif too_many := [size for size in made.batch_sizes if size > made.requests]:
+        what = f"there are {made.requests:,} different requests"
+        found.append(Mistake(f"pipeline.batch_sizes={too_many}", what, "More of them: pipeline.requests=..."))
+    limit = context_limit(resolve_arguments(config.engine, config.model.engine)[0])
+    if made.lengths != "tasks" and limit is not None and made.tokens > limit:
+        found.append(Mistake(f"pipeline.tokens={made.tokens}", f"the context is {limit} tokens (engine.max_model_len)"))
+    return found
+
+
+def _reference_mistakes(config: RunConfig, said: Mapping[str, Any], chosen: Sequence[TaskInfo]) -> list[Mistake]:
+    where = "pipeline.reference"
+    reference, mistakes = build_target(where, said, "is_reference")
+    if reference is None:
+        return mistakes
+    applied = reference.applied_to(config)
+    mistakes += engine_mistakes(f"{where}.", config.model, applied.engine)
+    mistakes += prompt_mistakes(f"{where}.prompts", applied.prompts, mteb_catalogue())
+    mistakes += template_mistakes(f"{where}.instruction", applied.instruction)
+    mistakes += score_templates.check(f"{where}.score_template", applied.score_template)
+    if backend_of(applied.engine) != "sentence_transformers":
+        what = "the reference is sentence-transformers, which can be varied to find a cause"
+        way = "Compare two engines of vLLM's by a sweep and its report, or by pipeline/reference=stored."
+        mistakes.append(Mistake(f"{where}.engine.backend={applied.engine.get('backend')}", what, way))
+    if (runs := getattr(reference, "runs", None)) and chosen:
+        from mteb_vllm.pipelines.parity.stored import stored_scores
+
+        try:
+            stored_scores(runs, [task.name for task in chosen])
+        except ConfigError as error:
+            mistakes += error.mistakes
+    return mistakes
+
+
+def _first_stage_mistakes(config: Mapping[str, Any], chosen: Sequence[TaskInfo]) -> list[Mistake]:
+    where = "pipeline.first_stage"
+    stage, mistakes = build_target(where, config, "is_first_stage")
+    # Tasks that bring their own candidates need nothing of it.
+    needing = [task for task in chosen if not task_selection.brings_candidates(task.type)]
+    parts = task_selection.parts(needing, mteb_catalogue())
+    if isinstance(stage, Dense):
+        mistakes += engine_mistakes(f"{where}.", stage.model, stage.engine)
+        mistakes += recipe_mistakes(f"{where}.", stage.model, stage.engine, stage.prompts, stage.instruction)
+        if stage.model.kind != "encoder":
+            what = "a dense first stage needs a model of kind encoder"
+            mistakes.append(Mistake(f"{where}.model.kind={stage.model.kind}", what))
+        keys = [key for key, value in stage.prompts.items() if key != "from_model" and value is not None]
+        if keys and parts and not mistakes and not applying_keys(keys, parts):
+            mistakes.append(
+                Mistake(f"{where}.prompts", f"none of its keys ({', '.join(keys)}) applies to the chosen tasks")
+            )
+    if stage is not None:
+        mistakes += stage.mistakes(where, [part.name for part in parts])
+    return mistakes
+
+
+def _engines_together(config: RunConfig, pipeline: Any) -> list[Mistake]:
+    """Refuses engines that shall be open together with different environments: these are the process's."""
+    stage = pipeline.first_stage
+    if not pipeline.keep_engines or "engine" not in stage:
+        return []
+    _, one, *_ = resolve_arguments(config.engine, config.model.engine)
+    _, other, *_ = resolve_arguments(stage["engine"], (stage.get("model") or {}).get("engine") or {})
+    both = backend_of(config.engine) == backend_of(stage["engine"]) == "vllm"
+    if not environment.clash(one, other, vllm=both):
+        return []
+    return [Mistake("pipeline.keep_engines=true", "the two engines have different environments (engine.env)")]

@@ -1,0 +1,67 @@
+"""What is wrong with prompts and instruction templates, whatever the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mteb_vllm.catalogue import MtebCatalogue
+from mteb_vllm.config.schema import InstructionConfig, quoted
+from mteb_vllm.errors import Mistake
+from mteb_vllm.models.prompts import check_template
+from mteb_vllm.util.shell import as_typed, hydra_value
+from mteb_vllm.util.suggestions import nearest
+
+
+def prompt_mistakes(where: str, values: Mapping[str, Any], mteb: MtebCatalogue) -> list[Mistake]:
+    """What is wrong with a prompt dict: keys that mteb cannot know, and values that are no prompts."""
+    mistakes = []
+    for key, value in values.items():
+        path = f"{where}.{key}"
+        if key == "from_model" and not where.endswith("model.prompts"):
+            if not isinstance(value, bool):
+                mistakes.append(Mistake(f"{where}.{key}={value}", "must be true or false"))
+        elif not known_prompt_key(str(key), mteb):
+            what = "is neither a task, a task type, query or document, nor a pair as STS12-query"
+            near = tuple(
+                as_typed(f"{where}.{name}", path, new=name not in values) for name in _near_prompt_keys(str(key), mteb)
+            )
+            mistakes.append(Mistake(f"{where}.{key}", what, nearest=near))
+        elif value is not None and not isinstance(value, str):
+            what = f"a prompt is a text, this is {type(value).__name__}"
+            mistakes.append(
+                Mistake(
+                    f"{where}.{key}={value}",
+                    what,
+                    quoted(path, value if isinstance(value, str) else hydra_value(value)),
+                )
+            )
+    return mistakes
+
+
+def _near_prompt_keys(key: str, mteb: MtebCatalogue) -> tuple[str, ...]:
+    names = [*mteb.prompt_types, *mteb.task_types, *mteb.tasks]
+    bare, dash, side = key.rpartition("-")
+    if dash and side in mteb.prompt_types:
+        return tuple(f"{name}-{side}" for name in nearest(bare, names))
+    if dash and bare in names:
+        return tuple(f"{bare}-{near}" for near in nearest(side, mteb.prompt_types) or mteb.prompt_types)
+    return nearest(key, names)
+
+
+def known_prompt_key(key: str, mteb: MtebCatalogue) -> bool:
+    """Whether mteb could ever look a prompt up by this key."""
+    if key in mteb.prompt_types:
+        return True
+    bare, dash, side = key.rpartition("-")
+    names = (key, bare) if dash and side in mteb.prompt_types else (key,)
+    return any(name in mteb.tasks or name in mteb.task_types for name in names)
+
+
+def template_mistakes(where: str, instruction: InstructionConfig | None) -> list[Mistake]:
+    """What is wrong with an instruction template."""
+    if instruction is None or instruction.template is None:
+        return []
+    mistake = check_template(instruction.template)
+    return [replace(mistake, where=f"{where}.template={instruction.template}")] if mistake else []

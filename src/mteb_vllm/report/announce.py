@@ -1,0 +1,97 @@
+"""What a user is told of a run before anything is loaded: what will read which texts, and how."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mteb_vllm.catalogue import TaskInfo
+from mteb_vllm.engines.base import EngineSpec
+from mteb_vllm.models.architectures import is_language_model
+from mteb_vllm.pipelines.rerank.first_stages import EncoderStage
+from mteb_vllm.plan import Plan
+from mteb_vllm.report import one_run
+from mteb_vllm.results.record import RunRecord
+from mteb_vllm.tasks.selection import brings_candidates
+from mteb_vllm.util.machine import device
+from mteb_vllm.util.masking import masked
+
+if TYPE_CHECKING:
+    from mteb_vllm.util.console import Console
+
+
+def announce(console: Console, planned: Plan, record: RunRecord) -> None:
+    """Shows what a plan comes down to, and puts what a user should know of it among the record's warnings."""
+    stage = planned.stage
+    if isinstance(stage, EncoderStage):
+        _announce_engine(console, "First stage", stage.spec)
+        one_run.print_prompts(console, stage.prompts, _retrieved(planned))
+        console.print()
+    elif stage is not None:
+        said = _words({key: value for key, value in vars(stage).items() if value is not None})
+        name = type(stage).__name__.lower()
+        console.print(f"First stage: {name}: {said}", markup=False, highlight=False, soft_wrap=True)
+    _announce_engine(console, "Model" if stage is None else "Reranker", planned.spec)
+    for spec in [planned.spec, *([stage.spec] if isinstance(stage, EncoderStage) else [])]:
+        if spec.args.get("trust_remote_code"):
+            text = f"trust_remote_code is on: Python code that comes with {spec.model.name} is run"
+            record.warnings.append(f"{text}.")
+            console.print(f"        {text}", style="yellow", markup=False)
+        record.warnings += [f"{spec.model.name}: {note}" for note in spec.applied.notes]
+    if shell := record.settings["engine"]["shell"]:
+        record.warnings.append(
+            f"From the shell, not from engine.env, and counted as settings: {', '.join(f'{k}={v}' for k, v in shell.items())}"
+        )
+    _announce_texts(console, planned)
+    if planned.template is not None:
+        default = planned.spec.model.files.default_pair_prompt
+        if default and default != planned.template.query_prefix:
+            record.warnings.append(
+                f"sentence-transformers would put the model's default prompt {default!r} in front of its texts. Here "
+                "score_template.query_prefix does."
+            )
+        if planned.template.text is None and is_language_model(planned.spec.model.config):
+            record.warnings.append(
+                "A language model scores pairs without a score template: unless it was trained so, its scores mean nothing."
+            )
+    if planned.reference is not None:
+        console.print()
+        _announce_engine(console, "Reference", planned.reference.spec)
+        _announce_texts(console, planned.reference)
+    console.print()
+
+
+def prompts_in_effect(planned: Plan) -> dict[str, Any]:
+    """Return the prompts and templates that a plan comes down to, those of a dense first stage and a reference included."""
+    found = one_run.prompts_record(planned.prompts, planned.parts, planned.template)
+    if isinstance(planned.stage, EncoderStage):
+        found["first_stage"] = one_run.prompts_record(planned.stage.prompts, _retrieved(planned))
+    if planned.reference is not None:
+        found["reference"] = prompts_in_effect(planned.reference)
+    return found
+
+
+def _retrieved(planned: Plan) -> list[TaskInfo]:
+    """The tasks for which a first stage retrieves: not those that bring their candidates."""
+    return [task for task in planned.parts if not brings_candidates(task.type)]
+
+
+def _announce_texts(console: Console, planned: Plan) -> None:
+    if planned.template is None:
+        one_run.print_prompts(console, planned.prompts, planned.parts)
+    else:
+        one_run.print_pairs(console, planned.template, planned.prompts, planned.parts)
+
+
+def _announce_engine(console: Console, what: str, spec: EngineSpec) -> None:
+    args = {key: value for key, value in spec.args.items() if key not in ("load_format", "trust_remote_code")}
+    picked = f"preset {spec.preset}" + (f" (device {device()})" if spec.preset != "none" else "")
+    if spec.backend != "vllm":
+        picked = spec.works
+    console.print(f"{what}: {spec.model.name} at {spec.model.revision}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Engine: {picked}: {_words(args)}", markup=False, highlight=False, soft_wrap=True)
+    if asked := str(spec.applied):
+        console.print(f"Vectors: {asked}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _words(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in masked(values).items())

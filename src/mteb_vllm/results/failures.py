@@ -1,0 +1,320 @@
+"""What went wrong with a point or a task: a kind, a message, the last lines of the log, and what to try.
+
+Failures are also remembered beside the results, so that a later run can say what failed before, and leave it alone:
+
+    <root>/failures/<fingerprint>.json
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from mteb_vllm.errors import (
+    DATA_ADVICE,
+    DataError,
+    EngineError,
+    EngineStartError,
+    FirstStageError,
+    MissingPackageError,
+    ModelError,
+    MtebVllmError,
+    NonFiniteError,
+    PartialResultError,
+    StorageError,
+)
+from mteb_vllm.results.digests import read_note, write_note
+from mteb_vllm.util import disk
+from mteb_vllm.util.locks import lock
+from mteb_vllm.util.masking import mask
+
+Kind = Literal[
+    "out_of_memory_loading",  # memory ran out, or would, while the engine opened
+    "out_of_memory_encoding",  # memory ran out at work
+    "engine_start",  # vLLM did not open for another reason
+    "engine_died",  # vLLM's engine core ended, or gave wrong answers
+    "segmentation_fault",  # the process touched memory that is not its own
+    "crash",  # the process ended itself in another way
+    "killed",  # by a signal from outside, as the kernel sends where memory runs out
+    "timeout",  # longer than hydra.launcher.point_timeout
+    "disk",  # a disk is full, or a folder cannot be written to
+    "data",  # a task's data cannot be loaded
+    "task",  # an exception in a task
+    "first_stage",  # a first stage's predictions cannot be had
+    "not_finite",  # NaN or Inf
+    "model",  # the model cannot be had
+    "missing_package",
+    "damaged",  # what a run has left is not what was written, or cannot be read
+    "interrupted",  # Ctrl-C or SIGTERM
+    "error",  # anything else: a bug
+]
+
+# Those after which nothing of an engine, or of the process that it is in, is to be relied on.
+FATAL: tuple[Kind, ...] = (
+    "out_of_memory_loading", "out_of_memory_encoding", "engine_start", "engine_died", "segmentation_fault", "crash",
+    "killed", "timeout",
+)  # fmt: skip
+
+_TRY: dict[Kind, str] = {
+    "out_of_memory_loading": "lower engine.gpu_memory_utilization or engine.max_model_len, or take a smaller dtype",
+    "out_of_memory_encoding": "lower engine.max_num_batched_tokens or engine.max_num_seqs, or take a smaller dtype",
+    "engine_start": "the log says more; engine.enforce_eager=true rules out compilation",
+    "engine_died": "the log says why; where it does not, memory may have run out: lower engine.max_num_seqs",
+    "segmentation_fault": "the log shows where; engine.enforce_eager=true rules out compiled code",
+    "crash": "the log shows where",
+    "killed": "the kernel does this where memory runs out (dmesg says so): lower engine.max_num_seqs or "
+    "engine.max_num_batched_tokens, or take a smaller dtype",
+    "timeout": "the log shows where it stood; allow more with hydra.launcher.point_timeout, in seconds",
+    "disk": "free space there, or choose another folder with results.dir=...; the same command again does what is missing",
+    "data": DATA_ADVICE,
+    "task": "the log holds the traceback",
+    "not_finite": "take another dtype: float16 overflows in models that were trained in bfloat16",
+    "damaged": "run it again, or leave it out of the report",
+    "error": "this may be a bug: please report it with the log",
+}
+
+_MEMORY = re.compile(
+    r"out of memory|can(?:no|')t allocate memory|bad_alloc|unable to allocate|failed to allocate|not enough memory|"
+    r"memoryerror|available memory on node.* less than|free memory on device.* less than|"
+    r"no available memory for the cache|larger than the available kv cache memory",
+    re.IGNORECASE,
+)
+
+# What says nothing of the settings under which it happened.
+_PASSING: tuple[Kind, ...] = ("interrupted", "disk")
+
+LOG_LINES = 20
+
+# How a sweep's child process ends when a process of its engine has ended and vLLM does not notice (sysexits.h: EX_SOFTWARE).
+ENGINE_DIED = 70
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failure.
+
+    Attributes:
+        kind: Of which kind it is.
+        message: What happened, in one line or a few.
+        task: In which task; None where no task was at work.
+        log: The last lines of the log.
+        advice: What to try.
+        tried: Whether it happened now; else it is told from before, or of another point on the same engine.
+    """
+
+    kind: Kind
+    message: str
+    task: str | None = None
+    log: Sequence[str] = field(default_factory=list)
+    advice: str = ""
+    tried: bool = True
+
+    def __post_init__(self) -> None:
+        # Texts of others', who know of no secrets.
+        object.__setattr__(self, "message", mask(self.message))
+        object.__setattr__(self, "log", [mask(line) for line in self.log])
+
+    def __str__(self) -> str:
+        at = f" in {self.task}" if self.task else ""
+        return f"{self.kind.replace('_', ' ')}{at}: {self.message}"
+
+
+def of_exception(error: BaseException, task: str | None = None) -> Failure:
+    """The failure that an exception means.
+
+    Args:
+        error: The exception; its causes count, too.
+        task: The task at work.
+    """
+    cause = error
+    while isinstance(cause, (FirstStageError, PartialResultError)) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    words = [f"{type(one).__name__}: {one}" for one in causes(error)]
+    kind: Kind
+    if any(isinstance(one, MemoryError) for one in causes(error)) or any(map(_MEMORY.search, words)):
+        kind = "out_of_memory_loading" if isinstance(cause, EngineStartError) else "out_of_memory_encoding"
+    else:
+        other: Kind = "disk" if disk.cause(error) is not None else "task" if task else "error"
+        kind = next((kind for cls, kind in _KINDS if isinstance(cause, cls)), other)
+    message = str(error) if isinstance(error, MtebVllmError) else in_one_line(error)
+    if kind == "disk" and not isinstance(error, MtebVllmError):
+        found = disk.cause(error)
+        at = f"{found.filename}: " if found is not None and found.filename else ""
+        message = f"{at}{disk.reason(error)}"
+    # Our own errors say themselves what to try.
+    advice = cause.advice if isinstance(cause, DataError) else _TRY.get(kind, "")
+    return Failure(kind, message, task, [], "" if "What to try:" in message else advice)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Return whether an error ends a task at once, since what follows in it would need the engine or the model, too."""
+    return of_exception(error).kind in (*FATAL, "model", "missing_package", "disk")
+
+
+def of_unwritten(unwritten: Sequence[tuple[Path, BaseException]]) -> list[Failure]:
+    """Return a failure for each reason for which files could not be written, with the folder that they are all in."""
+    alike: dict[str, dict[Path, None]] = {}
+    for path, error in unwritten:
+        alike.setdefault(disk.reason(error), {})[path.absolute()] = None
+    failures = []
+    for reason, paths in alike.items():
+        folder = os.path.commonpath([path.parent for path in paths])
+        names = ", ".join(dict.fromkeys(path.name for path in paths))
+        failures.append(Failure("disk", f"{folder}: {reason} ({names})", advice=_TRY["disk"]))
+    return failures
+
+
+def with_log(failure: Failure, lines: Sequence[str]) -> Failure:
+    """The failure with the last lines of its log, where alone an engine core in a process of its own says why it ended."""
+    kind = failure.kind
+    if kind in ("engine_start", "engine_died") and any(map(_MEMORY.search, lines)):
+        kind = "out_of_memory_loading" if kind == "engine_start" else "out_of_memory_encoding"
+        return replace(failure, kind=kind, log=list(lines), advice=_TRY[kind])
+    return replace(failure, log=list(lines))
+
+
+def of_exit(status: int, doing: str, log: Sequence[str] = (), task: str | None = None) -> Failure:
+    """The failure that the end of a process means.
+
+    Args:
+        status: Its exit status as `subprocess` has it: below 0, the signal that ended it.
+        doing: What it was doing, as "opening vLLM".
+        log: The last lines of its log.
+        task: The task at work.
+    """
+    name = _signal(-status) if status < 0 else f"exit status {status}"
+    kind: Kind = "crash"
+    if status == ENGINE_DIED:
+        name, kind = "a process of the engine had died", "engine_died"
+    elif status == -signal.SIGABRT and any(map(_MEMORY.search, log)):
+        kind = "out_of_memory_loading" if doing.startswith("opening") else "out_of_memory_encoding"
+    elif status in (-signal.SIGSEGV, -signal.SIGBUS):
+        kind = "segmentation_fault"
+    elif status in (-signal.SIGKILL, -signal.SIGTERM):
+        kind = "killed"
+    return Failure(kind, f"the process ended ({name}) while {doing}", task, list(log), _TRY[kind])
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+def of_timeout(seconds: float, doing: str, log: Sequence[str] = (), task: str | None = None) -> Failure:
+    """A point that took longer than it may."""
+    return Failure("timeout", f"longer than {seconds:g} s; stopped while {doing}", task, list(log), _TRY["timeout"])
+
+
+def in_one_line(error: BaseException) -> str:
+    """An error in one line, without the words that say nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kind = type(error).__name__
+    offline = "OfflineModeIsEnabled" in kind or any(
+        "HF_HUB_OFFLINE" in line or "offline mode" in line.lower() for line in lines
+    )
+    text = f"{kind}: {lines[0]}" if lines else kind
+    return text + (" (HF_HUB_OFFLINE is set: fetch the data beforehand where there is a network)" if offline else "")
+
+
+def of_damage(why: str, task: str | None = None) -> Failure:
+    """Return the failure that a file means that a report cannot read or believe.
+
+    Args:
+        why: What is wrong with it, and its path.
+        task: The task whose result it is; None for a whole run or folder.
+    """
+    return Failure("damaged", why, task, [], _TRY["damaged"])
+
+
+def last_lines(log: Path, n: int = LOG_LINES, *, since: int = 0) -> list[str]:
+    """The last lines of a log, from a byte on; none where there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(since, file.tell() - 400 * n))
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line[:400] for line in lines if line.strip()][-n:]
+
+
+def where_it_stood(log: Path) -> list[str]:
+    """What a process that was asked where it is wrote last, from its main thread on (faulthandler's form)."""
+    lines = last_lines(log, 400)
+    found = [at for at, line in enumerate(lines) if line.startswith("Current thread")]
+    return lines[found[-1] :][:LOG_LINES] if found else lines[-LOG_LINES:]
+
+
+def remember(root: Path, fingerprint: str, failures: Sequence[Failure], settled: Sequence[str]) -> None:
+    """Notes what failed under some settings, in the place of what failed before.
+
+    Args:
+        root: The results' root.
+        fingerprint: Of the settings.
+        failures: What failed now.
+        settled: Tasks that have a score now.
+    """
+    path = _path(root, fingerprint)
+    news = {failure.task or "": failure for failure in failures if failure.tried and failure.kind not in _PASSING}
+    if not news and not path.exists():
+        return
+    try:
+        with lock(root, f"{fingerprint}.failures"):
+            known = remembered(root, fingerprint)
+            # A failure outside of any task is settled when some task has a score.
+            kept = {key: found for key, found in known.items() if key not in settled and (key or not settled)} | news
+            if kept:
+                write_note(root, path, {key: asdict(found) for key, found in kept.items()})
+            elif path.is_file():
+                path.unlink()
+    except OSError as error:
+        disk.note(path, error, optional=True)
+
+
+def remembered(root: Path, fingerprint: str) -> dict[str, Failure]:
+    """What failed before under some settings: task to failure, "" for one outside of any task."""
+    found = read_note(root, _path(root, fingerprint)) or {}
+    try:
+        return {task: Failure(**failure) for task, failure in found.items()}
+    except TypeError:  # of another version of this program
+        return {}
+
+
+def before(failures: Mapping[str, Failure], task: str) -> Failure | None:
+    """Why a task failed before, by itself or with its whole point."""
+    found = failures.get(task) or failures.get("")
+    return replace(found, task=task, tried=False) if found is not None else None
+
+
+def _path(root: Path, fingerprint: str) -> Path:
+    return root / "failures" / f"{fingerprint}.json"
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and what it comes from."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+_KINDS: tuple[tuple[type[BaseException], Kind], ...] = (
+    (EngineStartError, "engine_start"),
+    (EngineError, "engine_died"),
+    (StorageError, "disk"),
+    (DataError, "data"),
+    (FirstStageError, "first_stage"),
+    (NonFiniteError, "not_finite"),
+    (ModelError, "model"),
+    (MissingPackageError, "missing_package"),
+    (KeyboardInterrupt, "interrupted"),
+)

@@ -1,0 +1,94 @@
+"""Write down what the installed mteb and our demo tasks offer; run as a child process of `mteb_vllm.catalogue`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+from mteb_vllm.catalogue import DEMO, SAMPLING, to_json
+from mteb_vllm.tasks.demo import TASKS, statistics
+
+
+def describe() -> dict[str, Any]:
+    """Return the fields of a `MtebCatalogue`."""
+    import mteb
+    from mteb.abstasks.task_metadata import TaskType
+    from mteb.types import PromptType
+
+    own = {name: {"statistics": statistics(task)} for name, task in TASKS.items()}
+    tasks: list[Any] = [*mteb.get_tasks(exclude_superseded=False, exclude_private=False, exclude_beta=False)]
+    return {
+        "task_types": get_args(TaskType),
+        "prompt_types": list(PromptType),
+        "tasks": {
+            task.metadata.name: to_json(_read_task(task) | own.get(task.metadata.name, {}))
+            for task in (*tasks, *TASKS.values())
+        },
+        "benchmarks": {DEMO: dict.fromkeys(TASKS)}
+        | {
+            name: {task.metadata.name: _subsets_taken(task) for task in benchmark.tasks}
+            for benchmark in mteb.get_benchmarks()
+            for name in (benchmark.name, *(benchmark.aliases or ()))
+        },
+        "benchmark_splits": {
+            name: splits
+            for benchmark in mteb.get_benchmarks()
+            if (splits := _splits_taken(benchmark))
+            for name in (benchmark.name, *(benchmark.aliases or ()))
+        },
+        "models": {meta.name: _read_model(meta) for meta in mteb.get_model_metas()},
+    }
+
+
+def _splits_taken(benchmark: Any) -> dict[str, list[str]]:
+    return {
+        task.metadata.name: list(task.eval_splits)
+        for task in benchmark.tasks
+        if list(task.eval_splits) != list(task.metadata.eval_splits)
+    }
+
+
+def _read_task(task: Any) -> Any:
+    from mteb.abstasks import AbsTaskRetrieval
+
+    meta = task.metadata
+    kind = task if isinstance(task, type) else type(task)
+    # STS and pair classification have sides where the task is asymmetric, none otherwise.
+    inputs = [getattr(task, f"input{at}_prompt_type", None) for at in (1, 2)]
+    sides = (
+        ("query", "document") if issubclass(kind, AbsTaskRetrieval) else [side.value if side else "" for side in inputs]
+    )
+    same = {"name", "type", "modalities", "prompt", "main_score", "superseded_by", "is_public", "is_beta"}
+    return meta.model_dump(include=same) | {
+        "subsets": (subsets := meta.hf_subsets_to_langscripts),
+        "languages": list(dict.fromkeys(code for codes in subsets.values() for code in codes)),
+        "splits": meta.eval_splits,
+        "dataset_path": meta.dataset["path"],
+        "dataset_revision": meta.dataset["revision"],
+        "sides": list(dict.fromkeys(sides)),
+        "aggregate_of": [part.metadata.name for part in getattr(meta, "tasks", ())],
+        "sampling": _read_sampling(task),
+    }
+
+
+def _read_sampling(task: Any) -> dict[str, Any]:
+    found = {name: getattr(task, name) for name in SAMPLING if hasattr(task, name)}
+    fraction = "max_fraction_of_documents_to_embed"
+    # Two tasks set this to None when they have loaded their data, and not before.
+    names = getattr(getattr(task.dataset_transform, "__code__", None), "co_names", ())
+    return found | {fraction: None} if fraction in names else found
+
+
+def _subsets_taken(task: Any) -> list[str] | None:
+    taken = list(task.hf_subsets)
+    return None if set(taken) == set(task.metadata.hf_subsets) else taken
+
+
+def _read_model(meta: Any) -> tuple[Any, ...]:  # in the order of ModelInfo
+    prompts = (meta.loader_kwargs or {}).get("model_prompts")
+    return meta.name, meta.revision, prompts, meta.is_cross_encoder, bool(meta.use_instructions)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(to_json(describe()), encoding="utf-8")

@@ -1,0 +1,31 @@
+"""The terminal: the only place where one is made, so that every text that is shown is shown as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import rich.console
+import rich.progress
+from rich.text import Text
+
+from mteb_vllm.util.escape import visible
+
+
+class Console(rich.console.Console):
+    """Rich's console without markup, emoji names and highlighting, on which nothing in a string steers the terminal.
+
+    Strings become text in `render_str` alone, those of tables, too. A style is an argument or a `Text`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False} | options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
+class Column(rich.progress.TextColumn):
+    """A column of a progress bar that shows a field's text as it is, in one line."""
+
+    def render(self, task: rich.progress.Task) -> Text:
+        return Text(" ".join(visible(self.text_format.format(task=task)).split()))
