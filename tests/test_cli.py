@@ -15,11 +15,11 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from mteb_vllm import __version__, cli
-from mteb_vllm.api import Job
 from mteb_vllm.config.schema import RunConfig, parse
 from mteb_vllm.errors import CatalogueError, EngineError
 from mteb_vllm.preflight.command import check
 from mteb_vllm.sweep import launcher
+from mteb_vllm.sweep.job import Job
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from mteb_vllm.results.failures import of_exception
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.tasks import data_checks
 from mteb_vllm.tasks import selection as tasks
-from mteb_vllm.tasks.local_data import aggregate_revision, data_revision
+from mteb_vllm.util.data_revisions import aggregate_revision, data_revision
 from test_evaluate import Encoder, evaluate
 
 PAIRS = [

@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 
 from mteb_vllm import cli
-from mteb_vllm.api import Job, report_on, storage_errors
+from mteb_vllm.api import report_on, storage_errors
 from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.errors import ConfigError, DataError, MtebVllmError, StorageError
 from mteb_vllm.preflight.command import check
-from mteb_vllm.report.conclude import conclude
-from mteb_vllm.report.one_run import print_run
+from mteb_vllm.report.one_run import conclude, print_run
 from mteb_vllm.results.failures import of_exception, of_unwritten, remember, remembered
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 from mteb_vllm.runner import finish
+from mteb_vllm.sweep.job import Job
 from mteb_vllm.sweep.planning import plan_points
 from mteb_vllm.sweep.view import View
 from mteb_vllm.util import disk

@@ -15,7 +15,7 @@ import pytest
 
 from mteb_vllm.engines import arguments, environment
 from mteb_vllm.engines.arguments import resolve_arguments
-from mteb_vllm.report.conclude import late_variables
+from mteb_vllm.report.one_run import late_variables
 from mteb_vllm.results.record import RunRecord
 
 THREADS = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE"}

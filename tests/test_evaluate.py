@@ -31,7 +31,7 @@ class Encoder:
     """A model of the wrapper's interface: embeddings by hash, and whatever goes wrong on demand."""
 
     def __init__(self, *, opens: bool = True, fails: tuple[str, ...] = (), alike: bool = False) -> None:
-        from mteb_vllm.inference.counters import Work
+        from mteb_vllm.results.counters import Work
         from mteb_vllm.wrappers import model_meta
 
         self.mteb_model_meta = model_meta(Model("org/model", "abc", "org/model", None, {}), "aaaa")

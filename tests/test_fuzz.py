@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from mteb_vllm import catalogue
-from mteb_vllm.catalogue import cache_dir, mteb_catalogue, vllm_catalogue
+from mteb_vllm.catalogue import mteb_catalogue, vllm_catalogue
 from mteb_vllm.models.files import forget_models
 from mteb_vllm.report.answer import conclusion
 from mteb_vllm.report.comparison import compare
@@ -30,7 +30,7 @@ from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_c
 from mteb_vllm.results.failures import Failure, remember
 from mteb_vllm.tasks import demo
 from mteb_vllm.util.console import Console
-from mteb_vllm.util.files import read_with_checksum
+from mteb_vllm.util.files import cache_dir, read_with_checksum
 from test_reading import STS12, write_result, write_run
 from tiny_models import tiny_encoder
 

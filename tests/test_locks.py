@@ -11,7 +11,7 @@ import pytest
 
 from mteb_vllm.errors import LockError
 from mteb_vllm.results.failures import Failure, remember, remembered
-from mteb_vllm.util.locks import BusyError, clear, lock, staging
+from mteb_vllm.results.locks import BusyError, clear, lock, staging
 
 HOLD = """
 import sys, time

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from mteb_vllm.announce import prompts_in_effect
 from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.config.schema import InstructionConfig, ScoreTemplateConfig
 from mteb_vllm.models.prompts import Prompts, applying_keys, load_template, resolve
 from mteb_vllm.pipelines.rerank.first_stages import EncoderStage
-from mteb_vllm.report.announce import prompts_in_effect
 from mteb_vllm.report.one_run import prompts_in_words
 from mteb_vllm.util.fingerprint import fingerprint
 

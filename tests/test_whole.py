@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from mteb_vllm import run
-from mteb_vllm.api import Job
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.preflight.command import check
 from mteb_vllm.report.comparison import Comparison
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
+from mteb_vllm.sweep.job import Job
 from mteb_vllm.util.console import Console
 
 FILES = ["quality_speed.png", "report.csv", "report.html", "report.md", "task_differences.png"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mteb_vllm._version import __version__
+
 if TYPE_CHECKING:
     from mteb_vllm.api import run
     from mteb_vllm.errors import (
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
         NonFiniteError,
     )
     from mteb_vllm.wrappers import VllmCrossEncoderWrapper, VllmEncoderWrapper, VllmWrapperBase
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "CatalogueError": "errors",
@@ -48,6 +48,7 @@ __all__ = [
     "VllmCrossEncoderWrapper",
     "VllmEncoderWrapper",
     "VllmWrapperBase",
+    "__version__",
     "run",
 ]
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mteb_vllm.errors import CatalogueError
-from mteb_vllm.util.files import expand_user, read_with_checksum, write_with_checksum
+from mteb_vllm.util.files import cache_dir, read_with_checksum, write_with_checksum
 from mteb_vllm.util.machine import vllm_distribution
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,15 @@ class VllmCatalogue:
     env: tuple[str, ...]
 
 
+def known_prompt_key(key: str, mteb: MtebCatalogue) -> bool:
+    """Whether mteb could ever look a prompt up by this key."""
+    if key in mteb.prompt_types:
+        return True
+    bare, dash, side = key.rpartition("-")
+    names = (key, bare) if dash and side in mteb.prompt_types else (key,)
+    return any(name in mteb.tasks or name in mteb.task_types for name in names)
+
+
 @functools.cache
 def mteb_catalogue() -> MtebCatalogue:
     """What the installed mteb knows; raises `CatalogueError` where it cannot be imported."""
@@ -174,12 +183,6 @@ def warm() -> None:
     """Makes the catalogues that are missing, both at once; raises as they do."""
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda make: make(), (mteb_catalogue, vllm_catalogue)))
-
-
-def cache_dir() -> Path:
-    """`$MTEB_VLLM_CACHE`, else `$XDG_CACHE_HOME/mteb-vllm`, else `~/.cache/mteb-vllm`."""
-    shared = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mteb-vllm")
-    return expand_user(os.environ.get("MTEB_VLLM_CACHE") or shared)
 
 
 def _load(kind: str, name: str, version: str, what: str, seconds: int) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def main() -> NoReturn:
 
 def _main() -> int:
     if "--version" in sys.argv[1:]:
-        from mteb_vllm import __version__
+        from mteb_vllm._version import __version__
 
         print(f"mteb-vllm {__version__}")
         return 0
@@ -108,11 +108,12 @@ def _main() -> int:
             register_secrets(arguments.overrides, config_dir=arguments.config_dir)
             at_home(lambda cfg: None)()
             return 0
-        from mteb_vllm.api import Job, dry_run, is_dry, report, storage_errors
+        from mteb_vllm.api import dry_run, is_dry, report, storage_errors
         from mteb_vllm.engines.base import close_engines
         from mteb_vllm.pipelines.factory import is_report
         from mteb_vllm.preflight.command import check
         from mteb_vllm.progress import terminal
+        from mteb_vllm.sweep.job import Job
         from mteb_vllm.sweep.launcher import register
 
         points = check(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mteb_vllm.announce import announce, prompts_in_effect
 from mteb_vllm.config.schema import RunConfig
 from mteb_vllm.engines import environment
 from mteb_vllm.engines.base import working_processes
@@ -25,8 +26,7 @@ from mteb_vllm.pipelines.throughput.pipeline import Throughput
 from mteb_vllm.plan import Plan, failed_before, plan
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console
 from mteb_vllm.report import one_run
-from mteb_vllm.report.announce import announce, prompts_in_effect
-from mteb_vllm.report.conclude import conclude, cut_by_first_stage, cut_texts, late_variables
+from mteb_vllm.report.one_run import conclude, cut_by_first_stage, cut_texts, late_variables
 from mteb_vllm.results.failures import (
     Failure,
     before,
@@ -229,8 +229,8 @@ def _working(
     names = [task.name for task in planned.tasks if task.name not in skip]
     with quiet_libraries(), errors_into(log), make_progress(console, len(names)) as progress:
         progress.note("Importing mteb")
+        from mteb_vllm.results.locks import clear
         from mteb_vllm.results.store import ResultsStore
-        from mteb_vllm.util.locks import clear
         from mteb_vllm.wrappers.encoder import Embedding
 
         store = ResultsStore(config.results.dir)

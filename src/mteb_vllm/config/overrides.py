@@ -15,10 +15,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from mteb_vllm.catalogue import mteb_catalogue, vllm_catalogue
+from mteb_vllm.catalogue import known_prompt_key, mteb_catalogue, vllm_catalogue
 from mteb_vllm.config.schema import quoted
 from mteb_vllm.errors import Mistake
-from mteb_vllm.preflight.prompts import known_prompt_key
 from mteb_vllm.util.shell import suggest
 from mteb_vllm.util.suggestions import nearest
 

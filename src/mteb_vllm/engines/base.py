@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +33,6 @@ from mteb_vllm.models.sentence_transformers_files import Applied, apply_files
 from mteb_vllm.util import masking
 from mteb_vllm.util.fingerprint import METHOD, fingerprint, identity
 from mteb_vllm.util.machine import device, versions
-
-if TYPE_CHECKING:
-    from mteb_vllm.inference.pairs import LongPair
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +116,21 @@ class Scores(NamedTuple):
     values: npt.NDArray[np.float32]
     lengths: list[int]
     cached: int = 0
+
+
+@dataclass(frozen=True)
+class LongPair:
+    """A pair that was too long, cut to the context.
+
+    Attributes:
+        tokens: Token ids, special tokens included.
+        first_length: Tokens of the first segment, for models that tell segments apart; None for others.
+        cut: Whether the document lost anything (a pair near the limit may fit after all).
+    """
+
+    tokens: list[int]
+    first_length: int | None
+    cut: bool
 
 
 @dataclass

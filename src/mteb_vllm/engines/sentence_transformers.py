@@ -21,7 +21,7 @@ from mteb_vllm.models.architectures import position_limit
 from mteb_vllm.models.score_templates import Activation
 
 if TYPE_CHECKING:
-    from mteb_vllm.inference.pairs import LongPair
+    from mteb_vllm.engines.base import LongPair
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from mteb_vllm.util.machine import vllm_distribution
 from mteb_vllm.util.quiet import warnings_about_models
 
 if TYPE_CHECKING:
-    from mteb_vllm.inference.pairs import LongPair
+    from mteb_vllm.engines.base import LongPair
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from mteb_vllm.engines.base import Engine
 from mteb_vllm.errors import DataError, NonFiniteError
-from mteb_vllm.inference.counters import Work
 from mteb_vllm.inference.embedding_cache.space import Space
+from mteb_vllm.results.counters import Work
 
 # A text of more characters than this for each token of the context is shortened before it is tokenised: vLLM tokenises
 # a text whole before it truncates, which takes seconds for a book. Tokens of real text have 2 to 6 characters.

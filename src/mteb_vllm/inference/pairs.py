@@ -9,34 +9,18 @@ bytes could exceed the room that the query leaves: a token has one byte at least
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mteb_vllm.engines.base import Engine
+from mteb_vllm.engines.base import Engine, LongPair
 from mteb_vllm.errors import TemplateError
 from mteb_vllm.inference.encoding import shorten
 
 # Where a pair is read as one text, tokens can merge or split where its parts meet.
 _SEAM = 8
 _MARK = "\ue0d0the document\ue0d1"
-
-
-@dataclass(frozen=True)
-class LongPair:
-    """A pair that was too long, cut to the context.
-
-    Attributes:
-        tokens: Token ids, special tokens included.
-        first_length: Tokens of the first segment, for models that tell segments apart; None for others.
-        cut: Whether the document lost anything (a pair near the limit may fit after all).
-    """
-
-    tokens: list[int]
-    first_length: int | None
-    cut: bool
 
 
 class PairReader:

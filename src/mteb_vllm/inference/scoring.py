@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mteb_vllm.engines.base import Engine, Scores
-from mteb_vllm.inference.counters import Work
+from mteb_vllm.engines.base import Engine, LongPair, Scores
 from mteb_vllm.inference.encoding import Counter, check_finite, readable, texts_without_tokens
-from mteb_vllm.inference.pairs import LongPair, PairReader
+from mteb_vllm.inference.pairs import PairReader
 from mteb_vllm.models.score_templates import Activation
+from mteb_vllm.results.counters import Work
 
 Progress = Callable[[int, int], None]
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
-import json
 import os
 import re
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mteb_vllm.catalogue import cache_dir
 from mteb_vllm.config.schema import ModelConfig
 from mteb_vllm.errors import ModelError
 from mteb_vllm.models.sentence_transformers_files import SentenceTransformersFiles, read_files, read_json
-from mteb_vllm.util.files import read_with_checksum, write_with_checksum
+from mteb_vllm.util.digest import folder_digest
 from mteb_vllm.util.sources import find_module
 
 # What a model's files say that changes its results: weights, configuration, tokenizer. Not its README.
@@ -33,9 +27,6 @@ _TOKENIZERS = re.compile(
     r"tokenizer\.json|tekken\.json|vocab\.(json|txt|bpe)|bpe\.codes|.*\.(model|tiktoken|gguf)|tokenization_.*\.py"
 )
 _WEIGHTS_INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-
-# A file that changed this recently may change again within the same tick of its file system's clock.
-_SETTLED_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -253,59 +244,6 @@ def _fetch(name: str, revision: str | None, file: str, *, optional: bool = False
     except Exception as error:  # proxies, certificates, full disks: networks fail in many ways
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{at} cannot be had from the Hub: {reason[0]}") from error
-
-
-def folder_digest(folder: Path, counts: Callable[[str], bool] = lambda name: True) -> str:
-    """SHA-256 over the names and contents of a folder's files.
-
-    A file's own digest is kept by its path, size, inode, and times of modification and of change, of which no program can
-    set the last: large weights are read once.
-
-    Args:
-        folder: The folder; links in it are followed, hidden files and folders are not counted.
-        counts: Whether a file of this name counts.
-
-    Raises:
-        OSError: naming the file that cannot be read, as a link that leads nowhere.
-    """
-    memory_file = cache_dir() / "digests.json"
-    try:
-        memory = dict(json.loads(read_with_checksum(memory_file)))
-    except (OSError, ValueError, TypeError):  # a damaged digest could pass other weights for these
-        memory = {}
-    whole, known = hashlib.sha256(), dict(memory)
-    for file in sorted(_files(folder.resolve(), counts)):
-        status = file.stat()
-        key = f"{file}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
-        digest = known.get(key)
-        if not isinstance(digest, str):
-            with file.open("rb") as content:
-                # hashlib.file_digest is Python 3.11's.
-                one = hashlib.sha256()
-                while block := content.read(1 << 20):
-                    one.update(block)
-            digest = one.hexdigest()
-            if time.time_ns() - status.st_ctime_ns > _SETTLED_NS:
-                known[key] = digest
-        whole.update(f"{file.relative_to(folder.resolve()).as_posix()} {digest}\n".encode())
-    if known != memory:
-        with contextlib.suppress(OSError):  # a read-only home: the digest is computed anew each time
-            write_with_checksum(memory_file, json.dumps(known).encode())
-    return whole.hexdigest()
-
-
-def _files(folder: Path, counts: Callable[[str], bool]) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        here = Path(root)
-        if any(here.samefile(above) for above in here.parents if above.is_relative_to(folder)):
-            folders[:] = []  # a link to a folder above itself
-            continue
-        # Training's own: its checkpoints change no result of the model that lies beside them.
-        folders[:] = [name for name in folders if not name.startswith((".", "checkpoint-")) and name != "runs"]
-        yield from (here / name for name in names if not name.startswith(".") and counts(name))
 
 
 def _is_counted(name: str) -> bool:

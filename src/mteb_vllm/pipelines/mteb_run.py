@@ -14,11 +14,11 @@ from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.engines.timing import replaced
 from mteb_vllm.errors import EngineError, MissingPackageError, ModelError, PartialResultError
 from mteb_vllm.results.failures import is_fatal, of_exception
+from mteb_vllm.results.locks import BusyError
 from mteb_vllm.results.lookup import copy_measured, keep_measured, keep_same, measured, same_result
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.tasks import loading as data
 from mteb_vllm.tasks.loading import Unit
-from mteb_vllm.util.locks import BusyError
 
 if TYPE_CHECKING:
     from pathlib import Path

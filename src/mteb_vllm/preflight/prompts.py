@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mteb_vllm.catalogue import MtebCatalogue
+from mteb_vllm.catalogue import MtebCatalogue, known_prompt_key
 from mteb_vllm.config.schema import InstructionConfig, quoted
 from mteb_vllm.errors import Mistake
 from mteb_vllm.models.prompts import check_template
@@ -48,15 +48,6 @@ def _near_prompt_keys(key: str, mteb: MtebCatalogue) -> tuple[str, ...]:
     if dash and bare in names:
         return tuple(f"{bare}-{near}" for near in nearest(side, mteb.prompt_types) or mteb.prompt_types)
     return nearest(key, names)
-
-
-def known_prompt_key(key: str, mteb: MtebCatalogue) -> bool:
-    """Whether mteb could ever look a prompt up by this key."""
-    if key in mteb.prompt_types:
-        return True
-    bare, dash, side = key.rpartition("-")
-    names = (key, bare) if dash and side in mteb.prompt_types else (key,)
-    return any(name in mteb.tasks or name in mteb.task_types for name in names)
 
 
 def template_mistakes(where: str, instruction: InstructionConfig | None) -> list[Mistake]:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
-from mteb_vllm.pipelines.rerank.candidates import CEILING
 from mteb_vllm.report.points import Point, TaskScore
 from mteb_vllm.report.run_records import in_short, shown
 from mteb_vllm.results.digests import DamagedError, has_digest, read_verified
 from mteb_vllm.results.failures import of_damage
-from mteb_vllm.results.lookup import model_folder
+from mteb_vllm.results.lookup import CEILING, model_folder
 from mteb_vllm.util.files import parse_json, read_file
 
 _META = "model_meta.json"

@@ -29,8 +29,8 @@ from mteb_vllm.errors import (
     StorageError,
 )
 from mteb_vllm.results.digests import read_note, write_note
+from mteb_vllm.results.locks import lock
 from mteb_vllm.util import disk
-from mteb_vllm.util.locks import lock
 from mteb_vllm.util.masking import mask
 
 Kind = Literal[

@@ -28,13 +28,15 @@ from typing import Any, Literal
 
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.results.digests import DamagedError, has_digest, read_note, read_verified, write_note
-from mteb_vllm.tasks.local_data import aggregate_revision, data_revision
 from mteb_vllm.util import disk
+from mteb_vllm.util.data_revisions import aggregate_revision, data_revision
 from mteb_vllm.util.files import make_way, name_problem, parse_json, read_json, write_atomically
 from mteb_vllm.util.fingerprint import fingerprint
 
 # What of a run's settings no configuration says: where only this differs, an earlier result is the same one, gone stale.
 _SURROUNDINGS = re.compile(r"(^|\.)(versions\..*|device|method|weights|shell\..*|revision)$")
+# The name under which the results of a perfect reranker are kept.
+CEILING = "mteb-vllm/ceiling"
 
 
 def keep_settings(root: Path, settings: Mapping[str, Any]) -> None:

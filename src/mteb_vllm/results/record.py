@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mteb_vllm import __version__
-from mteb_vllm.inference.counters import Work
+from mteb_vllm._version import __version__
+from mteb_vllm.results.counters import Work
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.util.disk import attempt
 from mteb_vllm.util.escape import csv_cell

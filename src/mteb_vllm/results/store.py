@@ -29,10 +29,10 @@ from mteb.models.model_meta import ModelMeta
 from mteb.results import TaskResult
 
 from mteb_vllm.results.digests import DamagedError, read_verified, write_digest
+from mteb_vllm.results.locks import lock, staging
 from mteb_vllm.results.lookup import complete
 from mteb_vllm.util import disk
 from mteb_vllm.util.files import make_way, parse_json, quarantine
-from mteb_vllm.util.locks import lock, staging
 
 logger = logging.getLogger(__name__)
 

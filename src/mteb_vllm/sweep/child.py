@@ -24,13 +24,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobStatus, configure_log, run_job, setup_globals
 from omegaconf import open_dict, read_write
 
-from mteb_vllm.api import Job, typed
 from mteb_vllm.engines.base import EngineSpec, close_engines, dead_processes, working_processes
 from mteb_vllm.engines.memory import leftover_mb
 from mteb_vllm.progress import MakeProgress, Progress
 from mteb_vllm.results.failures import ENGINE_DIED, of_exception
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.runner import retrieve_ahead
+from mteb_vllm.sweep.job import Job, typed
 from mteb_vllm.sweep.messages import (
     AheadDone,
     Closed,

@@ -20,8 +20,8 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mteb_vllm.api import Job, typed
 from mteb_vllm.results.record import RunRecord
+from mteb_vllm.sweep.job import Job, typed
 from mteb_vllm.sweep.planning import plan_points
 from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.supervisor import Supervisor, SweepPoint

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ from mteb_vllm.engines.timing import replaced
 from mteb_vllm.errors import DataError, LockError
 from mteb_vllm.results.failures import causes, in_one_line
 from mteb_vllm.tasks.data_checks import problem
-from mteb_vllm.tasks.local_data import cached_in, data_revision, download_command, is_local, local_folder
 from mteb_vllm.tasks.selection import brings_candidates
+from mteb_vllm.util.data_revisions import data_revision, is_local, local_folder
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -281,3 +282,25 @@ def _lists_too_little(path: str, revision: Any) -> bool:
         return list(get_dataset_config_names(path, revision)) == ["default"]
     except Exception:  # a task whose data come from elsewhere
         return False
+
+
+@contextlib.contextmanager
+def cached_in(folder: Path) -> Iterator[None]:
+    """Let `datasets` cache what it loads in a folder that nothing else is in, instead of the user's cache."""
+    import datasets
+
+    downloads = folder / datasets.config.DOWNLOADED_DATASETS_DIR
+    with replaced(
+        datasets.config,
+        HF_DATASETS_CACHE=folder,
+        DOWNLOADED_DATASETS_PATH=str(downloads),
+        EXTRACTED_DATASETS_PATH=str(downloads / datasets.config.EXTRACTED_DATASETS_DIR),
+    ):
+        yield
+
+
+def download_command(path: str, revision: str) -> str:
+    """Return the command that fetches a data set of the Hub into the folder where it is looked for."""
+    return shlex.join(
+        ["hf", "download", path, "--repo-type", "dataset", "--revision", revision, "--local-dir", path]
+    )  # fmt: skip

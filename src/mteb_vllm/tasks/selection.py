@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mteb_vllm.catalogue import DEMO, MtebCatalogue, TaskInfo
 from mteb_vllm.config.schema import TasksConfig
 from mteb_vllm.errors import Mistake
-from mteb_vllm.tasks.local_data import aggregate_revision, data_revision
+from mteb_vllm.util.data_revisions import aggregate_revision, data_revision
 from mteb_vllm.util.suggestions import nearest
 
 if TYPE_CHECKING:

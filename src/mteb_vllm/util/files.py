@@ -183,3 +183,9 @@ def quarantine(path: Path) -> Path:
     names = itertools.chain([".broken"], (f".broken-{at}" for at in itertools.count(2)))
     aside = next(free for name in names if not os.path.lexists(free := path.with_name(path.name + name)))
     return path.rename(aside)
+
+
+def cache_dir() -> Path:
+    """`$MTEB_VLLM_CACHE`, else `$XDG_CACHE_HOME/mteb-vllm`, else `~/.cache/mteb-vllm`."""
+    shared = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mteb-vllm")
+    return expand_user(os.environ.get("MTEB_VLLM_CACHE") or shared)

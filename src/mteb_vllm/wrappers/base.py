@@ -4,21 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
 from mteb_vllm.engines.arguments import resolve_arguments
 from mteb_vllm.engines.base import Convert, Engine, EngineSpec, is_open, open_engine
 from mteb_vllm.errors import ModelError
-from mteb_vllm.inference.counters import Work
 from mteb_vllm.models.files import Model, find_model, missing_files
+from mteb_vllm.results.counters import Work
 from mteb_vllm.util.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
+
+
+class Recorder(Protocol):
+    """Keeps some of the texts or pairs that pass through a wrapper, with what was computed for them."""
+
+    def watch(self, task: str, side: str | None, texts: Iterable[str]) -> Iterator[str]:
+        """Pass on texts that are about to be embedded, and note those to keep."""
+
+    def take(self, embeddings: npt.NDArray[np.float32]) -> None:
+        """Keep embeddings of the texts that were watched last.
+
+        Args:
+            embeddings: float32 array, shape (n_texts, dim).
+        """
+
+    def watch_pairs(self, task: str, texts: Iterable[str]) -> Iterator[str]:
+        """Pass on the texts of one side of pairs: queries first, then documents."""
+
+    def take_pairs(self, scores: npt.NDArray[np.float32]) -> None:
+        """Keep the scores of the pairs that were watched last.
+
+        Args:
+            scores: float32 array, shape (n_pairs,).
+        """
 
 
 class VllmWrapperBase:

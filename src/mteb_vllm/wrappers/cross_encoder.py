@@ -18,8 +18,7 @@ from mteb_vllm.models import score_templates
 from mteb_vllm.models.architectures import NOT_ONE_LABEL
 from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.models.score_templates import Activation, ScoreTemplate
-from mteb_vllm.pipelines.parity.capture import Tap
-from mteb_vllm.wrappers.base import VllmWrapperBase
+from mteb_vllm.wrappers.base import Recorder, VllmWrapperBase
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -51,7 +50,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
     """
 
     convert: Convert = "classify"
-    tap: Tap | None = None
+    recorder: Recorder | None = None
 
     def __init__(
         self,
@@ -161,8 +160,8 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
 
         def prefixed(inputs: DataLoader[BatchedInput], prefix: str) -> Any:
             texts = texts_of(inputs)[0]
-            if self.tap is not None:
-                texts = self.tap.watch_pairs(task_metadata.name, texts)
+            if self.recorder is not None:
+                texts = self.recorder.watch_pairs(task_metadata.name, texts)
             for at, body in enumerate(texts):
                 if at == 0:
                     first.append(body)
@@ -184,8 +183,8 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
         if len(first) == 2:
             applied["example"] = self._read(first[0], first[1], text)[:1000]
         self.work.add(work)
-        if self.tap is not None:
-            self.tap.take_pairs(scores)
+        if self.recorder is not None:
+            self.recorder.take_pairs(scores)
         return scores
 
     def _read(self, query: str, document: str, instruction: str) -> str:

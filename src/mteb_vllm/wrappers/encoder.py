@@ -16,8 +16,7 @@ from mteb_vllm.inference.embedding_cache.store import EmbeddingStore
 from mteb_vllm.inference.encoding import encode_texts, texts_of
 from mteb_vllm.inference.scoring import different
 from mteb_vllm.models.prompts import Prompts, load_template
-from mteb_vllm.pipelines.parity.capture import Tap
-from mteb_vllm.wrappers.base import VllmWrapperBase
+from mteb_vllm.wrappers.base import Recorder, VllmWrapperBase
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -49,7 +48,7 @@ class Embedding(VllmWrapperBase):
 
     convert: Convert = "embed"
     store: EmbeddingStore | None = None
-    tap: Tap | None = None
+    recorder: Recorder | None = None
 
     def __init__(
         self,
@@ -129,8 +128,8 @@ class Embedding(VllmWrapperBase):
         if n_texts == 0:
             return np.empty((0, self.engine.dim), dtype=np.float32)
         applied = {"prefix": prefix.text, "key": prefix.key, "example": None}
-        if self.tap is not None:
-            texts = self.tap.watch(task_metadata.name, side, texts)
+        if self.recorder is not None:
+            texts = self.recorder.watch(task_metadata.name, side, texts)
 
         def seen() -> Any:
             for text in texts:
@@ -153,8 +152,8 @@ class Embedding(VllmWrapperBase):
             known=self.store.space(self.engine) if self.store is not None else None,
         )
         self.work.add(work)
-        if self.tap is not None:
-            self.tap.take(embeddings)
+        if self.recorder is not None:
+            self.recorder.take(embeddings)
         return embeddings
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.inference.embedding_cache.segments import PART
 from mteb_vllm.inference.embedding_cache.space import Space
+from mteb_vllm.results.locks import lock
 from mteb_vllm.util.fingerprint import fingerprint
-from mteb_vllm.util.locks import lock
 
 if TYPE_CHECKING:
     from mteb_vllm.engines.base import Engine

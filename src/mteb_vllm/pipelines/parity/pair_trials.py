@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mteb_vllm.engines.base import LongPair
 from mteb_vllm.errors import MtebVllmError
-from mteb_vllm.inference.pairs import LongPair
 from mteb_vllm.inference.scoring import score_pairs
 from mteb_vllm.models.score_templates import ScoreTemplate
 from mteb_vllm.pipelines.parity.causes import Change, Hint, Measured, explain, like

@@ -58,7 +58,7 @@ class SideRunner:
 
         for part in parts:
             _as_new(part)
-        self.model.tap = tap = Tap(self.limit)
+        self.model.recorder = tap = Tap(self.limit)
         try:
             outcome = mteb_run.computed_outcome(
                 self.model,
@@ -70,7 +70,7 @@ class SideRunner:
                 predictions=ranked or similar,
             )
         finally:
-            self.model.tap = None
+            self.model.recorder = None
         side = Side(main_scores(outcome), tap.captured())
         for part in parts if ranked or similar else []:
             self._read_predictions(part, side, ranked)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.errors import FirstStageError
+from mteb_vllm.results.lookup import CEILING
 from mteb_vllm.util.fingerprint import METHOD, fingerprint
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
 # How deep a first stage retrieves, whatever a run's `top_k` is: mteb's own depth (the largest of its tasks' k_values).
 DEPTH = 1000
-
-# The name under which the results of a perfect reranker are kept.
-CEILING = "mteb-vllm/ceiling"
 
 
 class _Search:

@@ -7,14 +7,11 @@ cache of its own, each time that a task loads.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from mteb_vllm.engines.timing import replaced
-from mteb_vllm.models.files import folder_digest
+from mteb_vllm.util.digest import folder_digest
 
 _LOCAL = "local-"
 
@@ -56,25 +53,3 @@ def aggregate_revision(parts: Mapping[str, str], own: str) -> str:
         return own
     names = "\n".join(f"{name} {revision}" for name, revision in sorted(parts.items()))
     return f"{_LOCAL}{hashlib.sha256(names.encode()).hexdigest()[:12]}"
-
-
-@contextlib.contextmanager
-def cached_in(folder: Path) -> Iterator[None]:
-    """Let `datasets` cache what it loads in a folder that nothing else is in, instead of the user's cache."""
-    import datasets
-
-    downloads = folder / datasets.config.DOWNLOADED_DATASETS_DIR
-    with replaced(
-        datasets.config,
-        HF_DATASETS_CACHE=folder,
-        DOWNLOADED_DATASETS_PATH=str(downloads),
-        EXTRACTED_DATASETS_PATH=str(downloads / datasets.config.EXTRACTED_DATASETS_DIR),
-    ):
-        yield
-
-
-def download_command(path: str, revision: str) -> str:
-    """Return the command that fetches a data set of the Hub into the folder where it is looked for."""
-    return shlex.join(
-        ["hf", "download", path, "--repo-type", "dataset", "--revision", revision, "--local-dir", path]
-    )  # fmt: skip
