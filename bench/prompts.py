@@ -57,7 +57,7 @@ def sweep(folder: Path, tasks: str, more: list[str], use: str) -> list[dict[str,
     prompts = ",".join(f"'{prompt}'" for prompt in PROMPTS)
     words = [f"tasks.names=[{tasks}]", "prompts=none", f"prompts.query={prompts}", *more]
     env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
-    command = [sys.executable, "-m", "mteb_vllm", "-m", *words, f"results.dir={folder}", f"store.use={use}"]
+    command = [sys.executable, "-m", "mteb_vllm", "-m", *words, f"results.dir={folder}", f"embedding_cache.use={use}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)
     records = [json.loads(path.read_text()) for path in folder.glob("sweeps/*/*/*/run.json")]
     return sorted(records, key=lambda record: int(record["point"]))

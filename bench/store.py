@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mteb_vllm.inference.embedding_cache.store import EmbeddingStore
+from mteb_vllm.inference.embedding_cache.cache import EmbeddingCache
 
 WINDOW = 8192
 
@@ -31,19 +31,19 @@ def main() -> int:
     options = parser.parse_args()
     n, dim = options.vectors, options.dim
     with tempfile.TemporaryDirectory(prefix="mteb-vllm-bench-") as scratch:
-        space = EmbeddingStore(Path(scratch), 2**50, always=True).named("bench", dim)
+        space = EmbeddingCache(Path(scratch), 2**50).space("bench", dim)
         keys = [space.key(f"text number {at}") for at in range(n)]
         started = time.perf_counter()
         for numbers in windows(range(n)):
             vectors = expected(numbers, dim)
-            space.add([keys[at] for at in numbers], vectors, np.zeros(len(numbers), dtype=np.bool_), 1.0)
+            space.add([keys[at] for at in numbers], vectors, np.zeros(len(numbers), dtype=np.bool_))
         print(f"vectors                    {n:,} of {dim} dimensions")
         print(f"written                    {n / (time.perf_counter() - started):,.0f}/s")
         size = sum(path.stat().st_size for path in space.folder.iterdir())
         print(f"on disk                    {size / n:,.0f} bytes each, {4 * dim} of them the vector")
         before = peak_mb()
         started = time.perf_counter()
-        space = EmbeddingStore(Path(scratch), 2**50).named("bench", dim)
+        space = EmbeddingCache(Path(scratch), 2**50).space("bench", dim)
         space.refresh()
         print(f"opened                     {time.perf_counter() - started:.2f} s")
         wrong = 0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mteb_vllm.inference.embedding_cache.store import EmbeddingStore
+from mteb_vllm.inference.embedding_cache.cache import EmbeddingCache
 
 DIM, SEGMENT = 512, 1003
 ENGINES = ("one", "other")
@@ -30,15 +30,15 @@ def text(number: int) -> str:
 
 def main() -> None:
     root, max_bytes, first = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    store = EmbeddingStore(root, max_bytes, always=True)
+    store = EmbeddingCache(root, max_bytes)
     print("writing", flush=True)
     for number in itertools.count():
         # Of two engines in turn: what one has kept gives way to the other.
-        space = store.named(ENGINES[number // 8 % 2], DIM)
+        space = store.space(ENGINES[number // 8 % 2], DIM)
         begin = first + number * SEGMENT
         numbers = range(begin, begin + SEGMENT)
         keys = [space.key(text(number)) for number in numbers]
-        space.add(keys, vectors(numbers), np.array([number % 3 == 0 for number in numbers]), 1.0)
+        space.add(keys, vectors(numbers), np.array([number % 3 == 0 for number in numbers]))
 
 
 if __name__ == "__main__":

@@ -22,18 +22,18 @@ from safetensors.numpy import load, save
 
 import store_writer
 from mteb_vllm.errors import NonFiniteError
+from mteb_vllm.inference.embedding_cache.cache import EmbeddingCache
 from mteb_vllm.inference.embedding_cache.index import Index
 from mteb_vllm.inference.embedding_cache.segments import size_of
-from mteb_vllm.inference.embedding_cache.store import EmbeddingStore
 from mteb_vllm.inference.encoding import encode_texts
 from store_writer import DIM, text, vectors
 
 PLENTY = 10**9
 
 
-def fill(space: Any, numbers: range, seconds: float = 1.0) -> None:
+def fill(space: Any, numbers: range) -> None:
     keys = [space.key(text(number)) for number in numbers]
-    space.add(keys, vectors(numbers), np.array([number % 3 == 0 for number in numbers]), seconds)
+    space.add(keys, vectors(numbers), np.array([number % 3 == 0 for number in numbers]))
 
 
 def look(space: Any, numbers: Any) -> tuple[list[int], np.ndarray, np.ndarray]:
@@ -69,10 +69,10 @@ def taken(root: Path) -> int:
 
 
 def test_what_was_written_is_found_by_this_store_and_by_the_next_one(tmp_path: Path) -> None:
-    space = EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)
+    space = EmbeddingCache(tmp_path, PLENTY).space("engine", DIM)
     for begin in (0, 100, 200, 230, 231):
         fill(space, range(begin, begin + {200: 30, 230: 1}.get(begin, 100)))
-    for one in (space, EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)):
+    for one in (space, EmbeddingCache(tmp_path, PLENTY).space("engine", DIM)):
         asked = random.Random(1).sample(range(-50, 400), 450)
         assert sorted(check(one, asked)) == list(range(331))
         _, out, _ = look(one, [-7, 5])
@@ -81,45 +81,51 @@ def test_what_was_written_is_found_by_this_store_and_by_the_next_one(tmp_path: P
 
 
 def test_another_engine_or_another_text_is_another_embedding(tmp_path: Path) -> None:
-    def engine(dim: int = 8, normalized: Any = True, **settings: Any) -> Any:
-        spec = SimpleNamespace(settings=lambda: {"args": {"dtype": "float32"}, **settings})
-        return SimpleNamespace(spec=spec, dim=dim, resolved={"normalized": normalized})
+    cache = EmbeddingCache(tmp_path, PLENTY)
+    one, other = cache.space("one", 8), cache.space("other", 8)
+    assert cache.space("one", 8) is one and one.folder != other.folder
+    assert len({one.key("a"), other.key("a"), one.key("query: a"), one.key("a ")}) == 4
 
-    store = EmbeddingStore(tmp_path, PLENTY)
+
+def test_embeddings_depend_on_every_setting_of_an_engine() -> None:
+    from mteb_vllm.engines.base import Engine
+
+    def engine(dim: int = 8, normalized: Any = True, **settings: Any) -> str:
+        spec = SimpleNamespace(settings=lambda: {"args": {"dtype": "float32"}, **settings})
+        made = SimpleNamespace(spec=spec, dim=dim, resolved={"normalized": normalized})
+        return str(Engine.vectors_fingerprint.fget(made))  # type: ignore[attr-defined]
+
     others = [
         engine(dim=4),
         engine(normalized=False),
         engine(args={"dtype": "bfloat16"}),
         engine(versions={"vllm": "1"}),
     ]
-    spaces = [store.space(one) for one in (engine(), *others)]
-    assert store.space(engine()) is spaces[0]
-    assert len({space.folder for space in spaces}) == 5
-    assert len({space.key("a") for space in spaces} | {spaces[0].key("query: a"), spaces[0].key("a ")}) == 7
+    assert engine() == engine() and len({engine(), *others}) == 5
 
 
 def test_every_text_is_computed_once(tmp_path: Path, fake_engine: Any) -> None:
-    store = EmbeddingStore(tmp_path, PLENTY, always=True)
+    store = EmbeddingCache(tmp_path, PLENTY)
     long = " ".join(["word"] * 300)  # longer than the context
     texts = ["a", "b", "a", long, long]
     engine = fake_engine()
-    first, work = encode_texts(engine, texts, 5, prefix="query: ", known=store.named("x", engine.dim))
+    first, work = encode_texts(engine, texts, 5, prefix="query: ", cache=store.space("x", engine.dim))
     assert (work.texts, work.computed, work.stored, work.truncated) == (5, 3, 0, 2) and work.tokens > 0
     again = fake_engine()
-    known = EmbeddingStore(tmp_path, PLENTY).named("x", engine.dim)
-    second, work = encode_texts(again, [*texts, "c"], 6, prefix="query: ", known=known)
+    known = EmbeddingCache(tmp_path, PLENTY).space("x", engine.dim)
+    second, work = encode_texts(again, [*texts, "c"], 6, prefix="query: ", cache=known)
     assert again.given == ["query: c"] and (second[:5] == first).all()
     assert (work.texts, work.computed, work.stored, work.truncated, work.tokens) == (6, 1, 3, 2, 4)
     assert work.store_seconds > 0
-    _, work = encode_texts(again, ["a"], 1, known=known)
+    _, work = encode_texts(again, ["a"], 1, cache=known)
     assert work.stored == 0 and again.given == ["query: c", "a"]  # without the prompt it is another text
 
 
 def test_nan_is_never_kept(tmp_path: Path, fake_engine: Any) -> None:
     engine = fake_engine(broken="bad")
-    space = EmbeddingStore(tmp_path, PLENTY).named("x", engine.dim)
+    space = EmbeddingCache(tmp_path, PLENTY).space("x", engine.dim)
     with pytest.raises(NonFiniteError):
-        encode_texts(engine, ["good", "bad"], 2, known=space)
+        encode_texts(engine, ["good", "bad"], 2, cache=space)
     assert len(space) == 0
 
 
@@ -127,14 +133,12 @@ def test_nan_is_never_kept(tmp_path: Path, fake_engine: Any) -> None:
 def test_a_harmed_file_is_named_set_aside_and_computed_again(tmp_path: Path, harm: str, fake_engine: Any) -> None:
     engine = fake_engine()
     texts = [f"{at} {at}" for at in range(500)]
-    whole, _ = encode_texts(
-        engine, texts, 500, window=100, known=EmbeddingStore(tmp_path, PLENTY, always=True).named("x", 384)
-    )
-    path = sorted((tmp_path / "embeddings" / "x").iterdir())[2]
+    whole, _ = encode_texts(engine, texts, 500, window=100, cache=EmbeddingCache(tmp_path, PLENTY).space("x", 384))
+    path = sorted((tmp_path / "embeddings").glob("x-*/*"))[2]
     content = path.read_bytes()
-    opened = EmbeddingStore(tmp_path, PLENTY, always=True)
+    opened = EmbeddingCache(tmp_path, PLENTY)
     if harm in ("truncated", "flipped"):
-        opened.named("x", 384).refresh()  # it was whole when it was opened
+        opened.space("x", 384).refresh()  # it was whole when it was opened
     path.write_bytes(
         {
             "truncated": content[: len(content) // 2],
@@ -145,12 +149,12 @@ def test_a_harmed_file_is_named_set_aside_and_computed_again(tmp_path: Path, har
         }[harm]
     )
     again = fake_engine()
-    embeddings, work = encode_texts(again, texts, 500, window=100, known=opened.named("x", 384))
+    embeddings, work = encode_texts(again, texts, 500, window=100, cache=opened.space("x", 384))
     assert (embeddings == whole).all()
     assert (work.computed, work.stored) == (100, 400)
     aside = path.with_name(f"{path.name}.broken")
     assert opened.set_aside == [aside] and aside.exists() and not path.exists()
-    _, work = encode_texts(again, texts, 500, known=EmbeddingStore(tmp_path, PLENTY).named("x", 384))
+    _, work = encode_texts(again, texts, 500, cache=EmbeddingCache(tmp_path, PLENTY).space("x", 384))
     assert work.stored == 500
 
 
@@ -158,8 +162,8 @@ def test_a_harmed_file_is_named_set_aside_and_computed_again(tmp_path: Path, har
     "region", ["keys", "truncated", "checksums", "vectors", "digest", "no digest", "shapes", "types"]
 )
 def test_every_part_of_a_segment_is_verified(tmp_path: Path, region: str) -> None:
-    fill(EmbeddingStore(tmp_path, PLENTY).named("engine", DIM), range(100))
-    (path,) = (tmp_path / "embeddings" / "engine").iterdir()
+    fill(EmbeddingCache(tmp_path, PLENTY).space("engine", DIM), range(100))
+    (path,) = (tmp_path / "embeddings").glob("engine-*/*")
     arrays: dict[str, Any] = load(path.read_bytes())
     with safe_open(path, framework="numpy") as file:
         metadata = dict(file.metadata())
@@ -174,15 +178,15 @@ def test_every_part_of_a_segment_is_verified(tmp_path: Path, region: str) -> Non
     elif region == "types":
         arrays["keys"] = arrays["keys"].view(np.int64)
     path.write_bytes(save(arrays, None if region == "no digest" else metadata))
-    store = EmbeddingStore(tmp_path, PLENTY)
-    found = check(store.named("engine", DIM), range(100))
+    store = EmbeddingCache(tmp_path, PLENTY)
+    found = check(store.space("engine", DIM), range(100))
     assert found == [] and store.set_aside == [path.with_name(f"{path.name}.broken")]
 
 
 def test_a_segment_of_vectors_of_another_length_is_not_read(tmp_path: Path) -> None:
-    fill(EmbeddingStore(tmp_path, PLENTY).named("engine", DIM), range(100))
-    store = EmbeddingStore(tmp_path, PLENTY)
-    assert check(store.named("engine", DIM // 2), range(100)) == [] and len(store.set_aside) == 1
+    fill(EmbeddingCache(tmp_path, PLENTY).space("engine", DIM), range(100))
+    store = EmbeddingCache(tmp_path, PLENTY)
+    assert check(store.space("engine", DIM // 2), range(100)) == [] and len(store.set_aside) == 1
 
 
 def test_twenty_killed_writers_leave_nothing_wrong_and_keep_the_bound(tmp_path: Path) -> None:
@@ -201,74 +205,59 @@ def test_twenty_killed_writers_leave_nothing_wrong_and_keep_the_bound(tmp_path: 
             finally:
                 writer.send_signal(signal.SIGKILL)
         killed_at_work += any(tmp_path.glob("embeddings/*/*.part"))
-        store = EmbeddingStore(tmp_path, max_bytes)
+        store = EmbeddingCache(tmp_path, max_bytes)
         asked = [at for n in range(number + 1) for at in range(n * 10**6, n * 10**6 + 40_000, 59)]
         for engine in store_writer.ENGINES:
-            there = check(store.named(engine, DIM), asked)
+            there = check(store.space(engine, DIM), asked)
             found += len(there)
             gone += number > 0 and not any(at < 40_000 for at in there)
             assert not store.set_aside
         assert taken(tmp_path) <= max_bytes
     assert found and gone and killed_at_work, (found, gone, killed_at_work)
-    fill(EmbeddingStore(tmp_path, max_bytes).named("one", DIM), range(-10, 0))
+    fill(EmbeddingCache(tmp_path, max_bytes).space("one", DIM), range(-10, 0))
     assert not list(tmp_path.glob("embeddings/*/*.part"))
 
 
 def test_what_was_not_used_for_longest_gives_way(tmp_path: Path) -> None:
     size = size_of(100, DIM)
-    before = EmbeddingStore(tmp_path, PLENTY)
+    before = EmbeddingCache(tmp_path, PLENTY)
     for at, name in enumerate(("old", "older", "own")):
-        space = before.named(name, DIM)
+        space = before.space(name, DIM)
         fill(space, range(100))
         (path,) = space.folder.iterdir()
         os.utime(path, (1_000_000 + (at != 1), 1_000_000 + (at != 1)))
-    store = EmbeddingStore(tmp_path, 3 * size)
-    own = store.named("own", DIM)
+    store = EmbeddingCache(tmp_path, 3 * size)
+    own = store.space("own", DIM)
     assert len(check(own, range(100))) == 100  # it is in use now, and stays
     fill(own, range(100, 200))
-    assert not list((tmp_path / "embeddings" / "older").iterdir()) and list((tmp_path / "embeddings" / "old").iterdir())
+    assert not list((tmp_path / "embeddings").glob("older-*/*")) and list((tmp_path / "embeddings").glob("old-*/*"))
     fill(own, range(200, 300))
     fill(own, range(300, 400))
-    assert own.stopped is not None and "store.max_bytes" in own.stopped and own.passed == 100
+    assert own.stopped is not None and "embedding_cache.max_bytes" in own.stopped and own.passed == 100
     assert sorted(check(own, range(400))) == list(range(300))
     assert taken(tmp_path) <= 3 * size
-    assert check(before.named("old", DIM), range(100)) == []  # what has given way is not known, and no error
+    assert check(before.space("old", DIM), range(100)) == []  # what has given way is not known, and no error
 
 
 def test_a_reader_sees_what_another_writes(tmp_path: Path) -> None:
-    reader = EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)
+    reader = EmbeddingCache(tmp_path, PLENTY).space("engine", DIM)
     assert check(reader, range(10)) == []
-    fill(EmbeddingStore(tmp_path, PLENTY).named("engine", DIM), range(10))
+    fill(EmbeddingCache(tmp_path, PLENTY).space("engine", DIM), range(10))
     assert check(reader, range(10)) == list(range(10))
 
 
-def test_what_is_computed_faster_than_kept_is_not_kept(tmp_path: Path) -> None:
-    quick = EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)
-    quick._writing = 0.5  # as on a slow disk
-    fill(quick, range(10), seconds=0.1)  # too little to tell
-    assert quick.written == 10
-    fill(quick, range(10, 20), seconds=1.0)
-    assert (quick.written, quick.passed, quick.stopped) == (10, 10, None)
-    fill(quick, range(20, 30), seconds=100.0)  # it pays by now
-    assert (quick.written, quick.passed) == (20, 10)
-    always = EmbeddingStore(tmp_path, PLENTY, always=True).named("engine", DIM)
-    always._writing = 0.5
-    fill(always, range(10, 20), seconds=1.1)
-    assert always.written == 10
-
-
 def test_a_trouble_of_the_machines_says_nothing_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(EmbeddingStore(tmp_path, PLENTY).named("engine", DIM), range(10))
-    store = EmbeddingStore(tmp_path, PLENTY)
-    store.named("engine", DIM).refresh()
+    fill(EmbeddingCache(tmp_path, PLENTY).space("engine", DIM), range(10))
+    store = EmbeddingCache(tmp_path, PLENTY)
+    store.space("engine", DIM).refresh()
     monkeypatch.setattr(Path, "open", fails(OSError(24, "Too many open files")))
-    assert check(store.named("engine", DIM), range(10)) == [] and not store.set_aside
+    assert check(store.space("engine", DIM), range(10)) == [] and not store.set_aside
     monkeypatch.undo()
-    assert len(check(EmbeddingStore(tmp_path, PLENTY).named("engine", DIM), range(10))) == 10
+    assert len(check(EmbeddingCache(tmp_path, PLENTY).space("engine", DIM), range(10))) == 10
 
 
 def test_a_full_disk_keeps_no_half_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    space = EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)
+    space = EmbeddingCache(tmp_path, PLENTY).space("engine", DIM)
 
     def half(path: Path, content: bytes) -> None:
         with path.open("wb") as file:
@@ -280,8 +269,8 @@ def test_a_full_disk_keeps_no_half_of_a_file(tmp_path: Path, monkeypatch: pytest
     assert "No space left" in str(space.stopped) and list(space.folder.iterdir()) == []
     monkeypatch.undo()
     usage = SimpleNamespace(total=10**9, used=10**9, free=10**8)
-    monkeypatch.setattr("mteb_vllm.inference.embedding_cache.store.shutil.disk_usage", lambda _: usage)
-    other = EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)
+    monkeypatch.setattr("mteb_vllm.inference.embedding_cache.cache.shutil.disk_usage", lambda _: usage)
+    other = EmbeddingCache(tmp_path, PLENTY).space("engine", DIM)
     fill(other, range(10))
     assert other.written == 0 and other.stopped is not None, "results need room, too"
 
@@ -289,8 +278,8 @@ def test_a_full_disk_keeps_no_half_of_a_file(tmp_path: Path, monkeypatch: pytest
 def test_a_lower_bound_is_kept_and_nothing_gives_way_in_vain(tmp_path: Path) -> None:
     size = size_of(100, DIM)
     for at in range(4):
-        fill(EmbeddingStore(tmp_path, PLENTY).named(f"engine{at}", DIM), range(100))
-    fill(EmbeddingStore(tmp_path, 3 * size).named("engine9", DIM), range(1000))  # never fits
+        fill(EmbeddingCache(tmp_path, PLENTY).space(f"engine{at}", DIM), range(100))
+    fill(EmbeddingCache(tmp_path, 3 * size).space("engine9", DIM), range(1000))  # never fits
     assert 2 * size < taken(tmp_path) <= 3 * size, "only what is over the bound has gone"
 
 
@@ -303,19 +292,19 @@ def fails(error: Exception) -> Any:
 
 def test_a_store_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
     (tmp_path / "embeddings").write_text("in the way")
-    space = EmbeddingStore(tmp_path, PLENTY).named("engine", DIM)
+    space = EmbeddingCache(tmp_path, PLENTY).space("engine", DIM)
     fill(space, range(10))
     assert space.stopped is not None and check(space, range(10)) == []
 
 
 def test_memory_holds_thirty_bytes_a_vector(tmp_path: Path) -> None:
-    writer, n = EmbeddingStore(tmp_path, PLENTY).named("engine", 1), 200_000
+    writer, n = EmbeddingCache(tmp_path, PLENTY).space("engine", 1), 200_000
     for begin in range(0, n, 10_000):
         numbers = range(begin, begin + 10_000)
         keys = [writer.key(text(number)) for number in numbers]
-        writer.add(keys, np.zeros((len(keys), 1), dtype=np.float32), np.zeros(len(keys), dtype=np.bool_), 1.0)
+        writer.add(keys, np.zeros((len(keys), 1), dtype=np.float32), np.zeros(len(keys), dtype=np.bool_))
     tracemalloc.start()
-    reader = EmbeddingStore(tmp_path, PLENTY).named("engine", 1)
+    reader = EmbeddingCache(tmp_path, PLENTY).space("engine", 1)
     reader.refresh()
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -337,10 +326,10 @@ def test_many_segments_are_searched_as_few(tmp_path: Path) -> None:
 def test_a_folder_that_only_this_store_has_written_to_is_not_looked_through_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, looked = EmbeddingStore(tmp_path, PLENTY), []
-    files = EmbeddingStore._files
-    monkeypatch.setattr(EmbeddingStore, "_files", lambda self, pattern: looked.append(pattern) or files(self, pattern))
-    space = store.named("engine", DIM)
+    store, looked = EmbeddingCache(tmp_path, PLENTY), []
+    files = EmbeddingCache._files
+    monkeypatch.setattr(EmbeddingCache, "_files", lambda self, pattern: looked.append(pattern) or files(self, pattern))
+    space = store.space("engine", DIM)
     for begin in range(0, 60, 10):
         fill(space, range(begin, begin + 10))
         time.sleep(0.01)  # so that times of change differ
@@ -352,10 +341,10 @@ def test_a_folder_that_only_this_store_has_written_to_is_not_looked_through_agai
 
 
 def test_the_record_says_why_embeddings_were_not_kept(tmp_path: Path) -> None:
-    store = EmbeddingStore(tmp_path, PLENTY)
-    fill(store.named("one", DIM), range(10))
+    store = EmbeddingCache(tmp_path, PLENTY)
+    fill(store.space("one", DIM), range(10))
     assert store.record()["stopped"] is None
     store.max_bytes = 0
-    fill(store.named("other", DIM), range(20))
+    fill(store.space("other", DIM), range(20))
     record = store.record()
     assert "no room" in record["stopped"] and (record["written"], record["passed"]) == (10, 20)

@@ -241,10 +241,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
             f"model.path={model}",
             "model.name=org/tiny",
             "engine=sentence_transformers",
-            "store.use=always",
+            "embedding_cache.use=always",
         ]
         out = root / "whole" / "out"
-        base += [f"results.dir={out}", "store.use=always"]
+        base += [f"results.dir={out}", "embedding_cache.use=always"]
         texts = "tasks.names=[StdlibDocsClassification,StdlibDocsClustering]"
         rerank = ["pipeline=rerank", "tasks=demo_retrieval", "pipeline.scoring=cosine", "pipeline.top_k=3"]
         configs = [check([*base, *more])[0].config for more in ([texts], rerank)]

@@ -104,7 +104,7 @@ def ran(tmp_path: Path, *overrides: str) -> tuple[Any, dict[tuple[str, ...], lis
     with composer():
         chosen = [text for text in overrides if text not in put]
         plain: Any = OmegaConf.to_container(
-            compose_config([*chosen, f"results.dir={tmp_path}/out", "store.use=never", "results.reuse=none"])
+            compose_config([*chosen, f"results.dir={tmp_path}/out", "embedding_cache.use=never", "results.reuse=none"])
         )
     del plain["hydra"]
     for text in put:

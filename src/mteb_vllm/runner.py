@@ -20,7 +20,7 @@ from mteb_vllm.engines import environment
 from mteb_vllm.engines.base import working_processes
 from mteb_vllm.engines.memory import peak_memory, reset_peak_memory
 from mteb_vllm.errors import FirstStageError, MtebVllmError
-from mteb_vllm.inference.embedding_cache.store import EmbeddingStore
+from mteb_vllm.inference.embedding_cache.cache import EmbeddingCache
 from mteb_vllm.pipelines.rerank.first_stages import EncoderStage
 from mteb_vllm.pipelines.throughput.pipeline import Throughput
 from mteb_vllm.plan import Plan, failed_before, plan
@@ -212,7 +212,7 @@ class _Work:
     model: Any
     tasks: list[AbsTask]
     store: ResultsStore
-    embeddings: EmbeddingStore | None
+    embeddings: EmbeddingCache | None
     progress: Progress
     options: dict[str, Any]
 
@@ -251,7 +251,7 @@ def _working(
         for one in models:
             # What is timed, or compared with a reference, is what the engine computes now.
             if isinstance(one, Embedding) and not (one is model and planned.pipeline.always_anew):
-                one.store = embeddings
+                one.embedding_cache = embeddings
             one.progress = progress.encoded
             one.opening = functools.partial(progress.opening, one.spec)
         yield _Work(model, tasks.load(config.tasks, names), store, embeddings, progress, options)
@@ -281,12 +281,12 @@ def _measure(config: RunConfig, planned: Plan, record: RunRecord, console: Conso
             record.warnings += _said_of_models(record.engine)
 
 
-def _embeddings(config: RunConfig) -> EmbeddingStore | None:
+def _embeddings(config: RunConfig) -> EmbeddingCache | None:
     """Embeddings on disk; none where the user wants none, or wants everything computed again."""
-    use = config.store.use
+    use = config.embedding_cache.use
     if use == "never" or (use == "auto" and config.results.reuse == "none"):
         return None
-    return EmbeddingStore(Path(config.results.dir), config.store.max_bytes, always=use == "always")
+    return EmbeddingCache(Path(config.results.dir), config.embedding_cache.max_bytes)
 
 
 def _evaluate(
@@ -316,7 +316,7 @@ def _evaluate(
             for path in [*work.store.set_aside, *(work.embeddings.set_aside if work.embeddings is not None else [])]
         ]
         if work.embeddings is not None:
-            record.store = work.embeddings.record()
+            record.embedding_cache = work.embeddings.record()
         record.engine = work.model.engine_record()
         record.warnings += _said_of_models(record.engine)
         if planned.stage is not None:

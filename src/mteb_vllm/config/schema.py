@@ -174,7 +174,7 @@ class ResultsConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreConfig(_Strict):
+class EmbeddingCacheConfig(_Strict):
     """Whether embeddings are kept on disk, and how many; see `conf/config.yaml`."""
 
     use: Literal["auto", "always", "never"] = "auto"
@@ -209,7 +209,7 @@ class RunConfig(_Strict):
     tasks: TasksConfig
     pipeline: dict[str, Any]
     results: ResultsConfig
-    store: StoreConfig = field(default_factory=StoreConfig)
+    embedding_cache: EmbeddingCacheConfig = field(default_factory=EmbeddingCacheConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     runs: Names | None = None
     retry_failed: bool = True

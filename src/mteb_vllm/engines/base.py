@@ -182,6 +182,16 @@ class Engine(ABC):
         return {key: value for key, value in wanted.items() if self.threading.get(key) != value}
 
     @property
+    def vectors_fingerprint(self) -> str:
+        """The hash of everything that its embeddings depend on but the text."""
+        settings = {
+            "engine": self.spec.settings(),
+            "dimensions": self.dim,
+            "normalized": self.resolved.get("normalized"),
+        }
+        return fingerprint(settings)
+
+    @property
     @abstractmethod
     def tokenizer(self) -> Any:
         """The model's tokenizer, of transformers' kind."""

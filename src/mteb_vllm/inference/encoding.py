@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mteb_vllm.engines.base import Engine
 from mteb_vllm.errors import DataError, NonFiniteError
-from mteb_vllm.inference.embedding_cache.space import Space
+from mteb_vllm.inference.embedding_cache.cache import Space
 from mteb_vllm.results.counters import Work
 
 # A text of more characters than this for each token of the context is shortened before it is tokenised: vLLM tokenises
@@ -53,7 +53,7 @@ def encode_texts(
     prefix: str = "",
     window: int = 8192,
     progress: Progress | None = None,
-    known: Space | None = None,
+    cache: Space | None = None,
 ) -> tuple[npt.NDArray[np.float32], Work]:
     """Embeds texts, each different one once.
 
@@ -70,7 +70,7 @@ def encode_texts(
         prefix: What stands in front of each.
         window: How many different texts are handed to the engine at once.
         progress: Called with (texts done, texts in all), often.
-        known: Embeddings of this engine on disk: those that are there are not computed, the others are put there.
+        cache: Embeddings of this engine on disk: those that are there are not computed, the others are put there.
 
     Returns:
         embeddings: float32 array, shape (n_texts, dim); and what it took.
@@ -90,11 +90,11 @@ def encode_texts(
     row = 0
     prefix = readable(prefix)
     stream = iter(texts)
-    key = known.key if known is not None else _digest
+    key = cache.key if cache is not None else _digest
     # Where a prompt's tokens are not pooled, the same text has another embedding with another part of it as the prompt.
     mark = "" if engine.pools_prompts else f"{len(prefix)} "
-    if known is not None:
-        known.refresh()
+    if cache is not None:
+        cache.refresh()
     while batch := list(itertools.islice(stream, window)):
         rows, unique, digests = [], [], []
         for text in batch:
@@ -118,16 +118,15 @@ def encode_texts(
             chosen = [at not in empty for at in range(len(unique))]
             unique = list(itertools.compress(unique, chosen))
             rows, digests = list(itertools.compress(rows, chosen)), list(itertools.compress(digests, chosen))
-        if known is not None and unique:
-            unique, rows, digests = _look_up(known, unique, rows, digests, out, stats, truncated)
+        if cache is not None and unique:
+            unique, rows, digests = _look_up(cache, unique, rows, digests, out, stats, truncated)
         if unique:
             bar = progress and functools.partial(Counter, progress, row - len(unique), n_texts)
-            begun = time.perf_counter()
             _encode_window(engine, unique, rows, out, stats, truncated, bar or False, prefix)
-            if known is not None:
+            if cache is not None:
                 ended = time.perf_counter()
                 cut = np.array([at in truncated for at in rows])
-                known.add(digests, out[rows], cut, ended - begun)
+                cache.add(digests, out[rows], cut)
                 stats.store_seconds += time.perf_counter() - ended
         if progress is not None:
             progress(row, n_texts)
@@ -158,7 +157,7 @@ def _digest(text: str) -> bytes:
 
 
 def _look_up(
-    known: Space,
+    cache: Space,
     texts: list[str],
     rows: list[int],
     digests: list[bytes],
@@ -168,7 +167,7 @@ def _look_up(
 ) -> tuple[list[str], list[int], list[bytes]]:
     """Fills in what is known; returns the texts that are not, with their rows and digests."""
     started = time.perf_counter()
-    found, cut = known.look_up(digests, out, rows)
+    found, cut = cache.look_up(digests, out, rows)
     truncated.update(itertools.compress(rows, cut))
     stats.stored += int(found.sum())
     missing = np.flatnonzero(~found).tolist()

@@ -306,7 +306,7 @@ def conclude(console: Console, record: RunRecord) -> None:
     if reused:
         text = f"{reused} of {len(record.tasks)} results were known already; to compute them again: results.reuse=none"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-    if (kept := record.store) and (kept["read"] or kept["written"] or kept["passed"]):
+    if (kept := record.embedding_cache) and (kept["read"] or kept["written"] or kept["passed"]):
         text = f"Embeddings: {kept['read']:,} read from {kept['folder']}, {kept['written']:,} kept in it"
         if kept["passed"]:
             text += f", {kept['passed']:,} not kept: {kept['stopped'] or 'they are computed faster than kept'}"

@@ -165,7 +165,7 @@ class RunRecord:
         config: The resolved configuration.
         prompts: Values, source and template, and which keys apply to nothing here.
         tasks: What became of each task.
-        store: What was read from the embedding store, and written to it; empty where there is none.
+        embedding_cache: What was read from the embedding cache, and written to it; empty where there is none.
         engine: How it was opened: preset, resolved values, seconds; empty where known results needed none.
         first_stage: Of a reranking run: its configuration; of a dense one also its engine, prompts, and what it computed.
         throughput: Of a run that times its engine: lengths, the figures of each batch size and of everything at once, the
@@ -190,7 +190,7 @@ class RunRecord:
     prompts: dict[str, Any] = field(default_factory=dict)
     tasks: list[TaskOutcome] = field(default_factory=list)
     engine: dict[str, Any] = field(default_factory=dict)
-    store: dict[str, Any] = field(default_factory=dict)
+    embedding_cache: dict[str, Any] = field(default_factory=dict)
     first_stage: dict[str, Any] = field(default_factory=dict)
     throughput: dict[str, Any] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta
 
 from mteb_vllm.engines.base import Convert, EngineSpec
-from mteb_vllm.inference.embedding_cache.store import EmbeddingStore
+from mteb_vllm.inference.embedding_cache.cache import EmbeddingCache, Space
 from mteb_vllm.inference.encoding import encode_texts, texts_of
 from mteb_vllm.inference.scoring import different
 from mteb_vllm.models.prompts import Prompts, load_template
@@ -47,7 +47,7 @@ class Embedding(VllmWrapperBase):
     """
 
     convert: Convert = "embed"
-    store: EmbeddingStore | None = None
+    embedding_cache: EmbeddingCache | None = None
     recorder: Recorder | None = None
 
     def __init__(
@@ -149,12 +149,18 @@ class Embedding(VllmWrapperBase):
             prefix=prefix.text,
             window=self.window,
             progress=None if report is None else lambda done, total: report(label, done, total),
-            known=self.store.space(self.engine) if self.store is not None else None,
+            cache=self._cached(),
         )
         self.work.add(work)
         if self.recorder is not None:
             self.recorder.take(embeddings)
         return embeddings
+
+    def _cached(self) -> Space | None:
+        """Return this engine's embeddings on disk; None where none are kept."""
+        if self.embedding_cache is None:
+            return None
+        return self.embedding_cache.space(self.engine.vectors_fingerprint, self.engine.dim)
 
 
 class VllmEncoderWrapper(Embedding, AbsEncoder):

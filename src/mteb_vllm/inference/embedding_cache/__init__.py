@@ -7,6 +7,5 @@ engine is given it, prompt included.
 
 segments  a file of vectors: written once, whole or not at all, and checked whenever it is read
 index     where keys are, in memory
-space     the embeddings of one engine: looked up, and added
-store     all of them under one root, and the bound on what they may take
+cache     all of them under one root, the bound on what they may take, and those of one engine
 """
