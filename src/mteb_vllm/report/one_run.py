@@ -15,7 +15,7 @@ from mteb_vllm.report.parity import parity_markdown, print_parity
 from mteb_vllm.report.throughput import print_throughput, throughput_markdown
 from mteb_vllm.report.words import markdown, number
 from mteb_vllm.results.failures import Failure
-from mteb_vllm.results.record import RunRecord, TaskOutcome
+from mteb_vllm.results.record import RunRecord, TaskOutcome, mean
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.disk import attempt
 from mteb_vllm.util.escape import code, fenced, inline
@@ -176,13 +176,6 @@ def _rerank_scores(tasks: Sequence[TaskOutcome]) -> tuple[str, ...]:
     signed = "" if gain is None else f"{gain:+.5f}"
     percent = "" if share is None else f"{share:.1%}"
     return number(first, 5) or own, number(reranked, 5), signed, number(ceiling, 5), percent
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """The mean, if all of them are there."""
-    found = list(values)
-    known = [value for value in found if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(found) else None
 
 
 def write_run(record: RunRecord, folder: Path) -> None:

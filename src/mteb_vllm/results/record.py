@@ -260,6 +260,13 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean, if all of them are there."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(found) else None
+
+
 def git_revision() -> str | None:
     """The commit of the checkout that this package runs from, with `-dirty` where files differ; None elsewhere."""
     here = Path(__file__).resolve().parent

@@ -8,9 +8,8 @@ from types import TracebackType
 
 from rich.progress import BarColumn, Progress
 
-from mteb_vllm.report.one_run import mean
 from mteb_vllm.report.parity import headline
-from mteb_vllm.results.record import RunRecord
+from mteb_vllm.results.record import RunRecord, mean
 from mteb_vllm.sweep.messages import Doing, Report, TaskDone, Working
 from mteb_vllm.sweep.planning import Group, PlannedPoint, grouped
 from mteb_vllm.util.console import Column, Console

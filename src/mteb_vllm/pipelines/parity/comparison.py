@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ from mteb_vllm.util.machine import versions
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
 
-    from mteb_vllm.pipelines.parity.pipeline import Parity
     from mteb_vllm.progress import Progress
     from mteb_vllm.wrappers import VllmCrossEncoderWrapper, VllmEncoderWrapper
 
@@ -33,12 +33,26 @@ logger = logging.getLogger(__name__)
 SCORE_TOLERANCE = {"embed": 5e-4, "classify": 2e-3}
 
 
+@dataclass(frozen=True)
+class Options:
+    """What is compared, and what may differ; see `Parity`, whose fields these are."""
+
+    tolerance: float | None
+    min_cosine: float
+    length_tolerance: float
+    top_k: int
+    candidates: int
+    max_texts: int
+    worst: int
+    runs: Sequence[str] = ()
+
+
 class Comparison:
     """Both sides of a run, and what was found out."""
 
     def __init__(
         self,
-        how: Parity,
+        how: Options,
         scratch: Path,
         model: Wrapper,
         reference: Wrapper,
@@ -61,8 +75,8 @@ class Comparison:
         self.hints: list[Hint] = []
         self.notes: list[str] = []
         self.stored = None
-        if runs := how.reference.get("runs"):
-            self.stored, scores = stored_scores([runs] if isinstance(runs, str) else runs, names)
+        if how.runs:
+            self.stored, scores = stored_scores(how.runs, names)
             self.theirs = {
                 name: Side(scores[name]) if name in scores else Side(failed="it holds no score of this task")
                 for name in names

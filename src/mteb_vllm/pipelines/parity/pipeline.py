@@ -130,10 +130,23 @@ class Parity:
         Raises:
             ConfigError: if the stored scores cannot be had.
         """
-        from mteb_vllm.pipelines.parity.comparison import Comparison
+        from mteb_vllm.pipelines.parity.comparison import Comparison, Options
 
+        runs = self.reference.get("runs") or []
+        options = Options(
+            tolerance=self.tolerance,
+            min_cosine=self.min_cosine,
+            length_tolerance=self.length_tolerance,
+            top_k=self.top_k,
+            candidates=self.candidates,
+            max_texts=self.max_texts,
+            worst=self.worst,
+            runs=[runs] if isinstance(runs, str) else runs,
+        )
         with store.staging() as scratch:
-            comparison = Comparison(self, scratch, model, reference, progress, [task.metadata.name for task in tasks])
+            comparison = Comparison(
+                options, scratch, model, reference, progress, [task.metadata.name for task in tasks]
+            )
             verdict.update(comparison.verdict())
             if comparison.stored is None:
                 for task in tasks:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.config.schema import Count, NotNegativeInt, Seconds, Spread
 from mteb_vllm.engines.memory import device_memory_mb, peak_memory
 from mteb_vllm.errors import MeasureError
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from mteb_vllm.engines.base import Engine
     from mteb_vllm.models.prompts import Prompts
     from mteb_vllm.models.score_templates import ScoreTemplate
+    from mteb_vllm.pipelines.throughput.requests import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +63,12 @@ class Throughput:
         sizes = [size for size in set(self.batch_sizes) if size <= self.requests]
         return sum(sizes) * (self.steps + 1) + self.requests * self.repeats
 
-    def prompted_as(self) -> TaskInfo:
-        """The metadata by which prompts are chosen for texts that are no task's: one side of some retrieval task."""
-        return TaskInfo(
-            name="throughput",
-            type="Retrieval",
-            modalities=("text",),
-            languages=(),
-            subsets={},
-            splits=(),
-            dataset_path="",
-            dataset_revision="",
-            prompt=None,
-            main_score="",
-            sides=("query",) if self.side == "query" else ("document",),
-        )
+    @property
+    def workload(self) -> Workload:
+        """The texts or pairs that the engine is timed on."""
+        from mteb_vllm.pipelines.throughput.requests import Workload
+
+        return Workload(self.requests, self.lengths, self.tokens, self.distribution, self.spread, self.side, self.seed)
 
     def run(
         self,
@@ -111,12 +102,12 @@ class Throughput:
         try:
             if self.lengths == "tasks":
                 # Before an engine opens: what is wrong with the data need not wait for it.
-                requests = requests_of_tasks(tasks, self, prompts, template)
+                requests = requests_of_tasks(tasks, self.workload, prompts, template)
                 engine = model.engine
                 requests = requests.with_tokens(engine.tokenizer)
             else:
                 engine = model.engine
-                requests = made_requests(engine, self, prompts, template)
+                requests = made_requests(engine, self.workload, prompts, template)
         except ValueError as error:
             raise MeasureError(f"pipeline.lengths={self.lengths}: {error}") from error
         sizes = sorted({size for size in self.batch_sizes if size <= len(requests)})

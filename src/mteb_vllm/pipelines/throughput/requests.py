@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.engines.base import Engine
 from mteb_vllm.inference.encoding import texts_without_tokens
 from mteb_vllm.inference.pairs import PairReader
@@ -20,11 +21,50 @@ from mteb_vllm.pipelines.throughput.workload import draw_lengths, pairs_of_lengt
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
 
-    from mteb_vllm.pipelines.throughput.pipeline import Throughput
-
 # A query's share of a pair, and the pairs that share one, as rerankers meet them.
 _QUERY_TOKENS, _PER_QUERY = 16, 10
 _SIDES = ("query", "document")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Which texts or pairs an engine is timed on.
+
+    Attributes:
+        requests: How many different ones.
+        lengths: "fixed": every one has exactly `tokens` tokens; "varied": drawn, with that mean; "tasks": a sample of tasks'
+            own texts.
+        tokens: Tokens of a text or pair as the engine is given it, prompt and special tokens included.
+        distribution: Of varied lengths.
+        spread: Of a lognormal distribution: the standard deviation of the lengths' logarithms.
+        side: Whose prompt stands in front of the texts, where they are not tasks' own.
+        seed: Of the texts.
+    """
+
+    requests: int
+    lengths: Literal["fixed", "varied", "tasks"]
+    tokens: int
+    distribution: Literal["lognormal", "uniform"]
+    spread: float
+    side: Literal["query", "document"]
+    seed: int
+
+    @property
+    def task(self) -> TaskInfo:
+        """The metadata by which prompts are chosen for texts that are no task's: one side of some retrieval task."""
+        return TaskInfo(
+            name="throughput",
+            type="Retrieval",
+            modalities=("text",),
+            languages=(),
+            subsets={},
+            splits=(),
+            dataset_path="",
+            dataset_revision="",
+            prompt=None,
+            main_score="",
+            sides=(self.side,),
+        )
 
 
 @dataclass(frozen=True)
@@ -68,29 +108,34 @@ class Requests:
         return lengths
 
 
-def made_requests(engine: Engine, how: Throughput, prompts: Prompts, template: ScoreTemplate | None) -> Requests:
+def made_requests(engine: Engine, workload: Workload, prompts: Prompts, template: ScoreTemplate | None) -> Requests:
     """Texts or pairs of exactly the lengths that were chosen, as the engine reads them.
 
     Args:
         engine: An open engine.
-        how: The pipeline: lengths, their number, and the side.
+        workload: Lengths, their number, and the side.
         prompts: What stands in front of texts; of a reranker, its instructions.
         template: What a reranker reads pairs through; None for other models.
 
     Raises:
         ValueError: if there is no room for such texts.
     """
-    context, task = engine.max_model_len, how.prompted_as()
+    context, task = engine.max_model_len, workload.task
     # The shortest that is still a text: special tokens and a word, or a pair's two.
     least = 4 if template is None else _QUERY_TOKENS + 5
-    drawn: dict[str, Any] = {"distribution": how.distribution, "spread": how.spread, "limit": context, "seed": how.seed}
-    kind: Literal["fixed", "varied"] = "fixed" if how.lengths == "fixed" else "varied"
+    drawn: dict[str, Any] = {
+        "distribution": workload.distribution,
+        "spread": workload.spread,
+        "limit": context,
+        "seed": workload.seed,
+    }
+    kind: Literal["fixed", "varied"] = "fixed" if workload.lengths == "fixed" else "varied"
     if template is None:
-        prefix = prompts.prefix(task, how.side).text
+        prefix = prompts.prefix(task, workload.side).text
         least += len(engine.tokenizer(prefix, add_special_tokens=False)["input_ids"]) if prefix else 0
-        lengths = draw_lengths(kind, how.requests, how.tokens, least=least, **drawn)
+        lengths = draw_lengths(kind, workload.requests, workload.tokens, least=least, **drawn)
         return Requests(
-            [prefix + text for text in texts_of_length(engine.tokenizer, lengths, prefix=prefix, seed=how.seed)]
+            [prefix + text for text in texts_of_length(engine.tokenizer, lengths, prefix=prefix, seed=workload.seed)]
         )
     read = template.with_instruction(_instruction(template, prompts, task))
     reader = PairReader(engine, read)
@@ -102,9 +147,9 @@ def made_requests(engine: Engine, how: Throughput, prompts: Prompts, template: S
         )
 
     least += count(["a"], ["a"])[0]
-    lengths = draw_lengths(kind, how.requests, how.tokens, least=least, **drawn)
+    lengths = draw_lengths(kind, workload.requests, workload.tokens, least=least, **drawn)
     queries, documents = pairs_of_length(
-        count, engine.tokenizer, lengths, query_tokens=_QUERY_TOKENS, per_query=_PER_QUERY, seed=how.seed
+        count, engine.tokenizer, lengths, query_tokens=_QUERY_TOKENS, per_query=_PER_QUERY, seed=workload.seed
     )
     return Requests(
         [template.query_prefix + query for query in queries],
@@ -157,13 +202,13 @@ class _Listener:
 
 
 def requests_of_tasks(
-    tasks: Sequence[AbsTask], how: Throughput, prompts: Prompts, template: ScoreTemplate | None
+    tasks: Sequence[AbsTask], workload: Workload, prompts: Prompts, template: ScoreTemplate | None
 ) -> Requests:
     """A sample of the different texts that tasks ask for, as their prompts have them; of a reranker, queries with documents.
 
     Args:
         tasks: mteb's tasks.
-        how: The pipeline: how many, and by which seed.
+        workload: How many, and by which seed.
         prompts: See `made_requests`.
         template: See `made_requests`.
 
@@ -177,10 +222,10 @@ def requests_of_tasks(
     with tempfile.TemporaryDirectory(prefix="mteb-vllm-") as folder:
         for task in tasks:
             mteb_run.compute(listener.made(), task, ResultsStore(folder), reuse=False)
-    draw = np.random.default_rng(how.seed)
+    draw = np.random.default_rng(workload.seed)
     if template is None:
         different = list(dict.fromkeys(text for texts in listener.texts.values() for text in texts))
-        chosen = draw.permutation(len(different))[: how.requests]
+        chosen = draw.permutation(len(different))[: workload.requests]
         return Requests([different[at] for at in chosen])
     pools = []
     for name, task in listener.metadata.items():
@@ -190,7 +235,7 @@ def requests_of_tasks(
     sizes = [len(queries) * len(documents) for queries, documents, _ in pools]
     if not sum(sizes):
         raise ValueError("a reranker is timed on tasks with queries and documents: tasks=demo_retrieval")
-    pairs = draw.choice(sum(sizes), min(how.requests, sum(sizes)), replace=False)
+    pairs = draw.choice(sum(sizes), min(workload.requests, sum(sizes)), replace=False)
     pairs.sort()  # a query's pairs follow each other, as they do when it is reranked
     rows: list[tuple[str, str, str | None]] = []
     first = 0
