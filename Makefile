@@ -50,7 +50,7 @@ test: check browser  ## all tests but the slow ones
 test-slow: install  ## the slow tests: every fault of a sweep, a soak of kills, published scores on whole data sets, reranking
 	$(BIN)/pytest -m slow
 
-test-conditions: install  ## reverse every condition that decides about reuse, one at a time: a test fails for each (CONDITIONS="stored")
+test-conditions: install  ## reverse every condition that decides about reuse, one at a time: a test fails for each (CONDITIONS="results.lookup")
 	$(BIN)/python tests/reverse_conditions.py $(CONDITIONS)
 
 bench: install  ## what the wrappers cost over raw vLLM, measured side by side (BENCH="--what predict --pairs 20")

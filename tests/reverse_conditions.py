@@ -1,8 +1,8 @@
 """Reverses every condition in what decides about reuse, one at a time, and lists those that no test notices.
 
     make test-conditions                                         # all of them
-    python tests/reverse_conditions.py stored digests            # those of some modules
-    python tests/reverse_conditions.py stored:120                # the one in line 120 of a module
+    python tests/reverse_conditions.py results.lookup           # those of some modules
+    python tests/reverse_conditions.py results.lookup:120       # the one in line 120 of a module
 
 A condition is the test of an `if`, a `while`, a conditional expression or an `assert`, the filter of a comprehension, a
 comparison, a negation, and each operand of an `and`, and of an `or` of truth values; where an `or` or an `and` is a value
@@ -32,17 +32,17 @@ SOURCES = ROOT.parent / "src"
 
 # Module to the test files that shall notice, the quickest to do so first.
 TESTS = {
-    "fingerprint": ["test_fingerprint.py"],
-    "digests": ["test_digests.py"],
-    "stored": ["test_stored.py", "test_planning.py"],
-    "store": ["test_store.py", "test_first_stages.py"],
-    "searches": ["test_first_stages.py"],
-    "first_stages": ["test_first_stages.py"],
-    "embeddings.index": ["test_embeddings.py"],
-    "embeddings.segments": ["test_embeddings.py"],
-    "embeddings.space": ["test_embeddings.py"],
-    "embeddings.store": ["test_embeddings.py"],
-    "pipelines.mteb_run": ["test_evaluate.py", "test_store.py"],
+    "util.fingerprint": ["util/test_fingerprint.py"],
+    "util.machine": ["util/test_fingerprint.py"],
+    "results.digests": ["results/test_digests.py"],
+    "results.lookup": ["results/test_lookup.py", "sweep/test_planning.py"],
+    "results.store": ["results/test_store.py", "pipelines/rerank/test_first_stages.py"],
+    "pipelines.rerank.candidates": ["pipelines/rerank/test_first_stages.py"],
+    "pipelines.rerank.first_stages": ["pipelines/rerank/test_first_stages.py"],
+    "inference.embedding_cache.index": ["inference/test_embedding_cache.py"],
+    "inference.embedding_cache.segments": ["inference/test_embedding_cache.py"],
+    "inference.embedding_cache.cache": ["inference/test_embedding_cache.py"],
+    "pipelines.mteb_run": ["pipelines/test_evaluate.py", "results/test_store.py"],
 }
 
 # Imported once, before the processes part; nothing of ours.
@@ -52,12 +52,12 @@ HEAVY = (
 )  # fmt: skip
 LIGHT = ("pytest", "numpy", "torch", "safetensors.numpy", "omegaconf", "hydra", "rich.console")
 WITHOUT_MTEB = (
-    "fingerprint",
-    "digests",
-    "embeddings.index",
-    "embeddings.segments",
-    "embeddings.space",
-    "embeddings.store",
+    "util.fingerprint",
+    "util.machine",
+    "results.digests",
+    "inference.embedding_cache.index",
+    "inference.embedding_cache.segments",
+    "inference.embedding_cache.cache",
 )
 
 # A mutant that hangs is noticed: one that takes so many times as long as its module's tests do unchanged, and a minute.

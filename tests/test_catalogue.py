@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -344,8 +345,9 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 def test_an_edit_of_our_sources_makes_it_anew(
     fresh: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("catalogue.py", "demo.py"):
-        shutil.copy(Path(catalogue.__file__).with_name(name), tmp_path / name)
+    for name in set(itertools.chain(*catalogue._SOURCES.values())):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(Path(catalogue.__file__).parent / name, tmp_path / name)
 
     def asked() -> list[str]:
         fresh.clear()
@@ -357,8 +359,10 @@ def test_an_edit_of_our_sources_makes_it_anew(
     assert asked() == ["mteb", "vllm"]
     monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "catalogue.py"))
     assert asked() == []
-    (tmp_path / "demo.py").write_text("# another demo task")
+    (tmp_path / "tasks" / "demo.py").write_text("# another demo task")
     assert asked() == ["mteb"]
+    (tmp_path / "engines" / "describe.py").write_text("# another field of an argument")
+    assert asked() == ["vllm"]
     (tmp_path / "catalogue.py").write_text("# another field")
     assert asked() == ["mteb", "vllm"]
 

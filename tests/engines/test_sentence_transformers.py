@@ -17,7 +17,7 @@ from mteb_vllm.inference.scoring import score_pairs
 from mteb_vllm.models.files import find_model
 from mteb_vllm.preflight.command import check
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import rerankers
 
 

@@ -53,7 +53,7 @@ def test_is_the_same_in_every_process() -> None:
     for seed in ("0", "1"):
         # An engine that another test opened has left variables, which a new process would take for the shell's.
         clean = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
-        env = clean | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[1])}
+        env = clean | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
         done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
         said.add("".join(done.stdout.split()))
     run = plan(check(["engine.dtype=float32", "prompts=e5"])[0].config)

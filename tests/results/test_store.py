@@ -129,7 +129,7 @@ def test_a_damaged_result_is_quarantined_named_and_computed_again(
         path.unlink()
         path.mkdir()
     from mteb_vllm.results.lookup import look
-    from test_stored import info
+    from test_lookup import info
 
     assert look(root, path, info(sts)) == "unreadable" and path.exists(), "looking changes nothing"
     assert store.known(sts, meta) is None and not store.started(sts, meta)
