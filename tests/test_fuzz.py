@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_reading import STS12, write_result, write_run
 
 from mteb_vllm import catalogue
 from mteb_vllm.catalogue import mteb_catalogue, vllm_catalogue
@@ -31,7 +32,6 @@ from mteb_vllm.results.failures import Failure, remember
 from mteb_vllm.tasks import demo
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.files import cache_dir, read_with_checksum
-from test_reading import STS12, write_result, write_run
 from tiny_models import tiny_encoder
 
 SEED = 12

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+from test_shell import pasted
 
 from mteb_vllm.cli import HELP
 from mteb_vllm.config.schema import conf_dir
 from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.preflight.command import check
-from test_shell import pasted
 
 ROOT = Path(__file__).parents[1]
 # What the reader puts something of his own in place of: a model, a folder, a file.

@@ -22,9 +22,9 @@ THREADS = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE"}
 
 RUNTIME = """
 import json, sys
-import mteb_vllm.cli, mteb_vllm.command, mteb_vllm.entry, mteb_vllm.sweep.launcher
+import mteb_vllm.cli, mteb_vllm.preflight.command, mteb_vllm.api, mteb_vllm.sweep.launcher
 early = "torch" in sys.modules
-from mteb_vllm import environment
+from mteb_vllm.engines import environment
 environment.prepare({"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "VLLM_X": "1"})
 import torch
 found = environment.in_effect()

@@ -7,11 +7,11 @@ import re
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from test_shell import pasted
 
 from mteb_vllm.config.schema import composer
 from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.preflight.command import check
-from test_shell import pasted
 
 # One wrong override each; the suggestion takes its place.
 WRONG = [

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_reading import STS12, write_result, write_run
 
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.pipelines.parity.stored import stored_scores
@@ -23,7 +24,6 @@ from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_c
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.util.console import Console
-from test_reading import STS12, write_result, write_run
 
 TRUE = 0.7
 

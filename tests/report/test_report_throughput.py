@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_page import OUTSIDE, PALE, WIDTHS, Opened, browser  # noqa: F401
 
 import recompute
 from measured_runs import mixed_runs, outcome, parity, parity_runs, record, throughput, throughput_runs, write_runs
@@ -30,7 +31,6 @@ from mteb_vllm.report.throughput_plot import throughput_figure
 from mteb_vllm.report.whole import report_on
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.util.console import Console
-from test_page import OUTSIDE, PALE, WIDTHS, Opened, browser  # noqa: F401
 
 Runs = Callable[[], list[RunRecord]]
 

@@ -16,7 +16,7 @@ from mteb_vllm.results.locks import BusyError, clear, lock, staging
 HOLD = """
 import sys, time
 from pathlib import Path
-from mteb_vllm.locks import lock, staging
+from mteb_vllm.results.locks import lock, staging
 with lock(Path(sys.argv[1]), "settings_x.STS12"), staging(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("half a")
     print("held", flush=True)
@@ -25,7 +25,7 @@ with lock(Path(sys.argv[1]), "settings_x.STS12"), staging(Path(sys.argv[1])) as 
 COUNT = """
 import sys
 from pathlib import Path
-from mteb_vllm.locks import clear, lock
+from mteb_vllm.results.locks import clear, lock
 root, counter = Path(sys.argv[1]), Path(sys.argv[1], "counter")
 for _ in range(200):
     with lock(root, "counter"):

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from mteb.mocks import mock_tasks
+from test_digests import put
+from test_store import Model, evaluate
 
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.plan import Plan, plan
@@ -31,8 +33,6 @@ from mteb_vllm.results.lookup import (
 )
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.util.fingerprint import fingerprint
-from test_digests import put
-from test_store import Model, evaluate
 
 SETTINGS = {"engine": {"model": "org/model", "revision": "abc", "versions": {"vllm": "0.26.0"}}, "prompts": {}}
 

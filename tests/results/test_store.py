@@ -14,12 +14,12 @@ import mteb
 import numpy as np
 import pytest
 from mteb.mocks import mock_tasks
+from test_digests import put
 
 from mteb_vllm.errors import LockError
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.util import disk
 from mteb_vllm.wrappers import model_meta
-from test_digests import put
 
 
 class Model:
@@ -128,8 +128,9 @@ def test_a_damaged_result_is_quarantined_named_and_computed_again(
     else:
         path.unlink()
         path.mkdir()
-    from mteb_vllm.results.lookup import look
     from test_lookup import info
+
+    from mteb_vllm.results.lookup import look
 
     assert look(root, path, info(sts)) == "unreadable" and path.exists(), "looking changes nothing"
     assert store.known(sts, meta) is None and not store.started(sts, meta)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_digests import put
 
 from mteb_vllm import run
 from mteb_vllm.errors import ConfigError
@@ -18,7 +19,6 @@ from mteb_vllm.sweep.planning import PlannedPoint, grouped, plan_points
 from mteb_vllm.sweep.table import plan_table, print_plan
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.fingerprint import fingerprint
-from test_digests import put
 
 RERANK = ["pipeline=rerank", "model=minilm", "pipeline.scoring=cosine", "tasks=demo_retrieval"]
 DENSE = ["pipeline/first_stage=dense", "model@pipeline.first_stage.model=minilm"]

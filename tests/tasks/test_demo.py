@@ -100,7 +100,7 @@ def test_two_processes_agree_whatever_their_hash_seed() -> None:
     # `import mteb` takes seconds: the two import it side by side
     code = """if True:
         import hashlib
-        from mteb_vllm import demo
+        from mteb_vllm.tasks import demo
         for name, task in demo.TASKS.items():
             task = task()
             task.load_data()

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 from mteb.mocks import mock_tasks
+from test_evaluate import Encoder, evaluate
 
 from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.config.schema import TasksConfig
@@ -29,7 +30,6 @@ from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.tasks import data_checks
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.util.data_revisions import aggregate_revision, data_revision
-from test_evaluate import Encoder, evaluate
 
 PAIRS = [
     ("a cat sleeps", "a cat is sleeping"), ("rain falls", "it is raining"), ("he plays chess", "he plays a board game"),

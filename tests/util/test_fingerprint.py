@@ -20,6 +20,7 @@ from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.preflight.command import check
 from mteb_vllm.runner import plan
 from mteb_vllm.util import fingerprint as module
+from mteb_vllm.util import machine
 from mteb_vllm.util.fingerprint import fingerprint
 from mteb_vllm.util.machine import device, versions
 
@@ -35,7 +36,7 @@ def of(spec: EngineSpec = SPEC, prompts: Prompts = PROMPTS) -> str:
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """What is kept of this machine is asked for anew, and forgotten."""
-    caches = (module.versions, module.device, module._gpus, catalogue.vllm_catalogue)
+    caches = (machine.versions, machine.device, machine._gpus, catalogue.vllm_catalogue)
     for cached in caches:
         cached.cache_clear()
     yield
@@ -45,7 +46,7 @@ def fresh() -> Iterator[None]:
 
 def test_is_the_same_in_every_process() -> None:
     script = (
-        "from tests.test_fingerprint import of, check, plan, fingerprint\n"
+        "from test_fingerprint import of, check, plan, fingerprint\n"
         "run = plan(check(['engine.dtype=float32', 'prompts=e5'])[0].config)\n"
         "print(of(), fingerprint({'engine': run.spec.settings(), 'prompts': run.prompts.settings()}))"
     )
@@ -53,7 +54,7 @@ def test_is_the_same_in_every_process() -> None:
     for seed in ("0", "1"):
         # An engine that another test opened has left variables, which a new process would take for the shell's.
         clean = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
-        env = clean | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+        env = clean | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))}
         done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
         said.add("".join(done.stdout.split()))
     run = plan(check(["engine.dtype=float32", "prompts=e5"])[0].config)
@@ -171,9 +172,9 @@ ROWS = "a warning, of the driver's\n0, GPU-aaaa-1, NVIDIA H200\n1, GPU-bbbb-2, N
 def test_the_device_is_the_gpu_that_can_be_seen(
     fresh: None, monkeypatch: pytest.MonkeyPatch, visible: str | None, found: str
 ) -> None:
-    monkeypatch.setattr(module, "cpu_build", lambda: False)
-    monkeypatch.setattr(module.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
-    monkeypatch.setattr(module.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, ROWS))
+    monkeypatch.setattr(machine, "cpu_build", lambda: False)
+    monkeypatch.setattr(machine.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(machine.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, ROWS))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -181,14 +182,14 @@ def test_the_device_is_the_gpu_that_can_be_seen(
 
 
 def test_the_number_of_gpus_is_no_kind_of_device(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "cpu_build", lambda: False)
-    monkeypatch.setattr(module, "_gpus", lambda: ["NVIDIA H200"] * 8)
+    monkeypatch.setattr(machine, "cpu_build", lambda: False)
+    monkeypatch.setattr(machine, "_gpus", lambda: ["NVIDIA H200"] * 8)
     assert device() == "cuda: NVIDIA H200"
 
 
 def test_the_cpu_build_runs_on_the_cpu_of_a_gpu_machine(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "cpu_build", lambda: True)
-    monkeypatch.setattr(module, "_gpus", lambda: pytest.fail("was asked for"))
+    monkeypatch.setattr(machine, "cpu_build", lambda: True)
+    monkeypatch.setattr(machine, "_gpus", lambda: pytest.fail("was asked for"))
     assert device().startswith("cpu: ") and len(device()) > len("cpu: ")
 
 
@@ -199,8 +200,8 @@ def test_the_cpu_build_runs_on_the_cpu_of_a_gpu_machine(fresh: None, monkeypatch
 def test_which_vllm_is_the_cpu_build(
     monkeypatch: pytest.MonkeyPatch, distribution: tuple[str, str] | None, cpu: bool
 ) -> None:
-    monkeypatch.setattr(module, "vllm_distribution", lambda: distribution)
-    assert module.cpu_build() is cpu
+    monkeypatch.setattr(machine, "vllm_distribution", lambda: distribution)
+    assert machine.cpu_build() is cpu
 
 
 def test_the_fingerprint_stands_in_the_store_as_plain_json() -> None:
@@ -234,20 +235,20 @@ def test_variables_that_change_only_what_is_printed_or_kept_where_do_not_count(n
 
 
 def test_gpus_count_where_vllm_can_use_them(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_gpus", lambda: ["NVIDIA H200"] * 8)
+    monkeypatch.setattr(machine, "_gpus", lambda: ["NVIDIA H200"] * 8)
     for cpu, count in ((False, 8), (True, 0)):
-        monkeypatch.setattr(module, "cpu_build", lambda cpu=cpu: cpu)
-        assert module.gpu_count() == count
+        monkeypatch.setattr(machine, "cpu_build", lambda cpu=cpu: cpu)
+        assert machine.gpu_count() == count
 
 
 def test_the_processor_is_named_by_the_system_or_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "processor\t: 0\nmodel name\t: AMD EPYC\nmodel\t: 1\n")
-    assert module.processor() == "AMD EPYC"
+    assert machine.processor() == "AMD EPYC"
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "processor\t: 0\n")
-    monkeypatch.setattr(module.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(machine.platform, "machine", lambda: "riscv64")
     for said, name in (("", "riscv64"), ("SiFive", "SiFive")):
-        monkeypatch.setattr(module.platform, "processor", lambda said=said: said)
-        assert module.processor() == name
+        monkeypatch.setattr(machine.platform, "processor", lambda said=said: said)
+        assert machine.processor() == name
 
 
 def test_a_callable_that_holds_anything_is_known_by_itself_only() -> None:

@@ -159,7 +159,7 @@ def test_what_a_command_leaves_holds_no_secret(
         finish(record, 0.0)
         return record
 
-    monkeypatch.setattr(entry, "run_config", run_config)
+    monkeypatch.setattr(job, "run_config", run_config)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "own.yaml").write_text(

@@ -34,7 +34,7 @@ _TOO_MUCH = f"it needs more than {_SECONDS:g} s or {_BYTES >> 20} MiB for one pa
 _CHILD = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from mteb_vllm.score_templates import render_probes
+from mteb_vllm.models.score_templates import render_probes
 render_probes()
 """
 # What transformers and jinja offer to a template and gives another text each time.

@@ -198,8 +198,7 @@ def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "tasks", _tasks(tasks)
     for key in ("splits", "subsets"):
         yield f"tasks.{key}", ", ".join(tasks.get(key) or ())
-    # mteb_vllm.pipelines.throughput.Throughput
-    pipeline = (config["pipeline"].get("_target_") or "").split(".")[-2:][0]
+    pipeline = (config["pipeline"].get("_target_") or "").removeprefix("mteb_vllm.pipelines.").partition(".")[0]
     yield "pipeline", pipeline if pipeline in MEASURING else ""
     if throughput := read_throughput(record.get("throughput") or {}):
         yield "pipeline.lengths", throughput.lengths

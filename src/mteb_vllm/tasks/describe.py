@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mteb_vllm.catalogue import DEMO, SAMPLING, to_json
-from mteb_vllm.tasks.demo import TASKS, statistics
 
 
 def describe() -> dict[str, Any]:
@@ -15,6 +14,8 @@ def describe() -> dict[str, Any]:
     import mteb
     from mteb.abstasks.task_metadata import TaskType
     from mteb.types import PromptType
+
+    from mteb_vllm.tasks.demo import TASKS, statistics
 
     own = {name: {"statistics": statistics(task)} for name, task in TASKS.items()}
     tasks: list[Any] = [*mteb.get_tasks(exclude_superseded=False, exclude_private=False, exclude_beta=False)]

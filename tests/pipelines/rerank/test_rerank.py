@@ -199,7 +199,8 @@ def test_memory_of_the_first_engine_is_back_before_the_second_opens(tmp_path: Pa
     script.write_text(
         f"""
 import json, psutil
-from mteb_vllm import engine, run
+from mteb_vllm import run
+from mteb_vllm.engines import base as engine
 
 def resident():
     me = psutil.Process()
