@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 EXTRA  ?= cpu
+JOBS   ?= 2
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(EXTRA)
 UV     := uv==0.13.9
@@ -34,18 +35,19 @@ $(STAMP): pyproject.toml $(PINS)
 run: install  ## evaluate MiniLM on the demo tasks, offline, on a CPU (ARGS="engine.dtype=bfloat16" to change it)
 	$(BIN)/mteb-vllm $(ARGS)
 
-check: install  ## ruff and mypy
+check: install  ## ruff, mypy, and the order of imports
 	$(BIN)/ruff check src tests bench
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Reports are tested in a browser. Where none can be had, those tests skip, and say so.
 browser:
 	@[ -n "$(BROWSER)" ] || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
 	    { apt-get update && apt-get install --yes --no-install-recommends chromium-headless-shell; } >/dev/null 2>&1 || true
 
-test: check browser  ## all tests but the slow ones
-	$(BIN)/pytest
+test: check browser  ## all tests but the slow ones, JOBS files at a time
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slow: install  ## the slow tests: every fault of a sweep, a soak of kills, published scores on whole data sets, reranking
 	$(BIN)/pytest -m slow

@@ -24,6 +24,20 @@ os.environ["HF_DATASETS_CACHE"] = str(Path(_SCRATCH.name) / "datasets")
 os.environ["MTEB_CACHE"] = str(Path(_SCRATCH.name) / "mteb")
 
 
+# The files that take longest, first: files are handed to workers whole, and none shall be left for the end.
+SLOWEST = (
+    "sweep/test_sweep.py", "test_run.py", "pipelines/rerank/test_rerank.py", "inference/test_scoring.py",
+    "pipelines/parity/test_parity.py", "wrappers/test_wrappers.py", "tasks/test_demo.py", "test_catalogue.py",
+    "pipelines/test_published.py", "pipelines/throughput/test_throughput.py", "inference/test_encoding.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    places = {root / name: at for at, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 @pytest.fixture(scope="session")
 def hub_cache() -> Path:
     """Real data sets in `datasets`' own cache; skips, loudly, where the folder with the data is absent."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from mteb_vllm import api as entry
 from mteb_vllm import cli
 from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.errors import ConfigError, EngineStartError, Mistake
@@ -25,6 +24,7 @@ from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import of_exception
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.runner import finish, started_record
+from mteb_vllm.sweep import job
 from mteb_vllm.util import masking
 from mteb_vllm.util.masking import Secret, is_secret_field, is_secret_name, mask, register
 from mteb_vllm.util.streams import lenient

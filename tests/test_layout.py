@@ -1,0 +1,91 @@
+"""The package's layout: imports point downwards, nothing goes in a circle, and paths in strings lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "mteb_vllm"
+
+# Modules that are named in strings, which import-linter cannot see: file to what it names, and why.
+IN_STRINGS = {
+    "__init__.py": {"mteb_vllm."},  # the public names, imported when they are used
+    "catalogue.py": {"mteb_vllm.tasks.describe", "mteb_vllm.engines.describe"},  # run as processes of their own
+    "config/schema.py": {"mteb_vllm.pipelines."},  # what a `_target_` may name
+    "engines/base.py": {"mteb_vllm.engines."},  # the module of a backend
+    "models/score_templates.py": {"mteb_vllm.models.score_templates"},  # templates are rendered in a process of their own
+    "report/run_records.py": {"mteb_vllm.pipelines."},  # the prefix of a `_target_`
+    "sweep/process.py": {"mteb_vllm.sweep.child"},  # the process that runs points
+}
+
+
+def lint(root: Path) -> subprocess.CompletedProcess[str]:
+    """Run import-linter with the project's contracts on a copy of the package."""
+    env = os.environ | {"PYTHONPATH": str(root / "src"), "NO_COLOR": "1"}
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--config", root / "pyproject.toml"]
+    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("layout")
+    shutil.copytree(PACKAGE, root / "src" / "mteb_vllm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", root)
+    return root
+
+
+def test_the_contracts_are_kept(copied: Path) -> None:
+    done = lint(copied)
+    assert done.returncode == 0 and "2 kept, 0 broken" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "broken"),
+    [
+        ("results/record.py", "def late() -> None:\n    import mteb_vllm.report.page", "Imports point downwards"),
+        ("util/files.py", "from mteb_vllm.errors import ConfigError", "Imports point downwards"),
+        ("report/words.py", "from mteb_vllm.report.page import write_page", "import each other in a circle"),
+    ],
+    ids=["upwards in a function", "upwards", "circle"],
+)
+def test_a_planted_import_breaks_them(copied: Path, file: str, line: str, broken: str) -> None:
+    path = copied / "src" / "mteb_vllm" / file
+    before = path.read_text()
+    path.write_text(f"{before}\n\n{line}\n")
+    try:
+        done = lint(copied)
+    finally:
+        path.write_text(before)
+    assert done.returncode == 1 and re.search(rf"{broken} BROKEN", done.stdout), done.stdout
+
+
+def test_modules_that_strings_name_are_there() -> None:
+    found: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        documents = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and node.body
+            and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documents:
+                named = re.findall(r"(?<![\w.])mteb_vllm\.(?:[a-z_]+(?:\.[a-z_]+)*\.?)?", node.value)
+                names = {name for name in named if name not in ("mteb_vllm.log",)}
+                if names:
+                    found.setdefault(path.relative_to(PACKAGE).as_posix(), set()).update(names)
+    assert found == IN_STRINGS
+    for names in found.values():
+        for name in names:
+            assert importlib.util.find_spec(name.rstrip(".")) is not None, name
