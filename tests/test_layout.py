@@ -22,7 +22,9 @@ IN_STRINGS = {
     "catalogue.py": {"mteb_vllm.tasks.describe", "mteb_vllm.engines.describe"},  # run as processes of their own
     "config/schema.py": {"mteb_vllm.pipelines."},  # what a `_target_` may name
     "engines/base.py": {"mteb_vllm.engines."},  # the module of a backend
-    "models/score_templates.py": {"mteb_vllm.models.score_templates"},  # templates are rendered in a process of their own
+    "models/score_templates.py": {
+        "mteb_vllm.models.score_templates"
+    },  # templates are rendered in a process of their own
     "report/run_records.py": {"mteb_vllm.pipelines."},  # the prefix of a `_target_`
     "sweep/process.py": {"mteb_vllm.sweep.child"},  # the process that runs points
 }

@@ -87,7 +87,15 @@ class EngineError(MtebVllmError):
 
 
 class EngineStartError(EngineError):
-    """vLLM did not open with these arguments."""
+    """vLLM did not open with these arguments.
+
+    Attributes:
+        advises: Whether the message says what to try.
+    """
+
+    def __init__(self, message: str, advice: str = "") -> None:
+        super().__init__(f"{message}\n  What to try: {advice}." if advice else message)
+        self.advises = bool(advice)
 
 
 class StorageError(MtebVllmError):

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.util.console import Column, Console
+from mteb_vllm.util.phase import Phase
 from mteb_vllm.util.streams import lenient
 
 
@@ -30,8 +31,8 @@ class Progress:
         self.n_tasks = n_tasks
         self.n_done = 0
         self._task = self._what = ""
-        self._phase = ""
-        self._phase_started = 0.0
+        self._texts = ""
+        self._texts_started = 0.0
         self._shown = 0.0
         self._done = 0
         self._bar = Bar(
@@ -55,8 +56,13 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def note(self, text: str) -> None:
-        """Shows what goes on outside of any task, as the start of the engine."""
+    def note(self, phase: Phase, text: str) -> None:
+        """Show what goes on outside of any task.
+
+        Args:
+            phase: What is being done.
+            text: The same in words.
+        """
         if self.console.is_terminal:
             self._bar.update(self._row, description=text, total=None, completed=0, rate="")
         else:
@@ -65,14 +71,14 @@ class Progress:
     @contextlib.contextmanager
     def opening(self, engine: EngineSpec) -> Iterator[None]:
         """An engine opens."""
-        self.note(f"Opening {engine.works}: {engine.model.name}")
+        self.note(Phase.OPENING_ENGINE, f"Opening {engine.works}: {engine.model.name}")
         yield
         if self._task:
             self._bar.update(self._row, description=f"{self._label()} encoding")
 
     def waiting(self) -> None:
         """Another run computes what is needed now."""
-        self.note(f"Waiting for another run that computes {self._task}")
+        self.note(Phase.WAITING, f"Waiting for another run that computes {self._task}")
 
     def line(self, text: str) -> None:
         """Shows a line that stays."""
@@ -80,23 +86,29 @@ class Progress:
 
     def start_task(self, name: str, what: str = "") -> None:
         """A task begins, or a part of it, as its first stage."""
-        self._task, self._what, self._phase = name, what, ""
+        self._task, self._what, self._texts = name, what, ""
         self._bar.update(self._row, description=f"{self._label()} loading data", total=None, completed=0, rate="")
 
-    def encoded(self, phase: str, done: int, total: int) -> None:
-        """So many texts of a phase, or pairs, are computed."""
+    def encoded(self, what: str, done: int, total: int, unit: str = "texts") -> None:
+        """Show how many texts or pairs are computed.
+
+        Args:
+            what: Which ones, as "de query".
+            done: How many are.
+            total: How many there are.
+            unit: "texts" or "pairs".
+        """
         if not self.console.is_terminal:
             return
         now = time.perf_counter()
-        if phase != self._phase or done < self._done:  # a phase may come again: STS encodes two columns
-            self._phase, self._phase_started = phase, now
-            self._bar.reset(self._row, description=f"{self._label()} {phase}", total=total)
+        if what != self._texts or done < self._done:  # the same ones may come again: STS encodes two columns
+            self._texts, self._texts_started = what, now
+            self._bar.reset(self._row, description=f"{self._label()} {what}", total=total)
         self._done = done
         if now - self._shown < 0.1 and done < total:
             return  # called for every text; nobody reads faster
         self._shown = now
-        elapsed = now - self._phase_started
-        unit = "pairs" if phase.endswith("pairs") else "texts"
+        elapsed = now - self._texts_started
         rate = f"{done / elapsed:,.0f} {unit}/s" if done and elapsed > 0 else ""
         if done >= total:
             self._bar.update(self._row, completed=done, description=f"{self._label()} scoring", rate=rate)

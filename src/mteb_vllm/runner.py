@@ -44,6 +44,7 @@ from mteb_vllm.util import disk
 from mteb_vllm.util.escape import visible
 from mteb_vllm.util.fingerprint import fingerprint
 from mteb_vllm.util.masking import scrub
+from mteb_vllm.util.phase import Phase
 from mteb_vllm.util.quiet import errors_into, quiet_libraries
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def _working(
 ) -> Iterator[_Work]:
     names = [task.name for task in planned.tasks if task.name not in skip]
     with quiet_libraries(), errors_into(log), make_progress(console, len(names)) as progress:
-        progress.note("Importing mteb")
+        progress.note(Phase.IMPORTING, "Importing mteb")
         from mteb_vllm.results.locks import clear
         from mteb_vllm.results.store import ResultsStore
         from mteb_vllm.wrappers.encoder import Embedding
@@ -274,7 +275,7 @@ def _measure(config: RunConfig, planned: Plan, record: RunRecord, console: Conso
                 record.throughput,
                 prompts=planned.prompts,
                 template=planned.template,
-                tell=work.progress.note,
+                tell=functools.partial(work.progress.note, Phase.MEASURING),
             )
         finally:
             record.engine = work.model.engine_record()

@@ -126,7 +126,7 @@ def test_pydantic_names_every_field() -> None:
     with pytest.raises(ValidationError) as caught:
         TypeAdapter(dict[str, int]).validate_python({"max_model_len": "x", "seed": "y"})
     spec: Any = SimpleNamespace(model=SimpleNamespace(name="org/model"))
-    text = explain(spec, caught.value)
+    text = "\n".join(explain(spec, caught.value))
     assert "max_model_len=x: Input should be a valid integer" in text and "; seed=y: " in text
     assert "validation error" not in text and "pydantic.dev" not in text
 

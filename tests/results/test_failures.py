@@ -23,6 +23,7 @@ from mteb_vllm.results.failures import (
     remembered,
     with_log,
 )
+from mteb_vllm.util.phase import Phase
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -81,8 +82,9 @@ def test_the_kind_of_an_exception(error: BaseException, task: str | None, kind: 
     ],
 )  # fmt: skip
 def test_the_kind_of_a_process_that_ends(status: int, log: list[str], task: str | None, kind: str) -> None:
-    doing = "at queries of STS12" if task else "opening vLLM: org/name"
-    failure = of_exit(status, doing, log, task)
+    phase, doing = (Phase.ENCODING, "at queries of STS12") if task else (Phase.OPENING_ENGINE, "opening vLLM: org/name")
+    failure = of_exit(status, phase, doing, log, task)
+    assert failure.phase is phase
     assert (failure.kind, failure.log) == (kind, log) and failure.advice
     assert doing in str(failure)
 
@@ -90,8 +92,9 @@ def test_the_kind_of_a_process_that_ends(status: int, log: list[str], task: str 
 def test_every_kind_says_what_to_try_or_says_it_itself() -> None:
     own = {"first_stage", "model", "missing_package", "interrupted"}  # their messages hold the way out, or need none
     assert set(failures._TRY) == set(get_args(Kind)) - own
-    assert "hydra.launcher.point_timeout" in of_timeout(60, "opening vLLM").advice
-    said = errors.EngineStartError("vLLM did not open x: y\n  What to try: lower engine.max_model_len.")
+    assert "hydra.launcher.point_timeout" in of_timeout(60, Phase.OPENING_ENGINE, "opening vLLM").advice
+    said = errors.EngineStartError("vLLM did not open x: y", "lower engine.max_model_len")
+    assert str(said) == "vLLM did not open x: y\n  What to try: lower engine.max_model_len."
     assert of_exception(said).advice == ""
 
 

@@ -23,8 +23,9 @@ import faults
 import recompute
 from mteb_vllm import run
 from mteb_vllm.sweep import child, process
-from mteb_vllm.sweep.messages import Doing, PointFailed, RunPoint, Waiting, Working
+from mteb_vllm.sweep.messages import Doing, PointFailed, RunPoint, Working
 from mteb_vllm.sweep.supervisor import _Running
+from mteb_vllm.util.phase import Phase
 
 pytestmark = pytest.mark.vllm
 
@@ -184,11 +185,11 @@ def test_no_time_counts_while_another_run_is_waited_for(monkeypatch: pytest.Monk
     clock = iter([1.0, 2.0, 62.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     running = _Running()
-    running.hear(Working("STS12", "texts", 1, 2))
+    running.hear(Working("STS12", Phase.ENCODING, "texts", 1, 2))
     assert (running.doing, running.task, running.waits_since) == ("at texts of STS12", "STS12", None)
-    running.hear(Waiting("waiting for another run that computes STS12"))
+    running.hear(Doing(Phase.WAITING, "Waiting for another run that computes STS12"))
     assert running.waits_since == 2.0
-    running.hear(Doing("Opening vLLM: org/name"))
+    running.hear(Doing(Phase.OPENING_ENGINE, "Opening vLLM: org/name"))
     assert (running.waited, running.waits_since) == (60.0, None)
     assert (running.doing, running.task) == ("opening vLLM: org/name", None)
 

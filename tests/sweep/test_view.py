@@ -12,6 +12,7 @@ from mteb_vllm.sweep.messages import Doing, TaskDone, Working
 from mteb_vllm.sweep.planning import grouped, plan_points
 from mteb_vllm.sweep.view import View
 from mteb_vllm.util.console import Console
+from mteb_vllm.util.phase import Phase
 
 
 def shown(*, terminal: bool) -> str:
@@ -23,8 +24,8 @@ def shown(*, terminal: bool) -> str:
     with View(console, points) as view:
         view.engine(grouped(points)[0])
         view.started(points[0], False)
-        view.heard(Doing("Opening vLLM: [a/b]"))
-        view.heard(Working("STS12", "texts", 1_200, 4_000))
+        view.heard(Doing(Phase.OPENING_ENGINE, "Opening vLLM: [a/b]"))
+        view.heard(Working("STS12", Phase.ENCODING, "texts", 1_200, 4_000))
         view._bar.refresh()
         view.heard(TaskDone(fine))
         view.heard(None)

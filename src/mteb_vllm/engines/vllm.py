@@ -217,7 +217,7 @@ def load(spec: EngineSpec, others: Sequence[EngineSpec]) -> VllmEngine:
     except Exception as error:
         logger.exception("vLLM did not open")
         gc.collect()
-        raise EngineStartError(explain(spec, error)) from error
+        raise EngineStartError(*explain(spec, error)) from error
     config = llm.llm_engine.vllm_config
     model_config = config.model_config
     dtype = str(model_config.dtype).removeprefix("torch.")

@@ -50,8 +50,8 @@ def let_llvmlite_be_looked_at() -> None:
     handle.__getattr__ = spared
 
 
-def explain(spec: EngineSpec, error: Exception) -> str:
-    """vLLM's error in one line, with the way out where it is known."""
+def explain(spec: EngineSpec, error: Exception) -> tuple[str, str]:
+    """Return vLLM's error in one line, and the way out where it is known."""
     message = str(error)
     first = next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)
     if callable(errors := getattr(error, "errors", None)):  # a ValidationError of pydantic's, which names every field
@@ -81,7 +81,7 @@ def explain(spec: EngineSpec, error: Exception) -> str:
         ("Engine core initialization failed", "the cause stands above it in the log"),
     )
     hint = next((way for mark, way in hints if mark.lower() in message.lower()), "")
-    return f"vLLM did not open {spec.model.name}: {first}" + (f"\n  What to try: {hint}." if hint else "")
+    return f"vLLM did not open {spec.model.name}: {first}", hint
 
 
 def _refused(item: Mapping[str, Any]) -> str:

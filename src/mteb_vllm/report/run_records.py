@@ -14,6 +14,7 @@ from mteb_vllm.report.points import MEASURING, Point, TaskScore
 from mteb_vllm.results.failures import Failure, Kind, of_damage
 from mteb_vllm.util.files import check_seal, parse_json, read_file
 from mteb_vllm.util.fingerprint import fingerprint
+from mteb_vllm.util.phase import Phase
 
 # Longer values are cut where they are shown, and told apart by a hash.
 _LONGEST = 100
@@ -127,6 +128,8 @@ def _override(text: str) -> tuple[str, str]:
 
 def _failure(said: Mapping[str, Any]) -> Failure:
     known = {key: value for key, value in said.items() if key in _FAILURE_FIELDS}
+    if not isinstance(known.get("phase"), str) or known["phase"] not in set(Phase):
+        known["phase"] = None  # of another version of this program
     return Failure(**known | {"kind": said["kind"] if said["kind"] in get_args(Kind) else "error"})
 
 

@@ -32,6 +32,7 @@ from mteb_vllm.results.digests import read_note, write_note
 from mteb_vllm.results.locks import lock
 from mteb_vllm.util import disk
 from mteb_vllm.util.masking import mask
+from mteb_vllm.util.phase import Phase
 
 Kind = Literal[
     "out_of_memory_loading",  # memory ran out, or would, while the engine opened
@@ -105,6 +106,7 @@ class Failure:
         log: The last lines of the log.
         advice: What to try.
         tried: Whether it happened now; else it is told from before, or of another point on the same engine.
+        phase: What was being done when a process ended or took too long; None where an exception tells.
     """
 
     kind: Kind
@@ -113,8 +115,11 @@ class Failure:
     log: Sequence[str] = field(default_factory=list)
     advice: str = ""
     tried: bool = True
+    phase: Phase | None = None
 
     def __post_init__(self) -> None:
+        if self.phase is not None:
+            object.__setattr__(self, "phase", Phase(self.phase))  # from a file, a text
         # Texts of others', who know of no secrets.
         object.__setattr__(self, "message", mask(self.message))
         object.__setattr__(self, "log", [mask(line) for line in self.log])
@@ -146,9 +151,9 @@ def of_exception(error: BaseException, task: str | None = None) -> Failure:
         found = disk.cause(error)
         at = f"{found.filename}: " if found is not None and found.filename else ""
         message = f"{at}{disk.reason(error)}"
-    # Our own errors say themselves what to try.
     advice = cause.advice if isinstance(cause, DataError) else _TRY.get(kind, "")
-    return Failure(kind, message, task, [], "" if "What to try:" in message else advice)
+    # Some of our own errors say themselves what to try.
+    return Failure(kind, message, task, [], "" if isinstance(cause, EngineStartError) and cause.advises else advice)
 
 
 def is_fatal(error: BaseException) -> bool:
@@ -178,12 +183,13 @@ def with_log(failure: Failure, lines: Sequence[str]) -> Failure:
     return replace(failure, log=list(lines))
 
 
-def of_exit(status: int, doing: str, log: Sequence[str] = (), task: str | None = None) -> Failure:
+def of_exit(status: int, phase: Phase, doing: str, log: Sequence[str] = (), task: str | None = None) -> Failure:
     """The failure that the end of a process means.
 
     Args:
         status: Its exit status as `subprocess` has it: below 0, the signal that ended it.
-        doing: What it was doing, as "opening vLLM".
+        phase: What it was doing.
+        doing: The same in words, as "opening vLLM".
         log: The last lines of its log.
         task: The task at work.
     """
@@ -192,12 +198,12 @@ def of_exit(status: int, doing: str, log: Sequence[str] = (), task: str | None =
     if status == ENGINE_DIED:
         name, kind = "a process of the engine had died", "engine_died"
     elif status == -signal.SIGABRT and any(map(_MEMORY.search, log)):
-        kind = "out_of_memory_loading" if doing.startswith("opening") else "out_of_memory_encoding"
+        kind = "out_of_memory_loading" if phase is Phase.OPENING_ENGINE else "out_of_memory_encoding"
     elif status in (-signal.SIGSEGV, -signal.SIGBUS):
         kind = "segmentation_fault"
     elif status in (-signal.SIGKILL, -signal.SIGTERM):
         kind = "killed"
-    return Failure(kind, f"the process ended ({name}) while {doing}", task, list(log), _TRY[kind])
+    return Failure(kind, f"the process ended ({name}) while {doing}", task, list(log), _TRY[kind], phase=phase)
 
 
 def _signal(number: int) -> str:
@@ -207,9 +213,10 @@ def _signal(number: int) -> str:
         return f"signal {number}"
 
 
-def of_timeout(seconds: float, doing: str, log: Sequence[str] = (), task: str | None = None) -> Failure:
-    """A point that took longer than it may."""
-    return Failure("timeout", f"longer than {seconds:g} s; stopped while {doing}", task, list(log), _TRY["timeout"])
+def of_timeout(seconds: float, phase: Phase, doing: str, log: Sequence[str] = (), task: str | None = None) -> Failure:
+    """Return the failure of a point that took longer than `seconds`; the other arguments are those of `of_exit`."""
+    message = f"longer than {seconds:g} s; stopped while {doing}"
+    return Failure("timeout", message, task, list(log), _TRY["timeout"], phase=phase)
 
 
 def in_one_line(error: BaseException) -> str:
@@ -283,7 +290,7 @@ def remembered(root: Path, fingerprint: str) -> dict[str, Failure]:
     found = read_note(root, _path(root, fingerprint)) or {}
     try:
         return {task: Failure(**failure) for task, failure in found.items()}
-    except TypeError:  # of another version of this program
+    except (TypeError, ValueError):  # of another version of this program
         return {}
 
 

@@ -43,11 +43,11 @@ from mteb_vllm.sweep.messages import (
     Report,
     RunPoint,
     TaskDone,
-    Waiting,
     Working,
 )
 from mteb_vllm.util import disk
 from mteb_vllm.util.console import Console
+from mteb_vllm.util.phase import Phase
 from mteb_vllm.util.streams import lenient, open_standard_streams
 
 logger = logging.getLogger(__name__)
@@ -142,33 +142,33 @@ class _Relay(Progress):
         self._pipe = pipe
         self._told = 0.0
 
-    def note(self, text: str) -> None:
-        super().note(text)
-        self._pipe.send(Doing(text))
+    def note(self, phase: Phase, text: str) -> None:
+        super().note(phase, text)
+        self._pipe.send(Doing(phase, text))
 
     @contextlib.contextmanager
     def opening(self, engine: EngineSpec) -> Iterator[None]:
         with super().opening(engine):
             yield
         self._pipe.send(Opened(engine.fingerprint))
-        self._pipe.send(Working(self._task, f"{self._what} encoding".lstrip()))
-
-    def waiting(self) -> None:
-        super().waiting()
-        self._pipe.send(Waiting(f"waiting for another run that computes {self._task}"))
+        self._work(Phase.ENCODING, "encoding")
 
     def start_task(self, name: str, what: str = "") -> None:
         super().start_task(name, what)
-        self._pipe.send(Working(name, f"{what} loading data".lstrip()))
+        self._work(Phase.LOADING_DATA, "loading data")
 
-    def encoded(self, phase: str, done: int, total: int) -> None:
-        super().encoded(phase, done, total)
+    def encoded(self, what: str, done: int, total: int, unit: str = "texts") -> None:
+        super().encoded(what, done, total, unit)
         now = time.perf_counter()
         if now - self._told > _TELL_EVERY or done >= total:
             self._told = now
-            what = f"{self._what} {phase}".lstrip()
-            scoring = done >= total
-            self._pipe.send(Working(self._task, "scoring") if scoring else Working(self._task, what, done, total))
+            if done >= total:
+                self._pipe.send(Working(self._task, Phase.SCORING, "scoring"))
+            else:
+                self._work(Phase.ENCODING, what, done, total)
+
+    def _work(self, phase: Phase, text: str, done: int = 0, total: int = 0) -> None:
+        self._pipe.send(Working(self._task, phase, f"{self._what} {text}".lstrip(), done, total))
 
     def end_task(self, outcome: TaskOutcome) -> None:
         super().end_task(outcome)

@@ -9,6 +9,7 @@ from typing import Any
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.runner import Ahead
+from mteb_vllm.util.phase import Phase
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,15 @@ class CloseEngines:
 
 @dataclass(frozen=True)
 class Doing:
-    """From the child: what goes on outside of any task, as the start of an engine."""
+    """From the child: what goes on outside of any task, as the start of an engine.
 
-    what: str
+    Attributes:
+        phase: What is being done; while it is `Phase.WAITING`, no time counts.
+        text: The same in words.
+    """
+
+    phase: Phase
+    text: str
 
 
 @dataclass(frozen=True)
@@ -51,10 +58,19 @@ class Opened:
 
 @dataclass(frozen=True)
 class Working:
-    """From the child: how far a phase of a task is; `total` is 0 where nobody knows."""
+    """From the child: how far a task is.
+
+    Attributes:
+        task: The task.
+        phase: What is being done.
+        text: The same in words, as "de query".
+        done: How many texts or pairs are computed.
+        total: How many there are; 0 where nobody knows.
+    """
 
     task: str
-    phase: str
+    phase: Phase
+    text: str
     done: int = 0
     total: int = 0
 
@@ -64,11 +80,6 @@ class TaskDone:
     """From the child: a task has ended, one way or another."""
 
     outcome: TaskOutcome
-
-
-@dataclass(frozen=True)
-class Waiting(Doing):
-    """From the child: another run computes what is needed now; until the child says more, no time counts."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from mteb_vllm.sweep.messages import (
     Report,
     RunPoint,
     TaskDone,
-    Waiting,
     Working,
 )
 from mteb_vllm.sweep.planning import Group, PlannedPoint, Step, grouped
@@ -33,6 +32,7 @@ from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.view import View
 from mteb_vllm.util import disk
 from mteb_vllm.util.masking import scrub
+from mteb_vllm.util.phase import Phase
 
 # How often the view moves while a child says nothing, in seconds.
 _TICK = 0.5
@@ -60,6 +60,7 @@ class SweepPoint:
 class _Running:
     """A step as far as the child has told of it."""
 
+    phase: Phase = Phase.STARTING
     doing: str = "starting"
     task: str | None = None
     tasks: list[TaskOutcome] = field(default_factory=list)
@@ -70,15 +71,17 @@ class _Running:
         now = time.perf_counter()
         if self.waits_since is not None:
             self.waited, self.waits_since = self.waited + now - self.waits_since, None
-        if isinstance(said, Waiting):
-            self.doing, self.waits_since = said.what, now
-        elif isinstance(said, Doing):
-            self.doing, self.task = said.what[:1].lower() + said.what[1:], None
+        if isinstance(said, Doing):
+            self.phase, self.doing = said.phase, said.text[:1].lower() + said.text[1:]
+            if said.phase is Phase.WAITING:
+                self.waits_since = now
+            else:
+                self.task = None
         elif isinstance(said, Working):
-            self.doing, self.task = f"at {said.phase} of {said.task}", said.task
+            self.phase, self.doing, self.task = said.phase, f"at {said.text} of {said.task}", said.task
         elif isinstance(said, TaskDone):
             self.tasks.append(said.outcome)
-            self.doing, self.task = f"after {said.outcome.name}", None
+            self.phase, self.doing, self.task = Phase.BETWEEN_TASKS, f"after {said.outcome.name}", None
 
 
 class Supervisor:
@@ -190,7 +193,7 @@ class Supervisor:
             except EOFError:
                 status = child.ended()
                 self._child = None
-                failure = of_exit(status, running.doing, self._log(point, written), running.task)
+                failure = of_exit(status, running.phase, running.doing, self._log(point, written), running.task)
                 return self._fail(point, failure, running.tasks, started)
             self._view.heard(said)
             if said is not None:
@@ -213,7 +216,7 @@ class Supervisor:
                 child.kill()
                 self._child = None
                 log = where_it_stood(point.folder / LOG) or self._log(point, written)
-                failure = of_timeout(self._timeout, running.doing, log, running.task)
+                failure = of_timeout(self._timeout, running.phase, running.doing, log, running.task)
                 return self._fail(point, failure, running.tasks, started)
 
     def _first_stage_done(self, point: SweepPoint, ahead: Ahead) -> Failure | None:
@@ -329,5 +332,5 @@ class Supervisor:
 def _did_not_open(failure: Failure) -> bool:
     """Whether a failure kept an engine from opening: an error of vLLM's, or the end of the process while it opened."""
     return failure.kind in ("engine_start", "out_of_memory_loading") or (
-        failure.kind in FATAL and failure.task is None and " opening " in failure.message
+        failure.kind in FATAL and failure.phase is Phase.OPENING_ENGINE
     )

@@ -73,9 +73,9 @@ class View:
     def heard(self, said: Report | None) -> None:
         """The child has said something, or nothing for a while."""
         if isinstance(said, Doing):
-            self._show(f"{self._now}: {said.what}")
+            self._show(f"{self._now}: {said.text}")
         elif isinstance(said, Working):
-            self._show(f"{self._now}: {said.task} {said.phase}", said.done, said.total)
+            self._show(f"{self._now}: {said.task} {said.text}", said.done, said.total)
         elif isinstance(said, TaskDone) and not self._console.is_terminal:
             outcome = said.outcome
             score = f"failed: {outcome.reason}" if outcome.main_score is None else f"{outcome.main_score:.5f}"

@@ -20,7 +20,19 @@ from mteb_vllm.util.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
+
+class Progress(Protocol):
+    """Is told how many of a call's texts or pairs are computed."""
+
+    def __call__(self, what: str, done: int, total: int, unit: str = "texts") -> None:
+        """Take note.
+
+        Args:
+            what: Which texts or pairs.
+            done: How many are computed.
+            total: How many there are.
+            unit: "texts" or "pairs".
+        """
 
 
 class Recorder(Protocol):

@@ -178,7 +178,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
             template=self.template.with_instruction(text),
             activation=self.template.activation or self.spec.applied.activation,
             window=self.window,
-            progress=None if report is None else lambda done, total: report(label, done, total),
+            progress=None if report is None else lambda done, total: report(label, done, total, "pairs"),
         )
         if len(first) == 2:
             applied["example"] = self._read(first[0], first[1], text)[:1000]

@@ -18,6 +18,7 @@ from mteb_vllm.pipelines.parity.verdict import Side, Tolerances, judge
 from mteb_vllm.results.failures import causes, in_one_line
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.util.machine import versions
+from mteb_vllm.util.phase import Phase
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -129,7 +130,7 @@ class Comparison:
         if not self.failed:
             return
         close_engines()
-        self.progress.note("Looking for the cause")
+        self.progress.note(Phase.LOOKING_FOR_CAUSES, "Looking for the cause")
         try:
             if self.stored is not None:
                 self._ask_a_third(tasks)
