@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 import faults
+import other_words
 import recompute
 from mteb_vllm import run
 from mteb_vllm.sweep import child, process
@@ -159,6 +160,24 @@ def test_an_engine_that_never_opens_is_tried_twice_and_others_are_not_harmed(tmp
     # What is only told from before is no sign of how an engine is.
     again = sweep(tmp_path, "retry_failed=false", axes=axes)
     assert [record.status for record in again] == ["failed"] * 3 + ["ok"] * 3 and told(again)["children"] == 1
+
+
+@pytest.mark.slow
+def test_nothing_is_decided_from_a_text_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failure kinds, giving up on an engine, time-outs and the end are what they were, in random words."""
+    other_words.install(monkeypatch.setattr)
+    axes = ["engine.gpu_memory_utilization=1.0,0.3", "+prompts.Classification=a,b,c"]
+    code = faults.start("hang", "loading", 3, tmp_path / "happened")
+    monkeypatch.setattr(process, "START", other_words.start(code))
+    records = sweep(tmp_path / "out", "hydra.launcher.point_timeout=90", axes=axes)
+    kinds = [[failure.kind for failure in record.failures] for record in records]
+    assert kinds == [["out_of_memory_loading"]] * 3 + [["timeout"], [], []]
+    assert [record.failures[0].tried for record in records[:3]] == [True, True, False]
+    assert records[3].failures[0].phase is Phase.OPENING_ENGINE
+    assert "open" not in records[3].failures[0].message
+    assert [record.status for record in records] == ["failed"] * 4 + ["ok"] * 2
+    again = sweep(tmp_path / "out", "retry_failed=false", axes=axes)
+    assert [record.status for record in again] == ["failed"] * 4 + ["ok"] * 2 and told(again)["children"] == 1
 
 
 @pytest.mark.slow
