@@ -354,7 +354,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 
 
 def _mistake(cls: Any, item: Any, prefix: str) -> Mistake:
-    """pydantic's finding in our words."""
+    """Return an error of pydantic's as a mistake in our words."""
     from mteb_vllm.util.suggestions import nearest
 
     # The validator of a type stands in the location as well; it is no key of the user's.

@@ -203,7 +203,7 @@ class _Loader(list[dict[str, list[str]]]):
 
 
 def _anywhere() -> dict[str, Any]:
-    """mteb's wrappers ask for a task, by which they choose prompts; ours stand in front of the texts already."""
+    """Return the task that mteb's wrappers choose prompts by: none, as ours are in front of the texts already."""
     return {"task_metadata": SimpleNamespace(name="", type=""), "hf_split": "", "hf_subset": ""}
 
 
@@ -271,7 +271,7 @@ def _context(model: Any) -> int:
 
 
 def _wrapper(spec: EngineSpec) -> Any:
-    """mteb's wrapper of the model, with nothing of its own in front of texts."""
+    """Return mteb's wrapper of the model, with nothing of its own in front of texts."""
     from mteb.models import sentence_transformer_wrapper as wrappers
 
     args = spec.args

@@ -37,12 +37,15 @@ class Counter:
         self._progress, self._done, self._n_texts = progress, done, n_texts
 
     def update(self, count: int = 1) -> None:
+        """Count texts that are done."""
         self.n += count
         self._progress(self._done + self.n, self._n_texts)
 
-    def refresh(self) -> None: ...
+    def refresh(self) -> None:
+        """Do nothing, where tqdm draws its bar."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Do nothing, where tqdm ends its bar."""
 
 
 def encode_texts(

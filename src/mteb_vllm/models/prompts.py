@@ -32,11 +32,16 @@ class TaskLike(Protocol):
     """What is asked of a task; mteb's `TaskMetadata` is one, a catalogue's `TaskInfo` another."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Return the task's name."""
+
     @property
-    def type(self) -> Any: ...
+    def type(self) -> Any:
+        """Return its type, as `Retrieval`."""
+
     @property
-    def prompt(self) -> Any: ...
+    def prompt(self) -> Any:
+        """Return its own instruction: one text, one for each side, or None."""
 
 
 @dataclass(frozen=True)

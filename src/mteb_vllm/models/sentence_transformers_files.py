@@ -310,7 +310,7 @@ def _scoring(files: SentenceTransformersFiles, config: Mapping[str, Any]) -> App
 
 
 def _chain(modules: Sequence[ModuleFile], pooling_given: bool, decided: bool) -> tuple[str | None, bool, list[str]]:
-    """vLLM's pooling, whether normalisation follows it, and what of the modules vLLM does not run."""
+    """Return vLLM's pooling, whether normalisation follows it, and what of the modules vLLM does not run."""
     refused: list[str] = []
     if not modules or modules[0].kind != "Transformer":
         first = modules[0].type if modules else "nothing"

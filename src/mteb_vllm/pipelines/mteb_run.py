@@ -213,10 +213,10 @@ def evaluate_loaded(
     predictions: bool = False,
     broken: Mapping[Unit, Exception] | None = None,
 ) -> None:
-    """Evaluate what is not known of a task whose data are loaded; for the other arguments see `compute`.
+    """Evaluate what is not known of a task whose data are loaded.
 
-    Args:
-        broken: Why subsets and splits cannot be evaluated. They are left out; so is one whose evaluation fails.
+    `broken` says why subsets and splits cannot be evaluated. They are left out; so is one whose evaluation fails. For the
+    other arguments see `compute`.
 
     Raises:
         PartialResultError: if there are such, when all others have been evaluated.

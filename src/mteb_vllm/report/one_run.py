@@ -131,6 +131,7 @@ def print_failure(console: Console, failure: Failure) -> None:
 
 
 def failure_lines(failure: Failure) -> list[str]:
+    """Return a failure as lines of Markdown."""
     lines = [f"**Failed:** {inline(str(failure))}"]
     if failure.advice:
         lines += ["", f"What to try: {inline(failure.advice)}."]

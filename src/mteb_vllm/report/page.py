@@ -209,6 +209,7 @@ def breakable(name: str) -> Markup:
 
 
 def clipped(text: str) -> str:
+    """Return a cell's text, cut where it is too long for a table."""
     return text if len(text) <= CELL else text[:CELL] + " …"
 
 

@@ -47,6 +47,7 @@ class Job:
     ahead: Ahead | None = None
 
     def __call__(self, cfg: Any) -> RunRecord:
+        """Run the point that Hydra composed."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
         from omegaconf import OmegaConf

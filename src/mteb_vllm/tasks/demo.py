@@ -83,10 +83,12 @@ class Docstring(NamedTuple):
 
     @property
     def package(self) -> str:
+        """Return the package that defines it."""
         return self.module.partition(".")[0]
 
     @property
     def text(self) -> str:
+        """Return both parts as one text."""
         return f"{self.summary}\n\n{self.body}".strip()
 
     @property
@@ -211,6 +213,7 @@ class StdlibDocsRetrieval(AbsTaskRetrieval):
     )
 
     def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+        """Make queries of the summaries, and documents of the bodies."""
         if self.data_loaded:
             return
         corpus: dict[str, Docstring] = {}
@@ -254,6 +257,7 @@ class StdlibDocsClassification(AbsTaskClassification):
     )
 
     def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+        """Make the training texts and the test texts of the largest packages."""
         if self.data_loaded:
             return
         classes = _largest_classes(((doc.package, doc.summary) for doc in docstrings()), N_PACKAGES, N_TRAIN + N_TEST)
@@ -282,6 +286,7 @@ class StdlibDocsClustering(AbsTaskClustering):
     )
 
     def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+        """Make one set of the texts of the largest modules."""
         if self.data_loaded:
             return
         classes = _largest_classes(((doc.module, doc.text) for doc in docstrings()), N_MODULES, N_PER_MODULE)

@@ -64,7 +64,7 @@ def why_none(config: TasksConfig) -> Mistake:
 
 
 def load(config: TasksConfig, names: Iterable[str]) -> list[AbsTask]:
-    """mteb's tasks by the names that `select` found, narrowed to the languages, splits and subsets of the configuration."""
+    """Return mteb's tasks by their names, narrowed to the languages, splits and subsets of the configuration."""
     import mteb
 
     from mteb_vllm.tasks import demo

@@ -21,6 +21,7 @@ class Console(rich.console.Console):
         super().__init__(**{"markup": False, "emoji": False, "highlight": False} | options)
 
     def render_str(self, text: str, **options: Any) -> Text:
+        """Return a string as text, with what would steer the terminal made visible."""
         return super().render_str(visible(text), **options)
 
 
@@ -28,4 +29,5 @@ class Column(rich.progress.TextColumn):
     """A column of a progress bar that shows a field's text as it is, in one line."""
 
     def render(self, task: rich.progress.Task) -> Text:
+        """Return the field's text in one line."""
         return Text(" ".join(visible(self.text_format.format(task=task)).split()))

@@ -158,10 +158,10 @@ def expand_user(path: str | Path) -> Path:
 
 
 def make_way(path: Path, root: Path) -> None:
-    """Make the folder of a file below `root`, and quarantine what is in the way: a folder in the file's place, or a file in
-    that of a folder.
+    """Make the folder of a file below `root`, and quarantine what is in the way.
 
-    Links stay: where they point may be there again later.
+    In the way are a folder in the file's place, and a file in that of a folder. Links stay: where they point may be there
+    again later.
 
     Raises:
         OSError: if that cannot be done.

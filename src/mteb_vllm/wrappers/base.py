@@ -164,7 +164,7 @@ class VllmWrapperBase:
 
     @property
     def llm(self) -> Any:
-        """vLLM's `LLM`."""
+        """Return vLLM's `LLM`."""
         return self.engine.llm
 
     def cleanup(self) -> None:
@@ -191,7 +191,7 @@ class VllmWrapperBase:
 
 
 def model_meta(model: Model, settings_hash: str, meta: ModelMeta | None = None) -> ModelMeta:
-    """mteb's metadata of a model, with the hash of the run's settings, by which mteb's cache tells two settings apart.
+    """Return mteb's metadata of a model, with the hash of the settings, by which mteb's cache tells two settings apart.
 
     Only the hash goes there, never prompts: mteb maps several characters to one before it names a folder by them.
     """

@@ -34,6 +34,8 @@ class _Search:
 
 
 class SavedSearch(_Search):
+    """Candidates from a file of predictions."""
+
     def __init__(self, file: Path, content: dict[str, Any], meta: ModelMeta) -> None:
         super().__init__(meta)
         self.file, self.content = file, content
@@ -80,6 +82,8 @@ def _are_scores(found: Any) -> bool:
 
 
 class DrawnSearch(_Search):
+    """Candidates drawn at random, after the relevant documents where those come first."""
+
     def __init__(self, task: AbsTask, meta: ModelMeta, seed: int, *, relevant_first: bool) -> None:
         super().__init__(meta)
         self.task, self.seed, self.relevant_first = task, seed, relevant_first
@@ -137,6 +141,7 @@ def _judgements(task: AbsTask, subset: str, split: str) -> dict[str, dict[str, i
 
 
 def search_meta(name: str, revision: str, settings: dict[str, Any], meta: ModelMeta | None = None) -> ModelMeta:
+    """Return the metadata of a search: a name, a revision, and the hash of the settings that its candidates depend on."""
     from mteb.models.model_meta import ModelMeta as Meta
 
     made: ModelMeta = (meta or Meta.create_empty()).model_copy(

@@ -77,6 +77,7 @@ class BM25(_Configured):
     stemmer_language: str | None = None
 
     def mistakes(self, where: str, tasks: Sequence[str]) -> list[Mistake]:
+        """Find languages that bm25s or PyStemmer do not have."""
         import Stemmer
 
         found = []
@@ -89,10 +90,12 @@ class BM25(_Configured):
         return found
 
     def settings(self, task: str) -> dict[str, Any]:
+        """Return its parameters and the versions that its ranking depends on."""
         versions = {name: importlib.metadata.version(name) for name in ("bm25s", "PyStemmer", "mteb")}
         return {"kind": "bm25", **asdict(self), "versions": versions, "method": METHOD}
 
     def searcher(self, task: AbsTask) -> Any:
+        """Return mteb's BM25 with these parameters."""
         import mteb
         from mteb.models.model_implementations.bm25 import BM25Search
 
@@ -138,6 +141,7 @@ class EncoderStage:
     beside: tuple[EngineSpec, ...] = ()
 
     def settings(self, task: str) -> dict[str, Any]:
+        """Return those of the encoder."""
         # The encoder's own: what an evaluation of the same model has computed is the same result.
         return {"engine": self.spec.settings(), "prompts": self.prompts.settings()}
 
@@ -151,6 +155,7 @@ class EncoderStage:
         return encoder
 
     def searcher(self, task: AbsTask) -> Any:
+        """Return the encoder."""
         return self.encoder
 
 
@@ -170,6 +175,7 @@ class Saved(_Configured):
         return path / f"{task}_predictions.json" if os.path.isdir(path) else path  # noqa: PTH112 - says no of odd names
 
     def mistakes(self, where: str, tasks: Sequence[str]) -> list[Mistake]:
+        """Find tasks without a file of predictions."""
         at, files = f"{where}.path={self.path}", [self.file(task) for task in tasks]
         missing = [file for file in files if not os.path.isfile(file)]  # noqa: PTH113
         if not missing:
@@ -183,9 +189,15 @@ class Saved(_Configured):
         return [Mistake(at, f"holds no {missing[0].name}", f"It holds: {there or 'no predictions'}.")]
 
     def settings(self, task: str) -> dict[str, Any]:
+        """Return the digest of the task's file."""
         return {"kind": "saved", "digest": _digest(self.file(task)), "method": METHOD}
 
     def searcher(self, task: AbsTask) -> Any:
+        """Return the predictions as a search.
+
+        Raises:
+            FirstStageError: if they cannot be read, or belong to another task or revision of its data.
+        """
         file = self.file(task.metadata.name)
         content = _content(file)
         try:
@@ -249,9 +261,11 @@ class Random(_Configured):
     kind: ClassVar[str] = "random"
 
     def settings(self, task: str) -> dict[str, Any]:
+        """Return the seed."""
         return {"kind": self.kind, "seed": self.seed, "method": METHOD}
 
     def searcher(self, task: AbsTask) -> Any:
+        """Return a search that draws documents."""
         meta = search_meta(f"mteb-vllm/{self.kind}", str(METHOD), self.settings(task.metadata.name))
         return DrawnSearch(task, meta, self.seed, relevant_first=False)
 
@@ -263,5 +277,6 @@ class Oracle(Random):
     kind: ClassVar[str] = "oracle"
 
     def searcher(self, task: AbsTask) -> Any:
+        """Return a search that puts the relevant documents first."""
         meta = search_meta(f"mteb-vllm/{self.kind}", str(METHOD), self.settings(task.metadata.name))
         return DrawnSearch(task, meta, self.seed, relevant_first=True)

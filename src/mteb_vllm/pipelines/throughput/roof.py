@@ -189,7 +189,7 @@ def model_flops(
 def _counter(
     location: str, convert: str, revision: str | None, trust_remote_code: bool, overrides: dict[str, Any]
 ) -> Callable[[int], int]:
-    """tokens of one text -> operations."""
+    """Return a function from the tokens of one text to the model's operations."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
