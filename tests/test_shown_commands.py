@@ -21,7 +21,7 @@ PLACEHOLDERS = re.compile(
 )
 # Where an override is at home, if not in a plain run.
 HOMES = {
-    r"pipeline=rerank|pipeline\.(top_k|scoring|keep_engines)": (
+    r"pipeline=rerank|pipeline\.(top_k|scoring)": (
         "pipeline=rerank",
         "pipeline.scoring=cosine",
         "tasks=demo_retrieval",

@@ -104,8 +104,6 @@ class Plan:
             wrapper = VllmEncoderReranker.planned(self.spec, self.prompts, window)
         else:
             wrapper = VllmEncoderWrapper.planned(self.spec, self.prompts, window)
-        if isinstance(self.stage, EncoderStage) and self.stage.beside:
-            wrapper.beside = (self.stage.spec,)
         return wrapper
 
 
@@ -148,7 +146,7 @@ def _planned(config: RunConfig, pipeline: Any) -> Plan:
     if isinstance(pipeline, Rerank):
         if template is None:
             settings["scoring"] = "cosine"
-        stage = _stage(make_first_stage(config), pipeline, spec)
+        stage = _stage(make_first_stage(config), pipeline)
         settings |= _candidates(pipeline, stage, chosen)
     parts = tasks.parts(chosen, mteb_catalogue())
     return Plan(pipeline, spec, prompts, template, stage, chosen, parts, settings)
@@ -191,12 +189,12 @@ def _encoder(
     return EngineSpec(model, convert, *resolve_arguments(engine, recipe.engine)), resolved
 
 
-def _stage(stage: Any, pipeline: Rerank, reranker: EngineSpec) -> FirstStage:
+def _stage(stage: Any, pipeline: Rerank) -> FirstStage:
     if not isinstance(stage, Dense):
         made: FirstStage = stage
         return made
     spec, prompts = _encoder(stage.model, stage.engine, stage.prompts, stage.instruction)
-    return EncoderStage(spec, prompts, pipeline.window, (reranker,) if pipeline.keep_engines else ())
+    return EncoderStage(spec, prompts, pipeline.window)
 
 
 def _candidates(pipeline: Rerank, stage: FirstStage, chosen: list[TaskInfo]) -> dict[str, Any]:

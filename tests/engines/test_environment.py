@@ -147,12 +147,6 @@ def test_an_engine_says_what_it_works_with() -> None:
     assert len(others) == 2
 
 
-def test_engines_that_cannot_be_open_together() -> None:
-    one, other = {"VLLM_X": "1", **THREADS}, dict(THREADS)
-    assert environment.clash(one, other, vllm=True) and not environment.clash(one, other, vllm=False)
-    assert environment.clash(one, {}, vllm=False) and not environment.clash(one, one, vllm=True)
-
-
 def test_a_sweeps_child_starts_with_the_variables_of_its_engine(tmp_path: Path) -> None:
     from mteb_vllm.sweep.process import Child
 

@@ -31,7 +31,7 @@ def test_both_engines_give_the_same_embeddings_tokens_and_cuts(minilm: Any) -> N
     texts = ["a short text", "b", "the same text", "the same text", "word " * 400, "", "x" * 30]
     expected, work = encode_texts(minilm.engine, texts, len(texts), prefix="query: ")
     seen: list[tuple[int, int]] = []
-    engine = open_engine(spec_of(minilm.spec.model.location, batch_size=2), beside=[minilm.spec])
+    engine = open_engine(spec_of(minilm.spec.model.location, batch_size=2))
     got, also = encode_texts(
         engine, texts, len(texts), prefix="query: ", progress=lambda done, total: seen.append((done, total))
     )
@@ -40,14 +40,14 @@ def test_both_engines_give_the_same_embeddings_tokens_and_cuts(minilm: Any) -> N
         assert getattr(also, name) == getattr(work, name), name
     assert (also.computed, also.truncated) == (6, 1) and seen[-1] == (7, 7) and len(seen) > 3
     assert (engine.dim, engine.max_model_len, engine.dtype) == (384, 256, "float32")
-    assert minilm.engine.llm is not None, "both are open"
+    assert minilm.last_engine.llm is None, "one engine is open at a time"
     assert engine.spec.fingerprint != minilm.spec.fingerprint
     assert "sentence-transformers" in engine.spec.settings()["versions"]
     with engine.timed() as phases:
         engine.embed(texts)
     assert min(phases.tokenise, phases.engine, phases.collect) > 0
     assert "preprocess" not in vars(engine.model) and "forward" not in vars(engine.model)
-    half = open_engine(spec_of(minilm.spec.model.location, dtype="bfloat16", max_model_len=8), beside=[minilm.spec])
+    half = open_engine(spec_of(minilm.spec.model.location, dtype="bfloat16", max_model_len=8))
     assert engine.llm is None and (half.dtype, half.max_model_len) == ("bfloat16", 8)
     _, cut = encode_texts(half, texts, len(texts))
     assert cut.truncated > also.truncated

@@ -76,8 +76,6 @@ def test_a_dense_first_stage_runs_ahead_of_the_rerankers_that_read_it(tmp_path: 
     # The first stage of one may be the engine of another.
     same = planned(*RERANK, *DENSE, "engine.max_num_seqs=32,64", "pipeline.first_stage.engine.max_num_seqs=64")
     assert order(same) == [["0*", "1*", "1"], ["0"]]
-    together = planned(*RERANK, *DENSE, *axes[:1], "pipeline.keep_engines=true")
-    assert order(together) == [["0"], ["1"]]
     again = planned(*RERANK, *DENSE, *axes[:1], "results.reuse=none")
     assert order(again) == [["0"], ["1"]], "nothing would find what ran ahead"
     assert order(planned(*RERANK, "pipeline.top_k=10,20")) == [["0", "1"]]

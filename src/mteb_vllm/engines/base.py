@@ -26,7 +26,6 @@ import numpy.typing as npt
 
 from mteb_vllm.engines import environment
 from mteb_vllm.engines.timing import Phases
-from mteb_vllm.errors import EngineStartError
 from mteb_vllm.models.files import Model
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.models.sentence_transformers_files import Applied, apply_files
@@ -262,23 +261,15 @@ class Engine(ABC):
                 self.close()
 
     def close(self) -> None:
-        """Closes the engine and gives its memory back; again does nothing.
-
-        Engines of vLLM in one process close together, since what they share, vLLM's groups, goes with the first of them;
-        whoever needs another opens it again.
-        """
+        """Close the engine and give its memory back; again does nothing."""
         if self.llm is None:
             return
-        for engine in [self, *(other for other in _alike(self) if self.in_process and other.in_process)]:
-            if engine in _open:
-                _open.remove(engine)
-            engine._shut_down()
+        if self in _open:
+            _open.remove(self)
+        self._shut_down()
         gc.collect()
-        if not _alike(self):
-            self._leave()
-            environment.leave()
-            for other in _open:
-                environment.enter(other.spec.env)
+        self._leave()
+        environment.leave()
 
     def _shut_down(self) -> None:
         """Ends what works here, and lets go of it."""
@@ -286,7 +277,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _leave(self) -> None:
-        """Gives back what the last engine of this kind leaves in the process."""
+        """Give back what an engine of this kind leaves in the process."""
 
 
 def special_tokens(tokenizer: Any) -> list[list[str]] | None:
@@ -301,27 +292,18 @@ def special_tokens(tokenizer: Any) -> list[list[str]] | None:
     return [list(tokenizer.convert_ids_to_tokens(ids)) for ids in (whole[:at], whole[at + len(bare) :])]
 
 
-def _alike(engine: Engine) -> list[Engine]:
-    """The other open engines in which the same thing works."""
-    return [other for other in _open if other is not engine and type(other) is type(engine)]
-
-
 def is_open(spec: EngineSpec) -> bool:
     """Whether the engine of this specification is open."""
     wanted = spec.fingerprint
     return any(engine.llm is not None and engine.spec.fingerprint == wanted for engine in _open)
 
 
-# Open engines, the first one first.
+# The open engine; another one closes it.
 _open: list[Engine] = []
 
 
-def open_engine(spec: EngineSpec, *, beside: Sequence[EngineSpec] = ()) -> Engine:
-    """The engine of this specification: one that is open, or a new one in the place of the others.
-
-    Args:
-        spec: What it shall be.
-        beside: Engines that stay open beside it, if no other has to close.
+def open_engine(spec: EngineSpec) -> Engine:
+    """Return the engine of this specification: the one that is open, or a new one in its place.
 
     Raises:
         MissingPackageError: if what works in it is not installed.
@@ -331,9 +313,7 @@ def open_engine(spec: EngineSpec, *, beside: Sequence[EngineSpec] = ()) -> Engin
     for engine in _open:
         if engine.llm is not None and engine.spec.fingerprint == wanted:
             return engine
-    kept = {other.fingerprint for other in beside}
-    if any(engine.spec.fingerprint not in kept for engine in _open):
-        close_engines()
+    close_engines()
     engine = _start(spec)
     _open.append(engine)
     return engine
@@ -377,17 +357,11 @@ def dead_processes() -> list[int]:
 def _start(spec: EngineSpec) -> Engine:
     started = time.perf_counter()
     backend = importlib.import_module(f"mteb_vllm.engines.{spec.backend}")
-    for other in _open:
-        if environment.clash(spec.env, other.spec.env, vllm=spec.backend == other.spec.backend == "vllm"):
-            # Variables are the process's: one engine would run with the other's.
-            what = "engines with different engine.env cannot be open together: pipeline.keep_engines=false"
-            raise EngineStartError(what)
     environment.enter(spec.env)
     try:
-        engine: Engine = backend.load(spec, [other.spec for other in _open if other.spec.backend == spec.backend])
+        engine: Engine = backend.load(spec)
     except BaseException:
-        if not _open:
-            environment.leave()
+        environment.leave()
         raise
     # A process of its own reads the variables when it starts.
     engine.threading = environment.in_effect() if engine.in_process else environment.threading(os.environ)

@@ -68,18 +68,6 @@ def in_effect() -> dict[str, str]:
     return dict(_found_by_torch or {})
 
 
-def clash(one: Mapping[str, str], other: Mapping[str, str], *, vllm: bool) -> bool:
-    """Return whether two engines cannot be open in one process.
-
-    Args:
-        one: The variables of the one.
-        other: The variables of the other.
-        vllm: Whether both are vLLM, whose own variables then count.
-    """
-    counted = {key for key in {**one, **other} if vllm or not _vllms(key)}
-    return any(one.get(key) != other.get(key) for key in counted)
-
-
 def outer() -> dict[str, str]:
     """Return the environment as it is without runs and the engines that are open."""
     if _before is None:

@@ -207,12 +207,11 @@ def _anywhere() -> dict[str, Any]:
     return {"task_metadata": SimpleNamespace(name="", type=""), "hf_split": "", "hf_subset": ""}
 
 
-def load(spec: EngineSpec, others: Sequence[EngineSpec]) -> SentenceTransformersEngine:
+def load(spec: EngineSpec) -> SentenceTransformersEngine:
     """Opens a SentenceTransformer or a CrossEncoder.
 
     Args:
         spec: What it shall be.
-        others: The engines of this kind that are open.
 
     Raises:
         MissingPackageError: if sentence-transformers is not installed.

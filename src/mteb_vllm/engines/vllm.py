@@ -181,12 +181,11 @@ def _cached(outputs: Sequence[Any]) -> int:
     return sum(getattr(output, "num_cached_tokens", None) or 0 for output in outputs)
 
 
-def load(spec: EngineSpec, others: Sequence[EngineSpec]) -> VllmEngine:
+def load(spec: EngineSpec) -> VllmEngine:
     """Opens vLLM.
 
     Args:
         spec: What it shall be.
-        others: The engines of vLLM's that are open.
 
     Raises:
         MissingPackageError: if vLLM is not installed.

@@ -7,7 +7,6 @@ from typing import Any
 
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.config.schema import RunConfig
-from mteb_vllm.engines import environment
 from mteb_vllm.engines.arguments import backend_of, context_limit, resolve_arguments
 from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.models import score_templates
@@ -62,7 +61,6 @@ def pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Col
         if not 1 <= made.top_k <= DEPTH:
             mistakes.append(Mistake(f"pipeline.top_k={made.top_k}", f"must be from 1 to {DEPTH}"))
         mistakes += _first_stage_mistakes(made.first_stage, chosen)
-        mistakes += _engines_together(config, made)
     return mistakes
 
 
@@ -124,16 +122,3 @@ def _first_stage_mistakes(config: Mapping[str, Any], chosen: Sequence[TaskInfo])
     if stage is not None:
         mistakes += stage.mistakes(where, [part.name for part in parts])
     return mistakes
-
-
-def _engines_together(config: RunConfig, pipeline: Any) -> list[Mistake]:
-    """Refuses engines that shall be open together with different environments: these are the process's."""
-    stage = pipeline.first_stage
-    if not pipeline.keep_engines or "engine" not in stage:
-        return []
-    _, one, *_ = resolve_arguments(config.engine, config.model.engine)
-    _, other, *_ = resolve_arguments(stage["engine"], (stage.get("model") or {}).get("engine") or {})
-    both = backend_of(config.engine) == backend_of(stage["engine"]) == "vllm"
-    if not environment.clash(one, other, vllm=both):
-        return []
-    return [Mistake("pipeline.keep_engines=true", "the two engines have different environments (engine.env)")]

@@ -193,8 +193,8 @@ def grouped(points: Sequence[PlannedPoint]) -> list[Group]:
             continue
         own, stage = point.plan.spec, point.ahead
         key = own.fingerprint
-        # Two engines that stay open together are one; and where nothing is reused, a first stage is not found again.
-        if stage is not None and (stage.beside or point.config.results.reuse == "none"):
+        # Where nothing is reused, a first stage that ran before would not be found again.
+        if stage is not None and point.config.results.reuse == "none":
             key = f"{stage.spec.fingerprint}+{key}"
         elif stage is not None:
             specs[stage.spec.fingerprint] = stage.spec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,7 +81,6 @@ class VllmWrapperBase:
     convert: Convert = "embed"
     mteb_model_meta: ModelMeta | None = None
     opening: Callable[[], contextlib.AbstractContextManager[None]] | None = None
-    beside: Sequence[EngineSpec] = ()
     progress: Progress | None = None
     _engine: Engine | None = None
     _owner = False
@@ -135,7 +134,7 @@ class VllmWrapperBase:
         if self._engine is None or self._engine.llm is None:
             new = not is_open(self.spec)
             with self.opening() if new and self.opening is not None else contextlib.nullcontext():
-                self._engine = open_engine(self.spec, beside=self.beside)
+                self._engine = open_engine(self.spec)
             self.n_opened += new
             if self._owner:
                 self._engine.owners.add(id(self))

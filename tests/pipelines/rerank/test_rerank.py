@@ -139,18 +139,6 @@ def test_a_matrix_computes_each_first_stage_once(tmp_path: Path, small: list[str
     assert evaluated.tasks[0].main_score == dense[0].tasks[0].first_stage
 
 
-def test_both_engines_stay_open_where_the_user_says_so(
-    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_local_task(tmp_path / "work", "mteb/nfcorpus", with_candidates=False)
-    overrides = [*small, "tasks=nfcorpus", "pipeline/first_stage=dense"]
-    monkeypatch.chdir(tmp_path / "work")
-    apart = one(tmp_path / "apart", *overrides)
-    together = one(tmp_path / "together", *overrides, "pipeline.keep_engines=true")
-    assert [record.status for record in (apart, together)] == ["ok", "ok"], together.tasks[0].reason
-    assert apart.scores == together.scores and apart.fingerprint == together.fingerprint
-
-
 def test_an_aggregate_is_reranked_part_by_part(tmp_path: Path, minilm: Any) -> None:
     from mteb.mocks import mock_tasks
 
@@ -437,12 +425,6 @@ def test_rerankers_that_cannot_score_are_refused(small: list[str], tmp_path: Pat
     original = 'engine.hf_overrides={classifier_from_token: ["no", "yes"], is_original_qwen3_reranker: true}'
     assert check([*with_model("qwen3"), original, "score_template=qwen3_reranker"])
     assert "has positions for 256 tokens" in mistakes(*with_model("roberta"), "engine.max_model_len=258")
-
-
-def test_engines_with_other_environments_are_not_kept_together(small: list[str]) -> None:
-    both = [*small, "pipeline/first_stage=dense", "pipeline.keep_engines=true"]
-    assert check(both)
-    assert "different environments" in mistakes(*both, "+pipeline.first_stage.engine.env.OMP_NUM_THREADS=1")
 
 
 def test_a_dense_retriever_of_ones_own_is_a_file(small: list[str], tmp_path: Path) -> None:

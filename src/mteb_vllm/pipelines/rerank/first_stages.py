@@ -132,13 +132,11 @@ class EncoderStage:
         spec: Its engine.
         prompts: Its prompts.
         window: How many different texts are handed to the engine at once.
-        beside: Engines that stay open beside its own.
     """
 
     spec: EngineSpec
     prompts: Prompts
     window: int = 8192
-    beside: tuple[EngineSpec, ...] = ()
 
     def settings(self, task: str) -> dict[str, Any]:
         """Return those of the encoder."""
@@ -150,9 +148,7 @@ class EncoderStage:
         """The wrapper; its engine opens when the first text is embedded."""
         from mteb_vllm.wrappers import VllmEncoderWrapper
 
-        encoder = VllmEncoderWrapper.planned(self.spec, self.prompts, self.window)
-        encoder.beside = self.beside
-        return encoder
+        return VllmEncoderWrapper.planned(self.spec, self.prompts, self.window)
 
     def searcher(self, task: AbsTask) -> Any:
         """Return the encoder."""

@@ -40,7 +40,6 @@ class Rerank:
         top_k: How many of the first stage's documents are reranked for each query.
         scoring: "cross_encoder", or "cosine" of an embedding model's embeddings.
         window: How many different pairs, or texts, are handed to the engine at once.
-        keep_engines: Whether a dense first stage's engine stays open beside the reranker's.
         first_stage: The configuration of the first stage.
     """
 
@@ -52,7 +51,6 @@ class Rerank:
     top_k: int = 100
     scoring: Literal["cross_encoder", "cosine"] = "cross_encoder"
     window: Count = 8192
-    keep_engines: bool = False
     first_stage: dict[str, Any] = field(default_factory=dict)
 
     @property
