@@ -322,7 +322,8 @@ def check_effects(sweep: Path, rows: list[dict[str, str]]) -> None:
     """Recomputes the marginal effects of report.md by comparing every two points."""
     lines = (sweep / "report.md").read_text().splitlines()
     begin = next((at for at, line in enumerate(lines) if line.startswith("## Effects")), None)
-    columns = list(rows[0])[3 : list(rows[0]).index("mean")]
+    names = list(rows[0])
+    columns = names[3 : names.index("first_stage" if "first_stage" in names else "mean")]
     if begin is None:
         assert not columns or len(rows) == 1
         return

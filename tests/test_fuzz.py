@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_reading import STS12, write_result, write_run
+from test_loading import STS12, write_result, write_run
 
 from mteb_vllm import catalogue
 from mteb_vllm.catalogue import mteb_catalogue, vllm_catalogue
 from mteb_vllm.models.files import forget_models
 from mteb_vllm.report.answer import conclusion
 from mteb_vllm.report.comparison import compare
+from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.page import page
-from mteb_vllm.report.reading import read_runs
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
 from mteb_vllm.results.failures import Failure, remember
 from mteb_vllm.tasks import demo

@@ -55,7 +55,7 @@ def test_the_contracts_are_kept(copied: Path) -> None:
     [
         ("results/record.py", "def late() -> None:\n    import mteb_vllm.report.page", "Imports point downwards"),
         ("util/files.py", "from mteb_vllm.errors import ConfigError", "Imports point downwards"),
-        ("report/words.py", "from mteb_vllm.report.page import write_page", "import each other in a circle"),
+        ("report/formatting.py", "from mteb_vllm.report.page import write_page", "import each other in a circle"),
     ],
     ids=["upwards in a function", "upwards", "circle"],
 )

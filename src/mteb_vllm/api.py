@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mteb_vllm.errors import StorageError
 from mteb_vllm.pipelines.factory import is_report, make_pipeline
 from mteb_vllm.progress import quiet_console, terminal
-from mteb_vllm.report.whole import report_on
+from mteb_vllm.report.build import build_report
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.util import disk
 
@@ -89,7 +89,7 @@ def report(config: RunConfig, console: Console) -> Comparison:
     folder = Path(config.results.dir) / "reports" / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
     if (chosen := make_pipeline(config).dir) is not None:
         folder = Path(chosen)
-    return report_on(config.runs or [], folder, config.report, console)
+    return build_report(config.runs or [], folder, config.report, console)
 
 
 @contextlib.contextmanager

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_reading import STS12, write_result, write_run
+from test_loading import STS12, write_result, write_run
 
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.pipelines.parity.stored import stored_scores
 from mteb_vllm.report.answer import conclusion
 from mteb_vllm.report.comparison import Comparison, compare
+from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.page import page
-from mteb_vllm.report.reading import read_runs
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import TaskOutcome

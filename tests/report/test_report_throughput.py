@@ -19,16 +19,15 @@ from measured_runs import mixed_runs, outcome, parity, parity_runs, record, thro
 from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.report import one_run
 from mteb_vllm.report.answer import answer
+from mteb_vllm.report.build import build_report
 from mteb_vllm.report.comparison import Comparison, compare
-from mteb_vllm.report.curves import MOST_CURVES, throughput_curves
-from mteb_vllm.report.measured import lengths_text
+from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.page import page
 from mteb_vllm.report.plots import write_plots
-from mteb_vllm.report.reading import read_runs
+from mteb_vllm.report.points import lengths_text
 from mteb_vllm.report.reference_plot import reference_speed
 from mteb_vllm.report.tables import print_comparison
-from mteb_vllm.report.throughput_plot import throughput_figure
-from mteb_vllm.report.whole import report_on
+from mteb_vllm.report.throughput_plot import MOST_CURVES, throughput_curves, throughput_figure
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.util.console import Console
 
@@ -53,7 +52,7 @@ def compared(folder: Path, runs: list[RunRecord]) -> Comparison:
 
 def reported(folder: Path, runs: list[RunRecord], width: int = 250) -> tuple[Path, Comparison, str]:
     made, console = sweep(folder, runs), Console(file=io.StringIO(), width=width)
-    comparison = report_on([made], made, ReportConfig(), console)
+    comparison = build_report([made], made, ReportConfig(), console)
     return made, comparison, console.file.getvalue()  # type: ignore[attr-defined]
 
 

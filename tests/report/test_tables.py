@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mteb_vllm.report.comparison import Comparison, Point, TaskScore, compare
-from mteb_vllm.report.reading import read_runs
+from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record

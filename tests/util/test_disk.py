@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mteb_vllm import cli
-from mteb_vllm.api import report_on, storage_errors
+from mteb_vllm.api import build_report, storage_errors
 from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.errors import ConfigError, DataError, MtebVllmError, StorageError
 from mteb_vllm.preflight.command import check
@@ -204,7 +204,7 @@ def test_a_report_that_cannot_be_written_is_shown_and_written_as_far_as_it_goes(
     write_record(record_in(tmp_path / "run", tmp_path), tmp_path / "run")
     folder, out = small(16), io.StringIO()
     with pytest.raises(StorageError, match=rf"{folder}/report: no space left on device \(report.html"):
-        report_on([tmp_path / "run"], folder / "report", ReportConfig(), Console(file=out, width=160))
+        build_report([tmp_path / "run"], folder / "report", ReportConfig(), Console(file=out, width=160))
     assert "0.80000" in out.getvalue()
     assert {"report.md", "report.csv"} <= {path.name for path in (folder / "report").iterdir()}
 

@@ -20,10 +20,10 @@ import mteb_vllm
 from comparisons import points
 from mteb_vllm.report.answer import conclusion
 from mteb_vllm.report.comparison import compare
+from mteb_vllm.report.formatting import markdown
 from mteb_vllm.report.one_run import print_run, run_markdown
 from mteb_vllm.report.page import page
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
-from mteb_vllm.report.words import markdown
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import RunRecord, TaskOutcome, scores_csv
 from mteb_vllm.util.console import Column, Console

@@ -1,29 +1,28 @@
-"""What was computed, shown.
+"""Reports: on the terminal, as Markdown, as CSV, as one HTML page, and as pictures.
 
-one_run         a single run: prompts, scores, failures
-throughput        what a throughput run measured
-whole           a whole report over runs: read, compared, shown and written
-reading         finds runs in folders
-run_records       those of this program
-result_folders    results of others, in mteb's layout
-points          what is known of a run
-measured          of throughput and parity
-comparison      a set of runs, compared; no input, no output
-columns           in what they differ, and what they share
-speeds            how fast their engines worked
-curves            what of throughput is drawn
-effects           what each setting changes
-answer          the answer in words
-answer_measured   of throughput and parity
-words             points and figures in words
-failed          failures, those that are alike together
-tables          a comparison on the terminal, as Markdown and as CSV
-sections          the parts of report.md below its table
-measured_columns  the columns of throughput and parity, of every table
-page            the same as one HTML page
-page_measured     throughput and parity on it
-plots           the same as pictures
-throughput_plot   latency against throughput, and the roof
-reference_plot    the difference to a reference against speed
-pictures          what they are drawn on and with
+One run:
+    one_run          prompts before a run; its scores, figures and failures after it
+    throughput       the tables of a throughput run
+    parity           the tables and the verdict of a parity run
+
+Several runs, compared:
+    build            the whole report: loads, compares, shows and writes
+    loading          finds runs and results in folders
+    run_records      reads the records of this program's runs
+    result_folders   reads results in mteb's layout, of whomever
+    points           a run as it is compared: settings, scores, throughput, parity
+    settings         the settings in which runs differ, and those that they share
+    speeds           how fast engines worked, over texts that can be compared
+    comparison       means, differences, the best and the fastest point, and the effect of each setting
+    answer           the comparison in sentences
+    columns          the columns of every table: name, unit, format, and the field that each shows
+    tables           the comparison on the terminal, as Markdown and as CSV
+    page             the comparison as an HTML page
+    plots            the comparison as pictures: quality against speed, differences by task
+    throughput_plot  latency against throughput, and tokens/s against the roof
+    reference_plot   the difference to a reference against speed
+
+For all of these:
+    formatting       figures, names and settings in words, and tables in Markdown
+    plotting         the canvas, the colours and the files of pictures
 """

@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mteb_vllm.report.answer_measured import parity_lines, throughput_lines
 from mteb_vllm.report.comparison import Comparison, Effect, Row
-from mteb_vllm.report.words import called, count, named, names, signed
+from mteb_vllm.report.formatting import MOST_NAMES, called, count, named, names, rate, signed, times
+from mteb_vllm.report.points import Throughput
 
 # More effects of one setting than this nobody reads.
 _MOST_EFFECTS = 12
 
 
 def answer(comparison: Comparison) -> list[str]:
-    """The best point, the fastest that is as good, and what each setting changes: one sentence or a few a line."""
+    """Return the best point, the fastest that is as good, and what each setting changes: a sentence or a few a line."""
     return [*conclusion(comparison), *_effects(comparison)]
 
 
 def conclusion(comparison: Comparison) -> list[str]:
-    """The best point and the fastest that is as good, and what stands in the way of knowing them; then speed and parity."""
+    """Return the best point, the fastest that is as good, what stands in the way of knowing them, and speed and parity."""
     scores = [*_means(comparison), *_points(comparison)] if comparison.scored else []
-    return [*_failed(comparison), *scores, *throughput_lines(comparison), *parity_lines(comparison)]
+    return [*_failed(comparison), *scores, *_throughput(comparison), *_parity(comparison)]
 
 
 def _failed(comparison: Comparison) -> list[str]:
@@ -106,6 +106,102 @@ def _against(row: Row, other: Row, part: str) -> str:
     return f" Against the {part}, {called(other.point.name)}: {', '.join(words)}." if words else ""
 
 
+def _at(row: Row) -> str:
+    return f", {row.speed.texts:,.0f} {row.speed.unit}/s" if row.speed is not None else ""
+
+
+def _throughput(comparison: Comparison) -> list[str]:
+    """The fastest point, those that are as fast, the shortest latency, and what stands in the way of comparing them."""
+    rows = [row for row in comparison.rows if row.point.throughput is not None]
+    if not rows:
+        return []
+    lines = []
+    fastest = comparison.fastest
+    if fastest is None:
+        units = {row.point.throughput.unit for row in rows if row.point.throughput}
+        lines.append(
+            "Some points embed texts and others score pairs: their speeds are not comparable, so that none is the fastest."
+            if len(units) > 1
+            else "No point came to the run with everything at once, so that none is the fastest."
+        )
+    else:
+        said = fastest.point.throughput
+        assert said is not None and said.requests is not None
+        lines.append(f"{_fastest_throughput(comparison, fastest, said, len(rows))}{_roof(said)}")
+        if alike := [row.point.name for row in rows if row is not fastest and _as_fast(row.point.throughput, said)]:
+            lines.append(f"Within the spread of the repeats as fast: {names(alike)}.")
+    lines += _latency(comparison, rows)
+    lengths = dict.fromkeys(row.point.throughput.lengths for row in rows if row.point.throughput)
+    if len(lengths) > 1:
+        lines.append(
+            f"The points read texts of different lengths ({'; '.join(lengths)}): requests/s depend on that too."
+        )
+    return lines
+
+
+def _parity(comparison: Comparison) -> list[str]:
+    """How many points passed, the fastest of them, and what those that did not are off by."""
+    found = [(row, row.point.parity) for row in comparison.rows if row.point.parity is not None]
+    if not found:
+        return []
+    failed = [(row, said) for row, said in found if not said.passed]
+    references = "; ".join(dict.fromkeys(said.reference for _, said in found))
+    of = count(len(found), "point")
+    lines = [f"Parity: {len(found) - len(failed):,} of {of} passed. The reference: {references}."]
+    if (passed := comparison.passed) is not None and passed.parity_speed is not None and len(found) > 1:
+        speed = passed.parity_speed
+        where = "" if speed.of == passed.point.name else f", measured in {called(speed.of)}"
+        lines.append(f"Fastest that passed: {named(comparison, passed)}, {speed.tokens:,.0f} tokens/s{where}.")
+    for row, said in failed[:MOST_NAMES]:
+        words = [] if said.difference is None else [f"{signed(said.difference)} in {said.task}"]
+        words += [] if said.cosine is None else [f"lowest cosine {said.cosine:.5f}"]
+        hint = f" {said.hint[:1].upper()}{said.hint[1:]}." if said.hint else ""
+        off = f": at worst {', '.join(words)}" if words else f": {said.reason}" if said.reason else ""
+        lines.append(f"Not passed: {named(comparison, row)}{off}.{hint}")
+    if len(failed) > MOST_NAMES:
+        lines.append(f"{len(failed) - MOST_NAMES:,} others did not pass either.")
+    return lines
+
+
+def _fastest_throughput(comparison: Comparison, row: Row, said: Throughput, points: int) -> str:
+    speed = f"{rate(said.requests)} requests/s" + ("" if said.tokens is None else f", {said.tokens:,.0f} tokens/s")
+    if points == 1:
+        return f"Throughput of {called(row.point.name)}: {speed} with everything at once."
+    against = ""
+    if row.point.name == comparison.baseline:
+        against = " It is the baseline."
+    elif row.ratio is not None:
+        against = f" Against the baseline, {called(comparison.baseline)}: {times(row.ratio)}."
+    return f"Fastest: {named(comparison, row)}, {speed} with everything at once.{against}"
+
+
+def _roof(said: Throughput) -> str:
+    if said.share is None or said.roof is None:
+        return ""
+    return f" That is {said.share:.1%} of the {said.roof:,.0f} tokens/s at the machine's roof."
+
+
+def _as_fast(said: Throughput | None, fastest: Throughput) -> bool:
+    if said is None or said.requests is None or fastest.requests is None:
+        return False
+    return said.requests >= fastest.requests * (1 - max(said.spread or 0.0, fastest.spread or 0.0))
+
+
+def _latency(comparison: Comparison, rows: list[Row]) -> list[str]:
+    latencies = [
+        (p50, row) for row in rows if row.point.throughput and (p50 := row.point.throughput.p50(1)) is not None
+    ]
+    if not latencies:
+        return []
+    p50, row = min(latencies, key=lambda one: one[0])
+    whose = f": {named(comparison, row)}" if len(latencies) > 1 else ""
+    return (
+        [f"Shortest latency of one request alone{whose}, median {p50:,.1f} ms."]
+        if whose
+        else [f"Latency of one request alone: median {p50:,.1f} ms."]
+    )
+
+
 def _effects(comparison: Comparison) -> list[str]:
     if len(comparison.rows) < 2:
         return []
@@ -154,7 +250,3 @@ def _effect(effect: Effect) -> str:
         words.append(f"{figure}{f' ({spread})' if pairs > 1 else ''}{said}")
     value, against = (one or "(not set)" for one in (effect.value, effect.against))
     return f"{effect.column}={value} instead of {against}: {('; ' if len(counts) > 1 else ', ').join(words)}."
-
-
-def _at(row: Row) -> str:
-    return f", {row.speed.texts:,.0f} {row.speed.unit}/s" if row.speed is not None else ""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from mteb_vllm.config.schema import ReportConfig
-from mteb_vllm.report.columns import columns, constants
 from mteb_vllm.report.points import Point, TaskScore
+from mteb_vllm.report.settings import differing_settings, shared_settings
 from mteb_vllm.report.speeds import Speed, common_unit, parity_speeds, speeds_of
 from mteb_vllm.results.failures import FATAL
 from mteb_vllm.results.record import mean
@@ -141,7 +141,7 @@ class Comparison:
 def compare(
     points: Sequence[Point], *, baseline: str | None = None, epsilon: float = ReportConfig.epsilon
 ) -> Comparison:
-    """Compares points.
+    """Compare points.
 
     Args:
         points: One or more, with different names.
@@ -162,7 +162,7 @@ def compare(
     by_type: dict[str, list[str]] = {}
     for name in shared:
         by_type.setdefault(types[name], []).append(name)
-    differing = columns(points)
+    differing = differing_settings(points)
     settings = list(zip(*differing.values(), strict=True)) or [()] * len(points)
     scores = [dict.fromkeys(order) | {task.name: task.score for task in point.tasks} for point in points]
     means = [mean(one[name] for name in shared) for one in scores]
@@ -207,7 +207,7 @@ def compare(
     fast = [row for row, place in zip(rows, places, strict=True) if row.good and place is not None]
     return Comparison(
         columns=list(differing),
-        constants=constants(points, list(differing)),
+        constants=shared_settings(points, differing),
         tasks=order,
         types={name: types[name] for name in order},
         shared=shared,
@@ -216,7 +216,7 @@ def compare(
         epsilon=epsilon,
         best=next((row for row, score in zip(rows, ranked, strict=True) if score is not None and score == best), None),
         answer=max(fast, key=lambda row: (row.speed.texts if row.speed else 0.0, row.mean or 0.0), default=None),
-        effects=effects(list(differing), rows, rows[reference]),
+        effects=_effects(list(differing), rows, rows[reference]),
         reranked=any(task.first_stage is not None or task.ceiling is not None for task in tasks),
         unit=unit,
         fastest=_fastest(rows),
@@ -250,7 +250,7 @@ def _shared(points: Sequence[Point], order: Sequence[str]) -> list[str]:
 
 
 def _cut_short(point: Point) -> bool:
-    """Whether tasks may be missing because the point failed as a whole."""
+    """Return whether tasks may be missing because the point failed as a whole."""
     names = {task.name for task in point.tasks}
     return any(
         failure.task is None or (failure.kind in FATAL and failure.task not in names) for failure in point.failures
@@ -266,7 +266,7 @@ def _share(task: TaskScore) -> float | None:
 
 
 def _front(places: Iterable[tuple[float, float]]) -> set[tuple[float, float]]:
-    """Of (score, speed), those that no other is better than in one and at least as good as in the other."""
+    """Return those of (score, speed) that no other is better than in one and at least as good as in the other."""
     front, fastest = set(), 0.0
     for place in sorted(set(places), reverse=True):
         if place[1] > fastest:
@@ -275,8 +275,8 @@ def _front(places: Iterable[tuple[float, float]]) -> set[tuple[float, float]]:
     return front
 
 
-def effects(columns: Sequence[str], rows: Sequence[Row], baseline: Row) -> list[Effect]:
-    """The effects that pairs of points tell of, column by column; none for a value that is in no pair."""
+def _effects(columns: Sequence[str], rows: Sequence[Row], baseline: Row) -> list[Effect]:
+    """Return the effects that pairs of points tell of, column by column; none for a value that is in no pair."""
     # Of a point whose record cannot be read, no setting is known.
     known = [row for row in rows if row.point.overrides or row.point.facts]
     found = []
@@ -295,7 +295,7 @@ def effects(columns: Sequence[str], rows: Sequence[Row], baseline: Row) -> list[
 
 
 def _rate(row: Row) -> tuple[float, str] | None:
-    """How fast a point was itself, and what of; None where it does not say."""
+    """Return how fast a point was itself, and what of; None where it does not say."""
     if (said := row.point.throughput) is not None:
         return (said.requests, f"requests of {said.unit}") if said.requests else None
     return (row.speed.texts, row.speed.unit) if row.speed is not None and row.speed.of == row.point.name else None

@@ -11,9 +11,9 @@ from rich.table import Table
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.models.prompts import Prefix, Prompts, applying_keys, instruction_keys
 from mteb_vllm.models.score_templates import ScoreTemplate
+from mteb_vllm.report.formatting import markdown, number
 from mteb_vllm.report.parity import parity_markdown, print_parity
 from mteb_vllm.report.throughput import print_throughput, throughput_markdown
-from mteb_vllm.report.words import markdown, number
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import RunRecord, TaskOutcome, mean
 from mteb_vllm.util.console import Console

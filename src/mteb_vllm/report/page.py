@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -20,29 +20,29 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from mteb_vllm.report.columns import Column, has_many_tasks, speed_unit, table_columns
 from mteb_vllm.report.comparison import Comparison, Effect, Row
-from mteb_vllm.report.failed import failed_points
-from mteb_vllm.report.measured_columns import measured_columns
-from mteb_vllm.report.page_measured import measured_data
-from mteb_vllm.report.tables import share_text, shown_settings, speed_header, speed_text
-from mteb_vllm.report.words import number, signed, times
+from mteb_vllm.report.formatting import number, signed, times
+from mteb_vllm.report.reference_plot import LEAST_DIFFERENCE, places, tolerance
+from mteb_vllm.report.tables import failed_points
+from mteb_vllm.report.throughput_plot import throughput_curves
 from mteb_vllm.util.escape import visible
 
-# So many tasks have columns that one can take in at once; more wait behind a checkbox.
-FEW_TASKS = 6
 # So many constants are shown at once; the rest can be unfolded.
-FEW_CONSTANTS = 12
+_FEW_CONSTANTS = 12
 # A prompt can be of any length, and a cell cannot. The page shows the whole of it for the selected point.
-CELL = 160
+_LONGEST_CELL = 160
+# What the page's style calls a kind of columns.
+_CLASSES = {"words": "setting", "mean": "figure mean"}
 
 
 @dataclass(frozen=True)
-class Column:
+class _PageColumn:
     """A column of the table of points.
 
     Attributes:
         name: Its header.
-        kind: "setting", "figure", "task", or "type" for the mean over the tasks of a type; classes of the page's style.
+        kind: The classes of the page's style that it has.
         cells: What is shown, a cell for each row.
     """
 
@@ -52,7 +52,7 @@ class Column:
 
 
 def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
-    """The page.
+    """Return the page.
 
     Args:
         comparison: What to show.
@@ -72,87 +72,62 @@ def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
         finalize=_visible,
     )
     environment.filters |= {
-        "breakable": breakable, "clipped": clipped, "number": number, "pairs": pairs, "range": _range,
+        "breakable": _breakable, "clipped": _clipped, "number": number, "pairs": _pairs, "range": _range,
         "signed": signed, "times": times,
     }  # fmt: skip
-    columns = table_columns(comparison)
     rows = sorted(range(len(comparison.rows)), key=lambda at: not comparison.rows[at].point.failed)
     constants = list(comparison.constants.items())
     return environment.get_template("page.html.jinja").render(
         title=title,
         answer=answer,
         comparison=comparison,
-        columns=columns,
-        per_second=speed_header(comparison),
-        rows=[(at, comparison.rows[at], roles(comparison, comparison.rows[at])) for at in rows],
-        many_tasks=len(comparison.tasks) > FEW_TASKS,
-        constants=constants[:FEW_CONSTANTS],
-        more_constants=constants[FEW_CONSTANTS:],
+        columns=_columns(comparison),
+        per_second=speed_unit(comparison),
+        rows=[(at, comparison.rows[at], _roles(comparison, comparison.rows[at])) for at in rows],
+        many_tasks=has_many_tasks(comparison),
+        constants=constants[:_FEW_CONSTANTS],
+        more_constants=constants[_FEW_CONSTANTS:],
         failures=failed_points(comparison),
         signed=signed,
         times=times,
         css=Markup(css),
         js=Markup(js),
-        measured=measured_data(comparison),
+        measured=_measured_data(comparison),
         hashes={"css": _hash(css), "js": _hash(js)},
-        data=Markup(in_script(page_data(comparison))),
+        data=Markup(_in_script(page_data(comparison))),
     )
 
 
-def table_columns(comparison: Comparison) -> list[Column]:
-    """The columns of the table of points; those of which nothing is known are left out."""
-    rows = comparison.rows
-    few = len(comparison.tasks) <= FEW_TASKS
-
-    def column(name: str, kind: str, cells: Iterable[str]) -> Column:
-        return Column(name, kind, list(cells))
-
-    columns = [
-        column(comparison.columns[at], "setting", (row.settings[at] or "(not set)" for row in rows))
-        for at in shown_settings(comparison)
+def _columns(comparison: Comparison) -> list[_PageColumn]:
+    """Return the columns of the table of points; those of which nothing is known are left out."""
+    # Tasks, of which there can be many, stand behind everything else.
+    columns = sorted(
+        (column for column in table_columns(comparison) if column.page),
+        key=lambda column: ("type", "task").index(column.kind) + 1 if column.kind in ("type", "task") else 0,
+    )
+    found = [
+        _PageColumn(
+            column.page_header or column.header,
+            _CLASSES.get(column.kind, column.kind),
+            [_cell(column, row) for row in comparison.rows],
+        )
+        for column in columns
     ]
-    figures = [
-        column("first stage", "figure", (number(row.first_stage, 5) for row in rows)),
-        column(
-            "reranked" if comparison.reranked else "mean score", "figure mean", (number(row.mean, 5) for row in rows)
-        ),
-        column("gain", "figure", (signed(row.gain) for row in rows)),
-        column("ceiling", "figure", (number(row.ceiling, 5) for row in rows)),
-        column("share of ceiling", "figure", map(share_text, rows)),
-        column("difference", "figure", (signed(row.difference) for row in rows) if len(rows) > 1 else ()),
-        column(speed_header(comparison), "figure", (speed_text(comparison, row) for row in rows)),
-        column("tokens/s", "figure", (number(row.speed.tokens if row.speed else None) for row in rows)),
-        *(
-            column(one.header, "setting" if one.words else "figure", map(one.cell, rows))
-            for one in measured_columns(comparison)
-            if one.header
-        ),
-        column("speed from point", "setting", (row.speed_of_other for row in rows)),
-        column("Pareto front", "setting", ("yes" if row.on_front else "" for row in rows) if len(rows) > 1 else ()),
-        column("computed", "figure", (number(row.point.total("computed")) for row in rows)),
-        column("from the store", "figure", (number(row.point.total("stored") or None) for row in rows)),
-        column("engine start, s", "figure", (number(row.point.engine_seconds, 1) for row in rows)),
-        column("seconds", "figure", (number(row.point.seconds, 1) for row in rows)),
-        column("peak MiB", "figure", (number(row.point.peak_memory_mb) for row in rows)),
-    ]
-    kinds = dict.fromkeys(comparison.types.values())
-    # Where each type has one task, the tasks say it already.
-    if len(kinds) < len(comparison.tasks):
-        figures += [column(kind, "type", (number(row.by_type.get(kind), 5) for row in rows)) for kind in kinds]
-    columns += [one for one in figures if any(one.cells)]
-    if len(comparison.tasks) > 1 or not few:
-        failed = [{task.name for task in row.point.tasks if task.failed} for row in rows]
-        for task in comparison.tasks:
-            cells = (
-                "failed" if task in lost else number(row.scores.get(task), 5)
-                for row, lost in zip(rows, failed, strict=True)
-            )
-            columns.append(column(task, "task", cells))
-    return columns
+    return [column for column in found if column.kind == "task" or any(column.cells)]
 
 
-def roles(comparison: Comparison, row: Row) -> list[str]:
-    """What a point is in the comparison, in words."""
+def _cell(column: Column, row: Row) -> str:
+    """Return what a column shows of a row, and of a setting or a score that is not there, why."""
+    text = column.cell(row)
+    if text == "" and column.kind == "setting":
+        return "(not set)"
+    if text == "" and column.kind == "task":
+        return "failed" if any(task.failed and task.name == column.name for task in row.point.tasks) else ""
+    return text
+
+
+def _roles(comparison: Comparison, row: Row) -> list[str]:
+    """Return what a point is in the comparison, in words."""
     if len(comparison.rows) == 1:
         return ["failed"] if row.point.failed else []
     named = {
@@ -167,7 +142,7 @@ def roles(comparison: Comparison, row: Row) -> list[str]:
 
 
 def page_data(comparison: Comparison) -> dict[str, Any]:
-    """What page.js draws from. A setting's values stand in it once, however many points have them."""
+    """Return what page.js draws from. A setting's values stand in it once, however many points have them."""
     values = [list(dict.fromkeys(row.settings[at] for row in comparison.rows)) for at in range(len(comparison.columns))]
     places = [{value: at for at, value in enumerate(column)} for column in values]
     return {
@@ -181,7 +156,7 @@ def page_data(comparison: Comparison) -> dict[str, Any]:
             {
                 "name": row.point.name,
                 "settings": [place[value] for place, value in zip(places, row.settings, strict=True)],
-                "roles": roles(comparison, row),
+                "roles": _roles(comparison, row),
                 "for": row.point.for_scores,
                 "mean": _rounded(row.mean, 6),
                 "difference": _rounded(row.difference, 6),
@@ -192,29 +167,65 @@ def page_data(comparison: Comparison) -> dict[str, Any]:
             }
             for row in comparison.rows
         ],
-        **measured_data(comparison),
+        **_measured_data(comparison),
     }
 
 
-def in_script(data: Any) -> str:
-    """JSON that can stand in a script element: all but ASCII is escaped, and nothing in it ends the element."""
+def _measured_data(comparison: Comparison) -> dict[str, Any]:
+    """Return what measured.js draws from: the curves, bars and places; none where all points were run for their scores."""
+    curves, left_out = throughput_curves(comparison)
+    of_parity = [row for row in comparison.rows if row.point.parity is not None]
+    drawn = places(comparison)
+    return {
+        "curves": [
+            {
+                "name": curve.name,
+                "row": curve.row,
+                "unit": curve.throughput.unit,
+                "steps": [[step.batch_size, step.requests, step.p50, step.p90] for step in curve.throughput.steps],
+                "requests": curve.throughput.requests,
+                "tokens": curve.throughput.tokens,
+                "roof": curve.throughput.roof,
+                "share": curve.throughput.share,
+            }
+            for curve in curves
+        ],
+        "curvesLeftOut": left_out,
+        "parity": [
+            {
+                "row": at,
+                "tokens": tokens,
+                "difference": difference,
+                "passed": (said := comparison.rows[at].point.parity) is not None and said.passed,
+                "of": (speed := comparison.rows[at].parity_speed) and speed.of,
+            }
+            for at, tokens, difference in drawn
+        ],
+        "parityLeftOut": len(of_parity) - len(drawn),
+        "tolerance": tolerance(comparison),
+        "leastDifference": LEAST_DIFFERENCE,
+    }
+
+
+def _in_script(data: Any) -> str:
+    """Return JSON that can stand in a script element: all but ASCII is escaped, and nothing in it ends the element."""
     text = json.dumps(_visible(data), separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def breakable(name: str) -> Markup:
-    """A dotted or a camel-case name that may be broken between its parts."""
+def _breakable(name: str) -> Markup:
+    """Return a dotted or a camel-case name that may be broken between its parts."""
     parts = re.split(r"(?<=[._/])(?=.)|(?<=[a-z])(?=[A-Z])", name)
     return Markup("<wbr>").join(escape(visible(part)) for part in parts)
 
 
-def clipped(text: str) -> str:
+def _clipped(text: str) -> str:
     """Return a cell's text, cut where it is too long for a table."""
-    return text if len(text) <= CELL else text[:CELL] + " …"
+    return text if len(text) <= _LONGEST_CELL else text[:_LONGEST_CELL] + " …"
 
 
-def pairs(effect: Effect) -> str:
-    """How many pairs an effect rests on; also of how many the scores or the speeds are known, where not of all."""
+def _pairs(effect: Effect) -> str:
+    """Return how many pairs an effect rests on; also of how many the scores or the speeds are known, where not of all."""
     known = (("scores", effect.score_pairs), ("speeds", effect.speed_pairs))
     fewer = [f"{number(count) if count else 'none'} with {what}" for what, count in known if count != effect.pairs]
     return number(effect.pairs) + (f" ({', '.join(fewer)})" if fewer else "")
@@ -229,7 +240,7 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def _visible(value: Any) -> Any:
-    """A value with all texts in it escaped as `visible` does, but for what is HTML already."""
+    """Return a value with all texts in it escaped as `visible` does, but for what is HTML already."""
     if isinstance(value, dict):
         return {key: _visible(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -238,5 +249,5 @@ def _visible(value: Any) -> Any:
 
 
 def _hash(text: str) -> str:
-    """Of a script or a style, as a Content-Security-Policy names it: nothing else runs, whatever got into the page."""
+    """Return the hash of a script or style for the Content-Security-Policy: nothing else runs, whatever got into the page."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from mteb_vllm.report.words import markdown, number
+from mteb_vllm.report.formatting import markdown, number
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.escape import inline
 

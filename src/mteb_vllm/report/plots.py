@@ -8,10 +8,9 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from mteb_vllm.report.comparison import Comparison, Row
-from mteb_vllm.report.curves import throughput_curves
-from mteb_vllm.report.pictures import BAND, DPI, INK, LINE, QUIET, STYLES, canvas, plain, write
+from mteb_vllm.report.plotting import BAND, DPI, INK, LINE, QUIET, STYLES, canvas, plain, write
 from mteb_vllm.report.reference_plot import reference_speed
-from mteb_vllm.report.throughput_plot import throughput_figure
+from mteb_vllm.report.throughput_plot import throughput_curves, throughput_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mteb_vllm.report.comparison import Comparison
-from mteb_vllm.report.curves import names_among
-from mteb_vllm.report.pictures import BAND, INK, LINE, QUIET, STYLES, canvas, plain
+from mteb_vllm.report.formatting import names_among
+from mteb_vllm.report.plotting import BAND, INK, LINE, QUIET, STYLES, canvas, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from mteb_vllm.report.measured import read_parity, read_throughput
-from mteb_vllm.report.points import MEASURING, Point, TaskScore
+from mteb_vllm.report.points import MEASURING, Point, TaskScore, read_parity, read_throughput
 from mteb_vllm.results.failures import Failure, Kind, of_damage
 from mteb_vllm.util.files import check_seal, parse_json, read_file
 from mteb_vllm.util.fingerprint import fingerprint

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from mteb_vllm.report.measured import lengths_text
-from mteb_vllm.report.words import count, markdown, number
+from mteb_vllm.report.formatting import count, markdown, number
+from mteb_vllm.report.points import lengths_text
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.escape import inline

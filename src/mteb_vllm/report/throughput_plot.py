@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mteb_vllm.report.curves import Curve
-from mteb_vllm.report.measured import read_throughput
-from mteb_vllm.report.pictures import DPI, INK, LINE, QUIET, STYLES, canvas, plain, write
+from mteb_vllm.report.comparison import Comparison
+from mteb_vllm.report.formatting import names_among
+from mteb_vllm.report.plotting import DPI, INK, LINE, QUIET, STYLES, canvas, plain, write
+from mteb_vllm.report.points import Throughput, read_throughput
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NAME = "throughput.png"
+# As many as there are colours.
+MOST_CURVES = 7
 # So much of a curve's name fits over its bar; the legend has more.
 _LONGEST_NAME = 36
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One point's throughput, drawn.
+
+    Attributes:
+        name: What tells it from the others; "" where it is alone.
+        row: Where the point stands in the comparison.
+        throughput: What it measured.
+    """
+
+    name: str
+    row: int
+    throughput: Throughput
+
+
+def throughput_curves(comparison: Comparison) -> tuple[list[Curve], int]:
+    """Return the curves to draw, those of the fastest points and the baseline in the points' order, and how many are left."""
+    found = [(at, row, said) for at, row in enumerate(comparison.rows) if (said := row.point.throughput) and said.steps]
+    order = sorted(found, key=lambda one: (one[1].point.name != comparison.baseline, -(one[2].requests or 0.0)))
+    kept = sorted(order[:MOST_CURVES], key=lambda one: one[0])
+    names = names_among(comparison, [row for _, row, _ in kept])
+    curves = [Curve(name, at, said) for (at, _, said), name in zip(kept, names, strict=True)]
+    return curves, len(found) - len(curves)
 
 
 def write_throughput(said: Mapping[str, Any], folder: Path) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.errors import MtebVllmError
 from mteb_vllm.progress import MakeProgress, Progress
+from mteb_vllm.report.build import build_report
 from mteb_vllm.report.one_run import print_run
-from mteb_vllm.report.whole import report_on
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.runner import Ahead, run_config
 from mteb_vllm.util.masking import find_secrets, mask, protect, register_fields, scrub, watch_environment
@@ -95,7 +95,7 @@ class Job:
                     print_run(self.console, record)
             try:
                 if written:
-                    report_on([record.output_dir for record in written], folder, how, self.console)
+                    build_report([record.output_dir for record in written], folder, how, self.console)
             except Exception as error:  # the points are done, whatever becomes of their report
                 logger.exception("the report failed")
                 self.reported = False

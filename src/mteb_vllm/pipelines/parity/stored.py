@@ -7,8 +7,8 @@ from typing import Any
 
 from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.pipelines.parity.verdict import MainScores
+from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.points import Point
-from mteb_vllm.report.reading import read_runs
 from mteb_vllm.util.files import read_json
 
 

@@ -12,7 +12,7 @@ from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.errors import ConfigError, Mistake, StorageError
 from mteb_vllm.report.answer import conclusion
 from mteb_vllm.report.comparison import Comparison, compare
-from mteb_vllm.report.reading import read_runs
+from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
 from mteb_vllm.results.failures import of_unwritten
 from mteb_vllm.util import disk
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mteb_vllm.util.console import Console
 
 
-def report_on(runs: Sequence[str | Path], folder: Path, config: ReportConfig, console: Console) -> Comparison:
+def build_report(runs: Sequence[str | Path], folder: Path, config: ReportConfig, console: Console) -> Comparison:
     """Compares runs, shows it, and writes `report.md`, `report.csv`, `report.html` and its pictures.
 
     Args:
@@ -36,10 +36,10 @@ def report_on(runs: Sequence[str | Path], folder: Path, config: ReportConfig, co
         StorageError: if something of it could not be written; what could be is there.
     """
     with _no_search_for_cycles():
-        return _report_on(runs, folder, config, console)
+        return _build(runs, folder, config, console)
 
 
-def _report_on(runs: Sequence[str | Path], folder: Path, config: ReportConfig, console: Console) -> Comparison:
+def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, console: Console) -> Comparison:
     from mteb_vllm.report.page import page
     from mteb_vllm.report.plots import write_plots
 

@@ -11,7 +11,7 @@ import pytest
 
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.report.comparison import Point, compare
-from mteb_vllm.report.reading import read_runs
+from mteb_vllm.report.loading import read_runs
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 from mteb_vllm.util.fingerprint import fingerprint
