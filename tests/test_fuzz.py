@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_loading import STS12, write_result, write_run
+from test_loading_runs import STS12, write_result, write_run
 
 from mteb_vllm import catalogue
 from mteb_vllm.catalogue import mteb_catalogue, vllm_catalogue

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_loading import STS12, write_result, write_run
+from test_loading_runs import STS12, write_result, write_run
 
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.pipelines.parity.stored import stored_scores
