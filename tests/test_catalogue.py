@@ -171,14 +171,9 @@ def test_benchmarks_with_their_aliases(mteb: MtebCatalogue) -> None:
 
 
 def test_models(mteb: MtebCatalogue) -> None:
-    model = mteb.models["intfloat/multilingual-e5-small"]
-    assert model.prompts == {"query": "query: ", "document": "passage: "}
-    assert (model.name, model.cross_encoder) == ("intfloat/multilingual-e5-small", False)
-    assert model.revision is not None and len(model.revision) == 40
-    minilm = mteb.models["sentence-transformers/all-MiniLM-L6-v2"]
-    assert (minilm.prompts, minilm.has_instructions) == (None, False)
-    assert mteb.models["Qwen/Qwen3-Embedding-0.6B"].has_instructions
-    assert mteb.models["BAAI/bge-reranker-v2-m3"].cross_encoder
+    assert mteb.models["intfloat/multilingual-e5-small"] == {"query": "query: ", "document": "passage: "}
+    assert mteb.models["sentence-transformers/all-MiniLM-L6-v2"] is None
+    assert "BAAI/bge-reranker-v2-m3" in mteb.models
 
 
 # What is known of vLLM
@@ -219,13 +214,10 @@ def test_choices_are_closed_only_where_nothing_else_is_taken(vllm: VllmCatalogue
     assert vllm.args["max_num_seqs"].choices is None
 
 
-def test_types_and_defaults_can_be_shown(vllm: VllmCatalogue) -> None:
+def test_types_can_be_shown(vllm: VllmCatalogue) -> None:
     assert vllm.args["max_num_seqs"].type == "int | None"
     assert vllm.args["pooler_config"].type == "PoolerConfig | None"
     assert vllm.args["enforce_eager"].type == "bool"
-    assert (vllm.args["dtype"].default, vllm.args["enforce_eager"].default) == ("auto", False)
-    assert vllm.args["mamba_backend"].default == "triton"
-    assert vllm.args["kernel_config"].default.startswith("KernelConfig(")
 
 
 def test_every_field_of_engine_args_is_there(vllm: VllmCatalogue) -> None:
@@ -241,8 +233,8 @@ def test_every_field_of_engine_args_is_there(vllm: VllmCatalogue) -> None:
 
 
 def test_version_architectures_and_environment(vllm: VllmCatalogue) -> None:
-    assert (vllm.distribution, vllm.version) == catalogue.vllm_distribution()
-    assert metadata.version(vllm.distribution) == vllm.version
+    found = catalogue.vllm_distribution()
+    assert found is not None and vllm.version == found[1] == metadata.version(found[0])
     assert {"BertModel", "Qwen3ForCausalLM", "XLMRobertaModel"} <= set(vllm.architectures)
     assert {"VLLM_LOGGING_LEVEL", "VLLM_ENABLE_V1_MULTIPROCESSING"} <= set(vllm.env)
 

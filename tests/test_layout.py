@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import mteb_vllm
+from mteb_vllm import errors
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "mteb_vllm"
 
@@ -91,3 +94,11 @@ def test_modules_that_strings_name_are_there() -> None:
     for names in found.values():
         for name in names:
             assert importlib.util.find_spec(name.rstrip(".")) is not None, name
+
+
+def test_every_error_is_in_the_tree_and_public() -> None:
+    named = {"MtebVllmError", *re.findall(r"── (\w+)", errors.__doc__ or "")}
+    defined = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    public = {name for name in mteb_vllm.__all__ if name.endswith("Error")}
+    assert named == defined == public
+    assert all(getattr(mteb_vllm, name) is getattr(errors, name) for name in public)

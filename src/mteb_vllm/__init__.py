@@ -12,39 +12,38 @@ if TYPE_CHECKING:
     from mteb_vllm.errors import (
         CatalogueError,
         ConfigError,
+        DataError,
         EngineError,
+        EngineStartError,
         FirstStageError,
+        LockError,
+        MeasureError,
         MissingPackageError,
         ModelError,
         MtebVllmError,
         NonFiniteError,
+        PartialResultError,
+        StorageError,
+        TemplateError,
     )
     from mteb_vllm.wrappers import VllmCrossEncoderWrapper, VllmEncoderWrapper, VllmWrapperBase
-
-_HOMES = {
-    "CatalogueError": "errors",
-    "ConfigError": "errors",
-    "EngineError": "errors",
-    "FirstStageError": "errors",
-    "MissingPackageError": "errors",
-    "ModelError": "errors",
-    "MtebVllmError": "errors",
-    "NonFiniteError": "errors",
-    "VllmCrossEncoderWrapper": "wrappers",
-    "VllmEncoderWrapper": "wrappers",
-    "VllmWrapperBase": "wrappers",
-    "run": "api",
-}
 
 __all__ = [
     "CatalogueError",
     "ConfigError",
+    "DataError",
     "EngineError",
+    "EngineStartError",
     "FirstStageError",
+    "LockError",
+    "MeasureError",
     "MissingPackageError",
     "ModelError",
     "MtebVllmError",
     "NonFiniteError",
+    "PartialResultError",
+    "StorageError",
+    "TemplateError",
     "VllmCrossEncoderWrapper",
     "VllmEncoderWrapper",
     "VllmWrapperBase",
@@ -55,6 +54,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # The wrappers need mteb, whose import takes seconds: nobody pays for it who only asks for --help.
-    if name in _HOMES:
-        return getattr(import_module(f"mteb_vllm.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "api" if name == "run" else "wrappers" if name.startswith("Vllm") else "errors"
+    return getattr(import_module(f"mteb_vllm.{home}"), name)

@@ -85,22 +85,12 @@ class TaskInfo:
 
 
 @dataclass(frozen=True)
-class ModelInfo:
-    """What mteb's registry says of a model; `prompts` are its loader's `model_prompts`."""
-
-    name: str
-    revision: str | None
-    prompts: dict[str, str] | None
-    cross_encoder: bool
-    has_instructions: bool
-
-
-@dataclass(frozen=True)
 class MtebCatalogue:
     """What mteb can be asked for, our demo tasks included.
 
     `benchmarks` holds mteb's aliases and our `demo`, too: task names, each with the subsets that the benchmark takes,
     None where it takes all; `benchmark_splits` the splits of those tasks that a benchmark takes not all splits of.
+    `models` holds the names in mteb's registry, each with its loader's `model_prompts`, None where it has none.
     """
 
     version: str
@@ -109,16 +99,16 @@ class MtebCatalogue:
     tasks: Mapping[str, TaskInfo]
     benchmarks: dict[str, dict[str, tuple[str, ...] | None]]
     benchmark_splits: dict[str, dict[str, tuple[str, ...]]]
-    models: dict[str, ModelInfo]
+    models: dict[str, dict[str, str] | None]
 
 
 @dataclass(frozen=True)
 class EngineArg:
     """One field of vLLM's `EngineArgs`.
 
-    `choices` are the only values beside None that it takes, as strings; None where it is open. `default` is a repr
-    where JSON cannot hold it, and a tuple for a list. `kind` is the plain value that a YAML file may hold for it, None
-    aside: `bool`, `int`, `float` (or an int), `str`, `list`, `dict`, or `any` where it takes several or nobody knows.
+    `choices` are the only values beside None that it takes, as strings; None where it is open. `kind` is the plain value
+    that a YAML file may hold for it, None aside: `bool`, `int`, `float` (or an int), `str`, `list`, `dict`, or `any` where
+    it takes several or nobody knows.
     `limits` are the bounds of a number, by pydantic's names (`ge`, `gt`, `le`, `lt`). `fields` are the keys of one of
     vLLM's configuration classes, which a YAML file writes as a dict; None where it is no such class.
     """
@@ -126,7 +116,6 @@ class EngineArg:
     name: str
     type: str
     choices: tuple[str, ...] | None
-    default: Any
     kind: str
     limits: dict[str, float] = field(default_factory=dict)
     fields: dict[str, EngineArg] | None = None
@@ -140,7 +129,6 @@ class VllmCatalogue:
     """
 
     version: str
-    distribution: str
     args: dict[str, EngineArg]
     architectures: tuple[str, ...]
     encoder_only: tuple[str, ...]
@@ -160,8 +148,7 @@ def known_prompt_key(key: str, mteb: MtebCatalogue) -> bool:
 def mteb_catalogue() -> MtebCatalogue:
     """What the installed mteb knows; raises `CatalogueError` where it cannot be imported."""
     raw = _load("mteb", "mteb", metadata.version("mteb"), "the task list", 15)
-    models = {name: ModelInfo(*row) for name, row in raw["models"].items()}
-    return MtebCatalogue(**raw | {"tasks": _Tasks(raw["tasks"]), "models": models})
+    return MtebCatalogue(**raw | {"tasks": _Tasks(raw["tasks"])})
 
 
 @functools.cache
@@ -171,7 +158,7 @@ def vllm_catalogue() -> VllmCatalogue | None:
         return None
     raw = _load("vllm", *found, "the engine arguments", 30)
     args = {name: _engine_arg(arg) for name, arg in raw["args"].items()}
-    return VllmCatalogue(distribution=found[0], **raw | {"args": args})
+    return VllmCatalogue(**raw | {"args": args})
 
 
 def _engine_arg(raw: dict[str, Any]) -> EngineArg:

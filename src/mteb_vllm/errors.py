@@ -12,6 +12,7 @@ MtebVllmError
 ├── LockError             the results store cannot be locked
 ├── PartialResultError    some subsets of a task failed; the others' results are stored
 ├── TemplateError         a score template does not fit the model's tokenizer, or a callable template cannot be imported
+├── MeasureError          what is to be measured cannot be had: texts of such a length, or such tasks
 ├── FirstStageError       a first stage's predictions cannot be had, or belong to something else
 └── NonFiniteError        NaN or Inf came out of the engine
 """

@@ -175,14 +175,13 @@ def _encoder(
 ) -> tuple[EngineSpec, Prompts]:
     model = find_recipe_now(recipe)
     cross_encoder = recipe.kind == "cross_encoder"
-    registered = None if cross_encoder else mteb_catalogue().models.get(model.name)
     resolved = resolve(
         prompts,
         # A reranker's instruction goes into its score template.
         InstructionConfig() if cross_encoder else instruction,
         recipe=recipe.prompts,
         recipe_instruction=recipe.instruction,
-        registry=registered.prompts if registered else None,
+        registry=None if cross_encoder else mteb_catalogue().models.get(model.name),
         sentence_transformers={} if cross_encoder else model.sentence_transformers,
     )
     convert: Convert = "classify" if cross_encoder else "embed"

@@ -112,7 +112,7 @@ def test_prompts_of_the_registry_and_none_against_a_recipe(minilm: Any, handed: 
     from mteb_vllm.config.schema import InstructionConfig
     from mteb_vllm.preflight.command import check
 
-    registry = mteb_catalogue().models["intfloat/multilingual-e5-small"].prompts
+    registry = mteb_catalogue().models["intfloat/multilingual-e5-small"]
     said: dict[str, Any] = {"recipe_instruction": None, "registry": registry, "sentence_transformers": {}}
     recipe = {"query": "recipe query: ", "STS": "recipe sts: "}
     cases: list[tuple[str, Any, str, Any, str]] = [

@@ -8,7 +8,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
@@ -21,7 +21,7 @@ _ENCODER_ONLY = re.compile(r"""attn_type\(["']encoder_only["']\)|seq_pooling_typ
 
 
 def describe() -> dict[str, Any]:
-    """Return the fields of a `VllmCatalogue` but the version and the distribution."""
+    """Return the fields of a `VllmCatalogue` but the version."""
     from vllm import ModelRegistry, config, envs
     from vllm.engine import arg_utils
 
@@ -86,12 +86,10 @@ def _read_arg(field: Field[Any], hint: Any) -> dict[str, Any]:
     # No YAML value is a class or a function.
     kinds = {_KINDS.get(origin, "any") for origin in (origins - {Literal, type, Callable}) | {*map(type, literals)}}
     inner = next((one for one in origins if is_dataclass(one)), None) if len(origins) == 1 else None
-    default = getattr(field.default, "default", field.default)  # pydantic's Field holds it
     return {
         "name": field.name,
         "type": re.sub(r"<\w+ '(.*)'>", r"\1", re.sub(r"\b([A-Za-z_]\w*\.)+", "", str(hint))),
         "choices": list(map(str, literals)) if origins == {Literal} else None,
-        "default": default if field.default_factory is MISSING else field.default_factory(),
         "kind": "float" if kinds == {"int", "float"} else kinds.pop() if len(kinds) == 1 else "any",
         "limits": _read_limits(field),
         "fields": None if inner is None else _read_fields(inner),

@@ -41,11 +41,6 @@ class Phases:
         finally:
             self.spent(phase)
 
-    @property
-    def total(self) -> float:
-        """Seconds of the whole."""
-        return self.tokenise + self.engine + self.collect
-
 
 @contextmanager
 def replaced(thing: Any, **attributes: Any) -> Iterator[None]:

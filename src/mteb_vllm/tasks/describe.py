@@ -38,7 +38,7 @@ def describe() -> dict[str, Any]:
             if (splits := _splits_taken(benchmark))
             for name in (benchmark.name, *(benchmark.aliases or ()))
         },
-        "models": {meta.name: _read_model(meta) for meta in mteb.get_model_metas()},
+        "models": {meta.name: (meta.loader_kwargs or {}).get("model_prompts") for meta in mteb.get_model_metas()},
     }
 
 
@@ -84,11 +84,6 @@ def _read_sampling(task: Any) -> dict[str, Any]:
 def _subsets_taken(task: Any) -> list[str] | None:
     taken = list(task.hf_subsets)
     return None if set(taken) == set(task.metadata.hf_subsets) else taken
-
-
-def _read_model(meta: Any) -> tuple[Any, ...]:  # in the order of ModelInfo
-    prompts = (meta.loader_kwargs or {}).get("model_prompts")
-    return meta.name, meta.revision, prompts, meta.is_cross_encoder, bool(meta.use_instructions)
 
 
 if __name__ == "__main__":
