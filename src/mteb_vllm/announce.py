@@ -29,13 +29,13 @@ def announce(console: Console, planned: Plan, record: RunRecord) -> None:
     elif stage is not None:
         said = _words({key: value for key, value in vars(stage).items() if value is not None})
         name = type(stage).__name__.lower()
-        console.print(f"First stage: {name}: {said}", markup=False, highlight=False, soft_wrap=True)
+        console.print_line(f"First stage: {name}: {said}")
     _announce_engine(console, "Model" if stage is None else "Reranker", planned.spec)
     for spec in [planned.spec, *([stage.spec] if isinstance(stage, EncoderStage) else [])]:
         if spec.args.get("trust_remote_code"):
             text = f"trust_remote_code is on: Python code that comes with {spec.model.name} is run"
             record.warnings.append(f"{text}.")
-            console.print(f"        {text}", style="yellow", markup=False)
+            console.print_line(f"        {text}", style="yellow")
         record.warnings += [f"{spec.model.name}: {note}" for note in spec.applied.notes]
     if shell := record.settings["engine"]["shell"]:
         record.warnings.append(
@@ -87,10 +87,10 @@ def _announce_engine(console: Console, what: str, spec: EngineSpec) -> None:
     picked = f"preset {spec.preset}" + (f" (device {device()})" if spec.preset != "none" else "")
     if spec.backend != "vllm":
         picked = spec.works
-    console.print(f"{what}: {spec.model.name} at {spec.model.revision}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Engine: {picked}: {_words(args)}", markup=False, highlight=False, soft_wrap=True)
+    console.print_line(f"{what}: {spec.model.name} at {spec.model.revision}")
+    console.print_line(f"Engine: {picked}: {_words(args)}")
     if asked := str(spec.applied):
-        console.print(f"Vectors: {asked}", markup=False, highlight=False, soft_wrap=True)
+        console.print_line(f"Vectors: {asked}")
 
 
 def _words(values: dict[str, Any]) -> str:

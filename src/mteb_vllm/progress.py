@@ -66,7 +66,7 @@ class Progress:
         if self.console.is_terminal:
             self._bar.update(self._row, description=text, total=None, completed=0, rate="")
         else:
-            self.console.print(text, soft_wrap=True)
+            self.console.print_line(text)
 
     @contextlib.contextmanager
     def opening(self, engine: EngineSpec) -> Iterator[None]:
@@ -82,7 +82,7 @@ class Progress:
 
     def line(self, text: str) -> None:
         """Shows a line that stays."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print_line(text)
 
     def start_task(self, name: str, what: str = "") -> None:
         """A task begins, or a part of it, as its first stage."""
@@ -129,7 +129,7 @@ class Progress:
             stored = f", {outcome.stored:,} of {outcome.texts:,} from the embedding store" if outcome.stored else ""
             text = f"{head}: {outcome.metric} {outcome.main_score:.5f} in {outcome.total_seconds:.1f} s{speed}{stored}"
         style = "red" if outcome.status == "failed" else None
-        self.console.print(text, highlight=False, markup=False, style=style, soft_wrap=True)
+        self.console.print_line(text, style=style)
         if outcome.status == "failed" and (kept := outcome.subset_scores()):
             shown = ", ".join(f"{where} {score:.5f}" for where, score in kept[:5])
             more = f", and {len(kept) - 5:,} more" if len(kept) > 5 else ""

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from mteb_vllm.config.schema import compose_config, composer, parse
 from mteb_vllm.engines import base as engines
@@ -24,6 +23,7 @@ from mteb_vllm.models.files import package_folder
 from mteb_vllm.pipelines.throughput import pipeline as throughput
 from mteb_vllm.runner import run_config
 from mteb_vllm.tasks import demo
+from mteb_vllm.util.console import Console
 
 TASK = "tasks.names=[StdlibDocsRetrieval]"
 TEMPLATE = "I={{ instruction }} Q={{ messages[0].content }} D={{ messages[1].content }}"

@@ -87,7 +87,7 @@ def _print_texts(
     console: Console, record: Mapping[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
     """Prints the prompts in effect and, a row each, the rendered texts, which are the last cells."""
-    console.print(prompts_in_words(record), style="italic", markup=False, highlight=False, soft_wrap=True)
+    console.print_line(prompts_in_words(record), style="italic")
     table = Table(box=None, pad_edge=False)
     for column in (*columns, "what the model reads"):
         table.add_column(column, overflow="fold")
@@ -95,7 +95,7 @@ def _print_texts(
         table.add_row(*row[:-1], repr(row[-1])[1:-1])
     console.print(table)
     if unused := record["unused"]:
-        console.print(f"Prompt keys that apply to nothing here: {', '.join(unused)}", markup=False, soft_wrap=True)
+        console.print_line(f"Prompt keys that apply to nothing here: {', '.join(unused)}")
 
 
 def print_run(console: Console, record: RunRecord) -> None:
@@ -114,7 +114,7 @@ def print_run(console: Console, record: RunRecord) -> None:
     if record.parity:
         print_parity(console, record.parity)
     for warning in record.warnings:
-        console.print(f"Note: {warning}", markup=False, style="yellow", soft_wrap=True)
+        console.print_line(f"Note: {warning}", style="yellow")
     for failure in record.failures:
         print_failure(console, failure)
 
@@ -125,9 +125,9 @@ def print_failure(console: Console, failure: Failure) -> None:
     text = (
         f"Not written: {failure.message}" if failure.kind == "disk" and failure.task is None else f"Failed: {failure}"
     )
-    console.print(text, markup=False, style="red", soft_wrap=True)
+    console.print_line(text, style="red")
     if failure.advice:
-        console.print(f"  What to try: {failure.advice}.", markup=False, soft_wrap=True)
+        console.print_line(f"  What to try: {failure.advice}.")
 
 
 def failure_lines(failure: Failure) -> list[str]:
@@ -299,16 +299,16 @@ def conclude(console: Console, record: RunRecord) -> None:
     reused = sum(task.status == "reused" for task in record.tasks)
     if reused:
         text = f"{reused} of {len(record.tasks)} results were known already; to compute them again: results.reuse=none"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print_line(text)
     if (kept := record.embedding_cache) and (kept["read"] or kept["written"] or kept["passed"]):
         text = f"Embeddings: {kept['read']:,} read from {kept['folder']}, {kept['written']:,} kept in it"
         if kept["passed"]:
             text += f", {kept['passed']:,} not kept: {kept['stopped'] or 'they are computed faster than kept'}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print_line(text)
     if resolved := record.engine.get("resolved"):
-        console.print(f"In effect: {_in_effect(resolved)}", markup=False, highlight=False, soft_wrap=True)
+        console.print_line(f"In effect: {_in_effect(resolved)}")
     # Of what is timed or compared no results are kept.
     kept_in = "" if record.throughput or record.parity else f", results in {record.config['results']['dir']}/results"
-    console.print(f"Settings {record.fingerprint}{kept_in}", markup=False, soft_wrap=True)
+    console.print_line(f"Settings {record.fingerprint}{kept_in}")
     if Path(record.output_dir, "run.json").exists():
-        console.print(f"Record:  {record.output_dir}/run.json", markup=False, soft_wrap=True)
+        console.print_line(f"Record:  {record.output_dir}/run.json")

@@ -28,11 +28,11 @@ def print_parity(console: Console, parity: Mapping[str, Any]) -> None:
     console.print()
     console.print(table)
     for line in [*_reasons(parity), *_worst(parity)]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print_line(line)
     for line in _hints(parity):
-        console.print(line, markup=False, highlight=False, style="yellow", soft_wrap=True)
+        console.print_line(line, style="yellow")
     style = "green" if parity["passed"] else "red"
-    console.print(headline(parity), markup=False, highlight=False, style=style, soft_wrap=True)
+    console.print_line(headline(parity), style=style)
 
 
 def parity_markdown(parity: Mapping[str, Any]) -> list[str]:

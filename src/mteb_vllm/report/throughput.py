@@ -28,7 +28,7 @@ def print_throughput(console: Console, record: RunRecord) -> None:
         table.add_row(*row)
     console.print(table)
     for line in throughput_lines(record):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print_line(line)
 
 
 def throughput_markdown(record: RunRecord) -> list[str]:

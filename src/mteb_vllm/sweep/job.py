@@ -61,7 +61,7 @@ class Job:
         overrides = [mask(str(text)) for text in written]
         point = int(hydra.job.num) if hydra.mode == RunMode.MULTIRUN else None
         if point is not None:
-            self.console.print(f"\nPoint {point}: {' '.join(overrides)}", markup=False, soft_wrap=True)
+            self.console.print_line(f"\nPoint {point}: {' '.join(overrides)}")
         record = run_config(
             config,
             Path(hydra.runtime.output_dir),
@@ -91,7 +91,7 @@ class Job:
             written = [record for record in records if Path(record.output_dir, "run.json").exists()]
             for record in records:
                 if record not in written:
-                    self.console.print(f"\nPoint {record.point}, which has left no record:", markup=False)
+                    self.console.print_line(f"\nPoint {record.point}, which has left no record:")
                     print_run(self.console, record)
             try:
                 if written:
@@ -101,11 +101,11 @@ class Job:
                 self.reported = False
                 said = str(error) if isinstance(error, MtebVllmError) else f"{type(error).__name__}: {error}"
                 text = f"The report could not be made: {said}. To try again: {_again(folder)}"
-                self.console.print(text, style="red", markup=False, soft_wrap=True)
-            self.console.print(f"Sweep: {folder}", markup=False, soft_wrap=True)
+                self.console.print_line(text, style="red")
+            self.console.print_line(f"Sweep: {folder}")
         if missing:
             text = f"Not done: {len(missing)} of {len(self.points)} points ({', '.join(missing)})."
-            self.console.print(f"{text} The same command goes on from there.", markup=False, soft_wrap=True)
+            self.console.print_line(f"{text} The same command goes on from there.")
 
 
 def _again(folder: Path) -> str:

@@ -24,8 +24,8 @@ def print_plan(console: Console, points: Sequence[PlannedPoint], *, swept: bool)
     for point in points:
         if point.failure is not None:
             at = f"Point {point.number}: " if swept else ""
-            console.print(f"{at}{point.failure}", markup=False, style="red", soft_wrap=True)
-    console.print(_summary(points), markup=False, highlight=False, soft_wrap=True)
+            console.print_line(f"{at}{point.failure}", style="red")
+    console.print_line(_summary(points))
 
 
 def plan_table(points: Sequence[PlannedPoint], *, swept: bool) -> tuple[list[str], list[list[str]]]:

@@ -55,7 +55,7 @@ class View:
 
     def line(self, text: str, style: str | None = None) -> None:
         """A line that stays."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True, style=style)
+        self._console.print_line(text, style=style)
 
     def engine(self, group: Group) -> None:
         """The points of an engine begin."""

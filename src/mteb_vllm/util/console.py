@@ -20,6 +20,15 @@ class Console(rich.console.Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False} | options)
 
+    def print_line(self, text: str, style: str | None = None) -> None:
+        """Print a text without breaking its lines: it is copied, and searched in logs.
+
+        Args:
+            text: The text; nothing in it is markup.
+            style: Its style, as `red`.
+        """
+        self.print(text, style=style, soft_wrap=True)
+
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a string as text, with what would steer the terminal made visible."""
         return super().render_str(visible(text), **options)
