@@ -18,7 +18,7 @@ from mteb_vllm.engines.base import Engine, EngineSpec, Scores, special_tokens
 from mteb_vllm.engines.timing import Phases, replaced
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
 from mteb_vllm.models.architectures import position_limit
-from mteb_vllm.models.score_templates import Activation
+from mteb_vllm.models.score_templates import Activation, render_pair
 
 if TYPE_CHECKING:
     from mteb_vllm.engines.base import LongPair
@@ -75,8 +75,9 @@ class SentenceTransformersEngine(Engine):
     ) -> Scores:
         """See `Engine.score`."""
         if template is not None:
-            read = [self._read(query, document, template) for query, document in zip(queries, documents, strict=True)]
-            ids = self.tokenizer(read, truncation=True, max_length=self.max_model_len)
+            pairs = zip(queries, documents, strict=True)
+            rendered = [render_pair(self.tokenizer, template, query, document) for query, document in pairs]
+            ids = self.tokenizer(rendered, truncation=True, max_length=self.max_model_len)
             if self._phases is not None:
                 self._phases.spent("tokenise")
             return self._score_ids(
@@ -115,10 +116,6 @@ class SentenceTransformersEngine(Engine):
                 scores = made(self.model(dict(features))["scores"].float())
                 values[batch] = _one_each(scores.cpu().numpy())
         return Scores(values, [len(row["input_ids"]) for row in rows])
-
-    def _read(self, query: str, document: str, template: str) -> str:
-        messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
-        return str(self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False))
 
     def _how(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size, "show_progress_bar": False}

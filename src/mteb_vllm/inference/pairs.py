@@ -17,6 +17,7 @@ import numpy.typing as npt
 from mteb_vllm.engines.base import Engine, LongPair
 from mteb_vllm.errors import TemplateError
 from mteb_vllm.inference.encoding import shorten
+from mteb_vllm.models.score_templates import render_pair
 
 # Where a pair is read as one text, tokens can merge or split where its parts meet.
 _SEAM = 8
@@ -123,9 +124,7 @@ class PairReader:
         """What stands before and behind the document in a pair that is read as one text."""
         if self.template is None:
             return query, ""
-        messages = [{"role": "query", "content": query}, {"role": "document", "content": _MARK}]
-        text = self.tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False)
-        head, mark, tail = text.rpartition(_MARK)
+        head, mark, tail = render_pair(self.tokenizer, self.template, query, _MARK).rpartition(_MARK)
         if not mark or _MARK in head:
             raise TemplateError("the score template must hold the document once, as it is")
         return head, tail

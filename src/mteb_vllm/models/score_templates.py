@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,11 +77,31 @@ class ScoreTemplate:
         # JSON's escapes are among jinja's; the line break goes with the block, and what follows begins a line as before.
         return f"{{% set instruction = {json.dumps(instruction, ensure_ascii=False)} %}}\n{self.text}"
 
-    def rendered(self, query: str, document: str, instruction: str = "") -> str:
-        """One pair as the model reads it; the two texts side by side where the model joins them itself."""
+    def with_prefixes(self, queries: Iterable[str], documents: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Return queries and documents behind their prefixes."""
+        return [self.query_prefix + text for text in queries], [self.document_prefix + text for text in documents]
+
+    def rendered(self, query: str, document: str, instruction: str = "", tokenizer: Any = None) -> str:
+        """Return one pair as the model is given it; the two texts side by side where the model joins them itself.
+
+        Args:
+            query: The query, without its prefix.
+            document: The document, likewise.
+            instruction: The task's.
+            tokenizer: The model's, which knows its special tokens; None: names stand for those.
+        """
         query, document = self.query_prefix + query, self.document_prefix + document
         template = self.with_instruction(instruction)
-        return f"{query} {document}" if template is None else _render(template, query, document)
+        if template is None:
+            return f"{query} {document}"
+        if tokenizer is not None:
+            return render_pair(tokenizer, template, query, document)
+        text = (
+            _environment()
+            .from_string(template)
+            .render(messages=_messages(query, document), add_generation_prompt=False)
+        )
+        return str(text)
 
     def settings(self) -> dict[str, Any]:
         """What of this changes results, as plain values."""
@@ -251,10 +272,20 @@ def render_probes() -> None:
     print(json.dumps([texts, error, undefined]))
 
 
-def _render(template: str, query: str, document: str) -> str:
-    messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
-    text: str = _environment().from_string(template).render(messages=messages, add_generation_prompt=False)
-    return text
+def render_pair(tokenizer: Any, template: str, query: str, document: str) -> str:
+    """Return a pair as vLLM renders it: through a template, by the model's tokenizer.
+
+    Args:
+        tokenizer: The model's, of transformers.
+        template: The jinja template, its instruction in it.
+        query: The query, behind its prefix.
+        document: The document, likewise.
+    """
+    return str(tokenizer.apply_chat_template(_messages(query, document), chat_template=template, tokenize=False))
+
+
+def _messages(query: str, document: str) -> list[dict[str, str]]:
+    return [{"role": "query", "content": query}, {"role": "document", "content": document}]
 
 
 @functools.cache

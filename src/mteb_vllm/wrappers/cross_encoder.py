@@ -181,18 +181,8 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
             progress=None if report is None else lambda done, total: report(label, done, total, "pairs"),
         )
         if len(first) == 2:
-            applied["example"] = self._read(first[0], first[1], text)[:1000]
+            applied["example"] = self.template.rendered(first[0], first[1], text, self.engine.tokenizer)[:1000]
         self.work.add(work)
         if self.recorder is not None:
             self.recorder.take_pairs(scores)
         return scores
-
-    def _read(self, query: str, document: str, instruction: str) -> str:
-        """One pair as the engine reads it, the tokenizer's own special tokens included where a template names them."""
-        template = self.template.with_instruction(instruction)
-        if template is None:
-            return self.template.rendered(query, document)
-        query, document = self.template.query_prefix + query, self.template.document_prefix + document
-        messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
-        tokenizer = self.engine.tokenizer
-        return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False))

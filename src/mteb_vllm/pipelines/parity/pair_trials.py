@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mteb_vllm.engines.base import LongPair
 from mteb_vllm.errors import MtebVllmError
 from mteb_vllm.inference.scoring import score_pairs
-from mteb_vllm.models.score_templates import ScoreTemplate
+from mteb_vllm.models.score_templates import ScoreTemplate, render_pair
 from mteb_vllm.pipelines.parity.causes import Change, Hint, Measured, explain, like
 
 logger = logging.getLogger(__name__)
@@ -140,8 +140,7 @@ class PairTrials:
         made = np.empty(len(self.sample.pairs), dtype=np.float32)
         for instruction in dict.fromkeys(instructions):
             rows = [at for at, own in enumerate(instructions) if own == instruction]
-            queries = [template.query_prefix + self.sample.pairs[at][0] for at in rows]
-            documents = [template.document_prefix + self.sample.pairs[at][1] for at in rows]
+            queries, documents = template.with_prefixes(*zip(*(self.sample.pairs[at] for at in rows), strict=True))
             text = template.with_instruction(instruction)
             if special:
                 made[rows] = self._whole(queries, documents, text, template, length)
@@ -172,9 +171,8 @@ class PairTrials:
                 ids = [*first, *second][:limit]
                 pairs.append(LongPair(ids, min(len(first), limit) if typed else None, False))
             else:
-                messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
-                read = tokenizer.apply_chat_template(messages, chat_template=text, tokenize=False)
-                ids = tokenizer(read, add_special_tokens=False, verbose=False)["input_ids"][:limit]
+                rendered = render_pair(tokenizer, text, query, document)
+                ids = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"][:limit]
                 pairs.append(LongPair(ids, None, False))
         made: Scores = self.engine.score_tokens(pairs, activation=template.activation).values
         return (1 / (1 + np.exp(-made))).astype(np.float32) if template.activation == "sigmoid" else made

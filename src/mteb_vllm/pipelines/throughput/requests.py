@@ -141,21 +141,14 @@ def made_requests(engine: Engine, workload: Workload, prompts: Prompts, template
     reader = PairReader(engine, read)
 
     def count(queries: list[str], documents: list[str]) -> list[int]:
-        return reader.count(
-            [template.query_prefix + query for query in queries],
-            [template.document_prefix + document for document in documents],
-        )
+        return reader.count(*template.with_prefixes(queries, documents))
 
     least += count(["a"], ["a"])[0]
     lengths = draw_lengths(kind, workload.requests, workload.tokens, least=least, **drawn)
     queries, documents = pairs_of_length(
         count, engine.tokenizer, lengths, query_tokens=_QUERY_TOKENS, per_query=_PER_QUERY, seed=workload.seed
     )
-    return Requests(
-        [template.query_prefix + query for query in queries],
-        [template.document_prefix + document for document in documents],
-        [read] * len(queries),
-    )
+    return Requests(*template.with_prefixes(queries, documents), [read] * len(queries))
 
 
 def _instruction(template: ScoreTemplate, prompts: Prompts, task: Any) -> str:
@@ -241,8 +234,7 @@ def requests_of_tasks(
     first = 0
     for (queries, documents, read), size in zip(pools, sizes, strict=True):
         for at in pairs[(pairs >= first) & (pairs < first + size)] - first:
-            query, document = queries[at // len(documents)], documents[at % len(documents)]
-            rows.append((template.query_prefix + query, template.document_prefix + document, read))
+            rows.append((queries[at // len(documents)], documents[at % len(documents)], read))
         first += size
     chosen_queries, chosen_documents, templates = map(list, zip(*rows, strict=True))
-    return Requests(chosen_queries, chosen_documents, templates)
+    return Requests(*template.with_prefixes(chosen_queries, chosen_documents), templates)
