@@ -62,7 +62,7 @@ def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, conso
             write_plots(comparison, folder)
     if unwritten:
         raise StorageError("; ".join(failure.message for failure in of_unwritten(unwritten)))
-    console.print(f"Report: {folder}/report.html", markup=False, highlight=False, soft_wrap=True)
+    console.print_line(f"Report: {folder}/report.html")
     return comparison
 
 

@@ -53,7 +53,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     if shared := list(comparison.constants.items()):
         more = f"; {len(shared) - _MOST_CONSTANTS} more in report.md" if len(shared) > _MOST_CONSTANTS else ""
         text = ", ".join(f"{key}={value}" for key, value in shared[:_MOST_CONSTANTS])
-        console.print(f"In all points: {text}{more}", markup=False, highlight=False, soft_wrap=True)
+        console.print_line(f"In all points: {text}{more}")
     console.print(table)
     left_out = [f"{len(rows) - _MOST_ROWS:,} points"] if len(rows) > _MOST_ROWS else []
     if hidden := [header for header in wide if header not in {column.header for column in columns}]:
@@ -61,10 +61,10 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     if has_many_tasks(comparison):
         left_out.append(f"the scores of {len(comparison.tasks)} tasks")
     if left_out:
-        console.print(f"Not shown, but in report.csv: {'; '.join(left_out)}", markup=False, soft_wrap=True)
+        console.print_line(f"Not shown, but in report.csv: {'; '.join(left_out)}")
     console.print()
     for line in answer(comparison):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print_line(line)
 
 
 def comparison_markdown(comparison: Comparison) -> str:
