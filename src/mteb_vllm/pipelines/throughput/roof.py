@@ -76,7 +76,7 @@ def matmul_rate(dtype: str, device: str | None = None, *, seconds: float = 0.5) 
         dtype: A floating-point type of torch's, as `bfloat16`.
         device: `cpu` or `cuda`; None for the one that vLLM would take. CUDA is started in this process, which a process
             that forks engines afterwards must not do.
-        seconds: How long to measure, about; two to four times that in all.
+        seconds: How long each size is measured at most; a fourth of that where its times are steady.
 
     Returns:
         Floating-point operations per second, 2 n³ to a product; the fastest of the repeats, as a roof is.
@@ -86,6 +86,7 @@ def matmul_rate(dtype: str, device: str | None = None, *, seconds: float = 0.5) 
         RuntimeError: torch's own, where the device cannot compute in it.
     """
     import torch
+    from torch.utils.benchmark import Timer, timer
 
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
@@ -94,41 +95,26 @@ def matmul_rate(dtype: str, device: str | None = None, *, seconds: float = 0.5) 
     cuda = device.startswith("cuda")
     generator = torch.Generator(device).manual_seed(0)
 
-    def product(n: int) -> Callable[[], None]:
+    def quickest(n: int) -> float:
         a, b = (torch.randn(n, n, generator=generator, device=device).to(kind) for _ in range(2))
-        return lambda: _discard(torch.nn.functional.linear(a, b))
-
-    def timed(run: Callable[[], None]) -> float:
-        started = time.perf_counter()
-        run()
-        if cuda:
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - started
-
-    def quickest(run: Callable[[], None]) -> float:
-        # The first products of a size warm up, and on a GPU the very first loads the library.
-        times = [timed(run) for _ in range(3)]
-        while sum(times) < seconds / 10:
-            times.append(timed(run))
-        return min(times)
+        product = Timer(
+            "torch.nn.functional.linear(a, b)",
+            globals={"a": a, "b": b},
+            # torch's own timer waits for a GPU, and would start CUDA where a CPU is measured.
+            timer=timer if cuda else time.perf_counter,
+            num_threads=torch.get_num_threads(),
+        )
+        return min(product.adaptive_autorange(min_run_time=seconds / 4, max_run_time=seconds).times)
 
     # Two operands, their float32 originals and the result, in half of what is free.
     most = (torch.cuda.mem_get_info(device)[0] / 2 / 20) ** 0.5 if cuda else float("inf")
     with torch.inference_mode():
-        n, run = _FIRST, product(_FIRST)
-        while 8 * quickest(run) <= seconds and 2 * n <= min(most, _LARGEST["cuda" if cuda else "cpu"]):
+        n = _FIRST
+        while 8 * (took := quickest(n)) <= seconds and 2 * n <= min(most, _LARGEST["cuda" if cuda else "cpu"]):
             n *= 2
-            run = product(n)
-        times: list[float] = []
-        while not times or sum(times) < seconds:
-            times.append(timed(run))
     if cuda:
-        del run
         torch.cuda.empty_cache()
-    return 2 * n**3 / min(times)
-
-
-def _discard(_: Any) -> None: ...
+    return 2 * n**3 / took
 
 
 def model_flops(
