@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mteb_vllm.config.schema import RunConfig
     from mteb_vllm.preflight.command import Point
     from mteb_vllm.report.comparison import Comparison
+    from mteb_vllm.sweep.job import Job
     from mteb_vllm.sweep.planning import PlannedPoint
     from mteb_vllm.util.console import Console
 
@@ -47,35 +48,60 @@ def run(
         StorageError: if the folder of the run, of the sweep or of the report cannot be written to.
     """
     from mteb_vllm.config.schema import CONFIG_NAME, composer
-    from mteb_vllm.engines.base import close_engines
     from mteb_vllm.preflight.command import check
+    from mteb_vllm.sweep.job import Job
+
+    points = check(overrides, multirun=multirun, config_dir=config_dir)
+    swept = points[0].swept
+
+    def start(job: Job) -> None:
+        from hydra.core.global_hydra import GlobalHydra
+
+        with composer(config_dir):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            start_job = hydra.multirun if swept else hydra.run
+            mode = ["hydra.mode=MULTIRUN"] if swept else []  # as Hydra's own command line says it
+            start_job(CONFIG_NAME, job, [*overrides, *mode], with_log_configuration=False)
+
+    done = execute(points, terminal() if show else quiet_console(), start, close_owned=False)
+    if not isinstance(done, Job):
+        return done
+    return done.records if swept else done.records[0]
+
+
+def execute(
+    points: Sequence[Point], console: Console, start: Callable[[Job], object], *, close_owned: bool = True
+) -> Job | list[PlannedPoint] | Comparison:
+    """Do what a checked command is for: a report, a dry run, or a run or sweep.
+
+    Args:
+        points: The points of the command.
+        console: Where progress and tables are shown.
+        start: Has Hydra call the job for each point.
+        close_owned: Whether engines that a caller still owns are closed at the end, too.
+
+    Returns:
+        the job that was done; of a dry run, what would be done, point by point; of a report, the comparison.
+    """
+    from mteb_vllm.engines.base import close_engines
     from mteb_vllm.sweep.job import Job
     from mteb_vllm.sweep.launcher import register
 
-    points = check(overrides, multirun=multirun, config_dir=config_dir)
-    console = terminal() if show else quiet_console()
     if is_report(points[0].config):
         return report(points[0].config, console)
-    if is_dry(points):
+    if any(point.config.dry_run for point in points):
         return dry_run(points, console)
-    swept = points[0].swept
     job = Job(console, points)
     register()
-    with composer(config_dir):
-        from hydra.core.global_hydra import GlobalHydra
-
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        start = hydra.multirun if swept else hydra.run
-        mode = ["hydra.mode=MULTIRUN"] if swept else []  # as Hydra's own command line says it
-        try:
-            with storage_errors(points):
-                start(CONFIG_NAME, job, [*overrides, *mode], with_log_configuration=False)
-        finally:
-            close_engines(owned=False)
-            if swept:
-                job.end_sweep()
-    return job.records if swept else job.records[0]
+    try:
+        with storage_errors(points):
+            start(job)
+    finally:
+        close_engines(owned=close_owned)
+        if points[0].swept:
+            job.end_sweep()
+    return job
 
 
 def report(config: RunConfig, console: Console) -> Comparison:
@@ -106,11 +132,6 @@ def storage_errors(points: Sequence[Point]) -> Iterator[None]:
             raise
         disk.locate(error, points[0].folder or Path(points[0].config.results.dir))
         raise StorageError(f"{found.filename}: {disk.reason(error)}") from error
-
-
-def is_dry(points: Sequence[Point]) -> bool:
-    """Whether a command shall only say what it would do."""
-    return any(point.config.dry_run for point in points)
 
 
 def dry_run(points: Sequence[Point], console: Console) -> list[PlannedPoint]:

@@ -108,30 +108,13 @@ def _main() -> int:
             register_secrets(arguments.overrides, config_dir=arguments.config_dir)
             at_home(lambda cfg: None)()
             return 0
-        from mteb_vllm.api import dry_run, is_dry, report, storage_errors
-        from mteb_vllm.engines.base import close_engines
-        from mteb_vllm.pipelines.factory import is_report
+        from mteb_vllm.api import execute
         from mteb_vllm.preflight.command import check
         from mteb_vllm.progress import terminal
         from mteb_vllm.sweep.job import Job
-        from mteb_vllm.sweep.launcher import register
 
         points = check(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
-        if is_report(points[0].config):
-            report(points[0].config, terminal())
-            return 0
-        if is_dry(points):
-            planned = dry_run(points, terminal())
-            return int(any(point.failure is not None for point in planned))
-        job = Job(terminal(), points)
-        register()
-        try:
-            with storage_errors(points):
-                at_home(job)()
-        finally:
-            close_engines()
-            if points[0].swept:
-                job.end_sweep()
+        done = execute(points, terminal(), lambda job: at_home(job)())
     except Exception as error:
         # What is only printed is not checked, and Hydra may have a view of its own of a command.
         if not (printing or isinstance(error, HydraException) or _raised_in_hydra(error)):
@@ -139,7 +122,9 @@ def _main() -> int:
         from mteb_vllm.config.overrides import in_words
 
         raise ConfigError([Mistake("command line", in_words(error))]) from None
-    return int(job.failed)
+    if isinstance(done, Job):
+        return int(done.failed)
+    return int(isinstance(done, list) and any(point.failure is not None for point in done))
 
 
 def _raised_in_hydra(error: Exception) -> bool:
