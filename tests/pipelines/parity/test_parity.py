@@ -21,7 +21,7 @@ from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.models.score_templates import ScoreTemplate
 from mteb_vllm.pipelines.parity import search
 from mteb_vllm.pipelines.parity.pipeline import Parity
-from mteb_vllm.pipelines.parity.vector_trials import Sample, VectorTrials
+from mteb_vllm.pipelines.parity.vector_trials import TextSample, VectorTrials
 from mteb_vllm.progress import Progress
 from mteb_vllm.report.parity import parity_markdown, print_parity
 from mteb_vllm.results.store import ResultsStore
@@ -220,16 +220,17 @@ def test_stored_scores_and_who_is_off(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def sample() -> tuple[Any, Sample]:
+def sample() -> tuple[Any, TextSample]:
     """The real MiniLM in sentence-transformers, and texts, short and long, with its own embeddings on both sides."""
     engine: Any = open_engine(minilm(backend="sentence_transformers"))
     texts = [text for text in rerankers.texts() if text][:10] + sorted(rerankers.texts(), key=len)[-1:]
     vectors, _ = engine.embed(texts)
-    return engine, Sample(texts, [""] * len(texts), [""] * len(texts), vectors, vectors)
+    none = [""] * len(texts)
+    return engine, TextSample(texts=texts, own=none, other=none, reference=vectors, observed=vectors)
 
 
 @pytest.mark.slow
-def test_two_faults_together_are_found_as_two(sample: tuple[Any, Sample]) -> None:
+def test_two_faults_together_are_found_as_two(sample: tuple[Any, TextSample]) -> None:
     engine, texts = sample
     # By hand, past the trials: transformers' own model, first token, with another text in front.
     import torch
@@ -239,16 +240,16 @@ def test_two_faults_together_are_found_as_two(sample: tuple[Any, Sample]) -> Non
     with torch.inference_mode():
         first = engine.model[0].auto_model(**read).last_hidden_state[:, 0]
     made = torch.nn.functional.normalize(first, dim=1).numpy()
-    trials = VectorTrials(engine, replace(texts, other=["passage: "] * len(before), vectors=made))
+    trials = VectorTrials(engine, replace(texts, other=["passage: "] * len(before), observed=made))
     assert trials.useless() == "" and trials.hints(256, 1) == []
     hints = trials.hints(256, 2)
     assert [hint.cause for hint in hints] == ["pooling and prompt"] and hints[0].worst > 0.9999
 
 
-def test_what_no_variant_explains_gives_no_hint(sample: tuple[Any, Sample]) -> None:
+def test_what_no_variant_explains_gives_no_hint(sample: tuple[Any, TextSample]) -> None:
     engine, texts = sample
     noise = np.random.default_rng(0).normal(size=texts.reference.shape).astype(np.float32)
-    noisy = VectorTrials(engine, replace(texts, vectors=texts.reference + 0.02 * noise))
+    noisy = VectorTrials(engine, replace(texts, observed=texts.reference + 0.02 * noise))
     assert noisy.useless() == "" and noisy.hints(128, 1) == []
     same = VectorTrials(engine, texts)
     assert "are the same" in same.useless() and same.hints(128, 1) == []

@@ -9,17 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mteb_vllm.engines.base import LongPair
-from mteb_vllm.errors import MtebVllmError
+from mteb_vllm.errors import MtebVllmError, NonFiniteError
 from mteb_vllm.inference.scoring import score_pairs
 from mteb_vllm.models.score_templates import ScoreTemplate, render_pair
-from mteb_vllm.pipelines.parity.causes import Change, Hint, Measured, explain, like
+from mteb_vllm.pipelines.parity.causes import Change, Measured
+from mteb_vllm.pipelines.parity.trials import SPECIAL_TOKENS, Limits, Sample, Trials, Values
 
 logger = logging.getLogger(__name__)
-
-Scores = npt.NDArray[np.float32]
 
 # Up to this share of the scores' range, two scores in float32 are the same.
 SAME = 1e-4
@@ -30,9 +28,9 @@ _ACTIVATIONS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class PairSample:
-    """Pairs on which the two sides differ, and some on which they hardly do.
+@dataclass(frozen=True, kw_only=True)
+class PairSample(Sample):
+    """Pairs, and their scores on both sides.
 
     Attributes:
         pairs: Query and document of each, without prefixes.
@@ -40,8 +38,6 @@ class PairSample:
         other: What the engine under test reads them through.
         own_instructions: The reference's instruction for each.
         other_instructions: The engine's, likewise.
-        reference: float32 array, shape (n,): the reference's scores.
-        scores: The engine's, likewise; None where it gave none, since they are not finite.
     """
 
     pairs: list[tuple[str, str]]
@@ -49,49 +45,22 @@ class PairSample:
     other: ScoreTemplate
     own_instructions: list[str]
     other_instructions: list[str]
-    reference: Scores
-    scores: Scores | None
 
 
-class PairTrials:
-    """A reference that can be varied.
+class PairTrials(Trials):
+    """A reranker that can be varied: template, prefixes, instruction, activation, truncation, special tokens."""
 
-    Args:
-        engine: An open engine of sentence-transformers.
-        sample: The pairs.
-    """
+    not_reproduced = "the reference does not score the pairs again as it did: nothing was varied"
+    all_same = "the scores are the same: the difference comes from what is made of them"
+    sample: PairSample
 
-    def __init__(self, engine: Any, sample: PairSample) -> None:
-        self.engine, self.sample = engine, sample
-
-    @property
-    def spread(self) -> float:
-        """The range of both sides' scores."""
-        assert self.sample.scores is not None
-        return float(np.ptp(np.concatenate([self.sample.scores, self.sample.reference])))
-
-    def useless(self) -> str:
-        """Why varying the reference would show nothing; empty if it would."""
-        made = self.scores({})
-        if made is None or measured(made, self.sample.reference).deviation > SAME * self.spread:
-            return "the reference does not score the pairs again as it did: nothing was varied"
-        assert self.sample.scores is not None
-        if measured(made, self.sample.scores).deviation <= SAME * self.spread:
-            return "the scores are the same: the difference comes from what is made of them"
-        return ""
-
-    def hints(self, length: int, together: int) -> list[Hint]:
-        """The variants that explain it, best first.
-
-        Args:
-            length: The context of the engine under test, in tokens.
-            together: How many things are varied at once, 1 or 2.
-        """
-        limits = {"floor": SAME * self.spread, "enough": ENOUGH * self.spread}
-        return explain(self.changes(length), self.measure, together=together, **limits)
+    def limits(self) -> Limits:
+        """See `Trials.limits`."""
+        spread = float(np.ptp(np.concatenate([self.observed, self.sample.reference])))
+        return Limits(reproduced=SAME * spread, same=SAME * spread, enough=ENOUGH * spread)
 
     def changes(self, length: int) -> list[Change]:
-        """What can be varied, towards an engine with a context of `length` tokens."""
+        """See `Trials.changes`."""
         own, other, found = self.sample.own, self.sample.other, []
         way = "score_template"
         if own.text != other.text:
@@ -109,16 +78,10 @@ class PairTrials:
             if activation != own.activation:
                 change = {"activation": activation}
                 found.append(Change("activation", "activation", change, words, f"{way}.activation"))
-        limit = self.engine.max_model_len
-        for tokens in dict.fromkeys((length, limit // 2, limit * 2)):
-            if tokens != limit:
-                found.append(Change("truncation", "length", tokens, f"cut at {tokens} tokens", "engine.max_model_len"))
-        way = "the model's tokenizer files"
-        found.append(Change("special tokens", "special", False, "without special tokens", way))
-        return found
+        return [*found, *self.lengths(length), SPECIAL_TOKENS]
 
-    def scores(self, parts: Mapping[str, Any]) -> Scores | None:
-        """The scores of a variant, shape (n,); None where the model cannot be varied so."""
+    def vary(self, parts: Mapping[str, Any]) -> Values | None:
+        """Return the scores of a variant, shape (n,); None where the model cannot be varied so."""
         template = self.sample.own
         for part in ("template", "prefixes", "activation"):
             template = replace(template, **parts.get(part, {}))
@@ -130,13 +93,20 @@ class PairTrials:
             logger.info("the reference cannot be varied by %s: %s", dict(parts), error)
             return None
 
-    def measure(self, parts: Mapping[str, Any]) -> Measured | None:
-        """How far a variant is from the engine under test."""
-        made = self.scores(parts)
-        assert self.sample.scores is not None
-        return None if made is None else measured(made, self.sample.scores)
+    def measured(self, one: Values, other: Values) -> Measured:
+        """Return how far scores are from others, shape (n,) both."""
+        apart = np.abs(one.astype(np.float64) - other.astype(np.float64))
+        worst = float(apart.max()) if np.isfinite(apart).all() else float("inf")
+        return Measured(worst, worst, float(np.median(apart)), f"the largest difference of a score is {worst:.3g}")
 
-    def _scores(self, template: ScoreTemplate, instructions: list[str], length: int | None, special: bool) -> Scores:
+    def as_is(self) -> tuple[Values, str]:
+        """See `Trials.as_is`."""
+        try:
+            return self._scores(self.sample.own, self.sample.own_instructions, None, True), ""
+        except NonFiniteError as error:
+            return np.empty(0, dtype=np.float32), f" fails, too: {error}"
+
+    def _scores(self, template: ScoreTemplate, instructions: list[str], length: int | None, special: bool) -> Values:
         made = np.empty(len(self.sample.pairs), dtype=np.float32)
         for instruction in dict.fromkeys(instructions):
             rows = [at for at, own in enumerate(instructions) if own == instruction]
@@ -150,7 +120,7 @@ class PairTrials:
 
     def _whole(
         self, queries: list[str], documents: list[str], text: str | None, template: ScoreTemplate, length: int | None
-    ) -> Scores:
+    ) -> Values:
         engine, model = self.engine, self.engine.model
         before = model.max_seq_length
         if length is not None:
@@ -161,7 +131,7 @@ class PairTrials:
         finally:
             model.max_seq_length = before
 
-    def _bare(self, queries: list[str], documents: list[str], text: str | None, template: ScoreTemplate) -> Scores:
+    def _bare(self, queries: list[str], documents: list[str], text: str | None, template: ScoreTemplate) -> Values:
         """Without special tokens."""
         tokenizer, limit, pairs = self.engine.tokenizer, self.engine.max_model_len, []
         for query, document in zip(queries, documents, strict=True):
@@ -174,39 +144,5 @@ class PairTrials:
                 rendered = render_pair(tokenizer, text, query, document)
                 ids = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"][:limit]
                 pairs.append(LongPair(ids, None, False))
-        made: Scores = self.engine.score_tokens(pairs, activation=template.activation).values
+        made: Values = self.engine.score_tokens(pairs, activation=template.activation).values
         return (1 / (1 + np.exp(-made))).astype(np.float32) if template.activation == "sigmoid" else made
-
-
-def measured(one: Scores, other: Scores) -> Measured:
-    """How far scores are from others, shape (n,) both."""
-    apart = np.abs(one.astype(np.float64) - other.astype(np.float64))
-    worst = float(apart.max()) if np.isfinite(apart).all() else float("inf")
-    return Measured(worst, worst, float(np.median(apart)), f"the largest difference of a score is {worst:.3g}")
-
-
-def dtype_hint(other: Any, sample: PairSample, dtype: str) -> Hint | None:
-    """Whether the engine's dtype explains it.
-
-    Args:
-        other: The reference, opened in that dtype.
-        sample: Pairs with the reference's scores, and the engine's where these are finite.
-        dtype: The dtype.
-    """
-    from mteb_vllm.errors import NonFiniteError
-
-    try:
-        made = PairTrials(other, sample)._scores(sample.own, sample.own_instructions, None, True)
-    except NonFiniteError as error:
-        if sample.scores is not None:
-            return None
-        return Hint("dtype", f"in {dtype} the reference fails, too: {error}", 0.0, 0.0)
-    if sample.scores is None:
-        return None
-    own, observed = measured(made, sample.reference), measured(sample.scores, sample.reference)
-    if not like(own, observed):
-        return None
-    says = (
-        f"in {dtype} the reference is as far from itself: {own.says}; of the engine {observed.says}. See engine.dtype."
-    )
-    return Hint("dtype", says, own.worst, own.median)

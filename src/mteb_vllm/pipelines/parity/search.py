@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from mteb_vllm.engines.base import open_engine
-from mteb_vllm.pipelines.parity import pair_trials, vector_trials
 from mteb_vllm.pipelines.parity.capture import Captured
 from mteb_vllm.pipelines.parity.causes import Hint
 from mteb_vllm.pipelines.parity.pair_trials import PairSample, PairTrials
 from mteb_vllm.pipelines.parity.sides import SideRunner
-from mteb_vllm.pipelines.parity.vector_trials import Sample, VectorTrials
+from mteb_vllm.pipelines.parity.trials import Sample, Trials
+from mteb_vllm.pipelines.parity.vector_trials import TextSample, VectorTrials
 from mteb_vllm.pipelines.parity.verdict import is_pairs, sample_rows
 
 logger = logging.getLogger(__name__)
@@ -60,10 +60,9 @@ class Search:
         mine, theirs = self._differing(tasks)
         if mine is None or theirs is None:
             return [], ""
-        sample: Any = self._sample(theirs, mine)
+        sample = self._sample(theirs, mine)
         hint = self._dtype(sample, under_test.dtype)
-        engine = self.reference.model.engine
-        trials: Any = VectorTrials(engine, sample) if isinstance(sample, Sample) else PairTrials(engine, sample)
+        trials = _trials(self.reference.model.engine, sample)
         note = trials.useless()
         found = [] if note else trials.hints(under_test.max_model_len, 1)
         if not found and hint is not None:
@@ -100,7 +99,7 @@ class Search:
         order = sorted(range(len(whole.keys)), key=lambda row: -sum(map(len, whole.items[row][2])))
         return whole.only(order[: MANY // 2] + order[MANY // 2 :: max(2 * len(order) // MANY, 1)][: MANY // 2])
 
-    def _sample(self, theirs: Captured, mine: Captured | None) -> Sample | PairSample:
+    def _sample(self, theirs: Captured, mine: Captured | None) -> Sample:
         own = [self._before(self.reference.model, task, side) for task, side, _ in theirs.items]
         other = [self._before(self.engine.model, task, side) for task, side, _ in theirs.items]
         if is_pairs(theirs):
@@ -111,29 +110,36 @@ class Search:
                 own_instructions=own,
                 other_instructions=other,
                 reference=theirs.values[:, 0],
-                scores=None if mine is None else mine.values[:, 0],
+                observed=None if mine is None else mine.values[:, 0],
             )
         texts = [texts[0] for _, _, texts in theirs.items]
-        return Sample(texts, own, other, theirs.values, None if mine is None else mine.values)
+        observed = None if mine is None else mine.values
+        return TextSample(texts=texts, own=own, other=other, reference=theirs.values, observed=observed)
 
     def _before(self, model: Any, task: str, side: str) -> str:
         """What a model read in front of a text of a side; of pairs, their instruction."""
         said = model.applied.get((task, None if side == "texts" else side)) or {}
         return said.get("prefix") or ""
 
-    def _dtype(self, sample: Any, dtype: str) -> Hint | None:
+    def _dtype(self, sample: Sample, dtype: str) -> Hint | None:
         """Whether the dtype of the engine under test explains it: the reference opens in that dtype."""
         spec = self.reference.model.spec
         if dtype == spec.args.get("dtype"):
             return None
         try:
             other = open_engine(replace(spec, args={**spec.args, "dtype": dtype}))
-            kind: Any = vector_trials if isinstance(sample, Sample) else pair_trials
-            hint: Hint | None = kind.dtype_hint(other, sample, dtype)
+            hint = _trials(other, sample).dtype_hint(dtype)
         except Exception as error:  # a dtype that the device does not have
             logger.info("the reference cannot be had in %s: %s", dtype, error)
             return None
         return hint
+
+
+def _trials(engine: Any, sample: Sample) -> Trials:
+    if isinstance(sample, PairSample):
+        return PairTrials(engine, sample)
+    assert isinstance(sample, TextSample)
+    return VectorTrials(engine, sample)
 
 
 def _together(some: Sequence[Captured]) -> Captured:

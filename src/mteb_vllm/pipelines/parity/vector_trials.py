@@ -8,80 +8,59 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mteb_vllm.pipelines.parity.agreement import cosines, deviations, length_ratios
-from mteb_vllm.pipelines.parity.causes import Change, Hint, Measured, explain, like
+from mteb_vllm.pipelines.parity.causes import Change, Measured
+from mteb_vllm.pipelines.parity.trials import SPECIAL_TOKENS, Limits, Sample, Trials, Values
 
 logger = logging.getLogger(__name__)
 
-Vectors = npt.NDArray[np.float32]
-
 POOLINGS = {"cls": "CLS", "mean": "mean", "lasttoken": "last-token", "max": "max"}
-# Below this, two vectors in float32 are the same.
-SAME = 1e-5
-# A deviation of at most this (cosine 0.999) can be called explained.
-ENOUGH = 1e-3
+# A deviation of 1e-3 is a cosine of 0.999.
+LIMITS = Limits(reproduced=1e-4, same=1e-5, enough=1e-3)
 BATCH = 16
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Texts on which the two sides differ, and some on which they hardly do.
+@dataclass(frozen=True, kw_only=True)
+class TextSample(Sample):
+    """Texts, and their embeddings on both sides.
 
     Attributes:
         texts: The texts, without prompts.
-        own: What the reference read in front of each.
-        other: What the engine under test read in front of each.
-        reference: float32 array, shape (n, dim): the reference's embeddings.
-        vectors: The engine's, likewise; None where it gave none, since they are not finite.
+        own: The reference's prompt of each.
+        other: That of the engine under test.
     """
 
     texts: list[str]
     own: list[str]
     other: list[str]
-    reference: Vectors
-    vectors: Vectors | None
 
 
-class VectorTrials:
-    """A reference that can be varied.
+class VectorTrials(Trials):
+    """An embedding model that can be varied: pooling, normalisation, truncation, prompts, special tokens."""
 
-    Args:
-        engine: An open engine of sentence-transformers.
-        sample: The texts.
-    """
+    not_reproduced = (
+        "the model's parts, put together by hand, do not make the reference's embeddings: nothing was varied"
+    )
+    all_same = "the embeddings are the same: the difference comes from what is made of them"
+    sample: TextSample
 
-    def __init__(self, engine: Any, sample: Sample) -> None:
+    def __init__(self, engine: Any, sample: TextSample) -> None:
+        super().__init__(engine, sample)
         modules = list(engine.model.children())
         names = [type(module).__name__ for module in modules]
         self.at = names.index("Pooling") if "Pooling" in names else None
-        self.engine, self.sample, self.modules = engine, sample, modules
+        self.modules = modules
         self.normalises = "Normalize" in names
         self.pooling = _mode(modules[self.at]) if self.at is not None else "?"
         self._pooled: dict[tuple[Any, ...], dict[str, Any]] = {}
 
-    def useless(self) -> str:
-        """Why varying the reference would show nothing; empty if it would."""
-        made = self.vectors({}) if self.at is not None else None
-        if made is None or float(deviations(made, self.sample.reference).max()) > ENOUGH / 10:
-            return "the model's parts, put together by hand, do not make the reference's embeddings: nothing was varied"
-        assert self.sample.vectors is not None
-        if float(deviations(made, self.sample.vectors).max()) <= SAME:
-            return "the embeddings are the same: the difference comes from what is made of them"
-        return ""
-
-    def hints(self, length: int, together: int) -> list[Hint]:
-        """The variants that explain it, best first.
-
-        Args:
-            length: The context of the engine under test, in tokens.
-            together: How many things are varied at once, 1 or 2.
-        """
-        return explain(self.changes(length), self.measure, floor=SAME, enough=ENOUGH, together=together)
+    def limits(self) -> Limits:
+        """See `Trials.limits`."""
+        return LIMITS
 
     def changes(self, length: int) -> list[Change]:
-        """What can be varied, towards an engine with a context of `length` tokens."""
+        """See `Trials.changes`."""
         found = [
             Change("pooling", "pooling", mode, f"with {name} pooling", "engine.pooler_config (seq_pooling_type)")
             for mode, name in POOLINGS.items()
@@ -90,24 +69,21 @@ class VectorTrials:
         words = "without normalisation" if self.normalises else "with normalisation"
         way = "engine.pooler_config (use_activation)"
         found.append(Change("normalisation", "normalise", not self.normalises, words, way))
-        own, longest = self.engine.max_model_len, self._longest()
-        for tokens in dict.fromkeys((length, own // 2, own * 2)):
-            if tokens != own and min(tokens, own) < longest:
-                found.append(Change("truncation", "length", tokens, f"cut at {tokens} tokens", "engine.max_model_len"))
+        found += self.lengths(length, self._longest())
         sample, way = self.sample, "prompts and instruction"
         if sample.own != sample.other:
             words = "with the engine's prompts" if any(sample.other) else "without prompts"
             found.append(Change("prompt", "prompts", "other", words, way))
         if any(sample.own) and any(sample.other):
             found.append(Change("prompt", "prompts", "none", "without prompts", way))
-        way = "the model's tokenizer files"
-        found.append(Change("special tokens", "special", False, "without special tokens", way))
-        return found
+        return [*found, SPECIAL_TOKENS]
 
-    def vectors(self, parts: Mapping[str, Any]) -> Vectors | None:
-        """The embeddings of a variant, shape (n, dim); None where the model cannot be varied so."""
+    def vary(self, parts: Mapping[str, Any]) -> Values | None:
+        """Return the embeddings of a variant, shape (n, dim); None where the model cannot be varied so."""
         import torch
 
+        if self.at is None:
+            return None
         reading = (
             parts.get("prompts", "own"),
             parts.get("length", self.engine.max_model_len),
@@ -120,7 +96,7 @@ class VectorTrials:
             features = {"sentence_embedding": self._pooled[reading][parts.get("pooling", "own")][:, : self.engine.dim]}
             normalise = parts.get("normalise", self.normalises)
             with torch.inference_mode():
-                for module in self.modules[(self.at or 0) + 1 :]:
+                for module in self.modules[self.at + 1 :]:
                     if normalise or type(module).__name__ != "Normalize":
                         features = module(features)
                 made = features["sentence_embedding"]
@@ -129,16 +105,29 @@ class VectorTrials:
         except (RuntimeError, IndexError, ValueError, KeyError) as error:
             logger.info("the reference cannot be varied by %s: %s", dict(parts), error)
             return None
-        array: Vectors = made.float().cpu().numpy()
+        array: Values = made.float().cpu().numpy()
         return array
 
-    def measure(self, parts: Mapping[str, Any]) -> Measured | None:
-        """How far a variant is from the engine under test."""
-        made = self.vectors(parts)
-        assert self.sample.vectors is not None
-        if made is None or made.shape != self.sample.vectors.shape:
-            return None
-        return measured(made, self.sample.vectors)
+    def measured(self, one: Values, other: Values) -> Measured:
+        """Return how far embeddings are from others, shape (n, dim) both."""
+        away, found, ratios = deviations(one, other), cosines(one, other), length_ratios(one, other)
+        worst, median = float(found.min()), float(np.median(found))
+        says = f"the worst cosine is {worst:.5f}"
+        low, high = float(ratios.min()), float(ratios.max())
+        if max(abs(low - 1), abs(high - 1)) > 0.01:
+            says += f" and the lengths are {low:.3g} to {high:.3g} times the engine's"
+        return Measured(float(away.max()), worst, median, says)
+
+    def as_is(self) -> tuple[Values, str]:
+        """See `Trials.as_is`."""
+        texts = [prefix + text for prefix, text in zip(self.sample.own, self.sample.texts, strict=True)]
+        starts = range(0, len(texts), BATCH)
+        made = np.concatenate([self.engine.embed(texts[at : at + BATCH], False)[0] for at in starts])
+        broken = ~np.isfinite(made).all(axis=1)
+        if not broken.any():
+            return made, ""
+        says = f", too, gives NaN or Inf, for {broken.sum()} of {len(texts)} texts; in its own dtype for none"
+        return made, f"{says}. See engine.dtype."
 
     def _longest(self) -> int:
         """The tokens of the longest text: where both limits are beyond it, none of the two cuts anything."""
@@ -177,43 +166,6 @@ class VectorTrials:
                     found[mode].append(_pooled(tokens, mask, mode))
         back = np.argsort(order)
         return {mode: torch.cat(parts)[back] for mode, parts in found.items()}
-
-
-def measured(one: Vectors, other: Vectors) -> Measured:
-    """How far embeddings are from others, shape (n, dim) both."""
-    away, found, ratios = deviations(one, other), cosines(one, other), length_ratios(one, other)
-    worst, median = float(found.min()), float(np.median(found))
-    says = f"the worst cosine is {worst:.5f}"
-    low, high = float(ratios.min()), float(ratios.max())
-    if max(abs(low - 1), abs(high - 1)) > 0.01:
-        says += f" and the lengths are {low:.3g} to {high:.3g} times the engine's"
-    return Measured(float(away.max()), worst, median, says)
-
-
-def dtype_hint(other: Any, sample: Sample, dtype: str) -> Hint | None:
-    """Whether the engine's dtype explains it.
-
-    Args:
-        other: The reference, opened in that dtype.
-        sample: Texts with the reference's embeddings, and the engine's where these are finite.
-        dtype: The dtype.
-    """
-    texts = [prefix + text for prefix, text in zip(sample.own, sample.texts, strict=True)]
-    made = np.concatenate([other.embed(texts[at : at + BATCH], False)[0] for at in range(0, len(texts), BATCH)])
-    broken = ~np.isfinite(made).all(axis=1)
-    way = "See engine.dtype."
-    if broken.any():
-        if sample.vectors is not None:
-            return None
-        says = f"in {dtype} the reference, too, gives NaN or Inf, for {broken.sum()} of {len(texts)} texts"
-        return Hint("dtype", f"{says}; in its own dtype for none. {way}", 0.0, 0.0)
-    if sample.vectors is None:
-        return None
-    own, observed = measured(made, sample.reference), measured(sample.vectors, sample.reference)
-    if not like(own, observed):
-        return None
-    says = f"in {dtype} the reference is as far from itself: {own.says}; of the engine {observed.says}. {way}"
-    return Hint("dtype", says, own.worst, own.median)
 
 
 def _mode(pooling: Any) -> str:
