@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from mteb_vllm.report.comparison import Comparison, Effect, Row
-from mteb_vllm.report.formatting import MOST_NAMES, called, count, named, names, rate, signed, times
+from mteb_vllm.report.formatting import MOST_NAMES, count, describe_point, join_names, point_name, rate, signed, times
 from mteb_vllm.report.points import Throughput
 
 # More effects of one setting than this nobody reads.
@@ -30,16 +30,16 @@ def _failed(comparison: Comparison) -> list[str]:
     if not failed:
         return []
     of = "The point" if len(rows) == 1 else f"{len(failed)} of {count(len(rows), 'point')}"
-    return [f"{of} failed, in part or as a whole: {names(failed)}."]
+    return [f"{of} failed, in part or as a whole: {join_names(failed)}."]
 
 
 def _means(comparison: Comparison) -> list[str]:
-    """What stands in the way of an answer."""
+    """Return what stands in the way of an answer."""
     rows, lines = [row for row in comparison.rows if row.point.for_scores], []
     if partial := [row.point.name for row in rows if "incomplete" in row.point.facts]:
         lines.append(
-            f"The results of {names(partial)} hold only some of the splits and subsets that count for a task: such a score "
-            "is the mean over those that are there."
+            f"The results of {join_names(partial)} hold only some of the splits and subsets that count for a task: such a "
+            "score is the mean over those that are there."
         )
     without = [row.point.name for row in rows if row.mean is None]
     if not comparison.shared:
@@ -48,9 +48,9 @@ def _means(comparison: Comparison) -> list[str]:
         lines.append("No point has all scores, so that there are no means and no best point.")
         nowhere = [name for name in comparison.shared if all(row.scores[name] is None for row in rows)]
         if nowhere:
-            lines.append(f"No point has a score for {names(nowhere)}.")
+            lines.append(f"No point has a score for {join_names(nowhere)}.")
     elif without:
-        lines.append(f"{count(len(without), 'point')} without all scores cannot be the best: {names(without)}.")
+        lines.append(f"{count(len(without), 'point')} without all scores cannot be the best: {join_names(without)}.")
     if left_out := len(comparison.tasks) - len(comparison.shared):
         lines.append(f"{count(left_out, 'task')} that not all points have are in no mean.")
     return lines
@@ -64,9 +64,8 @@ def _points(comparison: Comparison) -> list[str]:
     if len(comparison.rows) == 1:
         return [f"One point: mean {best.mean:.5f} {over}{_at(best)}. There is nothing to compare it with."]
     baseline = next(row for row in comparison.rows if row.point.name == comparison.baseline)
-    lines = [
-        f"Best: {named(comparison, best)}, mean {best.mean:.5f} {over}{_at(best)}.{_against(best, baseline, 'baseline')}"
-    ]
+    against = _against(best, baseline, "baseline")
+    lines = [f"Best: {describe_point(comparison, best)}, mean {best.mean:.5f} {over}{_at(best)}.{against}"]
     if fast is None or fast.speed is None or fast.mean is None:
         return [*lines, _why_no_speed(comparison)]
     good = sum(row.good for row in comparison.rows)
@@ -75,10 +74,12 @@ def _points(comparison: Comparison) -> list[str]:
         lines.append(f"It is also the fastest {within}.")
     else:
         differences = _against(fast, best, "best") + ("" if best is baseline else _against(fast, baseline, "baseline"))
-        lines.append(f"Fastest {within}: {named(comparison, fast)}, mean {fast.mean:.5f}{_at(fast)}.{differences}")
+        lines.append(
+            f"Fastest {within}: {describe_point(comparison, fast)}, mean {fast.mean:.5f}{_at(fast)}.{differences}"
+        )
     if fast.speed.of != fast.point.name:
-        where = f"measured in {called(fast.speed.of)}, on the same engine"
-        lines.append(f"The speed of {called(fast.point.name)} was {where}: it computed too little itself.")
+        where = f"measured in {point_name(fast.speed.of)}, on the same engine"
+        lines.append(f"The speed of {point_name(fast.point.name)} was {where}: it computed too little itself.")
     if silent := sum(row.speed is None for row in comparison.rows if row.good):
         lines.append(f"The speed of {count(silent, 'point')} within {comparison.epsilon:g} of the best is not known.")
     return lines
@@ -94,7 +95,7 @@ def _why_no_speed(comparison: Comparison) -> str:
 
 
 def _against(row: Row, other: Row, part: str) -> str:
-    """A sentence on how a point differs from another."""
+    """Return a sentence on how a point differs from another."""
     if row is other:
         return f" It is the {part}."
     words = [signed(row.mean - other.mean)] if row.mean is not None and other.mean is not None else []
@@ -103,7 +104,7 @@ def _against(row: Row, other: Row, part: str) -> str:
         words.append(
             "as fast, on the same engine" if same else f"{row.speed.texts / other.speed.texts:.2f} times as fast"
         )
-    return f" Against the {part}, {called(other.point.name)}: {', '.join(words)}." if words else ""
+    return f" Against the {part}, {point_name(other.point.name)}: {', '.join(words)}." if words else ""
 
 
 def _at(row: Row) -> str:
@@ -111,7 +112,7 @@ def _at(row: Row) -> str:
 
 
 def _throughput(comparison: Comparison) -> list[str]:
-    """The fastest point, those that are as fast, the shortest latency, and what stands in the way of comparing them."""
+    """Return the fastest point, those as fast, the shortest latency, and what stands in the way of comparing them."""
     rows = [row for row in comparison.rows if row.point.throughput is not None]
     if not rows:
         return []
@@ -129,7 +130,7 @@ def _throughput(comparison: Comparison) -> list[str]:
         assert said is not None and said.requests is not None
         lines.append(f"{_fastest_throughput(comparison, fastest, said, len(rows))}{_roof(said)}")
         if alike := [row.point.name for row in rows if row is not fastest and _as_fast(row.point.throughput, said)]:
-            lines.append(f"Within the spread of the repeats as fast: {names(alike)}.")
+            lines.append(f"Within the spread of the repeats as fast: {join_names(alike)}.")
     lines += _latency(comparison, rows)
     lengths = dict.fromkeys(row.point.throughput.lengths for row in rows if row.point.throughput)
     if len(lengths) > 1:
@@ -140,7 +141,7 @@ def _throughput(comparison: Comparison) -> list[str]:
 
 
 def _parity(comparison: Comparison) -> list[str]:
-    """How many points passed, the fastest of them, and what those that did not are off by."""
+    """Return how many points passed, the fastest of them, and how far off those are that did not."""
     found = [(row, row.point.parity) for row in comparison.rows if row.point.parity is not None]
     if not found:
         return []
@@ -150,14 +151,14 @@ def _parity(comparison: Comparison) -> list[str]:
     lines = [f"Parity: {len(found) - len(failed):,} of {of} passed. The reference: {references}."]
     if (passed := comparison.passed) is not None and passed.parity_speed is not None and len(found) > 1:
         speed = passed.parity_speed
-        where = "" if speed.of == passed.point.name else f", measured in {called(speed.of)}"
-        lines.append(f"Fastest that passed: {named(comparison, passed)}, {speed.tokens:,.0f} tokens/s{where}.")
+        where = "" if speed.of == passed.point.name else f", measured in {point_name(speed.of)}"
+        lines.append(f"Fastest that passed: {describe_point(comparison, passed)}, {speed.tokens:,.0f} tokens/s{where}.")
     for row, said in failed[:MOST_NAMES]:
         words = [] if said.difference is None else [f"{signed(said.difference)} in {said.task}"]
         words += [] if said.cosine is None else [f"lowest cosine {said.cosine:.5f}"]
         hint = f" {said.hint[:1].upper()}{said.hint[1:]}." if said.hint else ""
         off = f": at worst {', '.join(words)}" if words else f": {said.reason}" if said.reason else ""
-        lines.append(f"Not passed: {named(comparison, row)}{off}.{hint}")
+        lines.append(f"Not passed: {describe_point(comparison, row)}{off}.{hint}")
     if len(failed) > MOST_NAMES:
         lines.append(f"{len(failed) - MOST_NAMES:,} others did not pass either.")
     return lines
@@ -166,13 +167,13 @@ def _parity(comparison: Comparison) -> list[str]:
 def _fastest_throughput(comparison: Comparison, row: Row, said: Throughput, points: int) -> str:
     speed = f"{rate(said.requests)} requests/s" + ("" if said.tokens is None else f", {said.tokens:,.0f} tokens/s")
     if points == 1:
-        return f"Throughput of {called(row.point.name)}: {speed} with everything at once."
+        return f"Throughput of {point_name(row.point.name)}: {speed} with everything at once."
     against = ""
     if row.point.name == comparison.baseline:
         against = " It is the baseline."
     elif row.ratio is not None:
-        against = f" Against the baseline, {called(comparison.baseline)}: {times(row.ratio)}."
-    return f"Fastest: {named(comparison, row)}, {speed} with everything at once.{against}"
+        against = f" Against the baseline, {point_name(comparison.baseline)}: {times(row.ratio)}."
+    return f"Fastest: {describe_point(comparison, row)}, {speed} with everything at once.{against}"
 
 
 def _roof(said: Throughput) -> str:
@@ -194,7 +195,7 @@ def _latency(comparison: Comparison, rows: list[Row]) -> list[str]:
     if not latencies:
         return []
     p50, row = min(latencies, key=lambda one: one[0])
-    whose = f": {named(comparison, row)}" if len(latencies) > 1 else ""
+    whose = f": {describe_point(comparison, row)}" if len(latencies) > 1 else ""
     return (
         [f"Shortest latency of one request alone{whose}, median {p50:,.1f} ms."]
         if whose
@@ -225,7 +226,7 @@ def _effects(comparison: Comparison) -> list[str]:
 
 
 def _most_different(effects: Sequence[Effect]) -> list[Effect]:
-    """Those that change most, score and speed counting alike."""
+    """Return the effects that change most, score and speed counting alike."""
     scores = [abs(effect.score or 0.0) for effect in effects]
     speeds = [abs(math.log(effect.speed or 1.0)) for effect in effects]
     largest = max(scores, default=0.0) or 1.0, max(speeds, default=0.0) or 1.0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def build_report(runs: Sequence[str | Path], folder: Path, config: ReportConfig, console: Console) -> Comparison:
-    """Compares runs, shows it, and writes `report.md`, `report.csv`, `report.html` and its pictures.
+    """Compare runs, show the comparison, and write `report.md`, `report.csv`, `report.html` and its pictures.
 
     Args:
         runs: Folders of sweeps, of runs, or of results in mteb's layout.
@@ -35,7 +35,7 @@ def build_report(runs: Sequence[str | Path], folder: Path, config: ReportConfig,
         ConfigError: if there is nothing under one of `runs`, or no point has the baseline's name.
         StorageError: if something of it could not be written; what could be is there.
     """
-    with _no_search_for_cycles():
+    with _no_garbage_collection():
         return _build(runs, folder, config, console)
 
 
@@ -67,8 +67,11 @@ def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, conso
 
 
 @contextlib.contextmanager
-def _no_search_for_cycles() -> Iterator[None]:
-    """A thousand records are millions of objects, and none is in a cycle: looking for some takes a fifth of the time."""
+def _no_garbage_collection() -> Iterator[None]:
+    """Switch garbage collection off.
+
+    A thousand records are millions of objects, and none is in a cycle: looking for some takes a fifth of the time.
+    """
     searching = gc.isenabled()
     gc.disable()
     try:

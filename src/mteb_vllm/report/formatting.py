@@ -19,18 +19,18 @@ def settings_text(columns: Sequence[str], values: Sequence[str]) -> str:
     return ", ".join(f"{column}={value}" for column, value in zip(columns, values, strict=True) if value)
 
 
-def called(name: str) -> str:
+def point_name(name: str) -> str:
     """Return a point's name as it stands in a sentence."""
     return f"point {name}" if name.isdigit() else name
 
 
-def named(comparison: Comparison, row: Row) -> str:
+def describe_point(comparison: Comparison, row: Row) -> str:
     """Return a point's name and settings as they stand in a sentence."""
     settings = settings_text(comparison.columns, row.settings)
-    return f"{called(row.point.name)}{f' ({settings})' if settings else ''}"
+    return f"{point_name(row.point.name)}{f' ({settings})' if settings else ''}"
 
 
-def names_among(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
+def distinct_names(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     """Return what tells rows apart: settings by the last parts of their keys where these differ; "" of a row alone."""
     if len(rows) < 2:
         return [""] * len(rows)
@@ -41,12 +41,12 @@ def names_among(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     names = [settings_text(keys, [row.settings[at] for at in differing]) for row in rows]
     # Those that differ in nothing else are told apart by the points' names.
     return [
-        name if name and names.count(name) == 1 else f"{called(row.point.name)}{f': {name}' if name else ''}"
+        name if name and names.count(name) == 1 else f"{point_name(row.point.name)}{f': {name}' if name else ''}"
         for name, row in zip(names, rows, strict=True)
     ]
 
 
-def names(some: Sequence[str]) -> str:
+def join_names(some: Sequence[str]) -> str:
     """Return names in a row, the first ones where there are many."""
     more = f" and {len(some) - MOST_NAMES} more" if len(some) > MOST_NAMES else ""
     return f"{', '.join(some[:MOST_NAMES])}{more}"

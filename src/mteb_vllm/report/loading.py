@@ -21,7 +21,7 @@ _LOOKED_FOR = (
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Point]:
-    """Reads runs, sweeps, and folders of results in mteb's layout.
+    """Read runs, sweeps, and folders of results in mteb's layout.
 
     Points stand in the order of the paths; of one path, sweeps and single runs by the time when they began, the points of a
     sweep by their numbers. Where a folder holds runs, results below it are theirs and are not read.
@@ -113,12 +113,12 @@ def _in_order(runs: Sequence[FoundRun]) -> list[Point]:
 
 
 def _group(run: FoundRun) -> Path:
-    """A sweep's folder, or the run's own."""
+    """Return a sweep's folder, or the run's own."""
     return run.point.folder if run.number is None else run.point.folder.parent
 
 
 def _run_names(points: Iterable[Point]) -> dict[Path, str]:
-    """The shortest ends of the folders' paths that are all different."""
+    """Return the shortest ends of the folders' paths that are all different."""
     folders = [point.folder for point in points if point.source == "run"]
     for parts in range(1, max((len(folder.parts) for folder in folders), default=0) + 1):
         names = {folder: "/".join(folder.parts[-parts:]) for folder in folders}
@@ -128,7 +128,7 @@ def _run_names(points: Iterable[Point]) -> dict[Path, str]:
 
 
 def _result_names(points: Iterable[Point]) -> dict[Path, str]:
-    """The models' names, with as much of revision and experiment as it takes to tell them apart."""
+    """Return the models' names, with as much of revision and experiment as it takes to tell them apart."""
     models: dict[str, list[Point]] = {}
     for point in points:
         if point.source == "results":

@@ -29,7 +29,7 @@ RERANK_COLUMNS = (
 
 
 def prompt_rows(prompts: Prompts, tasks: Iterable[TaskInfo]) -> list[tuple[str, str, str, str]]:
-    """What stands in front of the texts, per task and side: (task, side, key, one rendered example)."""
+    """Return the prompts per task and side: (task, side, key, one rendered example)."""
     rows: list[tuple[str, str, str, str]] = []
     for task in tasks:
         for side in task.sides:
@@ -39,7 +39,7 @@ def prompt_rows(prompts: Prompts, tasks: Iterable[TaskInfo]) -> list[tuple[str, 
 
 
 def unused_keys(prompts: Prompts, tasks: Iterable[TaskInfo], template: ScoreTemplate | None = None) -> list[str]:
-    """The prompt keys that apply to nothing here; of a cross-encoder, those that are no instruction."""
+    """Return the prompt keys that apply to nothing here; of a cross-encoder, those that are no instruction."""
     used = applying_keys(prompts.values, tasks) if template is None else instruction_keys(prompts.values, tasks)
     if template is not None and not template.takes_instruction:
         used = set()
@@ -69,7 +69,7 @@ def prompts_in_words(record: Mapping[str, Any]) -> str:
 
 
 def print_pairs(console: Console, template: ScoreTemplate, prompts: Prompts, tasks: Sequence[TaskInfo]) -> None:
-    """Shows through what a reranker is about to read pairs."""
+    """Show the score template and the instructions through which a reranker is about to be given pairs."""
     rows = []
     for task in tasks:
         instruction = prompts.instruction(task, "query") if template.takes_instruction else Prefix()
@@ -79,14 +79,14 @@ def print_pairs(console: Console, template: ScoreTemplate, prompts: Prompts, tas
 
 
 def print_prompts(console: Console, prompts: Prompts, tasks: Sequence[TaskInfo]) -> None:
-    """Shows what the model is about to be given."""
+    """Show the prompts with which the model is about to be given texts."""
     _print_texts(console, prompts_record(prompts, tasks), ("task", "side", "key"), prompt_rows(prompts, tasks))
 
 
 def _print_texts(
     console: Console, record: Mapping[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
-    """Prints the prompts in effect and, a row each, the rendered texts, which are the last cells."""
+    """Print the prompts in effect and, a row each, the rendered texts, which are the last cells."""
     console.print_line(prompts_in_words(record), style="italic")
     table = Table(box=None, pad_edge=False)
     for column in (*columns, "what the model reads"):
@@ -99,7 +99,7 @@ def _print_texts(
 
 
 def print_run(console: Console, record: RunRecord) -> None:
-    """Shows the scores of one run, failures first, or what it measured."""
+    """Show the scores of one run, failures first, or what it measured."""
     console.print()
     if record.throughput:
         print_throughput(console, record)
@@ -141,7 +141,7 @@ def failure_lines(failure: Failure) -> list[str]:
 
 
 def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """A header, and one row a task; failures first, and the mean last where there are several scores."""
+    """Return a header, and one row a task; failures first, and the mean last where there are several scores."""
     reranked = bool(record.first_stage) or any(task.candidates for task in record.tasks)
     rows = []
     for task in sorted(record.tasks, key=lambda task: task.status != "failed"):
@@ -168,7 +168,7 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
 
 
 def _rerank_scores(tasks: Sequence[TaskOutcome]) -> tuple[str, ...]:
-    """First stage, reranked, gain, ceiling and the share of it that is reached; the means of several tasks."""
+    """Return first stage, reranked, gain, ceiling and the share of it that is reached; of several tasks their means."""
     first, reranked, gain, ceiling, share = (
         mean(getattr(task, name) for task in tasks)
         for name in ("first_stage", "main_score", "gain", "ceiling", "share")
@@ -191,7 +191,7 @@ def write_run(record: RunRecord, folder: Path) -> None:
 
 
 def run_markdown(record: RunRecord) -> str:
-    """The report of one run."""
+    """Return the report of one run."""
     model = record.settings.get("engine", {})
     lines = [
         f"# {inline(model.get('model', 'run'))}",
@@ -243,14 +243,14 @@ def _first_stage_lines(record: RunRecord) -> list[str]:
 
 
 def cut_by_first_stage(said: Mapping[str, Any]) -> Iterator[str]:
-    """What of a dense first stage's texts was too long; `said` is what the record says of it."""
+    """Return how many of a dense first stage's texts were too long; `said` is what the record says of it."""
     if truncated := said.get("truncated"):
         share = f"{truncated:,} of {said['texts']:,} texts ({truncated / said['texts']:.1%})"
         yield f"First stage: {share} are longer than its context and were cut."
 
 
 def cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
-    """What of a task's texts or pairs was empty or too long."""
+    """Return how many of a task's texts or pairs were empty or too long."""
     if not task.texts:
         return
     context = record.engine["resolved"]["max_model_len"]
@@ -280,7 +280,7 @@ def late_variables(record: RunRecord) -> Iterator[str]:
 
 
 def _in_effect(resolved: Mapping[str, Any]) -> str:
-    """What the engine was opened with in the end: pooling, normalisation, dimensions, context and special tokens."""
+    """Return what the engine was opened with in the end: pooling, normalisation, dimensions, context and special tokens."""
     words = []
     if resolved.get("pooling"):
         words.append(f"{resolved['pooling']} pooling")
@@ -295,7 +295,7 @@ def _in_effect(resolved: Mapping[str, Any]) -> str:
 
 
 def conclude(console: Console, record: RunRecord) -> None:
-    """Shows what was known already, what became of the embeddings, and where it all is."""
+    """Show how many results were known already, what became of the embeddings, and where it all is."""
     reused = sum(task.status == "reused" for task in record.tasks)
     if reused:
         text = f"{reused} of {len(record.tasks)} results were known already; to compute them again: results.reuse=none"

@@ -18,7 +18,7 @@ PAIR_COLUMNS = (*COLUMNS[:6], "largest score difference", *COLUMNS[7:])
 
 
 def print_parity(console: Console, parity: Mapping[str, Any]) -> None:
-    """Shows a verdict, why it is not better, and what would explain it."""
+    """Show a verdict, its reasons, and what would explain it."""
     columns, rows = parity_table(parity)
     table = Table(box=None, pad_edge=False)
     for at, column in enumerate(columns):
@@ -36,7 +36,7 @@ def print_parity(console: Console, parity: Mapping[str, Any]) -> None:
 
 
 def parity_markdown(parity: Mapping[str, Any]) -> list[str]:
-    """The same as lines of Markdown."""
+    """Return a verdict, its reasons, and what would explain it, as lines of Markdown."""
     lines = ["## Parity", "", inline(headline(parity)), "", *markdown(*parity_table(parity))]
     for title, some in (
         ("Reasons", _reasons(parity)), ("Worst texts", _worst(parity)), ("Hints", _hints(parity))
@@ -47,7 +47,7 @@ def parity_markdown(parity: Mapping[str, Any]) -> list[str]:
 
 
 def headline(parity: Mapping[str, Any]) -> str:
-    """The verdict in one sentence."""
+    """Return the verdict in one sentence."""
     failed = [task["task"] for task in parity["tasks"] if not task["passed"]]
     against = f"parity with {parity['reference']['says']}"
     if parity["passed"]:
@@ -56,7 +56,7 @@ def headline(parity: Mapping[str, Any]) -> str:
 
 
 def parity_table(parity: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """A header, and one row a task, split and subset."""
+    """Return a header, and one row a task, split and subset."""
     rows: list[tuple[str, ...]] = []
     for task in parity["tasks"]:
         splits = task["splits"] or [{"split": "", "metric": "", "reference": None, "engine": None, "difference": None}]

@@ -21,7 +21,7 @@ MANY = 200
 
 
 def write_plots(comparison: Comparison, folder: Path) -> list[Path]:
-    """Draws what there is to draw.
+    """Draw all pictures for which a comparison has figures.
 
     Args:
         comparison: What to draw.
@@ -50,7 +50,7 @@ def write_plots(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def quality_speed(comparison: Comparison) -> Figure | None:
-    """Mean scores against speeds, with the Pareto front; None if no point has both, or some count texts and others pairs.
+    """Draw mean scores against speeds; None if no point has both, or some count texts and others pairs.
 
     Points that were not run for their scores are not in it.
     """
@@ -106,7 +106,7 @@ def quality_speed(comparison: Comparison) -> Figure | None:
 
 
 def task_differences(comparison: Comparison) -> Figure | None:
-    """Per task, how far all points and the answer are from the baseline; None if there is nothing to compare."""
+    """Draw how far all points and the answer are from the baseline in each task; None if there is nothing to compare."""
     baseline = next(row for row in comparison.rows if row.point.name == comparison.baseline)
     spreads = []
     for task in comparison.tasks:
@@ -165,7 +165,7 @@ def _scale(axes: Axes, comparison: Comparison, speeds: list[float], means: list[
 
 
 def _kinds(comparison: Comparison, rows: list[Row]) -> tuple[list[int], dict[int, str]]:
-    """The style of each row, by the setting with the fewest values, and what the styles stand for."""
+    """Return the style of each row, by the setting with the fewest values, and what the styles stand for."""
     columns = range(len(comparison.columns))
     values_of = {at: dict.fromkeys(row.settings[at] for row in comparison.rows) for at in columns}
     at = min(columns, key=lambda at: len(values_of[at]), default=None)

@@ -24,7 +24,7 @@ DPI = 160
 
 
 def canvas(width: float, height: float, *widths: float) -> tuple[Figure, list[Axes]]:
-    """A figure, in inches, with one plot or several side by side, of these relative widths."""
+    """Return a figure, in inches, with one plot or several side by side, of these relative widths."""
     # Imported late: it takes half a second. No pyplot: it keeps figures, and may ask for a screen.
     from matplotlib.figure import Figure
 
@@ -39,14 +39,14 @@ def canvas(width: float, height: float, *widths: float) -> tuple[Figure, list[Ax
 
 
 def plain(words: str) -> str:
-    """Any words as matplotlib takes them: one short line, no formulas, and not hidden for a leading underscore."""
+    """Return any words as matplotlib takes them: one short line, no formulas, and not hidden for a leading underscore."""
     line = " ".join(visible(words).split())
     line = line if len(line) <= 60 else line[:59] + "…"
     return (" " if line.startswith("_") else "") + line.replace("$", r"\$")
 
 
 def write(path: Path, figure: Figure) -> Path:
-    """Writes a figure as PNG; a file that is there is replaced whole."""
+    """Write a figure as PNG; a file that is there is replaced as a whole."""
     picture = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a prompt may be in any script

@@ -66,7 +66,7 @@ class Throughput:
     device_mb: Amount | None
 
     def p50(self, batch_size: int) -> float | None:
-        """The median latency of steps of this size, in ms; None where there are none."""
+        """Return the median latency of steps of this size, in ms; None where there are none."""
         return next((step.p50 for step in self.steps if step.batch_size == batch_size), None)
 
 
@@ -186,7 +186,7 @@ class Point:
         return bool(self.failures) or any(task.failed for task in self.tasks)
 
     def total(self, figure: str) -> int | None:
-        """The sum of a figure over its tasks, as `computed`, as far as it is known; None where it is known of none.
+        """Return the sum of a figure over its tasks, as `computed`, as far as it is known; None where it is known of none.
 
         It is the point's own work: a task whose result was there already counts as 0.
         """

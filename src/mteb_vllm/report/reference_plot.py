@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mteb_vllm.report.comparison import Comparison
-from mteb_vllm.report.formatting import names_among
+from mteb_vllm.report.formatting import distinct_names
 from mteb_vllm.report.plotting import BAND, INK, LINE, QUIET, STYLES, canvas, plain
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _MOST_NAMES = 12
 
 
 def places(comparison: Comparison) -> list[tuple[int, float, float]]:
-    """Of each parity point that has both: its row, its tokens/s, and its worst absolute difference to the reference."""
+    """Return of each parity point that has both: row, tokens/s, and the worst absolute difference to the reference."""
     return [
         (at, row.parity_speed.tokens, abs(row.point.parity.difference))
         for at, row in enumerate(comparison.rows)
@@ -26,13 +26,13 @@ def places(comparison: Comparison) -> list[tuple[int, float, float]]:
 
 
 def tolerance(comparison: Comparison) -> float | None:
-    """The tolerance of main scores, where all parity points have the same."""
+    """Return the tolerance of main scores, where all parity points have the same."""
     found = {row.point.parity.tolerance for row in comparison.rows if row.point.parity is not None}
     return found.pop() if len(found) == 1 else None
 
 
 def reference_speed(comparison: Comparison) -> Figure | None:
-    """The worst difference to the reference against tokens/s; None if no point has both."""
+    """Draw the worst difference to the reference against tokens/s; None if no point has both."""
     drawn = places(comparison)
     if not drawn:
         return None
@@ -53,7 +53,7 @@ def reference_speed(comparison: Comparison) -> Figure | None:
         axes.axhspan(LEAST_DIFFERENCE / 6, limit, color=BAND, zorder=0)
         legend.append((Patch(color=BAND), f"within the tolerance of {limit:g}"))
     rows = [comparison.rows[at] for at, _, _ in drawn]
-    names = names_among(comparison, rows) if len(rows) <= _MOST_NAMES else []
+    names = distinct_names(comparison, rows) if len(rows) <= _MOST_NAMES else []
     verdicts, owns = [], []
     for row, tokens, off in zip(rows, speeds, differences, strict=True):
         verdicts.append(row.point.parity is not None and row.point.parity.passed)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.report.points import Point, TaskScore
-from mteb_vllm.report.run_records import in_short, shown
+from mteb_vllm.report.run_records import describe_error, short_text
 from mteb_vllm.results.digests import DamagedError, has_digest, read_verified
 from mteb_vllm.results.failures import of_damage
 from mteb_vllm.results.lookup import CEILING, model_folder
@@ -48,7 +48,7 @@ def _point(folder: Path, files: Sequence[Path]) -> Point | None:
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             # Whether a file that cannot be read was meant as a result, its name, its place or what is left of it says.
             meant = file.stem in mteb_catalogue().tasks or b'"task_name"' in content or _in_layout(folder)
-            (damaged if meant else others)[file] = f"{file} is no result that can be read ({in_short(error)})"
+            (damaged if meant else others)[file] = f"{file} is no result that can be read ({describe_error(error)})"
             continue
         tasks.append(task)
         versions.add(str(result.get("mteb_version")))
@@ -60,7 +60,7 @@ def _point(folder: Path, files: Sequence[Path]) -> Point | None:
         return None  # of ours, beside reranking runs: no model
     failures = [of_damage(why, file.stem) for file, why in sorted((damaged | others).items())]
     tasks += [TaskScore(failure.task or "", failed=True) for failure in failures]
-    facts |= {"versions.mteb": shown(", ".join(sorted(versions))), "incomplete": ", ".join(incomplete)}
+    facts |= {"versions.mteb": short_text(", ".join(sorted(versions))), "incomplete": ", ".join(incomplete)}
     known = [one for one in seconds if one is not None]
     return Point(
         name="",
@@ -121,9 +121,8 @@ def _facts(folder: Path) -> tuple[dict[str, str], str]:
                 raise ValueError(f"it is that of revision {found['revision']}")
             meta = found
         except (OSError, ValueError, AttributeError) as error:
-            problem = (
-                f"{file} cannot be read ({in_short(error)}): whose results these are is told by the folders' names"
-            )
+            why = describe_error(error)
+            problem = f"{file} cannot be read ({why}): whose results these are is told by the folders' names"
     model = of_model.parent.name.replace("__", "/", 1) if by_folders else folder.name
     revision = of_model.name if by_folders else ""
     facts = {
@@ -164,5 +163,5 @@ def _number(value: Any) -> float:
         ValueError: if it is no number, or none that a score or a time can have.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e9:
-        raise ValueError(f"a score or a time is {shown(value)}")
+        raise ValueError(f"a score or a time is {short_text(value)}")
     return float(value)

@@ -54,11 +54,11 @@ def read_run(folder: Path) -> FoundRun:
     except FileNotFoundError:
         why = f"{folder} holds no run.json: the run has not ended, or was killed, or the file is gone"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        why = f"{path} is no record that can be read ({in_short(error)})"
+        why = f"{path} is no record that can be read ({describe_error(error)})"
     return FoundRun(Point("", folder, failures=[of_damage(why)]), number, "")
 
 
-def in_short(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return what is wrong with a file's content, in one short line."""
     if hasattr(error, "errors"):  # pydantic's
         first = error.errors()[0]
@@ -80,14 +80,14 @@ def _checker() -> Any:
     return TypeAdapter(list[FoundRun], config=config)
 
 
-def shown(value: Any) -> str:
-    """A setting's value as one would type it, in one short line."""
+def short_text(value: Any) -> str:
+    """Return a setting's value as one would type it, in one short line."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 20]}... ({fingerprint({'value': text})[:8]})"
 
 
 def _without_scores(text: bytes) -> bytes:
-    """A record without the scores of each split and subset, which are nine tenths of it.
+    """Return a record without the scores of each split and subset, which are nine tenths of it.
 
     They are cut out by the indentation that `write_record` gives them: no string of JSON holds a line break. Where they stand
     in another way, they stay.
@@ -153,7 +153,7 @@ def _task(said: Mapping[str, Any]) -> TaskScore:
 
 
 def _engine_seconds(record: Mapping[str, Any]) -> float | None:
-    """What the start of the engine took; where this run had none, that of the runs that computed its results."""
+    """Return what the start of the engine took; of a run that had none, of the runs that computed its results."""
     if engine := record["engine"]:
         return engine.get("seconds") if engine.get("opened") else None
     noted = [(task.get("measured") or {}).get("engine_seconds") for task in record["tasks"]]
@@ -172,30 +172,30 @@ def _args(record: Mapping[str, Any], kind: str = "args") -> Mapping[str, Any]:
 
 
 def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """All that a run ran with, under the keys that a user would set it by where there are any."""
+    """Return all that a run ran with, under the keys that a user would set it by where there are any."""
     settings, config, hardware = record["settings"], record["config"], record.get("hardware") or {}
     engine = settings.get("engine") or {}
     args = _args(record)
-    yield "model", engine.get("model") or shown(config["model"].get("name") or "")
+    yield "model", engine.get("model") or short_text(config["model"].get("name") or "")
     yield "revision", engine.get("revision") or ""
     yield "weights", (engine.get("weights") or "")[:12]
     yield "engine.backend", engine.get("backend") or record["engine"].get("backend") or ""
     for key, value in args.items():
-        yield f"engine.{key}", shown(value)
+        yield f"engine.{key}", short_text(value)
     for key, value in _args(record, "env").items():
-        yield f"engine.env.{key}", shown(value)
+        yield f"engine.env.{key}", short_text(value)
     for key, value in _args(record, "shell").items():
-        yield f"shell.{key}", shown(value)
+        yield f"shell.{key}", short_text(value)
     for key, value in (record["engine"].get("resolved") or {}).items():
         if value != args.get(key):
-            yield f"resolved.{key}", shown(value)
+            yield f"resolved.{key}", short_text(value)
     yield "scoring", settings.get("scoring") or ""
     yield from _read_as(record)
     if (stage := record.get("first_stage") or {}).get("kind"):
         model = ((stage.get("settings") or {}).get("engine") or {}).get("model") if stage["kind"] == "dense" else None
         yield "pipeline/first_stage", f"{stage['kind']} ({model})" if model else stage["kind"]
         yield "pipeline.first_stage.settings", str(settings.get("first_stage") or "")
-        yield "pipeline.top_k", shown(config["pipeline"]["top_k"])
+        yield "pipeline.top_k", short_text(config["pipeline"]["top_k"])
     tasks = config["tasks"]
     yield "tasks", _tasks(tasks)
     for key in ("splits", "subsets"):
@@ -208,7 +208,7 @@ def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "pipeline.reference", parity.reference
     yield "device", engine.get("device") or hardware.get("device") or ""
     for key in ("gpus", "cores"):
-        yield key, shown(hardware[key]) if hardware.get(key) else ""
+        yield key, short_text(hardware[key]) if hardware.get(key) else ""
     yield "memory", f"{hardware['memory_mb'] / 1024:.0f} GiB" if hardware.get("memory_mb") else ""
     for key, value in (record.get("versions") or {}).items():
         yield f"versions.{key}", value or ""
@@ -217,13 +217,13 @@ def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _read_as(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Through what texts or pairs were read."""
+    """Return the prompts, instructions and templates with which texts or pairs were given to the model."""
     settings = record["settings"]
     if prompts := settings.get("prompts"):
         values = prompts["prompts"] | ({"default": prompts["default"]} if prompts.get("default") else {})
         yield "prompts", _texts(values)
         documents = ", documents too" if prompts.get("apply_to_documents") else ""
-        yield "instruction", shown(prompts["template"]) + documents if prompts.get("template") else ""
+        yield "instruction", short_text(prompts["template"]) + documents if prompts.get("template") else ""
     if settings.get("instructions"):
         yield "instructions", _texts(settings["instructions"])
     if settings.get("prompts") or settings.get("instructions"):
@@ -238,12 +238,14 @@ def _read_as(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _texts(values: Mapping[str, Any]) -> str:
-    return shown(", ".join(f"{key}={json.dumps(text, ensure_ascii=False)}" for key, text in values.items()) or "none")
+    return short_text(
+        ", ".join(f"{key}={json.dumps(text, ensure_ascii=False)}" for key, text in values.items()) or "none"
+    )
 
 
 def _tasks(config: Mapping[str, Any]) -> str:
     if config.get("names"):
-        return shown(", ".join(config["names"]))
+        return short_text(", ".join(config["names"]))
     if config.get("benchmark"):
         return str(config["benchmark"])
-    return ", ".join(f"{key}={shown(config[key])}" for key in ("types", "languages") if config.get(key))
+    return ", ".join(f"{key}={short_text(config[key])}" for key in ("types", "languages") if config.get(key))

@@ -39,7 +39,7 @@ def _unit(point: Point) -> str:
 
 
 def common_unit(points: Sequence[Point]) -> str | None:
-    """What the points count; None where they count different things."""
+    """Return what the points count; None where they count different things."""
     counting = [point for point in points if any(task.computed is not None for task in point.tasks)]
     units = {_unit(point) for point in counting}
     if not units:
@@ -48,7 +48,7 @@ def common_unit(points: Sequence[Point]) -> str | None:
 
 
 def speeds_of(points: Sequence[Point], shared: Sequence[str]) -> list[Speed | None]:
-    """How fast each point's engine worked.
+    """Return how fast each point's engine worked.
 
     Args:
         points: The points.
@@ -68,7 +68,7 @@ def speeds_of(points: Sequence[Point], shared: Sequence[str]) -> list[Speed | No
 
 
 def parity_speeds(points: Sequence[Point], speeds: Sequence[Speed | None]) -> list[Speed | None]:
-    """How fast the engines of parity points work: as the first throughput point on the same engine says, else as they say.
+    """Return how fast the engines of parity points work: as the first throughput point on the engine says, else as they say.
 
     Args:
         points: The points.
@@ -90,7 +90,7 @@ def parity_speeds(points: Sequence[Point], speeds: Sequence[Speed | None]) -> li
 
 
 def _own_speed(point: Point, shared: Sequence[str]) -> Speed | None:
-    """What a point measured itself, over the shared tasks or else all of its own; None if one of them is not measured."""
+    """Return what a point measured itself, over the shared tasks or else all its own; None if one is not measured."""
     of_tasks = {task.name: task for task in point.tasks}
     texts, tokens, seconds = 0, 0, 0.0
     for name in shared or of_tasks:

@@ -14,7 +14,7 @@ from rich.table import Table
 from mteb_vllm.report.answer import answer
 from mteb_vllm.report.columns import Column, cut, has_many_tasks, table_columns
 from mteb_vllm.report.comparison import Comparison, Row
-from mteb_vllm.report.formatting import called, count, markdown, score, settings_text, signed, times
+from mteb_vllm.report.formatting import count, markdown, point_name, score, settings_text, signed, times
 from mteb_vllm.report.one_run import failure_lines
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.util.console import Console
@@ -30,7 +30,7 @@ _EFFECTS = ("setting", "value", "instead of", "pairs", "score", "from", "to", "s
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Shows what points share, a table of them, failures first and then the best, and the answer."""
+    """Show what points share, a table of them, failures first and then the best, and the answer."""
     rows = _ranked(comparison)
     columns = _columns(comparison)
     wide = {column.header: _width(column, rows[:_MOST_ROWS]) for column in columns}
@@ -68,7 +68,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """The report: what points share, all of them in a table, the answer, effects, differences by task, failures."""
+    """Return the report: what points share, all of them in a table, the answer, effects, differences by task, failures."""
     rows, columns = _ranked(comparison), _columns(comparison)
     cells = [[column.cell(row) for column in columns] for row in rows]
     lines = [f"# {inline(_title(comparison))}", ""]
@@ -107,7 +107,7 @@ class FailedPoints:
 
 
 def failed_points(comparison: Comparison) -> list[FailedPoints]:
-    """All failures; tasks and points that failed in the same way stand together."""
+    """Return all failures; tasks and points that failed in the same way stand together."""
     found: dict[tuple[Any, ...], FailedPoints] = {}
     for row in comparison.rows:
         of_point: dict[tuple[Any, ...], list[Failure]] = {}
@@ -120,7 +120,7 @@ def failed_points(comparison: Comparison) -> list[FailedPoints]:
 
 
 def _effects(comparison: Comparison) -> list[str]:
-    """What each setting changes."""
+    """Return the section on what each setting changes."""
     rows = []
     for effect in comparison.effects:
         scores = (effect.score, *(effect.score_range or (None, None)))
@@ -131,7 +131,7 @@ def _effects(comparison: Comparison) -> list[str]:
 
 
 def _differences(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
-    """Task by task against the baseline: the tasks as rows, the best points as columns."""
+    """Return the section on differences to the baseline: the tasks as rows, the best points as columns."""
     most_tasks, most_points = _MOST_DIFFERENCES
     baseline = next(row for row in comparison.rows if row.point.name == comparison.baseline)
     others = [row for row in ranked if row is not baseline and row.point.tasks]
@@ -152,7 +152,7 @@ def _differences(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
 
 
 def _failures(comparison: Comparison) -> list[str]:
-    """What went wrong, with logs."""
+    """Return the section on failures, with their logs."""
     lines: list[str] = []
     for one in failed_points(comparison):
         tasks = f" ({', '.join(one.tasks)})" if one.tasks else ""
@@ -174,7 +174,7 @@ def _columns(comparison: Comparison) -> list[Column]:
 
 
 def _ranked(comparison: Comparison) -> list[Row]:
-    """Failures first, then what did not pass, the best, and the fastest."""
+    """Return failures first, then what did not pass, the best, and the fastest."""
 
     def place(row: Row) -> tuple[bool, bool, float, float]:
         throughput, parity = row.point.throughput, row.point.parity
@@ -190,7 +190,7 @@ def _title(comparison: Comparison) -> str:
     shared = f", {count(len(comparison.shared), 'task')}" if comparison.tasks or comparison.scored else ""
     if points == 1:
         return f"One point{shared}"
-    return f"{points:,} points{shared}, differences to {called(comparison.baseline)}"
+    return f"{points:,} points{shared}, differences to {point_name(comparison.baseline)}"
 
 
 def _width(column: Column, rows: Sequence[Row]) -> int:

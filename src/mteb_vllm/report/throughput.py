@@ -20,7 +20,7 @@ _PHASES = ("tokenise", "engine", "collect")
 
 
 def print_throughput(console: Console, record: RunRecord) -> None:
-    """Shows what a throughput run measured."""
+    """Show what a throughput run measured."""
     table = Table(title=_title(record.throughput), title_justify="left", box=None, pad_edge=False)
     for column in STEP_COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
@@ -32,7 +32,7 @@ def print_throughput(console: Console, record: RunRecord) -> None:
 
 
 def throughput_markdown(record: RunRecord) -> list[str]:
-    """The same, for `report.md`, with the picture that lies beside it."""
+    """Return what a throughput run measured for `report.md`, with the picture that lies beside it."""
     return [
         f"## {inline(_title(record.throughput))}",
         "",
@@ -45,7 +45,7 @@ def throughput_markdown(record: RunRecord) -> list[str]:
 
 
 def step_rows(said: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row a batch size: rates, latencies of a step, and the mean parts of one."""
+    """Return one row a batch size: rates, latencies of a step, and the mean parts of one."""
     return [
         (
             str(step["batch_size"]),
@@ -60,7 +60,7 @@ def step_rows(said: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def throughput_lines(record: RunRecord) -> list[str]:
-    """The run with everything at once, the roof, memory, and the start of the engine: a line each."""
+    """Return the run with everything at once, the roof, memory, and the start of the engine: a line each."""
     said = record.throughput
     return [*_saturated(said), *_roof(said.get("roof") or {}), *_memory(record), *_start(record)]
 
@@ -109,7 +109,7 @@ def _start(record: RunRecord) -> Iterable[str]:
 
 
 def _scaled(value: float) -> str:
-    """A number with three digits and its prefix: 1.07e6 is "1.07 M"."""
+    """Return a number with three digits and its prefix: 1.07e6 is "1.07 M"."""
     for power, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= power:
             return f"{value / power:.3g} {prefix}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.report.comparison import Comparison
-from mteb_vllm.report.formatting import names_among
+from mteb_vllm.report.formatting import distinct_names
 from mteb_vllm.report.plotting import DPI, INK, LINE, QUIET, STYLES, canvas, plain, write
 from mteb_vllm.report.points import Throughput, read_throughput
 
@@ -43,13 +43,13 @@ def throughput_curves(comparison: Comparison) -> tuple[list[Curve], int]:
     found = [(at, row, said) for at, row in enumerate(comparison.rows) if (said := row.point.throughput) and said.steps]
     order = sorted(found, key=lambda one: (one[1].point.name != comparison.baseline, -(one[2].requests or 0.0)))
     kept = sorted(order[:MOST_CURVES], key=lambda one: one[0])
-    names = names_among(comparison, [row for _, row, _ in kept])
+    names = distinct_names(comparison, [row for _, row, _ in kept])
     curves = [Curve(name, at, said) for (at, _, said), name in zip(kept, names, strict=True)]
     return curves, len(found) - len(curves)
 
 
 def write_throughput(said: Mapping[str, Any], folder: Path) -> None:
-    """Draws one run's throughput into `throughput.png`.
+    """Draw one run's throughput into `throughput.png`.
 
     Args:
         said: What its record says of throughput.
@@ -64,7 +64,7 @@ def write_throughput(said: Mapping[str, Any], folder: Path) -> None:
 
 
 def throughput_figure(curves: Sequence[Curve], left_out: int = 0) -> Figure:
-    """Latency of a step against throughput, a curve for each; beside it their tokens/s and roofs.
+    """Draw latency of a step against throughput, a curve for each; beside it their tokens/s and roofs.
 
     Args:
         curves: One or more, as many as there are colours.
@@ -139,7 +139,7 @@ def _scale(axes: Axes, rates: Sequence[float]) -> None:
 
 
 def _label_sizes(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Writes batch sizes beside points, where no other label is; the ends of curves first."""
+    """Write batch sizes beside points, where no other label is; the ends of curves first."""
     from matplotlib.patheffects import withStroke
 
     steps = [step for curve in curves for step in curve.throughput.steps]
@@ -169,7 +169,7 @@ def _label_sizes(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _draw_roofs(axes: Axes, curves: Sequence[Curve]) -> None:
-    """A bar of tokens/s for each, in the outline of its roof."""
+    """Draw a bar of tokens/s for each, in the outline of its roof."""
     axes.set_title("tokens/s, everything at once, and the roof", loc="left", color=QUIET, size=10)
     axes.spines["bottom"].set_visible(False)
     axes.set_yticks([])
@@ -191,7 +191,7 @@ def _draw_roofs(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _short(name: str) -> str:
-    """A point's name that fits above a bar: of a long one only the values, whose keys the legend has."""
+    """Return a point's name that fits above a bar: of a long one only the values, whose keys the legend has."""
     if len(name) > _LONGEST_NAME:
         name = ", ".join(part.partition("=")[2] or part for part in name.split(", "))
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
