@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.models.architectures import is_language_model
-from mteb_vllm.pipelines.rerank.first_stages import EncoderStage
 from mteb_vllm.plan import Plan
 from mteb_vllm.report import one_run
 from mteb_vllm.results.record import RunRecord
@@ -22,16 +21,15 @@ if TYPE_CHECKING:
 def announce(console: Console, planned: Plan, record: RunRecord) -> None:
     """Shows what a plan comes down to, and puts what a user should know of it among the record's warnings."""
     stage = planned.stage
-    if isinstance(stage, EncoderStage):
+    if stage is not None and stage.spec is not None and stage.prompts is not None:
         _announce_engine(console, "First stage", stage.spec)
         one_run.print_prompts(console, stage.prompts, _retrieved(planned))
         console.print()
     elif stage is not None:
         said = _words({key: value for key, value in vars(stage).items() if value is not None})
-        name = type(stage).__name__.lower()
-        console.print_line(f"First stage: {name}: {said}")
+        console.print_line(f"First stage: {stage.name}: {said}")
     _announce_engine(console, "Model" if stage is None else "Reranker", planned.spec)
-    for spec in [planned.spec, *([stage.spec] if isinstance(stage, EncoderStage) else [])]:
+    for spec in [planned.spec, *([stage.spec] if stage is not None and stage.spec is not None else [])]:
         if spec.args.get("trust_remote_code"):
             text = f"trust_remote_code is on: Python code that comes with {spec.model.name} is run"
             record.warnings.append(f"{text}.")
@@ -63,7 +61,7 @@ def announce(console: Console, planned: Plan, record: RunRecord) -> None:
 def prompts_in_effect(planned: Plan) -> dict[str, Any]:
     """Return the prompts and templates that a plan comes down to, those of a dense first stage and a reference included."""
     found = one_run.prompts_record(planned.prompts, planned.parts, planned.template)
-    if isinstance(planned.stage, EncoderStage):
+    if planned.stage is not None and planned.stage.prompts is not None:
         found["first_stage"] = one_run.prompts_record(planned.stage.prompts, _retrieved(planned))
     if planned.reference is not None:
         found["reference"] = prompts_in_effect(planned.reference)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mteb_vllm.errors import StorageError
-from mteb_vllm.pipelines.factory import is_report, make_pipeline
+from mteb_vllm.pipelines.factory import is_report, make_report
 from mteb_vllm.progress import quiet_console, terminal
 from mteb_vllm.report.build import build_report
 from mteb_vllm.results.record import RunRecord
@@ -113,7 +113,7 @@ def report(config: RunConfig, console: Console) -> Comparison:
     """
     now = datetime.datetime.now()
     folder = Path(config.results.dir) / "reports" / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
-    if (chosen := make_pipeline(config).dir) is not None:
+    if (chosen := make_report(config).dir) is not None:
         folder = Path(chosen)
     return build_report(config.runs or [], folder, config.report, console)
 

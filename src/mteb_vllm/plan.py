@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,9 @@ from mteb_vllm.models import score_templates
 from mteb_vllm.models.files import find_recipe_now
 from mteb_vllm.models.prompts import Prompts, resolve
 from mteb_vllm.models.score_templates import ScoreTemplate
+from mteb_vllm.pipelines.base import Pipeline
 from mteb_vllm.pipelines.factory import make_first_stage, make_pipeline, make_reference
-from mteb_vllm.pipelines.parity.pipeline import Parity
 from mteb_vllm.pipelines.rerank.first_stages import Dense, EncoderStage, FirstStage
-from mteb_vllm.pipelines.rerank.pipeline import Rerank
-from mteb_vllm.pipelines.throughput.pipeline import Throughput
 from mteb_vllm.results.failures import Failure, before, remembered
 from mteb_vllm.results.lookup import look, result_path
 from mteb_vllm.tasks import selection as tasks
@@ -47,7 +45,7 @@ class Plan:
         reference: What the engine is compared with, where it is.
     """
 
-    pipeline: Any
+    pipeline: Pipeline
     spec: EngineSpec
     prompts: Prompts
     template: ScoreTemplate | None
@@ -60,9 +58,9 @@ class Plan:
     @property
     def engines(self) -> list[EngineSpec]:
         """Its engines, the one that it is about first."""
-        stage, reference = self.stage, self.reference
-        others = [*([stage.spec] if isinstance(stage, EncoderStage) else []), *([reference.spec] if reference else [])]
-        return [self.spec, *others]
+        stage = self.stage.spec if self.stage is not None else None
+        reference = self.reference.spec if self.reference is not None else None
+        return [self.spec, *(spec for spec in (stage, reference) if spec is not None)]
 
     def settings_for(self, task: TaskInfo) -> dict[str, Any]:
         """What the result of one task depends on: of reranking, that task's own candidates.
@@ -73,16 +71,15 @@ class Plan:
         if self.stage is None:
             return self.settings
         own = {key: value for key, value in self.settings.items() if key not in _OF_CANDIDATES}
-        candidates: dict[str, Any] = self.pipeline.candidates(self.stage, task.type, task.aggregate_of or (task.name,))
-        return own | candidates
+        return own | self.pipeline.candidate_settings(self.stage, task.type, task.aggregate_of or (task.name,))
 
-    def read_as(self, task: TaskInfo) -> str | None:
-        """The hash of what one task's result depends on, of the prompts only those that its texts are read behind.
+    def input_fingerprint(self, task: TaskInfo) -> str | None:
+        """Return the hash of what one task's result depends on, of the prompts only those that its texts are prefixed with.
 
         Runs that differ in other prompts have the same result. None where that cannot be known before mteb is imported, or
         depends on more.
         """
-        if self.pipeline.always_anew or self.stage is not None:
+        if not self.pipeline.cached or self.stage is not None:
             return None
         if self.template is not None or callable(self.prompts.template):
             return None
@@ -100,7 +97,7 @@ class Plan:
         window = self.pipeline.window
         if self.template is not None:
             wrapper: Any = VllmCrossEncoderWrapper.planned(self.spec, self.template, self.prompts, window)
-        elif isinstance(self.pipeline, Rerank):
+        elif self.pipeline.reranks:
             wrapper = VllmEncoderReranker.planned(self.spec, self.prompts, window)
         else:
             wrapper = VllmEncoderWrapper.planned(self.spec, self.prompts, window)
@@ -115,15 +112,17 @@ def plan(config: RunConfig) -> Plan:
     """
     pipeline = make_pipeline(config)
     made = _planned(config, pipeline)
-    if isinstance(pipeline, Parity):
-        how, said = asdict(pipeline), make_reference(config)
+    if pipeline.reference is not None:
+        said = make_reference(config)
         reference = _planned(said.applied_to(config), pipeline)
-        compared = {"parity": how, "reference": {**reference.settings, "runs": getattr(said, "runs", None)}}
-        made = replace(made, reference=reference, settings=made.settings | compared)
+        own = pipeline.settings(config.model.kind, ())
+        compared = {key: value for key, value in reference.settings.items() if key not in own}
+        compared["runs"] = getattr(said, "runs", None)
+        made = replace(made, reference=reference, settings=made.settings | {"reference": compared})
     return made
 
 
-def _planned(config: RunConfig, pipeline: Any) -> Plan:
+def _planned(config: RunConfig, pipeline: Pipeline) -> Plan:
     spec, prompts = _encoder(config.model, config.engine, config.prompts, config.instruction)
     template = None
     settings: dict[str, Any] = {"engine": spec.settings()}
@@ -135,20 +134,13 @@ def _planned(config: RunConfig, pipeline: Any) -> Plan:
         settings["instructions"] = dict(prompts.values) if template.takes_instruction else None
     else:
         settings["prompts"] = prompts.settings()
-    chosen, _ = tasks.select(config.tasks, mteb_catalogue())
-    if isinstance(pipeline, Throughput):
-        settings["throughput"] = asdict(pipeline)
-        if pipeline.lengths == "tasks":
-            settings["throughput"]["tasks"] = [task.name for task in chosen]
-        else:
-            return Plan(pipeline, spec, prompts, template, None, [], [pipeline.workload.task], settings)
+    chosen = tasks.select(config.tasks, mteb_catalogue())[0] if pipeline.needs_tasks else []
+    settings |= pipeline.settings(config.model.kind, [task.name for task in chosen])
     stage = None
-    if isinstance(pipeline, Rerank):
-        if template is None:
-            settings["scoring"] = "cosine"
+    if pipeline.first_stage is not None:
         stage = _stage(make_first_stage(config), pipeline)
         settings |= _candidates(pipeline, stage, chosen)
-    parts = tasks.parts(chosen, mteb_catalogue())
+    parts = [*pipeline.prompted(tasks.parts(chosen, mteb_catalogue()))]
     return Plan(pipeline, spec, prompts, template, stage, chosen, parts, settings)
 
 
@@ -188,7 +180,7 @@ def _encoder(
     return EngineSpec(model, convert, *resolve_arguments(engine, recipe.engine)), resolved
 
 
-def _stage(stage: Any, pipeline: Rerank) -> FirstStage:
+def _stage(stage: Any, pipeline: Pipeline) -> FirstStage:
     if not isinstance(stage, Dense):
         made: FirstStage = stage
         return made
@@ -196,12 +188,12 @@ def _stage(stage: Any, pipeline: Rerank) -> FirstStage:
     return EncoderStage(spec, prompts, pipeline.window)
 
 
-def _candidates(pipeline: Rerank, stage: FirstStage, chosen: list[TaskInfo]) -> dict[str, Any]:
+def _candidates(pipeline: Pipeline, stage: FirstStage, chosen: list[TaskInfo]) -> dict[str, Any]:
     """What the candidates depend on; task by task where that differs."""
     each: dict[str, Any] = {}
     for task in chosen:
         try:
-            each[task.name] = pipeline.candidates(stage, task.type, task.aggregate_of or (task.name,))
+            each[task.name] = pipeline.candidate_settings(stage, task.type, task.aggregate_of or (task.name,))
         except FirstStageError as error:
             each[task.name] = {"failed": str(error)}  # that task will
     different = {str(candidates): candidates for candidates in each.values()}

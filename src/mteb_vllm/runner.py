@@ -21,8 +21,7 @@ from mteb_vllm.engines.base import working_processes
 from mteb_vllm.engines.memory import peak_memory, reset_peak_memory
 from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.inference.embedding_cache.cache import EmbeddingCache
-from mteb_vllm.pipelines.rerank.first_stages import EncoderStage
-from mteb_vllm.pipelines.throughput.pipeline import Throughput
+from mteb_vllm.pipelines.base import RunContext
 from mteb_vllm.plan import Plan, failed_before, plan
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console
 from mteb_vllm.report import one_run
@@ -48,9 +47,6 @@ from mteb_vllm.util.phase import Phase
 from mteb_vllm.util.quiet import errors_into, quiet_libraries
 
 if TYPE_CHECKING:
-    from mteb.abstasks import AbsTask
-
-    from mteb_vllm.results.store import ResultsStore
     from mteb_vllm.util.console import Console
 
 logger = logging.getLogger(__name__)
@@ -121,10 +117,7 @@ def _run_config(
         announce(console, planned, record)
         for spec in reversed(planned.engines):
             environment.prepare(spec.env)
-        if isinstance(planned.pipeline, Throughput):
-            _measure(config, planned, record, console, progress)
-        else:
-            _evaluate(config, planned, record, console, progress, ahead)
+        _run(config, planned, record, console, progress, ahead)
     except MtebVllmError as error:
         logger.exception("the run failed")
         record.failure = of_exception(error)
@@ -166,7 +159,7 @@ def retrieve_ahead(
     log = output_dir / LOG
     skipped = {} if config.retry_failed else failed_before(config, planned)
     with _working(config, planned, log, console, progress, skipped) as work:
-        errors = planned.pipeline.retrieve(work.model, work.tasks, work.store, work.progress, **work.options)
+        errors = planned.pipeline.retrieve(work.context)
         failures = [with_log(of_exception(error, task), last_lines(log)) for task, error in errors.items()]
     return Ahead(_first_stage_record(planned), failures)
 
@@ -208,14 +201,10 @@ def finish(record: RunRecord, started: float) -> None:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a pipeline is given."""
+    """What a run works with: what its pipeline is given, and the embedding cache."""
 
-    model: Any
-    tasks: list[AbsTask]
-    store: ResultsStore
+    context: RunContext
     embeddings: EmbeddingCache | None
-    progress: Progress
-    options: dict[str, Any]
 
 
 @contextlib.contextmanager
@@ -236,53 +225,30 @@ def _working(
 
         store = ResultsStore(config.results.dir)
         clear(store.root)
-        model = planned.wrapper()
-        models = [model]
-        options: dict[str, Any] = {"reuse": config.results.reuse == "exact"}
-        if planned.reference is not None:
-            options = {"reference": planned.reference.wrapper()}
-            models.append(options["reference"])
-        elif planned.stage is None:
-            options["read_as"] = {task.name: planned.read_as(task) for task in planned.tasks}
-        else:
-            options["stage"] = planned.stage
-            if isinstance(planned.stage, EncoderStage):
-                models.append(planned.stage.encoder)
-        embeddings = _embeddings(config)
-        for one in models:
+        context = RunContext(
+            model=planned.wrapper(),
+            tasks=tasks.load(config.tasks, names),
+            store=store,
+            progress=progress,
+            reuse=config.results.reuse == "exact",
+            prompts=planned.prompts,
+            template=planned.template,
+            input_fingerprints={task.name: planned.input_fingerprint(task) for task in planned.tasks},
+            stage=planned.stage,
+            reference=planned.reference.wrapper() if planned.reference is not None else None,
+        )
+        embeddings = _embedding_cache(config)
+        stage = planned.stage.encoder if planned.stage is not None else None
+        for model in filter(None, (context.model, context.reference, stage)):
             # What is timed, or compared with a reference, is what the engine computes now.
-            if isinstance(one, Embedding) and not (one is model and planned.pipeline.always_anew):
-                one.embedding_cache = embeddings
-            one.progress = progress.encoded
-            one.opening = functools.partial(progress.opening, one.spec)
-        yield _Work(model, tasks.load(config.tasks, names), store, embeddings, progress, options)
+            if isinstance(model, Embedding) and (planned.pipeline.cached or model is not context.model):
+                model.embedding_cache = embeddings
+            model.progress = progress.encoded
+            model.opening = functools.partial(progress.opening, model.spec)
+        yield _Work(context, embeddings)
 
 
-def _measure(config: RunConfig, planned: Plan, record: RunRecord, console: Console, progress: MakeProgress) -> None:
-    """Opens the engine and lets the pipeline time it; fills the record."""
-    if not config.retry_failed:
-        earlier = before(remembered(Path(config.results.dir), record.fingerprint), "")
-        if earlier is not None:
-            record.failure = earlier
-            record.warnings.append("This point failed before and was not tried again (retry_failed=false).")
-            return
-    log = Path(record.output_dir) / LOG
-    with _working(config, planned, log, console, progress) as work:
-        try:
-            planned.pipeline.run(
-                work.model,
-                work.tasks,
-                record.throughput,
-                prompts=planned.prompts,
-                template=planned.template,
-                tell=functools.partial(work.progress.note, Phase.MEASURING),
-            )
-        finally:
-            record.engine = work.model.engine_record()
-            record.warnings += _said_of_models(record.engine)
-
-
-def _embeddings(config: RunConfig) -> EmbeddingCache | None:
+def _embedding_cache(config: RunConfig) -> EmbeddingCache | None:
     """Embeddings on disk; none where the user wants none, or wants everything computed again."""
     use = config.embedding_cache.use
     if use == "never" or (use == "auto" and config.results.reuse == "none"):
@@ -290,7 +256,7 @@ def _embeddings(config: RunConfig) -> EmbeddingCache | None:
     return EmbeddingCache(Path(config.results.dir), config.embedding_cache.max_bytes)
 
 
-def _evaluate(
+def _run(
     config: RunConfig,
     planned: Plan,
     record: RunRecord,
@@ -298,28 +264,38 @@ def _evaluate(
     progress: MakeProgress,
     ahead: Ahead | None,
 ) -> None:
-    """Opens what is needed and lets the pipeline work; fills the record."""
-    log, root = Path(record.output_dir) / LOG, Path(config.results.dir)
-    skipped = {} if config.retry_failed else failed_before(config, planned)
+    """Open what is needed and let the pipeline work; fills the record."""
+    log, root, pipeline = Path(record.output_dir) / LOG, Path(config.results.dir), planned.pipeline
+    skipped: dict[str, Failure] = {}
+    if not config.retry_failed and pipeline.scores_tasks:
+        skipped = failed_before(config, planned)
+    elif not config.retry_failed and (earlier := before(remembered(root, record.fingerprint), "")) is not None:
+        record.failure = earlier
+        record.warnings.append("This point failed before and was not tried again (retry_failed=false).")
+        return
     names = [task.name for task in planned.tasks]
     with _working(config, planned, log, console, progress, skipped) as work:
-        if planned.reference is not None:
-            work.options["verdict"] = record.parity
-        for task in planned.tasks if not planned.pipeline.always_anew else ():
+        context = work.context
+        for task in planned.tasks if pipeline.cached else ():
             with contextlib.suppress(FirstStageError):  # that task will fail, and say why
                 keep_settings(root, planned.settings_for(task))
-        for outcome in planned.pipeline.run(work.model, work.tasks, work.store, work.progress, **work.options):
-            if outcome.failure is not None:
-                outcome.failure = with_log(outcome.failure, [*_engine_lines(work.model, log), *last_lines(log)])
-            record.tasks.append(outcome)
+        if pipeline.measures:
+            setattr(record, pipeline.measures, context.figures)
+        try:
+            for outcome in pipeline.run(context):
+                if outcome.failure is not None:
+                    lines = [*_engine_lines(context.model, log), *last_lines(log)]
+                    outcome.failure = with_log(outcome.failure, lines)
+                record.tasks.append(outcome)
+        finally:
+            record.engine = context.model.engine_record()
+            record.warnings += _said_of_models(record.engine)
         record.warnings += [
             f"{path} is not what was written there: it was quarantined under this name, and computed again."
-            for path in [*work.store.set_aside, *(work.embeddings.set_aside if work.embeddings is not None else [])]
+            for path in [*context.store.set_aside, *(work.embeddings.set_aside if work.embeddings is not None else [])]
         ]
-        if work.embeddings is not None:
+        if work.embeddings is not None and pipeline.scores_tasks:
             record.embedding_cache = work.embeddings.record()
-        record.engine = work.model.engine_record()
-        record.warnings += _said_of_models(record.engine)
         if planned.stage is not None:
             record.first_stage = _first_stage_record(planned)
             if ahead is not None and ahead.record["texts"]:
@@ -349,16 +325,16 @@ def _engine_lines(model: Any, log: Path) -> list[str]:
 
 def _first_stage_record(planned: Plan) -> dict[str, Any]:
     stage = planned.stage
-    if not isinstance(stage, EncoderStage):
+    assert stage is not None
+    if (encoder := stage.encoder) is None:
         depends: dict[str, Any] = {}
         for part in planned.parts:
-            if stage is not None and not tasks.brings_candidates(part.type):
+            if not tasks.brings_candidates(part.type):
                 with contextlib.suppress(FirstStageError):  # its task has failed, and says why
                     depends[part.name] = stage.settings(part.name)
-        return {"kind": type(stage).__name__.lower(), **vars(stage), "settings": depends}
-    encoder = stage.encoder
+        return {"kind": stage.name, **vars(stage), "settings": depends}
     return {
-        "kind": "dense",
+        "kind": stage.name,
         "settings": encoder.settings(),
         "engine": encoder.engine_record(),
         "prompts": {f"{task}: {side or 'texts'}": said for (task, side), said in encoder.applied.items()},

@@ -258,7 +258,7 @@ def test_every_combination_of_an_encoder_is_rendered_as_it_says_and_counted_as_i
         assert planned.prompts.prefix(retrieval, "document").text == document, combination
         assert planned.prompts.prefix(classification, None).text == text, combination
         for task, rendered in ((retrieval, (query, document)), (classification, text)):
-            known.setdefault((task.name, rendered), set()).add(planned.read_as(task))
+            known.setdefault((task.name, rendered), set()).add(planned.input_fingerprint(task))
         # The whole settings may tell apart what a task does not, and never the reverse.
         known.setdefault(fingerprint(planned.settings), set()).add((query, document, text))
         record = prompts_in_effect(planned)

@@ -18,6 +18,7 @@ from mteb_vllm.engines.vllm import VllmEngine
 from mteb_vllm.errors import EngineError
 from mteb_vllm.models.files import Model
 from mteb_vllm.models.prompts import Prompts
+from mteb_vllm.pipelines.base import RunContext
 from mteb_vllm.pipelines.evaluate import Evaluate
 from mteb_vllm.pipelines.mteb_run import compute
 from mteb_vllm.progress import Progress
@@ -68,7 +69,7 @@ class Encoder:
 
 def evaluate(tmp_path: Path, model: Any, *tasks: Any, reuse: bool = True) -> list[Any]:
     progress = Progress(Console(file=io.StringIO()), len(tasks))
-    return list(Evaluate().run(model, tasks, ResultsStore(tmp_path), progress, reuse=reuse))
+    return list(Evaluate().run(RunContext(model, tasks, ResultsStore(tmp_path), progress, reuse=reuse)))
 
 
 def test_one_tasks_failure_costs_no_other_anything(tmp_path: Path) -> None:

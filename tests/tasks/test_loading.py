@@ -19,6 +19,7 @@ from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.config.schema import TasksConfig
 from mteb_vllm.errors import DataError, FirstStageError, PartialResultError
 from mteb_vllm.models.prompts import Prompts
+from mteb_vllm.pipelines.base import RunContext
 from mteb_vllm.pipelines.parity.sides import SideRunner
 from mteb_vllm.pipelines.rerank.candidates import search_meta
 from mteb_vllm.pipelines.rerank.pipeline import Rerank
@@ -259,6 +260,8 @@ def test_a_missing_data_set_of_a_first_stage_is_found_before_an_engine_opens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stage:
+        encoder = None
+
         def settings(self, task: str) -> dict[str, Any]:
             return {"kind": "none"}
 
@@ -272,7 +275,9 @@ def test_a_missing_data_set_of_a_first_stage_is_found_before_an_engine_opens(
     model = Encoder()
     model.count_also = lambda settings: None  # type: ignore[attr-defined]
     progress = Progress(quiet_console(), 1)
-    (outcome,) = Rerank().run(model, [load("SciFact")], ResultsStore(tmp_path / "results"), progress, stage=Stage())
+    (outcome,) = Rerank().run(
+        RunContext(model, [load("SciFact")], ResultsStore(tmp_path / "results"), progress, stage=Stage())
+    )
     assert outcome.failure is not None and outcome.failure.kind == "data" and model.tried == 0
     assert "hf download mteb/scifact" in outcome.failure.advice
 
@@ -283,9 +288,10 @@ def test_missing_data_of_throughput_and_parity_are_found_before_an_engine_opens(
     monkeypatch.chdir(tmp_path)
     model: Any = Encoder()
     model.spec = SimpleNamespace(convert="embed")
+    progress = Progress(quiet_console(), 1)
     with pytest.raises(DataError, match="mteb/scifact cannot be loaded"):
         timed = Throughput(batch_sizes=[1], lengths="tasks")
-        timed.run(model, [load("SciFact")], {}, prompts=Prompts(), template=None, tell=lambda text: None)
+        list(timed.run(RunContext(model, [load("SciFact")], None, progress, prompts=Prompts())))
     with pytest.raises(DataError, match="mteb/scifact cannot be loaded"):
         SideRunner(model, tmp_path / "side", 10, 10, 5, tmp_path / "shared").evaluate(load("SciFact"))
     assert model.tried == 0

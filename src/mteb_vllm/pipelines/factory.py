@@ -8,6 +8,7 @@ from typing import Any
 
 from mteb_vllm.config.schema import TARGETS, RunConfig, build
 from mteb_vllm.errors import ConfigError, Mistake
+from mteb_vllm.pipelines.base import Pipeline
 from mteb_vllm.pipelines.report import Report
 
 
@@ -16,9 +17,16 @@ def is_report(config: RunConfig) -> bool:
     return config.pipeline.get("_target_") == f"{Report.__module__}.{Report.__name__}"
 
 
-def make_pipeline(config: RunConfig) -> Any:
+def make_pipeline(config: RunConfig) -> Pipeline:
     """The pipeline of a checked configuration."""
-    return build(_class(config.pipeline["_target_"]), _fields(config.pipeline), "pipeline")
+    made: Pipeline = build(_class(config.pipeline["_target_"]), _fields(config.pipeline), "pipeline")
+    return made
+
+
+def make_report(config: RunConfig) -> Report:
+    """Return the report of a checked configuration that only compares runs."""
+    made: Report = build(Report, _fields(config.pipeline), "pipeline")
+    return made
 
 
 def make_first_stage(config: RunConfig) -> Any:

@@ -17,7 +17,6 @@ from mteb_vllm.models.files import find_recipe
 from mteb_vllm.models.prompts import applying_keys, candidates, instruction_keys
 from mteb_vllm.models.sentence_transformers_files import apply_files
 from mteb_vllm.pipelines.factory import build_target, is_report, make_pipeline
-from mteb_vllm.pipelines.throughput.pipeline import Throughput
 from mteb_vllm.preflight.models import engine_mistakes, recipe_mistakes
 from mteb_vllm.preflight.pipelines import pipeline_mistakes
 from mteb_vllm.tasks import selection as task_selection
@@ -68,10 +67,7 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mis
 
 def _prompted(config: RunConfig, chosen: Sequence[TaskInfo]) -> list[TaskInfo]:
     """The tasks whose texts prompts stand in front of."""
-    made = make_pipeline(config)
-    if isinstance(made, Throughput) and made.lengths != "tasks":
-        return [made.workload.task]
-    return task_selection.parts(chosen, mteb_catalogue())
+    return [*make_pipeline(config).prompted(task_selection.parts(chosen, mteb_catalogue()))]
 
 
 def _report_mistakes(config: RunConfig) -> list[Mistake]:

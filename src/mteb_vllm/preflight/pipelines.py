@@ -12,11 +12,7 @@ from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.models import score_templates
 from mteb_vllm.models.prompts import applying_keys
 from mteb_vllm.pipelines.factory import build_target
-from mteb_vllm.pipelines.parity.pipeline import Parity
-from mteb_vllm.pipelines.rerank.candidates import DEPTH
 from mteb_vllm.pipelines.rerank.first_stages import Dense
-from mteb_vllm.pipelines.rerank.pipeline import Rerank
-from mteb_vllm.pipelines.throughput.pipeline import Throughput
 from mteb_vllm.preflight.models import engine_mistakes, recipe_mistakes
 from mteb_vllm.preflight.prompts import prompt_mistakes, template_mistakes
 from mteb_vllm.tasks import selection as task_selection
@@ -36,15 +32,14 @@ def pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Col
         mistakes += _reference_mistakes(config, reference, chosen)
     if made is None:
         return mistakes
-    name, kind = type(made).__name__.lower(), config.model.kind
+    name, kind = made.name, config.model.kind
     if "model" not in broken and kind not in made.model_kinds:
         what = f"the pipeline {name} needs a model of kind {' or '.join(made.model_kinds)}"
         way = "Rerankers belong into pipeline=rerank, with pipeline.scoring=cross_encoder."
         if name == "rerank" and kind == "encoder":
             way = "An encoder reranks by the cosine of its embeddings: pipeline.scoring=cosine"
         mistakes.append(Mistake(f"model.kind={kind}", what, way))
-    # A reranker can be compared with its reference on what it can rerank.
-    types = Rerank.task_types if isinstance(made, Parity) and kind == "cross_encoder" else made.task_types
+    types = made.types_for(kind)
     others = [task for task in chosen if types is not None and task.type not in types]
     parts_fit = [
         all(part.type in (types or ()) for part in task_selection.parts([task], mteb_catalogue())) for task in others
@@ -53,29 +48,12 @@ def pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Col
     if others:
         names = ", ".join(f"{task.name} ({task.type})" for task in others[:5]) + (", ..." if len(others) > 5 else "")
         way = f"Take only those that can: {suggest('tasks.types', list(types or ()))}, or tasks=demo_retrieval."
-        who = "a reranker" if isinstance(made, Parity) else f"the pipeline {name}"
+        who = "a reranker" if made.task_types is None else f"the pipeline {name}"
         mistakes.append(Mistake("tasks", f"{who} is for retrieval and reranking; not for {names}", way))
-    if isinstance(made, Throughput):
-        mistakes += _throughput_mistakes(config, made)
-    if hasattr(made, "first_stage"):
-        if not 1 <= made.top_k <= DEPTH:
-            mistakes.append(Mistake(f"pipeline.top_k={made.top_k}", f"must be from 1 to {DEPTH}"))
+    mistakes += made.check(context_limit(resolve_arguments(config.engine, config.model.engine)[0]))
+    if made.first_stage is not None:
         mistakes += _first_stage_mistakes(made.first_stage, chosen)
     return mistakes
-
-
-def _throughput_mistakes(config: RunConfig, made: Throughput) -> list[Mistake]:
-    found = []
-    if not any(size <= made.requests for size in made.batch_sizes):
-        what = f"none is within the {made.requests:,} different requests"
-        found.append(Mistake(f"pipeline.batch_sizes={made.batch_sizes}", what, "More of them: pipeline.requests=..."))
-    elif too_many := [size for size in made.batch_sizes if size > made.requests]:
-        what = f"there are {made.requests:,} different requests"
-        found.append(Mistake(f"pipeline.batch_sizes={too_many}", what, "More of them: pipeline.requests=..."))
-    limit = context_limit(resolve_arguments(config.engine, config.model.engine)[0])
-    if made.lengths != "tasks" and limit is not None and made.tokens > limit:
-        found.append(Mistake(f"pipeline.tokens={made.tokens}", f"the context is {limit} tokens (engine.max_model_len)"))
-    return found
 
 
 def _reference_mistakes(config: RunConfig, said: Mapping[str, Any], chosen: Sequence[TaskInfo]) -> list[Mistake]:

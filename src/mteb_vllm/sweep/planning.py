@@ -19,14 +19,12 @@ from mteb_vllm.engines.arguments import context_limit
 from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.models.architectures import position_limit
-from mteb_vllm.pipelines.rerank.first_stages import EncoderStage
-from mteb_vllm.pipelines.rerank.pipeline import Rerank
-from mteb_vllm.pipelines.throughput.pipeline import Throughput
+from mteb_vllm.pipelines.rerank.first_stages import FirstStage
 from mteb_vllm.plan import Plan, plan
 from mteb_vllm.results.failures import Failure, before, of_exception, remembered
 from mteb_vllm.results.lookup import Stale, intact, look, predictions_path, result_path, same_result
 from mteb_vllm.tasks import selection as tasks
-from mteb_vllm.tasks.estimates import Estimate, estimate, estimate_pairs
+from mteb_vllm.tasks.estimates import Estimate, estimate
 from mteb_vllm.tasks.selection import brings_candidates
 from mteb_vllm.util.fingerprint import fingerprint
 
@@ -107,10 +105,12 @@ class PlannedPoint:
         return sum(one.tokens for one in self.work)
 
     @property
-    def ahead(self) -> EncoderStage | None:
+    def ahead(self) -> FirstStage | None:
         """The dense first stage that has to retrieve; None where there is none, or all of it is known."""
         stage = self.plan.stage if self.plan is not None else None
-        return stage if isinstance(stage, EncoderStage) and any(task.first_stage for task in self.to_do) else None
+        if stage is None or stage.spec is None or not any(task.first_stage for task in self.to_do):
+            return None
+        return stage
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def plan_points(points: Sequence[tuple[Sequence[str], RunConfig]], first: int = 
             planned.append(point(failure=of_exception(error)))
             continue
         states = _states(config, made, stale(Path(config.results.dir)))
-        if config.results.reuse == "exact" and not made.pipeline.always_anew:
+        if config.results.reuse == "exact" and made.pipeline.cached:
             both = zip(made.tasks, states, strict=True)
             states = [earlier.told(number, made, task, state) for task, state in both]
         planned.append(point(plan=made, tasks=states))
@@ -169,7 +169,7 @@ class _Earlier:
 
     def told(self, number: int, made: Plan, task: TaskInfo, state: TaskState) -> TaskState:
         """The state of a point's task, with what an earlier point will have done for it."""
-        read_as = made.read_as(task)
+        read_as = made.input_fingerprint(task)
         if read_as is None or state.state in ("done", "failed before"):
             return state
         first = self._first.setdefault(read_as, number)
@@ -191,14 +191,14 @@ def grouped(points: Sequence[PlannedPoint]) -> list[Group]:
         if not point.to_do:
             free.append(Step(point))
             continue
-        own, stage = point.plan.spec, point.ahead
+        own, stage = point.plan.spec, point.ahead.spec if point.ahead is not None else None
         key = own.fingerprint
         # Where nothing is reused, a first stage that ran before would not be found again.
         if stage is not None and point.config.results.reuse == "none":
-            key = f"{stage.spec.fingerprint}+{key}"
+            key = f"{stage.fingerprint}+{key}"
         elif stage is not None:
-            specs[stage.spec.fingerprint] = stage.spec
-            ahead.setdefault(stage.spec.fingerprint, []).append(Step(point, first_stage_only=True))
+            specs[stage.fingerprint] = stage
+            ahead.setdefault(stage.fingerprint, []).append(Step(point, first_stage_only=True))
         specs[key] = own
         by_engine.setdefault(key, []).append(Step(point))
     # A group of first stages comes before what reads them, even where it has points of its own. Engines that can share a
@@ -232,13 +232,11 @@ def _numbered(points: list[PlannedPoint]) -> list[PlannedPoint]:
 def _states(config: RunConfig, made: Plan, stale: Stale) -> list[TaskState]:
     root = Path(config.results.dir)
     earlier = remembered(root, fingerprint(made.settings))
-    if isinstance(made.pipeline, Throughput):
+    if not made.pipeline.scores_tasks:
         # One thing to do, and nothing that could be known of it.
-        failure, how = before(earlier, ""), made.pipeline
-        unit: Literal["texts", "pairs"] = "texts" if made.template is None else "pairs"
-        known = how.lengths != "tasks"
-        work = (Estimate(how.least_asked, how.least_asked * how.tokens, unit),) if known else ()
-        return [TaskState("throughput", "to run" if failure is None else "failed before", str(failure or ""), work)]
+        failure, work = before(earlier, ""), made.pipeline.estimate_all(config.model.kind)
+        state: State = "to run" if failure is None else "failed before"
+        return [TaskState(made.pipeline.name, state, str(failure or ""), (work,) if work is not None else ())]
     return [_state(config, made, task, stale, before(earlier, task.name)) for task in made.tasks]
 
 
@@ -252,11 +250,11 @@ def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: Stale, failure:
         settings = made.settings_for(task)
     except FirstStageError as error:
         return state("to run", str(error))
-    if made.pipeline.always_anew:
+    if not made.pipeline.cached:
         return state("to run") if failure is None else state("failed before", str(failure))
     path = result_path(root, settings, task.name, fingerprint(settings))
     found = look(root, path, task, config.tasks.splits)
-    read_as = made.read_as(task)
+    read_as = made.input_fingerprint(task)
     if found != "whole" and read_as is not None and (other := same_result(root, read_as)) is not None:
         found = "whole" if look(root, other, task, config.tasks.splits) == "whole" else found
     if found == "whole" and config.results.reuse == "exact":
@@ -274,7 +272,7 @@ def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: Stale, failure:
 def _retrieves(config: RunConfig, made: Plan, task: TaskInfo) -> bool:
     """Whether a dense first stage has to retrieve for a task."""
     stage = made.stage
-    if not isinstance(stage, EncoderStage) or brings_candidates(task.type):
+    if stage is None or stage.spec is None or brings_candidates(task.type):
         return False
     root = Path(config.results.dir)
     known = [
@@ -288,15 +286,9 @@ def _retrieves(config: RunConfig, made: Plan, task: TaskInfo) -> bool:
 def _work(config: RunConfig, made: Plan, task: TaskInfo, first_stage: bool) -> tuple[Estimate, ...]:
     """What engines will be given for a task; nothing where of any part nobody knows."""
     splits, parts = config.tasks.splits, tasks.parts([task], mteb_catalogue())
-    limit = _context(made.spec)
-    cross_encoder = isinstance(made.pipeline, Rerank) and made.template is not None
-    if cross_encoder:
-        top_k = made.pipeline.top_k
-        found = [estimate_pairs(part, splits, top_k=top_k, max_tokens=limit) for part in parts]
-    else:
-        # An encoder that reranks embeds each text once, however many pairs it stands in: at most all of them.
-        found = [estimate(part, splits, max_tokens=limit) for part in parts]
-    if first_stage and isinstance(made.stage, EncoderStage):
+    kind, limit = config.model.kind, _context(made.spec)
+    found = [made.pipeline.estimate(part, splits, kind, limit) for part in parts]
+    if first_stage and made.stage is not None and made.stage.spec is not None:
         found += [estimate(part, splits, max_tokens=_context(made.stage.spec)) for part in parts]
     return _added(one for one in found if one is not None) if None not in found else ()
 

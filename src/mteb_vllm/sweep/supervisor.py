@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mteb_vllm.pipelines.throughput.pipeline import Throughput
 from mteb_vllm.results.failures import FATAL, Failure, last_lines, of_exception, of_exit, of_timeout, where_it_stood
 from mteb_vllm.results.record import RunRecord, TaskOutcome
 from mteb_vllm.runner import LOG, Ahead, finish, started_record
@@ -172,8 +171,7 @@ class Supervisor:
             given_up = failure if failure is not None and last is not None and failure.kind == last.kind else None
             last = failure
         self._close_engines()
-        if any(isinstance(step.point.plan.pipeline, Throughput) for step in group.steps if step.point.plan is not None):
-            # What one engine has imported, set and left behind must not be in the figures of the next one.
+        if any(step.point.plan.pipeline.own_process for step in group.steps if step.point.plan is not None):
             self._end_child()
 
     def _run_step(self, step: Step, point: SweepPoint) -> Failure | None:

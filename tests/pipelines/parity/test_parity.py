@@ -19,6 +19,7 @@ from mteb_vllm.engines.base import EngineSpec, close_engines, open_engine
 from mteb_vllm.models.files import find_model, package_folder
 from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.models.score_templates import ScoreTemplate
+from mteb_vllm.pipelines.base import RunContext
 from mteb_vllm.pipelines.parity import search
 from mteb_vllm.pipelines.parity.pipeline import Parity
 from mteb_vllm.pipelines.parity.vector_trials import TextSample, VectorTrials
@@ -78,7 +79,7 @@ def compare(folder: Path, model: Any, against: Any, *tasks: Any, **fields: Any) 
     verdict: dict[str, Any] = {}
     progress = Progress(Console(file=io.StringIO()), len(tasks))
     store = ResultsStore(folder)
-    outcomes = Parity(**fields).run(model, tasks, store, progress, reference=against, verdict=verdict)
+    outcomes = Parity(**fields).run(RunContext(model, tasks, store, progress, reference=against, figures=verdict))
     outcomes = list(outcomes)
     assert not [path for path in folder.rglob("*") if path.is_file()], "nothing of it stays"
     json.dumps(verdict)

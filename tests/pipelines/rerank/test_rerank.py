@@ -16,6 +16,7 @@ import pytest
 
 import rerankers
 from mteb_vllm import ConfigError, run
+from mteb_vllm.pipelines.base import RunContext
 from mteb_vllm.pipelines.rerank.first_stages import BM25, Oracle, Random
 from mteb_vllm.pipelines.rerank.pipeline import Rerank
 from mteb_vllm.preflight.command import check
@@ -168,7 +169,9 @@ def reranked(folder: Path, minilm: Any, tasks: list[Any], stage: Any, out: Any =
     """Reranks mock tasks by cosine."""
     model = VllmEncoderReranker.planned(minilm.spec, minilm.prompts)
     progress = Progress(Console(file=out or io.StringIO(), width=200), len(tasks))
-    return list(Rerank(top_k=2, scoring="cosine").run(model, tasks, ResultsStore(folder), progress, stage=stage))
+    return list(
+        Rerank(top_k=2, scoring="cosine").run(RunContext(model, tasks, ResultsStore(folder), progress, stage=stage))
+    )
 
 
 def test_a_first_stage_that_fails_is_a_failed_task_with_its_reason(tmp_path: Path, small: list[str]) -> None:

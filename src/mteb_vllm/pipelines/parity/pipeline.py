@@ -7,8 +7,8 @@ differ, the reference is varied until it makes what the engine makes: what had t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 from mteb_vllm.config.schema import (
     Cosine,
@@ -23,16 +23,9 @@ from mteb_vllm.config.schema import (
 )
 from mteb_vllm.engines.base import close_engines
 from mteb_vllm.pipelines import mteb_run
+from mteb_vllm.pipelines.base import Pipeline, RunContext
+from mteb_vllm.pipelines.rerank.pipeline import Rerank
 from mteb_vllm.results.record import TaskOutcome
-
-if TYPE_CHECKING:
-    from mteb.abstasks import AbsTask
-
-    from mteb_vllm.progress import Progress
-    from mteb_vllm.results.store import ResultsStore
-    from mteb_vllm.wrappers import VllmCrossEncoderWrapper, VllmEncoderWrapper
-
-    Wrapper = VllmEncoderWrapper | VllmCrossEncoderWrapper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +69,7 @@ class Stored(SentenceTransformers):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parity:
+class Parity(Pipeline):
     """Compares the engine with a reference.
 
     Attributes:
@@ -92,9 +85,8 @@ class Parity:
         reference: The configuration of the reference.
     """
 
-    model_kinds: ClassVar[tuple[str, ...]] = ("encoder", "cross_encoder")
-    task_types: ClassVar[tuple[str, ...] | None] = None
-    always_anew: ClassVar[bool] = True
+    cached: ClassVar[bool] = False
+    measures: ClassVar[Literal["", "throughput", "parity"]] = "parity"
 
     tolerance: NotNegative | None = None
     min_cosine: Cosine = 0.99
@@ -106,30 +98,29 @@ class Parity:
     window: Count = 8192
     reference: dict[str, Any] = field(default_factory=dict)
 
-    def run(
-        self,
-        model: Wrapper,
-        tasks: Sequence[AbsTask],
-        store: ResultsStore,
-        progress: Progress,
-        *,
-        reference: Wrapper,
-        verdict: dict[str, Any],
-    ) -> Iterator[TaskOutcome]:
-        """Evaluates task by task, with the reference and then with the engine; one task's failure costs no other anything.
+    @property
+    def model_kinds(self) -> tuple[str, ...]:
+        """Every kind."""
+        return ("encoder", "cross_encoder")
 
-        Args:
-            model: The engine under test.
-            tasks: mteb's tasks.
-            store: Beside which results are kept for the time of the comparison; none is read from it or written to it.
-            progress: Told what is done.
-            reference: The model in sentence-transformers, as its recipe says; where stored scores are the reference, it
-                is asked only if these differ.
-            verdict: Filled with the verdict, as a run's record holds it.
+    def settings(self, kind: str, tasks: Sequence[str]) -> dict[str, Any]:
+        """Return all fields."""
+        return {"parity": asdict(self)}
+
+    def types_for(self, kind: str) -> tuple[str, ...] | None:
+        """Return the types of task: a reranker can be compared with its reference on what it can rerank."""
+        return Rerank.task_types if kind == "cross_encoder" else None
+
+    def run(self, context: RunContext) -> Iterator[TaskOutcome]:
+        """Evaluate task by task, with the reference and then with the engine; one task's failure costs no other anything.
+
+        `context.figures` is filled with the verdict, as a run's record holds it. No stored result is read or written. Where
+        stored scores are the reference, `context.reference` is asked only if these differ.
 
         Raises:
             ConfigError: if the stored scores cannot be had.
         """
+        tasks, progress, verdict = context.tasks, context.progress, context.figures
         from mteb_vllm.pipelines.parity.comparison import Comparison, Options
 
         runs = self.reference.get("runs") or []
@@ -143,9 +134,9 @@ class Parity:
             worst=self.worst,
             runs=[runs] if isinstance(runs, str) else runs,
         )
-        with store.staging() as scratch:
+        with context.store.staging() as scratch:
             comparison = Comparison(
-                options, scratch, model, reference, progress, [task.metadata.name for task in tasks]
+                options, scratch, context.model, context.reference, progress, [task.metadata.name for task in tasks]
             )
             verdict.update(comparison.verdict())
             if comparison.stored is None:

@@ -36,7 +36,30 @@ _STOPWORDS = ("en", "de", "nl", "fr", "es", "pt", "it", "ru", "sv", "no", "zh")
 
 
 class FirstStage(Protocol):
-    """What retrieves candidates."""
+    """What retrieves candidates.
+
+    Attributes:
+        name: What it is called.
+        spec: Its engine; None where it needs none.
+        encoder: The wrapper of its model; None where it has none.
+        prompts: The prompts of its model; likewise.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called, as the configuration does."""
+
+    @property
+    def spec(self) -> EngineSpec | None:
+        """Its engine."""
+
+    @property
+    def encoder(self) -> VllmEncoderWrapper | None:
+        """The wrapper of its model."""
+
+    @property
+    def prompts(self) -> Prompts | None:
+        """The prompts of its model."""
 
     def settings(self, task: str) -> dict[str, Any]:
         """What its candidates for a task depend on, as plain values."""
@@ -49,6 +72,14 @@ class _Configured:
     """What `pipeline.first_stage` may name."""
 
     is_first_stage: ClassVar[bool] = True
+    spec: ClassVar[EngineSpec | None] = None
+    encoder: ClassVar[Any] = None
+    prompts: Any = None
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return type(self).__name__.lower()
 
     def mistakes(self, where: str, tasks: Sequence[str]) -> list[Mistake]:
         """What is wrong with it beyond its types.
@@ -133,6 +164,8 @@ class EncoderStage:
         prompts: Its prompts.
         window: How many different texts are handed to the engine at once.
     """
+
+    name: ClassVar[str] = "dense"
 
     spec: EngineSpec
     prompts: Prompts

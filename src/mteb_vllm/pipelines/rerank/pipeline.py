@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.config.schema import Count
-from mteb_vllm.errors import FirstStageError, MtebVllmError, PartialResultError
+from mteb_vllm.errors import FirstStageError, Mistake, MtebVllmError, PartialResultError
 from mteb_vllm.pipelines import mteb_run
+from mteb_vllm.pipelines.base import Pipeline, RunContext
 from mteb_vllm.pipelines.rerank.candidates import DEPTH, Ceiling, ceiling_meta
-from mteb_vllm.pipelines.rerank.first_stages import EncoderStage, FirstStage
+from mteb_vllm.pipelines.rerank.first_stages import FirstStage
 from mteb_vllm.results.failures import in_one_line
 from mteb_vllm.results.record import TaskOutcome
+from mteb_vllm.tasks.estimates import Estimate, estimate_pairs
 from mteb_vllm.tasks.loading import Unit, narrowed, unit_name, units
 from mteb_vllm.tasks.selection import brings_candidates
 from mteb_vllm.util.fingerprint import fingerprint
@@ -27,13 +30,12 @@ if TYPE_CHECKING:
 
     from mteb_vllm.progress import Progress
     from mteb_vllm.results.store import ResultsStore
-    from mteb_vllm.wrappers import VllmCrossEncoderWrapper, VllmEncoderReranker
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rerank:
+class Rerank(Pipeline):
     """Reranks what a first stage retrieved.
 
     Attributes:
@@ -43,7 +45,7 @@ class Rerank:
         first_stage: The configuration of the first stage.
     """
 
-    always_anew: ClassVar[bool] = False
+    reranks: ClassVar[bool] = True
     task_types: ClassVar[tuple[str, ...] | None] = (
         "Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking"
     )  # fmt: skip
@@ -58,7 +60,7 @@ class Rerank:
         """The kinds of model that this reranks with."""
         return ("encoder",) if self.scoring == "cosine" else ("cross_encoder",)
 
-    def candidates(self, stage: FirstStage, task_type: str, parts: Sequence[str]) -> dict[str, Any]:
+    def candidate_settings(self, stage: FirstStage, task_type: str, parts: Sequence[str]) -> dict[str, Any]:
         """What a task's candidates depend on, as plain values: part of every result that is made of them.
 
         Args:
@@ -77,29 +79,35 @@ class Rerank:
             "top_k": self.top_k,
         }
 
-    def run(
-        self,
-        model: VllmCrossEncoderWrapper | VllmEncoderReranker,
-        tasks: Sequence[AbsTask],
-        store: ResultsStore,
-        progress: Progress,
-        *,
-        stage: FirstStage,
-        reuse: bool = True,
-    ) -> Iterator[TaskOutcome]:
-        """Retrieves for every task, then reranks task by task; one task's failure costs no other anything.
+    def check(self, max_tokens: int | None) -> list[Mistake]:
+        """Return what is wrong with `top_k`."""
+        if 1 <= self.top_k <= DEPTH:
+            return []
+        return [Mistake(f"pipeline.top_k={self.top_k}", f"must be from 1 to {DEPTH}")]
+
+    def settings(self, kind: str, tasks: Sequence[str]) -> dict[str, Any]:
+        """Return how pairs are scored, where the model is no cross-encoder."""
+        return {} if kind == "cross_encoder" else {"scoring": "cosine"}
+
+    def estimate(
+        self, part: TaskInfo, splits: Sequence[str] | None, kind: str, max_tokens: int | None
+    ) -> Estimate | None:
+        """Return what the reranker is given for a task.
+
+        An encoder that reranks embeds each text once, however many pairs it stands in: at most all of them.
+        """
+        if kind == "cross_encoder":
+            return estimate_pairs(part, splits, top_k=self.top_k, max_tokens=max_tokens)
+        return super().estimate(part, splits, kind, max_tokens)
+
+    def run(self, context: RunContext) -> Iterator[TaskOutcome]:
+        """Retrieve for every task, then rerank task by task; one task's failure costs no other anything.
 
         The first stage is through with all tasks before the reranker's engine opens: they need not fit into memory together.
-
-        Args:
-            model: The reranker.
-            tasks: mteb's tasks.
-            store: Where results and predictions are kept, and read from if `reuse`.
-            progress: Told what is done.
-            stage: The first stage.
-            reuse: Whether known results are used.
         """
-        failures = self.retrieve(model, tasks, store, progress, stage=stage, reuse=reuse)
+        model, stage = context.model, context.stage
+        assert stage is not None
+        failures = self.retrieve(context)
         second = mteb_run.EngineStart(model)
 
         def evaluate(task: AbsTask, wait: bool) -> TaskOutcome:
@@ -109,34 +117,29 @@ class Rerank:
                 said = str(error) if isinstance(error, MtebVllmError) else in_one_line(error)
                 raise FirstStageError(f"first stage: {said}") from error
             why = error.failed if isinstance(error, PartialResultError) else {}
-            return self._rerank(model, task, store, progress, stage, second, reuse=reuse, wait=wait, why=why)
+            return self._rerank(
+                model, task, context.store, context.progress, stage, second, reuse=context.reuse, wait=wait, why=why
+            )
 
-        yield from mteb_run.each_task(tasks, progress, evaluate)
+        yield from mteb_run.each_task(context.tasks, context.progress, evaluate)
 
-    def retrieve(
-        self,
-        model: VllmCrossEncoderWrapper | VllmEncoderReranker,
-        tasks: Sequence[AbsTask],
-        store: ResultsStore,
-        progress: Progress,
-        *,
-        stage: FirstStage,
-        reuse: bool = True,
-    ) -> dict[str, Exception]:
-        """The first stage alone, of all tasks; for the arguments see `run`.
+    def retrieve(self, context: RunContext) -> dict[str, Exception]:
+        """Run the first stage alone, for all tasks.
 
         Returns:
             what went wrong: task to error.
         """
+        stage = context.stage
+        assert stage is not None
         failures: dict[str, Exception] = {}
-        first = mteb_run.EngineStart(stage.encoder) if isinstance(stage, EncoderStage) else None
-        for task in tasks:
+        first = mteb_run.EngineStart(stage.encoder) if stage.encoder is not None else None
+        for task in context.tasks:
             name = task.metadata.name
             if brings_candidates(task.metadata.type):
-                progress.line(f"{name} brings its own candidates: it needs no first stage")
+                context.progress.line(f"{name} brings its own candidates: it needs no first stage")
                 continue
             try:
-                self._retrieve(model, task, store, progress, stage, first, reuse)
+                self._retrieve(context.model, task, context.store, context.progress, stage, first, context.reuse)
             except Exception as error:
                 logger.exception("the first stage failed for %s", name)
                 failures[name] = error
@@ -228,7 +231,7 @@ class Rerank:
 
     def _candidates(self, stage: FirstStage, task: AbsTask) -> dict[str, Any]:
         names = [part.metadata.name for part in mteb_run.parts_of(task)]
-        return self.candidates(stage, task.metadata.type, names)
+        return self.candidate_settings(stage, task.metadata.type, names)
 
 
 def take_candidates(

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.config.schema import Count, NotNegativeInt, Seconds, Spread
 from mteb_vllm.engines.memory import device_memory_mb, peak_memory
-from mteb_vllm.errors import MeasureError
+from mteb_vllm.errors import MeasureError, Mistake
+from mteb_vllm.pipelines.base import Pipeline, RunContext
+from mteb_vllm.results.record import TaskOutcome
+from mteb_vllm.tasks.estimates import Estimate
+from mteb_vllm.util.phase import Phase
 
 if TYPE_CHECKING:
-    from mteb.abstasks import AbsTask
-
     from mteb_vllm.engines.base import Engine
-    from mteb_vllm.models.prompts import Prompts
-    from mteb_vllm.models.score_templates import ScoreTemplate
     from mteb_vllm.pipelines.throughput.requests import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
-class Throughput:
+class Throughput(Pipeline):
     """Times an engine, and nothing else: no task is scored, no embedding is read or kept.
 
     Attributes:
@@ -40,10 +42,11 @@ class Throughput:
         seed: Of the texts.
     """
 
-    model_kinds: ClassVar[tuple[str, ...]] = ("encoder", "cross_encoder")
-    task_types: ClassVar[tuple[str, ...] | None] = None
-    always_anew: ClassVar[bool] = True
-    window: ClassVar[int] = 8192
+    cached: ClassVar[bool] = False
+    scores_tasks: ClassVar[bool] = False
+    measures: ClassVar[Literal["", "throughput", "parity"]] = "throughput"
+    # What one engine has imported, set and left behind must not be in the figures of the next one.
+    own_process: ClassVar[bool] = True
 
     batch_sizes: list[Count]
     lengths: Literal["fixed", "varied", "tasks"] = "fixed"
@@ -70,31 +73,59 @@ class Throughput:
 
         return Workload(self.requests, self.lengths, self.tokens, self.distribution, self.spread, self.side, self.seed)
 
-    def run(
-        self,
-        model: Any,
-        tasks: Sequence[AbsTask],
-        figures: dict[str, Any],
-        *,
-        prompts: Prompts,
-        template: ScoreTemplate | None,
-        tell: Callable[[str], None],
-    ) -> None:
-        """Times a model's engine.
+    @property
+    def model_kinds(self) -> tuple[str, ...]:
+        """Every kind."""
+        return ("encoder", "cross_encoder")
 
-        Args:
-            model: A wrapper of ours.
-            tasks: mteb's tasks, where the texts are theirs.
-            figures: Filled as it goes with what a run's record says of it: see `RunRecord.throughput`.
-            prompts: What stands in front of texts; of a reranker, its instructions.
-            template: What a reranker reads pairs through; None for other models.
-            tell: Told what is being timed.
+    @property
+    def needs_tasks(self) -> bool:
+        """Whether the texts are those of tasks."""
+        return self.lengths == "tasks"
+
+    def prompted(self, parts: Sequence[TaskInfo]) -> Sequence[TaskInfo]:
+        """Return the tasks; where the texts are not theirs, the task by which prompts are chosen."""
+        return parts if self.needs_tasks else [self.workload.task]
+
+    def check(self, max_tokens: int | None) -> list[Mistake]:
+        """Return which batch sizes and lengths cannot be had."""
+        found = []
+        way = "More of them: pipeline.requests=..."
+        if not any(size <= self.requests for size in self.batch_sizes):
+            what = f"none is within the {self.requests:,} different requests"
+            found.append(Mistake(f"pipeline.batch_sizes={self.batch_sizes}", what, way))
+        elif too_many := [size for size in self.batch_sizes if size > self.requests]:
+            what = f"there are {self.requests:,} different requests"
+            found.append(Mistake(f"pipeline.batch_sizes={too_many}", what, way))
+        if not self.needs_tasks and max_tokens is not None and self.tokens > max_tokens:
+            what = f"the context is {max_tokens} tokens (engine.max_model_len)"
+            found.append(Mistake(f"pipeline.tokens={self.tokens}", what))
+        return found
+
+    def settings(self, kind: str, tasks: Sequence[str]) -> dict[str, Any]:
+        """Return all fields, and the tasks whose texts are taken."""
+        return {"throughput": {**asdict(self), **({"tasks": list(tasks)} if self.needs_tasks else {})}}
+
+    def estimate_all(self, kind: str) -> Estimate | None:
+        """Return what the engine is given at least; None where the lengths are those of tasks' texts."""
+        if self.needs_tasks:
+            return None
+        unit: Literal["texts", "pairs"] = "pairs" if kind == "cross_encoder" else "texts"
+        return Estimate(self.least_asked, self.least_asked * self.tokens, unit)
+
+    def run(self, context: RunContext) -> Iterator[TaskOutcome]:
+        """Time a model's engine; yields nothing.
+
+        `context.figures` is filled as it goes with what a run's record holds: see `RunRecord.throughput`.
 
         Raises:
             DataError: if a task's data cannot be loaded.
             EngineError: if the engine does not open, dies, or fails at work.
             MeasureError: if there is no room for texts of such lengths, or no such task.
         """
+        assert context.prompts is not None
+        model, figures, prompts, template = context.model, context.figures, context.prompts, context.template
+        tell = functools.partial(context.progress.note, Phase.MEASURING)
         from mteb_vllm.pipelines.throughput.measure import measure
         from mteb_vllm.pipelines.throughput.requests import made_requests, requests_of_tasks
 
@@ -102,7 +133,7 @@ class Throughput:
         try:
             if self.lengths == "tasks":
                 # Before an engine opens: what is wrong with the data need not wait for it.
-                requests = requests_of_tasks(tasks, self.workload, prompts, template)
+                requests = requests_of_tasks(context.tasks, self.workload, prompts, template)
                 engine = model.engine
                 requests = requests.with_tokens(engine.tokenizer)
             else:
@@ -143,6 +174,7 @@ class Throughput:
         rates.append(_rate(engine))
         computed = figures["saturated"]["tokens_per_second"] * (1 - figures["saturated"]["cached_share"])
         figures["roof"] = _roof(engine, lengths, rates, computed)
+        yield from ()
 
 
 def _rate(engine: Engine) -> float | str:
