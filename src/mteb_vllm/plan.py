@@ -17,9 +17,9 @@ from mteb_vllm.models import score_templates
 from mteb_vllm.models.files import find_recipe_now
 from mteb_vllm.models.prompts import Prompts, resolve
 from mteb_vllm.models.score_templates import ScoreTemplate
-from mteb_vllm.pipelines.base import Pipeline
+from mteb_vllm.pipelines.base import FirstStage, Pipeline
 from mteb_vllm.pipelines.factory import make_first_stage, make_pipeline, make_reference
-from mteb_vllm.pipelines.rerank.first_stages import Dense, EncoderStage, FirstStage
+from mteb_vllm.pipelines.rerank.first_stages import Dense, EncoderStage
 from mteb_vllm.results.failures import Failure, before, remembered
 from mteb_vllm.results.lookup import look, result_path
 from mteb_vllm.tasks import selection as tasks

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.errors import Mistake
@@ -17,13 +17,47 @@ from mteb_vllm.errors import Mistake
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
 
+    from mteb_vllm.engines.base import EngineSpec
     from mteb_vllm.models.prompts import Prompts
     from mteb_vllm.models.score_templates import ScoreTemplate
-    from mteb_vllm.pipelines.rerank.first_stages import FirstStage
     from mteb_vllm.progress import Progress
     from mteb_vllm.results.record import TaskOutcome
     from mteb_vllm.results.store import ResultsStore
     from mteb_vllm.tasks.estimates import Estimate
+    from mteb_vllm.wrappers import VllmEncoderWrapper
+
+
+class FirstStage(Protocol):
+    """What retrieves candidates.
+
+    Attributes:
+        name: What it is called.
+        spec: Its engine; None where it needs none.
+        encoder: The wrapper of its model; None where it has none.
+        prompts: The prompts of its model; likewise.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called, as the configuration does."""
+
+    @property
+    def spec(self) -> EngineSpec | None:
+        """Its engine."""
+
+    @property
+    def encoder(self) -> VllmEncoderWrapper | None:
+        """The wrapper of its model."""
+
+    @property
+    def prompts(self) -> Prompts | None:
+        """The prompts of its model."""
+
+    def settings(self, task: str) -> dict[str, Any]:
+        """What its candidates for a task depend on, as plain values."""
+
+    def searcher(self, task: AbsTask) -> Any:
+        """A model of mteb's that retrieves: an encoder, or one that searches, with `mteb_model_meta`."""
 
 
 @dataclass

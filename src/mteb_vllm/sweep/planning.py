@@ -19,7 +19,7 @@ from mteb_vllm.engines.arguments import context_limit
 from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.models.architectures import position_limit
-from mteb_vllm.pipelines.rerank.first_stages import FirstStage
+from mteb_vllm.pipelines.base import FirstStage
 from mteb_vllm.plan import Plan, plan
 from mteb_vllm.results.failures import Failure, before, of_exception, remembered
 from mteb_vllm.results.lookup import Stale, intact, look, predictions_path, result_path, same_result

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mteb_vllm.config.schema import InstructionConfig, ModelConfig, NotNegative, NotNegativeInt, Share, TextsByKey
 from mteb_vllm.engines.base import EngineSpec
@@ -33,39 +33,6 @@ if TYPE_CHECKING:
 
 # Whose stop words bm25s has, by mteb's names.
 _STOPWORDS = ("en", "de", "nl", "fr", "es", "pt", "it", "ru", "sv", "no", "zh")
-
-
-class FirstStage(Protocol):
-    """What retrieves candidates.
-
-    Attributes:
-        name: What it is called.
-        spec: Its engine; None where it needs none.
-        encoder: The wrapper of its model; None where it has none.
-        prompts: The prompts of its model; likewise.
-    """
-
-    @property
-    def name(self) -> str:
-        """What it is called, as the configuration does."""
-
-    @property
-    def spec(self) -> EngineSpec | None:
-        """Its engine."""
-
-    @property
-    def encoder(self) -> VllmEncoderWrapper | None:
-        """The wrapper of its model."""
-
-    @property
-    def prompts(self) -> Prompts | None:
-        """The prompts of its model."""
-
-    def settings(self, task: str) -> dict[str, Any]:
-        """What its candidates for a task depend on, as plain values."""
-
-    def searcher(self, task: AbsTask) -> Any:
-        """A model of mteb's that retrieves: an encoder, or one that searches, with `mteb_model_meta`."""
 
 
 class _Configured:

@@ -15,9 +15,8 @@ from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.config.schema import Count
 from mteb_vllm.errors import FirstStageError, Mistake, MtebVllmError, PartialResultError
 from mteb_vllm.pipelines import mteb_run
-from mteb_vllm.pipelines.base import Pipeline, RunContext
+from mteb_vllm.pipelines.base import FirstStage, Pipeline, RunContext
 from mteb_vllm.pipelines.rerank.candidates import DEPTH, Ceiling, ceiling_meta
-from mteb_vllm.pipelines.rerank.first_stages import FirstStage
 from mteb_vllm.results.failures import in_one_line
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.tasks.estimates import Estimate, estimate_pairs
