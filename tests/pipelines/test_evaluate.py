@@ -206,7 +206,7 @@ def test_an_interrupted_call_harms_no_later_one(minilm: Any) -> None:
     assert VllmEncoderWrapper.planned(minilm.spec, Prompts()).engine is minilm.engine
 
 
-def test_engines_of_one_process_close_together_and_leave_the_shells_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_closes_leaves_the_shells_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     from mteb_vllm.engines import base as engines
     from mteb_vllm.engines import environment
 
@@ -217,12 +217,9 @@ def test_engines_of_one_process_close_together_and_leave_the_shells_variables(mo
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
     environment.enter({"VLLM_X": "1"})
     assert environment.outer()["VLLM_CPU_KVCACHE_SPACE"] == "4" and "VLLM_X" not in environment.outer()
-    both = [
-        VllmEngine(SimpleNamespace(env={}), SimpleNamespace(), 0.0, "float32", 8, 4, {}, in_process=True)  # type: ignore[arg-type]
-        for _ in range(2)
-    ]
-    engines._open.extend(both)
-    both[0].close()
-    both[1].close()
-    assert left == [0] and all(engine.llm is None for engine in both) and not engines._open
+    engine = VllmEngine(SimpleNamespace(env={}), SimpleNamespace(), 0.0, "float32", 8, 4, {}, in_process=True)  # type: ignore[arg-type]
+    engines._open.append(engine)
+    engine.close()
+    engine.close()
+    assert left == [0] and engine.llm is None and not engines._open
     assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "4" and "VLLM_X" not in os.environ
