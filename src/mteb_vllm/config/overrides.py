@@ -94,13 +94,8 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
             way = f"A choice of a file is written with a slash: {shlex.quote(choice)}"
             return [Mistake(written, f"{key} is a group of fields", way if "." in key else "")]
         if override.is_add() and current is not None and not isinstance(value, (dict, list)):
-            return [
-                Mistake(
-                    written,
-                    f"is set already, to {current}",
-                    f"To change it, without the plus: {shlex.quote(written.lstrip('+'))}",
-                )
-            ]
+            way = f"To change it, without the plus: {shlex.quote(written.lstrip('+'))}"
+            return [Mistake(written, f"is set already, to {current}", way)]
         mistakes = []
         if not (override.is_add() or override.is_force_add()):
             missing = list(_missing(key, value, config))
@@ -113,15 +108,19 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
         return [replace(reference_mistake(error, [override]), where=written)]
     except (AttributeError, TypeError, ValueError) as error:
         return [Mistake(written, in_words(error))]
-    if key.removeprefix(_MOUNTED).startswith(_TEXTS) and isinstance(value, str) and not mistakes and "=" in written:
-        typed = override.get_value_string()
-        if typed != typed.strip() and value == typed.strip():
-            return [
-                Mistake(
-                    written, "Hydra takes away the space around this text", quoted(written.partition("=")[0], typed)
-                )
-            ]
-    return mistakes
+    return mistakes or _lost_spaces(override)
+
+
+def _lost_spaces(override: Override) -> list[Mistake]:
+    """Return a mistake where Hydra takes away the space around a prompt or a template."""
+    value, written = override.value(), str(override.input_line)
+    if not (override.key_or_group.removeprefix(_MOUNTED).startswith(_TEXTS) and isinstance(value, str)):
+        return []
+    name, equals, _ = written.partition("=")
+    typed = override.get_value_string()
+    if not equals or typed == typed.strip() or value != typed.strip():
+        return []
+    return [Mistake(written, "Hydra takes away the space around this text", quoted(name, typed))]
 
 
 def _delete(override: Override, current: Any, config: DictConfig) -> list[Mistake]:

@@ -8,6 +8,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -84,63 +85,122 @@ def encode_texts(
         ValueError: if there are not `n_texts` texts.
     """
     started = time.perf_counter()
-    stats = Work(texts=n_texts)
-    out = np.empty((n_texts, engine.dim), dtype=np.float32)
-    first_rows: dict[bytes, int] = {}
-    copies: list[tuple[int, int]] = []  # (row, row of the same text)
-    truncated: set[int] = set()
-    blank: set[int] = set()
-    row = 0
-    prefix = readable(prefix)
+    made = _Embeddings(engine, n_texts, readable(prefix), cache)
     stream = iter(texts)
-    key = cache.key if cache is not None else _digest
-    # Where a prompt's tokens are not pooled, the same text has another embedding with another part of it as the prompt.
-    mark = "" if engine.pools_prompts else f"{len(prefix)} "
-    if cache is not None:
-        cache.refresh()
     while batch := list(itertools.islice(stream, window)):
-        rows, unique, digests = [], [], []
+        chunk = made.take(batch)
+        bar = progress and functools.partial(Counter, progress, made.n_taken - len(chunk.texts), n_texts)
+        made.encode(chunk, bar or False)
+        if progress is not None:
+            progress(made.n_taken, n_texts)
+    if made.n_taken != n_texts:
+        raise ValueError(f"{made.n_taken} texts, though {n_texts} were announced")
+    made.finish()
+    made.work.seconds = time.perf_counter() - started - made.work.store_seconds
+    return made.out, made.work
+
+
+@dataclass
+class _Chunk:
+    """Different texts, prompt included, with their rows among all texts and their keys."""
+
+    texts: list[str] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+
+    def only(self, chosen: Sequence[int]) -> _Chunk:
+        return _Chunk(
+            [self.texts[at] for at in chosen], [self.rows[at] for at in chosen], [self.keys[at] for at in chosen]
+        )
+
+
+class _Embeddings:
+    """The embeddings of one call, filled in chunk by chunk."""
+
+    def __init__(self, engine: Engine, n_texts: int, prefix: str, cache: Space | None) -> None:
+        self.engine, self.n_texts, self.prefix, self.cache = engine, n_texts, prefix, cache
+        self.out = np.empty((n_texts, engine.dim), dtype=np.float32)
+        self.work = Work(texts=n_texts)
+        self.n_taken = 0
+        self.first_rows: dict[bytes, int] = {}
+        self.copies: list[tuple[int, int]] = []  # (row, row of the same text)
+        self.truncated: set[int] = set()
+        self.blank: set[int] = set()
+        # Where a prompt's tokens are not pooled, the same text has another embedding with another part of it as the prompt.
+        self.mark = "" if engine.pools_prompts else f"{len(prefix)} "
+        self.key = cache.key if cache is not None else _digest
+        if cache is not None:
+            cache.refresh()
+
+    def take(self, batch: Sequence[Any]) -> _Chunk:
+        """Return those texts that have to be computed: not seen before, not empty, not in the cache."""
+        chunk = _Chunk()
         for text in batch:
             if not isinstance(text, str):
-                raise DataError(f"text {row} of {n_texts:,} is {text!r}, and not a text")
-            text = prefix + readable(text)
-            digest = key(mark + text)
-            first = first_rows.setdefault(digest, row)
-            if first == row:
-                rows.append(row)
-                unique.append(text)
-                digests.append(digest)
+                raise DataError(f"text {self.n_taken} of {self.n_texts:,} is {text!r}, and not a text")
+            text = self.prefix + readable(text)
+            key = self.key(self.mark + text)
+            first = self.first_rows.setdefault(key, self.n_taken)
+            if first == self.n_taken:
+                chunk.rows.append(first)
+                chunk.texts.append(text)
+                chunk.keys.append(key)
             else:
-                copies.append((row, first))
-            row += 1
-        if row > n_texts:
-            raise ValueError(f"more texts than the {n_texts} that were announced")
-        if empty := texts_without_tokens(engine.tokenizer, unique):
-            blank.update(rows[at] for at in empty)
-            out[[rows[at] for at in empty]] = 0
-            chosen = [at not in empty for at in range(len(unique))]
-            unique = list(itertools.compress(unique, chosen))
-            rows, digests = list(itertools.compress(rows, chosen)), list(itertools.compress(digests, chosen))
-        if cache is not None and unique:
-            unique, rows, digests = _look_up(cache, unique, rows, digests, out, stats, truncated)
-        if unique:
-            bar = progress and functools.partial(Counter, progress, row - len(unique), n_texts)
-            _encode_window(engine, unique, rows, out, stats, truncated, bar or False, prefix)
-            if cache is not None:
-                ended = time.perf_counter()
-                cut = np.array([at in truncated for at in rows])
-                cache.add(digests, out[rows], cut)
-                stats.store_seconds += time.perf_counter() - ended
-        if progress is not None:
-            progress(row, n_texts)
-    if row != n_texts:
-        raise ValueError(f"{row} texts, though {n_texts} were announced")
-    for target, source in copies:
-        out[target] = out[source]
-    stats.truncated = len(truncated) + sum(source in truncated for _, source in copies)
-    stats.blank = len(blank) + sum(source in blank for _, source in copies)
-    stats.seconds = time.perf_counter() - started - stats.store_seconds
-    return out, stats
+                self.copies.append((self.n_taken, first))
+            self.n_taken += 1
+        if self.n_taken > self.n_texts:
+            raise ValueError(f"more texts than the {self.n_texts} that were announced")
+        if empty := texts_without_tokens(self.engine.tokenizer, chunk.texts):
+            rows = [chunk.rows[at] for at in empty]
+            self.blank.update(rows)
+            self.out[rows] = 0
+            chunk = chunk.only([at for at in range(len(chunk.rows)) if at not in empty])
+        return chunk if self.cache is None or not chunk.texts else self._not_stored(self.cache, chunk)
+
+    def _not_stored(self, cache: Space, chunk: _Chunk) -> _Chunk:
+        started = time.perf_counter()
+        found, cut = cache.look_up(chunk.keys, self.out, chunk.rows)
+        self.truncated.update(itertools.compress(chunk.rows, cut))
+        self.work.stored += int(found.sum())
+        self.work.store_seconds += time.perf_counter() - started
+        return chunk.only(np.flatnonzero(~found).tolist())
+
+    def encode(self, chunk: _Chunk, bar: Any) -> None:
+        """Compute the embeddings of a chunk, and put them into the cache."""
+        if not chunk.texts:
+            return
+        self._compute(chunk.texts, chunk.rows, bar)
+        if self.cache is not None:
+            started = time.perf_counter()
+            cut = np.array([row in self.truncated for row in chunk.rows])
+            self.cache.add(chunk.keys, self.out[chunk.rows], cut)
+            self.work.store_seconds += time.perf_counter() - started
+
+    def _compute(self, texts: list[str], rows: list[int], bar: Any) -> None:
+        engine, limit = self.engine, self.engine.max_model_len
+        for at, text in enumerate(texts):
+            if len(text) > _LONG * limit:
+                shorter = shorten(text, engine.tokenizer, limit)
+                if shorter is not text:
+                    self.truncated.add(rows[at])
+                    texts[at] = shorter
+        block, lengths = engine.embed(texts, bar, self.prefix)
+        check_finite(engine, block, "embeddings")
+        self.out[rows] = block
+        self.work.computed += len(texts)
+        self.work.tokens += sum(lengths)
+        # As long as the context: it was cut, or is exactly that long.
+        full = [at for at, length in enumerate(lengths) if length >= limit and rows[at] not in self.truncated]
+        if full:
+            whole = engine.tokenizer([texts[at] for at in full], truncation=False, verbose=False)["input_ids"]
+            self.truncated.update(rows[at] for at, ids in zip(full, whole, strict=True) if len(ids) > limit)
+
+    def finish(self) -> None:
+        """Fill in repeated texts, and count."""
+        for target, source in self.copies:
+            self.out[target] = self.out[source]
+        self.work.truncated = len(self.truncated) + sum(source in self.truncated for _, source in self.copies)
+        self.work.blank = len(self.blank) + sum(source in self.blank for _, source in self.copies)
 
 
 def texts_without_tokens(tokenizer: Any, texts: Sequence[str]) -> set[int]:
@@ -157,54 +217,6 @@ def texts_without_tokens(tokenizer: Any, texts: Sequence[str]) -> set[int]:
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-def _look_up(
-    cache: Space,
-    texts: list[str],
-    rows: list[int],
-    digests: list[bytes],
-    out: npt.NDArray[np.float32],
-    stats: Work,
-    truncated: set[int],
-) -> tuple[list[str], list[int], list[bytes]]:
-    """Fills in what is known; returns the texts that are not, with their rows and digests."""
-    started = time.perf_counter()
-    found, cut = cache.look_up(digests, out, rows)
-    truncated.update(itertools.compress(rows, cut))
-    stats.stored += int(found.sum())
-    missing = np.flatnonzero(~found).tolist()
-    stats.store_seconds += time.perf_counter() - started
-    return [texts[at] for at in missing], [rows[at] for at in missing], [digests[at] for at in missing]
-
-
-def _encode_window(
-    engine: Engine,
-    texts: list[str],
-    rows: list[int],
-    out: npt.NDArray[np.float32],
-    stats: Work,
-    truncated: set[int],
-    bar: Any,
-    prefix: str,
-) -> None:
-    limit = engine.max_model_len
-    for at, text in enumerate(texts):
-        if len(text) > _LONG * limit:
-            shorter = shorten(text, engine.tokenizer, limit)
-            if shorter is not text:
-                truncated.add(rows[at])
-                texts[at] = shorter
-    block, lengths = engine.embed(texts, bar, prefix)
-    check_finite(engine, block, "embeddings")
-    out[rows] = block
-    stats.computed += len(texts)
-    stats.tokens += sum(lengths)
-    # As long as the context: it was cut, or is exactly that long.
-    full = [at for at, length in enumerate(lengths) if length >= limit and rows[at] not in truncated]
-    if full:
-        whole = engine.tokenizer([texts[at] for at in full], truncation=False, verbose=False)["input_ids"]
-        truncated.update(rows[at] for at, ids in zip(full, whole, strict=True) if len(ids) > limit)
 
 
 def shorten(text: str, tokenizer: Any, limit: int) -> str:
