@@ -15,6 +15,7 @@ import pytest
 import recompute
 from mteb_vllm import run
 from mteb_vllm.engines.arguments import resolve_arguments
+from mteb_vllm.engines.base import close_engines
 
 pytestmark = pytest.mark.vllm
 
@@ -120,6 +121,7 @@ def test_a_prompt_that_does_not_concern_a_task_makes_it_no_other_result(first: t
 
 @pytest.mark.slow
 def test_a_sweep_with_hydras_own_launcher(tmp_path: Path) -> None:
+    close_engines()
     sweep = ["engine.dtype=float32,bfloat16", "prompts=none,e5", "hydra/launcher=basic"]
     overrides = [f"results.dir={tmp_path}", f"tasks.names=[{TASK}]", *sweep]
     records: Any = run(overrides, multirun=True, show=False)

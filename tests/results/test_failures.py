@@ -98,6 +98,12 @@ def test_every_kind_says_what_to_try_or_says_it_itself() -> None:
     assert of_exception(said).advice == ""
 
 
+def test_onednn_says_little_where_memory_runs_out() -> None:
+    failed = "vLLM's engine failed at work: RuntimeError: could not create a primitive"
+    assert of_exception(errors.EngineError(failed)).kind == "out_of_memory_encoding"
+    assert of_exception(errors.EngineError(f"{failed} descriptor for a matmul")).kind == "engine_died"
+
+
 def test_a_log_may_say_what_an_engine_in_a_process_of_its_own_could_not() -> None:
     started = Failure("engine_start", "Engine core initialization failed. See root cause above.")
     lines = ["INFO Available KV cache memory: 3.2 GiB", "torch.OutOfMemoryError: CUDA out of memory."]

@@ -215,6 +215,7 @@ class RunConfig(_Strict):
     retry_failed: bool = True
     dry_run: bool = False
     experiment: str | None = None
+    allowed_targets: Names | None = None
 
 
 def conf_dir() -> Path:

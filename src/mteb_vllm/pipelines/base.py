@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from mteb_vllm.catalogue import TaskInfo
@@ -153,13 +153,14 @@ class Pipeline(ABC):
         return []
 
     def settings(self, kind: str, tasks: Sequence[str]) -> dict[str, Any]:
-        """Return what its results depend on besides the model and a first stage, as plain values.
+        """Return what its results depend on besides the model and a first stage, as plain values: its class and fields.
 
         Args:
             kind: The kind of the model.
             tasks: The names of the chosen tasks.
         """
-        return {}
+        own = asdict(self) if is_dataclass(self) else {}
+        return {"pipeline": {"class": f"{type(self).__module__}.{type(self).__qualname__}", **own}}
 
     def candidate_settings(self, stage: FirstStage, task_type: str, parts: Sequence[str]) -> dict[str, Any]:
         """Return what the candidates of a task depend on, as plain values; nothing without a first stage.

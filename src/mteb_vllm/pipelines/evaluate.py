@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.config.schema import Count
 from mteb_vllm.pipelines import mteb_run
@@ -24,6 +24,10 @@ class Evaluate(Pipeline):
     """
 
     window: Count = 8192
+
+    def settings(self, kind: str, tasks: Sequence[str]) -> dict[str, Any]:
+        """Return nothing: the model and its prompts are all that scores depend on."""
+        return {}
 
     def run(self, context: RunContext) -> Iterator[TaskOutcome]:
         """Evaluate task by task; one task's failure costs no other anything."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mteb_vllm.config.schema import TARGETS, RunConfig, build
 from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.pipelines.base import Pipeline
 from mteb_vllm.pipelines.report import Report
+from mteb_vllm.util.shell import suggest
 
 
 def is_report(config: RunConfig) -> bool:
@@ -41,12 +42,23 @@ def make_reference(config: RunConfig) -> Any:
     return build(_class(reference["_target_"]), _fields(reference), "pipeline.reference")
 
 
-def build_target(where: str, config: Mapping[str, Any], mark: str) -> tuple[Any, list[Mistake]]:
-    """What a part of the configuration with a `_target_` makes, or what is wrong with it."""
+def build_target(
+    where: str, config: Mapping[str, Any], mark: str, own: Sequence[str] | None = None
+) -> tuple[Any, list[Mistake]]:
+    """Return what a part of the configuration with a `_target_` makes, and what is wrong with it.
+
+    Args:
+        where: The part's key.
+        config: The part.
+        mark: An attribute that such classes have.
+        own: Where classes of the user's own may be (`allowed_targets`).
+    """
     target = config.get("_target_")
     at = f"{where}._target_={target}"
-    if not isinstance(target, str) or not target.startswith(TARGETS):
-        return None, [Mistake(at, "is not a class that a configuration may name", f"Allowed: {', '.join(TARGETS)}.")]
+    allowed = (*TARGETS, *(own or ()))
+    if not isinstance(target, str) or not target.startswith(allowed):
+        way = f"Allowed: {', '.join(allowed)}. A class of your own: {suggest('allowed_targets', ['my_package.'])}"
+        return None, [Mistake(at, "is not a class that a configuration may name", way)]
     try:
         cls: Any = _class(target)
     except (ImportError, AttributeError) as error:

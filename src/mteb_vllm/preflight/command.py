@@ -11,7 +11,7 @@ import functools
 import itertools
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         for overrides_of_point in itertools.product(*axes):
             config, found = composition.point(overrides_of_point)
             if config is not None:
+                found += _target_mistakes(config, typed)
                 with answering(typed):
                     found += check_config(config, broken=unread | {_section(mistake) for mistake in found})
                 points.append(Point(tuple(mask(_written(one)) for one in overrides_of_point), config, swept))
@@ -138,6 +139,17 @@ def _hydra_folder_mistakes(point: Point) -> list[Mistake]:
     if point.folder is None or point.folder.absolute().is_relative_to(results):
         return []  # that one is checked anyway
     return folder_mistakes(f"hydra.{'sweep' if point.swept else 'run'}.dir", str(point.folder))
+
+
+def _target_mistakes(config: RunConfig, typed: Collection[str]) -> Iterator[Mistake]:
+    """Yield what is wrong with `allowed_targets`: a file must not allow its own code to be imported."""
+    if config.allowed_targets and "allowed_targets" not in typed:
+        where = f"allowed_targets={config.allowed_targets}"
+        yield Mistake(where, "is set by a file, and may only be set on the command line")
+    for prefix in config.allowed_targets or ():
+        if re.fullmatch(r"([A-Za-z_]\w*\.)+", prefix) is None:
+            what = "is no package: a name and a dot"
+            yield Mistake(f"allowed_targets=[{prefix}]", what, suggest("allowed_targets", ["my_package."]))
 
 
 def _needs_vllm(config: RunConfig) -> bool:

@@ -82,7 +82,9 @@ _TRY: dict[Kind, str] = {
 _MEMORY = re.compile(
     r"out of memory|can(?:no|')t allocate memory|bad_alloc|unable to allocate|failed to allocate|not enough memory|"
     r"memoryerror|available memory on node.* less than|free memory on device.* less than|"
-    r"no available memory for the cache|larger than the available kv cache memory",
+    r"no available memory for the cache|larger than the available kv cache memory|"
+    # All that oneDNN says where there is no memory for its code.
+    r"could not create a primitive(?! descriptor)",
     re.IGNORECASE,
 )
 
