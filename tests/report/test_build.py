@@ -53,6 +53,7 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def test_a_report_that_nobody_reads_is_written(sweep: Path, tmp_path: Path) -> None:
+    check([])  # makes the catalogues, where there are none yet: their making is announced on stderr
     command = f"{sys.executable} -m mteb_vllm pipeline=report runs={sweep} pipeline.dir={tmp_path}/report"
     line = f"set -o pipefail; (sleep 1; {command}) | true"  # `true` has ended before anything is printed
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, check=False)
