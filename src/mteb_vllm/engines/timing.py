@@ -24,7 +24,7 @@ class Phases:
     tokenise: float = 0.0
     engine: float = 0.0
     collect: float = 0.0
-    _since: float = field(default_factory=time.perf_counter, repr=False)
+    _since: float = field(default_factory=lambda: time.perf_counter(), repr=False)
 
     def spent(self, phase: Phase) -> None:
         """Counts the time since the last call of this as one phase's."""
