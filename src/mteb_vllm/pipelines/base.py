@@ -159,7 +159,7 @@ class Pipeline(ABC):
             kind: The kind of the model.
             tasks: The names of the chosen tasks.
         """
-        own = asdict(self) if is_dataclass(self) else {}
+        own: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
         return {"pipeline": {"class": f"{type(self).__module__}.{type(self).__qualname__}", **own}}
 
     def candidate_settings(self, stage: FirstStage, task_type: str, parts: Sequence[str]) -> dict[str, Any]:
