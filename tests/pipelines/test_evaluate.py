@@ -72,6 +72,39 @@ def evaluate(tmp_path: Path, model: Any, *tasks: Any, reuse: bool = True) -> lis
     return list(Evaluate().run(RunContext(model, tasks, ResultsStore(tmp_path), progress, reuse=reuse)))
 
 
+def test_runs_whose_inputs_are_the_same_share_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mteb_vllm.pipelines import mteb_run
+    from mteb_vllm.wrappers import model_meta
+
+    name = mock_tasks.MockSTSTask.metadata.name
+    catalogue = SimpleNamespace(tasks={name: SimpleNamespace(sides=("",))})
+    monkeypatch.setattr(mteb_run, "mteb_catalogue", lambda: catalogue)
+    store = ResultsStore(tmp_path)
+
+    def status(settings: str, inputs: str | None, *, reuse: bool = True, side: str | None = None) -> str:
+        model = Encoder()
+        model.mteb_model_meta = model_meta(Model("org/model", "abc", "org/model", None, {}), settings)
+        model.applied = {(name, side): {}, ("AnotherTask", "query"): {}}
+        progress = Progress(Console(file=io.StringIO()), 1)
+        context = RunContext(
+            model, [mock_tasks.MockSTSTask()], store, progress, reuse=reuse, input_fingerprints={name: inputs}
+        )
+        (outcome,) = Evaluate().run(context)
+        assert bool(model.encoded) == (outcome.status == "computed"), outcome.reason
+        return str(outcome.status)
+
+    assert status("a", "same") == "computed"
+    assert status("b", "same") == "reused" and status("b", None) == "reused", "and it has a place of its own now"
+    assert status("c", "other") == "computed" and status("d", None) == "computed"
+    assert status("e", "same", reuse=False) == "computed"
+    # A side that the catalogue does not know was not part of the hash.
+    assert status("f", "query's", side="query") == "computed" and status("g", "query's") == "computed"
+    # What is not whole is nobody's.
+    for path in tmp_path.glob(f"results/*/*/experiments/*/{name}.json"):
+        path.write_bytes(b"{}")
+    assert status("h", "same") == "computed"
+
+
 def test_one_tasks_failure_costs_no_other_anything(tmp_path: Path) -> None:
     sts, retrieval = mock_tasks.MockSTSTask(), mock_tasks.MockRetrievalTask()
     model = Encoder(fails=(sts.metadata.name,))
