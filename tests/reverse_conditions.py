@@ -42,7 +42,12 @@ TESTS = {
     "inference.embedding_cache.index": ["inference/test_embedding_cache.py"],
     "inference.embedding_cache.segments": ["inference/test_embedding_cache.py"],
     "inference.embedding_cache.cache": ["inference/test_embedding_cache.py"],
-    "pipelines.mteb_run": ["pipelines/test_evaluate.py", "results/test_store.py"],
+    "pipelines.mteb_run": [
+        "pipelines/test_evaluate.py",
+        "results/test_store.py",
+        "tasks/test_loading.py",
+        "pipelines/rerank/test_first_stages.py",
+    ],
 }
 
 # Imported once, before the processes part; nothing of ours.
