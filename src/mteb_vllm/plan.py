@@ -101,6 +101,7 @@ class Plan:
             wrapper = VllmEncoderReranker.planned(self.spec, self.prompts, window)
         else:
             wrapper = VllmEncoderWrapper.planned(self.spec, self.prompts, window)
+        wrapper.count_always(self.pipeline.code)
         return wrapper
 
 
@@ -135,7 +136,7 @@ def _planned(config: RunConfig, pipeline: Pipeline) -> Plan:
     else:
         settings["prompts"] = prompts.settings()
     chosen = tasks.select(config.tasks, mteb_catalogue())[0] if pipeline.needs_tasks else []
-    settings |= pipeline.settings(config.model.kind, [task.name for task in chosen])
+    settings |= pipeline.settings(config.model.kind, [task.name for task in chosen]) | pipeline.code
     stage = None
     if pipeline.first_stage is not None:
         stage = _stage(make_first_stage(config), pipeline)

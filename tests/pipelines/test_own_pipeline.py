@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from mteb_vllm import run
 from mteb_vllm.errors import ConfigError
+from mteb_vllm.plan import plan
 from mteb_vllm.preflight.command import check
+from mteb_vllm.util.fingerprint import fingerprint
 
 CLASS = '''
 from dataclasses import dataclass
@@ -48,6 +51,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     (tmp_path / "conf" / "pipeline").mkdir(parents=True)
     (tmp_path / "conf" / "pipeline" / "count.yaml").write_text(YAML)
     monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
+        monkeypatch.delitem(sys.modules, name)  # another test's
     return {"config_dir": str(tmp_path / "conf")}
 
 
@@ -60,7 +65,8 @@ def test_it_runs_singly_in_a_sweep_in_a_dry_run_and_in_a_report(own: dict[str, A
     assert [task.state for task in planned[0].tasks] == ["to run"]
     record: Any = run(words(tmp_path), show=False, **own)
     assert record.status == "ok" and record.tasks[0].main_score > 500 and record.engine == {}
-    assert record.settings["pipeline"] == {"class": "my_package.counting.Count", "factor": 1.0}
+    counted = record.settings["pipeline"]
+    assert (counted["class"], counted["factor"], len(counted["source"])) == ("my_package.counting.Count", 1.0, 64)
     swept: Any = run(words(tmp_path, "pipeline.factor=2,3"), multirun=True, show=False, **own)
     assert [one.tasks[0].main_score for one in swept] == [factor * record.tasks[0].main_score for factor in (2, 3)]
     assert len({one.fingerprint for one in [record, *swept]}) == 3
@@ -70,6 +76,75 @@ def test_it_runs_singly_in_a_sweep_in_a_dry_run_and_in_a_report(own: dict[str, A
     )
     assert [row.mean for row in compared.rows] == [one.tasks[0].main_score for one in swept]
     assert json.loads((Path(record.output_dir) / "run.json").read_text())["status"] == "ok"
+
+
+DERIVED = """
+from dataclasses import dataclass
+
+from mteb_vllm.pipelines.evaluate import Evaluate
+from mteb_vllm.pipelines.rerank.pipeline import Rerank
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Evaluate):
+    version = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Second(Rerank):
+    pass
+"""
+
+
+def test_no_result_is_another_pipelines(own: dict[str, Any], tmp_path: Path) -> None:
+    """A class that derives from a shipped one has results of its own, and others when its source is another."""
+    file = tmp_path / "my_package" / "derived.py"
+    file.write_text(DERIVED)
+    scripts = {"mine": "my_package.derived.Mine", "shipped": "mteb_vllm.pipelines.evaluate.Evaluate"}
+    for name, target in scripts.items():
+        (tmp_path / "conf" / "pipeline" / f"{name}.yaml").write_text(f"_target_: {target}\n")
+
+    def planned(*overrides: str) -> tuple[Any, str]:
+        made = plan(check([*overrides, ALLOWED], **own)[0].config)
+        (task,) = made.tasks
+        wanted, model = fingerprint(made.settings_for(task)), made.wrapper()
+        if made.stage is not None:
+            model.count_also(made.pipeline.candidate_settings(made.stage, task.type, [task.name]))
+        # A result is found under the hash that the wrapper counts, and planned by the hash of the plan.
+        assert model.mteb_model_meta.experiment_kwargs == {"settings": wanted}
+        return made, wanted
+
+    def mine() -> tuple[Any, str]:
+        return planned("pipeline=mine", f"tasks.names=[{TASK}]")
+
+    one, first = mine()
+    shipped, other = planned("pipeline=evaluate", f"tasks.names=[{TASK}]")
+    assert first != other and one.input_fingerprint(one.tasks[0]) != shipped.input_fingerprint(shipped.tasks[0])
+    assert planned("pipeline=shipped", f"tasks.names=[{TASK}]")[1] == other
+    assert mine()[1] == first
+    file.write_text(DERIVED.replace("version = 1", "version = 20"))
+    edited, second = mine()
+    assert second != first and edited.pipeline.version == 20, "it is imported anew as well"
+    rerank = ["pipeline=rerank", "pipeline.scoring=cosine", "tasks=demo_retrieval"]
+    _, shipped_rerank = planned(*rerank)
+    assert planned(*rerank, "pipeline._target_=my_package.derived.Second")[1] != shipped_rerank
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("def broken(:", "cannot be read as Python"),
+        ("class Count: pass\nraise RuntimeError('no licence')", "cannot be imported: RuntimeError: no licence"),
+        ("x = 1", "defines no 'Count'"),
+        (CLASS.replace("def run", "def runs"), "defines no run"),
+    ],
+    ids=["syntax", "raises", "no class", "abstract"],
+)
+def test_a_module_that_cannot_be_used_is_a_mistake(own: dict[str, Any], tmp_path: Path, source: str, why: str) -> None:
+    (tmp_path / "my_package" / "counting.py").write_text(source)
+    with pytest.raises(ConfigError) as caught:
+        check(words(tmp_path), **own)
+    assert why in str(caught.value)
 
 
 def test_only_the_command_line_allows_it(own: dict[str, Any], tmp_path: Path) -> None:

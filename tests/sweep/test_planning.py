@@ -135,12 +135,12 @@ def test_a_task_that_points_read_in_the_same_way_is_computed_once(tmp_path: Path
     # Once the first is computed, the other is known, but not in a run that reads it in another way.
     known(first, "STS12", tmp_path)
     assert first.plan is not None
-    (read_as,) = {
+    (input_fingerprint,) = {
         point.plan.input_fingerprint(point.plan.tasks[1]) for point in (first, other) if point.plan is not None
     }
-    assert read_as is not None
+    assert input_fingerprint is not None
     settings = first.plan.settings
-    keep_same(tmp_path, read_as, result_path(tmp_path, settings, "STS12", fingerprint(settings)))
+    keep_same(tmp_path, input_fingerprint, result_path(tmp_path, settings, "STS12", fingerprint(settings)))
     first, other = planned(*words)
     assert [[task.state for task in point.tasks] for point in (first, other)] == [["to run", "done"]] * 2
     ((behind,),) = (

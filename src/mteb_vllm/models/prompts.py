@@ -7,10 +7,8 @@ instruction template is in use, the instructions that go into it; a task's own i
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 import re
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,7 +18,7 @@ from mteb_vllm.config.schema import InstructionConfig
 from mteb_vllm.errors import Mistake, TemplateError
 from mteb_vllm.util.fingerprint import identity
 from mteb_vllm.util.shell import suggest
-from mteb_vllm.util.sources import CallableSource, find_callable_source
+from mteb_vllm.util.sources import CallableSource, find_callable_source, import_current
 
 Template = str | Callable[[str, Any], str]
 
@@ -210,11 +208,7 @@ class ImportedTemplate:
         """
         at = f"instruction.template={self.module}:{self.name}"
         try:
-            if self.source.digest is not None and _IMPORTED.get(self.source.module) != self.source.digest:
-                for module in dict.fromkeys((self.source.module, self.module)):
-                    if module in sys.modules:
-                        importlib.reload(sys.modules[module])
-            function: Any = getattr(importlib.import_module(self.module), self.name)
+            function = import_current(self.module, self.name, self.source)
         except Exception as error:  # a module of the user's, which does what it likes when it is imported
             raise TemplateError(f"{at}: it cannot be imported: {type(error).__name__}: {error}") from error
         if not callable(function):
@@ -225,8 +219,6 @@ class ImportedTemplate:
             raise TemplateError(f"{at}: it is called with (instruction, prompt_type), and cannot be: {error}") from None
         except ValueError:
             pass  # written in C: its call will say it
-        if self.source.digest is not None:
-            _IMPORTED[self.source.module] = self.source.digest
         return function  # type: ignore[no-any-return]
 
     def identity(self) -> str:
@@ -237,10 +229,6 @@ class ImportedTemplate:
         if self.source.digest is None:
             return identity(self)
         return f"{self.source.module}:{self.source.name}#{self.source.digest[:16]}"
-
-
-# Module to the digest of the source that it was imported from.
-_IMPORTED: dict[str, str] = {}
 
 
 def _identity(template: Callable[..., Any]) -> str:

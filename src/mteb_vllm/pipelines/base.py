@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.errors import Mistake
+from mteb_vllm.util.fingerprint import identity
+from mteb_vllm.util.sources import find_callable_source
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -153,14 +155,26 @@ class Pipeline(ABC):
         return []
 
     def settings(self, kind: str, tasks: Sequence[str]) -> dict[str, Any]:
-        """Return what its results depend on besides the model and a first stage, as plain values: its class and fields.
+        """Return what its results depend on besides the model, a first stage and `code`, as plain values.
 
         Args:
             kind: The kind of the model.
             tasks: The names of the chosen tasks.
         """
-        own: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
-        return {"pipeline": {"class": f"{type(self).__module__}.{type(self).__qualname__}", **own}}
+        return {}
+
+    @property
+    def code(self) -> dict[str, Any]:
+        """What results depend on where the class is a user's own: its module's source, and its fields.
+
+        Empty for the pipelines of this package: `METHOD` counts their changes.
+        """
+        module, name = type(self).__module__, type(self).__qualname__
+        if module.partition(".")[0] == __name__.partition(".")[0]:
+            return {}
+        digest = find_callable_source(f"{module}.{name}").digest or identity(type(self))
+        fields: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
+        return {"pipeline": {"class": f"{module}.{name}", "source": digest, **fields}}
 
     def candidate_settings(self, stage: FirstStage, task_type: str, parts: Sequence[str]) -> dict[str, Any]:
         """Return what the candidates of a task depend on, as plain values; nothing without a first stage.

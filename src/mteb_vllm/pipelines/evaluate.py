@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mteb_vllm.config.schema import Count
 from mteb_vllm.pipelines import mteb_run
@@ -25,10 +25,6 @@ class Evaluate(Pipeline):
 
     window: Count = 8192
 
-    def settings(self, kind: str, tasks: Sequence[str]) -> dict[str, Any]:
-        """Return nothing: the model and its prompts are all that scores depend on."""
-        return {}
-
     def run(self, context: RunContext) -> Iterator[TaskOutcome]:
         """Evaluate task by task; one task's failure costs no other anything."""
         start = mteb_run.EngineStart(context.model)
@@ -42,7 +38,7 @@ class Evaluate(Pipeline):
                 wait=wait,
                 start=start,
                 progress=context.progress,
-                read_as=context.input_fingerprints.get(task.metadata.name),
+                input_fingerprint=context.input_fingerprints.get(task.metadata.name),
             )
 
         yield from mteb_run.each_task(context.tasks, context.progress, evaluate)

@@ -10,7 +10,9 @@ from mteb_vllm.config.schema import TARGETS, RunConfig, build
 from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.pipelines.base import Pipeline
 from mteb_vllm.pipelines.report import Report
+from mteb_vllm.results.failures import in_one_line
 from mteb_vllm.util.shell import suggest
+from mteb_vllm.util.sources import find_callable_source, import_current
 
 
 def is_report(config: RunConfig) -> bool:
@@ -51,20 +53,23 @@ def build_target(
         where: The part's key.
         config: The part.
         mark: An attribute that such classes have.
-        own: Where classes of the user's own may be (`allowed_targets`).
+        own: Where classes of the user's own may be (`allowed_targets`); None where none may be.
     """
     target = config.get("_target_")
     at = f"{where}._target_={target}"
     allowed = (*TARGETS, *(own or ()))
     if not isinstance(target, str) or not target.startswith(allowed):
-        way = f"Allowed: {', '.join(allowed)}. A class of your own: {suggest('allowed_targets', ['my_package.'])}"
+        way = f"Allowed: {', '.join(allowed)}."
+        way += "" if own is None else f" A class of your own: {suggest('allowed_targets', ['my_package.'])}"
         return None, [Mistake(at, "is not a class that a configuration may name", way)]
     try:
         cls: Any = _class(target)
-    except (ImportError, AttributeError) as error:
-        return None, [Mistake(at, f"cannot be imported: {error}")]
+    except Exception as error:  # a module of the user's does what it likes when it is imported
+        return None, [Mistake(at, f"cannot be imported: {in_one_line(error)}")]
     if not (hasattr(cls, mark) and hasattr(cls, "__dataclass_fields__")):
         return None, [Mistake(at, f"is no {where.rpartition('.')[2].replace('_', ' ')}")]
+    if missing := getattr(cls, "__abstractmethods__", None):
+        return None, [Mistake(at, f"defines no {', '.join(sorted(missing))}")]
     try:
         return build(cls, _fields(config), where), []
     except ConfigError as error:
@@ -73,7 +78,9 @@ def build_target(
 
 def _class(target: str) -> Any:
     module, _, name = target.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    if target.startswith(TARGETS):
+        return getattr(importlib.import_module(module), name)
+    return import_current(module, name, find_callable_source(target))
 
 
 def _fields(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def evaluated(
     wait: bool,
     start: EngineStart,
     progress: Progress,
-    read_as: str | None = None,
+    input_fingerprint: str | None = None,
     prepare: Prepare | None = None,
 ) -> TaskOutcome:
     """A task's outcome: what is known of it, else what is computed now, by one run at a time.
@@ -86,7 +86,7 @@ def evaluated(
         wait: Whether to wait for another run that computes the same.
         start: Opens the model's engine, once a task's data are loaded.
         progress: Told of a wait.
-        read_as: The hash of how the task's texts are read, by which the result of another run is this one's, too.
+        input_fingerprint: The hash of how the task's texts are read, by which the result of another run is this one's, too.
         prepare: Called with each loaded part before it is evaluated.
 
     Raises:
@@ -98,7 +98,11 @@ def evaluated(
     with store.claim(task, meta, wait=wait, on_wait=progress.waiting):
         if reuse and (result := known(store, task, meta)) is not None:
             return reused(task, result, store, meta)  # by another run, meanwhile
-        if reuse and read_as is not None and (other := same_result(store.root, read_as)) is not None:
+        if (
+            reuse
+            and input_fingerprint is not None
+            and (other := same_result(store.root, input_fingerprint)) is not None
+        ):
             result = store.adopt(task, meta, other)
             if result is not None:
                 copy_measured(store.root, other, store.get_task_result_path(task.metadata.name, meta))
@@ -109,8 +113,8 @@ def evaluated(
             return _partly(task, error, store, meta)
         figures = outcome.figures() | {"engine_seconds": model.engine_record().get("seconds")}
         keep_measured(store.root, store.get_task_result_path(task.metadata.name, meta), figures)
-        if read_as is not None and _on_known_sides(model, task):
-            keep_same(store.root, read_as, store.get_task_result_path(task.metadata.name, meta))
+        if input_fingerprint is not None and _on_known_sides(model, task):
+            keep_same(store.root, input_fingerprint, store.get_task_result_path(task.metadata.name, meta))
         return outcome
 
 

@@ -27,7 +27,7 @@ def pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Col
         chosen: Its tasks, as far as they are known to be right.
         broken: Parts of the configuration in which mistakes have been found already.
     """
-    made, mistakes = build_target("pipeline", config.pipeline, "model_kinds", config.allowed_targets)
+    made, mistakes = build_target("pipeline", config.pipeline, "model_kinds", config.allowed_targets or ())
     if isinstance(reference := config.pipeline.get("reference"), Mapping):
         mistakes += _reference_mistakes(config, reference, chosen)
     if made is None:

@@ -114,19 +114,19 @@ def _intact(root: Path, path: Path, stamp: tuple[int, ...]) -> bool:
         return False
 
 
-def keep_same(root: Path, read_as: str, result: Path) -> None:
+def keep_same(root: Path, input_fingerprint: str, result: Path) -> None:
     """Notes where the result is of all runs that read a task in the same way."""
-    write_note(root, _same(root, read_as), str(result.relative_to(root)))
+    write_note(root, _same(root, input_fingerprint), str(result.relative_to(root)))
 
 
-def same_result(root: Path, read_as: str) -> Path | None:
+def same_result(root: Path, input_fingerprint: str) -> Path | None:
     """Where the result may be of a run that has read a task in the same way; None where there was none."""
-    found = read_note(root, _same(root, read_as))
+    found = read_note(root, _same(root, input_fingerprint))
     return None if found is None else root / found
 
 
-def _same(root: Path, read_as: str) -> Path:
-    return root / "settings" / "same" / f"{read_as}.json"
+def _same(root: Path, input_fingerprint: str) -> Path:
+    return root / "settings" / "same" / f"{input_fingerprint}.json"
 
 
 def keep_measured(root: Path, result: Path, figures: Mapping[str, Any]) -> None:

@@ -169,10 +169,10 @@ class _Earlier:
 
     def told(self, number: int, made: Plan, task: TaskInfo, state: TaskState) -> TaskState:
         """The state of a point's task, with what an earlier point will have done for it."""
-        read_as = made.input_fingerprint(task)
-        if read_as is None or state.state in ("done", "failed before"):
+        input_fingerprint = made.input_fingerprint(task)
+        if input_fingerprint is None or state.state in ("done", "failed before"):
             return state
-        first = self._first.setdefault(read_as, number)
+        first = self._first.setdefault(input_fingerprint, number)
         return state if first == number else replace(state, why=f"as point {first}", work=(), same_as=first)
 
 
@@ -254,8 +254,12 @@ def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: Stale, failure:
         return state("to run") if failure is None else state("failed before", str(failure))
     path = result_path(root, settings, task.name, fingerprint(settings))
     found = look(root, path, task, config.tasks.splits)
-    read_as = made.input_fingerprint(task)
-    if found != "whole" and read_as is not None and (other := same_result(root, read_as)) is not None:
+    input_fingerprint = made.input_fingerprint(task)
+    if (
+        found != "whole"
+        and input_fingerprint is not None
+        and (other := same_result(root, input_fingerprint)) is not None
+    ):
         found = "whole" if look(root, other, task, config.tasks.splits) == "whole" else found
     if found == "whole" and config.results.reuse == "exact":
         return TaskState(task.name, "done")

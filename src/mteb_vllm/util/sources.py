@@ -1,14 +1,17 @@
-"""Finds Python modules and what they define by their source: nothing is imported, so nothing of it is executed."""
+"""Finds Python modules and what they define by their source, so that nothing is executed before it has to be."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import importlib.util
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from typing import Any
 
 # Modules that a name may be re-exported through before the search ends.
 _REEXPORTS = 10
@@ -103,6 +106,31 @@ def find_callable_source(path: str) -> CallableSource:
         name = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
         module = origin
     raise ValueError(f"{path} is imported from module to module without end")
+
+
+# Module to the digest of the source that it was imported from.
+_IMPORTED: dict[str, str] = {}
+
+
+def import_current(module: str, name: str, source: CallableSource) -> Any:
+    """Import something of a user's; a module that was edited since its import is imported anew.
+
+    Args:
+        module: The module that it is imported from.
+        name: Its name there.
+        source: Where it is defined.
+
+    Raises:
+        Exception: whatever the module raises, and AttributeError if it has no such name.
+    """
+    if source.digest is not None and _IMPORTED.get(source.module) != source.digest:
+        for one in dict.fromkeys((source.module, module)):
+            if one in sys.modules:
+                importlib.reload(sys.modules[one])
+    found = getattr(importlib.import_module(module), name)
+    if source.digest is not None:
+        _IMPORTED[source.module] = source.digest
+    return found
 
 
 def _bindings(body: Sequence[ast.stmt], name: str) -> Iterator[ast.AST]:

@@ -114,6 +114,12 @@ class VllmWrapperBase:
         # (task, side) -> what was in front of the texts, by which key, and one rendered example.
         self.applied: dict[tuple[str, str | None], dict[str, str | None]] = {}
         self._meta = meta
+        self._always: dict[str, Any] = {}
+        self.count_also({})
+
+    def count_always(self, settings: Mapping[str, Any]) -> None:
+        """Count more among the settings that results depend on, whatever `count_also` is given later."""
+        self._always = dict(settings)
         self.count_also({})
 
     def count_also(self, settings: Mapping[str, Any]) -> None:
@@ -122,7 +128,7 @@ class VllmWrapperBase:
 
     def settings(self) -> dict[str, Any]:
         """Everything that changes this model's results, as plain values."""
-        return {"engine": self.spec.settings()}
+        return {"engine": self.spec.settings(), **self._always}
 
     @property
     def engine(self) -> Engine:

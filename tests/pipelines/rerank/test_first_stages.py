@@ -242,7 +242,7 @@ def test_saved_predictions_that_say_nothing_of_themselves_are_those_of_the_task(
     made_by = {"model_name": "org/model", "revision": "abc"}
     for odd in ([5], "x", None, 5):
         file.write_text(json.dumps({"mteb_model_meta": made_by, "mteb_vllm": odd}))
-        Saved(path=str(file)).searcher(mock_tasks.MockRetrievalTask())
+        assert Saved(path=str(file)).searcher(mock_tasks.MockRetrievalTask()).file == file
 
 
 def test_saved_predictions_in_a_store_are_verified(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:

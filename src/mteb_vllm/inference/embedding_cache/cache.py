@@ -50,7 +50,7 @@ class EmbeddingCache:
 
     Args:
         root: The folder that `embeddings` is in.
-        max_bytes: What all files together may take; what was not used for longest gives way.
+        max_bytes: What all files together may take; the least recently used are evicted.
 
     Attributes:
         set_aside: Files that were not what was written, and have these names now.
@@ -88,11 +88,11 @@ class EmbeddingCache:
 
     @contextlib.contextmanager
     def room(self, n_bytes: int, keep: Path) -> Iterator[bool]:
-        """Holds room for a file of `n_bytes` in the folder `keep`, which what was not used for longest gives way to.
+        """Hold room for a file of `n_bytes` in the folder `keep`; the least recently used files are evicted.
 
         What was used of that folder since this process began stays: a corpus larger than the store would otherwise push
         itself out from its other end, and nothing of it would ever be found. False if there is not enough without it; then
-        nothing gives way but what is over the bound already.
+        nothing is evicted but what is over the bound already.
         """
         with lock(self.root, _FOLDER):
             used = self._used()
@@ -272,7 +272,7 @@ class Space:
             yield
             return
         except FileNotFoundError:
-            pass  # it has given way to others
+            pass  # it has been evicted
         except BrokenError as error:
             self._cache.put_aside(self._path(name), error)
         except OSError as error:  # a trouble of the machine's says nothing of the file

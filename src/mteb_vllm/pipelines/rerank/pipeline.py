@@ -60,16 +60,7 @@ class Rerank(Pipeline):
         return ("encoder",) if self.scoring == "cosine" else ("cross_encoder",)
 
     def candidate_settings(self, stage: FirstStage, task_type: str, parts: Sequence[str]) -> dict[str, Any]:
-        """What a task's candidates depend on, as plain values: part of every result that is made of them.
-
-        Args:
-            stage: The first stage.
-            task_type: The task's type.
-            parts: Its name, or the names of an aggregate's parts.
-
-        Raises:
-            FirstStageError: if saved predictions cannot be read.
-        """
+        """Return what a task's candidates depend on: part of every result that is made of them."""
         if brings_candidates(task_type):
             return {"candidates": "own"}
         settings = [stage.settings(part) for part in parts]
