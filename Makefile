@@ -61,10 +61,10 @@ bench: install  ## what the wrappers cost over raw vLLM, measured side by side (
 bench-sweep: install  ## what a sweep saves over the same points as single commands (about 15 minutes)
 	$(BIN)/python bench/sweep.py $(BENCH)
 
-bench-prompts: install  ## what the embedding store saves a sweep over query prompts (BENCH="--tasks SciFact")
+bench-prompts: install  ## what the embedding cache saves a sweep over query prompts (BENCH="--tasks SciFact")
 	$(BIN)/python bench/prompts.py $(BENCH)
 
-bench-store: install  ## look-ups a second in an embedding store of a million vectors (1.7 GB of disk)
+bench-store: install  ## look-ups a second in an embedding cache of a million vectors (1.7 GB of disk)
 	$(BIN)/python bench/store.py $(BENCH)
 
 format: install  ## let ruff write

@@ -1,4 +1,4 @@
-"""What the embedding store saves a sweep over query prompts: the corpus is encoded once, and the scores are the same.
+"""What the embedding cache saves a sweep over query prompts: the corpus is encoded once, and the scores are the same.
 
     python bench/prompts.py                        # six query prompts on the demo's retrieval task
     python bench/prompts.py --tasks SciFact        # another one, from the Hub or its offline caches

@@ -1,4 +1,4 @@
-"""What the embedding store costs: writes and look-ups a second, and the memory that they take.
+"""What the embedding cache costs: writes and look-ups a second, and the memory that they take.
 
     python bench/store.py                          # one million vectors of 384 dimensions: about 1.6 GB of disk
     python bench/store.py --vectors 100000 --dim 1024

@@ -126,7 +126,7 @@ class Progress:
         else:
             rate = outcome.texts_per_second
             speed = f", {rate:,.0f} {outcome.unit}/s" if rate else ""
-            stored = f", {outcome.stored:,} of {outcome.texts:,} from the embedding store" if outcome.stored else ""
+            stored = f", {outcome.stored:,} of {outcome.texts:,} from the embedding cache" if outcome.stored else ""
             text = f"{head}: {outcome.metric} {outcome.main_score:.5f} in {outcome.total_seconds:.1f} s{speed}{stored}"
         style = "red" if outcome.status == "failed" else None
         self.console.print_line(text, style=style)

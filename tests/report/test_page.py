@@ -79,7 +79,7 @@ def test_says_every_point_and_figure_without_any_script() -> None:
         < static.index('id="points"')
     )
     assert all(name in static for name in (*of.tasks, *of.columns, "+0.00000", "baseline"))
-    assert "What each setting changes" in static and "embedding store" in static
+    assert "What each setting changes" in static and "embedding cache" in static
 
 
 def test_failures_stand_first_and_the_same_ones_together() -> None:

@@ -1,1 +1,1 @@
-"""What can work in an engine: one module each, named as `engine.backend` names it, with a function `load`."""
+"""Engines: what they are opened with, their common interface, and one module for each backend with a function `load`."""

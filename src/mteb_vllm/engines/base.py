@@ -1,8 +1,8 @@
 """Opens, shares and closes engines, whatever works in them.
 
 An engine is what its specification says: model, revision, every engine argument, and the environment. Asking for the same
-one again shares it; asking for another closes what is open for certain, unless both shall stay. How one is opened, asked
-and shut down, a module of `backends` says.
+one again shares it; asking for another closes the one that is open. `vllm.py` and `sentence_transformers.py` say how one is
+opened, asked and shut down.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
     rows = []
     for task in sorted(record.tasks, key=lambda task: task.status != "failed"):
         seconds = number(task.total_seconds, 1) if task.status == "computed" else ""
-        stored = f"{task.stored:,} from the embedding store" if task.stored else ""
+        stored = f"{task.stored:,} from the embedding cache" if task.stored else ""
         state = {"computed": stored, "reused": "known already", "failed": f"failed: {task.reason or 'not done'}"}[
             task.status
         ]

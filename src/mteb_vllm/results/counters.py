@@ -12,7 +12,7 @@ class Work:
     Attributes:
         texts: Texts, or pairs of texts, that were asked for.
         computed: Different ones, which the engine computed.
-        stored: Different ones, which came from the embedding store.
+        stored: Different ones, which came from the embedding cache.
         tokens: Tokens that the engine was given.
         cached_tokens: Those of them that it had in its prefix cache.
         blank: Of the texts asked for, those without a token, which no engine is given: their embedding is zero. Of pairs,
