@@ -39,13 +39,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def hub_cache() -> Path:
-    """Real data sets in `datasets`' own cache; skips, loudly, where the folder with the data is absent."""
+def published_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real data sets in a cache as `datasets` keeps them; skips, loudly, where the folder with the data is absent."""
     if not (SHARED / "hub" / "build_cache.py").exists():
         pytest.skip(f"NOT TESTED: published scores, since {SHARED}/hub with the data sets is absent")
-    cache = Path(os.environ["HF_DATASETS_CACHE"])
+    cache = tmp_path_factory.mktemp("published") / "datasets"
     subprocess.run([sys.executable, SHARED / "hub" / "build_cache.py", cache], check=True, capture_output=True)
     return cache
+
+
+@pytest.fixture
+def hub_cache(published_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The real data sets, for one test and the processes that it starts: others shall find no data on the machine."""
+    import datasets.config
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(published_data))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", published_data)
+    return published_data
 
 
 @pytest.fixture(scope="session")
