@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.measurements import (
+    EngineRecord,
+    Hint,
+    Latency,
+    Lengths,
+    Memory,
+    ParityRecord,
+    PhaseTimes,
+    ReferenceRecord,
+    Roof,
+    Saturated,
+    SplitVerdict,
+    Step,
+    TaskVerdict,
+    ThroughputRecord,
+    Tolerances,
+    Unit,
+    VectorAgreement,
+)
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 
 # What float32 and what bfloat16 took in one step, in ms, and could do at once, in requests a second.
@@ -14,60 +32,56 @@ AT_ONCE = {"float32": 240.0, "bfloat16": 440.0, "float16": 431.0}
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def throughput(dtype: str = "float32", *, unit: str = "texts", tokens: int = 128, roof: bool = True) -> dict[str, Any]:
+def throughput(
+    dtype: str = "float32", *, unit: Unit = "texts", tokens: int = 128, roof: bool = True
+) -> ThroughputRecord:
     """What a throughput run says of itself."""
     most, alone = AT_ONCE[dtype] * 128 / tokens, STEP[dtype] * tokens / 128
     steps = []
     for size in (1, 2, 4, 8, 16, 32, 64):
         p50 = alone + 1000 * (size - 1) / most
         rate = 1000 * size / (p50 * 1.02)
-        steps.append({
-            "batch_size": size, "steps": 40, "requests_per_second": rate, "tokens_per_second": rate * tokens,
-            "latency_ms": {"mean": p50 * 1.02, "p50": p50, "p90": p50 * 1.12, "p99": p50 * 1.31},
-            "phases_ms": {"tokenise": 0.04 * p50, "engine": 0.9 * p50, "collect": 0.08 * p50}, "spread": 0.03,
-        })  # fmt: skip
+        latency = Latency(mean=p50 * 1.02, p50=p50, p90=p50 * 1.12, p99=p50 * 1.31)
+        phases = PhaseTimes(tokenise=0.04 * p50, engine=0.9 * p50, collect=0.08 * p50)
+        steps.append(Step(size, 40, rate, rate * tokens, latency, phases, spread=0.03))
     rate = {"float32": 5.0e10, "bfloat16": 1.2e11, "float16": 1.2e11}[dtype]
-    known = {
-        "dtype": dtype, "device": "cpu: AMD EPYC", "flops_per_second": rate, "flops_per_token": 1.07e6,
-        "tokens_per_second": rate / 1.07e6, "share": most * tokens / (rate / 1.07e6),
-    }  # fmt: skip
-    return {
-        "unit": unit,
-        "lengths": {"kind": "fixed", "tokens": tokens, "distribution": None, "mean": tokens, "min": tokens, "max": tokens},
-        "requests": 512,
-        "warm_up_seconds": 3.1,
-        "steps": steps,
-        "saturated": {
-            "repeats": 3, "seconds": [512 / most * one for one in (1.0, 0.98, 1.03)], "requests_per_second": most,
-            "tokens_per_second": most * tokens, "spread": 0.05,
-            "phases_s": {"tokenise": 0.1, "engine": 512 / most - 0.2, "collect": 0.1},
-        },
-        "roof": known if roof else {"unknown": "no matrix product in this dtype on this device"},
-        "memory_mb": {"process": 1200.0, "engine_processes": 0.0, "device": None},
-    }  # fmt: skip
+    known = Roof(
+        dtype=dtype, device="cpu: AMD EPYC", flops_per_second=rate, flops_per_token=1.07e6,
+        tokens_per_second=rate / 1.07e6, share=most * tokens / (rate / 1.07e6),
+    )  # fmt: skip
+    return ThroughputRecord(
+        unit=unit,
+        requests=512,
+        lengths=Lengths("fixed", tokens, mean=tokens, min=tokens, max=tokens),
+        warm_up_seconds=3.1,
+        steps=steps,
+        saturated=Saturated(
+            repeats=3, seconds=[512 / most * one for one in (1.0, 0.98, 1.03)], requests_per_second=most,
+            tokens_per_second=most * tokens, spread=0.05, cached_share=0.0,
+            phases_s=PhaseTimes(tokenise=0.1, engine=512 / most - 0.2, collect=0.1),
+        ),
+        roof=known if roof else Roof(unknown="no matrix product in this dtype on this device"),
+        memory_mb=Memory(1200.0, 0.0),
+    )  # fmt: skip
 
 
-def parity(difference: float, *, cosine: float = 0.9999, hint: str = "") -> dict[str, Any]:
+def parity(difference: float, *, cosine: float = 0.9999, hint: str = "") -> ParityRecord:
     """What a parity run over two tasks says of itself; it passes within 5e-4."""
     passed = abs(difference) <= 5e-4
 
-    def task(name: str, off: float, lowest: float) -> dict[str, Any]:
-        split = {"split": "test", "subset": "default", "metric": "cosine_spearman", "reference": 0.7237,
-                 "engine": 0.7237 + off, "difference": off, "passed": abs(off) <= 5e-4}  # fmt: skip
-        quantiles = dict.fromkeys(("p001", "p01", "p10", "p50"), 1.0)
-        return {"task": name, "passed": abs(off) <= 5e-4, "reasons": [], "splits": [split], "worst": [],
-                "cosine": {"texts": 5342, "min": lowest, **quantiles, "length": [0.99, 1.01]},
-                "pair_scores": None, "ranking": None, "similarities": None}  # fmt: skip
+    def task(name: str, off: float, lowest: float) -> TaskVerdict:
+        fine = abs(off) <= 5e-4
+        split = SplitVerdict("test", "default", "cosine_spearman", 0.7237, 0.7237 + off, off, fine)
+        vectors = VectorAgreement(5342, lowest, 1.0, 1.0, 1.0, 1.0, (0.99, 1.01))
+        return TaskVerdict(name, fine, splits=[split], cosine=vectors)
 
-    hints = [{"cause": "pooling", "says": hint, "worst": 0.99999, "median": 1.0}] if hint else []
-    return {
-        "passed": passed,
-        "reference": {"kind": "engine", "backend": "sentence_transformers", "dtype": "float32",
-                      "says": "sentence-transformers 6.2.0 in float32", "engine": {}},
-        "tolerances": {"score": 5e-4, "cosine": 0.99, "length": 0.01},
-        "tasks": [task("STS12", difference, cosine), task("STS13", difference / 2, (1 + cosine) / 2)],
-        "hints": hints,
-    }  # fmt: skip
+    return ParityRecord(
+        passed,
+        ReferenceRecord("engine", "sentence-transformers 6.2.0 in float32", "sentence_transformers", "float32"),
+        Tolerances(5e-4, 0.99, 0.01),
+        [task("STS12", difference, cosine), task("STS13", difference / 2, (1 + cosine) / 2)],
+        [Hint("pooling", hint, 0.99999, 1.0)] if hint else [],
+    )
 
 
 def outcome(name: str, score: float | None, seconds: float) -> TaskOutcome:
@@ -83,8 +97,8 @@ def record(
     point: int,
     *overrides: str,
     dtype: str = "float32",
-    throughput: dict[str, Any] | None = None,
-    parity: dict[str, Any] | None = None,
+    throughput: ThroughputRecord | None = None,
+    parity: ParityRecord | None = None,
     tasks: tuple[TaskOutcome, ...] = (),
     failure: Failure | None = None,
 ) -> RunRecord:
@@ -97,7 +111,7 @@ def record(
     }
     if pipeline := dict(text.split("=") for text in overrides).get("pipeline"):
         config["pipeline"] = {"_target_": f"mteb_vllm.pipelines.{pipeline}.pipeline.{pipeline.title()}"}
-    opened = {"preset": "vllm_cpu", "fingerprint": f"engine-{dtype}", "opened": True, "seconds": 2.4}
+    opened = EngineRecord("vllm", "vllm_cpu", f"engine-{dtype}", opened=1, seconds=2.4, resolved={"dtype": dtype})
     engine = {"model": MODEL, "backend": "vllm", "args": {"dtype": dtype}, "revision": "b5c9b60c7a7a", "device": "cpu"}
     return RunRecord(
         status="failed" if failure is not None or any(task.failure for task in tasks) else "ok",
@@ -107,13 +121,13 @@ def record(
         settings={"engine": engine},
         config=config,
         tasks=list(tasks),
-        engine={**opened, "resolved": {"dtype": dtype}},
+        engine=opened,
         failure=failure,
         seconds=61.0 + point,
-        peak_memory_mb={"process": 1200.0 + point, "engine_processes": 0.0},
+        peak_memory_mb=Memory(1200.0 + point, 0.0),
         started="2026-11-26T10:00:00+00:00",
-        throughput=throughput or {},
-        parity=parity or {},
+        throughput=throughput,
+        parity=parity,
     )  # fmt: skip
 
 

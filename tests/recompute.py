@@ -156,7 +156,7 @@ def expect(root: Path, run: dict[str, Any]) -> dict[str, Any]:
         entries = [one for split in json.loads(file.read_text())["scores"].values() for one in split]
         scores[task["name"]] = fmean(entry["main_score"] for entry in entries)
     engine = run["engine"]
-    memory = (run.get("throughput") or {}).get("memory_mb") or run["peak_memory_mb"]
+    memory = (run["throughput"] or {}).get("memory_mb") or run["peak_memory_mb"] or {}
     return {
         "scores": scores,
         "computed": total(run, "computed"),
@@ -215,7 +215,7 @@ def of_parity(run: dict[str, Any], runs: list[dict[str, Any]], own: tuple[Any, .
 
 def timed_on(run: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The first throughput run on a run's engine."""
-    engine = run["engine"].get("fingerprint")
+    engine = (run["engine"] or {}).get("fingerprint")
     timed = [one for one in runs if one.get("throughput") and one["engine"]["fingerprint"] == engine]
     return timed[0] if timed else None
 

@@ -72,7 +72,7 @@ def test_a_run_leaves_its_record(first: tuple[Path, Any]) -> None:
 def test_the_same_again_computes_nothing_and_opens_nothing(first: tuple[Path, Any]) -> None:
     folder, record = first
     again = one(folder)
-    assert [task.status for task in again.tasks] == ["reused"] and again.engine == {}
+    assert [task.status for task in again.tasks] == ["reused"] and again.engine is None
     assert again.scores == record.scores and again.fingerprint == record.fingerprint
 
 
@@ -131,7 +131,7 @@ def test_a_sweep_with_hydras_own_launcher(tmp_path: Path) -> None:
     assert none != e5 and none_bf16 != e5_bf16
     assert (none_bf16, e5_bf16) == (pytest.approx(none, abs=0.01), pytest.approx(e5, abs=0.01))
     # One engine a pair of prompts: they follow each other.
-    assert [record.engine["opened"] for record in records] == [1, 0, 1, 0]
+    assert [record.engine.opened for record in records] == [1, 0, 1, 0]
     folder = Path(records[0].output_dir).parent
     rows = list(csv.DictReader((folder / "report.csv").open()))
     assert [row["engine.dtype"] for row in rows] == ["float32", "float32", "bfloat16", "bfloat16"]

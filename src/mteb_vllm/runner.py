@@ -9,8 +9,8 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,8 @@ from mteb_vllm.results.failures import (
     with_log,
 )
 from mteb_vllm.results.lookup import keep_settings
-from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
+from mteb_vllm.results.measurements import EngineRecord, Memory
+from mteb_vllm.results.record import FirstStageRecord, RunRecord, TaskOutcome, write_record
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.util import disk
 from mteb_vllm.util.escape import visible
@@ -60,11 +61,11 @@ class Ahead:
     """What a first stage that ran ahead has to say.
 
     Attributes:
-        record: What a run's record says of it.
+        record: The run's record of it.
         failures: What went wrong, task by task; the run itself will meet it again.
     """
 
-    record: dict[str, Any]
+    record: FirstStageRecord
     failures: list[Failure]
 
 
@@ -129,12 +130,12 @@ def _run_config(
             print(visible(traceback.format_exc()), file=sys.stderr)
     except BaseException as error:
         record.failure = of_exception(error)
-        record.peak_memory_mb = peak_memory(working_processes())
+        record.peak_memory_mb = Memory(**peak_memory(working_processes()))
         finish(record, started)  # Ctrl-C: what is done so far is kept
         raise
     if record.failure is not None:
         record.failure = with_log(record.failure, last_lines(output_dir / LOG))
-    record.peak_memory_mb = peak_memory(working_processes())
+    record.peak_memory_mb = Memory(**peak_memory(working_processes()))
     record.warnings += late_variables(record)
     finish(record, started)
     one_run.print_run(console, record)
@@ -185,7 +186,7 @@ def finish(record: RunRecord, started: float) -> None:
     folder, root = Path(record.output_dir), Path(record.config["results"]["dir"])
     with disk.collected() as unwritten:
         record.unwritten = of_unwritten(unwritten)
-        if record.failures or not record.parity.get("passed", True):
+        if record.failures or record.deviates:
             record.status = "failed"
         record.seconds = time.perf_counter() - started
         write_record(record, folder)
@@ -193,7 +194,7 @@ def finish(record: RunRecord, started: float) -> None:
         scrub(folder)
         if record.fingerprint:
             settled = [task.name for task in record.tasks if task.status != "failed"]
-            settled += [""] if record.throughput and record.failure is None else []
+            settled += [""] if record.throughput is not None and record.failure is None else []
             remember(root, record.fingerprint, record.failures, settled)
         if unwritten:
             record.unwritten, record.status = of_unwritten(unwritten), "failed"
@@ -279,8 +280,6 @@ def _run(
         for task in planned.tasks if pipeline.cached else ():
             with contextlib.suppress(FirstStageError):  # that task will fail, and say why
                 keep_settings(root, planned.settings_for(task))
-        if pipeline.measures:
-            setattr(record, pipeline.measures, context.figures)
         try:
             for outcome in pipeline.run(context):
                 if outcome.failure is not None:
@@ -288,8 +287,9 @@ def _run(
                     outcome.failure = with_log(outcome.failure, lines)
                 record.tasks.append(outcome)
         finally:
+            record.throughput, record.parity = context.throughput, context.parity
             record.engine = context.model.engine_record()
-            record.warnings += _said_of_models(record.engine)
+            record.warnings += _engine_warnings(record.engine)
         record.warnings += [
             f"{path} is not what was written there: it was quarantined under this name, and computed again."
             for path in [*context.store.set_aside, *(work.embeddings.set_aside if work.embeddings is not None else [])]
@@ -298,10 +298,10 @@ def _run(
             record.embedding_cache = work.embeddings.record()
         if planned.stage is not None:
             record.first_stage = _first_stage_record(planned)
-            if ahead is not None and ahead.record["texts"]:
-                record.first_stage |= ahead.record
+            if ahead is not None and ahead.record.work is not None and ahead.record.work.texts:
+                record.first_stage = ahead.record
             record.warnings += cut_by_first_stage(record.first_stage)
-            record.warnings += _said_of_models(record.first_stage.get("engine") or {})
+            record.warnings += _engine_warnings(record.first_stage.engine)
     for task in planned.tasks:
         if (failure := skipped.get(task.name)) is not None:
             record.tasks.append(TaskOutcome(task.name, task.type, "failed", task.main_score, failure=failure))
@@ -311,9 +311,9 @@ def _run(
         record.warnings += [*outcome.warnings, *cut_texts(outcome, record)]
 
 
-def _said_of_models(engine: Mapping[str, Any]) -> list[str]:
-    """What vLLM warned of while it opened; `engine` is what the record says of it."""
-    return [f"vLLM: {text}" for text in engine.get("warnings") or ()]
+def _engine_warnings(engine: EngineRecord | None) -> list[str]:
+    """Return what vLLM warned of while it opened."""
+    return [f"vLLM: {text}" for text in engine.warnings] if engine is not None else []
 
 
 def _engine_lines(model: Any, log: Path) -> list[str]:
@@ -323,7 +323,7 @@ def _engine_lines(model: Any, log: Path) -> list[str]:
     return last_lines(engine.log) if apart else []
 
 
-def _first_stage_record(planned: Plan) -> dict[str, Any]:
+def _first_stage_record(planned: Plan) -> FirstStageRecord:
     stage = planned.stage
     assert stage is not None
     if (encoder := stage.encoder) is None:
@@ -332,11 +332,11 @@ def _first_stage_record(planned: Plan) -> dict[str, Any]:
             if not tasks.brings_candidates(part.type):
                 with contextlib.suppress(FirstStageError):  # its task has failed, and says why
                     depends[part.name] = stage.settings(part.name)
-        return {"kind": stage.name, **vars(stage), "settings": depends}
-    return {
-        "kind": stage.name,
-        "settings": encoder.settings(),
-        "engine": encoder.engine_record(),
-        "prompts": {f"{task}: {side or 'texts'}": said for (task, side), said in encoder.applied.items()},
-        **asdict(encoder.work),
-    }
+        return FirstStageRecord(stage.name, depends, dict(vars(stage)))
+    return FirstStageRecord(
+        stage.name,
+        encoder.settings(),
+        engine=encoder.engine_record(),
+        prompts={f"{task}: {side or 'texts'}": said for (task, side), said in encoder.applied.items()},
+        work=replace(encoder.work),
+    )

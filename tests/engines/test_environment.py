@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from measured_runs import parity
 from mteb_vllm.engines import arguments, environment
 from mteb_vllm.engines.arguments import resolve_arguments
 from mteb_vllm.report.one_run import late_variables
-from mteb_vllm.results.record import RunRecord
+from mteb_vllm.results.measurements import EngineRecord
+from mteb_vllm.results.record import FirstStageRecord, RunRecord
 
 THREADS = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -138,10 +140,13 @@ def test_an_engine_says_what_it_works_with() -> None:
     assert engine.late == THREADS
     engine.threading = {**THREADS, "OMP_NUM_THREADS": "2"}
     assert engine.late == {}
-    late = {"backend": "vllm", "late": {"OMP_WAIT_POLICY": "PASSIVE"}, "threading": {"OMP_WAIT_POLICY": "ACTIVE"}}
+    late = EngineRecord(
+        "vllm", "", "", 1, 0.0, late={"OMP_WAIT_POLICY": "PASSIVE"}, threading={"OMP_WAIT_POLICY": "ACTIVE"}
+    )  # fmt: skip
     record = RunRecord(overrides=[], config={}, started="", output_dir="")
     assert list(late_variables(record)) == []
-    record.engine, record.first_stage, record.parity = late, {"engine": late}, {"reference": {"engine": late}}
+    record.engine, record.first_stage, record.parity = late, FirstStageRecord("dense", engine=late), parity(0.0)
+    record.parity.reference.engine = late
     first, *others = late_variables(record)
     assert first.startswith("OMP_WAIT_POLICY=PASSIVE is not in effect for vllm") and "has found ACTIVE" in first
     assert len(others) == 2

@@ -343,8 +343,8 @@ def test_a_folder_that_only_this_store_has_written_to_is_not_looked_through_agai
 def test_the_record_says_why_embeddings_were_not_kept(tmp_path: Path) -> None:
     store = EmbeddingCache(tmp_path, PLENTY)
     fill(store.space("one", DIM), range(10))
-    assert store.record()["stopped"] is None
+    assert store.record().stopped is None
     store.max_bytes = 0
     fill(store.space("other", DIM), range(20))
     record = store.record()
-    assert "no room" in record["stopped"] and (record["written"], record["passed"]) == (10, 20)
+    assert record.stopped is not None and "no room" in record.stopped and (record.written, record.passed) == (10, 20)

@@ -47,8 +47,8 @@ class Encoder:
             raise EngineError("vLLM did not open")
         return self
 
-    def engine_record(self) -> dict[str, Any]:
-        return {}
+    def engine_record(self) -> None:
+        return None
 
     def encode(self, inputs: Any, *, task_metadata: Any, **_: Any) -> Any:
         import zlib

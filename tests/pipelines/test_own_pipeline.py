@@ -64,7 +64,7 @@ def test_it_runs_singly_in_a_sweep_in_a_dry_run_and_in_a_report(own: dict[str, A
     planned: Any = run(words(tmp_path, "dry_run=true"), show=False, **own)
     assert [task.state for task in planned[0].tasks] == ["to run"]
     record: Any = run(words(tmp_path), show=False, **own)
-    assert record.status == "ok" and record.tasks[0].main_score > 500 and record.engine == {}
+    assert record.status == "ok" and record.tasks[0].main_score > 500 and record.engine is None
     counted = record.settings["pipeline"]
     assert (counted["class"], counted["factor"], len(counted["source"])) == ("my_package.counting.Count", 1.0, 64)
     swept: Any = run(words(tmp_path, "pipeline.factor=2,3"), multirun=True, show=False, **own)

@@ -21,6 +21,7 @@ from mteb_vllm.report.comparison import Comparison, compare
 from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.page import page
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
+from mteb_vllm.results.counters import Measured
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.util.console import Console
@@ -42,7 +43,7 @@ def sweep(tmp_path: Path) -> Path:
     lost = TaskOutcome("C", "STS", "failed", "m", failure=Failure("data", "gone", "C", ["line"], "try"))
     tasks = [
         STS12,
-        replace(STS12, name="A", first_stage=0.5, ceiling=0.9, measured={"computed": 8, "seconds": 4.0}),
+        replace(STS12, name="A", first_stage=0.5, ceiling=0.9, measured=Measured(computed=8, seconds=4.0)),
         lost,
     ]
     for number in range(3):
@@ -52,7 +53,7 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Changes a record as an earlier version of this program would have written it: without a checksum."""
+    """Change a record and remove its checksum."""
     content = json.loads((folder / "run.json").read_text())
     del content["sha256"]
     change(content)

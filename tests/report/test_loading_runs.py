@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
+from measured_runs import mixed_runs, parity_runs, throughput_runs
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.report.comparison import Point, compare
 from mteb_vllm.report.loading import read_runs
+from mteb_vllm.results.counters import Measured, Work
 from mteb_vllm.results.failures import Failure
-from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
+from mteb_vllm.results.measurements import CacheRecord, EngineRecord, Hint
+from mteb_vllm.results.record import SCHEMA, FirstStageRecord, RunRecord, TaskOutcome, read_record, write_record
 from mteb_vllm.util.fingerprint import fingerprint
+from mteb_vllm.util.phase import Phase
 
 ENGINE = {
     "model": "org/name",
@@ -29,6 +33,7 @@ CONFIG = {
     "tasks": {"benchmark": "demo", "names": ["STS12"], "splits": ["test"], "subsets": None},
     "pipeline": {"top_k": 10},
 }
+OPENED = EngineRecord("vllm", "vllm_cpu", "f", opened=1, seconds=20.0)
 STS12 = TaskOutcome(
     "STS12", "STS", "computed", "cosine_spearman", 0.7,
     scores={"test": {"default": {"main_score": 0.7, "odd": [{"a": "}\n"}]}}},
@@ -75,7 +80,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_run(
         tmp_path / "run", STS12, known, pairs, lost,
         overrides=["tasks=[STS12,A]", "+engine.block_size=16", "~prompts.query"],
-        engine={"fingerprint": "f", "opened": 1, "seconds": 20.0, "resolved": {"dtype": "float32", "max_model_len": 256}},
+        engine=replace(OPENED, resolved={"dtype": "float32", "max_model_len": 256}),
         failure=Failure("engine_died", "died"), seconds=30.0,
     )  # fmt: skip
     (tmp_path / "run" / "report.md").touch()
@@ -100,7 +105,7 @@ def test_what_was_measured_before_counts_as_measured(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", TaskOutcome("A", "STS", "reused", "m", 0.5))
     record = json.loads((folder / "run.json").read_text())
     measured = {"computed": 8, "stored": 2, "tokens": 70, "seconds": 4.0, "unit": "pairs"}
-    del record["sha256"]  # as earlier versions wrote it
+    del record["sha256"]
     record["tasks"][0]["measured"] = measured
     (folder / "run.json").write_text(json.dumps(record))
     [point] = read_runs([folder / "run.json"])
@@ -112,11 +117,11 @@ def test_what_was_measured_before_counts_as_measured(tmp_path: Path) -> None:
 
 def test_the_start_of_an_engine_is_that_of_those_who_computed_the_results(tmp_path: Path) -> None:
     noted = [
-        TaskOutcome(name, "STS", "reused", "m", 0.5, measured={"computed": 8, "seconds": 4.0} | more)
-        for name, more in {"A": {"engine_seconds": 20.0}, "B": {"engine_seconds": 30.0}, "C": {}}.items()
+        TaskOutcome(name, "STS", "reused", "m", 0.5, measured=Measured(computed=8, seconds=4.0, engine_seconds=seconds))
+        for name, seconds in {"A": 20.0, "B": 30.0, "C": None}.items()
     ]
-    own = {"fingerprint": "f", "opened": 1, "seconds": 5.0}
-    for number, engine in enumerate(({}, own, own | {"opened": 0})):
+    own = replace(OPENED, seconds=5.0)
+    for number, engine in enumerate((None, own, replace(own, opened=0))):
         write_run(tmp_path / str(number), *noted, point=number, engine=engine)
     assert [point.engine_seconds for point in read_runs([tmp_path])] == [30.0, 5.0, None]
 
@@ -143,6 +148,42 @@ def test_a_record_that_cannot_be_read_is_a_failed_point(tmp_path: Path) -> None:
     assert [[failure.kind for failure in point.failures] for point in points] == [[], ["damaged"], ["damaged"], []]
     assert str(tmp_path / "1" / "run.json") in points[1].failures[0].message
     assert [row.mean for row in compare(points).rows] == [0.7, None, None, 0.7]
+
+
+def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
+    for number, schema in enumerate((SCHEMA, None, SCHEMA + 1)):
+        path = write_run(tmp_path / str(number), point=number) / "run.json"
+        content = json.loads(path.read_text())
+        del content["sha256"]
+        path.write_text(json.dumps(content | {"schema": schema, "versions": {"mteb-vllm": "0.0.1"}}))
+    points = read_runs([tmp_path])
+    assert [len(point.tasks) for point in points] == [1, 0, 0], "and nothing else of it is in the report"
+    for point, schema in zip(points[1:], (0, SCHEMA + 1), strict=True):
+        what = f"another version of mteb-vllm (0.0.1) wrote it, in version {schema} of the format, not {SCHEMA}: run it again"
+        assert f"{point.folder}/run.json" in point.failures[0].message and what in point.failures[0].message
+
+
+def test_a_record_is_read_back_as_it_was(tmp_path: Path) -> None:
+    for run in (*mixed_runs(), *throughput_runs()):
+        run.embedding_cache = CacheRecord("folder", 1, 2, 3, "the disk is full")
+        run.first_stage = FirstStageRecord("dense", {"engine": {"model": "m"}}, engine=run.engine, work=Work(texts=3))
+        run.failure = Failure("task", "gone", "T", ["log"], "try", phase=Phase.ENCODING)
+        run.tasks.append(
+            TaskOutcome("T", "STS", "reused", "m", 0.5, scores={"test": {"en": {"m": 0.5}}}, measured=Measured(3))
+        )
+        write_record(run, tmp_path)
+        assert read_record(tmp_path / "run.json") == run
+        assert read_record(tmp_path / "run.json", scores=False).tasks[-1] == replace(run.tasks[-1], scores={})
+
+
+def test_a_number_that_is_none_is_not_known(tmp_path: Path) -> None:
+    (run,) = parity_runs()[:1]
+    hint = Hint("reference", "no split in common", float("inf"), float("nan"))
+    run.parity.hints = [hint]
+    run.tasks[0].main_score = float("nan")
+    write_record(run, tmp_path)
+    read = read_record(tmp_path / "run.json")
+    assert read.parity.hints == [replace(hint, worst=None, median=None)] and read.tasks[0].main_score is None
 
 
 def test_results_of_others_count_what_counts_for_the_task(tmp_path: Path) -> None:

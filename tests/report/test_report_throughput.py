@@ -24,10 +24,10 @@ from mteb_vllm.report.comparison import Comparison, compare
 from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.page import page
 from mteb_vllm.report.plots import write_plots
-from mteb_vllm.report.points import lengths_text
 from mteb_vllm.report.reference_plot import reference_speed
 from mteb_vllm.report.tables import print_comparison
 from mteb_vllm.report.throughput_plot import MOST_CURVES, throughput_curves, throughput_figure
+from mteb_vllm.results.measurements import Lengths, Memory, TaskVerdict
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.util.console import Console
 
@@ -37,7 +37,7 @@ Runs = Callable[[], list[RunRecord]]
 def sweep(folder: Path, runs: list[RunRecord]) -> Path:
     """A sweep's folder, and the results of the points that were run for them."""
     for run in runs:
-        for task in run.tasks if not run.parity else ():
+        for task in run.tasks if run.parity is None else ():
             kept = folder / "results" / "m" / "r" / "experiments" / f"settings_{run.fingerprint}"
             kept.mkdir(parents=True, exist_ok=True)
             scores = {"scores": {"test": [{"hf_subset": "default", "main_score": task.main_score}]}}
@@ -65,13 +65,13 @@ def test_one_run_shows_its_steps_and_what_came_at_once(tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text()
     assert (tmp_path / "throughput.png").read_bytes().startswith(b"\x89PNG")
     rows = [line.split() for line in said.splitlines() if re.match(r" +\d+  ", line)]
-    assert [int(row[0]) for row in rows] == [step["batch_size"] for step in run.throughput["steps"]]
-    for row, step in zip(rows, run.throughput["steps"], strict=True):
+    assert [int(row[0]) for row in rows] == [step.batch_size for step in run.throughput.steps]
+    for row, step in zip(rows, run.throughput.steps, strict=True):
         figures = [float(cell.replace(",", "").strip("%")) for cell in row]
         assert figures[1:4] == pytest.approx(
-            [step["requests_per_second"], step["tokens_per_second"], step["latency_ms"]["p50"]], rel=1e-2
+            [step.requests_per_second, step.tokens_per_second, step.latency_ms.p50], rel=1e-2
         )
-        assert sum(figures[6:9]) == pytest.approx(step["latency_ms"]["mean"], rel=1e-2)
+        assert sum(figures[6:9]) == pytest.approx(step.latency_ms.mean, rel=1e-2)
         assert f"| {' | '.join(row)} |" in text
     for shown in (said, text):
         assert "240.0 requests/s, 30,720 tokens/s, the median of 3 repeats (2.13, 2.09, 2.20 s; spread 5.0%" in shown
@@ -93,7 +93,7 @@ def test_one_run_of_parity_shows_its_scores_and_its_verdict(tmp_path: Path) -> N
 
 def test_what_is_not_known_of_one_run_is_left_out() -> None:
     said = throughput("float16", roof=False)
-    said["saturated"], said["memory_mb"] = None, {"process": None}
+    said.saturated, said.memory_mb = None, Memory(0.0, 0.0)
     text = one_run.run_markdown(record(0, throughput=said))
     assert "Roof: not known: no matrix product in this dtype on this device." in text
     assert "Saturated" not in text and "memory" not in text
@@ -104,16 +104,14 @@ def test_what_is_not_known_of_one_run_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("lengths", "text"),
     [
-        ({"kind": "fixed", "tokens": 512}, "512 tokens each"),
-        (
-            {"kind": "varied", "distribution": "lognormal", "mean": 128.0, "min": 12, "max": 256},
-            "varied (lognormal), mean 128, 12 to 256 tokens",
-        ),
-        ({"kind": "tasks", "mean": 48.2, "min": 3, "max": 256}, "the tasks' own texts, mean 48, 3 to 256 tokens"),
+        (Lengths("fixed", 512), "512 tokens each"),
+        (Lengths("varied", 128, "lognormal", 128.0, 12, 256), "varied (lognormal), mean 128, 12 to 256 tokens"),
+        (Lengths("varied", 128, "lognormal"), "varied (lognormal)"),
+        (Lengths("tasks", mean=48.2, min=3, max=256), "the tasks' own texts, mean 48, 3 to 256 tokens"),
     ],
 )
-def test_lengths_are_said_in_words(lengths: dict[str, Any], text: str) -> None:
-    assert lengths_text(lengths) == text
+def test_lengths_in_words(lengths: Lengths, text: str) -> None:
+    assert str(lengths) == text
 
 
 @pytest.mark.parametrize(
@@ -212,9 +210,8 @@ def test_the_speed_of_parity_is_that_of_throughput_on_the_same_engine(tmp_path: 
 
 def test_without_a_difference_or_a_speed_there_is_no_place(tmp_path: Path) -> None:
     silent = parity(0.0)
-    for task in silent["tasks"]:
-        task |= {"splits": [], "cosine": None, "passed": False, "reasons": ["the engine failed: out of memory"]}
-    silent["passed"] = False
+    silent.tasks = [TaskVerdict(task.task, reasons=["the engine failed: out of memory"]) for task in silent.tasks]
+    silent.passed = False
     reused = replace(outcome("STS12", 0.7, 1.0), status="reused", seconds={}, computed=None, tokens=None)
     runs = [
         record(0, "pipeline=parity", parity=silent, tasks=(outcome("STS12", 0.7, 1.0),)),
@@ -233,7 +230,7 @@ def test_of_many_curves_the_fastest_and_the_baseline_are_drawn(tmp_path: Path) -
     runs = []
     for at in range(30):
         said = throughput()
-        said["saturated"]["requests_per_second"] = 100.0 + at
+        said.saturated.requests_per_second = 100.0 + at
         runs.append(record(at, f"engine.max_num_seqs={at}", throughput=said))
     of = compared(tmp_path, runs)
     curves, left_out = throughput_curves(of)
@@ -243,7 +240,9 @@ def test_of_many_curves_the_fastest_and_the_baseline_are_drawn(tmp_path: Path) -
     assert figure.legends[0].get_title().get_text() == "not in the plot: 23 slower points"
     latency, roofs = figure.axes
     drawn = [tuple(map(tuple, line.get_xydata())) for line in latency.lines if len(line.get_xydata()) > 2]
-    assert drawn == [tuple((step.requests, step.p50) for step in curve.throughput.steps) for curve in curves]
+    assert drawn == [
+        tuple((step.requests_per_second, step.latency_ms.p50) for step in curve.throughput.steps) for curve in curves
+    ]
     assert sum(bar.get_fill() for bar in roofs.patches) == sum(not bar.get_fill() for bar in roofs.patches) == 7
     assert [bar.get_width() for bar in roofs.patches[:2]] == [30720, pytest.approx(46729, abs=1)]
     sizes = {text.get_text() for text in latency.texts}

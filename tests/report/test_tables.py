@@ -15,6 +15,7 @@ from mteb_vllm.report.comparison import Comparison, Point, TaskScore, compare
 from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
 from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.measurements import EngineRecord, Memory
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 from mteb_vllm.util.console import Console
 
@@ -55,16 +56,16 @@ def sweep(tmp_path: Path) -> Path:
     for number, tasks in enumerate(works):
         kind, prompt = ("bfloat16", "float32")[number < 2], ("none", "e5")[number % 2]
         record = RunRecord(
-            "failed" if number > 1 else "ok",
+            status="failed" if number > 1 else "ok",
             overrides=[f"engine.dtype={kind}", f"prompts={prompt}"],
             point=number,
             settings={"engine": {"model": "m", "args": {"dtype": kind}}},
             config=CONFIG,
             tasks=tasks,
-            engine={"fingerprint": kind, "opened": 1 - number % 2, "seconds": 20.0 + number},
+            engine=EngineRecord("vllm", "", kind, opened=1 - number % 2, seconds=20.0 + number),
             failure=Failure("killed", "the process ended") if not tasks else None,
             seconds=60.0 + number,
-            peak_memory_mb={"process": 900.0 + number, "engine_processes": 100.5} if tasks else {},
+            peak_memory_mb=Memory(900.0 + number, 100.5) if tasks else None,
         )
         (tmp_path / str(number)).mkdir()
         write_record(record, tmp_path / str(number))

@@ -18,6 +18,7 @@ from test_store import Model, evaluate
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.plan import Plan, plan
 from mteb_vllm.preflight.command import check
+from mteb_vllm.results.counters import Measured
 from mteb_vllm.results.lookup import (
     Stale,
     changed_since,
@@ -27,7 +28,7 @@ from mteb_vllm.results.lookup import (
     keep_same,
     keep_settings,
     look,
-    measured,
+    read_measured,
     result_path,
     same_result,
 )
@@ -132,14 +133,14 @@ def test_notes_of_the_wrong_types_count_as_absent_and_are_repaired(tmp_path: Pat
     def write() -> None:
         keep_settings(tmp_path, SETTINGS)
         keep_same(tmp_path, "bbbb", path)
-        keep_measured(tmp_path, path, {"texts": 5})
+        keep_measured(tmp_path, path, Measured(texts=5))
 
     def read() -> list[Any]:
-        return [Stale(tmp_path)._all, same_result(tmp_path, "bbbb"), measured(tmp_path, path)]
+        return [Stale(tmp_path)._all, same_result(tmp_path, "bbbb"), read_measured(tmp_path, path)]
 
     write()
     right = read()
-    assert all(right) and right[1:] == [path, {"texts": 5}]
+    assert all(right) and right[1:] == [path, Measured(texts=5)]
     contents = [file.read_bytes() for file in files]
     odd = [b"5", b"[]", b"null", b'"x"', b"{}", b"", b"\xff", b"[" * 200_000, b'{"result": 5}', b'{"engine": 5}']
     for at, harm in enumerate([*odd, contents[2], None]):
@@ -150,12 +151,12 @@ def test_notes_of_the_wrong_types_count_as_absent_and_are_repaired(tmp_path: Pat
         assert Stale(tmp_path).why(SETTINGS, info(mock_tasks.MockSTSTask())) is None
         there = read()[2]
         copy_measured(tmp_path, path, path.with_name(f"{at}.json"))
-        assert measured(tmp_path, path.with_name(f"{at}.json")) == there
+        assert read_measured(tmp_path, path.with_name(f"{at}.json")) == there
         assert (files[2].parent / f"{at}.json").exists() == (there is not None)
         write()
         assert read() == right
         copy_measured(tmp_path, path, path.with_name("copy.json"))
-        assert measured(tmp_path, path.with_name("copy.json")) == {"texts": 5}
+        assert read_measured(tmp_path, path.with_name("copy.json")) == Measured(texts=5)
     shutil.rmtree(tmp_path / "settings")
     (tmp_path / "settings").write_text("a file")
     assert read() == [{}, None, None]

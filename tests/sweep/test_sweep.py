@@ -86,7 +86,7 @@ def test_each_engine_opens_once_and_results_come_in_the_points_order(control: An
     about = told(control)
     assert (about["engines_opened"], about["children"]) == (2, 1)
     assert [engine["points"] for engine in about["engines"]] == [[0, 1], [2, 3]]
-    assert [record.engine["opened"] for record in control] == [1, 0, 1, 0]
+    assert [record.engine.opened for record in control] == [1, 0, 1, 0]
     assert [point["fingerprint"] for point in about["points"]] == [record.fingerprint for record in control]
     folder = Path(control[1].output_dir)
     assert folder.name == "1" and (folder / "run.json").exists() and (folder / ".hydra" / "config.yaml").exists()
@@ -189,7 +189,7 @@ def test_a_fault_in_a_first_stage_that_runs_ahead(tmp_path: Path, monkeypatch: p
     records: Any = run(words, multirun=True, show=False)
     (failure,) = records[0].failures
     assert (failure.kind, failure.task) == ("killed", "StdlibDocsRetrieval") and "first stage" in failure.message
-    assert records[1].status == "ok" and records[1].first_stage["computed"] > 2000, "the second one's ran ahead of it"
+    assert records[1].status == "ok" and records[1].first_stage.work.computed > 2000, "the second one's ran ahead of it"
     again: Any = run(words, multirun=True, show=False)
     assert statuses(again) == ["computed", "reused"] and told(again)["engines_opened"] == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 
+from measured_runs import parity, throughput
 from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import RunRecord, TaskOutcome
@@ -65,10 +66,11 @@ def test_a_point_that_was_timed_or_compared_says_what_came_out_of_it() -> None:
     words = ["tasks.names=[STS12]", "prompts=none", "engine.max_num_seqs=1,2"]
     points = plan_points([(point.overrides, point.config) for point in check(words, multirun=True)])
     console = Console(file=io.StringIO(), width=160)
-    parity = {"passed": False, "tasks": [{"task": "STS12", "passed": False}], "reference": {"says": "the other"}}
+    timed = throughput()
+    timed.saturated.requests_per_second = 1234.56
     with View(console, points) as view:
-        view.ended(RunRecord(point=0, throughput={"saturated": {"requests_per_second": 1234.56}}, seconds=2.0))
-        view.ended(RunRecord(point=1, parity=parity, status="failed"))
+        view.ended(RunRecord(point=0, throughput=timed, seconds=2.0))
+        view.ended(RunRecord(point=1, parity=parity(0.1), status="failed"))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert lines[0].endswith(": 1,234.6 requests/s in 2.0 s")
-    assert lines[1].endswith(": Failed: no parity with the other on 1 of 1 tasks.")
+    assert lines[1].endswith(": Failed: no parity with sentence-transformers 6.2.0 in float32 on 2 of 2 tasks.")

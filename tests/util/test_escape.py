@@ -25,6 +25,7 @@ from mteb_vllm.report.one_run import print_run, run_markdown
 from mteb_vllm.report.page import page
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
 from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.measurements import EngineRecord
 from mteb_vllm.results.record import RunRecord, TaskOutcome, scores_csv
 from mteb_vllm.util.console import Column, Console
 from mteb_vllm.util.escape import code, csv_cell, fenced, inline, visible
@@ -136,7 +137,8 @@ def test_a_hostile_run_is_shown_and_written() -> None:
     other = TaskOutcome("U", "STS", "computed", "m", -0.5, scores={"=s": {"+u": {"m": -0.5}}})
     record = RunRecord(
         settings={"engine": {"model": hostile, "revision": hostile, "device": hostile, "versions": {"x": hostile}}},
-        tasks=[task, other], warnings=[hostile], overrides=[hostile], engine={"resolved": {hostile: hostile}},
+        tasks=[task, other], warnings=[hostile], overrides=[hostile],
+        engine=EngineRecord("vllm", hostile, "", 1, 1.0, {hostile: hostile, "max_model_len": 8}),
     )  # fmt: skip
     console = Console(file=io.StringIO(), width=200)
     print_run(console, record)

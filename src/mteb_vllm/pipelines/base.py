@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.errors import Mistake
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mteb_vllm.models.prompts import Prompts
     from mteb_vllm.models.score_templates import ScoreTemplate
     from mteb_vllm.progress import Progress
+    from mteb_vllm.results.measurements import ParityRecord, ThroughputRecord
     from mteb_vllm.results.record import TaskOutcome
     from mteb_vllm.results.store import ResultsStore
     from mteb_vllm.tasks.estimates import Estimate
@@ -78,7 +79,8 @@ class RunContext:
             its result, too; None where it has none.
         stage: The first stage of a pipeline that reranks.
         reference: The wrapper of the reference of a pipeline that compares with one.
-        figures: Filled as the pipeline goes with what it measured, as a run's record holds it.
+        throughput: Set by a pipeline that times the engine; what it has until it fails is kept.
+        parity: Set by a pipeline that compares the engine with a reference; likewise.
     """
 
     model: Any
@@ -91,7 +93,8 @@ class RunContext:
     input_fingerprints: Mapping[str, str | None] = field(default_factory=dict)
     stage: FirstStage | None = None
     reference: Any = None
-    figures: dict[str, Any] = field(default_factory=dict)
+    throughput: ThroughputRecord | None = None
+    parity: ParityRecord | None = None
 
 
 class Pipeline(ABC):
@@ -101,7 +104,6 @@ class Pipeline(ABC):
         task_types: The types of task that it takes; None: all.
         cached: Whether its results are kept, and found again by runs with the same settings.
         scores_tasks: Whether it yields an outcome for each task; else it measures the model itself.
-        measures: The part of a run's record that `RunContext.figures` becomes; "" where it measures nothing else.
         own_process: Whether each of its engines needs a process that no other has worked in.
         reranks: Whether an embedding model is given to mteb as a reranker.
         window: How many different texts or pairs are handed to the engine at once.
@@ -112,7 +114,6 @@ class Pipeline(ABC):
     task_types: ClassVar[tuple[str, ...] | None] = None
     cached: ClassVar[bool] = True
     scores_tasks: ClassVar[bool] = True
-    measures: ClassVar[Literal["", "throughput", "parity"]] = ""
     own_process: ClassVar[bool] = False
     reranks: ClassVar[bool] = False
     window: int = 8192

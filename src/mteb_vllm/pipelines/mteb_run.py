@@ -15,7 +15,7 @@ from mteb_vllm.engines.timing import replaced
 from mteb_vllm.errors import EngineError, MissingPackageError, ModelError, PartialResultError
 from mteb_vllm.results.failures import is_fatal, of_exception
 from mteb_vllm.results.locks import BusyError
-from mteb_vllm.results.lookup import copy_measured, keep_measured, keep_same, measured, same_result
+from mteb_vllm.results.lookup import copy_measured, keep_measured, keep_same, read_measured, same_result
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.tasks import loading as data
 from mteb_vllm.tasks.loading import Unit
@@ -111,8 +111,8 @@ def evaluated(
             outcome = computed_outcome(model, task, store, reuse=reuse, start=start, prepare=prepare)
         except PartialResultError as error:
             return _partly(task, error, store, meta)
-        figures = outcome.figures() | {"engine_seconds": model.engine_record().get("seconds")}
-        keep_measured(store.root, store.get_task_result_path(task.metadata.name, meta), figures)
+        took = outcome.what_it_took(model.engine_record())
+        keep_measured(store.root, store.get_task_result_path(task.metadata.name, meta), took)
         if input_fingerprint is not None and _on_known_sides(model, task):
             keep_same(store.root, input_fingerprint, store.get_task_result_path(task.metadata.name, meta))
         return outcome
@@ -332,7 +332,7 @@ def _scores(result: TaskResult) -> dict[str, dict[str, Any]]:
 def reused(task: AbsTask, result: TaskResult, store: ResultsStore, meta: Any) -> TaskOutcome:
     """A known result, with what the run that computed it has noted."""
     outcome = outcome_of(task, result, "reused")
-    outcome.measured = measured(store.root, store.get_task_result_path(task.metadata.name, meta))
+    outcome.measured = read_measured(store.root, store.get_task_result_path(task.metadata.name, meta))
     return outcome
 
 

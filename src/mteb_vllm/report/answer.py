@@ -6,8 +6,18 @@ import math
 from collections.abc import Sequence
 
 from mteb_vllm.report.comparison import Comparison, Effect, Row
-from mteb_vllm.report.formatting import MOST_NAMES, count, describe_point, join_names, point_name, rate, signed, times
-from mteb_vllm.report.points import Throughput
+from mteb_vllm.report.formatting import (
+    MOST_NAMES,
+    count,
+    describe_point,
+    join_names,
+    number,
+    point_name,
+    rate,
+    signed,
+    times,
+)
+from mteb_vllm.results.measurements import Roof, ThroughputRecord
 
 # More effects of one setting than this nobody reads.
 _MOST_EFFECTS = 12
@@ -127,12 +137,12 @@ def _throughput(comparison: Comparison) -> list[str]:
         )
     else:
         said = fastest.point.throughput
-        assert said is not None and said.requests is not None
-        lines.append(f"{_fastest_throughput(comparison, fastest, said, len(rows))}{_roof(said)}")
+        assert said is not None and said.requests_per_second is not None
+        lines.append(f"{_fastest_throughput(comparison, fastest, said, len(rows))}{_roof(said.roof)}")
         if alike := [row.point.name for row in rows if row is not fastest and _as_fast(row.point.throughput, said)]:
             lines.append(f"Within the spread of the repeats as fast: {join_names(alike)}.")
     lines += _latency(comparison, rows)
-    lengths = dict.fromkeys(row.point.throughput.lengths for row in rows if row.point.throughput)
+    lengths = dict.fromkeys(str(row.point.throughput.lengths) for row in rows if row.point.throughput)
     if len(lengths) > 1:
         lines.append(
             f"The points read texts of different lengths ({'; '.join(lengths)}): requests/s depend on that too."
@@ -146,7 +156,7 @@ def _parity(comparison: Comparison) -> list[str]:
     if not found:
         return []
     failed = [(row, said) for row, said in found if not said.passed]
-    references = "; ".join(dict.fromkeys(said.reference for _, said in found))
+    references = "; ".join(dict.fromkeys(said.reference.says for _, said in found))
     of = count(len(found), "point")
     lines = [f"Parity: {len(found) - len(failed):,} of {of} passed. The reference: {references}."]
     if (passed := comparison.passed) is not None and passed.parity_speed is not None and len(found) > 1:
@@ -154,18 +164,20 @@ def _parity(comparison: Comparison) -> list[str]:
         where = "" if speed.of == passed.point.name else f", measured in {point_name(speed.of)}"
         lines.append(f"Fastest that passed: {describe_point(comparison, passed)}, {speed.tokens:,.0f} tokens/s{where}.")
     for row, said in failed[:MOST_NAMES]:
-        words = [] if said.difference is None else [f"{signed(said.difference)} in {said.task}"]
-        words += [] if said.cosine is None else [f"lowest cosine {said.cosine:.5f}"]
-        hint = f" {said.hint[:1].upper()}{said.hint[1:]}." if said.hint else ""
-        off = f": at worst {', '.join(words)}" if words else f": {said.reason}" if said.reason else ""
+        difference, task = said.worst
+        words = [] if difference is None else [f"{signed(difference)} in {task}"]
+        words += [] if said.lowest_cosine is None else [f"lowest cosine {said.lowest_cosine:.5f}"]
+        hint = "".join(f" {str(hint)[:1].upper()}{str(hint)[1:]}." for hint in said.hints[:1])
+        reason = next(said.reasons, "")
+        off = f": at worst {', '.join(words)}" if words else f": {reason}" if reason else ""
         lines.append(f"Not passed: {describe_point(comparison, row)}{off}.{hint}")
     if len(failed) > MOST_NAMES:
         lines.append(f"{len(failed) - MOST_NAMES:,} others did not pass either.")
     return lines
 
 
-def _fastest_throughput(comparison: Comparison, row: Row, said: Throughput, points: int) -> str:
-    speed = f"{rate(said.requests)} requests/s" + ("" if said.tokens is None else f", {said.tokens:,.0f} tokens/s")
+def _fastest_throughput(comparison: Comparison, row: Row, said: ThroughputRecord, points: int) -> str:
+    speed = f"{rate(said.requests_per_second)} requests/s, {number(said.tokens_per_second)} tokens/s"
     if points == 1:
         return f"Throughput of {point_name(row.point.name)}: {speed} with everything at once."
     against = ""
@@ -176,16 +188,18 @@ def _fastest_throughput(comparison: Comparison, row: Row, said: Throughput, poin
     return f"Fastest: {describe_point(comparison, row)}, {speed} with everything at once.{against}"
 
 
-def _roof(said: Throughput) -> str:
-    if said.share is None or said.roof is None:
+def _roof(roof: Roof | None) -> str:
+    if roof is None or roof.share is None or roof.tokens_per_second is None:
         return ""
-    return f" That is {said.share:.1%} of the {said.roof:,.0f} tokens/s at the machine's roof."
+    return f" That is {roof.share:.1%} of the {roof.tokens_per_second:,.0f} tokens/s at the machine's roof."
 
 
-def _as_fast(said: Throughput | None, fastest: Throughput) -> bool:
-    if said is None or said.requests is None or fastest.requests is None:
+def _as_fast(said: ThroughputRecord | None, fastest: ThroughputRecord) -> bool:
+    if said is None or said.requests_per_second is None or fastest.requests_per_second is None:
         return False
-    return said.requests >= fastest.requests * (1 - max(said.spread or 0.0, fastest.spread or 0.0))
+    return said.requests_per_second >= fastest.requests_per_second * (
+        1 - max(said.spread or 0.0, fastest.spread or 0.0)
+    )
 
 
 def _latency(comparison: Comparison, rows: list[Row]) -> list[str]:

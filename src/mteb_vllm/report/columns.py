@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from mteb_vllm.report.comparison import Comparison, Point, Row
 from mteb_vllm.report.formatting import number, percent, rate, score, signed, times
+from mteb_vllm.results.measurements import ParityRecord, ThroughputRecord
 
 # So many tasks have columns that one can take in at once: of more, the terminal and Markdown show none, and the page shows
 # them behind a checkbox.
@@ -193,22 +194,42 @@ def _throughput(comparison: Comparison) -> list[Column]:
     # Beside scores there are tokens/s of tasks as well.
     tokens = "tokens/s" if all(row.speed is None for row in comparison.rows) else "tokens/s at once"
 
-    def measured(field: str) -> Callable[[Row], Any]:
-        return lambda row: row.point.throughput and getattr(row.point.throughput, field)
-
-    def p50(row: Row) -> float | None:
-        return row.point.throughput.p50(1) if row.point.throughput is not None else None
+    def measured(value: Callable[[ThroughputRecord], Any]) -> Callable[[Row], Any]:
+        return lambda row: row.point.throughput and value(row.point.throughput)
 
     return [
-        Column("", "requests/s", measured("requests"), rate, key="saturated_requests_per_second"),
-        Column("", tokens, measured("tokens"), number, key="saturated_tokens_per_second", left_out=5),
+        Column(
+            "", "requests/s", measured(lambda one: one.requests_per_second), rate, key="saturated_requests_per_second"
+        ),
+        Column(
+            "",
+            tokens,
+            measured(lambda one: one.tokens_per_second),
+            number,
+            key="saturated_tokens_per_second",
+            left_out=5,
+        ),
         Column("to baseline", "", lambda row: row.ratio, times, key="speed_ratio", left_out=1),
-        Column("p50 at batch 1,", "ms", p50, _tenths, key="p50_ms_at_batch_1", left_out=1),
-        Column("share of roof", "", measured("share"), percent, key="roof_share", left_out=2),
-        _csv("roof_tokens_per_second", measured("roof")),
-        Column("spread", "", measured("spread"), percent, key="saturated_spread", left_out=3),
-        Column("device", "MiB", measured("device_mb"), number, key="device_memory_mb", left_out=6),
-        _csv("requests_are", measured("unit")),
+        Column("p50 at batch 1,", "ms", measured(lambda one: one.p50(1)), _tenths, key="p50_ms_at_batch_1", left_out=1),
+        Column(
+            "share of roof",
+            "",
+            measured(lambda one: one.roof and one.roof.share),
+            percent,
+            key="roof_share",
+            left_out=2,
+        ),
+        _csv("roof_tokens_per_second", measured(lambda one: one.roof and one.roof.tokens_per_second)),
+        Column("spread", "", measured(lambda one: one.spread), percent, key="saturated_spread", left_out=3),
+        Column(
+            "device",
+            "MiB",
+            measured(lambda one: one.memory_mb and one.memory_mb.device),
+            number,
+            key="device_memory_mb",
+            left_out=6,
+        ),
+        _csv("requests_are", measured(lambda one: one.unit)),
     ]
 
 
@@ -216,21 +237,30 @@ def _parity(comparison: Comparison) -> list[Column]:
     if not any(row.point.parity for row in comparison.rows):
         return []
 
-    def measured(field: str) -> Callable[[Row], Any]:
-        return lambda row: row.point.parity and getattr(row.point.parity, field)
+    def measured(value: Callable[[ParityRecord], Any]) -> Callable[[Row], Any]:
+        return lambda row: row.point.parity and value(row.point.parity)
 
     def borrowed(row: Row) -> float | None:
         speed = row.parity_speed
         return speed.tokens if speed is not None and speed.of != row.point.name else None
 
     return [
-        Column("parity", "", measured("passed"), _verdict, "words", key="parity"),
-        Column("worst difference", "", measured("difference"), signed, key="worst_score_difference"),
-        _csv("worst_score_difference_in", measured("task")),
-        Column("lowest cosine", "", measured("cosine"), "{:.6f}".format, key="worst_cosine", left_out=1),
+        Column("parity", "", measured(lambda one: one.passed), _verdict, "words", key="parity"),
+        Column("worst difference", "", measured(lambda one: one.worst[0]), signed, key="worst_score_difference"),
+        _csv("worst_score_difference_in", measured(lambda one: one.worst[1])),
+        Column(
+            "lowest cosine",
+            "",
+            measured(lambda one: one.lowest_cosine),
+            "{:.6f}".format,
+            key="worst_cosine",
+            left_out=1,
+        ),
         _csv("parity_tokens_per_second", lambda row: row.parity_speed and row.parity_speed.tokens),
         _csv("parity_tokens_measured_in", lambda row: row.parity_speed and row.parity_speed.of),
-        Column("first hint", "", measured("hint"), kind="words", key="hint", left_out=4),
+        Column(
+            "first hint", "", measured(lambda one: str(next(iter(one.hints), ""))), kind="words", key="hint", left_out=4
+        ),
         Column("throughput on this engine,", "tokens/s", borrowed, number, left_out=5),
     ]
 

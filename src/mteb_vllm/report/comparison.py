@@ -230,13 +230,23 @@ def compare(
 
 def _ratio(point: Point, baseline: Point) -> float | None:
     own, against = point.throughput, baseline.throughput
-    if own is None or against is None or own.unit != against.unit or own.requests is None or not against.requests:
+    if (
+        own is None
+        or against is None
+        or own.unit != against.unit
+        or own.requests_per_second is None
+        or not against.requests_per_second
+    ):
         return None
-    return own.requests / against.requests
+    return own.requests_per_second / against.requests_per_second
 
 
 def _fastest(rows: Sequence[Row]) -> Row | None:
-    measured = [(said.unit, said.requests, row) for row in rows if (said := row.point.throughput) and said.requests]
+    measured = [
+        (said.unit, said.requests_per_second, row)
+        for row in rows
+        if (said := row.point.throughput) and said.requests_per_second
+    ]
     if len({unit for unit, _, _ in measured}) != 1:
         return None
     return max(measured, key=lambda one: one[1])[2]
@@ -297,7 +307,7 @@ def _effects(columns: Sequence[str], rows: Sequence[Row], baseline: Row) -> list
 def _rate(row: Row) -> tuple[float, str] | None:
     """Return how fast a point was itself, and what of; None where it does not say."""
     if (said := row.point.throughput) is not None:
-        return (said.requests, f"requests of {said.unit}") if said.requests else None
+        return (said.requests_per_second, f"requests of {said.unit}") if said.requests_per_second else None
     return (row.speed.texts, row.speed.unit) if row.speed is not None and row.speed.of == row.point.name else None
 
 

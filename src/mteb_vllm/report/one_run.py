@@ -15,7 +15,7 @@ from mteb_vllm.report.formatting import markdown, number
 from mteb_vllm.report.parity import parity_markdown, print_parity
 from mteb_vllm.report.throughput import print_throughput, throughput_markdown
 from mteb_vllm.results.failures import Failure
-from mteb_vllm.results.record import RunRecord, TaskOutcome, mean
+from mteb_vllm.results.record import FirstStageRecord, RunRecord, TaskOutcome, mean
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.disk import attempt
 from mteb_vllm.util.escape import code, fenced, inline
@@ -101,9 +101,9 @@ def _print_texts(
 def print_run(console: Console, record: RunRecord) -> None:
     """Show the scores of one run, failures first, or what it measured."""
     console.print()
-    if record.throughput:
+    if record.throughput is not None:
         print_throughput(console, record)
-    if record.tasks or not record.throughput:
+    if record.tasks or record.throughput is None:
         columns, rows = task_table(record)
         table = Table(box=None, pad_edge=False)
         for at, column in enumerate(columns):
@@ -111,7 +111,7 @@ def print_run(console: Console, record: RunRecord) -> None:
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    if record.parity:
+    if record.parity is not None:
         print_parity(console, record.parity)
     for warning in record.warnings:
         console.print_line(f"Note: {warning}", style="yellow")
@@ -142,7 +142,7 @@ def failure_lines(failure: Failure) -> list[str]:
 
 def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return a header, and one row a task; failures first, and the mean last where there are several scores."""
-    reranked = bool(record.first_stage) or any(task.candidates for task in record.tasks)
+    reranked = record.first_stage is not None or any(task.candidates for task in record.tasks)
     rows = []
     for task in sorted(record.tasks, key=lambda task: task.status != "failed"):
         seconds = number(task.total_seconds, 1) if task.status == "computed" else ""
@@ -183,7 +183,7 @@ def write_run(record: RunRecord, folder: Path) -> None:
     """Write `report.md`, and of a throughput run `throughput.png` beside it; what cannot be written is noted."""
     with attempt(folder / "report.md"):
         write_atomically(folder / "report.md", run_markdown(record))
-    if record.throughput:
+    if record.throughput is not None:
         from mteb_vllm.report.throughput_plot import write_throughput
 
         with attempt(folder / "throughput.png"):
@@ -205,9 +205,9 @@ def run_markdown(record: RunRecord) -> str:
         f"- device: {inline(str(model.get('device')))}",
         f"- versions: {inline(', '.join(f'{name} {version}' for name, version in (model.get('versions') or {}).items()))}",
         "",
-        *(throughput_markdown(record) if record.throughput else []),
-        *(markdown(*task_table(record)) if record.tasks or not record.throughput else []),
-        *(["", *parity_markdown(record.parity)] if record.parity else []),
+        *(throughput_markdown(record) if record.throughput is not None else []),
+        *(markdown(*task_table(record)) if record.tasks or record.throughput is None else []),
+        *(["", *parity_markdown(record.parity)] if record.parity is not None else []),
     ]
     for failure in record.failures:
         lines += ["", *failure_lines(failure)]
@@ -226,34 +226,32 @@ def run_markdown(record: RunRecord) -> str:
             *said,
             *markdown(("task", "side", "prompt key", "first text"), rows),
         ]
-    if record.engine:
-        values = [(key, str(value)) for key, value in (record.engine.get("resolved") or {}).items()]
+    if record.engine is not None:
+        values = [(key, str(value)) for key, value in record.engine.resolved.items()]
         lines += ["", "## Engine", "", *markdown(("argument", "value"), values)]
     return "\n".join(lines) + "\n"
 
 
 def _first_stage_lines(record: RunRecord) -> list[str]:
     stage = record.first_stage
-    if not stage:
+    if stage is None:
         return []
-    model = ((stage.get("settings") or {}).get("engine") or {}).get("model") if stage["kind"] == "dense" else None
-    return [
-        f"- first stage: {stage['kind']}{f' ({inline(model)})' if model else ''}, top_k {record.config['pipeline']['top_k']}"
-    ]
+    model = f" ({inline(stage.model)})" if stage.model else ""
+    return [f"- first stage: {stage.kind}{model}, top_k {record.config['pipeline']['top_k']}"]
 
 
-def cut_by_first_stage(said: Mapping[str, Any]) -> Iterator[str]:
-    """Return how many of a dense first stage's texts were too long; `said` is what the record says of it."""
-    if truncated := said.get("truncated"):
-        share = f"{truncated:,} of {said['texts']:,} texts ({truncated / said['texts']:.1%})"
+def cut_by_first_stage(stage: FirstStageRecord) -> Iterator[str]:
+    """Return how many of a dense first stage's texts were too long."""
+    if stage.work is not None and (truncated := stage.work.truncated):
+        share = f"{truncated:,} of {stage.work.texts:,} texts ({truncated / stage.work.texts:.1%})"
         yield f"First stage: {share} are longer than its context and were cut."
 
 
 def cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
     """Return how many of a task's texts or pairs were empty or too long."""
-    if not task.texts:
+    if not task.texts or record.engine is None:
         return
-    context = record.engine["resolved"]["max_model_len"]
+    context = record.engine.resolved["max_model_len"]
     of = f"of {task.texts:,} {task.unit}"
     if task.blank:
         given = "embedded as the zero vector" if task.unit == "texts" else "given the score 0"
@@ -269,12 +267,13 @@ def cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
 
 def late_variables(record: RunRecord) -> Iterator[str]:
     """Return which variables of `engine.env` torch has not found, since it was loaded before they were set."""
-    reference = record.parity.get("reference") or {}
-    for engine in (record.engine, record.first_stage.get("engine") or {}, reference.get("engine") or {}):
-        for key, value in (engine.get("late") or {}).items():
-            found = engine["threading"].get(key, "nothing")
+    stage = record.first_stage.engine if record.first_stage is not None else None
+    reference = record.parity.reference.engine if record.parity is not None else None
+    for engine in filter(None, (record.engine, stage, reference)):
+        for key, value in engine.late.items():
+            found = engine.threading.get(key, "nothing")
             yield (
-                f"{key}={value} is not in effect for {engine['backend']}: torch was loaded in this process before it was "
+                f"{key}={value} is not in effect for {engine.backend}: torch was loaded in this process before it was "
                 f"set, and has found {found}. In a process of its own its speed may be another."
             )
 
@@ -300,15 +299,17 @@ def conclude(console: Console, record: RunRecord) -> None:
     if reused:
         text = f"{reused} of {len(record.tasks)} results were known already; to compute them again: results.reuse=none"
         console.print_line(text)
-    if (kept := record.embedding_cache) and (kept["read"] or kept["written"] or kept["passed"]):
-        text = f"Embeddings: {kept['read']:,} read from {kept['folder']}, {kept['written']:,} kept in it"
-        if kept["passed"]:
-            text += f", {kept['passed']:,} not kept: {kept['stopped'] or 'they are computed faster than kept'}"
+    kept = record.embedding_cache
+    if kept is not None and (kept.read or kept.written or kept.passed):
+        text = f"Embeddings: {kept.read:,} read from {kept.folder}, {kept.written:,} kept in it"
+        if kept.passed:
+            text += f", {kept.passed:,} not kept: {kept.stopped}"
         console.print_line(text)
-    if resolved := record.engine.get("resolved"):
-        console.print_line(f"In effect: {_in_effect(resolved)}")
+    if record.engine is not None:
+        console.print_line(f"In effect: {_in_effect(record.engine.resolved)}")
     # Of what is timed or compared no results are kept.
-    kept_in = "" if record.throughput or record.parity else f", results in {record.config['results']['dir']}/results"
+    measured = record.throughput is not None or record.parity is not None
+    kept_in = "" if measured else f", results in {record.config['results']['dir']}/results"
     console.print_line(f"Settings {record.fingerprint}{kept_in}")
     if Path(record.output_dir, "run.json").exists():
         console.print_line(f"Record:  {record.output_dir}/run.json")

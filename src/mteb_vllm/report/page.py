@@ -182,11 +182,14 @@ def _measured_data(comparison: Comparison) -> dict[str, Any]:
                 "name": curve.name,
                 "row": curve.row,
                 "unit": curve.throughput.unit,
-                "steps": [[step.batch_size, step.requests, step.p50, step.p90] for step in curve.throughput.steps],
-                "requests": curve.throughput.requests,
-                "tokens": curve.throughput.tokens,
-                "roof": curve.throughput.roof,
-                "share": curve.throughput.share,
+                "steps": [
+                    [step.batch_size, step.requests_per_second, step.latency_ms.p50, step.latency_ms.p90]
+                    for step in curve.throughput.steps
+                ],
+                "requests": curve.throughput.requests_per_second,
+                "tokens": curve.throughput.tokens_per_second,
+                "roof": (roof := curve.throughput.roof) and roof.tokens_per_second,
+                "share": roof and roof.share,
             }
             for curve in curves
         ],

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from rich.table import Table
 
 from mteb_vllm.report.formatting import markdown, number
+from mteb_vllm.results.measurements import ParityRecord, SplitVerdict, TaskVerdict
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.escape import inline
 
@@ -17,7 +15,7 @@ COLUMNS = (
 PAIR_COLUMNS = (*COLUMNS[:6], "largest score difference", *COLUMNS[7:])
 
 
-def print_parity(console: Console, parity: Mapping[str, Any]) -> None:
+def print_parity(console: Console, parity: ParityRecord) -> None:
     """Show a verdict, its reasons, and what would explain it."""
     columns, rows = parity_table(parity)
     table = Table(box=None, pad_edge=False)
@@ -31,11 +29,11 @@ def print_parity(console: Console, parity: Mapping[str, Any]) -> None:
         console.print_line(line)
     for line in _hints(parity):
         console.print_line(line, style="yellow")
-    style = "green" if parity["passed"] else "red"
+    style = "green" if parity.passed else "red"
     console.print_line(headline(parity), style=style)
 
 
-def parity_markdown(parity: Mapping[str, Any]) -> list[str]:
+def parity_markdown(parity: ParityRecord) -> list[str]:
     """Return a verdict, its reasons, and what would explain it, as lines of Markdown."""
     lines = ["## Parity", "", inline(headline(parity)), "", *markdown(*parity_table(parity))]
     for title, some in (
@@ -46,64 +44,62 @@ def parity_markdown(parity: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def headline(parity: Mapping[str, Any]) -> str:
+def headline(parity: ParityRecord) -> str:
     """Return the verdict in one sentence."""
-    failed = [task["task"] for task in parity["tasks"] if not task["passed"]]
-    against = f"parity with {parity['reference']['says']}"
-    if parity["passed"]:
-        return f"Passed: {against}, tolerance {parity['tolerances']['score']:g}."
-    return f"Failed: no {against} on {len(failed)} of {len(parity['tasks'])} tasks."
+    failed = [task.task for task in parity.tasks if not task.passed]
+    against = f"parity with {parity.reference.says}"
+    if parity.passed:
+        return f"Passed: {against}, tolerance {parity.tolerances.score:g}."
+    return f"Failed: no {against} on {len(failed)} of {len(parity.tasks)} tasks."
 
 
-def parity_table(parity: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def parity_table(parity: ParityRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return a header, and one row a task, split and subset."""
     rows: list[tuple[str, ...]] = []
-    for task in parity["tasks"]:
-        splits = task["splits"] or [{"split": "", "metric": "", "reference": None, "engine": None, "difference": None}]
-        for at, split in enumerate(splits):
-            subset = split.get("subset", "default")
-            where = split["split"] if subset == "default" else f"{split['split']}, {subset}"
-            passed = task["passed"] if at == 0 else split["passed"]
-            difference = split["difference"]
+    for task in parity.tasks:
+        none = SplitVerdict("", "default", "", None, None, None, passed=False)
+        for at, split in enumerate(task.splits or [none]):
+            where = split.split if split.subset == "default" else f"{split.split}, {split.subset}"
+            passed = task.passed if at == 0 else split.passed
             rows.append(
                 (
-                    task["task"],
+                    task.task,
                     where,
-                    split["metric"],
-                    number(split["reference"], 5),
-                    number(split["engine"], 5),
-                    "" if difference is None else f"{difference:+.5f}",
+                    split.metric,
+                    number(split.reference, 5),
+                    number(split.engine, 5),
+                    "" if split.difference is None else f"{split.difference:+.5f}",
                     *(_texts(task) if at == 0 else ("", "", "")),
                     "passed" if passed else "failed",
                 )
             )
-    header = PAIR_COLUMNS if any(task["pair_scores"] for task in parity["tasks"]) else COLUMNS
+    header = PAIR_COLUMNS if any(task.pair_scores is not None for task in parity.tasks) else COLUMNS
     # Only retrieval has rankings, and stored scores have no texts.
     kept = [at for at in range(len(header)) if not 6 <= at <= 8 or any(row[at] for row in rows)]
     return tuple(header[at] for at in kept), [tuple(row[at] for at in kept) for row in rows]
 
 
-def _texts(task: Mapping[str, Any]) -> tuple[str, str, str]:
-    cosine, pairs, ranking = task["cosine"], task["pair_scores"], task["ranking"]
-    worst = f"{cosine['min']:.6f}" if cosine else f"{pairs['max']:.2g}" if pairs else ""
-    if not ranking:
+def _texts(task: TaskVerdict) -> tuple[str, str, str]:
+    cosine, pairs, ranking = task.cosine, task.pair_scores, task.ranking
+    worst = f"{cosine.min:.6f}" if cosine is not None else f"{pairs.max:.2g}" if pairs is not None else ""
+    if ranking is None:
         return worst, "", ""
-    return worst, f"{ranking['overlap']:.2%} of {ranking['k']}", number(ranking["kendall"], 4)
+    return worst, f"{ranking.overlap:.2%} of {ranking.k}", number(ranking.kendall, 4)
 
 
-def _reasons(parity: Mapping[str, Any]) -> list[str]:
-    return [f"{task['task']}: {reason}" for task in parity["tasks"] for reason in task["reasons"]]
+def _reasons(parity: ParityRecord) -> list[str]:
+    return list(parity.reasons)
 
 
-def _worst(parity: Mapping[str, Any]) -> list[str]:
+def _worst(parity: ParityRecord) -> list[str]:
     return [
-        f"{task['task']}: cosine {text['cosine']:.5f}, {text['side']}: {' '.join(text['text'].split())}"
-        for task in parity["tasks"]
-        if not task["passed"]
-        for text in task["worst"]
+        f"{task.task}: cosine {text.cosine:.5f}, {text.side}: {' '.join(text.text.split())}"
+        for task in parity.tasks
+        if not task.passed
+        for text in task.worst
     ]
 
 
-def _hints(parity: Mapping[str, Any]) -> list[str]:
-    notes = [f"No cause: {note}." for note in parity.get("notes", [])]
-    return [*(f"Hint ({hint['cause']}): {hint['says']}" for hint in parity["hints"]), *notes]
+def _hints(parity: ParityRecord) -> list[str]:
+    notes = [f"No cause: {note}." for note in parity.notes]
+    return [*(f"Hint ({hint.cause}): {hint.says}" for hint in parity.hints), *notes]

@@ -19,15 +19,17 @@ _MOST_NAMES = 12
 def places(comparison: Comparison) -> list[tuple[int, float, float]]:
     """Return of each parity point that has both: row, tokens/s, and the worst absolute difference to the reference."""
     return [
-        (at, row.parity_speed.tokens, abs(row.point.parity.difference))
+        (at, row.parity_speed.tokens, abs(difference))
         for at, row in enumerate(comparison.rows)
-        if row.point.parity is not None and row.point.parity.difference is not None and row.parity_speed is not None
+        if row.point.parity is not None
+        and (difference := row.point.parity.worst[0]) is not None
+        and row.parity_speed is not None
     ]
 
 
 def tolerance(comparison: Comparison) -> float | None:
     """Return the tolerance of main scores, where all parity points have the same."""
-    found = {row.point.parity.tolerance for row in comparison.rows if row.point.parity is not None}
+    found = {row.point.parity.tolerances.score for row in comparison.rows if row.point.parity is not None}
     return found.pop() if len(found) == 1 else None
 
 

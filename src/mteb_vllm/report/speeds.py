@@ -81,8 +81,9 @@ def parity_speeds(points: Sequence[Point], speeds: Sequence[Speed | None]) -> li
     measured: dict[str, Speed] = {}
     for point in points:
         said = point.throughput
-        if point.engine and said is not None and said.requests is not None and said.tokens is not None:
-            measured.setdefault(point.engine, Speed(said.requests, said.tokens, said.unit, 0, point.name))
+        if point.engine and said is not None and (saturated := said.saturated) is not None:
+            speed = Speed(saturated.requests_per_second, saturated.tokens_per_second, said.unit, 0, point.name)
+            measured.setdefault(point.engine, speed)
     return [
         measured.get(point.engine, speed) if point.parity is not None else None
         for point, speed in zip(points, speeds, strict=True)

@@ -179,7 +179,7 @@ def _ranked(comparison: Comparison) -> list[Row]:
     def place(row: Row) -> tuple[bool, bool, float, float]:
         throughput, parity = row.point.throughput, row.point.parity
         mean = row.mean if row.mean is not None else -math.inf
-        fast = (throughput.requests if throughput is not None else None) or 0.0
+        fast = (throughput.requests_per_second if throughput is not None else None) or 0.0
         return not row.point.failed, parity is None or parity.passed, -mean, -fast
 
     return sorted(comparison.rows, key=place)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from rich.table import Table
 
 from mteb_vllm.report.formatting import count, markdown, number
-from mteb_vllm.report.points import lengths_text
+from mteb_vllm.results.measurements import Memory, Roof, ThroughputRecord
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.escape import inline
@@ -21,6 +20,7 @@ _PHASES = ("tokenise", "engine", "collect")
 
 def print_throughput(console: Console, record: RunRecord) -> None:
     """Show what a throughput run measured."""
+    assert record.throughput is not None
     table = Table(title=_title(record.throughput), title_justify="left", box=None, pad_edge=False)
     for column in STEP_COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
@@ -33,6 +33,7 @@ def print_throughput(console: Console, record: RunRecord) -> None:
 
 def throughput_markdown(record: RunRecord) -> list[str]:
     """Return what a throughput run measured for `report.md`, with the picture that lies beside it."""
+    assert record.throughput is not None
     return [
         f"## {inline(_title(record.throughput))}",
         "",
@@ -44,68 +45,75 @@ def throughput_markdown(record: RunRecord) -> list[str]:
     ]
 
 
-def step_rows(said: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def step_rows(throughput: ThroughputRecord) -> list[tuple[str, ...]]:
     """Return one row a batch size: rates, latencies of a step, and the mean parts of one."""
     return [
         (
-            str(step["batch_size"]),
-            number(step["requests_per_second"], 1),
-            number(step["tokens_per_second"]),
-            *(_ms(step["latency_ms"].get(name)) for name in ("p50", "p90", "p99")),
-            *(_ms(step["phases_ms"].get(name)) for name in _PHASES),
-            f"{step['spread']:.1%}",
+            str(step.batch_size),
+            number(step.requests_per_second, 1),
+            number(step.tokens_per_second),
+            *(_ms(getattr(step.latency_ms, name)) for name in ("p50", "p90", "p99")),
+            *(_ms(getattr(step.phases_ms, name)) for name in _PHASES),
+            f"{step.spread:.1%}",
         )
-        for step in said["steps"]
+        for step in throughput.steps
     ]
 
 
 def throughput_lines(record: RunRecord) -> list[str]:
     """Return the run with everything at once, the roof, memory, and the start of the engine: a line each."""
-    said = record.throughput
-    return [*_saturated(said), *_roof(said.get("roof") or {}), *_memory(record), *_start(record)]
+    throughput = record.throughput
+    assert throughput is not None
+    return [
+        *_saturated(throughput), *_roof(throughput.roof), *_memory(throughput.memory_mb), *_start(record, throughput)
+    ]  # fmt: skip
 
 
-def _title(said: Mapping[str, Any]) -> str:
-    return f"Steps of {said['unit']}: {lengths_text(said['lengths'])}"
+def _title(throughput: ThroughputRecord) -> str:
+    return f"Steps of {throughput.unit}: {throughput.lengths}"
 
 
-def _saturated(said: Mapping[str, Any]) -> Iterable[str]:
-    if not (saturated := said.get("saturated")):
+def _saturated(throughput: ThroughputRecord) -> Iterable[str]:
+    if (saturated := throughput.saturated) is None:
         return
-    parts = ", ".join(f"{name} {saturated['phases_s'].get(name, 0.0):.2f} s" for name in _PHASES)
-    seconds = ", ".join(f"{one:.2f}" for one in saturated["seconds"])
+    parts = ", ".join(f"{name} {getattr(saturated.phases_s, name):.2f} s" for name in _PHASES)
+    seconds = ", ".join(f"{one:.2f}" for one in saturated.seconds)
     yield (
-        f"Saturated, {count(said['requests'], 'request')} at once: {number(saturated['requests_per_second'], 1)} requests/s, "
-        f"{number(saturated['tokens_per_second'])} tokens/s, the median of {count(saturated['repeats'], 'repeat')} "
-        f"({seconds} s; spread {saturated['spread']:.1%}; {parts})."
+        f"Saturated, {count(throughput.requests, 'request')} at once: {number(saturated.requests_per_second, 1)} requests/s, "
+        f"{number(saturated.tokens_per_second)} tokens/s, the median of {count(saturated.repeats, 'repeat')} "
+        f"({seconds} s; spread {saturated.spread:.1%}; {parts})."
     )
-    if cached := (said.get("saturated") or {}).get("cached_share"):
-        yield f"From the prefix cache, of everything at once: {cached:.1%} of the tokens."
+    if saturated.cached_share:
+        yield f"From the prefix cache, of everything at once: {saturated.cached_share:.1%} of the tokens."
 
 
-def _roof(roof: Mapping[str, Any]) -> Iterable[str]:
-    if "unknown" in roof:
-        yield f"Roof: not known: {roof['unknown']}."
-    elif roof:
-        yield (
-            f"Roof: {_scaled(roof['flops_per_second'])}FLOP/s in {roof['dtype']} on {roof['device']}, measured on a large "
-            f"matrix product; {_scaled(roof['flops_per_token'])}FLOP a token: {number(roof['tokens_per_second'])} tokens/s, "
-            f"of which {roof['share']:.1%} are reached."
-        )
+def _roof(roof: Roof | None) -> Iterable[str]:
+    if roof is None:
+        return
+    if roof.flops_per_second is None or roof.flops_per_token is None:
+        yield f"Roof: not known: {roof.unknown}."
+        return
+    yield (
+        f"Roof: {_scaled(roof.flops_per_second)}FLOP/s in {roof.dtype} on {roof.device}, measured on a large "
+        f"matrix product; {_scaled(roof.flops_per_token)}FLOP a token: {number(roof.tokens_per_second)} tokens/s, "
+        f"of which {roof.share:.1%} are reached."
+    )
 
 
-def _memory(record: RunRecord) -> Iterable[str]:
-    memory = record.throughput.get("memory_mb") or {}
-    names = {"process": "the process", "engine_processes": "its engine's processes", "device": "the device"}
-    parts = [f"{name} {number(memory[key])} MiB" for key, name in names.items() if memory.get(key)]
-    if parts:
+def _memory(memory: Memory | None) -> Iterable[str]:
+    if memory is None:
+        return
+    held = {
+        "the process": memory.process, "its engine's processes": memory.engine_processes, "the device": memory.device
+    }  # fmt: skip
+    if parts := [f"{name} {number(value)} MiB" for name, value in held.items() if value]:
         yield f"Peak memory: {', '.join(parts)}."
 
 
-def _start(record: RunRecord) -> Iterable[str]:
-    if (seconds := record.engine.get("seconds")) is not None:
-        again = "" if record.engine.get("opened") else " (it was open already, from a run before)"
-        yield f"Engine start: {seconds:.1f} s{again}; warm-up: {record.throughput['warm_up_seconds']:.1f} s."
+def _start(record: RunRecord, throughput: ThroughputRecord) -> Iterable[str]:
+    if (engine := record.engine) is not None:
+        again = "" if engine.opened else " (it was open already, from a run before)"
+        yield f"Engine start: {engine.seconds:.1f} s{again}; warm-up: {throughput.warm_up_seconds:.1f} s."
 
 
 def _scaled(value: float) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mteb_vllm.report.comparison import Comparison
 from mteb_vllm.report.formatting import distinct_names
 from mteb_vllm.report.plotting import DPI, INK, LINE, QUIET, STYLES, canvas, plain, write
-from mteb_vllm.report.points import Throughput, read_throughput
+from mteb_vllm.results.measurements import Roof, ThroughputRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,32 +35,33 @@ class Curve:
 
     name: str
     row: int
-    throughput: Throughput
+    throughput: ThroughputRecord
 
 
 def throughput_curves(comparison: Comparison) -> tuple[list[Curve], int]:
     """Return the curves to draw, those of the fastest points and the baseline in the points' order, and how many are left."""
     found = [(at, row, said) for at, row in enumerate(comparison.rows) if (said := row.point.throughput) and said.steps]
-    order = sorted(found, key=lambda one: (one[1].point.name != comparison.baseline, -(one[2].requests or 0.0)))
+    order = sorted(
+        found, key=lambda one: (one[1].point.name != comparison.baseline, -(one[2].requests_per_second or 0.0))
+    )
     kept = sorted(order[:MOST_CURVES], key=lambda one: one[0])
     names = distinct_names(comparison, [row for _, row, _ in kept])
     curves = [Curve(name, at, said) for (at, _, said), name in zip(kept, names, strict=True)]
     return curves, len(found) - len(curves)
 
 
-def write_throughput(said: Mapping[str, Any], folder: Path) -> None:
+def write_throughput(throughput: ThroughputRecord, folder: Path) -> None:
     """Draw one run's throughput into `throughput.png`.
 
     Args:
-        said: What its record says of throughput.
+        throughput: What the run measured.
         folder: Where the picture goes.
 
     Raises:
         OSError: if the folder cannot be written to.
     """
-    measured = read_throughput(said)
-    if measured is not None and measured.steps:
-        write(folder / NAME, throughput_figure([Curve("", 0, measured)]))
+    if throughput.steps:
+        write(folder / NAME, throughput_figure([Curve("", 0, throughput)]))
 
 
 def throughput_figure(curves: Sequence[Curve], left_out: int = 0) -> Figure:
@@ -77,7 +78,7 @@ def throughput_figure(curves: Sequence[Curve], left_out: int = 0) -> Figure:
     _draw_roofs(roofs, curves)
     handles = [Line2D([], [], color=STYLES[at][0], marker=STYLES[at][1], markersize=5) for at in range(len(curves))]
     legend = [(handle, plain(curve.name)) for handle, curve in zip(handles, curves, strict=True) if curve.name]
-    if any(curve.throughput.requests for curve in curves):
+    if any(curve.throughput.requests_per_second for curve in curves):
         mark = Line2D([], [], linestyle="", marker="|", color=QUIET, markersize=11, markeredgewidth=2.5)
         legend.append((mark, "at the bottom: everything at once (saturated)"))
     legend.append((Line2D([], [], linestyle="", marker="$1$", color=QUIET), "number at a point: its batch size"))
@@ -101,14 +102,16 @@ def _draw_latency(axes: Axes, curves: Sequence[Curve]) -> None:
     rates, latencies = [], []
     for curve, (colour, marker) in zip(curves, STYLES, strict=False):
         said = curve.throughput
-        x, p50 = [step.requests for step in said.steps], [step.p50 for step in said.steps]
-        p90 = [step.p90 for step in said.steps]
+        x, p50 = [step.requests_per_second for step in said.steps], [step.latency_ms.p50 for step in said.steps]
+        p90 = [step.latency_ms.p90 for step in said.steps]
         axes.vlines(x, p50, p90, color=colour, linewidth=1, alpha=0.7, zorder=2)
         axes.plot(x, p50, color=colour, marker=marker, markersize=5, linewidth=1.4, zorder=3)
-        if said.requests:
+        if said.requests_per_second:
             places = axes.get_xaxis_transform()
-            axes.plot([said.requests] * 2, [0, 0.05], color=colour, linewidth=2.5, transform=places, zorder=3)
-        rates += [*x, *([said.requests] if said.requests else [])]
+            axes.plot(
+                [said.requests_per_second] * 2, [0, 0.05], color=colour, linewidth=2.5, transform=places, zorder=3
+            )
+        rates += [*x, *([said.requests_per_second] if said.requests_per_second else [])]
         latencies += [*p50, *p90]
     _scale(axes, rates)
     # The lowest part is for the marks of what came at once.
@@ -143,7 +146,7 @@ def _label_sizes(axes: Axes, curves: Sequence[Curve]) -> None:
     from matplotlib.patheffects import withStroke
 
     steps = [step for curve in curves for step in curve.throughput.steps]
-    places = axes.transData.transform([(step.requests, step.p50) for step in steps]) * 72 / DPI
+    places = axes.transData.transform([(step.requests_per_second, step.latency_ms.p50) for step in steps]) * 72 / DPI
     taken = [(float(x), float(y), 5) for x, y in places]
     points = [
         (0 < at < len(curve.throughput.steps) - 1, colour, step)
@@ -151,7 +154,7 @@ def _label_sizes(axes: Axes, curves: Sequence[Curve]) -> None:
         for at, step in enumerate(curve.throughput.steps)
     ]
     for _, colour, step in sorted(points, key=lambda one: one[0]):
-        x, y = axes.transData.transform((step.requests, step.p50)) * 72 / DPI
+        x, y = axes.transData.transform((step.requests_per_second, step.latency_ms.p50)) * 72 / DPI
         text = str(step.batch_size)
         width, aside = 4 + 5 * len(text), 5 + 3 * len(text)
         free = (
@@ -163,7 +166,7 @@ def _label_sizes(axes: Axes, curves: Sequence[Curve]) -> None:
             continue
         taken.append((x + spot[0], y + spot[1], width))
         axes.annotate(
-            text, (step.requests, step.p50), spot, textcoords="offset points", ha="center", va="center",
+            text, (step.requests_per_second, step.latency_ms.p50), spot, textcoords="offset points", ha="center", va="center",
             color=colour, size=8, zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
 
@@ -178,11 +181,12 @@ def _draw_roofs(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.locator_params(axis="x", nbins=4)
     for at, (curve, (colour, _)) in enumerate(zip(curves, STYLES, strict=False)):
         said, height = curve.throughput, len(curves) - at
-        tokens = said.tokens or 0.0
+        tokens = said.tokens_per_second or 0.0
         axes.barh(height, tokens, 0.34, color=colour, zorder=2)
-        if said.roof is not None:
-            axes.barh(height, said.roof, 0.34, fill=False, edgecolor=INK, linewidth=1.2, zorder=3)
-        share = "the roof is not known" if said.share is None else f"{said.share:.1%} of the roof"
+        roof = said.roof or Roof()
+        if roof.tokens_per_second is not None:
+            axes.barh(height, roof.tokens_per_second, 0.34, fill=False, edgecolor=INK, linewidth=1.2, zorder=3)
+        share = "the roof is not known" if roof.share is None else f"{roof.share:.1%} of the roof"
         name = _short(curve.name)
         words = f"{plain(name)}\n" if name else ""
         axes.text(0, height + 0.2, f"{words}{tokens:,.0f}, {share}", color=INK, size=9, va="bottom")

@@ -1,8 +1,10 @@
-"""What an engine has done for a model, counted."""
+"""What an engine has done for a model, counted; and what computing a result took."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from mteb_vllm.results.measurements import Amount, Count, Unit
 
 
 @dataclass
@@ -42,3 +44,26 @@ class Work:
     def since(self, before: Work) -> Work:
         """What was done after `before`."""
         return Work(**{name: value - getattr(before, name) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What computing a task's result took: noted beside the result, for runs that will find it.
+
+    Attributes:
+        texts: Texts, or pairs of texts, that mteb asked for.
+        computed: Different ones, which the engine computed.
+        stored: Different ones, which came from the embedding cache.
+        tokens: Tokens that the engine was given.
+        seconds: Wall time of the engine's work.
+        unit: What is counted.
+        engine_seconds: What opening the engine took; None where it was open.
+    """
+
+    texts: Count | None = None
+    computed: Count | None = None
+    stored: Count | None = None
+    tokens: Count | None = None
+    seconds: Amount | None = None
+    unit: Unit = "texts"
+    engine_seconds: Amount | None = None

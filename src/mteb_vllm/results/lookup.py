@@ -22,11 +22,12 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
+from mteb_vllm.results.counters import Measured
 from mteb_vllm.results.digests import DamagedError, has_digest, read_note, read_verified, write_note
 from mteb_vllm.util import disk
 from mteb_vllm.util.data_revisions import aggregate_revision, data_revision
@@ -129,27 +130,29 @@ def _same(root: Path, input_fingerprint: str) -> Path:
     return root / "settings" / "same" / f"{input_fingerprint}.json"
 
 
-def keep_measured(root: Path, result: Path, figures: Mapping[str, Any]) -> None:
-    """Notes what computing a result took.
+def keep_measured(root: Path, result: Path, measured: Measured) -> None:
+    """Note what computing a result took.
 
     Args:
         root: The results' root.
         result: Where the result is.
-        figures: `TaskOutcome.figures`, and what the start of the engine took.
+        measured: What it took.
     """
-    write_note(root, _measured(root, result), figures)
+    write_note(root, _measured(root, result), asdict(measured))
 
 
-def measured(root: Path, result: Path) -> dict[str, Any] | None:
-    """What computing a result took; None where nobody noted it."""
-    found: dict[str, Any] | None = read_note(root, _measured(root, result))
-    return found
+def read_measured(root: Path, result: Path) -> Measured | None:
+    """Return what computing a result took; None where nobody noted it, or another version of this program did."""
+    try:
+        return Measured(**read_note(root, _measured(root, result)))
+    except TypeError:
+        return None
 
 
 def copy_measured(root: Path, source: Path, target: Path) -> None:
     """Notes for one result what is noted for another, whose copy it is."""
-    if (figures := measured(root, source)) is not None:
-        keep_measured(root, target, figures)
+    if (measured := read_measured(root, source)) is not None:
+        keep_measured(root, target, measured)
 
 
 def _measured(root: Path, result: Path) -> Path:

@@ -1,26 +1,47 @@
-"""What a run leaves behind: its record, as `run.json` and `scores.csv`."""
+"""What a run leaves behind: its record, as `run.json` and `scores.csv`.
+
+`run.json` is written from the dataclasses here and read back into them, and checked on the way: see `write_record` and
+`read_record`.
+"""
 
 from __future__ import annotations
 
 import csv
+import functools
 import io
-import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mteb_vllm._version import __version__
-from mteb_vllm.results.counters import Work
+from mteb_vllm.results.counters import Measured, Work
 from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.measurements import (
+    Amount,
+    CacheRecord,
+    Count,
+    EngineRecord,
+    Memory,
+    ParityRecord,
+    Score,
+    ThroughputRecord,
+    Unit,
+)
 from mteb_vllm.util.disk import attempt
 from mteb_vllm.util.escape import csv_cell
-from mteb_vllm.util.files import dump_sealed, write_atomically
+from mteb_vllm.util.files import check_seal, dump_sealed, parse_json, read_file, write_atomically
 from mteb_vllm.util.machine import device, gpu_count, versions
 from mteb_vllm.util.masking import masked
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict, TypeAdapter
+
+# The version of `run.json`: it goes up where a record could be misread, or not be read, by the program of before.
+SCHEMA = 1
 
 Status = Literal["computed", "reused", "failed"]
 
@@ -61,24 +82,24 @@ class TaskOutcome:
     type: str
     status: Status
     metric: str
-    main_score: float | None = None
+    main_score: Score | None = None
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     failure: Failure | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    texts: int | None = None
-    computed: int | None = None
-    stored: int | None = None
-    tokens: int | None = None
-    cached_tokens: int | None = None
-    blank: int | None = None
-    truncated: int | None = None
-    truncated_queries: int | None = None
+    seconds: dict[str, Amount] = field(default_factory=dict)
+    texts: Count | None = None
+    computed: Count | None = None
+    stored: Count | None = None
+    tokens: Count | None = None
+    cached_tokens: Count | None = None
+    blank: Count | None = None
+    truncated: Count | None = None
+    truncated_queries: Count | None = None
     prompts: dict[str, Any] = field(default_factory=dict)
     candidates: Literal["first stage", "own"] | None = None
-    first_stage: float | None = None
-    ceiling: float | None = None
+    first_stage: Score | None = None
+    ceiling: Score | None = None
     predictions: list[str] = field(default_factory=list)
-    measured: dict[str, Any] | None = None
+    measured: Measured | None = None
     settings: str | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -97,7 +118,7 @@ class TaskOutcome:
         ]
 
     @property
-    def unit(self) -> str:
+    def unit(self) -> Unit:
         """What is counted: texts, or pairs of a query and a document."""
         return "pairs" if "pair" in {side.rpartition(" ")[2] for side in self.prompts} else "texts"
 
@@ -115,16 +136,21 @@ class TaskOutcome:
         ):
             setattr(self, name, getattr(work, name))
 
-    def figures(self) -> dict[str, Any]:
-        """What computing it took, for runs that will find its result."""
-        return {
-            "texts": self.texts,
-            "computed": self.computed,
-            "stored": self.stored,
-            "tokens": self.tokens,
-            "seconds": self.seconds.get("encode"),
-            "unit": self.unit,
-        }
+    def what_it_took(self, engine: EngineRecord | None) -> Measured:
+        """Return what computing it took, for runs that will find its result.
+
+        Args:
+            engine: How its engine was opened; None if none was.
+        """
+        return Measured(
+            texts=self.texts,
+            computed=self.computed,
+            stored=self.stored,
+            tokens=self.tokens,
+            seconds=self.seconds.get("encode"),
+            unit=self.unit,
+            engine_seconds=engine.seconds if engine is not None else None,
+        )
 
     @property
     def gain(self) -> float | None:
@@ -153,10 +179,57 @@ class TaskOutcome:
 
 
 @dataclass
+class FirstStageRecord:
+    """The first stage of a run that reranks.
+
+    Attributes:
+        kind: What it is called: "bm25", "dense" or "saved".
+        settings: What its candidates depend on: of a dense one, of all tasks; else task by task.
+        options: Its fields, but those of a dense one, which are in its settings.
+        engine: How the engine of a dense one was opened; None where it was not.
+        prompts: What a dense one's texts were prefixed with: `task: side` to the prefix, its key and an example.
+        work: What a dense one computed; None of others.
+    """
+
+    kind: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    engine: EngineRecord | None = None
+    prompts: dict[str, Any] = field(default_factory=dict)
+    work: Work | None = None
+
+    @property
+    def model(self) -> str | None:
+        """The name of a dense one's model."""
+        engine = self.settings.get("engine")
+        return engine.get("model") if self.kind == "dense" and isinstance(engine, dict) else None
+
+
+@dataclass
+class Hardware:
+    """The kind of machine.
+
+    Attributes:
+        device: What engines compute on.
+        gpus: How many GPUs there are.
+        cores: How many cores this process may use.
+        memory_mb: The machine's memory in MiB.
+        platform: The operating system.
+    """
+
+    device: str = ""
+    gpus: Count = 0
+    cores: Count | None = None
+    memory_mb: Count = 0
+    platform: str = ""
+
+
+@dataclass
 class RunRecord:
     """One run, as it is kept in `run.json`.
 
     Attributes:
+        schema: The version of this format.
         status: Whether every task has a score, and a comparison with a reference passed.
         fingerprint: The hash of everything but the tasks that the scores depend on.
         overrides: The command-line overrides of this run.
@@ -165,22 +238,27 @@ class RunRecord:
         config: The resolved configuration.
         prompts: Values, source and template, and which keys apply to nothing here.
         tasks: What became of each task.
-        embedding_cache: What was read from the embedding cache, and written to it; empty where there is none.
-        engine: How it was opened: preset, resolved values, seconds; empty where known results needed none.
-        first_stage: Of a reranking run: its configuration; of a dense one also its engine, prompts, and what it computed.
-        throughput: Of a run that times its engine: lengths, the figures of each batch size and of everything at once, the
-            roof, memory.
-        parity: Of a run that compares with a reference: the verdict, task by task, and hints at the cause.
+        embedding_cache: What was read from the embedding cache, and written to it; None where there is none.
+        engine: How it was opened; None where known results needed none.
+        first_stage: The first stage of a run that reranks.
+        throughput: How fast the engine was, of a run that measures that.
+        parity: Whether the engine's results are a reference's, of a run that compares them.
         failure: Why the run as a whole failed.
         unwritten: Which files could not be written, and why; scores are none the worse for it.
         warnings: What a user should know of this run.
         seconds: Wall time of the run.
-        peak_memory_mb: What was held at most, in MiB: by the process, and by its engine's processes together; empty where the
-            process has ended before it could say.
+        peak_memory_mb: The most memory that was held; None where the process has ended before it could say.
         started: When, in ISO format with the time zone.
         output_dir: Where this record is.
+        versions: The versions of the packages that matter; None of one that is not installed.
+        hardware: The kind of machine.
+        git: The commit of the checkout that the program ran from; None of an installed package.
     """
 
+    # Of this class and, as pydantic has it, of the dataclasses in its fields.
+    __pydantic_config__: ClassVar[ConfigDict] = {"strict": True, "allow_inf_nan": False, "ser_json_inf_nan": "null"}
+
+    schema: int = SCHEMA
     status: Literal["ok", "failed"] = "ok"
     fingerprint: str = ""
     overrides: list[str] = field(default_factory=list)
@@ -189,18 +267,21 @@ class RunRecord:
     config: dict[str, Any] = field(default_factory=dict)
     prompts: dict[str, Any] = field(default_factory=dict)
     tasks: list[TaskOutcome] = field(default_factory=list)
-    engine: dict[str, Any] = field(default_factory=dict)
-    embedding_cache: dict[str, Any] = field(default_factory=dict)
-    first_stage: dict[str, Any] = field(default_factory=dict)
-    throughput: dict[str, Any] = field(default_factory=dict)
-    parity: dict[str, Any] = field(default_factory=dict)
+    engine: EngineRecord | None = None
+    embedding_cache: CacheRecord | None = None
+    first_stage: FirstStageRecord | None = None
+    throughput: ThroughputRecord | None = None
+    parity: ParityRecord | None = None
     failure: Failure | None = None
     unwritten: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    peak_memory_mb: dict[str, float] = field(default_factory=dict)
+    seconds: Amount = 0.0
+    peak_memory_mb: Memory | None = None
     started: str = ""
     output_dir: str = ""
+    versions: dict[str, str | None] = field(default_factory=dict)
+    hardware: Hardware = field(default_factory=Hardware)
+    git: str | None = None
 
     @property
     def failures(self) -> list[Failure]:
@@ -209,26 +290,80 @@ class RunRecord:
         return [failure for failure in found if failure is not None]
 
     @property
+    def deviates(self) -> bool:
+        """Whether it was compared with a reference, and did not pass."""
+        return self.parity is not None and not self.parity.passed
+
+    @property
     def scores(self) -> dict[str, float | None]:
         """Task to main score."""
         return {task.name: task.main_score for task in self.tasks}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with versions, hardware and the revision of a checkout."""
-        return {
-            **masked(asdict(self)),
-            "versions": {"mteb-vllm": __version__, "python": platform.python_version(), **versions()},
-            "hardware": hardware(),
-            "git": git_revision(),
-        }
-
 
 def write_record(record: RunRecord, folder: Path) -> None:
-    """Write `run.json`, with its checksum, and `scores.csv` into a run's folder; what cannot be written is noted."""
+    """Write `run.json`, with its checksum, and `scores.csv` into a run's folder; what cannot be written is noted.
+
+    The record gets versions, hardware and the commit of a checkout first.
+    """
+    record.versions = {"mteb-vllm": __version__, "python": platform.python_version(), **versions()}
+    record.hardware, record.git = hardware(), git_revision()
+    # Whatever is in it must not cost the record: what has another type than it should is named where it is read.
+    content = parse_json(_adapter().dump_json(record, fallback=str, warnings="none"))
     with attempt(folder / "run.json"):
-        write_atomically(folder / "run.json", dump_sealed(_finite(record.to_dict())))
+        write_atomically(folder / "run.json", dump_sealed(masked(content)))
     with attempt(folder / "scores.csv"):
         write_atomically(folder / "scores.csv", scores_csv(record))
+
+
+def read_record(path: Path, *, scores: bool = True) -> RunRecord:
+    """Read `run.json`.
+
+    Args:
+        path: The file.
+        scores: Whether to read the scores of each split and subset, which are nine tenths of it.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no record, was changed after it was written, or is of another version of this program.
+    """
+    text = read_file(path)
+    sealed = check_seal(text)
+    text = text if scores else _without_scores(text)
+    content = parse_json(text)
+    if not isinstance(content, dict):
+        raise ValueError("it is not a record of a run")
+    if (schema := content.get("schema")) != SCHEMA:
+        version = (
+            (content.get("versions") or {}).get("mteb-vllm") if isinstance(content.get("versions"), dict) else None
+        )
+        what = f"another version of mteb-vllm{f' ({version})' if version else ''} wrote it, in version {schema or 0} of the"
+        raise ValueError(f"{what} format, not {SCHEMA}: run it again")
+    if "sha256" in content and not sealed:
+        raise ValueError("it was changed after it was written")
+    return _adapter().validate_json(text)
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[RunRecord]:
+    """Return what writes records, and checks types and ranges where it reads them."""
+    # Imported late: what only asks for --help needs none of it.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(RunRecord)
+
+
+def _without_scores(text: bytes) -> bytes:
+    """Return a record without the scores of each split and subset.
+
+    They are cut out by the indentation that `write_record` gives them: no string of JSON holds a line break. Where they stand
+    in another way, they stay.
+    """
+    start, end = b'\n      "scores": {\n', b"\n      }"
+    parts, at = [], 0
+    while (opened := text.find(start, at)) >= 0 and (closed := text.find(end, opened)) >= 0:
+        parts.append(text[at : opened + len(start)])
+        at = closed
+    return b"".join([*parts, text[at:]])
 
 
 def scores_csv(record: RunRecord) -> str:
@@ -249,15 +384,15 @@ def scores_csv(record: RunRecord) -> str:
     return out.getvalue()
 
 
-def hardware() -> dict[str, Any]:
-    """The kind of machine."""
-    return {
-        "device": device(),
-        "gpus": gpu_count(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
-        "platform": platform.platform(),
-    }
+def hardware() -> Hardware:
+    """Return the kind of machine that this process is on."""
+    return Hardware(
+        device=device(),
+        gpus=gpu_count(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        memory_mb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
+        platform=platform.platform(),
+    )
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -281,14 +416,3 @@ def git_revision() -> str | None:
 
 def _rate(count: int | None, seconds: float | None) -> float | None:
     return count / seconds if count and seconds else None
-
-
-def _finite(value: Any) -> Any:
-    """The value with NaN and Inf as None, which JSON has no words for."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value

@@ -93,9 +93,10 @@ class View:
         failures = [failure for failure in record.failures if failure not in record.unwritten]
         for failure in record.unwritten:
             self.line(f"point {record.point}: not written: {failure.message}", "red")
-        if failures or not record.parity.get("passed", True):
+        if failures or record.deviates:
             kinds = dict.fromkeys(f"failed: {failure}" for failure in failures)
-            self.line(f"{head}: {'; '.join(kinds) or headline(record.parity)}", "red")
+            verdict = headline(record.parity) if record.parity is not None else ""
+            self.line(f"{head}: {'; '.join(kinds) or verdict}", "red")
         else:
             known = record.tasks and all(task.status == "reused" for task in record.tasks)
             self.line(f"{head}: {_came_out(record)}{'(known already)' if known else f'in {record.seconds:.1f} s'}")
@@ -117,8 +118,8 @@ class View:
 
 def _came_out(record: RunRecord) -> str:
     """What a point has to say for itself, in a word."""
-    if record.throughput:
-        return f"{record.throughput['saturated']['requests_per_second']:,.1f} requests/s "
+    if record.throughput is not None and record.throughput.saturated is not None:
+        return f"{record.throughput.saturated.requests_per_second:,.1f} requests/s "
     score = mean(task.main_score for task in record.tasks)
     shown = "" if score is None else f"mean {score:.5f} " if len(record.tasks) > 1 else f"{score:.5f} "
     return f"passed: {shown}" if record.parity else shown

@@ -16,6 +16,7 @@ from mteb_vllm.engines.base import Convert, Engine, EngineSpec, is_open, open_en
 from mteb_vllm.errors import ModelError
 from mteb_vllm.models.files import Model, find_model, missing_files
 from mteb_vllm.results.counters import Work
+from mteb_vllm.results.measurements import EngineRecord
 from mteb_vllm.util.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -151,21 +152,21 @@ class VllmWrapperBase:
         """The engine that was used last, open or closed; None if there was none."""
         return self._engine
 
-    def engine_record(self) -> dict[str, Any]:
-        """How the engine was opened; empty if it was not."""
+    def engine_record(self) -> EngineRecord | None:
+        """Return how the engine was opened; None if it was not."""
         if self._engine is None:
-            return {}
-        return {
-            "backend": self.spec.backend,
-            "preset": self.spec.preset,
-            "fingerprint": self.spec.fingerprint,
-            "opened": self.n_opened,  # how often by this run: not at all where another's was open
-            "seconds": self._engine.seconds,
-            "resolved": self._engine.resolved,
-            "threading": self._engine.threading,
-            "late": self._engine.late,
-            "warnings": list(self._engine.warnings),
-        }
+            return None
+        return EngineRecord(
+            backend=self.spec.backend,
+            preset=self.spec.preset,
+            fingerprint=self.spec.fingerprint,
+            opened=self.n_opened,
+            seconds=self._engine.seconds,
+            resolved=self._engine.resolved,
+            threading=self._engine.threading,
+            late=self._engine.late,
+            warnings=list(self._engine.warnings),
+        )
 
     @property
     def llm(self) -> Any:

@@ -18,7 +18,15 @@ from mteb_vllm.pipelines.parity.agreement import (
     vector_agreement,
 )
 from mteb_vllm.pipelines.parity.capture import Captured, Tap
-from mteb_vllm.pipelines.parity.verdict import Side, Tolerances, judge, sample_rows
+from mteb_vllm.pipelines.parity.verdict import Side, judge, sample_rows
+from mteb_vllm.results.measurements import (
+    DifferingText,
+    RankingAgreement,
+    ScoreAgreement,
+    SimilarityAgreement,
+    TaskVerdict,
+    Tolerances,
+)
 
 ONE = np.array([[3, 4], [1, 0], [0, 0], [0, 0], [2, 0]], dtype=np.float32)
 OTHER = np.array([[4, 3], [0, 1], [0, 0], [1, 0], [1, 0]], dtype=np.float32)
@@ -36,10 +44,10 @@ def test_cosines_lengths_and_deviations() -> None:
 
 def test_vectors_and_scores() -> None:
     found = vector_agreement(ONE[[0, 1, 4]], OTHER[[0, 1, 4]])
-    assert (found["texts"], found["min"], found["length"]) == (3, 0, [1, 2])
-    assert found["p50"] == pytest.approx(0.96) and found["p10"] == pytest.approx(0.192)
+    assert (found.texts, found.min, found.length) == (3, 0, (1, 2))
+    assert found.p50 == pytest.approx(0.96) and found.p10 == pytest.approx(0.192)
     scores = score_agreement(np.array([1.0, 2.0, 3.0]), np.array([1.5, 2.0, 1.0]))
-    assert scores == {"pairs": 3, "max": 2.0, "p99": pytest.approx(1.97), "p50": 0.5, "pearson": pytest.approx(-0.5)}
+    assert scores == ScoreAgreement(3, 2.0, pytest.approx(1.97), 0.5, pytest.approx(-0.5))
 
 
 def test_rankings() -> None:
@@ -47,18 +55,18 @@ def test_rankings() -> None:
     swapped = {"q1": {"b": 4.0, "a": 3.0, "c": 2.0, "d": 1.0}, "q2": {"a": 7.0}}
     found = ranking_agreement(swapped, reference, 3)
     # Of the pairs ab, ac, bc one is the other way round: (2 - 1) / 3.
-    assert found == {"k": 3, "overlap": 1.0, "kendall": pytest.approx((1 / 3 + 1) / 2), "queries": 2}
+    assert found == RankingAgreement(3, 1.0, pytest.approx((1 / 3 + 1) / 2), 2)
     # Tops {a, b} and {c, d}: of the union's pairs ab and cd are tied on one side each, and the other four are opposite.
     apart = ranking_agreement({"q1": {"c": 2.0, "d": 1.0}}, {"q1": {"a": 2.0, "b": 1.0}}, 2)
-    assert apart == {"k": 2, "overlap": 0.0, "kendall": pytest.approx(-4 / 5), "queries": 1}
+    assert apart == RankingAgreement(2, 0.0, pytest.approx(-4 / 5), 1)
     tied = ranking_agreement({"q": {"a": 1.0, "b": 1.0}}, {"q": {"a": 2.0, "b": 1.0}}, 2)
-    assert tied == {"k": 2, "overlap": 1.0, "kendall": None, "queries": 1}
+    assert tied == RankingAgreement(2, 1.0, None, 1)
     assert ranking_agreement({"q": {"a": 1.0}}, {}, 2) is None
 
 
 def test_similarities() -> None:
     found = similarity_agreement([1.0, 2.0, 4.0], [2.0, 4.0, 3.0])
-    assert found == {"pearson": pytest.approx(0.3273268), "spearman": pytest.approx(0.5), "pairs": 3}
+    assert found == SimilarityAgreement(pytest.approx(0.3273268), pytest.approx(0.5), 3)
     assert similarity_agreement([1.0, 1.0], [1.0, 2.0]) is None
 
 
@@ -104,7 +112,7 @@ def captured(values: Any) -> Captured:
     return Captured(keys, [("T", "texts", (f"text {key}",)) for key in keys], np.array(values, dtype=np.float32))
 
 
-def verdict(one: Side, other: Side) -> dict[str, Any]:
+def verdict(one: Side, other: Side) -> TaskVerdict:
     return judge("T", "accuracy", one, other, ALLOWED, k=10, worst=1)
 
 
@@ -112,28 +120,28 @@ def test_a_verdict_names_what_is_wrong() -> None:
     scores = {"test": {"default": 0.5, "en": 0.25}}
     vectors = captured([[1, 0], [0, 1]])
     fine = verdict(Side(scores, vectors), Side({"test": {"default": 0.5004, "en": 0.25}}, vectors))
-    assert fine["passed"] and not fine["reasons"] and [row["passed"] for row in fine["splits"]] == [True, True]
-    assert fine["splits"][0]["difference"] == pytest.approx(-0.0004) and fine["cosine"]["min"] == 1
+    assert fine.passed and not fine.reasons and [row.passed for row in fine.splits] == [True, True]
+    assert fine.splits[0].difference == pytest.approx(-0.0004) and fine.cosine.min == 1
     better = verdict(Side({"test": {"default": 0.51}}), Side(scores))
-    assert not better["passed"], "two-sided"
-    assert better["reasons"] == ["main score +0.01000 from the reference's, tolerance 0.0005"]
+    assert not better.passed, "two-sided"
+    assert better.reasons == ["main score +0.01000 from the reference's, tolerance 0.0005"]
     turned = verdict(Side(scores, captured([[1, 0], [1, 1]])), Side(scores, vectors))
-    assert [reason.split(":")[0] for reason in turned["reasons"]] == [
+    assert [reason.split(":")[0] for reason in turned.reasons] == [
         "1 of 2 texts have a cosine below 0.99",
         "the embeddings' lengths are 1 to 1.4142 times the reference's, and may differ from them by 0.01",
     ]
-    assert turned["worst"] == [{"text": "text 01", "side": "texts", "cosine": pytest.approx(0.7071068)}]
+    assert turned.worst == [DifferingText("text 01", "texts", pytest.approx(0.7071068))]
     pairs = Captured(["0", "1", "2"], [("T", "pair", ("q", "d"))] * 3, np.array([[1], [2], [4]], dtype=np.float32))
-    assert verdict(Side(scores, pairs), Side(scores, pairs))["passed"]
+    assert verdict(Side(scores, pairs), Side(scores, pairs)).passed
     other = verdict(Side(scores, pairs), Side(scores, Captured(pairs.keys, pairs.items, pairs.values[[1, 2, 0]])))
-    assert "correlate with the reference's by -0.5" in other["reasons"][0] and not other["passed"]
+    assert "correlate with the reference's by -0.5" in other.reasons[0] and not other.passed
     shorter = verdict(Side(scores, captured([[1], [1]])), Side(scores, vectors))
-    assert "have 1 numbers, the reference's 2" in shorter["reasons"][0]
+    assert "have 1 numbers, the reference's 2" in shorter.reasons[0]
     unknown = verdict(Side({"test": {"default": None}}), Side(scores))
-    assert not unknown["passed"] and "not a number" in unknown["reasons"][0]
+    assert not unknown.passed and "not a number" in unknown.reasons[0]
     failed = verdict(Side(failed="out of memory"), Side(scores))
-    assert failed["reasons"] == ["the engine failed: out of memory"] and not failed["passed"]
-    assert not verdict(Side({"dev": {"default": 0.5}}), Side(scores))["passed"], "nothing in common"
+    assert failed.reasons == ["the engine failed: out of memory"] and not failed.passed
+    assert not verdict(Side({"dev": {"default": 0.5}}), Side(scores)).passed, "nothing in common"
 
 
 def test_the_sample_holds_the_worst_and_some_others() -> None:

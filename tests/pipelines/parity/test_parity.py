@@ -25,6 +25,8 @@ from mteb_vllm.pipelines.parity.pipeline import Parity
 from mteb_vllm.pipelines.parity.vector_trials import TextSample, VectorTrials
 from mteb_vllm.progress import Progress
 from mteb_vllm.report.parity import parity_markdown, print_parity
+from mteb_vllm.results.measurements import ParityRecord
+from mteb_vllm.results.record import read_record
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.util.console import Console
 
@@ -74,16 +76,15 @@ def encoder(engine: EngineSpec, **prompts: str) -> Any:
     return VllmEncoderWrapper.planned(engine, Prompts(values=prompts))
 
 
-def compare(folder: Path, model: Any, against: Any, *tasks: Any, **fields: Any) -> tuple[dict[str, Any], list[Any]]:
+def compare(folder: Path, model: Any, against: Any, *tasks: Any, **fields: Any) -> tuple[ParityRecord, list[Any]]:
     """A whole comparison: the verdict, and what became of the tasks."""
-    verdict: dict[str, Any] = {}
     progress = Progress(Console(file=io.StringIO()), len(tasks))
     store = ResultsStore(folder)
-    outcomes = Parity(**fields).run(RunContext(model, tasks, store, progress, reference=against, figures=verdict))
-    outcomes = list(outcomes)
+    context = RunContext(model, tasks, store, progress, reference=against)
+    outcomes = list(Parity(**fields).run(context))
     assert not [path for path in folder.rglob("*") if path.is_file()], "nothing of it stays"
-    json.dumps(verdict)
-    return verdict, outcomes
+    assert context.parity is not None
+    return context.parity, outcomes
 
 
 def minilm(**engine: Any) -> EngineSpec:
@@ -96,14 +97,14 @@ def test_the_same_model_passes_without_a_hint(tmp_path: Path) -> None:
 
     tasks = (retrieval(), MockSTSTask(), MockClassificationTask())
     verdict, outcomes = compare(tmp_path, encoder(minilm()), encoder(minilm(backend="sentence_transformers")), *tasks)
-    assert verdict["passed"] and verdict["hints"] == [] == verdict["notes"], verdict
+    assert verdict.passed and verdict.hints == [] == verdict.notes, verdict
     assert [outcome.status for outcome in outcomes] == ["computed"] * 3 and outcomes[0].tokens > 1000
-    found, sts, _ = verdict["tasks"]
-    assert found["cosine"]["texts"] == outcomes[0].texts and found["cosine"]["min"] > 0.99999
-    assert found["ranking"]["overlap"] > 0.99 and found["ranking"]["kendall"] > 0.99
-    assert found["ranking"]["queries"] >= N_DOCUMENTS / 2
-    assert sts["similarities"]["pearson"] > 0.9999 and sts["ranking"] is None
-    assert verdict["reference"]["says"].endswith("in float32")
+    found, sts, _ = verdict.tasks
+    assert found.cosine.texts == outcomes[0].texts and found.cosine.min > 0.99999
+    assert found.ranking.overlap > 0.99 and found.ranking.kendall > 0.99
+    assert found.ranking.queries >= N_DOCUMENTS / 2
+    assert sts.similarities.pearson > 0.9999 and sts.ranking is None
+    assert verdict.reference.says.endswith("in float32")
 
 
 @pytest.mark.vllm
@@ -120,16 +121,16 @@ def test_a_planted_fault_is_found_by_its_name(tmp_path: Path, fault: dict[str, A
     prompts = {"query": "Represent this sentence for searching relevant passages: "} if cause == "prompt" else {}
     reference = encoder(minilm(backend="sentence_transformers"), **prompts)
     verdict, (outcome,) = compare(tmp_path, encoder(minilm(**fault)), reference, retrieval())
-    assert outcome.status == "computed" and not verdict["passed"] and verdict["tasks"][0]["reasons"]
-    first = verdict["hints"][0]
-    assert first["cause"] == cause, verdict
-    assert first["worst"] > 0.9999 and "as configured" in first["says"]
+    assert outcome.status == "computed" and not verdict.passed and verdict.tasks[0].reasons
+    first = verdict.hints[0]
+    assert first.cause == cause, verdict
+    assert first.worst > 0.9999 and "as configured" in first.says
     shown = io.StringIO()
     print_parity(Console(file=shown, width=200), verdict)
     report = "\n".join(parity_markdown(verdict))
-    for text in (first["says"], "Failed: no parity with sentence-transformers"):
+    for text in (first.says, "Failed: no parity with sentence-transformers"):
         assert text in shown.getvalue() and text in report
-    assert verdict["tasks"][0]["worst"][0]["text"].split()[0] in shown.getvalue()
+    assert verdict.tasks[0].worst[0].text.split()[0] in shown.getvalue()
 
 
 @pytest.mark.vllm
@@ -138,13 +139,13 @@ def test_a_run_ends_with_its_verdict(tmp_path: Path) -> None:
 
     overrides = ["pipeline=parity", "tasks.benchmark=null", "tasks.names=[StdlibDocsClustering]"]
     record: Any = run([*overrides, "engine.max_model_len=64", f"results.dir={tmp_path}"], show=False)
-    assert record.status == "failed" and not record.parity["passed"] and not record.failures
+    assert record.status == "failed" and not record.parity.passed and not record.failures
     assert record.tasks[0].status == "computed" and not (tmp_path / "results").exists()
-    hint = record.parity["hints"][0]
-    assert hint["cause"] == "truncation" and hint["says"].startswith("cut at 64 tokens the worst cosine is 1.00000")
-    written = json.loads((Path(record.output_dir) / "run.json").read_text())["parity"]
-    assert written["hints"][0] == hint and written["tasks"][0]["cosine"]["texts"] == 500
-    assert hint["says"] in (Path(record.output_dir) / "report.md").read_text()
+    hint = record.parity.hints[0]
+    assert hint.cause == "truncation" and hint.says.startswith("cut at 64 tokens the worst cosine is 1.00000")
+    written = read_record(Path(record.output_dir) / "run.json").parity
+    assert written is not None and written.hints[0].cause == hint.cause and written.tasks[0].cosine.texts == 500
+    assert hint.says in (Path(record.output_dir) / "report.md").read_text()
 
 
 def overflowing(folder: Path) -> Path:
@@ -170,9 +171,9 @@ def test_what_float16_cannot_hold(tmp_path: Path) -> None:
     reference = encoder(spec(path, backend="sentence_transformers"))
     verdict, (outcome,) = compare(tmp_path / "out", encoder(spec(path, dtype="float16")), reference, retrieval())
     assert outcome.status == "failed" and "NaN or Inf" in outcome.reason
-    assert not verdict["passed"] and verdict["tasks"][0]["reasons"][0].startswith("the engine failed")
-    assert [hint["cause"] for hint in verdict["hints"]] == ["dtype"], verdict
-    assert "in float16 the reference, too, gives NaN or Inf" in verdict["hints"][0]["says"]
+    assert not verdict.passed and verdict.tasks[0].reasons[0].startswith("the engine failed")
+    assert [hint.cause for hint in verdict.hints] == ["dtype"], verdict
+    assert "in float16 the reference, too, gives NaN or Inf" in verdict.hints[0].says
 
 
 def reranker(engine: EngineSpec, template: ScoreTemplate) -> Any:
@@ -188,11 +189,11 @@ def test_a_reranker_without_its_template(tmp_path: Path) -> None:
     reference = reranker(spec(path, "classify", backend="sentence_transformers"), template)
     model = reranker(spec(path, "classify"), template)
     verdict, _ = compare(tmp_path / "out", model, reference, retrieval(), candidates=5)
-    assert verdict["passed"] and verdict["hints"] == [], verdict
-    assert 0 < verdict["tasks"][0]["pair_scores"]["max"] < 1e-4 and verdict["tolerances"]["score"] == 2e-3
+    assert verdict.passed and verdict.hints == [], verdict
+    assert 0 < verdict.tasks[0].pair_scores.max < 1e-4 and verdict.tolerances.score == 2e-3
     without = reranker(spec(path, "classify"), ScoreTemplate())
     verdict, _ = compare(tmp_path / "out", without, reference, retrieval(), candidates=5)
-    assert not verdict["passed"] and verdict["hints"][0]["cause"] == "template", verdict
+    assert not verdict.passed and verdict.hints[0].cause == "template", verdict
 
 
 def test_stored_scores_and_who_is_off(tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_stored_scores_and_who_is_off(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     spec_ = minilm(backend="sentence_transformers")
 
-    def stored(score: float) -> dict[str, Any]:
+    def stored(score: float) -> ParityRecord:
         entry = {"hf_subset": "default", "main_score": score}
         content = {"task_name": name, "mteb_version": "2", "scores": {"test": [entry]}, "evaluation_time": 1.0}
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -213,11 +214,11 @@ def test_stored_scores_and_who_is_off(tmp_path: Path) -> None:
         return compare(tmp_path / "out", encoder(spec_), encoder(spec_), MockSTSTask(), **where)[0]
 
     verdict = stored(0.1)
-    assert not verdict["passed"] and verdict["reference"]["kind"] == "stored"
-    assert [hint["cause"] for hint in verdict["hints"]] == ["reference"], verdict
-    assert "the engine agrees with it, the stored scores do not" in verdict["hints"][0]["says"]
-    verdict = stored(verdict["tasks"][0]["splits"][0]["engine"])
-    assert verdict["passed"] and verdict["hints"] == []
+    assert not verdict.passed and verdict.reference.kind == "stored"
+    assert [hint.cause for hint in verdict.hints] == ["reference"], verdict
+    assert "the engine agrees with it, the stored scores do not" in verdict.hints[0].says
+    verdict = stored(verdict.tasks[0].splits[0].engine)
+    assert verdict.passed and verdict.hints == []
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_the_same_again_computes_nothing(first: tuple[Path, Any], small: list[st
     folder, record = first
     before = predictions(folder)[0].stat().st_mtime_ns
     again = one(folder, *small)
-    assert again.tasks[0].status == "reused" and again.engine == {} and again.fingerprint == record.fingerprint
+    assert again.tasks[0].status == "reused" and again.engine is None and again.fingerprint == record.fingerprint
     known = [(task.main_score, task.first_stage, task.ceiling) for task in (*record.tasks, *again.tasks)]
     assert known[0] == known[1]
     assert predictions(folder)[0].stat().st_mtime_ns == before
@@ -125,9 +125,9 @@ def test_a_matrix_computes_each_first_stage_once(tmp_path: Path, small: list[str
     assert [record.status for record in records] == ["ok"] * 4
     assert len(predictions(tmp_path)) == 2 and len({record.fingerprint for record in records}) == 4
     dense = [record for record in records if "pipeline/first_stage=dense" in record.overrides]
-    assert [bool(record.first_stage["engine"]) for record in dense] == [True, False], "its engine opened once"
-    assert {"query", "document"} == {side.split(": ")[1] for side in dense[0].first_stage["prompts"]}
-    assert dense[0].first_stage["computed"] > 2000 and dense[1].first_stage["computed"] == 0
+    assert [bool(record.first_stage.engine) for record in dense] == [True, False], "its engine opened once"
+    assert {"query", "document"} == {side.split(": ")[1] for side in dense[0].first_stage.prompts}
+    assert dense[0].first_stage.work.computed > 2000 and dense[1].first_stage.work.computed == 0
     told = json.loads((Path(records[0].output_dir).parent / "sweep.json").read_text())
     assert (told["engines_opened"], told["children"]) == (2, 1), "the retriever's ran ahead of the reranker's"
     report = (Path(records[0].output_dir).parent / "report.md").read_text()
@@ -180,7 +180,7 @@ def test_a_first_stage_that_fails_is_a_failed_task_with_its_reason(tmp_path: Pat
     overrides = [*small, "pipeline/first_stage=saved", f"pipeline.first_stage.path={saved}"]
     record = one(tmp_path, *overrides)
     assert record.status == "failed" and "another split or task" in record.tasks[0].reason
-    assert record.engine == {}, "no engine was opened for it"
+    assert record.engine is None, "no engine was opened for it"
 
 
 @pytest.mark.slow

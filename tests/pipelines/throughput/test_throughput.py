@@ -13,6 +13,7 @@ from mteb_vllm import run
 from mteb_vllm.engines.vllm import VllmEngine
 from mteb_vllm.pipelines.throughput.measure import Stopwatch, measure
 from mteb_vllm.pipelines.throughput.requests import Requests
+from mteb_vllm.results.measurements import Lengths, ThroughputRecord
 
 # Seconds: of tokenising a text, of a step of at most `SEQS` texts, of handing a call's answers back.
 TOKENISE, STEP, COLLECT, SEQS = 0.01, 0.08, 0.04, 4
@@ -75,29 +76,29 @@ def sleeping(prefixes: bool = False) -> tuple[VllmEngine, Sleeping]:
 def test_every_figure_is_that_of_an_engine_of_known_speed() -> None:
     engine, _ = sleeping()
     requests = Requests([f"text {at}" for at in range(8)])
-    figures: dict[str, Any] = {}
+    figures = ThroughputRecord("texts", 8, Lengths("tasks"))
     how: dict[str, Any] = {"steps": 4, "seconds": 0.01, "repeats": 3, "tell": lambda _: None}
     lengths = measure(engine, requests, figures, batch_sizes=[1, 6], **how)
     near = pytest.approx
-    for step, size in zip(figures["steps"], (1, 6), strict=True):
+    for step, size in zip(figures.steps, (1, 6), strict=True):
         phases = {"tokenise": size * TOKENISE, "engine": -(-size // SEQS) * STEP, "collect": COLLECT}
         whole = sum(phases.values())
-        assert (step["batch_size"], step["steps"]) == (size, 4)
-        assert step["latency_ms"] == near(dict.fromkeys(("mean", "p50", "p90", "p99"), whole * 1000.0))
-        assert step["requests_per_second"] == near(size / whole)
-        assert step["tokens_per_second"] == near(size * TOKENS / whole)
-        assert step["phases_ms"] == near({key: seconds * 1e3 for key, seconds in phases.items()})
-        assert sum(step["phases_ms"].values()) == near(step["latency_ms"]["mean"])
-        assert step["spread"] == near(0)
-    saturated, whole = figures["saturated"], 8 * TOKENISE + 2 * STEP + COLLECT
-    assert len(saturated["seconds"]) == saturated["repeats"] == 3
-    assert saturated["seconds"] == near([whole] * 3)
-    assert saturated["requests_per_second"] == near(8 / whole)
-    assert saturated["tokens_per_second"] == near(8 * TOKENS / whole)
-    assert saturated["phases_s"] == near({"tokenise": 8 * TOKENISE, "engine": 2 * STEP, "collect": COLLECT})
-    assert sum(saturated["phases_s"].values()) == near(whole)
-    assert lengths == [TOKENS] * 8 and saturated["cached_share"] == 0
-    assert figures["warm_up_seconds"] == near(2 * (6 * TOKENISE + 2 * STEP + COLLECT))
+        assert (step.batch_size, step.steps) == (size, 4)
+        assert vars(step.latency_ms) == near(dict.fromkeys(("mean", "p50", "p90", "p99"), whole * 1000.0))
+        assert step.requests_per_second == near(size / whole)
+        assert step.tokens_per_second == near(size * TOKENS / whole)
+        assert vars(step.phases_ms) == near({key: seconds * 1e3 for key, seconds in phases.items()})
+        assert sum(vars(step.phases_ms).values()) == near(step.latency_ms.mean)
+        assert step.spread == near(0)
+    saturated, whole = figures.saturated, 8 * TOKENISE + 2 * STEP + COLLECT
+    assert len(saturated.seconds) == saturated.repeats == 3
+    assert saturated.seconds == near([whole] * 3)
+    assert saturated.requests_per_second == near(8 / whole)
+    assert saturated.tokens_per_second == near(8 * TOKENS / whole)
+    assert vars(saturated.phases_s) == near({"tokenise": 8 * TOKENISE, "engine": 2 * STEP, "collect": COLLECT})
+    assert sum(vars(saturated.phases_s).values()) == near(whole)
+    assert lengths == [TOKENS] * 8 and saturated.cached_share == 0
+    assert figures.warm_up_seconds == near(2 * (6 * TOKENISE + 2 * STEP + COLLECT))
 
 
 def test_what_was_timed_before_an_engine_dies_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,12 +117,12 @@ def test_what_was_timed_before_an_engine_dies_is_kept(tmp_path: Path, monkeypatc
         self.waiting.clear()
 
     monkeypatch.setattr(Sleeping, "step", step)
-    figures: dict[str, Any] = {"unit": "texts", "requests": 8, "lengths": {"kind": "varied", "distribution": "uniform"}}
+    figures = ThroughputRecord("texts", 8, Lengths("varied", distribution="uniform"))
     requests = Requests([f"text {at}" for at in range(8)])
     how: dict[str, Any] = {"steps": 2, "seconds": 0.01, "repeats": 1, "tell": lambda _: None}
     with pytest.raises(EngineError, match="out of memory") as caught:
         measure(engine, requests, figures, batch_sizes=[1, 4], **how)
-    assert engine.llm is None and [step["batch_size"] for step in figures["steps"]] == [1]
+    assert engine.llm is None and [step.batch_size for step in figures.steps] == [1]
     record = RunRecord(throughput=figures, failure=of_exception(caught.value), status="failed")
     write_run(record, tmp_path)
     said = (tmp_path / "report.md").read_text()
@@ -153,28 +154,28 @@ def test_both_engines_are_timed_on_texts_of_exactly_that_length(tmp_path: Path, 
     for record, kind in zip(points, ("varied", "fixed"), strict=True):
         assert (record.status, record.failure, record.tasks) == ("ok", None, [])
         said = record.throughput
-        assert (said["unit"], said["requests"], said["lengths"]["kind"], said["lengths"]["mean"]) == (
+        assert (said.unit, said.requests, said.lengths.kind, said.lengths.mean) == (
             "texts",
             24,
             kind,
             12,
         )
-        assert (said["lengths"]["min"] == said["lengths"]["max"] == 12) == (kind == "fixed")
-        assert [step["batch_size"] for step in said["steps"]] == [1, 4]
-        for step in said["steps"]:
-            assert step["tokens_per_second"] == pytest.approx(12 * step["requests_per_second"], rel=0.5)
-            assert sum(step["phases_ms"].values()) == pytest.approx(step["latency_ms"]["mean"], rel=0.02)
-            assert min(step["phases_ms"].values()) > 0
-        everything = said["saturated"]
-        assert everything["tokens_per_second"] == pytest.approx(12 * everything["requests_per_second"])
-        roof = said["roof"]
-        assert roof["tokens_per_second"] * roof["flops_per_token"] == pytest.approx(roof["flops_per_second"])
-        assert roof["share"] == pytest.approx(everything["tokens_per_second"] / roof["tokens_per_second"])
-        assert roof["flops_per_token"] == pytest.approx(21.3e6, rel=0.02)
-        assert said["memory_mb"]["process"] > 100 and record.engine["resolved"]["dtype"] == "float32"
+        assert (said.lengths.min == said.lengths.max == 12) == (kind == "fixed")
+        assert [step.batch_size for step in said.steps] == [1, 4]
+        for step in said.steps:
+            assert step.tokens_per_second == pytest.approx(12 * step.requests_per_second, rel=0.5)
+            assert sum(vars(step.phases_ms).values()) == pytest.approx(step.latency_ms.mean, rel=0.02)
+            assert min(vars(step.phases_ms).values()) > 0
+        everything = said.saturated
+        assert everything.tokens_per_second == pytest.approx(12 * everything.requests_per_second)
+        roof = said.roof
+        assert roof.tokens_per_second * roof.flops_per_token == pytest.approx(roof.flops_per_second)
+        assert roof.share == pytest.approx(everything.tokens_per_second / roof.tokens_per_second)
+        assert roof.flops_per_token == pytest.approx(21.3e6, rel=0.02)
+        assert said.memory_mb.process > 100 and record.engine.resolved["dtype"] == "float32"
         folder = Path(record.output_dir)
         assert "Saturated" in (folder / "report.md").read_text() and (folder / "throughput.png").stat().st_size > 10_000
-    assert [record.engine["backend"] for record in points] == ["vllm", "sentence_transformers"]
+    assert [record.engine.backend for record in points] == ["vllm", "sentence_transformers"]
     assert points[0].prompts["values" if "values" in points[0].prompts else "prompts"]["document"] == "passage: "
     assert not (tmp_path / "embeddings").exists() and not list((tmp_path / "results").glob("*/*"))
 

@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from mteb_vllm.inference.embedding_cache.segments import (
     write_segment,
 )
 from mteb_vllm.results.locks import lock
+from mteb_vllm.results.measurements import CacheRecord
 
 logger = logging.getLogger(__name__)
 
@@ -75,16 +75,16 @@ class EmbeddingCache:
             self._spaces[engine] = Space(self, engine, dim)
         return self._spaces[engine]
 
-    def record(self) -> dict[str, Any]:
-        """What was read and written, for a run's record."""
+    def record(self) -> CacheRecord:
+        """Return what was read and written."""
         spaces = list(self._spaces.values())
-        return {
-            "folder": str(self.folder),
-            "read": sum(space.read for space in spaces),
-            "written": sum(space.written for space in spaces),
-            "passed": sum(space.passed for space in spaces),
-            "stopped": next((space.stopped for space in spaces if space.stopped), None),
-        }
+        return CacheRecord(
+            folder=str(self.folder),
+            read=sum(space.read for space in spaces),
+            written=sum(space.written for space in spaces),
+            passed=sum(space.passed for space in spaces),
+            stopped=next((space.stopped for space in spaces if space.stopped), None),
+        )
 
     @contextlib.contextmanager
     def room(self, n_bytes: int, keep: Path) -> Iterator[bool]:

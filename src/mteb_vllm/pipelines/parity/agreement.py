@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mteb_vllm.results.measurements import RankingAgreement, ScoreAgreement, SimilarityAgreement, VectorAgreement
+
 Floats = npt.NDArray[np.floating[Any]]
 # Query to document to score.
 Rankings = Mapping[str, Mapping[str, float]]
@@ -69,8 +71,8 @@ def deviations(one: Floats, reference: Floats) -> npt.NDArray[np.float64]:
     return np.where(np.isfinite(found), found, np.inf)
 
 
-def vector_agreement(one: Floats, reference: Floats) -> dict[str, Any]:
-    """Cosines (minimum and quantiles) and the range of the lengths' ratios, as a verdict holds them.
+def vector_agreement(one: Floats, reference: Floats) -> VectorAgreement:
+    """Return the cosines (minimum and quantiles) and the range of the lengths' ratios.
 
     Args:
         one: Shape (n, dim), n at least 1.
@@ -78,19 +80,12 @@ def vector_agreement(one: Floats, reference: Floats) -> dict[str, Any]:
     """
     found, ratios = cosines(one, reference), length_ratios(one, reference)
     p001, p01, p10, p50 = (float(value) for value in np.quantile(found, (0.001, 0.01, 0.1, 0.5)))
-    return {
-        "texts": len(found),
-        "min": float(found.min()),
-        "p001": p001,
-        "p01": p01,
-        "p10": p10,
-        "p50": p50,
-        "length": [float(ratios.min()), float(ratios.max())],
-    }
+    length = (float(ratios.min()), float(ratios.max()))
+    return VectorAgreement(len(found), float(found.min()), p001, p01, p10, p50, length)
 
 
-def score_agreement(one: Floats, reference: Floats) -> dict[str, Any]:
-    """Absolute differences of pairs' scores, and Pearson's correlation of the two sides', as a verdict holds them.
+def score_agreement(one: Floats, reference: Floats) -> ScoreAgreement:
+    """Return the absolute differences of pairs' scores, and Pearson's correlation of the two sides'.
 
     Args:
         one: Shape (n,), n at least 1.
@@ -99,11 +94,11 @@ def score_agreement(one: Floats, reference: Floats) -> dict[str, Any]:
     apart = np.abs(one.astype(np.float64) - reference.astype(np.float64))
     p50, p99 = np.quantile(apart, (0.5, 0.99))
     alike = similarity_agreement(one.tolist(), reference.tolist())
-    pearson = alike["pearson"] if alike is not None else None  # not defined where a side's scores are all the same
-    return {"pairs": len(apart), "max": float(apart.max()), "p99": float(p99), "p50": float(p50), "pearson": pearson}
+    pearson = alike.pearson if alike is not None else None  # not defined where a side's scores are all the same
+    return ScoreAgreement(len(apart), float(apart.max()), float(p99), float(p50), pearson)
 
 
-def ranking_agreement(one: Rankings, reference: Rankings, k: int) -> dict[str, Any] | None:
+def ranking_agreement(one: Rankings, reference: Rankings, k: int) -> RankingAgreement | None:
     """How alike two rankings are among the first k documents of each query; None where no query is on both sides.
 
     The overlap is the share of the first k that both have. Kendall's tau is tau-b (Kendall 1945, `scipy.stats.kendalltau`)
@@ -127,10 +122,10 @@ def ranking_agreement(one: Rankings, reference: Rankings, k: int) -> dict[str, A
     if not overlaps:
         return None
     kendall = math.fsum(taus) / len(taus) if taus else None
-    return {"k": k, "overlap": math.fsum(overlaps) / len(overlaps), "kendall": kendall, "queries": len(overlaps)}
+    return RankingAgreement(k, math.fsum(overlaps) / len(overlaps), kendall, len(overlaps))
 
 
-def similarity_agreement(one: Sequence[float], reference: Sequence[float]) -> dict[str, Any] | None:
+def similarity_agreement(one: Sequence[float], reference: Sequence[float]) -> SimilarityAgreement | None:
     """Pearson's and Spearman's correlation of two sides' similarities; None where there are fewer than two pairs.
 
     Args:
@@ -142,7 +137,7 @@ def similarity_agreement(one: Sequence[float], reference: Sequence[float]) -> di
     if len(one) != len(reference) or len(one) < 2 or len(set(one)) < 2 or len(set(reference)) < 2:
         return None
     pearson, spearman = pearsonr(one, reference)[0], spearmanr(one, reference)[0]
-    return {"pearson": float(pearson), "spearman": float(spearman), "pairs": len(one)}
+    return SimilarityAgreement(float(pearson), float(spearman), len(one))
 
 
 def _best(scores: Mapping[str, float], k: int) -> dict[str, float]:

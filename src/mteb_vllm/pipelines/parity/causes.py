@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mteb_vllm.results.measurements import Hint
+
 # What is left of a deviation, as a share of it, where a variant explains it.
 LEFT = 0.1
 # Between the deviation of a dtype and the observed one, where the dtype explains it.
@@ -36,23 +38,6 @@ class Change:
     value: Any
     words: str
     way: str
-
-
-@dataclass(frozen=True)
-class Hint:
-    """A cause that was measured.
-
-    Attributes:
-        cause: What it is.
-        says: What was measured, in one sentence.
-        worst: The worst cosine, or the largest difference of a pair's scores, that is left.
-        median: The median one.
-    """
-
-    cause: str
-    says: str
-    worst: float
-    median: float
 
 
 @dataclass(frozen=True)

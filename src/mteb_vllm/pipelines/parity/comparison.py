@@ -6,16 +6,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mteb_vllm.engines.base import close_engines
 from mteb_vllm.errors import MtebVllmError, NonFiniteError
-from mteb_vllm.pipelines.parity.causes import Hint
 from mteb_vllm.pipelines.parity.search import Search
 from mteb_vllm.pipelines.parity.sides import SideRunner
 from mteb_vllm.pipelines.parity.stored import stored_scores
-from mteb_vllm.pipelines.parity.verdict import Side, Tolerances, judge
+from mteb_vllm.pipelines.parity.verdict import MainScores, Side, judge
 from mteb_vllm.results.failures import causes, in_one_line
+from mteb_vllm.results.measurements import Hint, ParityRecord, ReferenceRecord, TaskVerdict, Tolerances
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.util.machine import versions
 from mteb_vllm.util.phase import Phase
@@ -72,7 +72,7 @@ class Comparison:
         # Where the scores are stored ones: what sentence-transformers says of those that differ.
         self.third: dict[str, Side] = {}
         self.not_finite: list[str] = []
-        self.judged: list[dict[str, Any]] = []
+        self.judged: list[TaskVerdict] = []
         self.hints: list[Hint] = []
         self.notes: list[str] = []
         self.stored = None
@@ -123,7 +123,7 @@ class Comparison:
     @property
     def failed(self) -> list[str]:
         """The tasks that did not pass."""
-        return [said["task"] for said in self.judged if not said["passed"]]
+        return [verdict.task for verdict in self.judged if not verdict.passed]
 
     def look_for_causes(self, tasks: Mapping[str, AbsTask]) -> None:
         """Finds out why tasks did not pass, by trying."""
@@ -135,7 +135,7 @@ class Comparison:
             if self.stored is not None:
                 self._ask_a_third(tasks)
             search = Search(self.engine, self.reference, self.not_finite)
-            wrong = [said["task"] for said in self.judged if not said["passed"] and self._engine_is_off(said["task"])]
+            wrong = [name for name in self.failed if self._engine_is_off(name)]
             hints, note = search.hints(wrong)
         except Exception as error:  # a verdict stands without its hints
             logger.exception("no cause can be looked for")
@@ -175,47 +175,35 @@ class Comparison:
             _apart(self.ours[name].scores, third.scores) > self.allowed.score
         )  # fmt: skip
 
-    def verdict(self) -> dict[str, Any]:
-        """What a run's record holds."""
+    def verdict(self) -> ParityRecord:
+        """Return what was found out so far."""
         passed = len(self.judged) == len(self.theirs) > 0 and not self.failed
-        return {
-            "passed": passed,
-            "reference": self._reference(),
-            "tolerances": vars(self.allowed) | {},
-            "tasks": self.judged,
-            "hints": [vars(hint) | {} for hint in self.hints],
-            "notes": self.notes,
-        }
+        return ParityRecord(passed, self._reference(), self.allowed, self.judged, self.hints, self.notes)
 
     def _says(self) -> str:
         spec = self.reference.model.spec
         version = versions(spec.backend)[spec.backend.replace("_", "-")]
         return f"{spec.works} {version} in {spec.args.get('dtype', 'auto')}"
 
-    def _reference(self) -> dict[str, Any]:
+    def _reference(self) -> ReferenceRecord:
         spec = self.reference.model.spec
         if self.stored is not None:
             facts = self.stored.facts
             says = f"scores of {facts.get('model', '?')} in {self.stored.folder}"
-            return {"kind": "stored", "backend": None, "dtype": facts.get("engine.dtype"), "says": says, "engine": {}}
+            return ReferenceRecord("stored", says, dtype=facts.get("engine.dtype"))
         engine = self.reference.model.engine_record()
-        return {
-            "kind": "engine",
-            "backend": spec.backend,
-            "dtype": (engine.get("resolved") or {}).get("dtype", spec.args.get("dtype")),
-            "says": self._says(),
-            "engine": engine,
-        }
+        dtype = (engine.resolved if engine is not None else {}).get("dtype", spec.args.get("dtype"))
+        return ReferenceRecord("engine", self._says(), spec.backend, dtype, engine)
 
 
-def _apart(one: Any, other: Any) -> float:
+def _apart(one: MainScores, other: MainScores) -> float:
     """The largest difference of the main scores that both have."""
     return max(
         (
-            abs(score - other[split][subset])
+            abs(score - theirs)
             for split, subsets in one.items()
             for subset, score in subsets.items()
-            if score is not None and other.get(split, {}).get(subset) is not None
+            if score is not None and (theirs := other.get(split, {}).get(subset)) is not None
         ),
         default=float("inf"),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from mteb_vllm.config.schema import (
     Cosine,
@@ -86,7 +86,6 @@ class Parity(Pipeline):
     """
 
     cached: ClassVar[bool] = False
-    measures: ClassVar[Literal["", "throughput", "parity"]] = "parity"
 
     tolerance: NotNegative | None = None
     min_cosine: Cosine = 0.99
@@ -114,13 +113,13 @@ class Parity(Pipeline):
     def run(self, context: RunContext) -> Iterator[TaskOutcome]:
         """Evaluate task by task, with the reference and then with the engine; one task's failure costs no other anything.
 
-        `context.figures` is filled with the verdict, as a run's record holds it. No stored result is read or written. Where
+        `context.parity` is the verdict, so far as there is one. No stored result is read or written. Where
         stored scores are the reference, `context.reference` is asked only if these differ.
 
         Raises:
             ConfigError: if the stored scores cannot be had.
         """
-        tasks, progress, verdict = context.tasks, context.progress, context.figures
+        tasks, progress = context.tasks, context.progress
         from mteb_vllm.pipelines.parity.comparison import Comparison, Options
 
         runs = self.reference.get("runs") or []
@@ -138,14 +137,14 @@ class Parity(Pipeline):
             comparison = Comparison(
                 options, scratch, context.model, context.reference, progress, [task.metadata.name for task in tasks]
             )
-            verdict.update(comparison.verdict())
+            context.parity = comparison.verdict()
             if comparison.stored is None:
                 for task in tasks:
                     comparison.theirs[task.metadata.name] = comparison.ask_reference(task)
                 close_engines()
             for outcome in mteb_run.each_task(tasks, progress, comparison.ask_engine):
                 comparison.judge(outcome)
-                verdict.update(comparison.verdict())
+                context.parity = comparison.verdict()
                 yield outcome
             comparison.look_for_causes({task.metadata.name: task for task in tasks})
-            verdict.update(comparison.verdict())
+            context.parity = comparison.verdict()

@@ -11,12 +11,12 @@ import numpy as np
 
 from mteb_vllm.engines.base import open_engine
 from mteb_vllm.pipelines.parity.capture import Captured
-from mteb_vllm.pipelines.parity.causes import Hint
 from mteb_vllm.pipelines.parity.pair_trials import PairSample, PairTrials
 from mteb_vllm.pipelines.parity.sides import SideRunner
 from mteb_vllm.pipelines.parity.trials import Sample, Trials
 from mteb_vllm.pipelines.parity.vector_trials import TextSample, VectorTrials
 from mteb_vllm.pipelines.parity.verdict import is_pairs, sample_rows
+from mteb_vllm.results.measurements import Hint
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.pipelines.parity.verdict import MainScores
 from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.points import Point
+from mteb_vllm.results.record import read_record
 from mteb_vllm.util.files import read_json
 
 
@@ -40,10 +41,9 @@ def stored_scores(runs: Sequence[str], tasks: Sequence[str]) -> tuple[Point, dic
 
 
 def _of_run(point: Point, task: str) -> MainScores:
-    content = read_json(point.folder / "run.json")
-    for outcome in content["tasks"]:
-        if outcome["name"] == task:
-            return {split: _main(subsets) for split, subsets in outcome["scores"].items()}
+    for outcome in read_record(point.folder / "run.json").tasks:
+        if outcome.name == task:
+            return {split: _main(subsets) for split, subsets in outcome.scores.items()}
     return {}
 
 

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mteb_vllm.pipelines.parity.causes import Change, Hint, Measured, explain, like
+from mteb_vllm.pipelines.parity.causes import Change, Measured, explain, like
+from mteb_vllm.results.measurements import Hint
 
 Values = npt.NDArray[np.float32]
 

@@ -1,11 +1,10 @@
-"""Whether an engine's results are the reference's: task by task, with reasons in words, as a run's record holds it."""
+"""Whether an engine's results are the reference's: task by task, with reasons in words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -19,25 +18,17 @@ from mteb_vllm.pipelines.parity.agreement import (
     vector_agreement,
 )
 from mteb_vllm.pipelines.parity.capture import Captured
+from mteb_vllm.results.measurements import (
+    DifferingText,
+    RankingAgreement,
+    SplitVerdict,
+    TaskVerdict,
+    Tolerances,
+)
 
 # A difference in the last digit that mteb keeps is none.
 _ROUNDING = 1e-9
 _SHOWN = 200
-
-
-@dataclass(frozen=True)
-class Tolerances:
-    """Up to what the two sides may differ.
-
-    Attributes:
-        score: The difference of a main score, either way.
-        cosine: The smallest cosine of a text's two embeddings; of rerankers, the smallest correlation of the pairs' scores.
-        length: The difference from 1 of the ratio of their lengths.
-    """
-
-    score: float
-    cosine: float
-    length: float
 
 
 # Split to subset to main score.
@@ -65,8 +56,8 @@ class Side:
 
 def judge(
     task: str, metric: str, engine: Side, reference: Side, allowed: Tolerances, *, k: int, worst: int
-) -> dict[str, Any]:
-    """The verdict on one task, as plain values.
+) -> TaskVerdict:
+    """Return the verdict on one task.
 
     Args:
         task: Its name.
@@ -77,39 +68,38 @@ def judge(
         k: How many documents of a ranking count.
         worst: How many texts are shown.
     """
-    said: dict[str, Any] = {
-        "task": task, "passed": False, "reasons": [], "splits": [], "cosine": None, "worst": [],
-        "pair_scores": None, "ranking": None, "similarities": None,
-    }  # fmt: skip
+    verdict = TaskVerdict(task)
     sides = {"engine": engine, "reference": reference}
-    failures = [f"the {who} failed: {side.failed}" for who, side in sides.items() if side.failed]
-    if failures:
-        return {**said, "reasons": failures}
-    said["splits"] = [
-        {"split": split, "subset": subset, "metric": metric, **_compared(one, other, allowed.score)}
+    verdict.reasons = [f"the {who} failed: {side.failed}" for who, side in sides.items() if side.failed]
+    if verdict.reasons:
+        return verdict
+    verdict.splits = [
+        _compared(split, subset, metric, one, other, allowed.score)
         for split, subset, one, other in _both(engine.scores, reference.scores)
     ]
-    reasons = [_reason(row, len(said["splits"]), allowed.score) for row in said["splits"] if not row["passed"]]
+    several = len(verdict.splits) > 1
+    reasons = [_reason(split, several, allowed.score) for split in verdict.splits if not split.passed]
     missing = [
         f"{split}, {subset}"
         for split, subsets in engine.scores.items()
         for subset in subsets
         if subset not in reference.scores.get(split, {})
     ]
-    if missing and said["splits"]:
+    if missing and verdict.splits:
         reasons.append(f"the reference has no score of {'; '.join(missing)}")
-    if not said["splits"]:
+    if not verdict.splits:
         reasons.append("the two sides have no split and subset in common")
-    reasons += _judge_captured(said, engine, reference, allowed, worst)
-    said["ranking"] = _mean_ranking(engine.rankings, reference.rankings, k)
+    reasons += _judge_captured(verdict, engine, reference, allowed, worst)
+    verdict.ranking = _mean_ranking(engine.rankings, reference.rankings, k)
     mine = [value for key in sorted(engine.similarities) for value in engine.similarities[key]]
     theirs = [value for key in sorted(reference.similarities) for value in reference.similarities[key]]
-    said["similarities"] = similarity_agreement(mine, theirs) if mine and theirs else None
-    return {**said, "reasons": reasons, "passed": not reasons}
+    verdict.similarities = similarity_agreement(mine, theirs) if mine and theirs else None
+    verdict.reasons, verdict.passed = reasons, not reasons
+    return verdict
 
 
-def _judge_captured(said: dict[str, Any], engine: Side, reference: Side, allowed: Tolerances, worst: int) -> list[str]:
-    """Compares vectors or scores of pairs; returns what is wrong with them."""
+def _judge_captured(verdict: TaskVerdict, engine: Side, reference: Side, allowed: Tolerances, worst: int) -> list[str]:
+    """Compare vectors or scores of pairs; return what is wrong with them."""
     if engine.captured is None or reference.captured is None:
         return []
     mine, theirs = engine.captured.common(reference.captured)
@@ -119,27 +109,26 @@ def _judge_captured(said: dict[str, Any], engine: Side, reference: Side, allowed
         what = f"the engine's embeddings have {mine.values.shape[1]} numbers, the reference's {theirs.values.shape[1]}"
         return [f"{what} (engine.pooler_config.dimensions)"]
     if is_pairs(mine):
-        said["pair_scores"] = scores = score_agreement(mine.values[:, 0], theirs.values[:, 0])
+        verdict.pair_scores = scores = score_agreement(mine.values[:, 0], theirs.values[:, 0])
         # Few candidates can have the same main score in whatever order.
-        if scores["pearson"] is None or scores["pearson"] >= allowed.cosine:
+        if scores.pearson is None or scores.pearson >= allowed.cosine:
             return []
-        what = (
-            f"the pairs' scores correlate with the reference's by {scores['pearson']:.5f}, less than {allowed.cosine:g}"
-        )
-        return [f"{what}: the largest difference is {scores['max']:.3g}"]
-    said["cosine"] = found = vector_agreement(mine.values, theirs.values)
+        what = f"the pairs' scores correlate with the reference's by {scores.pearson:.5f}, less than {allowed.cosine:g}"
+        return [f"{what}: the largest difference is {scores.max:.3g}"]
+    verdict.cosine = found = vector_agreement(mine.values, theirs.values)
     each = cosines(mine.values, theirs.values)
-    said["worst"] = [
-        {"text": mine.items[row][2][0][:_SHOWN], "side": mine.items[row][1], "cosine": float(each[row])}
+    verdict.worst = [
+        DifferingText(mine.items[row][2][0][:_SHOWN], mine.items[row][1], float(each[row]))
         for row in np.argsort(each, kind="stable")[:worst]
     ]
     reasons = []
-    if not found["min"] >= allowed.cosine:
+    if not found.min >= allowed.cosine:
         below = int((each < allowed.cosine).sum())
         reasons.append(
-            f"{below:,} of {found['texts']:,} texts have a cosine below {allowed.cosine:g}: the worst {found['min']:.5f}"
+            f"{below:,} of {found.texts:,} texts have a cosine below {allowed.cosine:g}: the worst {found.min:.5f}"
         )
-    low, high = found["length"]
+    low, high = found.length
+    assert low is not None and high is not None  # only a record that was read back has no infinity
     if not (1 - allowed.length <= low and high <= 1 + allowed.length):
         reasons.append(
             f"the embeddings' lengths are {low:.5g} to {high:.5g} times the reference's, "
@@ -176,40 +165,34 @@ def _both(one: MainScores, other: MainScores) -> Iterator[tuple[str, str, float 
                 yield split, subset, score, other[split][subset]
 
 
-def _compared(one: float | None, other: float | None, tolerance: float) -> dict[str, Any]:
+def _compared(
+    split: str, subset: str, metric: str, one: float | None, other: float | None, tolerance: float
+) -> SplitVerdict:
     if one is None or other is None or not (math.isfinite(one) and math.isfinite(other)):
-        return {"reference": other, "engine": one, "difference": None, "passed": False}
+        return SplitVerdict(split, subset, metric, other, one, None, passed=False)
     difference = one - other
-    return {
-        "reference": other,
-        "engine": one,
-        "difference": difference,
-        "passed": abs(difference) <= tolerance + _ROUNDING,
-    }
+    return SplitVerdict(split, subset, metric, other, one, difference, passed=abs(difference) <= tolerance + _ROUNDING)
 
 
-def _reason(row: Mapping[str, Any], rows: int, tolerance: float) -> str:
-    where = f" ({row['split']}, {row['subset']})" if rows > 1 else ""
-    if row["difference"] is None:
+def _reason(verdict: SplitVerdict, several: bool, tolerance: float) -> str:
+    where = f" ({verdict.split}, {verdict.subset})" if several else ""
+    if verdict.difference is None:
         return f"the main score{where} is not a number on one side"
-    return f"main score{where} {row['difference']:+.5f} from the reference's, tolerance {tolerance:g}"
+    return f"main score{where} {verdict.difference:+.5f} from the reference's, tolerance {tolerance:g}"
 
 
-def _mean_ranking(one: Mapping[str, Rankings], other: Mapping[str, Rankings], k: int) -> dict[str, Any] | None:
+def _mean_ranking(one: Mapping[str, Rankings], other: Mapping[str, Rankings], k: int) -> RankingAgreement | None:
     """Agreement over all subsets and splits, weighted by their queries."""
-    each = [ranking_agreement(one[key], other[key], k) for key in sorted(one.keys() & other.keys())]
-    found = [agreement for agreement in each if agreement is not None]
+    every = (ranking_agreement(one[key], other[key], k) for key in sorted(one.keys() & other.keys()))
+    found = [agreement for agreement in every if agreement is not None]
     if not found:
         return None
-    ordered = [agreement for agreement in found if agreement["kendall"] is not None]
-    return {
-        "k": k,
-        "overlap": _weighted(found, "overlap"),
-        "kendall": _weighted(ordered, "kendall") if ordered else None,
-        "queries": sum(agreement["queries"] for agreement in found),
-    }
+    overlaps = [(agreement.overlap, agreement.queries) for agreement in found]
+    taus = [(agreement.kendall, agreement.queries) for agreement in found if agreement.kendall is not None]
+    queries = sum(agreement.queries for agreement in found)
+    return RankingAgreement(k, _weighted(overlaps), _weighted(taus) if taus else None, queries)
 
 
-def _weighted(found: Sequence[Mapping[str, Any]], name: str) -> float:
-    queries = sum(agreement["queries"] for agreement in found)
-    return float(math.fsum(agreement[name] * agreement["queries"] for agreement in found) / queries)
+def _weighted(values: Sequence[tuple[float, int]]) -> float:
+    """Return the mean of values, each with its weight."""
+    return math.fsum(value * weight for value, weight in values) / sum(weight for _, weight in values)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mteb_vllm.engines.base import Engine
 from mteb_vllm.engines.timing import Phases
 from mteb_vllm.pipelines.throughput.requests import Requests
+from mteb_vllm.results.measurements import Latency, PhaseTimes, Saturated, Step, ThroughputRecord
 
 # A batch size is timed no more often than this: more says nothing new.
 _MOST_STEPS = 500
@@ -71,7 +70,7 @@ class Stopwatch:
 def measure(
     engine: Engine,
     requests: Requests,
-    figures: dict[str, Any],
+    figures: ThroughputRecord,
     *,
     batch_sizes: Sequence[int],
     steps: int,
@@ -84,9 +83,8 @@ def measure(
     Args:
         engine: An open engine.
         requests: What it is asked for.
-        figures: Filled as it goes: `warm_up_seconds`; `steps`, for each batch size its rates, the percentiles of its latency
-            (linear interpolation between the nearest two) and its phases; `saturated`, the same of everything at once, the
-            median of the repeats.
+        figures: Its `warm_up_seconds`, `steps` and `saturated` are filled as it goes. Percentiles of the latency are
+            interpolated linearly between the nearest two.
         batch_sizes: Requests in one call, each to be timed.
         steps: How often each is timed at least.
         seconds: For how long each is timed about, if that is more.
@@ -101,15 +99,14 @@ def measure(
     started = time.perf_counter()
     for _ in range(2):
         watch.ask(min(max(batch_sizes), len(requests), 32))
-    figures["warm_up_seconds"] = time.perf_counter() - started
-    figures["steps"] = []
+    figures.warm_up_seconds = time.perf_counter() - started
     for size in batch_sizes:
         tell(f"{size:,} at a time")
         watch.ask(size)  # what a library prepares for each new shape
-        figures["steps"].append(_step(size, list(_repeated(watch, size, steps, seconds))))
+        figures.steps.append(_step(size, list(_repeated(watch, size, steps, seconds))))
     tell(f"all {len(requests):,} at once")
     runs = [watch.ask_all() for _ in range(repeats)]
-    figures["saturated"] = _saturated(len(requests), runs)
+    figures.saturated = _saturated(len(requests), runs)
     return runs[0].lengths
 
 
@@ -121,39 +118,38 @@ def _repeated(watch: Stopwatch, size: int, steps: int, seconds: float) -> Iterat
         yield call
 
 
-def _step(size: int, calls: Sequence[_Call]) -> dict[str, Any]:
+def _step(size: int, calls: Sequence[_Call]) -> Step:
     latency = np.array([call.seconds for call in calls]) * 1e3
     total = latency.sum() / 1e3
     low, middle, high = np.percentile(latency, [25, 50, 75])
-    return {
-        "batch_size": size,
-        "steps": len(calls),
-        "requests_per_second": size * len(calls) / total,
-        "tokens_per_second": sum(sum(call.lengths) for call in calls) / total,
-        "latency_ms": {"mean": float(latency.mean()), **_percentiles(latency)},
-        "phases_ms": {name: seconds * 1e3 / len(calls) for name, seconds in _phases(calls).items()},
-        "spread": float((high - low) / middle),
-    }
+    return Step(
+        batch_size=size,
+        steps=len(calls),
+        requests_per_second=size * len(calls) / float(total),
+        tokens_per_second=sum(sum(call.lengths) for call in calls) / float(total),
+        latency_ms=Latency(float(latency.mean()), *(float(np.percentile(latency, at)) for at in (50, 90, 99))),
+        phases_ms=_phases(calls, 1e3 / len(calls)),
+        spread=float((high - low) / middle),
+    )
 
 
-def _percentiles(latency: npt.NDArray[np.float64]) -> dict[str, float]:
-    return {f"p{at}": float(np.percentile(latency, at)) for at in (50, 90, 99)}
-
-
-def _saturated(count: int, runs: Sequence[_Call]) -> dict[str, Any]:
+def _saturated(count: int, runs: Sequence[_Call]) -> Saturated:
     seconds = [run.seconds for run in runs]
     middle = float(np.median(seconds))
     nearest = min(runs, key=lambda run: abs(run.seconds - middle))
-    return {
-        "repeats": len(runs),
-        "seconds": seconds,
-        "requests_per_second": count / middle,
-        "tokens_per_second": sum(nearest.lengths) / middle,
-        "spread": (max(seconds) - min(seconds)) / middle,
-        "cached_share": nearest.cached / sum(nearest.lengths),
-        "phases_s": _phases([nearest]),
-    }
+    return Saturated(
+        repeats=len(runs),
+        seconds=seconds,
+        requests_per_second=count / middle,
+        tokens_per_second=sum(nearest.lengths) / middle,
+        spread=(max(seconds) - min(seconds)) / middle,
+        cached_share=nearest.cached / sum(nearest.lengths),
+        phases_s=_phases([nearest]),
+    )
 
 
-def _phases(calls: Sequence[_Call]) -> dict[str, float]:
-    return {name: sum(getattr(call.phases, name) for call in calls) for name in ("tokenise", "engine", "collect")}
+def _phases(calls: Sequence[_Call], scale: float = 1.0) -> PhaseTimes:
+    """Return the sums of the calls' parts, times `scale`."""
+    return PhaseTimes(
+        *(scale * sum(getattr(call.phases, name) for call in calls) for name in ("tokenise", "engine", "collect"))
+    )

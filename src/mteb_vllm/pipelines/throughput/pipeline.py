@@ -14,6 +14,7 @@ from mteb_vllm.config.schema import Count, NotNegativeInt, Seconds, Spread
 from mteb_vllm.engines.memory import device_memory_mb, peak_memory
 from mteb_vllm.errors import MeasureError, Mistake
 from mteb_vllm.pipelines.base import Pipeline, RunContext
+from mteb_vllm.results.measurements import Lengths, Memory, Roof, ThroughputRecord
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.tasks.estimates import Estimate
 from mteb_vllm.util.phase import Phase
@@ -44,7 +45,6 @@ class Throughput(Pipeline):
 
     cached: ClassVar[bool] = False
     scores_tasks: ClassVar[bool] = False
-    measures: ClassVar[Literal["", "throughput", "parity"]] = "throughput"
     # What one engine has imported, set and left behind must not be in the figures of the next one.
     own_process: ClassVar[bool] = True
 
@@ -116,7 +116,7 @@ class Throughput(Pipeline):
     def run(self, context: RunContext) -> Iterator[TaskOutcome]:
         """Time a model's engine; yields nothing.
 
-        `context.figures` is filled as it goes with what a run's record holds: see `RunRecord.throughput`.
+        `context.throughput` is filled as it goes.
 
         Raises:
             DataError: if a task's data cannot be loaded.
@@ -124,7 +124,7 @@ class Throughput(Pipeline):
             MeasureError: if there is no room for texts of such lengths, or no such task.
         """
         assert context.prompts is not None
-        model, figures, prompts, template = context.model, context.figures, context.prompts, context.template
+        model, prompts, template = context.model, context.prompts, context.template
         tell = functools.partial(context.progress.note, Phase.MEASURING)
         from mteb_vllm.pipelines.throughput.measure import measure
         from mteb_vllm.pipelines.throughput.requests import made_requests, requests_of_tasks
@@ -145,19 +145,13 @@ class Throughput(Pipeline):
         if not sizes:
             raise MeasureError(f"no batch size fits into {len(requests):,} {requests.unit}: pipeline.batch_sizes=[1]")
         rates = [_rate(engine)]  # before and after, as other work on the machine slows the one or the other
-        chosen: dict[str, Any] = {
-            "kind": self.lengths,
-            "tokens": None if self.lengths == "tasks" else self.tokens,
-            "distribution": self.distribution if self.lengths == "varied" else None,
-        }
+        chosen = Lengths(
+            self.lengths,
+            None if self.lengths == "tasks" else self.tokens,
+            self.distribution if self.lengths == "varied" else None,
+        )
         # A run that is cut short keeps what there is.
-        figures |= {
-            "unit": requests.unit,
-            "requests": len(requests),
-            "lengths": chosen,
-            "warm_up_seconds": 0.0,
-            "steps": [],
-        }
+        context.throughput = figures = ThroughputRecord(requests.unit, len(requests), chosen)
         lengths = measure(
             engine,
             requests,
@@ -168,12 +162,13 @@ class Throughput(Pipeline):
             repeats=self.repeats,
             tell=tell,
         )
-        figures["memory_mb"] = {**peak_memory(engine.processes), "device": device_memory_mb()}
-        chosen |= {"mean": sum(lengths) / len(lengths), "min": min(lengths), "max": max(lengths)}
+        figures.memory_mb = Memory(**peak_memory(engine.processes), device=device_memory_mb())
+        chosen.mean, chosen.min, chosen.max = sum(lengths) / len(lengths), min(lengths), max(lengths)
         tell("measuring the roof")
         rates.append(_rate(engine))
-        computed = figures["saturated"]["tokens_per_second"] * (1 - figures["saturated"]["cached_share"])
-        figures["roof"] = _roof(engine, lengths, rates, computed)
+        assert figures.saturated is not None
+        computed = figures.saturated.tokens_per_second * (1 - figures.saturated.cached_share)
+        figures.roof = _roof(engine, lengths, rates, computed)
         yield from ()
 
 
@@ -193,14 +188,14 @@ def _device(engine: Engine) -> str | None:
     return str(engine.resolved.get("device") or "").partition(":")[0] or None
 
 
-def _roof(engine: Engine, lengths: Sequence[int], rates: Sequence[float | str], reached: float) -> dict[str, Any]:
+def _roof(engine: Engine, lengths: Sequence[int], rates: Sequence[float | str], reached: float) -> Roof:
     """The tokens a second that this machine could compute at most, and the share of it that was computed."""
     from mteb_vllm.pipelines.throughput.roof import device_name, model_flops
 
     spec = engine.spec
     measured = [rate for rate in rates if not isinstance(rate, str)]
     if not measured:
-        return {"unknown": str(rates[0])}
+        return Roof(unknown=str(rates[0]))
     overrides = {key: value for key, value in (spec.args.get("hf_overrides") or {}).items() if key == "num_labels"}
     try:
         operations = model_flops(
@@ -212,13 +207,13 @@ def _roof(engine: Engine, lengths: Sequence[int], rates: Sequence[float | str], 
             overrides=overrides,
         )
     except ValueError as error:
-        return {"unknown": str(error)}
+        return Roof(unknown=str(error))
     rate, per_token = max(measured), operations / sum(lengths)
-    return {
-        "dtype": engine.dtype,
-        "device": device_name(_device(engine)),
-        "flops_per_second": rate,
-        "flops_per_token": per_token,
-        "tokens_per_second": rate / per_token,
-        "share": reached * per_token / rate,
-    }
+    return Roof(
+        dtype=engine.dtype,
+        device=device_name(_device(engine)),
+        flops_per_second=rate,
+        flops_per_token=per_token,
+        tokens_per_second=rate / per_token,
+        share=reached * per_token / rate,
+    )

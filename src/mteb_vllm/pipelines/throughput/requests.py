@@ -17,6 +17,7 @@ from mteb_vllm.inference.pairs import PairReader
 from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.models.score_templates import ScoreTemplate
 from mteb_vllm.pipelines.throughput.workload import draw_lengths, pairs_of_length, texts_of_length
+from mteb_vllm.results.measurements import Unit
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -93,7 +94,7 @@ class Requests:
         return replace(self, texts=[text for at, text in enumerate(self.texts) if at not in blank])
 
     @property
-    def unit(self) -> str:
+    def unit(self) -> Unit:
         """What is counted."""
         return "texts" if self.documents is None else "pairs"
 

@@ -1,0 +1,484 @@
+"""What a run notes of its engines: how they opened, what they held, how fast they were, and whether they were right.
+
+These are parts of a `RunRecord`, written and read back by the same classes. Fields that are None are not known, unless their
+description says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
+
+# What a record may hold, and is checked for where it is read back.
+Score = Annotated[float, Interval(ge=-1e6, le=1e6)]
+Count = Annotated[int, Interval(ge=0, le=10**15)]
+Amount = Annotated[float, Interval(ge=0, le=1e15)]
+Rate = Annotated[float, Interval(ge=0, le=1e30)]
+
+Unit = Literal["texts", "pairs"]
+
+
+@dataclass
+class EngineRecord:
+    """How an engine was opened.
+
+    Attributes:
+        backend: "vllm" or "sentence_transformers".
+        preset: The preset of its arguments.
+        fingerprint: The hash of all that its results depend on.
+        opened: How often this run opened it; 0 where it was open already, from a run before.
+        seconds: What opening took, imports included.
+        resolved: Argument to value: what unset arguments became.
+        threading: The variables of the threading runtime that its process found.
+        late: Those of `engine.env` that were set after that runtime had been loaded, and are not in effect.
+        warnings: Warnings about the model while it opened.
+    """
+
+    backend: str
+    preset: str
+    fingerprint: str
+    opened: Count
+    seconds: Amount
+    resolved: dict[str, Any] = field(default_factory=dict)
+    threading: dict[str, str] = field(default_factory=dict)
+    late: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class CacheRecord:
+    """What a run read from the embedding cache, and wrote to it.
+
+    Attributes:
+        folder: Where the cache is.
+        read: Embeddings that were read.
+        written: Embeddings that were written.
+        passed: Embeddings that were not kept.
+        stopped: Why not; None where all were kept.
+    """
+
+    folder: str
+    read: Count
+    written: Count
+    passed: Count
+    stopped: str | None = None
+
+
+@dataclass
+class Memory:
+    """The most memory that was held, in MiB.
+
+    Attributes:
+        process: By the process that ran.
+        engine_processes: By its engine's processes together.
+        device: In use on the GPUs; None where there is none.
+    """
+
+    process: Amount
+    engine_processes: Amount
+    device: Amount | None = None
+
+    @property
+    def total(self) -> float:
+        """By all processes, in MiB."""
+        return self.process + self.engine_processes
+
+
+@dataclass
+class Lengths:
+    """How long the texts of a throughput run are, in tokens.
+
+    Attributes:
+        kind: "fixed" (all equally long), "varied" (drawn from a distribution) or "tasks" (texts of tasks).
+        tokens: The length, or the mean, that was requested; None for texts of tasks.
+        distribution: The distribution of varied lengths.
+        mean: The mean length; this and what follows is None until everything was timed once.
+        min: The smallest.
+        max: The largest.
+    """
+
+    kind: Literal["fixed", "varied", "tasks"]
+    tokens: Count | None = None
+    distribution: str | None = None
+    mean: Amount | None = None
+    min: Count | None = None
+    max: Count | None = None
+
+    def __str__(self) -> str:
+        """Return how long the texts are, in words."""
+        if self.kind == "fixed":
+            return f"{self.tokens:,} tokens each"
+        words = "the tasks' own texts" if self.kind == "tasks" else f"varied ({self.distribution or 'a distribution'})"
+        if self.mean is None:
+            return words
+        return f"{words}, mean {self.mean:,.0f}, {self.min:,} to {self.max:,} tokens"
+
+
+@dataclass
+class Latency:
+    """Latencies of calls, in ms."""
+
+    mean: Amount
+    p50: Amount
+    p90: Amount
+    p99: Amount
+
+
+@dataclass
+class PhaseTimes:
+    """Parts of what a caller waits for; they add up to the whole.
+
+    Attributes:
+        tokenise: Waiting for texts to become tokens.
+        engine: The model at work, and what schedules it.
+        collect: The rest.
+    """
+
+    tokenise: Amount
+    engine: Amount
+    collect: Amount
+
+
+@dataclass
+class Step:
+    """Timed calls at one batch size.
+
+    Attributes:
+        batch_size: Requests of a call.
+        steps: How many calls were timed.
+        requests_per_second: Their rate.
+        tokens_per_second: The same, in tokens.
+        latency_ms: The latency of a call.
+        phases_ms: The mean parts of a call.
+        spread: The interquartile range of the latency, as a share of the median.
+    """
+
+    batch_size: Count
+    steps: Count
+    requests_per_second: Amount
+    tokens_per_second: Amount
+    latency_ms: Latency
+    phases_ms: PhaseTimes
+    spread: Amount
+
+
+@dataclass
+class Saturated:
+    """Throughput where all requests are given in one call.
+
+    Attributes:
+        repeats: How often that was timed.
+        seconds: Each time.
+        requests_per_second: At the median of the repeats.
+        tokens_per_second: The same, in tokens.
+        spread: (largest - smallest) / median of the repeats.
+        cached_share: The share of the tokens that came from the engine's prefix cache.
+        phases_s: The parts of the repeat next to the median.
+    """
+
+    repeats: Count
+    seconds: list[Amount]
+    requests_per_second: Amount
+    tokens_per_second: Amount
+    spread: Amount
+    cached_share: Amount
+    phases_s: PhaseTimes
+
+
+@dataclass
+class Roof:
+    """The tokens a second that a machine can compute at most.
+
+    Attributes:
+        unknown: Why that is not known; all else is None then.
+        dtype: The dtype in which the machine was measured.
+        device: The device.
+        flops_per_second: Floating-point operations a second, of a large matrix product.
+        flops_per_token: Floating-point operations of the model for a token, on average.
+        tokens_per_second: The first over the second.
+        share: The share of it that the engine reached.
+    """
+
+    unknown: str | None = None
+    dtype: str = ""
+    device: str = ""
+    flops_per_second: Rate | None = None
+    flops_per_token: Rate | None = None
+    tokens_per_second: Amount | None = None
+    share: Amount | None = None
+
+
+@dataclass
+class ThroughputRecord:
+    """How fast an engine answers. A run that was cut short has what was timed until then.
+
+    Attributes:
+        unit: What a request is: a text, or a pair.
+        requests: How many there are.
+        lengths: How long they are.
+        warm_up_seconds: What the first calls took.
+        steps: By batch size, ascending.
+        saturated: With everything given at once.
+        memory_mb: The most memory that was held until then.
+        roof: The most that the machine could compute.
+    """
+
+    unit: Unit
+    requests: Count
+    lengths: Lengths
+    warm_up_seconds: Amount = 0.0
+    steps: list[Step] = field(default_factory=list)
+    saturated: Saturated | None = None
+    memory_mb: Memory | None = None
+    roof: Roof | None = None
+
+    @property
+    def requests_per_second(self) -> float | None:
+        """With everything given at once; this and what follows is None where that was not reached."""
+        return self.saturated.requests_per_second if self.saturated is not None else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The same, in tokens."""
+        return self.saturated.tokens_per_second if self.saturated is not None else None
+
+    @property
+    def spread(self) -> float | None:
+        """(largest - smallest) / median of the repeats."""
+        return self.saturated.spread if self.saturated is not None else None
+
+    def p50(self, batch_size: int) -> float | None:
+        """Return the median latency of calls of this size, in ms; None where there are none."""
+        return next((step.latency_ms.p50 for step in self.steps if step.batch_size == batch_size), None)
+
+
+@dataclass
+class SplitVerdict:
+    """A main score on both sides.
+
+    Attributes:
+        split: The split.
+        subset: The subset.
+        metric: The name of the main score.
+        reference: The reference's; None where it is not a number.
+        engine: The engine's; likewise.
+        difference: The engine's less the reference's; None where one of them is not a number.
+        passed: Whether it is within the tolerance.
+    """
+
+    split: str
+    subset: str
+    metric: str
+    reference: Score | None
+    engine: Score | None
+    difference: Score | None
+    passed: bool
+
+
+@dataclass
+class VectorAgreement:
+    """The cosines of texts' two embeddings, and the ratios of their lengths.
+
+    Attributes:
+        texts: How many texts were compared.
+        min: The lowest cosine.
+        p001: The 0.001 quantile of the cosines.
+        p01: The 0.01 quantile.
+        p10: The 0.1 quantile.
+        p50: The median.
+        length: The smallest and the largest ratio of the engine's length to the reference's; None for infinity.
+    """
+
+    texts: Count
+    min: Score
+    p001: Score
+    p01: Score
+    p10: Score
+    p50: Score
+    length: tuple[Amount | None, Amount | None]
+
+
+@dataclass
+class ScoreAgreement:
+    """The differences of pairs' scores.
+
+    Attributes:
+        pairs: How many pairs were compared.
+        max: The largest absolute difference.
+        p99: The 0.99 quantile of the absolute differences.
+        p50: The median.
+        pearson: The correlation of the two sides; None where one side's scores are all equal.
+    """
+
+    pairs: Count
+    max: Amount
+    p99: Amount
+    p50: Amount
+    pearson: Score | None
+
+
+@dataclass
+class SimilarityAgreement:
+    """The correlation of two sides' similarities of the same pairs of texts."""
+
+    pearson: Score
+    spearman: Score
+    pairs: Count
+
+
+@dataclass
+class RankingAgreement:
+    """How alike two sides' rankings are.
+
+    Attributes:
+        k: How many documents of a ranking count.
+        overlap: The share of the first k that both have, the mean over queries.
+        kendall: Kendall's tau-b, the mean over queries; None where it is defined for none.
+        queries: How many queries there are.
+    """
+
+    k: Count
+    overlap: Score
+    kendall: Score | None
+    queries: Count
+
+
+@dataclass
+class DifferingText:
+    """A text whose two embeddings differ.
+
+    Attributes:
+        text: Its beginning.
+        side: The task's side that it belongs to.
+        cosine: The cosine of its two embeddings.
+    """
+
+    text: str
+    side: str
+    cosine: Score
+
+
+@dataclass
+class TaskVerdict:
+    """Whether one task passed.
+
+    Attributes:
+        task: The task.
+        passed: Whether it did.
+        reasons: Why not.
+        splits: Its main scores.
+        cosine: Its embeddings; None where none were compared.
+        worst: The texts that differ most.
+        pair_scores: The scores of its pairs; None where none were compared.
+        ranking: Its rankings, of a task of retrieval.
+        similarities: Its similarities, of a task of similarity.
+    """
+
+    task: str
+    passed: bool = False
+    reasons: list[str] = field(default_factory=list)
+    splits: list[SplitVerdict] = field(default_factory=list)
+    cosine: VectorAgreement | None = None
+    worst: list[DifferingText] = field(default_factory=list)
+    pair_scores: ScoreAgreement | None = None
+    ranking: RankingAgreement | None = None
+    similarities: SimilarityAgreement | None = None
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """Up to what the two sides may differ.
+
+    Attributes:
+        score: The difference of a main score, either way.
+        cosine: The smallest cosine of a text's two embeddings; of rerankers, the smallest correlation of the pairs' scores.
+        length: The difference from 1 of the ratio of their lengths.
+    """
+
+    score: Amount
+    cosine: Score
+    length: Amount
+
+
+@dataclass(frozen=True)
+class Hint:
+    """A cause of a difference that was measured.
+
+    Attributes:
+        cause: The cause.
+        says: What was measured, in one sentence.
+        worst: The worst cosine, or the largest difference of a pair's scores, that is left; None for infinity.
+        median: The median one.
+    """
+
+    cause: str
+    says: str
+    worst: Score | None
+    median: Score | None
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.says}"
+
+
+@dataclass
+class ReferenceRecord:
+    """What an engine was compared with.
+
+    Attributes:
+        kind: "engine", or "stored" for scores that there were.
+        says: The same in words.
+        backend: The reference engine's; None for stored scores.
+        dtype: Its dtype.
+        engine: How it was opened; None for stored scores, and where it was not.
+    """
+
+    kind: Literal["engine", "stored"]
+    says: str
+    backend: str | None = None
+    dtype: str | None = None
+    engine: EngineRecord | None = None
+
+
+@dataclass
+class ParityRecord:
+    """Whether an engine's results are a reference's.
+
+    Attributes:
+        passed: Whether all tasks passed.
+        reference: What it was compared with.
+        tolerances: How far the two may differ.
+        tasks: The verdict on each task.
+        hints: Causes of the differences, the best explanation first.
+        notes: What else was found out about causes.
+    """
+
+    passed: bool
+    reference: ReferenceRecord
+    tolerances: Tolerances
+    tasks: list[TaskVerdict] = field(default_factory=list)
+    hints: list[Hint] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def worst(self) -> tuple[float | None, str]:
+        """The difference of a main score whose absolute value is the largest, and its task; None and "" without any."""
+        found = [
+            (split.difference, task.task)
+            for task in self.tasks
+            for split in task.splits
+            if split.difference is not None
+        ]
+        return max(found, key=lambda one: abs(one[0]), default=(None, ""))
+
+    @property
+    def lowest_cosine(self) -> float | None:
+        """The lowest cosine of a text's two embeddings; None where none were compared."""
+        return min((task.cosine.min for task in self.tasks if task.cosine is not None), default=None)
+
+    @property
+    def reasons(self) -> Iterator[str]:
+        """Why tasks did not pass."""
+        return (f"{task.task}: {reason}" for task in self.tasks for reason in task.reasons)
