@@ -18,6 +18,7 @@ from mteb_vllm.engines.vllm import VllmEngine
 from mteb_vllm.errors import EngineError
 from mteb_vllm.models.files import Model
 from mteb_vllm.models.prompts import Prompts
+from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.pipelines.base import RunContext
 from mteb_vllm.pipelines.evaluate import Evaluate
 from mteb_vllm.pipelines.mteb_run import compute
@@ -142,6 +143,25 @@ def test_an_aggregate_computes_the_parts_that_are_missing(tmp_path: Path) -> Non
     model = Encoder()
     (forced,) = evaluate(tmp_path, model, task, reuse=False)
     assert set(model.encoded) == set(parts) and forced.main_score == pytest.approx(outcome.main_score)
+
+
+def test_prompts_of_an_aggregate_are_named_after_its_parts(tmp_path: Path) -> None:
+    task, alone = mock_tasks.MockAggregatedTask(), mock_tasks.MockSTSTask()
+    one, other = (part.metadata.name for part in task.metadata.tasks[:2])
+    model = Encoder()
+    model.applied = {(one, None): {"key": "a"}, (other, "query"): {"key": "b"}, ("AnotherTask", None): {"key": "c"}}
+    (outcome,) = evaluate(tmp_path, model, task)
+    assert outcome.prompts == {f"{one}: texts": {"key": "a"}, f"{other}: query": {"key": "b"}}
+    model.applied = {(alone.metadata.name, None): {"key": "a"}, (one, None): {"key": "c"}}
+    (outcome,) = evaluate(tmp_path / "alone", model, alone)
+    assert outcome.prompts == {"texts": {"key": "a"}}, "one task needs no name"
+
+
+def test_mteb_evaluates_at_once_what_is_left_of_every_subset_and_split() -> None:
+    whole = [(subset, split) for split in ("dev", "test") for subset in ("en", "de")]
+    assert mteb_run._block(whole) == whole
+    assert mteb_run._block(whole[1:]) == [("de", "dev")], "mteb would evaluate en of dev again"
+    assert mteb_run._block(whole[2:]) == whole[2:] and mteb_run._block(whole[::2]) == whole[::2]
 
 
 def test_computing_a_subset_again_keeps_the_others(tmp_path: Path) -> None:
