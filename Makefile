@@ -18,7 +18,7 @@ BROWSER = $(or $(MTEB_VLLM_CHROMIUM),$(strip $(foreach name,$(BROWSERS),$(shell 
 PINS := $(wildcard constraints-$(EXTRA).txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser run test test-slow test-conditions check format bench bench-sweep bench-prompts bench-store wheel clean
+.PHONY: help install browser run test test-slow test-conditions check format bench bench-sweep bench-prompts bench-embedding-cache wheel clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -64,8 +64,8 @@ bench-sweep: install  ## what a sweep saves over the same points as single comma
 bench-prompts: install  ## what the embedding cache saves a sweep over query prompts (BENCH="--tasks SciFact")
 	$(BIN)/python bench/prompts.py $(BENCH)
 
-bench-store: install  ## look-ups a second in an embedding cache of a million vectors (1.7 GB of disk)
-	$(BIN)/python bench/store.py $(BENCH)
+bench-embedding-cache: install  ## look-ups a second in an embedding cache of a million vectors (1.7 GB of disk)
+	$(BIN)/python bench/embedding_cache.py $(BENCH)
 
 format: install  ## let ruff write
 	$(BIN)/ruff check --fix src tests bench

@@ -78,7 +78,7 @@ def table_columns(comparison: Comparison) -> list[Column]:
         Column("speed from point", "", lambda row: row.speed_of_other, kind="words", text=False),
         Column("Pareto front", "", lambda row: "yes" if row.on_front else "", kind="words", text=False, page=several),
         Column("computed", "", lambda row: row.point.total("computed"), number, key="computed", text=False),
-        Column("from the store", "", lambda row: row.point.total("stored"), _unless_zero, key="stored", text=False),
+        Column("from the cache", "", lambda row: row.point.total("stored"), _unless_zero, key="stored", text=False),
         Column(
             "engine start", "s", lambda row: row.point.engine_seconds, _tenths,
             key="engine_start_seconds", page_header="engine start, s", left_out=4,

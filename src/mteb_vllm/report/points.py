@@ -28,7 +28,7 @@ class TaskScore:
         computed: Those that the engine computed, each different one once. This and what follows is None where nobody knows.
         stored: Those of the different ones that came from the embedding cache.
         tokens: Tokens that the engine was given.
-        seconds: Wall time of the engine's work on them, without the store's.
+        seconds: Wall time of the engine's work on them, without that of the embedding cache.
         reused: Whether its result was there already; the figures are then those of the run that computed it.
     """
 

@@ -21,7 +21,7 @@ class Work:
             likewise, with the score 0.
         truncated: Of the texts asked for, those that were longer than the context; of pairs, those whose document was cut.
         truncated_queries: Pairs, of those asked for, whose query was too long for the context by itself, and was cut.
-        seconds: Wall time, without the store's.
+        seconds: Wall time, without that of the embedding cache.
         store_seconds: Wall time of looking up and storing embeddings.
     """
 

@@ -58,10 +58,10 @@ class TaskOutcome:
         main_score: The mean over splits and subsets; None if it failed.
         scores: Split to subset to all scores; of a failed task, of those subsets that have some.
         failure: Why it failed.
-        seconds: Wall time by phase: load, encode, store (embeddings looked up and kept), score.
+        seconds: Wall time by phase: load, encode, store (embeddings looked up in the cache and kept there), score.
         texts: Texts, or pairs of texts, that mteb asked for. This and what follows is None where nothing was computed now.
         computed: Different ones, which the engine computed.
-        stored: Different ones, whose embeddings were in the store.
+        stored: Different ones, whose embeddings were in the embedding cache.
         tokens: Tokens that the engine was given.
         cached_tokens: Those of them that it had in its prefix cache.
         blank: Texts without a token, which are embedded as zeros; of pairs, those with the score 0 for that reason.

@@ -1,7 +1,7 @@
 """What the embedding cache costs: writes and look-ups a second, and the memory that they take.
 
-    python bench/store.py                          # one million vectors of 384 dimensions: about 1.6 GB of disk
-    python bench/store.py --vectors 100000 --dim 1024
+    python bench/embedding_cache.py                          # one million vectors of 384 dimensions: about 1.6 GB of disk
+    python bench/embedding_cache.py --vectors 100000 --dim 1024
 
 Look-ups are whole: keys are made of texts, vectors are read and checked, and each is compared with what was written.
 """
