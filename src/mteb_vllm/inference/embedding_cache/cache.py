@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from mteb_vllm.inference.embedding_cache.segments import (
     write_segment,
 )
 from mteb_vllm.results.locks import lock
+from mteb_vllm.util.plain import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class EmbeddingCache:
             self._spaces[engine] = Space(self, engine, dim)
         return self._spaces[engine]
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """What was read and written, for a run's record."""
         spaces = list(self._spaces.values())
         return {
