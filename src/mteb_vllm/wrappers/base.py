@@ -84,7 +84,7 @@ class VllmWrapperBase:
     """
 
     convert: Convert = "embed"
-    mteb_model_meta: ModelMeta | None = None
+    mteb_model_meta: ModelMeta
     opening: Callable[[], contextlib.AbstractContextManager[None]] | None = None
     progress: Progress | None = None
     _engine: Engine | None = None

@@ -167,6 +167,8 @@ class Embedding(VllmWrapperBase):
 class VllmEncoderWrapper(Embedding, AbsEncoder):
     """An embedding model in vLLM, as mteb's `EncoderProtocol`; for its arguments see `Embedding`."""
 
+    mteb_model_meta: ModelMeta  # which mteb's class allows to be None
+
     def encode(
         self,
         inputs: DataLoader[BatchedInput],

@@ -9,9 +9,8 @@ compared with the one that was observed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 # What is left of a deviation, as a share of it, where a variant explains it.
 LEFT = 0.1
@@ -33,7 +32,7 @@ class Change:
 
     cause: str
     part: str
-    value: Any
+    value: object
     words: str
     way: str
 
@@ -74,7 +73,7 @@ class Measured:
 
 def explain(
     changes: Sequence[Change],
-    measure: Callable[[dict[str, Any]], Measured | None],
+    measure: Callable[[Mapping[str, object]], Measured | None],
     *,
     floor: float,
     enough: float,
