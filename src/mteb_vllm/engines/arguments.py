@@ -50,9 +50,10 @@ def pick_preset(preset: str) -> str:
     return "vllm_cpu" if cpu_build() or device().startswith("cpu") else "vllm"
 
 
-def backend_of(engine: Mapping[str, object]) -> Backend:
+def backend_of(engine: Mapping[str, Any]) -> Backend:
     """What works in an engine, by its configuration."""
-    return "sentence_transformers" if engine.get("backend") == "sentence_transformers" else "vllm"
+    backend: Backend = engine.get("backend") or "vllm"
+    return backend
 
 
 def resolve_arguments(

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import importlib.util
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -139,15 +139,16 @@ class SentenceTransformersEngine(Engine):
         """Takes down the tokens of each text as the model gets them, and tells a bar of texts that are done."""
         lengths: dict[str | tuple[str, ...], int] = {}
         shown = bar(total=n_texts, desc="Processed prompts") if bar else None
-        preprocess, forward = self.model.preprocess, self.model.forward
+        preprocess: Callable[..., Features] = self.model.preprocess
+        forward: Callable[..., Features] = self.model.forward
 
-        def watched_preprocess(batch: Sequence[str | list[str]], *args: Any, **kwargs: Any) -> Features:
+        def watched_preprocess(batch: Sequence[str | list[str]], *args: object, **kwargs: object) -> Features:
             features = preprocess(batch, *args, **kwargs)
             tokens = features["attention_mask"].sum(1).tolist()
             lengths.update(zip((tuple(one) if isinstance(one, list) else one for one in batch), tokens, strict=True))
             return features
 
-        def watched_forward(features: Features, *args: Any, **kwargs: Any) -> Features:
+        def watched_forward(features: Features, *args: object, **kwargs: object) -> Features:
             out = forward(features, *args, **kwargs)
             if shown is not None:
                 shown.update(len(features["input_ids"]))
@@ -162,13 +163,14 @@ class SentenceTransformersEngine(Engine):
     def timed(self) -> Iterator[Phases]:
         """Takes down where the time of the calls in here goes."""
         phases = Phases()
-        preprocess, forward = self.model.preprocess, self.model.forward
+        preprocess: Callable[..., Features] = self.model.preprocess
+        forward: Callable[..., Features] = self.model.forward
 
-        def timed_preprocess(*args: Any, **kwargs: Any) -> Features:
+        def timed_preprocess(*args: object, **kwargs: object) -> Features:
             with phases.inside("tokenise"):
                 return preprocess(*args, **kwargs)
 
-        def timed_forward(*args: Any, **kwargs: Any) -> Features:
+        def timed_forward(*args: object, **kwargs: object) -> Features:
             with phases.inside("engine"):
                 out = forward(*args, **kwargs)
                 self._finish()

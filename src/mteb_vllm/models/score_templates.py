@@ -45,7 +45,8 @@ from mteb_vllm.models.score_templates import render_probes
 render_probes()
 """
 # What transformers and jinja offer to a template and gives another text each time.
-_CHANGING_NAMES, _CHANGING_FILTERS = ("strftime_now", "lipsum"), ("random",)
+_CHANGING_NAMES: tuple[str, ...] = ("strftime_now", "lipsum")
+_CHANGING_FILTERS: tuple[str, ...] = ("random",)
 _NAMES = ("messages", "instruction", *_SPECIAL)
 _EXAMPLE = (
     'For example: \'Query: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}\''
@@ -224,12 +225,12 @@ def _changing_values(text: str) -> list[str]:
     for node in _environment().parse(text).find_all((nodes.Name, nodes.Filter, nodes.Const)):
         # A filter may be named by a text: map("random").
         if isinstance(node, nodes.Const):
-            changing = node.value in _CHANGING_FILTERS and str(node.value)
+            name, changing = node.value, _CHANGING_FILTERS
         else:
             assert isinstance(node, (nodes.Name, nodes.Filter))
-            changing = node.name in (*_CHANGING_FILTERS, *_CHANGING_NAMES) and node.name
-        if changing:
-            found[changing] = None
+            name, changing = node.name, (*_CHANGING_FILTERS, *_CHANGING_NAMES)
+        if name in changing:
+            found[str(name)] = None
     return list(found)
 
 

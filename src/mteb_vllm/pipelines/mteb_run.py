@@ -8,7 +8,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.engines.timing import replaced
@@ -302,9 +302,9 @@ def _evaluate(model: MTEBModels, task: AbsTask, cache: ResultsStore, predictions
 def _watched(task: AbsTask) -> Iterator[list[Unit]]:
     """Note which subset and split is being evaluated: the last one, if there is one."""
     at: list[Unit] = []
-    evaluate = task._evaluate_subset
+    evaluate: Callable[..., ScoresDict] = task._evaluate_subset
 
-    def watched(*args: Any, hf_split: str, hf_subset: str, **kwargs: Any) -> ScoresDict:
+    def watched(*args: object, hf_split: str, hf_subset: str, **kwargs: object) -> ScoresDict:
         at.append((hf_subset, hf_split))
         scores = evaluate(*args, hf_split=hf_split, hf_subset=hf_subset, **kwargs)
         at.clear()

@@ -74,7 +74,7 @@ class VllmWrapperBase:
         env: Environment variables that vLLM is opened with.
         max_num_seqs: Texts in one step of the engine.
         head_dtype: dtype of the pooling or classification head.
-        **engine_args: object argument of vLLM's `EngineArgs`: dtype, max_model_len, pooler_config, ... What is not set is as
+        **engine_args: Any argument of vLLM's `EngineArgs`: dtype, max_model_len, pooler_config, ... What is not set is as
             the configuration's `engine=auto` has it: on a CPU float32, in this process; on a GPU vLLM's defaults.
 
     Raises:
