@@ -32,6 +32,9 @@ IN_STRINGS = {
     "sweep/process.py": {"mteb_vllm.sweep.child"},  # the process that runs points
 }
 
+# `Any` in the annotations of parameters and of what is returned, in the whole package. It only goes down.
+MOST_ANYS = 226
+
 
 def lint(root: Path) -> subprocess.CompletedProcess[str]:
     """Run import-linter with the project's contracts on a copy of the package."""
@@ -94,6 +97,25 @@ def test_modules_that_strings_name_are_there() -> None:
     for names in found.values():
         for name in names:
             assert importlib.util.find_spec(name.rstrip(".")) is not None, name
+
+
+def anys(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Count `Any` in a signature."""
+    given = function.args
+    arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+    annotations = [*(one.annotation for one in arguments if one is not None), function.returns]
+    nodes = [node for one in annotations if one is not None for node in ast.walk(one)]
+    return sum(isinstance(node, ast.Name) and node.id == "Any" for node in nodes)
+
+
+def test_signatures_hold_no_more_any_than_before() -> None:
+    found = {
+        f"{path.relative_to(PACKAGE)}:{node.lineno}": anys(node)
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and anys(node)
+    }
+    assert sum(found.values()) <= MOST_ANYS, found
 
 
 def test_every_error_is_in_the_tree_and_public() -> None:

@@ -58,7 +58,7 @@ def backend_of(engine: Mapping[str, Any]) -> Backend:
 
 def resolve_arguments(
     engine: Mapping[str, Any], recipe: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, str], str, Backend]:
+) -> tuple[dict[str, object], dict[str, str], str, Backend]:
     """Engine arguments and environment: what is set, else what the recipe says, else the preset of this machine.
 
     Args:
@@ -76,7 +76,7 @@ def resolve_arguments(
         return args, env, "none", "sentence_transformers"
     name = pick_preset(engine.get("preset") or "none")
     layers = [_preset_values(name), recipe, engine]
-    merged: dict[str, Any] = {}
+    merged: dict[str, object] = {}
     for layer in layers:
         merged |= {key: value for key, value in layer.items() if value is not None and key not in ("preset", "env")}
     return _vllm_names(merged), _env(*layers), name, "vllm"
@@ -92,9 +92,9 @@ def _env(*layers: Mapping[str, Any]) -> dict[str, str]:
     return env
 
 
-def _of_sentence_transformers(engine: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+def _of_sentence_transformers(engine: Mapping[str, object], recipe: Mapping[str, Any]) -> dict[str, object]:
     """What is set for sentence-transformers; of a recipe for vLLM, what means the same here."""
-    merged = {"load_format": "safetensors", "trust_remote_code": False}
+    merged: dict[str, object] = {"load_format": "safetensors", "trust_remote_code": False}
     for layer in (_preset_values("sentence_transformers"), recipe, engine):
         merged |= {key: value for key, value in layer.items() if value is not None and key in _OF_SENTENCE_TRANSFORMERS}
     if (dimensions := (recipe.get("pooler_config") or {}).get("dimensions")) is not None:
@@ -104,7 +104,7 @@ def _of_sentence_transformers(engine: Mapping[str, Any], recipe: Mapping[str, An
     return merged
 
 
-def _vllm_names(values: Mapping[str, Any]) -> dict[str, Any]:
+def _vllm_names(values: Mapping[str, Any]) -> dict[str, object]:
     """Values by the names of `conf/engine/` as vLLM's engine arguments."""
     args = {key: value for key, value in values.items() if value is not None and key not in (*OWN_KEYS, *_NOT_VLLMS)}
     if values.get("head_dtype") is not None:
@@ -118,7 +118,7 @@ def _vllm_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _preset_values(preset: str) -> Mapping[str, Any]:
+def _preset_values(preset: str) -> Mapping[str, object]:
     if preset not in ("vllm", "vllm_cpu", "sentence_transformers"):
         return {}
     from omegaconf import OmegaConf
@@ -128,7 +128,7 @@ def _preset_values(preset: str) -> Mapping[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def check_sentence_transformers(where: str, values: Mapping[str, Any]) -> list[Mistake]:
+def check_sentence_transformers(where: str, values: Mapping[str, object]) -> list[Mistake]:
     """What is wrong with the arguments of an engine of sentence-transformers; for the arguments see `check_arguments`."""
     mistakes = []
     for key, value in values.items():
@@ -162,7 +162,7 @@ def check_sentence_transformers(where: str, values: Mapping[str, Any]) -> list[M
     return mistakes
 
 
-def check_arguments(where: str, values: Mapping[str, Any], vllm: VllmCatalogue) -> list[Mistake]:
+def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogue) -> list[Mistake]:
     """What is wrong with engine arguments, as far as the installed vLLM's own description of them says.
 
     Args:
@@ -229,7 +229,9 @@ _BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 _MULTIPLES = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
-def _value_mistakes(at: str, value: Any, arg: EngineArg, write: Callable[[Any], str] | None = None) -> list[Mistake]:
+def _value_mistakes(
+    at: str, value: object, arg: EngineArg, write: Callable[[object], str] | None = None
+) -> list[Mistake]:
     """What is wrong with the value of an argument, or of a key in one; `write` makes an override of a better value."""
     write = write or functools.partial(suggest, at)
     if arg.choices is not None:
@@ -245,9 +247,9 @@ def _value_mistakes(at: str, value: Any, arg: EngineArg, write: Callable[[Any], 
         what = f"vLLM wants {kind} here, this is {type(value).__name__}"
         near = (write(number),) if kind == "int" and (number := _as_number(value)) is not None else ()
         return [Mistake(f"{at}={value}", what, _EXAMPLES.get(kind, ""), near)]
-    if arg.name == "gpu_memory_utilization" and not 0 < value <= 1:
+    if arg.name == "gpu_memory_utilization" and isinstance(value, (int, float)) and not 0 < value <= 1:
         return [Mistake(f"{at}={value}", "is a share of the memory, above 0 and up to 1")]
-    if arg.name == "max_model_len" and value < 1 and value != -1:
+    if arg.name == "max_model_len" and isinstance(value, (int, float)) and value < 1 and value != -1:
         way = "Leave it unset for the model's own context; -1 is as much of that as fits into the memory."
         return [Mistake(f"{at}={value}", "must be 1 or more", way)]
     if isinstance(value, (int, float)):
@@ -258,7 +260,7 @@ def _value_mistakes(at: str, value: Any, arg: EngineArg, write: Callable[[Any], 
 
 
 def _field_mistakes(
-    at: str, value: Mapping[str, Any], known: Mapping[str, EngineArg], write: Callable[[Any], str]
+    at: str, value: Mapping[str, object], known: Mapping[str, EngineArg], write: Callable[[object], str]
 ) -> list[Mistake]:
     """What is wrong with a dict that stands for one of vLLM's configuration classes."""
     mistakes = []
@@ -278,7 +280,7 @@ def _field_mistakes(
     return mistakes
 
 
-def _is_coerced(kind: str, value: Any) -> bool:
+def _is_coerced(kind: str, value: object) -> bool:
     """Return whether pydantic turns a value of another type into this kind, as it does inside configuration classes."""
     if kind == "bool":
         return value in (0, 1) or str(value).lower() in ("true", "false", "yes", "no", "on", "off", "y", "n", "t", "f")
@@ -289,17 +291,17 @@ def _is_coerced(kind: str, value: Any) -> bool:
     return kind == "int" and isinstance(value, float) and value.is_integer()
 
 
-def _with_key(write: Callable[[Any], str], values: Mapping[str, Any], key: str, value: Any) -> str:
+def _with_key(write: Callable[[object], str], values: Mapping[str, object], key: str, value: object) -> str:
     return write({**values, key: value})
 
 
-def _as_number(value: Any) -> int | None:
+def _as_number(value: object) -> int | None:
     """Return what a human-readable number stands for: `16k` is 16,000 and `16K` 16,384, as on vLLM's own command line."""
     found = re.fullmatch(r"(\d+)([kKmMgG])", value) if isinstance(value, str) else None
     return None if found is None else int(found[1]) * _MULTIPLES[found[2]]
 
 
-def context_limit(arguments: Mapping[str, Any]) -> int | None:
+def context_limit(arguments: Mapping[str, object]) -> int | None:
     """Return the context that arguments set, in tokens; None where it is the model's own (-1: as much of it as fits)."""
     limit = arguments.get("max_model_len")
     return limit if isinstance(limit, int) and limit > 0 else None
@@ -308,7 +310,7 @@ def context_limit(arguments: Mapping[str, Any]) -> int | None:
 _EXAMPLES = {"bool": "true or false.", "list": "As [a,b].", "dict": "As {key: value}."}
 
 
-def _env_mistakes(at: str, value: Any, vllm: VllmCatalogue | None) -> list[Mistake]:
+def _env_mistakes(at: str, value: object, vllm: VllmCatalogue | None) -> list[Mistake]:
     """Return what is wrong with `engine.env`; `vllm` is None where the engine is sentence-transformers."""
     if not isinstance(value, Mapping):
         return [Mistake(f"{at}={value}", "must be a dict of names and values")]

@@ -16,10 +16,10 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,11 @@ from mteb_vllm.models.sentence_transformers_files import Applied, apply_files
 from mteb_vllm.util import masking
 from mteb_vllm.util.fingerprint import METHOD, fingerprint, identity
 from mteb_vllm.util.machine import device, versions
+from mteb_vllm.util.plain import Json, JsonObject
+
+if TYPE_CHECKING:
+    from psutil import Process
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +80,7 @@ class EngineSpec:
             return Applied()
         return apply_files(self.model.files, self.model.config, self.args, self.convert)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """What of this changes results, as plain values."""
         return {
             "model": self.model.name,
@@ -83,9 +88,9 @@ class EngineSpec:
             "weights": self.model.digest,
             "convert": self.convert,
             "backend": self.backend,
-            "args": {key: _plain(value) for key, value in masking.without_secrets(self.args).items()},
+            "args": _plain(masking.without_secrets(self.args)),
             "files": self.applied.settings() if self.backend == "vllm" else None,
-            "env": masking.without_secrets(self.env),
+            "env": _plain(masking.without_secrets(self.env)),
             "shell": environment.shell(self.env),
             "device": device(),
             "method": METHOD,
@@ -101,6 +106,20 @@ class EngineSpec:
     def fingerprint(self) -> str:
         """The hash of everything above that changes results."""
         return fingerprint(self.settings())
+
+
+class Bar(Protocol):
+    """What an engine needs of a progress bar: a part of `tqdm.tqdm`."""
+
+    def update(self, count: int, /) -> object:
+        """Count texts that are done."""
+
+    def close(self) -> object:
+        """End it."""
+
+
+# Makes the bar of one call, as `tqdm.tqdm` does; False: there is none.
+MakeBar = Callable[..., Bar] | Literal[False]
 
 
 class Scores(NamedTuple):
@@ -167,7 +186,7 @@ class Engine(ABC):
     labels: int | None = None
     in_process: bool = False
     own_template: bool = False
-    processes: Sequence[Any] = ()
+    processes: Sequence[Process] = ()
     log: Path | None = None
     owners: set[int] = field(default_factory=set)
     cached_tokens: int = 0
@@ -192,17 +211,19 @@ class Engine(ABC):
 
     @property
     @abstractmethod
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, of transformers' kind."""
 
     @abstractmethod
-    def embed(self, texts: list[str], bar: Any = False, prompt: str = "") -> tuple[npt.NDArray[np.float32], list[int]]:
+    def embed(
+        self, texts: list[str], bar: MakeBar = False, prompt: str = ""
+    ) -> tuple[npt.NDArray[np.float32], list[int]]:
         """Embeds texts in one call, as a caller would; a text that is too long is cut at its end.
 
         Args:
             texts: The texts, prompts included.
             prompt: What each of them begins with, for models that do not pool a prompt's tokens.
-            bar: Makes what is told of progress, as `tqdm.tqdm` would be; false: nothing is.
+            bar: Makes what is told of progress, called as `tqdm.tqdm` is; false: nothing is.
 
         Returns:
             embeddings: float32 array, shape (n_texts, dim); and the tokens that each text had in the engine.
@@ -219,7 +240,7 @@ class Engine(ABC):
         *,
         template: str | None = None,
         activation: Activation | None = None,
-        bar: Any = False,
+        bar: MakeBar = False,
     ) -> Scores:
         """Scores pairs in one call, as a caller would; with `activation` other than None the scores are logits.
 
@@ -236,7 +257,7 @@ class Engine(ABC):
 
     @abstractmethod
     def score_tokens(
-        self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: Any = False
+        self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: MakeBar = False
     ) -> Scores:
         """As `score`, of pairs that are tokens already, cut to the context."""
 
@@ -280,7 +301,7 @@ class Engine(ABC):
         """Give back what an engine of this kind leaves in the process."""
 
 
-def special_tokens(tokenizer: Any) -> list[list[str]] | None:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[str]] | None:
     """Return the special tokens that a tokenizer puts before and behind a text; None where it cannot be asked so."""
     try:
         bare = tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -335,7 +356,7 @@ def close_engines(*, owned: bool = True) -> None:
 atexit.register(close_engines)
 
 
-def working_processes() -> list[Any]:
+def working_processes() -> list[Process]:
     """The processes of open engines, beside this one."""
     return [process for engine in _open for process in engine.processes]
 
@@ -372,7 +393,7 @@ def _start(spec: EngineSpec) -> Engine:
     return engine
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Json:
     """A value as JSON can hold it, so that two different ones never look alike."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

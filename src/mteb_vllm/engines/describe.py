@@ -12,15 +12,19 @@ from dataclasses import Field, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from mteb_vllm.catalogue import to_json
+from mteb_vllm.util.plain import JsonObject
+
+if TYPE_CHECKING:
+    from vllm.model_executor.models.registry import _ModelRegistry
 
 _KINDS = {bool: "bool", int: "int", float: "float", str: "str", list: "list", tuple: "list", set: "list", dict: "dict"}
 _ENCODER_ONLY = re.compile(r"""attn_type\(["']encoder_only["']\)|seq_pooling_type=["']CLS["']""")
 
 
-def describe() -> dict[str, Any]:
+def describe() -> JsonObject:
     """Return the fields of a `VllmCatalogue` but the version."""
     from vllm import ModelRegistry, config, envs
     from vllm.engine import arg_utils
@@ -40,13 +44,13 @@ def describe() -> dict[str, Any]:
     }
 
 
-def _hints(cls: Any) -> dict[str, Any]:
+def _hints(cls: type) -> dict[str, object]:
     # Some names vLLM imports for type checkers only: these are Any.
     module = vars(sys.modules[cls.__module__])
     return get_type_hints(cls, localns=defaultdict(lambda: Any, vars(builtins) | module), include_extras=False)
 
 
-def _read_encoder_only(registry: Any) -> list[str]:
+def _read_encoder_only(registry: _ModelRegistry) -> list[str]:
     """Architectures by the decorators of their classes, from the source: importing them all takes minutes.
 
     vLLM's `ModelConfig.attn_type` takes a model whose default pooling is CLS for one without causal attention.
@@ -67,7 +71,7 @@ def _read_encoder_only(registry: Any) -> list[str]:
     return sorted(name for name, model in registry.models.items() if marked(model.class_name))
 
 
-def _read_limits(field: Field[Any]) -> dict[str, float]:
+def _read_limits(field: Field[object]) -> dict[str, float]:
     """The bounds of a number, as pydantic's `Field` has them."""
     found: dict[str, float] = {}
     for item in getattr(field.default, "metadata", ()):
@@ -79,13 +83,17 @@ def _read_limits(field: Field[Any]) -> dict[str, float]:
     return found
 
 
-def _read_arg(field: Field[Any], hint: Any) -> dict[str, Any]:
+def _read_arg(field: Field[object], hint: object) -> JsonObject:
     members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     literals = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
     origins = {get_origin(member) or member for member in members} - {type(None)}
     # No YAML value is a class or a function.
     kinds = {_KINDS.get(origin, "any") for origin in (origins - {Literal, type, Callable}) | {*map(type, literals)}}
-    inner = next((one for one in origins if is_dataclass(one)), None) if len(origins) == 1 else None
+    inner = (
+        next((one for one in origins if isinstance(one, type) and is_dataclass(one)), None)
+        if len(origins) == 1
+        else None
+    )
     return {
         "name": field.name,
         "type": re.sub(r"<\w+ '(.*)'>", r"\1", re.sub(r"\b([A-Za-z_]\w*\.)+", "", str(hint))),
@@ -96,7 +104,7 @@ def _read_arg(field: Field[Any], hint: Any) -> dict[str, Any]:
     }
 
 
-def _read_fields(cls: Any) -> dict[str, Any]:
+def _read_fields(cls: type) -> JsonObject:
     hints = _hints(cls)
     return {field.name: _read_arg(field, hints[field.name]) for field in fields(cls) if field.init}
 

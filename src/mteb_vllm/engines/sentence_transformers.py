@@ -6,9 +6,9 @@ import contextlib
 import gc
 import importlib.util
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,15 @@ from mteb_vllm.models.architectures import position_limit
 from mteb_vllm.models.score_templates import Activation, render_pair
 
 if TYPE_CHECKING:
-    from mteb_vllm.engines.base import LongPair
+    import torch
+    from mteb.models.sentence_transformer_wrapper import CrossEncoderWrapper, SentenceTransformerEncoderWrapper
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from mteb_vllm.engines.base import LongPair, MakeBar
+
+# What modules hand on to each other, by name.
+Features: TypeAlias = "dict[str, torch.Tensor]"
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +42,10 @@ class SentenceTransformersEngine(Engine):
     _phases: Phases | None = None
 
     @property
-    def model(self) -> Any:
+    def model(self) -> SentenceTransformer | CrossEncoder:
         """The SentenceTransformer or CrossEncoder."""
-        return self.llm.model
+        model: SentenceTransformer | CrossEncoder = self.llm.model
+        return model
 
     @property
     def batch_size(self) -> int:
@@ -49,11 +58,14 @@ class SentenceTransformersEngine(Engine):
         return self.spec.args.get("dimensions") is not None and "Normalize" in self.resolved["modules"]
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, of transformers' kind."""
-        return self.model.tokenizer
+        tokenizer: PreTrainedTokenizerBase = self.model.tokenizer
+        return tokenizer
 
-    def embed(self, texts: list[str], bar: Any = False, prompt: str = "") -> tuple[npt.NDArray[np.float32], list[int]]:
+    def embed(
+        self, texts: list[str], bar: MakeBar = False, prompt: str = ""
+    ) -> tuple[npt.NDArray[np.float32], list[int]]:
         """See `Engine.embed`."""
         prompts: dict[str, Any] = {}
         if prompt and not self.pools_prompts:
@@ -71,7 +83,7 @@ class SentenceTransformersEngine(Engine):
         *,
         template: str | None = None,
         activation: Activation | None = None,
-        bar: Any = False,
+        bar: MakeBar = False,
     ) -> Scores:
         """See `Engine.score`."""
         if template is not None:
@@ -91,7 +103,7 @@ class SentenceTransformersEngine(Engine):
         return Scores(_one_each(values), [lengths[pair] for pair in zip(queries, documents, strict=True)])
 
     def score_tokens(
-        self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: Any = False
+        self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: MakeBar = False
     ) -> Scores:
         """See `Engine.score_tokens`."""
         rows = []
@@ -101,39 +113,42 @@ class SentenceTransformersEngine(Engine):
             rows.append({"input_ids": pair.tokens, **types})
         return self._score_ids(rows, activation, bar)
 
-    def _score_ids(self, rows: list[dict[str, list[int]]], activation: Activation | None, bar: Any) -> Scores:
+    def _score_ids(self, rows: list[dict[str, list[int]]], activation: Activation | None, bar: MakeBar) -> Scores:
         """Scores what is tokens already, sorted by length as sentence-transformers sorts texts."""
         import torch
 
-        made = torch.nn.Identity() if activation is not None else self.model.activation_fn
+        model: CrossEncoder = self.llm.model
+        own = model.activation_fn
+        made = torch.nn.Identity() if activation is not None or own is None else own
         values = np.empty(len(rows), dtype=np.float32)
         order = sorted(range(len(rows)), key=lambda at: -len(rows[at]["input_ids"]))
         with self._watched(len(rows), bar), _working(), torch.inference_mode():
-            self.model.eval()
+            model.eval()
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
-                features = self.tokenizer.pad([rows[at] for at in batch], return_tensors="pt").to(self.model.device)
-                scores = made(self.model(dict(features))["scores"].float())
+                features = self.tokenizer.pad([rows[at] for at in batch], return_tensors="pt").to(model.device)
+                scores = made(model(dict(features))["scores"].float())
                 values[batch] = _one_each(scores.cpu().numpy())
         return Scores(values, [len(row["input_ids"]) for row in rows])
 
-    def _how(self) -> dict[str, Any]:
+    def _how(self) -> dict[str, object]:
         return {"batch_size": self.batch_size, "show_progress_bar": False}
 
     @contextlib.contextmanager
-    def _watched(self, n_texts: int, bar: Any) -> Iterator[dict[Any, int]]:
+    def _watched(self, n_texts: int, bar: MakeBar) -> Iterator[dict[str | tuple[str, ...], int]]:
         """Takes down the tokens of each text as the model gets them, and tells a bar of texts that are done."""
-        lengths: dict[Any, int] = {}
+        lengths: dict[str | tuple[str, ...], int] = {}
         shown = bar(total=n_texts, desc="Processed prompts") if bar else None
-        preprocess, forward = self.model.preprocess, self.model.forward
+        preprocess: Callable[..., Features] = self.model.preprocess
+        forward: Callable[..., Features] = self.model.forward
 
-        def watched_preprocess(batch: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        def watched_preprocess(batch: Sequence[str | list[str]], *args: object, **kwargs: object) -> Features:
             features = preprocess(batch, *args, **kwargs)
             tokens = features["attention_mask"].sum(1).tolist()
             lengths.update(zip((tuple(one) if isinstance(one, list) else one for one in batch), tokens, strict=True))
             return features
 
-        def watched_forward(features: Any, *args: Any, **kwargs: Any) -> Any:
+        def watched_forward(features: Features, *args: object, **kwargs: object) -> Features:
             out = forward(features, *args, **kwargs)
             if shown is not None:
                 shown.update(len(features["input_ids"]))
@@ -148,13 +163,14 @@ class SentenceTransformersEngine(Engine):
     def timed(self) -> Iterator[Phases]:
         """Takes down where the time of the calls in here goes."""
         phases = Phases()
-        preprocess, forward = self.model.preprocess, self.model.forward
+        preprocess: Callable[..., Features] = self.model.preprocess
+        forward: Callable[..., Features] = self.model.forward
 
-        def timed_preprocess(*args: Any, **kwargs: Any) -> Any:
+        def timed_preprocess(*args: object, **kwargs: object) -> Features:
             with phases.inside("tokenise"):
                 return preprocess(*args, **kwargs)
 
-        def timed_forward(*args: Any, **kwargs: Any) -> Any:
+        def timed_forward(*args: object, **kwargs: object) -> Features:
             with phases.inside("engine"):
                 out = forward(*args, **kwargs)
                 self._finish()
@@ -179,7 +195,7 @@ class SentenceTransformersEngine(Engine):
             torch.cuda.empty_cache()
 
 
-def _one_each(values: Any) -> npt.NDArray[np.float32]:
+def _one_each(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
     return np.asarray(values, dtype=np.float32).reshape(-1)
 
 
@@ -199,7 +215,7 @@ class _Loader(list[dict[str, list[str]]]):
         self.dataset = SimpleNamespace(features=("text",))
 
 
-def _anywhere() -> dict[str, Any]:
+def _anywhere() -> dict[str, object]:
     """Return the task that mteb's wrappers choose prompts by: none, as ours are in front of the texts already."""
     return {"task_metadata": SimpleNamespace(name="", type=""), "hf_split": "", "hf_subset": ""}
 
@@ -258,15 +274,16 @@ def load(spec: EngineSpec) -> SentenceTransformersEngine:
     )
 
 
-def _context(model: Any) -> int:
+def _context(model: SentenceTransformer | CrossEncoder) -> int:
     """Tokens after which a text is cut: the model's own, no more than it has positions for."""
-    config = model[0].model.config
+    first: Any = model[0]
+    config: PreTrainedConfig = first.model.config
     positions = position_limit(config.to_dict()) or getattr(config, "max_position_embeddings", None)
     limits = [model.max_seq_length, positions]
     return min(int(limit) for limit in limits if limit is not None)
 
 
-def _wrapper(spec: EngineSpec) -> Any:
+def _wrapper(spec: EngineSpec) -> SentenceTransformerEncoderWrapper | CrossEncoderWrapper:
     """Return mteb's wrapper of the model, with nothing of its own in front of texts."""
     from mteb.models import sentence_transformer_wrapper as wrappers
 
@@ -284,21 +301,22 @@ def _wrapper(spec: EngineSpec) -> Any:
         "model_kwargs": how,
     }
     if spec.convert == "embed":
-        wrapper: Any = wrappers.SentenceTransformerEncoderWrapper(
+        encoder = wrappers.SentenceTransformerEncoderWrapper(
             spec.model.location, embed_dim=args.get("dimensions"), **common
         )
-        wrapper.model_prompts, wrapper.model.prompts, wrapper.model.default_prompt_name = None, {}, None
-        return wrapper
+        encoder.model_prompts, encoder.model.prompts, encoder.model.default_prompt_name = None, {}, None
+        return encoder
     wrapper = wrappers.CrossEncoderWrapper(spec.model.location, **common)
     wrapper.model.prompts, wrapper.model.default_prompt_name = {}, None
     _answer_with(wrapper.model, args.get("hf_overrides") or {})
     return wrapper
 
 
-def _answer_with(model: Any, overrides: Mapping[str, Any]) -> None:
+def _answer_with(model: CrossEncoder, overrides: Mapping[str, Any]) -> None:
     """Lets a language model's score be of those tokens that the recipe names for vLLM: as `[no, yes]`, or one alone."""
     tokens = overrides.get("classifier_from_token")
-    if not tokens or not hasattr(model[-1], "true_token_id"):
+    last: Any = model[-1]
+    if not tokens or not hasattr(last, "true_token_id"):
         return
     ids = [model.tokenizer.convert_tokens_to_ids(token) for token in tokens]
-    model[-1].true_token_id, model[-1].false_token_id = ids[-1], (ids[0] if len(ids) == 2 else None)
+    last.true_token_id, last.false_token_id = ids[-1], (ids[0] if len(ids) == 2 else None)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 Phase = Literal["tokenise", "engine", "collect"]
 
@@ -43,7 +43,7 @@ class Phases:
 
 
 @contextmanager
-def replaced(thing: Any, **attributes: Any) -> Iterator[None]:
+def replaced(thing: object, **attributes: object) -> Iterator[None]:
     """Lets an object have other attributes of its own for a while."""
     before = {name: vars(thing)[name] for name in attributes if name in vars(thing)}
     try:

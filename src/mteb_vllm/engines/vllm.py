@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,13 @@ from mteb_vllm.util.machine import vllm_distribution
 from mteb_vllm.util.quiet import warnings_about_models
 
 if TYPE_CHECKING:
-    from mteb_vllm.engines.base import LongPair
+    from psutil import Process
+    from transformers import PreTrainedTokenizerBase
+    from vllm import LLM, PoolingParams
+    from vllm.config import PoolerConfig
+    from vllm.outputs import PoolingRequestOutput
+
+    from mteb_vllm.engines.base import LongPair, MakeBar
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +45,14 @@ class VllmEngine(Engine):
     """An open `LLM`."""
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, of transformers' kind."""
-        return self.llm.get_tokenizer()
+        tokenizer: PreTrainedTokenizerBase = self.llm.get_tokenizer()
+        return tokenizer
 
-    def embed(self, texts: list[str], bar: Any = False, prompt: str = "") -> tuple[npt.NDArray[np.float32], list[int]]:
+    def embed(
+        self, texts: list[str], bar: MakeBar = False, prompt: str = ""
+    ) -> tuple[npt.NDArray[np.float32], list[int]]:
         """See `Engine.embed`."""
         import torch
 
@@ -63,7 +72,7 @@ class VllmEngine(Engine):
         *,
         template: str | None = None,
         activation: Activation | None = None,
-        bar: Any = False,
+        bar: MakeBar = False,
     ) -> Scores:
         """See `Engine.score`."""
         outputs = self.call(
@@ -78,7 +87,7 @@ class VllmEngine(Engine):
         return self._scores([output.outputs.score for output in outputs], outputs)
 
     def score_tokens(
-        self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: Any = False
+        self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: MakeBar = False
     ) -> Scores:
         """See `Engine.score_tokens`."""
         outputs = self.call(
@@ -90,19 +99,21 @@ class VllmEngine(Engine):
         )
         return self._scores([float(output.outputs.data) for output in outputs], outputs)
 
-    def _scores(self, values: Sequence[float], outputs: Sequence[Any]) -> Scores:
+    def _scores(self, values: Sequence[float], outputs: Sequence[PoolingRequestOutput]) -> Scores:
         cached = _cached(outputs)
         self.cached_tokens += cached
         return Scores(np.array(values, dtype=np.float32), [len(output.prompt_token_ids) for output in outputs], cached)
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+    def call(
+        self, method: str, inputs: Sequence[object], *args: object, **kwargs: object
+    ) -> list[PoolingRequestOutput]:
         """Calls `LLM.encode` or `LLM.score`; the engine is sound afterwards, or closed.
 
         Raises:
             EngineError: if the engine has died.
         """
         try:
-            outputs: list[Any] = getattr(self.llm, method)(*args, **kwargs)
+            outputs: list[PoolingRequestOutput] = getattr(self.llm, method)(inputs, *args, **kwargs)
         except Exception as error:
             dead = type(error).__name__ == "EngineDeadError"
             refused = isinstance(error, (ValueError, TypeError)) and not self.llm.llm_engine.has_unfinished_requests()
@@ -117,9 +128,9 @@ class VllmEngine(Engine):
             # Ctrl-C: vLLM keeps the requests, whose answers would be taken for those of the next call.
             self.close()
             raise
-        if len(outputs) != len(args[0]):
+        if len(outputs) != len(inputs):
             self.close()
-            raise EngineError(f"vLLM gave {len(outputs)} answers to {len(args[0])} texts")
+            raise EngineError(f"vLLM gave {len(outputs)} answers to {len(inputs)} texts")
         return outputs
 
     @contextlib.contextmanager
@@ -133,11 +144,11 @@ class VllmEngine(Engine):
         add_request, step = core.add_request, core.step
         phases = Phases()
 
-        def timed_request(*args: Any, **kwargs: Any) -> Any:
+        def timed_request(*args: object, **kwargs: object) -> object:
             with phases.inside("engine", before="tokenise"):
                 return add_request(*args, **kwargs)
 
-        def timed_step(*args: Any, **kwargs: Any) -> Any:
+        def timed_step(*args: object, **kwargs: object) -> object:
             with phases.inside("engine"):
                 return step(*args, **kwargs)
 
@@ -169,7 +180,7 @@ class VllmEngine(Engine):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _parameters(activation: Activation | None, first_length: int | None = None) -> Any:
+def _parameters(activation: Activation | None, first_length: int | None = None) -> PoolingParams:
     from vllm import PoolingParams
 
     extra = {} if first_length is None else {"extra_kwargs": {"compressed_token_type_ids": first_length}}
@@ -177,7 +188,7 @@ def _parameters(activation: Activation | None, first_length: int | None = None) 
     return PoolingParams(use_activation=None if activation is None else False, **extra)
 
 
-def _cached(outputs: Sequence[Any]) -> int:
+def _cached(outputs: Sequence[PoolingRequestOutput]) -> int:
     return sum(getattr(output, "num_cached_tokens", None) or 0 for output in outputs)
 
 
@@ -256,7 +267,7 @@ def load(spec: EngineSpec) -> VllmEngine:
     return engine
 
 
-def _pooler_config(spec: EngineSpec) -> Any:
+def _pooler_config(spec: EngineSpec) -> PoolerConfig | None:
     """Return vLLM's `PoolerConfig`: what is configured, else what the model's files ask for; None leaves it to vLLM."""
     from vllm.config import PoolerConfig
 
@@ -292,7 +303,7 @@ def _standard_error() -> Path | None:
     return path if path.is_file() else None
 
 
-def _works(process: Any) -> bool:
+def _works(process: Process) -> bool:
     """Whether a process is one of an engine's, and not a helper of Python's that outlives it."""
     import psutil
 
@@ -302,5 +313,5 @@ def _works(process: Any) -> bool:
         return False
 
 
-def _processors(llm: Any) -> Iterable[Any]:
+def _processors(llm: LLM) -> Iterable[object]:
     return getattr(llm, "pooling_io_processors", {}).values()

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from mteb_vllm.models.architectures import position_limit
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from mteb_vllm.engines.base import EngineSpec
 
 
-def shorter_context(spec: EngineSpec, args: Mapping[str, Any]) -> dict[str, int]:
+def shorter_context(spec: EngineSpec, args: Mapping[str, object]) -> dict[str, int]:
     """Return the context of a model where vLLM by itself would take a longer one.
 
     It is the one at which sentence-transformers cuts texts, and of a model of RoBERTa's kind no more than its positions.
@@ -41,7 +43,7 @@ def let_llvmlite_be_looked_at() -> None:
     if look_up is None or getattr(look_up, "spares_dunders", False):
         return
 
-    def spared(self: Any, name: str) -> Any:
+    def spared(self: object, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(name)
         return look_up(self, name)
@@ -84,7 +86,7 @@ def explain(spec: EngineSpec, error: Exception) -> tuple[str, str]:
     return f"vLLM did not open {spec.model.name}: {first}", hint
 
 
-def _refused(item: Mapping[str, Any]) -> str:
+def _refused(item: ErrorDetails) -> str:
     """Return one of pydantic's findings in one line: the field, its value where that is short, and what is wrong with it."""
     where = ".".join(str(part) for part in item["loc"])
     what = " ".join(str(item["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ").split())

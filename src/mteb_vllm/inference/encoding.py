@@ -9,15 +9,20 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from mteb_vllm.engines.base import Engine
+from mteb_vllm.engines.base import Engine, MakeBar
 from mteb_vllm.errors import DataError, NonFiniteError
 from mteb_vllm.inference.embedding_cache.cache import Space
 from mteb_vllm.results.counters import Work
+
+if TYPE_CHECKING:
+    from mteb.types import BatchedInput
+    from torch.utils.data import DataLoader
+    from transformers import PreTrainedTokenizerBase
 
 # A text of more characters than this for each token of the context is shortened before it is tokenised: vLLM tokenises
 # a text whole before it truncates, which takes seconds for a book. Tokens of real text have 2 to 6 characters.
@@ -34,7 +39,7 @@ class Counter:
     n = 0
     postfix = ""
 
-    def __init__(self, progress: Progress, done: int, n_texts: int, **_: Any) -> None:
+    def __init__(self, progress: Progress, done: int, n_texts: int, **_: object) -> None:
         self._progress, self._done, self._n_texts = progress, done, n_texts
 
     def update(self, count: int = 1) -> None:
@@ -132,7 +137,7 @@ class _Embeddings:
         if cache is not None:
             cache.refresh()
 
-    def take(self, batch: Sequence[Any]) -> _Chunk:
+    def take(self, batch: Sequence[object]) -> _Chunk:
         """Return those texts that have to be computed: not seen before, not empty, not in the cache."""
         chunk = _Chunk()
         for text in batch:
@@ -165,7 +170,7 @@ class _Embeddings:
         self.work.store_seconds += time.perf_counter() - started
         return chunk.only(np.flatnonzero(~found).tolist())
 
-    def encode(self, chunk: _Chunk, bar: Any) -> None:
+    def encode(self, chunk: _Chunk, bar: MakeBar) -> None:
         """Compute the embeddings of a chunk, and put them into the cache."""
         if not chunk.texts:
             return
@@ -176,7 +181,7 @@ class _Embeddings:
             self.cache.add(chunk.keys, self.out[chunk.rows], cut)
             self.work.store_seconds += time.perf_counter() - started
 
-    def _compute(self, texts: list[str], rows: list[int], bar: Any) -> None:
+    def _compute(self, texts: list[str], rows: list[int], bar: MakeBar) -> None:
         engine, limit = self.engine, self.engine.max_model_len
         for at, text in enumerate(texts):
             if len(text) > _LONG * limit:
@@ -203,7 +208,7 @@ class _Embeddings:
         self.work.blank = len(self.blank) + sum(source in self.blank for _, source in self.copies)
 
 
-def texts_without_tokens(tokenizer: Any, texts: Sequence[str]) -> set[int]:
+def texts_without_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> set[int]:
     """Return the places of those texts of which a tokenizer makes no token at all, special ones included.
 
     Only texts without any ASCII letter or digit are tokenised for it: empty ones, white space, and what a normaliser removes.
@@ -219,7 +224,7 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def shorten(text: str, tokenizer: Any, limit: int) -> str:
+def shorten(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
     """The beginning of a text that fills the context for certain, ending between words; the text if none does."""
     size = _KEPT * limit
     while size < len(text):
@@ -261,7 +266,7 @@ def check_finite(engine: Engine, values: npt.NDArray[np.float32], what: str) -> 
         )
 
 
-def texts_of(inputs: Any) -> tuple[Iterator[str], int]:
+def texts_of(inputs: DataLoader[BatchedInput]) -> tuple[Iterator[str], int]:
     """The texts of a data loader of mteb's, and how many there are.
 
     The texts are read from the data set's column where that is the same thing: the loader itself collates row by row,
@@ -280,7 +285,7 @@ def texts_of(inputs: Any) -> tuple[Iterator[str], int]:
     return iter(texts), len(texts)
 
 
-def _plain(inputs: Any) -> bool:
+def _plain(inputs: DataLoader[BatchedInput]) -> bool:
     """Whether a loader yields the rows of its data set in their order, and their texts as they are."""
     from mteb._create_dataloaders import _custom_collate_fn
     from torch.utils.data import BatchSampler, SequentialSampler, default_collate

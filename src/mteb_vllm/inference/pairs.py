@@ -8,8 +8,7 @@ bytes could exceed the room that the query leaves: a token has one byte at least
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -98,7 +97,7 @@ class PairReader:
         inside = [at for at, (start, stop) in enumerate(read["offset_mapping"]) if begin <= start < stop <= end]
         return self._without_the_end(read, inside)
 
-    def _without_the_end(self, read: Any, inside: Sequence[int]) -> LongPair:
+    def _without_the_end(self, read: Mapping[str, Sequence[int]], inside: Sequence[int]) -> LongPair:
         """A tokenised pair without as many of its document's last tokens (`inside`) as are too many."""
         tokens = list(read["input_ids"])
         excess = max(len(tokens) - self.limit, 0)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mteb_vllm.engines.base import Engine, LongPair, Scores
+from mteb_vllm.engines.base import Engine, LongPair, MakeBar, Scores
 from mteb_vllm.inference.encoding import Counter, check_finite, readable, texts_without_tokens
 from mteb_vllm.inference.pairs import PairReader
 from mteb_vllm.models.score_templates import Activation
@@ -130,7 +129,7 @@ def _score_window(
     template: str | None,
     activation: Activation | None,
     work: Work,
-    bar: Any,
+    bar: MakeBar,
 ) -> npt.NDArray[np.float32]:
     rows = np.arange(block.start, block.stop)
     blank = pairs.blank[block]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence, Sized
 
 from mteb_vllm.models.files import Model
 
@@ -13,9 +12,15 @@ NOT_ONE_LABEL = (
 )
 
 
+def architectures(config: Mapping[str, object]) -> list[str]:
+    """Return the names of a model's architectures, by its `config.json`; none where it names none."""
+    names = config.get("architectures")
+    return [str(name) for name in names] if isinstance(names, (list, tuple)) else []
+
+
 def check_architecture(model: Model, known: Sequence[str], *, trust_remote_code: bool) -> str | None:
     """Says what is wrong with the model's architecture for this vLLM, or None."""
-    names = model.config.get("architectures") or []
+    names = architectures(model.config)
     if not names or any(name in known for name in names):
         return None
     if "auto_map" in model.config and not trust_remote_code:
@@ -31,7 +36,7 @@ def check_architecture(model: Model, known: Sequence[str], *, trust_remote_code:
     )
 
 
-def position_limit(config: Mapping[str, Any]) -> int | None:
+def position_limit(config: Mapping[str, object]) -> int | None:
     """Tokens that a model of RoBERTa's kind has positions for; None for other kinds.
 
     Its positions begin behind the padding's (fairseq's way), so there are fewer than `max_position_embeddings` says;
@@ -40,10 +45,12 @@ def position_limit(config: Mapping[str, Any]) -> int | None:
     if config.get("model_type") not in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "data2vec-text"):
         return None
     positions, padding = config.get("max_position_embeddings"), config.get("pad_token_id")
-    return None if not positions else int(positions) - (1 if padding is None else int(padding)) - 1
+    if not isinstance(positions, int) or not positions:
+        return None
+    return positions - (padding if isinstance(padding, int) else 1) - 1
 
 
-def longest_context(model: Model, config: Mapping[str, Any]) -> int | None:
+def longest_context(model: Model, config: Mapping[str, object]) -> int | None:
     """Return the longest context that vLLM takes for a model (its `_get_and_verify_max_len`); None where that is not sure.
 
     Args:
@@ -62,22 +69,22 @@ def longest_context(model: Model, config: Mapping[str, Any]) -> int | None:
     return max(positions, _length(config.get("model_max_length"))) if isinstance(positions, int) else None
 
 
-def _length(value: Any) -> int:
+def _length(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
-def is_encoder_only(config: Mapping[str, Any], encoder_only: Sequence[str]) -> bool:
+def is_encoder_only(config: Mapping[str, object], encoder_only: Sequence[str]) -> bool:
     """Return whether a model's attention is never causal, so that vLLM has no KV cache for it.
 
     Args:
         config: Its `config.json`.
         encoder_only: The architectures of which vLLM says so.
     """
-    names = config.get("architectures") or []
-    return bool(names) and str(names[0]) in encoder_only
+    names = architectures(config)
+    return bool(names) and names[0] in encoder_only
 
 
-def label_problem(model: Model, hf_overrides: Mapping[str, Any]) -> str | None:
+def label_problem(model: Model, hf_overrides: Mapping[str, object]) -> str | None:
     """Says what is wrong with the head of a model that shall score pairs, or None.
 
     Args:
@@ -85,13 +92,14 @@ def label_problem(model: Model, hf_overrides: Mapping[str, Any]) -> str | None:
         hf_overrides: Keys of its `config.json` that the engine replaces.
     """
     config = {**model.config, **hf_overrides}
-    names = [str(name) for name in config.get("architectures") or []]
+    names = architectures(config)
     if config.get("is_original_qwen3_reranker"):
         return None  # for which vLLM itself takes the difference of two tokens
     if config.get("method") or config.get("classifier_from_token"):
         # vLLM makes the head of the language model's: of the difference of two tokens, or of each one's logit.
-        tokens = config.get("classifier_from_token") or []
-        labels = 1 if config.get("method") == "from_2_way_softmax" and len(tokens) == 2 else len(tokens)
+        tokens = config.get("classifier_from_token")
+        n_tokens = len(tokens) if isinstance(tokens, Sized) else 0
+        labels = 1 if config.get("method") == "from_2_way_softmax" and n_tokens == 2 else n_tokens
         return None if labels == 1 else NOT_ONE_LABEL.format(labels=labels)
     if is_language_model(config):
         return (
@@ -103,11 +111,11 @@ def label_problem(model: Model, hf_overrides: Mapping[str, Any]) -> str | None:
     if not any(name.endswith("ForSequenceClassification") for name in names):
         return None
     # transformers' own default is two labels (PreTrainedConfig.num_labels).
-    labels = config.get("num_labels") or len(config.get("id2label") or "ab")
-    return None if labels == 1 else NOT_ONE_LABEL.format(labels=labels)
+    named = config.get("id2label")
+    found = config.get("num_labels") or (len(named) if isinstance(named, Sized) else 0) or 2
+    return None if found == 1 else NOT_ONE_LABEL.format(labels=found)
 
 
-def is_language_model(config: Mapping[str, Any]) -> bool:
+def is_language_model(config: Mapping[str, object]) -> bool:
     """Whether a `config.json` is a language model's, which scores a pair by its answer, through a template."""
-    names = config.get("architectures") or []
-    return any(str(name).endswith("ForCausalLM") for name in names)
+    return any(name.endswith("ForCausalLM") for name in architectures(config))

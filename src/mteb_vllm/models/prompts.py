@@ -11,16 +11,20 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.config.schema import InstructionConfig
 from mteb_vllm.errors import Mistake, TemplateError
 from mteb_vllm.util.fingerprint import identity
+from mteb_vllm.util.plain import JsonObject
 from mteb_vllm.util.shell import suggest
 from mteb_vllm.util.sources import CallableSource, find_callable_source, import_current
 
-Template = str | Callable[[str, Any], str]
+if TYPE_CHECKING:
+    from mteb.types import PromptType
+
+Template = str | Callable[[str, "PromptType | None"], str]
 
 _EXAMPLE = suggest("instruction.template", r"Instruct: {instruction}\nQuery:")
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[:.][A-Za-z_]\w*")
@@ -34,11 +38,11 @@ class TaskLike(Protocol):
         """Return the task's name."""
 
     @property
-    def type(self) -> Any:
+    def type(self) -> str:
         """Return its type, as `Retrieval`."""
 
     @property
-    def prompt(self) -> Any:
+    def prompt(self) -> str | Mapping[str, object] | None:
         """Return its own instruction: one text, one for each side, or None."""
 
 
@@ -75,7 +79,7 @@ class Prompts:
     apply_to_documents: bool = True
     default: str | None = None
 
-    def prefix(self, task: TaskLike, prompt_type: Any = None) -> Prefix:
+    def prefix(self, task: TaskLike, prompt_type: PromptType | str | None = None) -> Prefix:
         """The prefix for one side of a task.
 
         Args:
@@ -117,7 +121,7 @@ class Prompts:
     def _key(self, task: TaskLike, side: str | None) -> str | None:
         return next((key for key in candidates(task.name, task.type, side) if key in self.values), None)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """What of this changes results, as plain values."""
         template = self.template
         return {
@@ -165,7 +169,7 @@ def task_instruction(task: TaskLike, side: str | None) -> str:
     """The instruction that a task brings along, else that of its type; empty if there is none for this side."""
     prompt = task.prompt
     if isinstance(prompt, Mapping):
-        return str(prompt.get(side, "") or "") if side else next(iter(prompt.values()), "")
+        return str(prompt.get(side, "") or "" if side else next(iter(prompt.values()), ""))
     if prompt:
         return str(prompt)
     from mteb.abstasks.abstask import get_abstask_prompt
@@ -192,7 +196,7 @@ class ImportedTemplate:
     name: str
     source: CallableSource
 
-    def __call__(self, instruction: str, prompt_type: Any) -> str:
+    def __call__(self, instruction: str, prompt_type: PromptType | None) -> str:
         """Return the prefix for an instruction.
 
         Raises:
@@ -200,7 +204,7 @@ class ImportedTemplate:
         """
         return str(self.load()(instruction, prompt_type))
 
-    def load(self) -> Callable[[str, Any], str]:
+    def load(self) -> Callable[..., object]:
         """Import the callable; a module that was edited since its import is imported anew.
 
         Raises:
@@ -219,7 +223,7 @@ class ImportedTemplate:
             raise TemplateError(f"{at}: it is called with (instruction, prompt_type), and cannot be: {error}") from None
         except ValueError:
             pass  # written in C: its call will say it
-        return function  # type: ignore[no-any-return]
+        return function
 
     def identity(self) -> str:
         """Return what fingerprints know it by: the digest of its module's source, the same in a dry run and in a run.
@@ -231,7 +235,7 @@ class ImportedTemplate:
         return f"{self.source.module}:{self.source.name}#{self.source.digest[:16]}"
 
 
-def _identity(template: Callable[..., Any]) -> str:
+def _identity(template: Callable[..., object]) -> str:
     return template.identity() if isinstance(template, ImportedTemplate) else identity(template)
 
 

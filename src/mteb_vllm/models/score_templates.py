@@ -16,11 +16,17 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mteb_vllm.config.schema import ScoreTemplateConfig, conf_dir
 from mteb_vllm.errors import Mistake
+from mteb_vllm.util.plain import JsonObject
 from mteb_vllm.util.suggestions import nearest
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from jinja2.parser import Parser
+    from transformers import PreTrainedTokenizerBase
 
 Activation = Literal["sigmoid", "none"]
 
@@ -39,7 +45,8 @@ from mteb_vllm.models.score_templates import render_probes
 render_probes()
 """
 # What transformers and jinja offer to a template and gives another text each time.
-_CHANGING_NAMES, _CHANGING_FILTERS = ("strftime_now", "lipsum"), ("random",)
+_CHANGING_NAMES: tuple[str, ...] = ("strftime_now", "lipsum")
+_CHANGING_FILTERS: tuple[str, ...] = ("random",)
 _NAMES = ("messages", "instruction", *_SPECIAL)
 _EXAMPLE = (
     'For example: \'Query: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}\''
@@ -81,7 +88,9 @@ class ScoreTemplate:
         """Return queries and documents behind their prefixes."""
         return [self.query_prefix + text for text in queries], [self.document_prefix + text for text in documents]
 
-    def rendered(self, query: str, document: str, instruction: str = "", tokenizer: Any = None) -> str:
+    def rendered(
+        self, query: str, document: str, instruction: str = "", tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> str:
         """Return one pair as the model is given it; the two texts side by side where the model joins them itself.
 
         Args:
@@ -103,7 +112,7 @@ class ScoreTemplate:
         )
         return str(text)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """What of this changes results, as plain values."""
         return {
             "template": self.text,
@@ -215,8 +224,12 @@ def _changing_values(text: str) -> list[str]:
     found: dict[str, None] = {}
     for node in _environment().parse(text).find_all((nodes.Name, nodes.Filter, nodes.Const)):
         # A filter may be named by a text: map("random").
-        name = node.value if isinstance(node, nodes.Const) else node.name
-        if name in (_CHANGING_FILTERS if isinstance(node, nodes.Const) else (*_CHANGING_FILTERS, *_CHANGING_NAMES)):
+        if isinstance(node, nodes.Const):
+            name, changing = node.value, _CHANGING_FILTERS
+        else:
+            assert isinstance(node, (nodes.Name, nodes.Filter))
+            name, changing = node.name, (*_CHANGING_FILTERS, *_CHANGING_NAMES)
+        if name in changing:
             found[str(name)] = None
     return list(found)
 
@@ -272,7 +285,7 @@ def render_probes() -> None:
     print(json.dumps([texts, error, undefined]))
 
 
-def render_pair(tokenizer: Any, template: str, query: str, document: str) -> str:
+def render_pair(tokenizer: PreTrainedTokenizerBase, template: str, query: str, document: str) -> str:
     """Return a pair as vLLM renders it: through a template, by the model's tokenizer.
 
     Args:
@@ -296,7 +309,7 @@ def _variables(template: str) -> frozenset[str]:
 
 
 @functools.cache
-def _environment() -> Any:
+def _environment() -> Environment:
     # As transformers renders chat templates (its utils/chat_template_utils.py).
     from jinja2 import Undefined, nodes
     from jinja2.exceptions import TemplateError
@@ -313,7 +326,7 @@ def _environment() -> Any:
 
         tags = {"generation"}  # noqa: RUF012
 
-        def parse(self, parser: Any) -> nodes.Node | list[nodes.Node]:
+        def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
             next(parser.stream)
             body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return body

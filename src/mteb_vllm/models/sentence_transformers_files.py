@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from mteb_vllm.errors import ModelError
+from mteb_vllm.util.plain import JsonObject
 
 Locate = Callable[[str], Path | None]
 _Json = TypeVar("_Json", dict[str, Any], list[Any])
@@ -162,7 +163,7 @@ class Applied:
     activation_refused: str | None = None
     notes: tuple[str, ...] = ()
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """Return what of this changes results, as plain values."""
         return {
             "pooling": self.pooling,
@@ -221,8 +222,8 @@ def read_json(path: Path, kind: type[_Json]) -> _Json:
 
 def apply_files(
     files: SentenceTransformersFiles,
-    config: Mapping[str, Any],
-    args: Mapping[str, Any],
+    config: Mapping[str, object],
+    args: Mapping[str, object],
     convert: Literal["embed", "classify"],
 ) -> Applied:
     """Compare what a model's files ask for with what vLLM does.
@@ -238,7 +239,7 @@ def apply_files(
     return _embedding(files, config, args) if convert == "embed" else _scoring(files, config)
 
 
-def _embedding(files: SentenceTransformersFiles, config: Mapping[str, Any], args: Mapping[str, Any]) -> Applied:
+def _embedding(files: SentenceTransformersFiles, config: Mapping[str, object], args: Mapping[str, object]) -> Applied:
     given = {key: _given(args, key) for key in ("seq_pooling_type", "pooling_type", "use_activation", "dimensions")}
     pooling = given["seq_pooling_type"] or given["pooling_type"]
     normalized = given["use_activation"]
@@ -286,7 +287,7 @@ def _embedding(files: SentenceTransformersFiles, config: Mapping[str, Any], args
     )
 
 
-def _scoring(files: SentenceTransformersFiles, config: Mapping[str, Any]) -> Applied:
+def _scoring(files: SentenceTransformersFiles, config: Mapping[str, object]) -> Applied:
     refused: list[str] = []
     # A language model's answer, through a template and tokens that the recipe or the user names.
     answers = bool(config.get("classifier_from_token") or config.get("is_original_qwen3_reranker"))
@@ -388,7 +389,7 @@ def _transformer_refusals(files: SentenceTransformersFiles, task: str, output: s
         "method": "forward",
         "method_output_name": "last_hidden_state" if output == "token_embeddings" else "logits",
     }
-    expected: dict[str, Any] = {
+    expected: dict[str, object] = {
         "max_seq_length": None, "unpad_inputs": None, "backend": "torch", "transformer_task": task,
         "module_output_name": output, "modality_config": {"text": text}, "do_lower_case": False, "processing_kwargs": {},
         "query_length": _NULL, "document_length": _NULL, "query_expansion": _NULL, "tokenizer_name_or_path": _NULL,
@@ -405,11 +406,11 @@ def _transformer_refusals(files: SentenceTransformersFiles, task: str, output: s
 
 
 # A value that must be null, where an expected None allows any.
-_NULL: Any = object()
+_NULL = object()
 _IN_PLACE = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
 
 
-def _unexpected(module: ModuleFile, expected: Mapping[str, Any]) -> list[str]:
+def _unexpected(module: ModuleFile, expected: Mapping[str, object]) -> list[str]:
     """What a module's configuration says beside the expected; an expected value of None allows any."""
     problems = []
     for key, value in module.config.items():
@@ -422,14 +423,15 @@ def _unexpected(module: ModuleFile, expected: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _default_pooling(config: Mapping[str, Any]) -> str:
+def _default_pooling(config: Mapping[str, object]) -> str:
     """The pooling that sentence-transformers gives a model without modules (SentenceTransformer._load_default_modules)."""
-    names = config.get("architectures") or [""]
-    causal = str(names[0]).endswith("ForCausalLM") and config.get("is_causal", True)
+    names = config.get("architectures")
+    first = str(names[0]) if isinstance(names, list) and names else ""
+    causal = first.endswith("ForCausalLM") and config.get("is_causal", True)
     return "LAST" if causal else "MEAN"
 
 
-def _context(files: SentenceTransformersFiles, config: Mapping[str, Any]) -> tuple[int | None, bool, list[str]]:
+def _context(files: SentenceTransformersFiles, config: Mapping[str, object]) -> tuple[int | None, bool, list[str]]:
     """Tokens after which sentence-transformers cuts a text, whether vLLM reads that itself, and notes."""
     module = next((one for one in files.modules or () if one.kind == "Transformer"), None)
     if module is not None and isinstance(module.config.get("max_seq_length"), int):
@@ -447,7 +449,9 @@ def _context(files: SentenceTransformersFiles, config: Mapping[str, Any]) -> tup
     return context, False, []
 
 
-def _activation(files: SentenceTransformersFiles, config: Mapping[str, Any]) -> tuple[_Activation | None, str | None]:
+def _activation(
+    files: SentenceTransformersFiles, config: Mapping[str, object]
+) -> tuple[_Activation | None, str | None]:
     """The activation of sentence-transformers' CrossEncoder where vLLM would take another, or what is wrong with it."""
     said = config.get("sentence_transformers")
     named = files.settings.get("activation_fn") if files.of_cross_encoder else None
@@ -467,7 +471,7 @@ def _activation(files: SentenceTransformersFiles, config: Mapping[str, Any]) -> 
     return kinds[name], None
 
 
-def _given(args: Mapping[str, Any], key: str) -> Any:
+def _given(args: Mapping[str, object], key: str) -> Any:
     """A field of `pooler_config`, as a dict or as vLLM's own class."""
     pooler = args.get("pooler_config")
     return pooler.get(key) if isinstance(pooler, Mapping) else getattr(pooler, key, None)
@@ -490,7 +494,7 @@ def _settings(locate: Locate) -> dict[str, Any]:
     return settings
 
 
-def _module(locate: Locate, entry: Any) -> ModuleFile:
+def _module(locate: Locate, entry: object) -> ModuleFile:
     if not isinstance(entry, dict) or not isinstance(entry.get("type"), str) or not isinstance(entry.get("path"), str):
         raise ModelError(f"modules.json: {_shown(entry)}: is no module with a type and a path")
     kind, path = entry["type"].rpartition(".")[2], entry["path"]
@@ -517,7 +521,7 @@ def _module(locate: Locate, entry: Any) -> ModuleFile:
     return ModuleFile(kind, entry["type"], path, config, file)
 
 
-def _check_pooling(file: str, config: Mapping[str, Any]) -> None:
+def _check_pooling(file: str, config: Mapping[str, object]) -> None:
     modes = config.get("pooling_mode", [])
     for mode in [modes] if isinstance(modes, str) or not isinstance(modes, list) else modes:
         if mode not in POOLING_MODES:
@@ -540,6 +544,6 @@ def _read(locate: Locate, file: str, kind: type[_Json]) -> _Json | None:
     return None if path is None else read_json(path, kind)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:80]}..."

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.errors import Mistake
 from mteb_vllm.util.fingerprint import identity
+from mteb_vllm.util.plain import JsonObject
 from mteb_vllm.util.sources import find_callable_source
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
+    from mteb.models import EncoderProtocol, SearchProtocol
 
     from mteb_vllm.engines.base import EngineSpec
     from mteb_vllm.models.prompts import Prompts
@@ -56,10 +58,10 @@ class FirstStage(Protocol):
     def prompts(self) -> Prompts | None:
         """The prompts of its model."""
 
-    def settings(self, task: str) -> dict[str, Any]:
+    def settings(self, task: str) -> JsonObject:
         """What its candidates for a task depend on, as plain values."""
 
-    def searcher(self, task: AbsTask) -> Any:
+    def searcher(self, task: AbsTask) -> EncoderProtocol | SearchProtocol:
         """A model of mteb's that retrieves: an encoder, or one that searches, with `mteb_model_meta`."""
 
 
@@ -155,7 +157,7 @@ class Pipeline(ABC):
         """
         return []
 
-    def settings(self, kind: str, tasks: Sequence[str]) -> dict[str, Any]:
+    def settings(self, kind: str, tasks: Sequence[str]) -> JsonObject:
         """Return what its results depend on besides the model, a first stage and `code`, as plain values.
 
         Args:
@@ -165,7 +167,7 @@ class Pipeline(ABC):
         return {}
 
     @property
-    def code(self) -> dict[str, Any]:
+    def code(self) -> JsonObject:
         """What results depend on where the class is a user's own: its module's source, and its fields.
 
         Empty for the pipelines of this package: `METHOD` counts their changes.
@@ -174,10 +176,10 @@ class Pipeline(ABC):
         if module.partition(".")[0] == __name__.partition(".")[0]:
             return {}
         digest = find_callable_source(f"{module}.{name}").digest or identity(type(self))
-        fields: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
+        fields: JsonObject = asdict(self) if is_dataclass(self) else {}
         return {"pipeline": {"class": f"{module}.{name}", "source": digest, **fields}}
 
-    def candidate_settings(self, stage: FirstStage, task_type: str, parts: Sequence[str]) -> dict[str, Any]:
+    def candidate_settings(self, stage: FirstStage, task_type: str, parts: Sequence[str]) -> JsonObject:
         """Return what the candidates of a task depend on, as plain values; nothing without a first stage.
 
         Args:

@@ -8,7 +8,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.engines.timing import replaced
@@ -16,7 +16,7 @@ from mteb_vllm.errors import EngineError, MissingPackageError, ModelError, Parti
 from mteb_vllm.results.failures import is_fatal, of_exception
 from mteb_vllm.results.locks import BusyError
 from mteb_vllm.results.lookup import copy_measured, keep_measured, keep_same, read_measured, same_result
-from mteb_vllm.results.record import TaskOutcome
+from mteb_vllm.results.record import Status, TaskOutcome
 from mteb_vllm.tasks import loading as data
 from mteb_vllm.tasks.loading import Unit
 
@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mteb.abstasks import AbsTask
+    from mteb.models import MTEBModels
+    from mteb.models.model_meta import ModelMeta
     from mteb.results import TaskResult
+    from mteb.types import ScoresDict
 
     from mteb_vllm.progress import Progress
     from mteb_vllm.results.store import ResultsStore
+    from mteb_vllm.wrappers import VllmWrapperBase, Wrapper
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +69,7 @@ def each_task(
 
 
 def evaluated(
-    model: Any,
+    model: Wrapper,
     task: AbsTask,
     store: ResultsStore,
     *,
@@ -118,7 +122,7 @@ def evaluated(
         return outcome
 
 
-def _on_known_sides(model: Any, task: AbsTask) -> bool:
+def _on_known_sides(model: Wrapper, task: AbsTask) -> bool:
     """Whether mteb asked for a task's texts on those sides alone of which the catalogue knows."""
     names = {part.metadata.name for part in parts_of(task)}
     known = mteb_catalogue().tasks
@@ -133,7 +137,7 @@ def parts_of(task: AbsTask) -> list[AbsTask]:
 
 
 def compute(
-    model: Any,
+    model: MTEBModels,
     task: AbsTask,
     store: ResultsStore,
     *,
@@ -179,7 +183,7 @@ def compute(
     return seconds
 
 
-def known(store: ResultsStore, task: AbsTask, meta: Any, *, predictions: bool = False) -> TaskResult | None:
+def known(store: ResultsStore, task: AbsTask, meta: ModelMeta, *, predictions: bool = False) -> TaskResult | None:
     """A task's whole result, if it is known; with `predictions`, only if these are known as well."""
     result = store.known(task, meta)
     if predictions and result is not None and any(store.predictions(part, meta) is None for part in parts_of(task)):
@@ -188,7 +192,7 @@ def known(store: ResultsStore, task: AbsTask, meta: Any, *, predictions: bool = 
 
 
 def _compute_part(
-    model: Any,
+    model: MTEBModels,
     task: AbsTask,
     store: ResultsStore,
     reuse: bool,
@@ -208,7 +212,7 @@ def _compute_part(
 
 
 def evaluate_loaded(
-    model: Any,
+    model: MTEBModels,
     task: AbsTask,
     store: ResultsStore,
     *,
@@ -276,12 +280,12 @@ def _block(left: Sequence[Unit]) -> list[Unit]:
     return [unit for unit in left if unit[1] == left[0][1]]
 
 
-def _evaluate(model: Any, task: AbsTask, cache: ResultsStore, predictions: Path | None) -> None:
+def _evaluate(model: MTEBModels, task: AbsTask, cache: ResultsStore, predictions: Path | None) -> None:
     """Let mteb evaluate what a store has no result of."""
     import mteb
 
     answer = mteb.evaluate(
-        cast("Any", model),  # the protocol's metadata is never None, that of mteb's own AbsEncoder may be
+        model,
         task,
         cache=cache,
         overwrite_strategy="only-missing" if cache.started(task, model.mteb_model_meta) else "always",
@@ -298,9 +302,9 @@ def _evaluate(model: Any, task: AbsTask, cache: ResultsStore, predictions: Path 
 def _watched(task: AbsTask) -> Iterator[list[Unit]]:
     """Note which subset and split is being evaluated: the last one, if there is one."""
     at: list[Unit] = []
-    evaluate = task._evaluate_subset
+    evaluate: Callable[..., ScoresDict] = task._evaluate_subset
 
-    def watched(*args: Any, hf_split: str, hf_subset: str, **kwargs: Any) -> Any:
+    def watched(*args: object, hf_split: str, hf_subset: str, **kwargs: object) -> ScoresDict:
         at.append((hf_subset, hf_split))
         scores = evaluate(*args, hf_split=hf_split, hf_subset=hf_subset, **kwargs)
         at.clear()
@@ -310,7 +314,7 @@ def _watched(task: AbsTask) -> Iterator[list[Unit]]:
         yield at
 
 
-def outcome_of(task: AbsTask, result: TaskResult, status: Any) -> TaskOutcome:
+def outcome_of(task: AbsTask, result: TaskResult, status: Status) -> TaskOutcome:
     """A task's result as a run's record holds it."""
     return TaskOutcome(
         name=task.metadata.name,
@@ -322,14 +326,14 @@ def outcome_of(task: AbsTask, result: TaskResult, status: Any) -> TaskOutcome:
     )
 
 
-def _scores(result: TaskResult) -> dict[str, dict[str, Any]]:
+def _scores(result: TaskResult) -> dict[str, dict[str, ScoresDict]]:
     return {
         split: {str(entry["hf_subset"]): entry for entry in entries}
         for split, entries in result.to_dict()["scores"].items()
     }
 
 
-def reused(task: AbsTask, result: TaskResult, store: ResultsStore, meta: Any) -> TaskOutcome:
+def reused(task: AbsTask, result: TaskResult, store: ResultsStore, meta: ModelMeta) -> TaskOutcome:
     """A known result, with what the run that computed it has noted."""
     outcome = outcome_of(task, result, "reused")
     outcome.measured = read_measured(store.root, store.get_task_result_path(task.metadata.name, meta))
@@ -337,7 +341,7 @@ def reused(task: AbsTask, result: TaskResult, store: ResultsStore, meta: Any) ->
 
 
 def computed_outcome(
-    model: Any,
+    model: Wrapper,
     task: AbsTask,
     store: ResultsStore,
     *,
@@ -380,7 +384,7 @@ def failed(task: AbsTask, error: Exception) -> TaskOutcome:
     )
 
 
-def _partly(task: AbsTask, error: PartialResultError, store: ResultsStore, meta: Any) -> TaskOutcome:
+def _partly(task: AbsTask, error: PartialResultError, store: ResultsStore, meta: ModelMeta) -> TaskOutcome:
     """Return a failed task's outcome with the scores of those subsets that have some."""
     outcome = failed(task, error)
     if store.started(task, meta) and (result := store.load_task_result(task.metadata.name, meta)) is not None:
@@ -404,7 +408,7 @@ class EngineStart:
         seconds: What opening it has taken.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: VllmWrapperBase) -> None:
         self._model = model
         self._dead: Exception | None = None
         self.seconds = 0.0

@@ -11,6 +11,7 @@ import pyarrow.compute as pc  # type: ignore[import-untyped, unused-ignore]
 if TYPE_CHECKING:
     from datasets import Dataset
     from mteb.abstasks import AbsTask
+    from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 
 # mteb's attributes of tasks that evaluate a sample of a split: a null in a row that is not drawn does no harm.
 _SAMPLES = ("max_document_to_embed", "max_fraction_of_documents_to_embed", "max_eval_samples")
@@ -51,8 +52,9 @@ def _is_mtebs_own(task: AbsTask) -> bool:
     return all(method.__module__.startswith("mteb.abstasks.") for method in methods)
 
 
-def _retrieval_problem(part: Mapping[str, Any]) -> str | None:
-    corpus, queries, judged, lists = (part.get(name) for name in ("corpus", "queries", "relevant_docs", "top_ranked"))
+def _retrieval_problem(part: RetrievalSplitData) -> str | None:
+    corpus, queries = part.get("corpus"), part.get("queries")
+    judged, lists = part.get("relevant_docs"), part.get("top_ranked")
     if corpus is None or not len(corpus):
         return "there are no documents"
     if not judged or not any(judged.values()):
@@ -100,7 +102,7 @@ def _rows_problem(task: AbsTask, subset: str, rows: Dataset) -> str | None:
     return next((one for one in (*found, *nulls) if one), None)
 
 
-def _training_problem(task: AbsTask, part: Mapping[str, Any]) -> str | None:
+def _training_problem(task: AbsTask, part: Mapping[str, Dataset]) -> str | None:
     split = getattr(task, "train_split", None)
     if split is None or getattr(task, "is_cross_validation", False):
         return None
@@ -160,5 +162,5 @@ def _has_nulls(column: pa.ChunkedArray) -> bool:
     return True
 
 
-def _is_null(value: Any) -> bool:
+def _is_null(value: object) -> bool:
     return value is None or (isinstance(value, Sequence) and not isinstance(value, str) and any(map(_is_null, value)))

@@ -212,7 +212,7 @@ class StdlibDocsRetrieval(AbsTaskRetrieval):
         prompt={"query": "Given the summary of a Python function, class or method, retrieve its documentation"},
     )
 
-    def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+    def load_data(self, num_proc: int | None = None, **kwargs: object) -> None:
         """Make queries of the summaries, and documents of the bodies."""
         if self.data_loaded:
             return
@@ -256,7 +256,7 @@ class StdlibDocsClassification(AbsTaskClassification):
         prompt="Classify the summary of a Python function, class or method by the package that defines it",
     )
 
-    def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+    def load_data(self, num_proc: int | None = None, **kwargs: object) -> None:
         """Make the training texts and the test texts of the largest packages."""
         if self.data_loaded:
             return
@@ -285,7 +285,7 @@ class StdlibDocsClustering(AbsTaskClustering):
         prompt="Identify the Python module that a function, class or method belongs to by its documentation",
     )
 
-    def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+    def load_data(self, num_proc: int | None = None, **kwargs: object) -> None:
         """Make one set of the texts of the largest modules."""
         if self.data_loaded:
             return
@@ -299,7 +299,7 @@ TASKS: dict[str, type[AbsTask]] = {
 }
 
 
-def statistics(task: type[AbsTask]) -> dict[str, Any] | None:
+def statistics(task: type[AbsTask]) -> dict[str, dict[str, object]] | None:
     """A demo task's descriptive statistics, in the form of the files that mteb brings for its own tasks.
 
     Args:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from mteb_vllm.catalogue import DEMO, SAMPLING, to_json
 
+if TYPE_CHECKING:
+    from mteb import Benchmark
+    from mteb.abstasks import AbsTask
 
-def describe() -> dict[str, Any]:
+
+def describe() -> dict[str, object]:
     """Return the fields of a `MtebCatalogue`."""
     import mteb
     from mteb.abstasks.task_metadata import TaskType
@@ -18,14 +22,12 @@ def describe() -> dict[str, Any]:
     from mteb_vllm.tasks.demo import TASKS, statistics
 
     own = {name: {"statistics": statistics(task)} for name, task in TASKS.items()}
-    tasks: list[Any] = [*mteb.get_tasks(exclude_superseded=False, exclude_private=False, exclude_beta=False)]
+    known = mteb.get_tasks(exclude_superseded=False, exclude_private=False, exclude_beta=False)
+    tasks: list[AbsTask | type[AbsTask]] = [*known, *TASKS.values()]
     return {
         "task_types": get_args(TaskType),
         "prompt_types": list(PromptType),
-        "tasks": {
-            task.metadata.name: to_json(_read_task(task) | own.get(task.metadata.name, {}))
-            for task in (*tasks, *TASKS.values())
-        },
+        "tasks": {task.metadata.name: to_json(_read_task(task) | own.get(task.metadata.name, {})) for task in tasks},
         "benchmarks": {DEMO: dict.fromkeys(TASKS)}
         | {
             name: {task.metadata.name: _subsets_taken(task) for task in benchmark.tasks}
@@ -42,7 +44,7 @@ def describe() -> dict[str, Any]:
     }
 
 
-def _splits_taken(benchmark: Any) -> dict[str, list[str]]:
+def _splits_taken(benchmark: Benchmark) -> dict[str, list[str]]:
     return {
         task.metadata.name: list(task.eval_splits)
         for task in benchmark.tasks
@@ -50,7 +52,7 @@ def _splits_taken(benchmark: Any) -> dict[str, list[str]]:
     }
 
 
-def _read_task(task: Any) -> Any:
+def _read_task(task: AbsTask | type[AbsTask]) -> dict[str, object]:
     from mteb.abstasks import AbsTaskRetrieval
 
     meta = task.metadata
@@ -73,7 +75,7 @@ def _read_task(task: Any) -> Any:
     }
 
 
-def _read_sampling(task: Any) -> dict[str, Any]:
+def _read_sampling(task: AbsTask | type[AbsTask]) -> dict[str, object]:
     found = {name: getattr(task, name) for name in SAMPLING if hasattr(task, name)}
     fraction = "max_fraction_of_documents_to_embed"
     # Two tasks set this to None when they have loaded their data, and not before.
@@ -81,7 +83,7 @@ def _read_sampling(task: Any) -> dict[str, Any]:
     return found | {fraction: None} if fraction in names else found
 
 
-def _subsets_taken(task: Any) -> list[str] | None:
+def _subsets_taken(task: AbsTask) -> list[str] | None:
     taken = list(task.hf_subsets)
     return None if set(taken) == set(task.metadata.hf_subsets) else taken
 

@@ -22,7 +22,9 @@ from mteb_vllm.tasks.selection import brings_candidates
 from mteb_vllm.util.data_revisions import data_revision, is_local, local_folder
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from mteb.abstasks import AbsTask
+    from mteb.abstasks.retrieval_dataset_loaders import RetrievalDatasetLoader
 
     from mteb_vllm.results.store import ResultsStore
 
@@ -137,7 +139,7 @@ def _load_only(task: AbsTask, chosen: Sequence[Unit]) -> None:
         _load(task)
 
 
-def _load_split(loader: Any, config: str, num_proc: int | None) -> Any:
+def _load_split(loader: RetrievalDatasetLoader, config: str, num_proc: int | None) -> Dataset:
     """Load one config of a retrieval task as mteb does, but say which one fails, and that one without rows is empty."""
     from datasets import load_dataset
 
@@ -274,7 +276,7 @@ def _copy_of(task: AbsTask) -> str:
     )
 
 
-def _lists_too_little(path: str, revision: Any) -> bool:
+def _lists_too_little(path: str, revision: str | None) -> bool:
     """Return whether `datasets` lists only one configuration of a data set that has several: what an offline cache does."""
     from datasets import get_dataset_config_names
 

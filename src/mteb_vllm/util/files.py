@@ -132,7 +132,7 @@ def _checksum(path: Path, content: bytes) -> bytes:
     return digest.hexdigest().encode()
 
 
-def dump_sealed(content: Mapping[str, Any]) -> str:
+def dump_sealed(content: Mapping[str, object]) -> str:
     """Return JSON whose first key, `sha256`, is the checksum of the rest; values that JSON does not know become strings."""
     text = mask(json.dumps(content, indent=2, default=str)) + "\n"  # before its checksum
     return f'{{\n  "sha256": "{hashlib.sha256(text.encode()).hexdigest()}",{text[1:]}'

@@ -15,7 +15,8 @@ import re
 import uuid
 from collections.abc import Callable, Mapping
 from types import CodeType
-from typing import Any
+
+from mteb_vllm.util.plain import Json
 
 # Raised with every change of ours after which the same settings give other embeddings or scores.
 METHOD = 3
@@ -27,7 +28,7 @@ _UNCOUNTED = re.compile(
 )
 
 
-def fingerprint(settings: Mapping[str, Any]) -> str:
+def fingerprint(settings: Mapping[str, Json]) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of the settings' canonical JSON.
 
     Raises:
@@ -42,7 +43,7 @@ def uncounted_variable(name: str) -> bool:
     return _UNCOUNTED.fullmatch(name) is not None
 
 
-def identity(function: Callable[..., Any]) -> str:
+def identity(function: Callable[..., object]) -> str:
     """What a callable does, as far as that can be known: the hash of its compiled code.
 
     One that holds anything else (a closure, defaults, an object) is known by itself only: what it computes is never taken
@@ -55,9 +56,9 @@ def identity(function: Callable[..., Any]) -> str:
 
 
 # Kept beside their names, so that no other object comes to have the same id.
-_STRANGERS: dict[int, tuple[str, Any]] = {}
+_STRANGERS: dict[int, tuple[str, object]] = {}
 
 
-def _code(code: CodeType) -> tuple[Any, ...]:
+def _code(code: CodeType) -> tuple[object, ...]:
     constants = tuple(_code(item) if isinstance(item, CodeType) else item for item in code.co_consts)
     return code.co_code, code.co_names, code.co_varnames, constants

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from omegaconf import DictConfig, ListConfig
 
 MASK = "***"
 
@@ -99,34 +99,42 @@ def mask(text: str) -> str:
     return text if _pattern is None else _pattern.sub(MASK, text)
 
 
-def masked(value: Any) -> Any:
+def masked(values: Mapping[str, object]) -> dict[str, object]:
     """Return plain values (dicts, lists, texts) with every secret masked."""
+    return {key: _masked(value) for key, value in values.items()}
+
+
+def _masked(value: object) -> object:
     if isinstance(value, Secret):
         return MASK
     if isinstance(value, Mapping):
-        return {key: masked(item) for key, item in value.items()}
+        return masked(value)
     if isinstance(value, (list, tuple)):
-        return [masked(item) for item in value]
+        return [_masked(item) for item in value]
     return mask(value) if isinstance(value, str) else value
 
 
-def without_secrets(value: Any) -> Any:
+def without_secrets(values: Mapping[str, object]) -> dict[str, object]:
     """Return an engine's settings without the secrets in them, which no result depends on."""
+    return {key: _without_secrets(item) for key, item in values.items() if not isinstance(item, Secret)}
+
+
+def _without_secrets(value: object) -> object:
     if isinstance(value, Mapping):
-        return {key: without_secrets(item) for key, item in value.items() if not isinstance(item, Secret)}
+        return without_secrets(value)
     if isinstance(value, (list, tuple)):
-        return [without_secrets(item) for item in value if not isinstance(item, Secret)]
+        return [_without_secrets(item) for item in value if not isinstance(item, Secret)]
     return value
 
 
-def with_secrets(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+def with_secrets(values: Mapping[str, object], path: tuple[str, ...] = ()) -> dict[str, object]:
     """Return an engine's settings in which the values of secret fields are `Secret`s, and register those.
 
     Args:
         values: The settings.
         path: The keys that lead to them, as `("env",)`.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for key, value in values.items():
         at = (*path, str(key))
         if isinstance(value, Mapping):
@@ -144,7 +152,7 @@ def watch_environment() -> None:
     from omegaconf import OmegaConf
     from omegaconf.resolvers import oc
 
-    def env(key: str, *default: Any) -> str | None:
+    def env(key: str, *default: str | None) -> str | None:
         global _reads
         value = oc.env(key, *default)
         if value is not None and is_secret_name(key):
@@ -163,11 +171,11 @@ def register_written(overrides: Sequence[str]) -> None:
             register(value.strip().strip("'\""))
 
 
-def register_fields(config: Any) -> None:
+def register_fields(config: object) -> None:
     """Register the secrets that are written out in a composed configuration, whether or not it resolves."""
     from omegaconf import OmegaConf
 
-    def walk(node: Any, path: tuple[str, ...]) -> None:
+    def walk(node: object, path: tuple[str, ...]) -> None:
         if isinstance(node, (dict, list)):
             for key, item in node.items() if isinstance(node, dict) else enumerate(node):
                 walk(item, (*path, str(key)))
@@ -184,7 +192,7 @@ def find_secrets(config: DictConfig) -> set[tuple[str | int, ...]]:
     return set(_found(config, ()))
 
 
-def _found(node: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+def _found(node: DictConfig | ListConfig, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
     from omegaconf import DictConfig, ListConfig
 
     keys = list(node) if isinstance(node, DictConfig) else range(len(node))
@@ -214,16 +222,15 @@ def in_engine(path: tuple[str | int, ...]) -> tuple[str, ...]:
     return named or inner
 
 
-def protect(values: Any, secrets: set[tuple[str | int, ...]]) -> Any:
-    """Return plain values in which those at the paths of `find_secrets` are `Secret`s."""
+def protect(values: object, secrets: set[tuple[str | int, ...]]) -> None:
+    """Make `Secret`s of those of the plain values that stand at the paths of `find_secrets`, in place."""
     for path in secrets:
         *parents, last = path
-        node = values
+        node: Any = values
         for key in parents:
             node = node[key]
         if not isinstance(node[last], bool):
             node[last] = Secret(str(node[last]))
-    return values
 
 
 def scrub(folder: Path) -> None:

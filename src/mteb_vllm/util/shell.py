@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any
 
 # A text that Hydra reads as itself without quotes, and not as a number, a switch or null.
 _BARE = re.compile(r"[A-Za-z_/.][\w/.+%@-]*", re.ASCII)
@@ -54,7 +53,7 @@ def command(*words: str) -> str:
     return shlex.join(["mteb-vllm", *words])
 
 
-def suggest(key: str, value: Any) -> str:
+def suggest(key: str, value: object) -> str:
     """Return an override for a shell: `suggest("prompts.query", "it's: ")` can be pasted into bash.
 
     Args:
@@ -64,12 +63,12 @@ def suggest(key: str, value: Any) -> str:
     return shlex.quote(override(as_typed(key), value))
 
 
-def override(key: str, value: Any) -> str:
+def override(key: str, value: object) -> str:
     """Return an override as Hydra's parser reads it: an element of `sys.argv`."""
     return f"{key}={hydra_value(value)}"
 
 
-def hydra_value(value: Any) -> str:
+def hydra_value(value: object) -> str:
     """Return a value in Hydra's grammar, which reads it back as it is, `${` and a backslash before an n included.
 
     Args:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
 
 # Modules that a name may be re-exported through before the search ends.
 _REEXPORTS = 10
@@ -112,7 +111,7 @@ def find_callable_source(path: str) -> CallableSource:
 _IMPORTED: dict[str, str] = {}
 
 
-def import_current(module: str, name: str, source: CallableSource) -> Any:
+def import_current(module: str, name: str, source: CallableSource) -> object:
     """Import something of a user's; a module that was edited since its import is imported anew.
 
     Args:
@@ -127,7 +126,7 @@ def import_current(module: str, name: str, source: CallableSource) -> Any:
         for one in dict.fromkeys((source.module, module)):
             if one in sys.modules:
                 importlib.reload(sys.modules[one])
-    found = getattr(importlib.import_module(module), name)
+    found: object = getattr(importlib.import_module(module), name)
     if source.digest is not None:
         _IMPORTED[source.module] = source.digest
     return found

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 from mteb_vllm.util.masking import mask
 
@@ -53,7 +53,7 @@ class Lenient:
         except (OSError, ValueError) as error:
             self._give_up(error)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
     def _give_up(self, error: Exception) -> None:

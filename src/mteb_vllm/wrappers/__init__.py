@@ -14,4 +14,14 @@ from mteb_vllm.wrappers.base import VllmWrapperBase, model_meta
 from mteb_vllm.wrappers.cross_encoder import VllmCrossEncoderWrapper
 from mteb_vllm.wrappers.encoder import VllmEncoderReranker, VllmEncoderWrapper
 
-__all__ = ["VllmCrossEncoderWrapper", "VllmEncoderReranker", "VllmEncoderWrapper", "VllmWrapperBase", "model_meta"]
+# A model as pipelines use it, opened or not.
+Wrapper = VllmEncoderWrapper | VllmEncoderReranker | VllmCrossEncoderWrapper
+
+__all__ = [
+    "VllmCrossEncoderWrapper",
+    "VllmEncoderReranker",
+    "VllmEncoderWrapper",
+    "VllmWrapperBase",
+    "Wrapper",
+    "model_meta",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,11 @@ from mteb_vllm.models.files import Model, find_model, missing_files
 from mteb_vllm.results.counters import Work
 from mteb_vllm.results.measurements import EngineRecord
 from mteb_vllm.util.fingerprint import fingerprint
+from mteb_vllm.util.plain import Json, JsonObject
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+    from vllm import LLM
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +85,7 @@ class VllmWrapperBase:
     """
 
     convert: Convert = "embed"
-    mteb_model_meta: ModelMeta | None = None
+    mteb_model_meta: ModelMeta
     opening: Callable[[], contextlib.AbstractContextManager[None]] | None = None
     progress: Progress | None = None
     _engine: Engine | None = None
@@ -96,7 +101,7 @@ class VllmWrapperBase:
         env: Mapping[str, str] | None = None,
         max_num_seqs: int = 128,
         head_dtype: str | None = None,
-        **engine_args: Any,
+        **engine_args: object,
     ) -> None:
         name, revision = (model.name, model.revision) if isinstance(model, ModelMeta) else (model, revision)
         found = find_model(name, revision, path)
@@ -115,19 +120,19 @@ class VllmWrapperBase:
         # (task, side) -> what was in front of the texts, by which key, and one rendered example.
         self.applied: dict[tuple[str, str | None], dict[str, str | None]] = {}
         self._meta = meta
-        self._always: dict[str, Any] = {}
+        self._always: JsonObject = {}
         self.count_also({})
 
-    def count_always(self, settings: Mapping[str, Any]) -> None:
+    def count_always(self, settings: Mapping[str, Json]) -> None:
         """Count more among the settings that results depend on, whatever `count_also` is given later."""
         self._always = dict(settings)
         self.count_also({})
 
-    def count_also(self, settings: Mapping[str, Any]) -> None:
+    def count_also(self, settings: Mapping[str, Json]) -> None:
         """Counts more among the settings that results depend on from now on, as the first stage that a reranker follows."""
         self.mteb_model_meta = model_meta(self.spec.model, fingerprint({**self.settings(), **settings}), self._meta)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """Everything that changes this model's results, as plain values."""
         return {"engine": self.spec.settings(), **self._always}
 
@@ -169,9 +174,10 @@ class VllmWrapperBase:
         )
 
     @property
-    def llm(self) -> Any:
+    def llm(self) -> LLM:
         """Return vLLM's `LLM`."""
-        return self.engine.llm
+        llm: LLM = self.engine.llm
+        return llm
 
     def cleanup(self) -> None:
         """Lets go of the engine, which closes and gives its memory back unless another wrapper shares it.
@@ -182,7 +188,7 @@ class VllmWrapperBase:
         if engine is not None:
             engine.release(self)
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

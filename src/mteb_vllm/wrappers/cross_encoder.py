@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +18,14 @@ from mteb_vllm.models import score_templates
 from mteb_vllm.models.architectures import NOT_ONE_LABEL
 from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.models.score_templates import Activation, ScoreTemplate
+from mteb_vllm.util.plain import JsonObject
 from mteb_vllm.wrappers.base import Recorder, VllmWrapperBase
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
-    from mteb.types import BatchedInput, PromptType
+    from mteb.types import BatchedInput, EncodeKwargs, PromptType
     from torch.utils.data import DataLoader
+    from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
             )
         return engine
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """Everything that changes this model's results, as plain values."""
         return {
             **super().settings(),
@@ -129,7 +131,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
         hf_split: str,
         hf_subset: str,
         prompt_type: PromptType | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[EncodeKwargs],
     ) -> npt.NDArray[np.float32]:
         """Scores pairs of a query and a document, each different pair once.
 
@@ -158,7 +160,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
             self.applied[task_metadata.name, "pair"] = applied
         first: list[str] = []
 
-        def prefixed(inputs: DataLoader[BatchedInput], prefix: str) -> Any:
+        def prefixed(inputs: DataLoader[BatchedInput], prefix: str) -> Iterator[str]:
             texts = texts_of(inputs)[0]
             if self.recorder is not None:
                 texts = self.recorder.watch_pairs(task_metadata.name, texts)

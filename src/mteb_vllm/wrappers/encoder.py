@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +16,14 @@ from mteb_vllm.inference.embedding_cache.cache import EmbeddingCache, Space
 from mteb_vllm.inference.encoding import encode_texts, texts_of
 from mteb_vllm.inference.scoring import different
 from mteb_vllm.models.prompts import Prompts, load_template
+from mteb_vllm.util.plain import JsonObject
 from mteb_vllm.wrappers.base import Recorder, VllmWrapperBase
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
-    from mteb.types import BatchedInput, PromptType
+    from mteb.types import BatchedInput, EncodeKwargs, PromptType
     from torch.utils.data import DataLoader
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class Embedding(VllmWrapperBase):
         self.prompts = prompts
         self.window = window
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """Everything that changes this model's results, as plain values."""
         return {**super().settings(), "prompts": self.prompts.settings()}
 
@@ -131,7 +132,7 @@ class Embedding(VllmWrapperBase):
         if self.recorder is not None:
             texts = self.recorder.watch(task_metadata.name, side, texts)
 
-        def seen() -> Any:
+        def seen() -> Iterator[str]:
             for text in texts:
                 if applied["example"] is None:
                     applied["example"] = (prefix.text + text)[:500]
@@ -166,6 +167,8 @@ class Embedding(VllmWrapperBase):
 class VllmEncoderWrapper(Embedding, AbsEncoder):
     """An embedding model in vLLM, as mteb's `EncoderProtocol`; for its arguments see `Embedding`."""
 
+    mteb_model_meta: ModelMeta  # which mteb's class allows to be None
+
     def encode(
         self,
         inputs: DataLoader[BatchedInput],
@@ -174,7 +177,7 @@ class VllmEncoderWrapper(Embedding, AbsEncoder):
         hf_split: str,
         hf_subset: str,
         prompt_type: PromptType | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[EncodeKwargs],
     ) -> npt.NDArray[np.float32]:
         """Embeds the texts of a data loader.
 
@@ -202,7 +205,7 @@ class VllmEncoderReranker(Embedding):
     Each different text is embedded once, and only the candidates are. For its arguments see `Embedding`.
     """
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """Everything that changes this model's results, as plain values."""
         return {**super().settings(), "scoring": "cosine"}
 
@@ -215,7 +218,7 @@ class VllmEncoderReranker(Embedding):
         hf_split: str,
         hf_subset: str,
         prompt_type: PromptType | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[EncodeKwargs],
     ) -> npt.NDArray[np.float32]:
         """Scores pairs of a query and a document.
 

@@ -156,7 +156,7 @@ def open_segment(path: Path, dim: int) -> tuple[Keys, Segment]:
         raise BrokenError(str(error)) from error
 
 
-def _digest(arrays: Mapping[str, npt.NDArray[Any]], dim: int) -> str:
+def _digest(arrays: Mapping[str, npt.NDArray[np.generic]], dim: int) -> str:
     """Return the hash of the arrays beside the vectors, and of the vectors' length."""
     found = hashlib.sha256(repr([dim, *((arrays[name].shape, arrays[name].dtype.str) for name in _SMALL)]).encode())
     for name in _SMALL:

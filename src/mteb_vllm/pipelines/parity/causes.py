@@ -9,9 +9,8 @@ compared with the one that was observed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mteb_vllm.results.measurements import Hint
 
@@ -35,7 +34,7 @@ class Change:
 
     cause: str
     part: str
-    value: Any
+    value: object
     words: str
     way: str
 
@@ -59,7 +58,7 @@ class Measured:
 
 def explain(
     changes: Sequence[Change],
-    measure: Callable[[dict[str, Any]], Measured | None],
+    measure: Callable[[Mapping[str, object]], Measured | None],
     *,
     floor: float,
     enough: float,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from mteb_vllm.engines.base import open_engine
+from mteb_vllm.engines.base import Engine, open_engine
+from mteb_vllm.engines.sentence_transformers import SentenceTransformersEngine
 from mteb_vllm.pipelines.parity.capture import Captured
 from mteb_vllm.pipelines.parity.pair_trials import PairSample, PairTrials
 from mteb_vllm.pipelines.parity.sides import SideRunner
@@ -17,6 +17,7 @@ from mteb_vllm.pipelines.parity.trials import Sample, Trials
 from mteb_vllm.pipelines.parity.vector_trials import TextSample, VectorTrials
 from mteb_vllm.pipelines.parity.verdict import is_pairs, sample_rows
 from mteb_vllm.results.measurements import Hint
+from mteb_vllm.wrappers import VllmCrossEncoderWrapper, Wrapper
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +101,15 @@ class Search:
         return whole.only(order[: MANY // 2] + order[MANY // 2 :: max(2 * len(order) // MANY, 1)][: MANY // 2])
 
     def _sample(self, theirs: Captured, mine: Captured | None) -> Sample:
-        own = [self._before(self.reference.model, task, side) for task, side, _ in theirs.items]
-        other = [self._before(self.engine.model, task, side) for task, side, _ in theirs.items]
+        reference, under_test = self.reference.model, self.engine.model
+        own = [self._before(reference, task, side) for task, side, _ in theirs.items]
+        other = [self._before(under_test, task, side) for task, side, _ in theirs.items]
         if is_pairs(theirs):
+            assert isinstance(reference, VllmCrossEncoderWrapper) and isinstance(under_test, VllmCrossEncoderWrapper)
             return PairSample(
                 pairs=[(texts[0], texts[1]) for _, _, texts in theirs.items],
-                own=self.reference.model.template,
-                other=self.engine.model.template,
+                own=reference.template,
+                other=under_test.template,
                 own_instructions=own,
                 other_instructions=other,
                 reference=theirs.values[:, 0],
@@ -116,7 +119,7 @@ class Search:
         observed = None if mine is None else mine.values
         return TextSample(texts=texts, own=own, other=other, reference=theirs.values, observed=observed)
 
-    def _before(self, model: Any, task: str, side: str) -> str:
+    def _before(self, model: Wrapper, task: str, side: str) -> str:
         """What a model read in front of a text of a side; of pairs, their instruction."""
         said = model.applied.get((task, None if side == "texts" else side)) or {}
         return said.get("prefix") or ""
@@ -135,7 +138,8 @@ class Search:
         return hint
 
 
-def _trials(engine: Any, sample: Sample) -> Trials:
+def _trials(engine: Engine, sample: Sample) -> Trials:
+    assert isinstance(engine, SentenceTransformersEngine)
     if isinstance(sample, PairSample):
         return PairTrials(engine, sample)
     assert isinstance(sample, TextSample)

@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from mteb_vllm.tasks.selection import brings_candidates
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
+    from mteb.models.model_meta import ModelMeta
+
+    from mteb_vllm.wrappers import Wrapper
 
 
 class SideRunner:
@@ -37,7 +40,7 @@ class SideRunner:
         shared: A folder for what both sides need.
     """
 
-    def __init__(self, model: Any, folder: Path, limit: int, depth: int, candidates: int, shared: Path) -> None:
+    def __init__(self, model: Wrapper, folder: Path, limit: int, depth: int, candidates: int, shared: Path) -> None:
         self.model, self.folder, self.limit, self.depth = model, folder, limit, depth
         self.candidates, self.shared = candidates, ResultsStore(shared)
         self.store = ResultsStore(folder / "results")
@@ -87,7 +90,7 @@ class SideRunner:
         folder = self.folder / "captured" / task
         return Captured.load(folder) if folder.exists() else None
 
-    def _candidates(self, parts: list[AbsTask]) -> dict[str, Any]:
+    def _candidates(self, parts: list[AbsTask]) -> dict[str, ModelMeta]:
         """Retrieve with BM25 for tasks that bring no candidates, the same for both sides; return its metadata by task."""
         found = {}
         for part in parts:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mteb_vllm.engines.sentence_transformers import SentenceTransformersEngine
 from mteb_vllm.pipelines.parity.causes import Change, Measured, explain, like
 from mteb_vllm.results.measurements import Hint
 
@@ -55,7 +56,7 @@ class Trials(abc.ABC):
     not_reproduced: ClassVar[str]
     all_same: ClassVar[str]
 
-    def __init__(self, engine: Any, sample: Sample) -> None:
+    def __init__(self, engine: SentenceTransformersEngine, sample: Sample) -> None:
         self.engine, self.sample = engine, sample
 
     @abc.abstractmethod
@@ -101,7 +102,7 @@ class Trials(abc.ABC):
         _, same, enough = self.limits()
         return explain(self.changes(length), self.measure, floor=same, enough=enough, together=together)
 
-    def measure(self, parts: Mapping[str, Any]) -> Measured | None:
+    def measure(self, parts: Mapping[str, object]) -> Measured | None:
         """Return how far a variant is from the engine under test."""
         made = self.vary(parts)
         return None if made is None or made.shape != self.observed.shape else self.measured(made, self.observed)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mteb_vllm.engines.sentence_transformers import SentenceTransformersEngine
 from mteb_vllm.pipelines.parity.agreement import cosines, deviations, length_ratios
 from mteb_vllm.pipelines.parity.causes import Change, Measured
 from mteb_vllm.pipelines.parity.trials import SPECIAL_TOKENS, Limits, Sample, Trials, Values
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +49,7 @@ class VectorTrials(Trials):
     all_same = "the embeddings are the same: the difference comes from what is made of them"
     sample: TextSample
 
-    def __init__(self, engine: Any, sample: TextSample) -> None:
+    def __init__(self, engine: SentenceTransformersEngine, sample: TextSample) -> None:
         super().__init__(engine, sample)
         modules = list(engine.model.children())
         names = [type(module).__name__ for module in modules]
@@ -53,7 +57,7 @@ class VectorTrials(Trials):
         self.modules = modules
         self.normalises = "Normalize" in names
         self.pooling = _mode(modules[self.at]) if self.at is not None else "?"
-        self._pooled: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._pooled: dict[tuple[str, int, bool], dict[str, torch.Tensor]] = {}
 
     def limits(self) -> Limits:
         """See `Trials.limits`."""
@@ -136,14 +140,14 @@ class VectorTrials(Trials):
         texts = [prefix + text for side in sides for prefix, text in zip(side, sample.texts, strict=True)]
         return max(map(len, self.engine.tokenizer(texts, truncation=False, verbose=False)["input_ids"]))
 
-    def _pool(self, prompts: str, length: int, special: bool) -> dict[str, Any]:
+    def _pool(self, prompts: str, length: int, special: bool) -> dict[str, torch.Tensor]:
         """The embeddings of the sample as each pooling makes them, before what comes after pooling."""
         import torch
 
         sample = self.sample
         prefixes = {"own": sample.own, "other": sample.other, "none": [""] * len(sample.texts)}[prompts]
         texts = [prefix + text for prefix, text in zip(prefixes, sample.texts, strict=True)]
-        found: dict[str, list[Any]] = {mode: [] for mode in ("own", *POOLINGS)}
+        found: dict[str, list[torch.Tensor]] = {mode: [] for mode in ("own", *POOLINGS)}
         model, tokenizer = self.engine.model, self.engine.tokenizer
         assert self.at is not None
         order = sorted(range(len(texts)), key=lambda at: len(texts[at]))  # short ones need not be as long as long ones
@@ -168,7 +172,7 @@ class VectorTrials(Trials):
         return {mode: torch.cat(parts)[back] for mode, parts in found.items()}
 
 
-def _mode(pooling: Any) -> str:
+def _mode(pooling: object) -> str:
     """The pooling of sentence-transformers' module, by its own name; several, joined by "+"."""
     mode = getattr(pooling, "pooling_mode", None)
     if mode is None and hasattr(pooling, "get_pooling_mode_str"):  # before sentence-transformers 6
@@ -176,7 +180,7 @@ def _mode(pooling: Any) -> str:
     return mode if isinstance(mode, str) else "+".join(mode or ())
 
 
-def _pooled(tokens: Any, mask: Any, mode: str) -> Any:
+def _pooled(tokens: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
     """One embedding a text of those of its tokens: shapes (n, tokens, dim) and (n, tokens) to (n, dim)."""
     import torch
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.errors import FirstStageError
 from mteb_vllm.results.lookup import CEILING
 from mteb_vllm.util.fingerprint import METHOD, fingerprint
+from mteb_vllm.util.plain import Json
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.models.model_meta import ModelMeta
+    from mteb.types import CorpusDatasetType, QueryDatasetType, RetrievalOutputType, TopRankedDocumentsType
 
 # How deep a first stage retrieves, whatever a run's `top_k` is: mteb's own depth (the largest of its tasks' k_values).
 DEPTH = 1000
@@ -27,7 +30,7 @@ class _Search:
         self.documents: list[str] = []
         self.present: frozenset[str] = frozenset()
 
-    def index(self, corpus: Any, **_: Any) -> None:
+    def index(self, corpus: CorpusDatasetType, **_: object) -> None:
         """Notes which documents there are."""
         self.documents = list(corpus["id"])
         self.present = frozenset(self.documents)
@@ -36,11 +39,11 @@ class _Search:
 class SavedSearch(_Search):
     """Candidates from a file of predictions."""
 
-    def __init__(self, file: Path, content: dict[str, Any], meta: ModelMeta) -> None:
+    def __init__(self, file: Path, content: Mapping[str, object], meta: ModelMeta) -> None:
         super().__init__(meta)
         self.file, self.content = file, content
 
-    def search(self, queries: Any, *, hf_split: str, hf_subset: str, **_: Any) -> dict[str, dict[str, float]]:
+    def search(self, queries: QueryDatasetType, *, hf_split: str, hf_subset: str, **_: object) -> RetrievalOutputType:
         """What the file holds for these queries, if it is of this task, split and corpus."""
         splits = self.content.get(hf_subset)
         found = splits.get(hf_split) if isinstance(splits, dict) else None
@@ -75,7 +78,7 @@ class SavedSearch(_Search):
         return results
 
 
-def _are_scores(found: Any) -> bool:
+def _are_scores(found: object) -> bool:
     """Whether something is a mapping of documents to finite scores."""
     values = found.values() if isinstance(found, dict) else [None]
     return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
@@ -89,8 +92,14 @@ class DrawnSearch(_Search):
         self.task, self.seed, self.relevant_first = task, seed, relevant_first
 
     def search(
-        self, queries: Any, *, hf_split: str, hf_subset: str, top_ranked: Any = None, **_: Any
-    ) -> dict[str, dict[str, float]]:
+        self,
+        queries: QueryDatasetType,
+        *,
+        hf_split: str,
+        hf_subset: str,
+        top_ranked: TopRankedDocumentsType | None = None,
+        **_: object,
+    ) -> RetrievalOutputType:
         """Documents for each query, the same for the same seed; best first, with scores that fall."""
         judged = _judgements(self.task, hf_subset, hf_split) if self.relevant_first else {}
         results = {}
@@ -114,13 +123,19 @@ class Ceiling(_Search):
         settings: What these depend on.
     """
 
-    def __init__(self, task: AbsTask, settings: dict[str, Any]) -> None:
+    def __init__(self, task: AbsTask, settings: Mapping[str, Json]) -> None:
         super().__init__(ceiling_meta(settings))
         self.task = task
 
     def search(
-        self, queries: Any, *, hf_split: str, hf_subset: str, top_ranked: Any, **_: Any
-    ) -> dict[str, dict[str, float]]:
+        self,
+        queries: QueryDatasetType,
+        *,
+        hf_split: str,
+        hf_subset: str,
+        top_ranked: TopRankedDocumentsType | None = None,
+        **_: object,
+    ) -> RetrievalOutputType:
         """The relevance of each candidate."""
         judged = _judgements(self.task, hf_subset, hf_split)
         return {
@@ -129,7 +144,7 @@ class Ceiling(_Search):
         }
 
 
-def ceiling_meta(settings: dict[str, Any]) -> ModelMeta:
+def ceiling_meta(settings: Mapping[str, Json]) -> ModelMeta:
     """Under which name and settings a ceiling is kept in the results store."""
     return search_meta(CEILING, str(METHOD), {"kind": "ceiling", **settings})
 
@@ -140,7 +155,7 @@ def _judgements(task: AbsTask, subset: str, split: str) -> dict[str, dict[str, i
     return judged
 
 
-def search_meta(name: str, revision: str, settings: dict[str, Any], meta: ModelMeta | None = None) -> ModelMeta:
+def search_meta(name: str, revision: str, settings: Mapping[str, Json], meta: ModelMeta | None = None) -> ModelMeta:
     """Return the metadata of a search: a name, a revision, and the hash of the settings that its candidates depend on."""
     from mteb.models.model_meta import ModelMeta as Meta
 

@@ -23,11 +23,13 @@ from mteb_vllm.pipelines.rerank.candidates import DrawnSearch, SavedSearch, sear
 from mteb_vllm.results.lookup import changed_since
 from mteb_vllm.util.files import read_json
 from mteb_vllm.util.fingerprint import METHOD
+from mteb_vllm.util.plain import JsonObject
 from mteb_vllm.util.shell import suggest
 from mteb_vllm.util.suggestions import nearest
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
+    from mteb.models import SearchProtocol
 
     from mteb_vllm.wrappers import VllmEncoderWrapper
 
@@ -87,12 +89,12 @@ class BM25(_Configured):
                 found.append(Mistake(f"{where}.{name}={value}", "there is no such language", allowed, near))
         return found
 
-    def settings(self, task: str) -> dict[str, Any]:
+    def settings(self, task: str) -> JsonObject:
         """Return its parameters and the versions that its ranking depends on."""
         versions = {name: importlib.metadata.version(name) for name in ("bm25s", "PyStemmer", "mteb")}
         return {"kind": "bm25", **asdict(self), "versions": versions, "method": METHOD}
 
-    def searcher(self, task: AbsTask) -> Any:
+    def searcher(self, task: AbsTask) -> SearchProtocol:
         """Return mteb's BM25 with these parameters."""
         import mteb
         from mteb.models.model_implementations.bm25 import BM25Search
@@ -102,7 +104,8 @@ class BM25(_Configured):
         search.mteb_model_meta = search_meta(
             str(meta.name), str(meta.revision), self.settings(task.metadata.name), meta
         )
-        return search
+        made: SearchProtocol = search
+        return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +141,7 @@ class EncoderStage:
     prompts: Prompts
     window: int = 8192
 
-    def settings(self, task: str) -> dict[str, Any]:
+    def settings(self, task: str) -> JsonObject:
         """Return those of the encoder."""
         # The encoder's own: what an evaluation of the same model has computed is the same result.
         return {"engine": self.spec.settings(), "prompts": self.prompts.settings()}
@@ -150,7 +153,7 @@ class EncoderStage:
 
         return VllmEncoderWrapper.planned(self.spec, self.prompts, self.window)
 
-    def searcher(self, task: AbsTask) -> Any:
+    def searcher(self, task: AbsTask) -> VllmEncoderWrapper:
         """Return the encoder."""
         return self.encoder
 
@@ -184,11 +187,11 @@ class Saved(_Configured):
         there = ", ".join(sorted(file.name for file in folder.glob("*_predictions.json")))
         return [Mistake(at, f"holds no {missing[0].name}", f"It holds: {there or 'no predictions'}.")]
 
-    def settings(self, task: str) -> dict[str, Any]:
+    def settings(self, task: str) -> JsonObject:
         """Return the digest of the task's file."""
         return {"kind": "saved", "digest": _digest(self.file(task)), "method": METHOD}
 
-    def searcher(self, task: AbsTask) -> Any:
+    def searcher(self, task: AbsTask) -> SavedSearch:
         """Return the predictions as a search.
 
         Raises:
@@ -197,7 +200,7 @@ class Saved(_Configured):
         file = self.file(task.metadata.name)
         content = _content(file)
         try:
-            made_by = content["mteb_model_meta"]
+            made_by: Any = content["mteb_model_meta"]
             name, revision = str(made_by["model_name"]), str(made_by["revision"])
         except (KeyError, TypeError) as error:
             raise FirstStageError(f"{file} holds no predictions of mteb's: {type(error).__name__} {error}") from None
@@ -232,12 +235,12 @@ def _digest_once(file: Path, stamp: tuple[int, ...]) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _content(file: Path) -> dict[str, Any]:
+def _content(file: Path) -> dict[str, object]:
     return _content_once(file, _digest(file))
 
 
 @functools.lru_cache(maxsize=1)
-def _content_once(file: Path, digest: str) -> dict[str, Any]:
+def _content_once(file: Path, digest: str) -> dict[str, object]:
     try:
         found = read_json(file)
     except ValueError as error:
@@ -256,11 +259,11 @@ class Random(_Configured):
     seed: NotNegativeInt = 0
     kind: ClassVar[str] = "random"
 
-    def settings(self, task: str) -> dict[str, Any]:
+    def settings(self, task: str) -> JsonObject:
         """Return the seed."""
         return {"kind": self.kind, "seed": self.seed, "method": METHOD}
 
-    def searcher(self, task: AbsTask) -> Any:
+    def searcher(self, task: AbsTask) -> DrawnSearch:
         """Return a search that draws documents."""
         meta = search_meta(f"mteb-vllm/{self.kind}", str(METHOD), self.settings(task.metadata.name))
         return DrawnSearch(task, meta, self.seed, relevant_first=False)
@@ -272,7 +275,7 @@ class Oracle(Random):
 
     kind: ClassVar[str] = "oracle"
 
-    def searcher(self, task: AbsTask) -> Any:
+    def searcher(self, task: AbsTask) -> DrawnSearch:
         """Return a search that puts the relevant documents first."""
         meta = search_meta(f"mteb-vllm/{self.kind}", str(METHOD), self.settings(task.metadata.name))
         return DrawnSearch(task, meta, self.seed, relevant_first=True)

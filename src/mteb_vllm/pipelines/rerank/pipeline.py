@@ -23,12 +23,15 @@ from mteb_vllm.tasks.estimates import Estimate, estimate_pairs
 from mteb_vllm.tasks.loading import Unit, narrowed, unit_name, units
 from mteb_vllm.tasks.selection import brings_candidates
 from mteb_vllm.util.fingerprint import fingerprint
+from mteb_vllm.util.plain import JsonObject
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
+    from mteb.models.model_meta import ModelMeta
 
     from mteb_vllm.progress import Progress
     from mteb_vllm.results.store import ResultsStore
+    from mteb_vllm.wrappers import Wrapper
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ class Rerank(Pipeline):
         """The kinds of model that this reranks with."""
         return ("encoder",) if self.scoring == "cosine" else ("cross_encoder",)
 
-    def candidate_settings(self, stage: FirstStage, task_type: str, parts: Sequence[str]) -> dict[str, Any]:
+    def candidate_settings(self, stage: FirstStage, task_type: str, parts: Sequence[str]) -> JsonObject:
         """Return what a task's candidates depend on: part of every result that is made of them."""
         if brings_candidates(task_type):
             return {"candidates": "own"}
@@ -75,7 +78,7 @@ class Rerank(Pipeline):
             return []
         return [Mistake(f"pipeline.top_k={self.top_k}", f"must be from 1 to {DEPTH}")]
 
-    def settings(self, kind: str, tasks: Sequence[str]) -> dict[str, Any]:
+    def settings(self, kind: str, tasks: Sequence[str]) -> JsonObject:
         """Return how pairs are scored, where the model is no cross-encoder."""
         return {} if kind == "cross_encoder" else {"scoring": "cosine"}
 
@@ -137,7 +140,7 @@ class Rerank(Pipeline):
 
     def _retrieve(
         self,
-        model: Any,
+        model: Wrapper,
         task: AbsTask,
         store: ResultsStore,
         progress: Progress,
@@ -174,7 +177,7 @@ class Rerank(Pipeline):
 
     def _rerank(
         self,
-        model: Any,
+        model: Wrapper,
         task: AbsTask,
         store: ResultsStore,
         progress: Progress,
@@ -206,7 +209,7 @@ class Rerank(Pipeline):
         outcome = mteb_run.evaluated(
             model, task, store, reuse=reuse, wait=wait, start=start, progress=progress, prepare=prepare
         )
-        outcome.settings = model.mteb_model_meta.experiment_kwargs["settings"]
+        outcome.settings = (model.mteb_model_meta.experiment_kwargs or {})["settings"]
         outcome.candidates = "own" if own else "first stage"
         outcome.warnings += shallow
         if task.metadata.main_score != "p-MRR":  # which compares two orders: the best one is no maximum of it
@@ -219,13 +222,13 @@ class Rerank(Pipeline):
             ]
         return outcome
 
-    def _candidates(self, stage: FirstStage, task: AbsTask) -> dict[str, Any]:
+    def _candidates(self, stage: FirstStage, task: AbsTask) -> JsonObject:
         names = [part.metadata.name for part in mteb_run.parts_of(task)]
         return self.candidate_settings(stage, task.metadata.type, names)
 
 
 def take_candidates(
-    task: AbsTask, store: ResultsStore, meta: Any, top_k: int, broken: Mapping[Unit, Exception] | None = None
+    task: AbsTask, store: ResultsStore, meta: ModelMeta, top_k: int, broken: Mapping[Unit, Exception] | None = None
 ) -> int:
     """Make a loaded task one of reranking what a first stage retrieved, as mteb's `convert_to_reranking` does.
 
@@ -270,7 +273,7 @@ def take_candidates(
     return few
 
 
-def _score(store: ResultsStore, task: AbsTask, meta_of: Callable[[AbsTask], Any]) -> float | None:
+def _score(store: ResultsStore, task: AbsTask, meta_of: Callable[[AbsTask], ModelMeta]) -> float | None:
     """A main score, if it is known; an aggregate's, of its parts."""
     parts = mteb_run.parts_of(task)
     results = [result for part in parts if (result := store.known(part, meta_of(part))) is not None]
