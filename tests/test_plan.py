@@ -77,6 +77,22 @@ def test_another_launcher_runs_what_was_checked_and_another_sweeper_has_its_poin
         assert one.tasks[0].main_score == other.tasks[0].main_score and "hydra.job.name=mine" not in one.overrides
 
 
+def test_a_sweeps_child_masks_what_the_command_has_found_secret(
+    own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child composes nothing, and meets no secret by its name: a part of a value is one, too."""
+    monkeypatch.setenv("DB_PASSWORD", "QbRx-password")
+    says = "import logging, os; logging.warning('%s %s', os.environ['DB_PASSWORD'], str(context.model.spec.env['URL']))"
+    (tmp_path / "my_package" / "counting.py").write_text(CLASS.replace("task.load_data()", f"{says}; task.load_data()"))
+    secret = "+engine.env.URL='db:${oc.env:DB_PASSWORD}'"
+    records: Any = run(words(tmp_path, "pipeline.factor=2,3", secret), multirun=True, show=False, **own)
+    assert [record.status for record in records] == ["ok", "ok"]
+    logs = [Path(record.output_dir, "mteb_vllm.log").read_text() for record in records]
+    assert all("*** ***" in log for log in logs), logs
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert not [file for file in files if b"QbRx" in file.read_bytes()]
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -19,7 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from mteb_vllm.preflight.command import Point
 from mteb_vllm.results.record import RunRecord
@@ -118,7 +118,7 @@ class EngineGroupedLauncher(Launcher):
     def _placed(self, point: PlannedPoint, folder: Path) -> DictConfig:
         """Return Hydra's configuration of a point, with its number and the sweep's folder."""
         config: DictConfig = point.composed
-        with open_dict(config):
+        with read_write(config.hydra), open_dict(config):
             config.hydra.mode = self._config.hydra.mode
             config.hydra.overrides.hydra = self._config.hydra.overrides.hydra
             config.hydra.job.id = config.hydra.job.num = point.number
