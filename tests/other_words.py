@@ -40,6 +40,21 @@ def install(setattr_: Any = setattr) -> None:
     setattr_(errors.MtebVllmError, "__str__", lambda self: words())
 
 
+def install_mistakes(setattr_: Any) -> None:
+    """Replace every text of a mistake: what is left is its code and its key."""
+    from mteb_vllm.errors import Mistake
+
+    own = Mistake.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        own(self, *args, **kwargs)
+        for name in ("what", "allowed", "value", "written"):
+            object.__setattr__(self, name, words())
+        object.__setattr__(self, "nearest", (words(),))
+
+    setattr_(Mistake, "__init__", init)
+
+
 def _in_other_words(init: Any) -> Any:
     def called(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)

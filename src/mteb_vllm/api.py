@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mteb_vllm.errors import StorageError
-from mteb_vllm.pipelines.factory import is_report, make_report
+from mteb_vllm.pipelines.factory import is_report
 from mteb_vllm.progress import quiet_console, terminal
 from mteb_vllm.report.build import build_report
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.util import disk
 
 if TYPE_CHECKING:
-    from mteb_vllm.config.schema import RunConfig
     from mteb_vllm.preflight.command import Point
     from mteb_vllm.report.comparison import Comparison
     from mteb_vllm.sweep.job import Job
@@ -87,12 +86,14 @@ def execute(
     from mteb_vllm.engines.base import close_engines
     from mteb_vllm.sweep.job import Job
     from mteb_vllm.sweep.launcher import register
+    from mteb_vllm.sweep.planning import plan_points
 
     if is_report(points[0].config):
-        return report(points[0].config, console)
+        return report(points[0], console)
+    planned = plan_points(points)
     if any(point.config.dry_run for point in points):
-        return dry_run(points, console)
-    job = Job(console, points)
+        return dry_run(planned, console, swept=points[0].swept)
+    job = Job(console, planned)
     register()
     try:
         with storage_errors(points):
@@ -104,16 +105,18 @@ def execute(
     return job
 
 
-def report(config: RunConfig, console: Console) -> Comparison:
+def report(point: Point, console: Console) -> Comparison:
     """Compares what other runs have left; shows and writes it.
 
     Raises:
         ConfigError: if there is nothing under one of `runs`, or no point has the baseline's name.
         StorageError: if something of it cannot be written.
     """
+    config, made = point.config, point.pipeline
+    assert made is not None
     now = datetime.datetime.now()
     folder = Path(config.results.dir) / "reports" / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
-    if (chosen := make_report(config).dir) is not None:
+    if (chosen := made.report.dir) is not None:
         folder = Path(chosen)
     return build_report(config.runs or [], folder, config.report, console)
 
@@ -134,11 +137,11 @@ def storage_errors(points: Sequence[Point]) -> Iterator[None]:
         raise StorageError(f"{found.filename}: {disk.reason(error)}") from error
 
 
-def dry_run(points: Sequence[Point], console: Console) -> list[PlannedPoint]:
+def dry_run(points: Sequence[PlannedPoint], console: Console, *, swept: bool) -> list[PlannedPoint]:
     """Says what a command would do, point by point; nothing is loaded, opened or written."""
-    from mteb_vllm.sweep.planning import plan_points
+    from mteb_vllm.sweep.planning import look_up
     from mteb_vllm.sweep.table import print_plan
 
-    planned = plan_points([(point.overrides, point.config) for point in points])
-    print_plan(console, planned, swept=points[0].swept)
+    planned = look_up(points)
+    print_plan(console, planned, swept=swept)
     return planned

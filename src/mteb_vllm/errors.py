@@ -20,26 +20,59 @@ MtebVllmError
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from mteb_vllm.util.masking import mask
+
+# What kind of mistake it is, as far as anything is decided by it or a program may want to know it.
+Code = Literal[
+    "invalid",  # a value that is not allowed where it stands
+    "syntax",  # a text that Hydra, YAML or OmegaConf cannot read or resolve
+    "unknown_key",  # a key that there is not
+    "unknown_choice",  # a value, file or name that there is not
+    "missing",  # something that has to be set
+    "model_kind",  # a model of a kind that the pipeline does not take
+    "conflict",  # right by itself, and not beside something else that is set
+    "refused",  # refused for safety: code, secrets, Hydra's own settings
+    "not_installed",  # a package that is not installed
+    "not_writable",  # a folder that cannot be written to
+]
 
 
 @dataclass(frozen=True)
 class Mistake:
     """One mistake of the user's, and the way out.
 
+    The texts are for people; whatever is decided about a mistake is decided by its code and its key.
+
     Attributes:
-        where: What the user wrote and where, as `engine.dtype=flaot32` or `prompts.qury`.
+        key: The key of the configuration that it is about, as `engine.dtype`; else what it is about, as a file.
         what: What is wrong with it.
         allowed: What would be right, in words; empty where `what` says it.
         nearest: The nearest right names, best first.
+        value: The key's value, where that is what is wrong; None where it is not shown.
+        written: What the user wrote, where that is shown in place of the key and its value.
+        code: What kind of mistake it is.
     """
 
-    where: str
+    key: str
     what: str
     allowed: str = ""
     nearest: tuple[str, ...] = ()
+    value: str | None = field(default=None, kw_only=True)
+    written: str = field(default="", kw_only=True)
+    code: Code = field(default="invalid", kw_only=True)
+
+    @property
+    def where(self) -> str:
+        """Where it is, as shown: `engine.dtype=flaot32` or `prompts.qury`."""
+        return self.written or (self.key if self.value is None else f"{self.key}={self.value}")
+
+    @property
+    def section(self) -> str:
+        """The part of the configuration that it is about, as `engine`."""
+        return self.key.partition(".")[0].partition("/")[0].partition("@")[0]
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +16,10 @@ from mteb_vllm.engines.base import Convert, EngineSpec
 from mteb_vllm.errors import FirstStageError
 from mteb_vllm.models import score_templates
 from mteb_vllm.models.files import find_recipe_now
-from mteb_vllm.models.prompts import Prompts, resolve
+from mteb_vllm.models.prompts import ImportedTemplate, Prompts, resolve
 from mteb_vllm.models.score_templates import ScoreTemplate
 from mteb_vllm.pipelines.base import FirstStage, Pipeline
-from mteb_vllm.pipelines.factory import make_first_stage, make_pipeline, make_reference
+from mteb_vllm.pipelines.factory import PipelineParts, import_pipeline, make_parts
 from mteb_vllm.pipelines.rerank.first_stages import Dense, EncoderStage
 from mteb_vllm.results.failures import Failure, before, remembered
 from mteb_vllm.results.lookup import look, result_path
@@ -31,7 +32,7 @@ _OF_CANDIDATES = ("candidates", "first_stage", "top_k", "tasks")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a configuration comes down to.
+    """What a configuration comes down to: made once, by the command that was checked, and passed on to whatever runs it.
 
     Attributes:
         pipeline: What is done.
@@ -105,44 +106,118 @@ class Plan:
         return wrapper
 
 
-def plan(config: RunConfig) -> Plan:
+def plan(config: RunConfig, made: PipelineParts | None = None) -> Plan:
     """Works out what a checked configuration means on this machine.
+
+    Args:
+        config: The configuration.
+        made: Its pipeline, as its check has made it; None: it is made here.
 
     Raises:
         ModelError: if a model cannot be had.
     """
-    pipeline = make_pipeline(config)
-    made = _planned(config, pipeline)
-    if pipeline.reference is not None:
-        said = make_reference(config)
-        reference = _planned(said.applied_to(config), pipeline)
-        own = pipeline.settings(config.model.kind, ())
-        compared = {key: value for key, value in reference.settings.items() if key not in own}
-        compared["runs"] = getattr(said, "runs", None)
-        made = replace(made, reference=reference, settings=made.settings | {"reference": compared})
+    made = made if made is not None else make_parts(config)
+    planned = _planned(config, made.pipeline, made.first_stage)
+    if made.reference is not None:
+        reference = _planned(made.reference.applied_to(config), made.pipeline, made.first_stage)
+        compared = _compared(made.pipeline, reference, getattr(made.reference, "runs", None))
+        planned = replace(planned, reference=reference, settings=planned.settings | {"reference": compared})
+    return planned
+
+
+def current_plan(config: RunConfig, made: Plan | None) -> Plan:
+    """Return the plan of a checked configuration as it holds in this process now.
+
+    That is the plan that was made when the command was checked. But a sweep's last point runs long after its check, in
+    another process: where the weights, a file that is read or the environment are other ones than those that the plan
+    counts, its results would be kept under settings that they do not have, and the plan is made anew.
+
+    Args:
+        config: The configuration.
+        made: Its plan; None where it could not be made, or could not be passed on.
+
+    Raises:
+        ModelError: if a model cannot be had.
+    """
+    return made if made is not None and _is_current(made) else plan(config)
+
+
+def pack(made: Plan) -> bytes | None:
+    """Return a plan as bytes, for another process; None where an object of the user's in it cannot be pickled."""
+    try:
+        return pickle.dumps(made)
+    except Exception:  # a class of the user's does what it likes when it is pickled
+        return None
+
+
+def unpack(config: RunConfig, packed: bytes | None) -> Plan | None:
+    """Return the plan of a configuration that `pack` made bytes of; None where this process has to make it itself."""
+    if packed is None:
+        return None
+    try:
+        # First, so that a module of the user's is known by its source, and is not an older one in this process.
+        import_pipeline(config)
+        made: Plan = pickle.loads(packed)
+    except Exception:  # likewise; `plan` will say what is wrong with it
+        return None
     return made
 
 
-def _planned(config: RunConfig, pipeline: Pipeline) -> Plan:
+def _is_current(made: Plan) -> bool:
+    """Return whether `plan` would make the same now: of what can change, everything that the settings count."""
+    if any(spec.model.has_changed() for spec in made.engines):
+        return False
+    prompts = (made.prompts, made.reference and made.reference.prompts, made.stage and made.stage.prompts)
+    templates = [one.template for one in prompts if one]
+    try:
+        if any(isinstance(template, ImportedTemplate) and template.has_changed() for template in templates):
+            return False
+        settings = _settings(made)
+        if made.reference is not None:
+            reference = replace(made.reference, settings=_settings(made.reference))
+            settings["reference"] = _compared(made.pipeline, reference, made.settings["reference"]["runs"])
+    except ValueError:  # a module of the user's that cannot be read any more
+        return False
+    return settings == made.settings
+
+
+def _planned(config: RunConfig, pipeline: Pipeline, first_stage: Any) -> Plan:
     spec, prompts = _encoder(config.model, config.engine, config.prompts, config.instruction)
     template = None
-    settings: dict[str, Any] = {"engine": spec.settings()}
     if config.model.kind == "cross_encoder":
         template = score_templates.resolve(
             config.score_template, config.model.score_template, spec.model.files.default_pair_prompt
         )
+    chosen = tasks.select(config.tasks, mteb_catalogue())[0] if pipeline.needs_tasks else []
+    stage = _stage(first_stage, pipeline) if first_stage is not None else None
+    parts = [*pipeline.prompted(tasks.parts(chosen, mteb_catalogue()))]
+    planned = Plan(pipeline, spec, prompts, template, stage, chosen, parts, {})
+    return replace(planned, settings=_settings(planned))
+
+
+def _settings(planned: Plan) -> dict[str, Any]:
+    """Return everything but the tasks and the reference that a plan's results depend on, as it is now."""
+    pipeline, prompts, template = planned.pipeline, planned.prompts, planned.template
+    settings: dict[str, Any] = {"engine": planned.spec.settings()}
+    if template is not None:
         settings["score_template"] = template.settings()
         settings["instructions"] = dict(prompts.values) if template.takes_instruction else None
     else:
         settings["prompts"] = prompts.settings()
-    chosen = tasks.select(config.tasks, mteb_catalogue())[0] if pipeline.needs_tasks else []
-    settings |= pipeline.settings(config.model.kind, [task.name for task in chosen]) | pipeline.code
-    stage = None
-    if pipeline.first_stage is not None:
-        stage = _stage(make_first_stage(config), pipeline)
-        settings |= _candidates(pipeline, stage, chosen)
-    parts = [*pipeline.prompted(tasks.parts(chosen, mteb_catalogue()))]
-    return Plan(pipeline, spec, prompts, template, stage, chosen, parts, settings)
+    settings |= pipeline.settings(_kind(planned), [task.name for task in planned.tasks]) | pipeline.code
+    if planned.stage is not None:
+        settings |= _candidates(pipeline, planned.stage, planned.tasks)
+    return settings
+
+
+def _compared(pipeline: Pipeline, reference: Plan, runs: Any) -> dict[str, Any]:
+    """Return what of a reference's settings counts among those of the run that is compared with it."""
+    own = pipeline.settings(_kind(reference), ())
+    return {key: value for key, value in reference.settings.items() if key not in own} | {"runs": runs}
+
+
+def _kind(planned: Plan) -> str:
+    return "encoder" if planned.template is None else "cross_encoder"
 
 
 def failed_before(config: RunConfig, planned: Plan) -> dict[str, Failure]:

@@ -22,7 +22,7 @@ from mteb_vllm.engines.memory import peak_memory, reset_peak_memory
 from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.inference.embedding_cache.cache import EmbeddingCache
 from mteb_vllm.pipelines.base import RunContext
-from mteb_vllm.plan import Plan, failed_before, plan
+from mteb_vllm.plan import Plan, current_plan, failed_before
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console
 from mteb_vllm.report import one_run
 from mteb_vllm.report.one_run import conclude, cut_by_first_stage, cut_texts, late_variables
@@ -71,6 +71,7 @@ class Ahead:
 
 def run_config(
     config: RunConfig,
+    planned: Plan | None,
     output_dir: Path,
     overrides: Sequence[str] = (),
     *,
@@ -83,6 +84,8 @@ def run_config(
 
     Args:
         config: A checked configuration.
+        planned: Its plan; None where none could be made, or passed on to this process: it is made here, and if it cannot
+            be, the record says why.
         output_dir: Where `run.json`, `scores.csv` and `report.md` go.
         overrides: What made the configuration, for the record.
         point: Its number in a sweep.
@@ -94,13 +97,17 @@ def run_config(
         the record; a failure is in it, not raised, and so is what could not be written.
     """
     with disk.collected():
-        return _run_config(config, output_dir, overrides, point, console, progress, ahead)
+        return _run_config(
+            config, planned, output_dir, overrides, point=point, console=console, progress=progress, ahead=ahead
+        )
 
 
 def _run_config(
     config: RunConfig,
+    planned: Plan | None,
     output_dir: Path,
     overrides: Sequence[str],
+    *,
     point: int | None,
     console: Console | None,
     progress: MakeProgress,
@@ -111,7 +118,7 @@ def _run_config(
     console = console or quiet_console()
     record = started_record(config, output_dir, overrides, point)
     try:
-        planned = plan(config)
+        planned = current_plan(config, planned)
         record.settings = planned.settings
         record.fingerprint = fingerprint(record.settings)
         record.prompts = prompts_in_effect(planned)
@@ -145,6 +152,7 @@ def _run_config(
 
 def retrieve_ahead(
     config: RunConfig,
+    planned: Plan | None,
     output_dir: Path,
     *,
     console: Console,
@@ -152,10 +160,17 @@ def retrieve_ahead(
 ) -> Ahead:
     """Does the dense first stage of a run that reranks, so that its engine need not open again among rerankers'.
 
+    Args:
+        config: A checked configuration.
+        planned: Its plan; None: it is made here.
+        output_dir: The point's folder, where its log goes.
+        console: Where progress is shown.
+        progress: Makes what shows it, of a console and a number of tasks.
+
     Raises:
         ModelError: if a model cannot be had.
     """
-    planned = plan(config)
+    planned = current_plan(config, planned)
     environment.prepare(planned.engines[-1].env)
     log = output_dir / LOG
     skipped = {} if config.retry_failed else failed_before(config, planned)

@@ -116,7 +116,7 @@ def ran(tmp_path: Path, *overrides: str) -> tuple[Any, dict[tuple[str, ...], lis
             section = section[name]
         section[key] = int(value) if value.isdigit() else value
     console = Console(file=io.StringIO(), width=100_000)
-    record = run_config(parse(plain), tmp_path / f"run{len(list(tmp_path.iterdir()))}", console=console)
+    record = run_config(parse(plain), None, tmp_path / f"run{len(list(tmp_path.iterdir()))}", console=console)
     rows: dict[tuple[str, ...], list[str]] = {}
     for line in console.file.getvalue().splitlines():  # type: ignore[attr-defined]
         if match := re.match(

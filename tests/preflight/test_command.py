@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+import other_words
 from mteb_vllm import catalogue
-from mteb_vllm.config.schema import RunConfig, compose_config, composer, parse
+from mteb_vllm.config.schema import CONFIG_NAME, RunConfig, compose_config, composer, parse
 from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake, TemplateError
 from mteb_vllm.models.files import package_folder
 from mteb_vllm.models.prompts import load_template
@@ -234,7 +239,7 @@ def test_nothing_of_the_users_is_imported_before_a_run(tmp_path: Path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     assert "holds no config.json" in only("model=custom", "model.package=bomb_parent.inner/model", "model.name=a/b")
     point = one("instruction.template=bomb_templates:mine")
-    (planned,) = plan_points([(point.overrides, point.config)])
+    (planned,) = plan_points([point])
     assert planned.failure is None and "bomb_templates:mine#" in planned.plan.settings["prompts"]["template"]
 
 
@@ -423,6 +428,82 @@ def test_a_sweep_composes_each_set_of_files_once(monkeypatch: pytest.MonkeyPatch
     points = check(["engine.max_num_seqs=range(1,51)", "prompts=none,e5"], multirun=True)
     assert len(points) == 100
     assert len(composed) == 3  # the two, and the one that says what Hydra itself is to do
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["engine.seed=1,2", "prompts=none,e5", "tasks=sts12"],
+        ['prompts.query="a, b","c "', "engine.dtype=null", "engine.hf_overrides={a: 1},{b: 2}"],
+        ["prompts=e5", "~prompts.document", "engine.seed=1,2"],
+        ["engine.seed=range(1,3)", "hydra.sweep.subdir=x${hydra.job.num}", "hydra.job.name=mine", "tasks.names=[STS12]"],
+        ["engine.max_num_seqs=4,${pipeline.window}", "++engine.block_size=16", "engine.seed=1", "engine.seed=2,1"],
+        ["pipeline=rerank", "pipeline.scoring=cosine", "tasks=demo_retrieval", "pipeline.top_k=5,10",
+         "pipeline/first_stage=dense", "model@pipeline.first_stage.model=minilm"],
+        ["prompts=glob(*,exclude=bge*)", "tasks.names=[STS12,STS13],[STS14]", "~experiment"],
+        ["experiment=axes", "engine.seed=7", "hydra.launcher.point_timeout=9"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_sweeps_points_are_those_that_hydra_would_compose(mine: Any, overrides: list[str]) -> None:
+    text = "# @package _global_\nhydra:\n  sweeper:\n    params: {engine.seed: '1,2', prompts: 'none,e5'}\n"
+    folder = mine("experiment/axes.yaml", text)
+    points = check(overrides, multirun=True, config_dir=folder)
+    with composer(folder):
+        loader: Any = GlobalHydra.instance().config_loader()
+        sweep = loader.load_configuration(CONFIG_NAME, [*overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
+        task: Any = OmegaConf.to_container(sweep.hydra.overrides.task, resolve=False)
+        params = [f"{key}={value}" for key, value in (sweep.hydra.sweeper.get("params") or {}).items()]
+        parsed = OverridesParser.create(loader).parse_overrides([*params, *task])
+        (batch,) = BasicSweeper.split_arguments(parsed, None)
+        assert [list(point.launched) for point in points] == batch
+        for point in points:
+            theirs = loader.load_sweep_config(sweep, list(point.launched))
+            ours: Any = point.composed
+            ours.hydra.overrides.hydra, ours.hydra.mode = (
+                theirs.hydra.overrides.hydra,
+                theirs.hydra.mode,
+            )  # the launcher
+            assert OmegaConf.to_container(ours) == OmegaConf.to_container(theirs)
+            for flag in ("struct", "readonly"):
+                assert ours._get_flag(flag) == theirs._get_flag(flag)
+                assert ours.hydra._get_flag(flag) == theirs.hydra._get_flag(flag)
+
+
+# What kind of mistake it is
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        THREE,
+        ["engine.dtype=flaot32", "prompts=e6", "tasks.names=STS21"],
+        ["model=minilm", "model.kind=cross_encoder", "instruction.template='{instruction}'", "tasks=sts12"],
+        ["experiment=wrong"],
+        ["prompts.query=(", "foo", "tasks.names=5", "pipeline.window=x"],
+        ["tasks=sts12", "prompts.query=q", "model.path=/nowhere"],
+        ["prompts=none", "prompts.qury=x", "tasks.names=[]", "engine.seed=1,2"],
+        ["pipeline=report"],
+        ["pipeline=rerank", "pipeline.scoring=cosine", "tasks=sts12", "pipeline.top_k=0"],
+        ["results.dir=${nope}"],
+        ["hydra.callbacks.x._target_=os.system"],
+    ],
+    ids=" ".join,
+)
+def test_no_mistake_is_found_or_left_out_because_of_a_text(
+    mine: Any, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    text = "# @package _global_\nresult:\n  dir: x\nprompts:\n  STS21: x\ntasks:\n  split: [test]\nengine:\n  sede: 1\n"
+    folder = mine("experiment/wrong.yaml", text)
+
+    def found() -> list[tuple[str, str]]:
+        # Each once: two of the same kind in one place differ in their texts only.
+        return list(dict.fromkeys((one.code, one.key) for one in mistakes(*overrides, config_dir=folder)))
+
+    ours = found()
+    other_words.install_mistakes(monkeypatch.setattr)
+    assert found() == ours
+    assert not any("=" in key or " " in key for _, key in ours), "a key, and no text"
 
 
 # Files of a user's own

@@ -18,6 +18,7 @@ from mteb_vllm.preflight.command import check
 from mteb_vllm.report.comparison import Comparison
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 from mteb_vllm.sweep.job import Job
+from mteb_vllm.sweep.planning import plan_points
 from mteb_vllm.util.console import Console
 
 FILES = ["quality_speed.png", "report.csv", "report.html", "report.md", "task_differences.png"]
@@ -133,7 +134,7 @@ def test_a_report_that_cannot_be_made_costs_a_sweep_nothing(sweep: Path, monkeyp
     monkeypatch.setattr("mteb_vllm.report.plots.write_plots", broken)
     console = Console(file=io.StringIO(), width=400)
     records = [record(sweep, at, "float32", 0.8, 1.0) for at in range(2)]
-    Job(console, check([]), records, sweep).end_sweep()
+    Job(console, plan_points(check([])), records, sweep).end_sweep()
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "no pictures today" in said and f"runs={sweep}" in said
     assert (sweep / "report.csv").exists()

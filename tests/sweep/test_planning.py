@@ -15,7 +15,7 @@ from mteb_vllm.errors import ConfigError
 from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import Failure, remember
 from mteb_vllm.results.lookup import keep_same, keep_settings, predictions_path, result_path
-from mteb_vllm.sweep.planning import PlannedPoint, grouped, plan_points
+from mteb_vllm.sweep.planning import PlannedPoint, grouped, look_up, plan_points
 from mteb_vllm.sweep.table import plan_table, print_plan
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.fingerprint import fingerprint
@@ -25,7 +25,7 @@ DENSE = ["pipeline/first_stage=dense", "model@pipeline.first_stage.model=minilm"
 
 
 def planned(*overrides: str) -> list[PlannedPoint]:
-    return plan_points([(point.overrides, point.config) for point in check(overrides, multirun=True)])
+    return look_up(plan_points(check(overrides, multirun=True)))
 
 
 def order(points: list[PlannedPoint]) -> list[list[str]]:
@@ -169,7 +169,7 @@ def test_a_model_that_is_gone_since_the_check_is_one_points_failure(
     ]
     checked = check(words, multirun=True)
     shutil.rmtree(weights)
-    gone, fine = plan_points([(point.overrides, point.config) for point in checked])
+    gone, fine = look_up(plan_points(checked))
     assert gone.failure is not None and gone.failure.kind == "model" and gone.group is None
     assert fine.failure is None and order([gone, fine]) == [["1"]]
 

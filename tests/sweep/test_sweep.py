@@ -23,8 +23,10 @@ import faults
 import other_words
 import recompute
 from mteb_vllm import run
+from mteb_vllm.preflight.command import check
 from mteb_vllm.sweep import child, process
 from mteb_vllm.sweep.messages import Doing, PointFailed, RunPoint, Working
+from mteb_vllm.sweep.planning import plan_points
 from mteb_vllm.sweep.supervisor import _Running
 from mteb_vllm.util.phase import Phase
 
@@ -196,7 +198,8 @@ def test_a_fault_in_a_first_stage_that_runs_ahead(tmp_path: Path, monkeypatch: p
 
 def test_a_point_that_cannot_begin_ends_as_a_failure(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    said = child._follow(RunPoint(None, None, tmp_path / "file" / "0"), None)
+    (point,) = plan_points(check([]))
+    said = child._follow(RunPoint(point, None, None, None, tmp_path / "file" / "0"), None)
     assert isinstance(said, PointFailed) and "NotADirectoryError" in said.failure.message
 
 

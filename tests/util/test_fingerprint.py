@@ -17,8 +17,8 @@ from mteb_vllm import catalogue
 from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.models.files import Model, package_folder
 from mteb_vllm.models.prompts import Prompts
+from mteb_vllm.plan import plan
 from mteb_vllm.preflight.command import check
-from mteb_vllm.runner import plan
 from mteb_vllm.util import fingerprint as module
 from mteb_vllm.util import machine
 from mteb_vllm.util.fingerprint import fingerprint

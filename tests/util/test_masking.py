@@ -144,7 +144,7 @@ def test_what_a_command_leaves_holds_no_secret(
 ) -> None:
     """All but the engine is real: Hydra's folder, the log, the record, the report, the terminal."""
 
-    def run_config(config: Any, output_dir: Path, overrides: Any, **_: Any) -> RunRecord:
+    def run_config(config: Any, planned: Any, output_dir: Path, overrides: Any, **_: Any) -> RunRecord:
         record = started_record(config, output_dir, overrides, None)
         token = config.engine["hf_token"]
         logging.getLogger("vllm").warning("args: %s, %s", {"hf_token": str(token)}, token)

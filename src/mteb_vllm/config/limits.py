@@ -106,9 +106,9 @@ def reference_mistakes(config: DictConfig) -> list[Mistake]:
         for key in raw:
             weight((str(key),))
     except _EndlessError as error:
-        return [Mistake(".".join(error.path), error.what)]
+        return [Mistake(".".join(error.path), error.what, code="syntax")]
     except RecursionError:
-        return [Mistake("configuration", "is nested too deeply")]
+        return [Mistake("configuration", "is nested too deeply", code="syntax")]
     return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,12 +44,13 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Mist
             parsed += parser.parse_overrides([text])
         except (HydraException, RecursionError):
             key, equals, value = text.partition("=")
+            unread = functools.partial(Mistake, key.lstrip("+~"), written=text, code="syntax")
             if not equals:
-                mistakes.append(Mistake(text, "is not of the form key=value"))
+                mistakes.append(unread("is not of the form key=value"))
             elif re.fullmatch(r"[+~]{0,2}[\w./@-]+", key) is None:
-                mistakes.append(Mistake(text, f"Hydra cannot read the key {key!r}"))
+                mistakes.append(unread(f"Hydra cannot read the key {key!r}"))
             else:
-                mistakes.append(Mistake(text, "Hydra cannot read this value", quoted(key, value)))
+                mistakes.append(unread("Hydra cannot read this value", quoted(key, value)))
     return parsed, mistakes
 
 
@@ -64,17 +66,18 @@ def choice_mistake(override: Override, options: Sequence[str]) -> Mistake | None
     if override.is_delete() and value is None:
         return None
     if not all(isinstance(name, str) for name in names):
-        return Mistake(
-            written, "a choice is the name of a file", f"To take a group away: ~{override.get_key_element()}"
-        )
+        way = f"To take a group away: ~{override.get_key_element()}"
+        return Mistake(key, "a choice is the name of a file", way, written=written)
     unknown = next((name for name in names if name not in options), None)
     if unknown is None:
         return None
     return Mistake(
-        written,
+        key,
         f"there is no file {unknown}.yaml in {key}/",
         f"Files: {', '.join(options)}. Your own go into a folder given with --config-dir.",
         tuple(suggest(override.get_key_element(), option) for option in nearest(str(unknown), options)),
+        written=written,
+        code="unknown_choice",
     )
 
 
@@ -82,7 +85,8 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
     """Sets a field as Hydra does; where Hydra would stop, says so and goes on."""
     key, value, written = override.key_or_group, override.value(), str(override.input_line)
     if override.package is not None:
-        return [Mistake(written, f"there is no group {key}", nearest=_near_keys(key, config))]
+        near = _near_keys(key, config)
+        return [Mistake(key, f"there is no group {key}", nearest=near, written=written, code="unknown_key")]
     try:
         # What Hydra itself will only know when a point runs, as the job's number, is no mistake of the user's.
         known = not override.is_hydra_override()
@@ -92,10 +96,10 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
         if isinstance(current, Mapping) and isinstance(value, (str, int, float)):
             choice = f"{key.replace('.', '/')}={override.get_value_string()}"
             way = f"A choice of a file is written with a slash: {shlex.quote(choice)}"
-            return [Mistake(written, f"{key} is a group of fields", way if "." in key else "")]
+            return [Mistake(key, f"{key} is a group of fields", way if "." in key else "", written=written)]
         if override.is_add() and current is not None and not isinstance(value, (dict, list)):
             way = f"To change it, without the plus: {shlex.quote(written.lstrip('+'))}"
-            return [Mistake(written, f"is set already, to {current}", way)]
+            return [Mistake(key, f"is set already, to {current}", way, written=written)]
         mistakes = []
         if not (override.is_add() or override.is_force_add()):
             missing = list(_missing(key, value, config))
@@ -105,9 +109,9 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
                 return mistakes  # what follows from such a key would only be noise
         OmegaConf.update(config, key, value, merge=True, force_add=True)
     except OmegaConfBaseException as error:
-        return [replace(reference_mistake(error, [override]), where=written)]
+        return [replace(reference_mistake(error, [override]), key=key, written=written)]
     except (AttributeError, TypeError, ValueError) as error:
-        return [Mistake(written, in_words(error))]
+        return [Mistake(key, in_words(error), written=written)]
     return mistakes or _lost_spaces(override)
 
 
@@ -120,15 +124,17 @@ def _lost_spaces(override: Override) -> list[Mistake]:
     typed = override.get_value_string()
     if not equals or typed == typed.strip() or value != typed.strip():
         return []
-    return [Mistake(written, "Hydra takes away the space around this text", quoted(name, typed))]
+    way = quoted(name, typed)
+    return [Mistake(override.key_or_group, "Hydra takes away the space around this text", way, written=written)]
 
 
 def _delete(override: Override, current: Any, config: DictConfig) -> list[Mistake]:
     key, value, written = override.key_or_group, override.value(), str(override.input_line)
     if current is None:
-        return [Mistake(written, "is not set, so there is nothing to delete", nearest=_near_keys(key, config))]
+        what, near = "is not set, so there is nothing to delete", _near_keys(key, config)
+        return [Mistake(key, what, nearest=near, written=written, code="unknown_key")]
     if value is not None and value != current:
-        return [Mistake(written, f"is {current}, so this deletes nothing", shlex.quote(f"~{key}"))]
+        return [Mistake(key, f"is {current}, so this deletes nothing", shlex.quote(f"~{key}"), written=written)]
     parent, _, name = key.rpartition(".")
     with open_dict(config):
         del (OmegaConf.select(config, parent) if parent else config)[name]
@@ -157,7 +163,8 @@ def reference_mistake(error: OmegaConfBaseException, overrides: Sequence[Overrid
         way = f"A literal ${{ is written \\${{: {suggest(str(said.input_line).partition('=')[0], value)}"  # type: ignore[union-attr]
     elif "nterpolation" in str(error) or "grammar" in str(error).lower():
         way = "A literal ${ is written \\${ (in a YAML file, too)."
-    return Mistake(key if said is None else str(said.input_line), in_words(error), way)
+    written = "" if said is None else str(said.input_line)
+    return Mistake(key, in_words(error), way, written=written, code="syntax")
 
 
 def _missing(key: str, value: Any, config: DictConfig) -> Iterator[str]:
@@ -195,8 +202,10 @@ def _unlisted(key: str, override: Override, config: DictConfig) -> Mistake | Non
     else:
         near = _near_keys(key, config)
         place = written if override.key_or_group == key else f"{written}: {key}"
-        return Mistake(place, "there is no such key", "" if near else "mteb-vllm --cfg job prints all keys.", near)
-    return Mistake(written, what, f"Add it with a plus: {shlex.quote(f'+{written}')}") if what else None
+        way = "" if near else "mteb-vllm --cfg job prints all keys."
+        return Mistake(key, "there is no such key", way, near, written=place, code="unknown_key")
+    way = f"Add it with a plus: {shlex.quote(f'+{written}')}"
+    return Mistake(key, what, way, written=written, code="unknown_key") if what else None
 
 
 def _near_keys(key: str, config: DictConfig) -> tuple[str, ...]:

@@ -315,7 +315,7 @@ def parse_what_fits(config: Mapping[str, Any]) -> tuple[RunConfig | None, list[M
     except ConfigError as error:
         rest = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
         for mistake in error.mistakes:
-            section, _, field_ = mistake.where.partition("=")[0].partition(".")
+            section, _, field_ = mistake.key.partition(".")
             if field_:
                 rest[section].pop(field_.partition(".")[0], None)
             elif section in _keys(RunConfig, []):
@@ -364,14 +364,21 @@ def _mistake(cls: Any, item: Any, prefix: str) -> Mistake:
     if item["type"] == "unexpected_keyword_argument":
         return _no_such_key(dotted, _keys(cls, path[:-1]))
     if item["type"] == "missing":
-        return Mistake(dotted, "a value is needed")
+        return Mistake(dotted, "a value is needed", code="missing")
     if item["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
         near = tuple(suggest(dotted, choice) for choice in nearest(str(value), choices))
-        return Mistake(f"{dotted}={value}", "there is no such choice", f"Allowed: {', '.join(choices)}.", near)
+        return Mistake(
+            dotted,
+            "there is no such choice",
+            f"Allowed: {', '.join(choices)}.",
+            near,
+            value=f"{value}",
+            code="unknown_choice",
+        )
     what = item["msg"][0].lower() + item["msg"][1:]
     numeric = item["type"] == "string_type" and isinstance(value, (int, float))
-    return Mistake(f"{dotted}={value}", what, quoted(dotted, str(value)) if numeric else "")
+    return Mistake(dotted, what, quoted(dotted, str(value)) if numeric else "", value=f"{value}")
 
 
 def _no_such_key(dotted: str, known: Sequence[str]) -> Mistake:
@@ -379,7 +386,7 @@ def _no_such_key(dotted: str, known: Sequence[str]) -> Mistake:
 
     parent, dot, name = dotted.rpartition(".")
     near = tuple(f"{parent}{dot}{key}" for key in nearest(name, known))
-    return Mistake(dotted, "there is no such key", f"Known keys: {', '.join(known)}.", near)
+    return Mistake(dotted, "there is no such key", f"Known keys: {', '.join(known)}.", near, code="unknown_key")
 
 
 def _keys(cls: Any, path: Sequence[str]) -> list[str]:

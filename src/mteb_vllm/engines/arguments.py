@@ -132,7 +132,7 @@ def check_sentence_transformers(where: str, values: Mapping[str, object]) -> lis
     """What is wrong with the arguments of an engine of sentence-transformers; for the arguments see `check_arguments`."""
     mistakes = []
     for key, value in values.items():
-        at = f"{where}.{key}={value}"
+        wrong = functools.partial(Mistake, f"{where}.{key}", value=f"{value}")
         kind = _OF_SENTENCE_TRANSFORMERS.get(key)
         if value is None or key in ("backend", "preset"):
             continue
@@ -142,8 +142,7 @@ def check_sentence_transformers(where: str, values: Mapping[str, object]) -> lis
             what = "is an argument of vLLM's, and this engine is sentence-transformers"
             known = f"Known to both, or to it: {', '.join(_OF_SENTENCE_TRANSFORMERS)}."
             mistakes.append(
-                Mistake(
-                    at,
+                wrong(
                     what,
                     known,
                     tuple(
@@ -153,12 +152,14 @@ def check_sentence_transformers(where: str, values: Mapping[str, object]) -> lis
                 )
             )
         elif not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            mistakes.append(Mistake(at, f"must be {kind.__name__}, this is {type(value).__name__}"))
+            mistakes.append(wrong(f"must be {kind.__name__}, this is {type(value).__name__}"))
         elif isinstance(value, int) and kind is int and value < 1:
-            mistakes.append(Mistake(at, "must be 1 or more"))
+            mistakes.append(wrong("must be 1 or more"))
         elif key in _CHOICES and value not in _CHOICES[key]:
             near = tuple(suggest(f"{where}.{key}", choice) for choice in nearest(str(value), _CHOICES[key]))
-            mistakes.append(Mistake(at, "there is no such choice", f"Allowed: {', '.join(_CHOICES[key])}.", near))
+            mistakes.append(
+                wrong("there is no such choice", f"Allowed: {', '.join(_CHOICES[key])}.", near, code="unknown_choice")
+            )
     return mistakes
 
 
@@ -175,19 +176,34 @@ def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogu
         at = f"{where}.{key}"
         if key == "preset":
             if value not in (None, *PRESETS):
-                mistakes.append(Mistake(f"{at}={value}", "there is no such preset", f"Presets: {', '.join(PRESETS)}."))
+                mistakes.append(
+                    Mistake(
+                        at,
+                        "there is no such preset",
+                        f"Presets: {', '.join(PRESETS)}.",
+                        value=f"{value}",
+                        code="unknown_choice",
+                    )
+                )
         elif key == "backend":
             if value not in (None, *BACKENDS):
                 near = tuple(suggest(at, choice) for choice in nearest(str(value), BACKENDS))
                 mistakes.append(
-                    Mistake(f"{at}={value}", "there is no such backend", f"Backends: {', '.join(BACKENDS)}.", near)
+                    Mistake(
+                        at,
+                        "there is no such backend",
+                        f"Backends: {', '.join(BACKENDS)}.",
+                        near,
+                        value=f"{value}",
+                        code="unknown_choice",
+                    )
                 )
         elif key == "env":
             mistakes += _env_mistakes(at, value, vllm)
         elif key in _NOT_VLLMS:
             if value is not None:
                 what = "is an argument of sentence-transformers, and this engine is vLLM"
-                mistakes.append(Mistake(f"{at}={value}", what, "Choose the other: engine=sentence_transformers"))
+                mistakes.append(Mistake(at, what, "Choose the other: engine=sentence_transformers", value=f"{value}"))
         elif key in ("model", "revision", "runner", "convert"):
             mistakes.append(
                 Mistake(at, "this argument is set by the model and the pipeline", "Use model.name, model.revision.")
@@ -197,10 +213,11 @@ def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogu
             if value is not None and value not in choices:
                 mistakes.append(
                     Mistake(
-                        f"{at}={value}",
+                        at,
                         "no such dtype",
                         f"Allowed: {', '.join(choices)}.",
                         tuple(suggest(at, choice) for choice in nearest(str(value), choices)),
+                        value=f"{value}",
                     )
                 )
         elif key not in vllm.args:
@@ -209,7 +226,9 @@ def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogu
                 for name in nearest(key, [*vllm.args, *OWN_KEYS])
             )
             what = f"vLLM {vllm.version} has no such engine argument"
-            mistakes.append(Mistake(at if value is None else f"{at}={value}", what, nearest=near))
+            mistakes.append(
+                Mistake(at, what, nearest=near, value=None if value is None else f"{value}", code="unknown_key")
+            )
         elif value is not None:
             mistakes += _value_mistakes(at, value, vllm.args[key])
     return mistakes
@@ -239,23 +258,23 @@ def _value_mistakes(
             return []
         near = tuple(write(choice) for choice in nearest(str(value), arg.choices))
         allowed = f"Allowed: {', '.join(arg.choices)}."
-        return [Mistake(f"{at}={value}", "vLLM does not know this value", allowed, near)]
+        return [Mistake(at, "vLLM does not know this value", allowed, near, value=f"{value}", code="unknown_choice")]
     # vLLM's own classes of settings are written as dicts.
     kind = "dict" if arg.kind == "any" and re.fullmatch(r"\w+Config( \| None)?", arg.type) else arg.kind
     types = _TYPES.get(kind)
     if types is not None and not (isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))):
         what = f"vLLM wants {kind} here, this is {type(value).__name__}"
         near = (write(number),) if kind == "int" and (number := _as_number(value)) is not None else ()
-        return [Mistake(f"{at}={value}", what, _EXAMPLES.get(kind, ""), near)]
+        return [Mistake(at, what, _EXAMPLES.get(kind, ""), near, value=f"{value}")]
     if arg.name == "gpu_memory_utilization" and isinstance(value, (int, float)) and not 0 < value <= 1:
-        return [Mistake(f"{at}={value}", "is a share of the memory, above 0 and up to 1")]
+        return [Mistake(at, "is a share of the memory, above 0 and up to 1", value=f"{value}")]
     if arg.name == "max_model_len" and isinstance(value, (int, float)) and value < 1 and value != -1:
         way = "Leave it unset for the model's own context; -1 is as much of that as fits into the memory."
-        return [Mistake(f"{at}={value}", "must be 1 or more", way)]
+        return [Mistake(at, "must be 1 or more", way, value=f"{value}")]
     if isinstance(value, (int, float)):
         limits = {"ge": 1, **arg.limits} if arg.name in _AT_LEAST_ONE else arg.limits
         unmet = [_BOUNDS[name][0].format(bound) for name, bound in limits.items() if not _BOUNDS[name][1](value, bound)]
-        return [Mistake(f"{at}={value}", f"must be {unmet[0]}")] if unmet else []
+        return [Mistake(at, f"must be {unmet[0]}", value=f"{value}")] if unmet else []
     return _field_mistakes(at, value, arg.fields, write) if arg.fields and isinstance(value, Mapping) else []
 
 
@@ -272,7 +291,14 @@ def _field_mistakes(
             )
             kind = at.rpartition(".")[2]
             mistakes.append(
-                Mistake(f"{at}.{key}={item}", f"{kind} has no such key", f"Keys: {', '.join(known)}.", near)
+                Mistake(
+                    f"{at}.{key}",
+                    f"{kind} has no such key",
+                    f"Keys: {', '.join(known)}.",
+                    near,
+                    value=f"{item}",
+                    code="unknown_key",
+                )
             )
         elif item is not None and not _is_coerced(known[key].kind, item):
             rewrite = functools.partial(_with_key, write, value, key)
@@ -313,7 +339,7 @@ _EXAMPLES = {"bool": "true or false.", "list": "As [a,b].", "dict": "As {key: va
 def _env_mistakes(at: str, value: object, vllm: VllmCatalogue | None) -> list[Mistake]:
     """Return what is wrong with `engine.env`; `vllm` is None where the engine is sentence-transformers."""
     if not isinstance(value, Mapping):
-        return [Mistake(f"{at}={value}", "must be a dict of names and values")]
+        return [Mistake(at, "must be a dict of names and values", value=f"{value}")]
     mistakes = []
     for name, setting in value.items():
         if str(name).startswith("VLLM_") and vllm is None:
@@ -324,6 +350,6 @@ def _env_mistakes(at: str, value: object, vllm: VllmCatalogue | None) -> list[Mi
             mistakes.append(Mistake(f"{at}.{name}", f"vLLM {vllm.version} reads no such variable", nearest=near))
         if isinstance(setting, bool) or not isinstance(setting, (str, int, float)):
             mistakes.append(
-                Mistake(f"{at}.{name}={setting}", "a variable is a text or a number", "Switches are 0 and 1.")
+                Mistake(f"{at}.{name}", "a variable is a text or a number", "Switches are 0 and 1.", value=f"{setting}")
             )
     return mistakes

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from mteb_vllm.engines import environment
 from mteb_vllm.engines.timing import Phases
+from mteb_vllm.errors import ModelError
 from mteb_vllm.models.files import Model
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.models.sentence_transformers_files import Applied, apply_files
@@ -329,6 +330,7 @@ def open_engine(spec: EngineSpec) -> Engine:
     Raises:
         MissingPackageError: if what works in it is not installed.
         EngineStartError: if it does not open with these arguments.
+        ModelError: if the model's files have changed since it was found, so that its results would be kept as another's.
     """
     wanted = spec.fingerprint
     for engine in _open:
@@ -337,6 +339,10 @@ def open_engine(spec: EngineSpec) -> Engine:
     close_engines()
     engine = _start(spec)
     _open.append(engine)
+    # Only now: what was read while it opened has to be what the specification says, too.
+    if spec.model.has_changed():
+        engine.close()
+        raise ModelError(f"the files in {spec.model.location} have changed since the run began: run again")
     return engine
 
 

@@ -59,6 +59,15 @@ class Model:
         """The commit that vLLM is to load; None for local weights."""
         return None if self.digest else self.revision
 
+    def has_changed(self) -> bool:
+        """Return whether the local files are other ones than those that were found; a model on the Hub never changes."""
+        if self.digest is None:
+            return False
+        try:
+            return folder_digest(Path(self.location), _is_counted) != self.digest
+        except OSError:  # not there any more
+            return True
+
 
 def find_model(name: str | None, revision: str | None = None, path: str | None = None) -> Model:
     """Finds a model locally, in the Hub's cache or on the Hub.

@@ -225,6 +225,14 @@ class ImportedTemplate:
             pass  # written in C: its call will say it
         return function
 
+    def has_changed(self) -> bool:
+        """Return whether its module's source is another one than the one that was found.
+
+        Raises:
+            ValueError: if the module is not there any more, cannot be parsed, or does not define the name.
+        """
+        return find_callable_source(f"{self.module}.{self.name}") != self.source
+
     def identity(self) -> str:
         """Return what fingerprints know it by: the digest of its module's source, the same in a dry run and in a run.
 
@@ -286,9 +294,10 @@ def check_template(template: str) -> Mistake | None:
             raise ValueError(f"{template} {problem}")
     except ValueError as error:
         return Mistake(
-            f"instruction.template={template!r}",
+            "instruction.template",
             str(error),
             f"For example: {_EXAMPLE}, or a function: instruction.template=my_package.templates:mine",
+            value=f"{template!r}",
         )
     return None
 

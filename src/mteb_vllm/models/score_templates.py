@@ -174,46 +174,48 @@ def check(where: str, config: ScoreTemplateConfig | None) -> list[Mistake]:
         return []
     if config.template is not None and config.file is not None:
         return [Mistake(where, "names both a template and a file", f"Set one of them: {where}.file=null")]
-    at = f"{where}.file={config.file}" if config.file is not None else f"{where}.template"
+    at = f"{where}.template" if config.file is None else f"{where}.file"
     try:
         text = template_text(config)
     except (OSError, ValueError) as error:
         shipped = sorted(path.name for path in (conf_dir() / FOLDER).glob("*.jinja"))
-        return [Mistake(at, f"cannot be read: {error}", f"Shipped ones: {', '.join(shipped)}; else a path.")]
-    return [] if text is None else template_mistakes(at, text)
+        way = f"Shipped ones: {', '.join(shipped)}; else a path."
+        return [Mistake(at, f"cannot be read: {error}", way, value=config.file)]
+    return [] if text is None else template_mistakes(at, text, config.file)
 
 
-def template_mistakes(at: str, text: str) -> list[Mistake]:
-    """What is wrong with a template's text; `at` is where it stands."""
+def template_mistakes(at: str, text: str, file: str | None = None) -> list[Mistake]:
+    """What is wrong with a template's text; `at` is the key that holds it, or names its file."""
     from jinja2 import TemplateSyntaxError
 
+    wrong = functools.partial(Mistake, at, value=file)
     try:
         changing = _changing_values(text)
     except TemplateSyntaxError as error:
-        return [Mistake(at, f"is no jinja template: {error}")]
+        return [wrong(f"is no jinja template: {error}")]
     except RecursionError:
-        return [Mistake(at, "is nested too deeply")]
+        return [wrong("is nested too deeply")]
     if changing:
         what = f"uses {', '.join(changing)}: time and random values change from one rendering to the next"
-        return [Mistake(at, what, "Results under one fingerprint must have the same input texts.")]
+        return [wrong(what, "Results under one fingerprint must have the same input texts.")]
     probes = _render_apart(text)
     if probes.error is not None:
         near = nearest(probes.undefined, _NAMES) if probes.undefined else ()
-        return [Mistake(at, f"cannot be rendered: {probes.error}", nearest=near)]
+        return [wrong(f"cannot be rendered: {probes.error}", nearest=near)]
     template = ScoreTemplate(text)
     rendered, without = probes.texts
     # The other process has other hashes and addresses.
     if (template.rendered(_QUERY, _DOCUMENT, "an instruction"), template.rendered(_QUERY, _PROBE)) != probes.texts:
-        return [Mistake(at, "gives another text at every rendering")]
+        return [wrong("gives another text at every rendering")]
     sides = {"query": _QUERY, "document": _DOCUMENT}
     lost = [side for side, word in sides.items() if word not in rendered]
     mistakes = [
-        Mistake(at, f"never mentions the {side}: every pair would be read without it", _EXAMPLE.replace("query", side))
+        wrong(f"never mentions the {side}: every pair would be read without it", _EXAMPLE.replace("query", side))
         for side in lost
     ]
     if not lost and without.count(_PROBE) != 1:
         what = "must hold the document once, as it is: where a pair is too long, its document is cut by tokens"
-        mistakes.append(Mistake(at, what, "Leave filters (trim, tojson, ...) and slices of the document away."))
+        mistakes.append(wrong(what, "Leave filters (trim, tojson, ...) and slices of the document away."))
     return mistakes
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mteb_vllm.config.schema import TARGETS, RunConfig, build
@@ -20,28 +22,48 @@ def is_report(config: RunConfig) -> bool:
     return config.pipeline.get("_target_") == f"{Report.__module__}.{Report.__name__}"
 
 
-def make_pipeline(config: RunConfig) -> Pipeline:
-    """The pipeline of a checked configuration."""
-    made: Pipeline = build(_class(config.pipeline["_target_"]), _fields(config.pipeline), "pipeline")
-    return made
+@dataclass(frozen=True)
+class PipelineParts:
+    """What the `_target_`s of one configuration make; made once, by its check, and passed on with it.
+
+    Attributes:
+        made: The pipeline, or the report that only compares runs.
+        first_stage: The pipeline's first stage; None where it has none.
+        reference: What it compares with; None where it compares with nothing.
+    """
+
+    made: Pipeline | Report
+    first_stage: Any = None
+    reference: Any = None
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline; a report is none."""
+        assert isinstance(self.made, Pipeline)
+        return self.made
+
+    @property
+    def report(self) -> Report:
+        """The report of a configuration that only compares runs."""
+        assert isinstance(self.made, Report)
+        return self.made
 
 
-def make_report(config: RunConfig) -> Report:
-    """Return the report of a checked configuration that only compares runs."""
-    made: Report = build(Report, _fields(config.pipeline), "pipeline")
-    return made
+def make_parts(config: RunConfig) -> PipelineParts:
+    """Make the pipeline of a checked configuration, with its first stage and its reference."""
+    pipeline: Pipeline = _make("pipeline", config.pipeline)
+    stage = None if pipeline.first_stage is None else _make("pipeline.first_stage", config.pipeline["first_stage"])
+    reference = None if pipeline.reference is None else _make("pipeline.reference", config.pipeline["reference"])
+    return PipelineParts(pipeline, stage, reference)
 
 
-def make_first_stage(config: RunConfig) -> Any:
-    """The first stage of a checked configuration that reranks."""
-    stage = config.pipeline["first_stage"]
-    return build(_class(stage["_target_"]), _fields(stage), "pipeline.first_stage")
+def import_pipeline(config: RunConfig) -> None:
+    """Import the class of a checked configuration's pipeline; a module of the user's that was edited is imported anew."""
+    _class(config.pipeline["_target_"])
 
 
-def make_reference(config: RunConfig) -> Any:
-    """The reference of a checked configuration that compares with one."""
-    reference = config.pipeline["reference"]
-    return build(_class(reference["_target_"]), _fields(reference), "pipeline.reference")
+def _make(where: str, config: Mapping[str, Any]) -> Any:
+    return build(_class(config["_target_"]), _fields(config), where)
 
 
 def build_target(
@@ -56,20 +78,20 @@ def build_target(
         own: Where classes of the user's own may be (`allowed_targets`); None where none may be.
     """
     target = config.get("_target_")
-    at = f"{where}._target_={target}"
+    wrong = functools.partial(Mistake, f"{where}._target_", value=f"{target}")
     allowed = (*TARGETS, *(own or ()))
     if not isinstance(target, str) or not target.startswith(allowed):
         way = f"Allowed: {', '.join(allowed)}."
         way += "" if own is None else f" A class of your own: {suggest('allowed_targets', ['my_package.'])}"
-        return None, [Mistake(at, "is not a class that a configuration may name", way)]
+        return None, [wrong("is not a class that a configuration may name", way, code="refused")]
     try:
         cls: Any = _class(target)
     except Exception as error:  # a module of the user's does what it likes when it is imported
-        return None, [Mistake(at, f"cannot be imported: {in_one_line(error)}")]
+        return None, [wrong(f"cannot be imported: {in_one_line(error)}")]
     if not (hasattr(cls, mark) and hasattr(cls, "__dataclass_fields__")):
-        return None, [Mistake(at, f"is no {where.rpartition('.')[2].replace('_', ' ')}")]
+        return None, [wrong(f"is no {where.rpartition('.')[2].replace('_', ' ')}")]
     if missing := getattr(cls, "__abstractmethods__", None):
-        return None, [Mistake(at, f"defines no {', '.join(sorted(missing))}")]
+        return None, [wrong(f"defines no {', '.join(sorted(missing))}")]
     try:
         return build(cls, _fields(config), where), []
     except ConfigError as error:

@@ -16,23 +16,26 @@ from mteb_vllm.models.architectures import is_language_model, label_problem
 from mteb_vllm.models.files import find_recipe
 from mteb_vllm.models.prompts import applying_keys, candidates, instruction_keys
 from mteb_vllm.models.sentence_transformers_files import apply_files
-from mteb_vllm.pipelines.factory import build_target, is_report, make_pipeline
+from mteb_vllm.pipelines.factory import PipelineParts, build_target, is_report
 from mteb_vllm.preflight.models import engine_mistakes, recipe_mistakes
-from mteb_vllm.preflight.pipelines import pipeline_mistakes
+from mteb_vllm.preflight.pipelines import check_pipeline
 from mteb_vllm.tasks import selection as task_selection
 from mteb_vllm.util.disk import why_not_writable
 
 
-def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mistake]:
-    """What is wrong with one run, as far as that can be known without loading anything.
+def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> tuple[PipelineParts | None, list[Mistake]]:
+    """Check one run, as far as that can be done without loading anything, and make its pipeline on the way.
 
     Args:
         config: The run.
         broken: Parts of it, as `tasks`, in which mistakes have been found already. Their values are checked, but nothing
             that would only follow from those mistakes is reported.
+
+    Returns:
+        the pipeline with its parts, never None where there is no mistake; and the mistakes.
     """
     if is_report(config):
-        return _report_mistakes(config)
+        return _check_report(config)
     if "experiment" in broken:
         broken = ("model", "engine", "prompts", "instruction", "score_template", "tasks", "pipeline")
     mteb = mteb_catalogue()
@@ -47,45 +50,45 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> list[Mis
     mistakes += recipe_mistakes("", config.model, config.engine, config.prompts, config.instruction, broken=broken)
     mistakes += score_templates.check("score_template", config.score_template)
     mistakes += score_templates.check("model.score_template", config.model.score_template)
-    pipeline = pipeline_mistakes(config, () if found else chosen, broken) if "pipeline" not in broken else []
-    if sure and not mistakes and not pipeline:
+    parts, pipeline = (
+        check_pipeline(config, () if found else chosen, broken) if "pipeline" not in broken else (None, [])
+    )
+    if sure and not mistakes and not pipeline and parts is not None:
         prompts = {key: value for key, value in config.prompts.items() if key != "from_model"}
-        mistakes += _applies_nowhere(prompts, _prompted(config, chosen), config)
+        prompted = parts.pipeline.prompted(task_selection.parts(chosen, mteb))
+        mistakes += _applies_nowhere(prompts, prompted, config)
     if not reranker and config.score_template != ScoreTemplateConfig(from_model=config.score_template.from_model):
         what = "is what a cross-encoder reads pairs through, and the model is an encoder"
-        mistakes.append(Mistake("score_template", what, "Leave it away, or choose a reranker: model=ms_marco_minilm"))
-    wrong_kind = any(mistake.where.startswith("model.kind=") for mistake in pipeline)
+        mistakes.append(
+            Mistake(
+                "score_template", what, "Leave it away, or choose a reranker: model=ms_marco_minilm", code="conflict"
+            )
+        )
+    wrong_kind = any(mistake.code == "model_kind" for mistake in pipeline)
     if reranker and not wrong_kind and not {"model", "engine", "score_template", "instruction"} & set(broken):
         mistakes += _reranker_mistakes(config, templates_fine=not mistakes)
     mistakes += pipeline
     if config.runs is not None:
         what = "is what pipeline=report reads, and this is another pipeline"
-        mistakes.append(Mistake("runs", what, "Add: pipeline=report"))
+        mistakes.append(Mistake("runs", what, "Add: pipeline=report", code="conflict"))
     mistakes += folder_mistakes("results.dir", config.results.dir, "results")
-    return mistakes
+    return parts, mistakes
 
 
-def _prompted(config: RunConfig, chosen: Sequence[TaskInfo]) -> list[TaskInfo]:
-    """The tasks whose texts prompts stand in front of."""
-    return [*make_pipeline(config).prompted(task_selection.parts(chosen, mteb_catalogue()))]
-
-
-def _report_mistakes(config: RunConfig) -> list[Mistake]:
+def _check_report(config: RunConfig) -> tuple[PipelineParts | None, list[Mistake]]:
     made, mistakes = build_target("pipeline", config.pipeline, "model_kinds")
     if not config.runs:
         way = "Name folders of sweeps, of runs, or of results: runs='outputs/sweeps/2026-11-24/*'"
-        mistakes.append(Mistake("runs", "which runs shall be compared?", way))
+        mistakes.append(Mistake("runs", "which runs shall be compared?", way, code="missing"))
     if config.dry_run:
-        mistakes.append(Mistake("dry_run=true", "a report computes nothing that could be left out"))
+        mistakes.append(Mistake("dry_run", "a report computes nothing that could be left out", value="true"))
     own = made.dir if made is not None else None
-    return [
-        *mistakes,
-        *(
-            folder_mistakes("pipeline.dir", own)
-            if own is not None
-            else folder_mistakes("results.dir", config.results.dir, "reports")
-        ),
-    ]
+    mistakes += (
+        folder_mistakes("pipeline.dir", own)
+        if own is not None
+        else folder_mistakes("results.dir", config.results.dir, "reports")
+    )
+    return PipelineParts(made) if made is not None else None, mistakes
 
 
 def _applies_nowhere(prompts: Mapping[str, Any], parts: Sequence[TaskInfo], config: RunConfig) -> list[Mistake]:
@@ -98,7 +101,7 @@ def _applies_nowhere(prompts: Mapping[str, Any], parts: Sequence[TaskInfo], conf
         if not template.takes_instruction:
             what = "a reranker's prompts are instructions, and its score template takes none"
             way = "A text before each query or document: score_template.query_prefix, score_template.document_prefix."
-            return [Mistake("prompts", what, way)]
+            return [Mistake("prompts", what, way, code="conflict")]
     elif applying_keys(keys, parts):
         return []
     if instruction_keys(keys, parts) and config.model.kind == "cross_encoder":
@@ -107,7 +110,7 @@ def _applies_nowhere(prompts: Mapping[str, Any], parts: Sequence[TaskInfo], conf
     what = f"none of its keys ({', '.join(keys)}) applies to the chosen tasks, which are of the types {types}"
     way = f"Keys that would apply: {', '.join(candidates(parts[0].name, parts[0].type, None))}. "
     way += "query and document apply only to tasks with a query side, as retrieval."
-    return [Mistake("prompts", what, way)]
+    return [Mistake("prompts", what, way, code="conflict")]
 
 
 def _reranker_mistakes(config: RunConfig, *, templates_fine: bool) -> list[Mistake]:
@@ -119,13 +122,13 @@ def _reranker_mistakes(config: RunConfig, *, templates_fine: bool) -> list[Mista
         return mistakes  # said already
     overrides = resolve_arguments(config.engine, config.model.engine)[0].get("hf_overrides")
     if problem := label_problem(model, overrides if isinstance(overrides, Mapping) else {}):
-        mistakes.append(Mistake(f"model.name={model.name}", problem))
+        mistakes.append(Mistake("model.name", problem, value=f"{model.name}"))
     if backend_of(config.engine) == "vllm" and templates_fine:
         chosen = score_templates.resolve(config.score_template, config.model.score_template)
         arguments = resolve_arguments(config.engine, config.model.engine)[0]
         refused = apply_files(model.files, model.config, arguments, "classify").activation_refused
         if refused and chosen.activation is None:
-            mistakes.append(Mistake(f"model.name={model.name}", refused))
+            mistakes.append(Mistake("model.name", refused, value=f"{model.name}"))
     if config.instruction.template is not None:
         what = "a reranker reads its instruction through its score template"
         mistakes.append(Mistake("instruction.template", what, "Write {{ instruction }} into score_template.template."))
@@ -151,10 +154,10 @@ def folder_mistakes(key: str, folder: str, below: str = "") -> list[Mistake]:
         below: What is written into of it.
     """
     if not folder.strip():
-        return [Mistake(f"{key}={folder!r}", "is no folder", f"The current one: {key}=.")]
+        return [Mistake(key, "is no folder", f"The current one: {key}=.", value=f"{folder!r}")]
     if not folder.isprintable():
-        return [Mistake(f"{key}={folder!r}", "holds a character that cannot be printed")]
+        return [Mistake(key, "holds a character that cannot be printed", value=f"{folder!r}")]
     if len(os.fsencode(Path(folder).absolute())) + _BELOW > _LONGEST_PATH:
-        return [Mistake(f"{key}={folder[:80]}...", "is too long: results below it would have no name")]
+        return [Mistake(key, "is too long: results below it would have no name", value=f"{folder[:80]}...")]
     why = why_not_writable(Path(folder) / below)
-    return [Mistake(f"{key}={folder}", why)] if why is not None else []
+    return [Mistake(key, why, value=folder, code="not_writable")] if why is not None else []

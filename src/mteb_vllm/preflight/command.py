@@ -12,16 +12,17 @@ import itertools
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -41,9 +42,9 @@ from mteb_vllm.config.schema import (
 )
 from mteb_vllm.engines.arguments import backend_of
 from mteb_vllm.engines.vllm import INSTALL
-from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake
+from mteb_vllm.errors import Code, ConfigError, MissingPackageError, Mistake
 from mteb_vllm.models.files import forget_models
-from mteb_vllm.pipelines.factory import is_report
+from mteb_vllm.pipelines.factory import PipelineParts, is_report
 from mteb_vllm.preflight.checks import check_config, folder_mistakes
 from mteb_vllm.preflight.hydra import hydra_mistakes, named_after_secrets, refers_outside, search_path_mistakes
 from mteb_vllm.util.masking import find_secrets, in_engine, mask, protect, register_fields, register_written
@@ -61,12 +62,18 @@ class Point:
         overrides: The overrides that make it, sweeps expanded.
         config: What they compose to.
         swept: Whether it is a sweep's, by `-m` or by the configuration's own `hydra.mode`.
+        pipeline: What its pipeline's `_target_`s make; None where that is not made yet.
+        launched: The overrides as Hydra hands them to a launcher, with their secrets; empty of a single run.
+        composed: What Hydra has of a point of a sweep: the whole configuration, with its own settings under `hydra`.
         folder: Hydra's folder of the run or of the sweep, at the time of the check; None where only Hydra will know it.
     """
 
     overrides: tuple[str, ...]
     config: RunConfig
     swept: bool
+    pipeline: PipelineParts | None = None
+    launched: tuple[str, ...] = field(default=(), repr=False)
+    composed: DictConfig | None = field(default=None, repr=False, compare=False)
     folder: Path | None = None
 
 
@@ -92,7 +99,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
     points = []
     with composer(config_dir):
         parsed, mistakes = parse_overrides(overrides)
-        unread = {_section(mistake) for mistake in mistakes}
+        unread = {mistake.section for mistake in mistakes}
         if imported := search_path_mistakes(overrides):
             raise ConfigError([*mistakes, *imported])  # nothing can be composed without
         composition = _Composition(parsed)
@@ -102,12 +109,19 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         mistakes += [*_never_read(config_dir), *composition.mistakes, *found]
         typed = {override.key_or_group: _plus(override) for override in parsed}
         for overrides_of_point in itertools.product(*axes):
-            config, found = composition.point(overrides_of_point)
+            composed, config, found = composition.point(overrides_of_point)
             if config is not None:
                 found += _target_mistakes(config, typed)
                 with answering(typed):
-                    found += check_config(config, broken=unread | {_section(mistake) for mistake in found})
-                points.append(Point(tuple(mask(_written(one)) for one in overrides_of_point), config, swept))
+                    broken = unread | {mistake.section for mistake in found}
+                    made, of_point = check_config(config, broken=broken)
+                found += of_point
+                shown = tuple(mask(_written(one)) for one in overrides_of_point)
+                point = Point(shown, config, swept, made)
+                if swept and composed is not None and not (mistakes or found):
+                    launched, whole = composition.launched(overrides_of_point, composed)
+                    point = replace(point, launched=launched, composed=whole)
+                points.append(point)
             mistakes += found
         if points and not is_report(points[0].config):
             points[0] = replace(points[0], folder=composition.folder(overrides_of_point, swept))
@@ -116,7 +130,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
     if vllm_catalogue() is None and any(_needs_vllm(point.config) for point in points):
         if not mistakes:
             raise MissingPackageError(INSTALL)
-        mistakes.append(Mistake("vLLM", "is needed for all of this", INSTALL))
+        mistakes.append(Mistake("vLLM", "is needed for all of this", INSTALL, code="not_installed"))
     if mistakes:
         raise ConfigError(mistakes)
     return points
@@ -144,12 +158,12 @@ def _hydra_folder_mistakes(point: Point) -> list[Mistake]:
 def _target_mistakes(config: RunConfig, typed: Collection[str]) -> Iterator[Mistake]:
     """Yield what is wrong with `allowed_targets`: a file must not allow its own code to be imported."""
     if config.allowed_targets and "allowed_targets" not in typed:
-        where = f"allowed_targets={config.allowed_targets}"
-        yield Mistake(where, "is set by a file, and may only be set on the command line")
+        what = "is set by a file, and may only be set on the command line"
+        yield Mistake("allowed_targets", what, value=f"{config.allowed_targets}", code="refused")
     for prefix in config.allowed_targets or ():
         if re.fullmatch(r"([A-Za-z_]\w*\.)+", prefix) is None:
             what = "is no package: a name and a dot"
-            yield Mistake(f"allowed_targets=[{prefix}]", what, suggest("allowed_targets", ["my_package."]))
+            yield Mistake("allowed_targets", what, suggest("allowed_targets", ["my_package."]), value=f"[{prefix}]")
 
 
 def _needs_vllm(config: RunConfig) -> bool:
@@ -165,9 +179,11 @@ def _of_reports(points: Sequence[Point]) -> Iterator[Mistake]:
     for point in points:
         name = point.config.report.baseline
         if is_report(point.config) and point.swept:
-            yield Mistake("pipeline=report", "is no point of a sweep", "A report covers any number of runs: runs=[a,b]")
+            yield Mistake(
+                "pipeline", "is no point of a sweep", "A report covers any number of runs: runs=[a,b]", value="report"
+            )
         elif point.swept and name is not None and name not in map(str, range(len(points))):
-            yield Mistake(f"report.baseline={name}", f"the sweep has points 0 to {len(points) - 1}")
+            yield Mistake("report.baseline", f"the sweep has points 0 to {len(points) - 1}", value=f"{name}")
 
 
 class _Composition:
@@ -189,6 +205,7 @@ class _Composition:
         self._file = functools.cache(load_file)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
         self._of_hydra: dict[int, list[Mistake]] = {}  # by the id of a base
+        self._clock = OmegaConf.create()  # holds the values of `${now:...}`
         choices, values, _ = self._sorted([override for override in overrides if not override.is_sweep_override()])
         try:
             config = self._base(choices).copy()
@@ -206,26 +223,29 @@ class _Composition:
         self.axes, unread = parse_overrides([f"{key}={value}" for key, value in params.items()])
         self.mistakes += unread
 
-    def point(self, overrides: Sequence[Override]) -> tuple[RunConfig | None, list[Mistake]]:
-        """What one point composes to, as far as it does, and what is wrong with it."""
+    def point(self, overrides: Sequence[Override]) -> tuple[DictConfig | None, RunConfig | None, list[Mistake]]:
+        """What one point composes to, as far as it does, untyped and typed, and what is wrong with it."""
         choices, values, mistakes = self._sorted(overrides)
         try:
             base = self._base(choices)
         except ConfigError as error:
-            return None, [*mistakes, *error.mistakes]
+            return None, None, [*mistakes, *error.mistakes]
         except _NOT_COMPOSED as error:
             staged = [choice for choice in choices if choice.key_or_group == "pipeline/first_stage"]
             if staged and "No match in the defaults list" in str(error):
                 what = "only a pipeline of two stages has a first one"
-                return None, [*mistakes, Mistake(_written(staged[0]), what, "Add: pipeline=rerank")]
+                return None, None, [*mistakes, _of(staged[0], what, "Add: pipeline=rerank")]
             mounted = [choice for choice in choices if (choice.package or "").startswith("pipeline.first_stage.")]
             if mounted and "Could not override" in str(error):
                 way = "In a sweep over first stages, write that one down in a file of yours: pipeline/first_stage/NAME.yaml"
-                return None, [*mistakes, Mistake(_written(mounted[0]), "only pipeline/first_stage=dense has this", way)]
+                what = "only pipeline/first_stage=dense has this"
+                return None, None, [*mistakes, _of(mounted[0], what, way)]
             undecoded = list(_not_utf8()) if isinstance(error, UnicodeDecodeError) else []
-            return None, [*mistakes, *(undecoded or [Mistake("configuration", in_words(error))])]
+            return None, None, [*mistakes, *(undecoded or [Mistake("configuration", in_words(error), code="syntax")])]
         files = base.hydra.runtime.choices
         config = OmegaConf.masked_copy(base, [str(key) for key in base if key != "hydra"])
+        # All points of a command have one clock, as those of a sweep of Hydra's have.
+        OmegaConf.copy_cache(self._clock, config)
         OmegaConf.set_struct(config, True)
         for override in values:
             if not override.is_hydra_override():
@@ -236,12 +256,13 @@ class _Composition:
         for at in ("model", "pipeline.first_stage.model"):
             mistakes += self._another_name(files.get("model" if at == "model" else f"model@{at}"), config, at)
         if endless := reference_mistakes(config):
-            return None, [*mistakes, *endless]
+            return None, None, [*mistakes, *endless]
         mistakes += self._hydra_mistakes(base, config)
         try:
             plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
-            return None, [*mistakes, reference_mistake(error, values)]
+            return None, None, [*mistakes, reference_mistake(error, values)]
+        OmegaConf.copy_cache(config, self._clock)
         secrets = find_secrets(config)
         protect(plain, secrets)
         if secrets:
@@ -249,19 +270,44 @@ class _Composition:
         for path in sorted(secrets, key=str):
             if not in_engine(path):
                 what = "takes a secret, and results depend on it: secrets are in no fingerprint, and go to engines only"
-                mistakes.append(Mistake(".".join(map(str, path)), what))
+                mistakes.append(Mistake(".".join(map(str, path)), what, code="refused"))
         for overlay in ("experiment", "local"):
             if isinstance(plain.get(overlay), dict):
                 what = "its file must begin with the line: # @package _global_"
-                mistakes.append(Mistake(f"{overlay}={files.get(overlay)}", what))
+                mistakes.append(Mistake(overlay, what, value=f"{files.get(overlay)}"))
                 del plain[overlay]
         made, found = parse_what_fits(plain)
-        return made, [*mistakes, *found]
+        return config, made, [*mistakes, *found]
+
+    def launched(self, overrides: Sequence[Override], config: DictConfig) -> tuple[tuple[str, ...], DictConfig]:
+        """Return a sweep's point as Hydra would: its overrides for a launcher, and its configuration for a job.
+
+        `test_a_sweeps_points_are_those_that_hydra_would_compose` holds both against Hydra's own.
+
+        Args:
+            overrides: What makes the point.
+            config: What they compose to, without Hydra's own settings.
+        """
+        own = [override for override in overrides if not override.is_hydra_override()]
+        texts = tuple(map(_for_launcher, own))
+        whole = config.copy()
+        with open_dict(whole):
+            whole.hydra = self._base(self._sorted(overrides)[0]).hydra
+        OmegaConf.set_readonly(whole.hydra, False)
+        job = whole.hydra.job
+        whole.hydra.overrides.task = list(texts)
+        job.override_dirname = get_overrides_dirname(
+            [replace(override, input_line=text) for override, text in zip(own, texts, strict=True)],
+            **{name: job.config.override_dirname[name] for name in ("exclude_keys", "item_sep", "kv_sep")},
+        )
+        OmegaConf.copy_cache(config, whole)
+        return texts, whole
 
     def folder(self, overrides: Sequence[Override], swept: bool) -> Path | None:
         """Return Hydra's own folder of a run or sweep; None where only Hydra itself will know it, when a point runs."""
         choices, values, _ = self._sorted(overrides)
         whole = self._base(choices).copy()
+        OmegaConf.copy_cache(self._clock, whole)
         try:
             for override in values:
                 if not override.is_hydra_override():
@@ -326,7 +372,7 @@ class _Composition:
                 found = found[key] if there else None
             if found != value and not any(f"{full}.".startswith(f"{key}.") for key in by_hand):
                 way = f"For what the file says: {suggest(full if there else f'+{full}', value)}"
-                yield Mistake(_written(choice), f"the experiment (or local/) sets {full} to {found!r} over it", way)
+                yield _of(choice, f"the experiment (or local/) sets {full} to {found!r} over it", way)
 
     def _another_name(self, recipe: Any, config: DictConfig, at: str) -> Iterator[Mistake]:
         """Refuses a pinned recipe under another model's name."""
@@ -336,7 +382,13 @@ class _Composition:
         if pinned and said.get("name") is not None and name != said["name"]:
             what = f"the recipe {recipe} is {said['name']}'s, with a revision, path or prompts that are not another model's"
             choice = "model=custom" if at == "model" else f"model@{at}=custom"
-            yield Mistake(f"{at}.name={name}", what, f"For another model: {choice} {suggest(f'{at}.name', name)}")
+            yield Mistake(
+                f"{at}.name",
+                what,
+                f"For another model: {choice} {suggest(f'{at}.name', name)}",
+                value=f"{name}",
+                code="conflict",
+            )
 
 
 def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Override]], list[Mistake]]:
@@ -353,16 +405,16 @@ def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Overrid
                 way = "To sweep over them, add -m."
                 if isinstance(sweep := override.value(), ChoiceSweep) and sweep.simple_form:
                     way += f" A list: {listed}. A text with a comma: {text}."
-                mistakes.append(Mistake(written, "several values, but no sweep", way))
+                mistakes.append(_of(override, "several values, but no sweep", way))
             elif override.is_hydra_override():
-                mistakes.append(Mistake(written, "Hydra's own settings cannot be swept"))
+                mistakes.append(_of(override, "Hydra's own settings cannot be swept"))
             try:
                 values, _ = parse_overrides([f"{key}={value}" for value in override.sweep_string_iterator()])
             except (HydraException, ValueError) as error:
-                mistakes.append(Mistake(written, in_words(error)))
+                mistakes.append(_of(override, in_words(error), code="syntax"))
                 continue
             if not values:
-                mistakes.append(Mistake(written, "there is no value in it"))
+                mistakes.append(_of(override, "there is no value in it", code="missing"))
                 continue
         axes[key if swept else str(at)] = values
     return list(axes.values()), mistakes
@@ -384,7 +436,7 @@ def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:
 def _job_mistakes(job: DictConfig) -> Iterator[Mistake]:
     if job.chdir:
         what = "a run stays where it was started: results.dir and folders of models and data are relative to that"
-        yield Mistake("hydra.job.chdir=true", what)
+        yield Mistake("hydra.job.chdir", what, value="true")
     for name in job.env_set:
         if str(name).startswith("VLLM_"):
             what = "is set where no setting of an engine's is"
@@ -432,15 +484,19 @@ def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
             yield (key,), value
 
 
-def _section(mistake: Mistake) -> str:
-    """The part of the configuration that a mistake is in, as `engine`."""
-    found = re.match(r"[+~]*(\w+)", mistake.where)
-    return found.group(1) if found else ""
-
-
 def _plus(override: Override) -> str:
     return "++" if override.is_force_add() else "+" if override.is_add() else ""
 
 
+def _of(override: Override, what: str, way: str = "", *, code: Code = "conflict") -> Mistake:
+    """Return a mistake that is shown as the whole override."""
+    return Mistake(override.key_or_group, what, way, written=_written(override), code=code)
+
+
 def _written(override: Override) -> str:
     return str(override.input_line)
+
+
+def _for_launcher(override: Override) -> str:
+    """Return a point's override as BasicSweeper hands it to a launcher."""
+    return f"{override.get_key_element()}={override.get_value_element_as_str()}"

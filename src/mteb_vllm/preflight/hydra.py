@@ -40,14 +40,24 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
     for part, kind in (("launcher", Launcher), ("sweeper", Sweeper)):
         target = _value(hydra[part], "_target_")
         if target != _OWN_LAUNCHER and not issubclass(installed.get(str(target), object), kind):
-            mistakes.append(Mistake(f"hydra.{part}._target_={target}", f"is no {part} that is installed", _WAY))
+            mistakes.append(
+                Mistake(
+                    f"hydra.{part}._target_", f"is no {part} that is installed", _WAY, value=f"{target}", code="refused"
+                )
+            )
     callbacks = hydra.get("callbacks")
     for name in callbacks or ():
         node = _value(callbacks, name)
         target = _value(node, "_target_") if isinstance(node, DictConfig) else None
         if not _is_callback(target):
             mistakes.append(
-                Mistake(f"hydra.callbacks.{name}._target_={target}", "is no callback that is installed", _WAY)
+                Mistake(
+                    f"hydra.callbacks.{name}._target_",
+                    "is no callback that is installed",
+                    _WAY,
+                    value=f"{target}",
+                    code="refused",
+                )
             )
     known: set[str] | None = None
     for part in ("launcher", "sweeper", "callbacks"):
@@ -57,7 +67,13 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
                 known = _of_plugins() if known is None else known
                 if target not in known:
                     mistakes.append(
-                        Mistake(f"{path}._target_={target}", "is nothing that a plugin of Hydra's names", _WAY)
+                        Mistake(
+                            f"{path}._target_",
+                            "is nothing that a plugin of Hydra's names",
+                            _WAY,
+                            value=f"{target}",
+                            code="refused",
+                        )
                     )
     for part in ("job_logging", "hydra_logging"):
         mistakes += _logging_mistakes(hydra.get(part), f"hydra.{part}", ())
@@ -73,7 +89,11 @@ def named_after_secrets(hydra: DictConfig) -> list[Mistake]:
         written: Any = OmegaConf.to_container(node, resolve=False)
         raw = str(written[field])
         if "override_dirname" in raw or mask(raw) != raw or mask(str(_value(node, field))) != str(_value(node, field)):
-            mistakes.append(Mistake(f"{key}={raw}", "would hold a secret", "Use the point's number: ${hydra.job.num}"))
+            mistakes.append(
+                Mistake(
+                    key, "would hold a secret", "Use the point's number: ${hydra.job.num}", value=raw, code="refused"
+                )
+            )
     return mistakes
 
 
@@ -87,7 +107,13 @@ def search_path_mistakes(overrides: Sequence[str]) -> list[Mistake]:
     """Return the overrides that let Hydra import a package to look for files in it."""
     way = "Name its folder: hydra.searchpath=[file:///folder], or --config-dir."
     return [
-        Mistake(text, "a package of this kind is imported, and its code runs", way)
+        Mistake(
+            "hydra.searchpath",
+            "a package of this kind is imported, and its code runs",
+            way,
+            written=text,
+            code="refused",
+        )
         for text in overrides
         if text.lstrip("+~").startswith("hydra.searchpath") and "pkg://" in text
     ]
@@ -139,10 +165,10 @@ def _logging_mistakes(node: Any, path: str, keys: tuple[str, ...]) -> Iterator[M
         for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
             value, at = _value(node, key), f"{path}.{key}"
             if key in ("()", "class") and not _is_of_logging(value, formatter="formatters" in keys):
-                yield Mistake(f"{at}={value!s}", "is no handler or formatter of Python's logging")
+                yield Mistake(at, "is no handler or formatter of Python's logging", value=f"{value}", code="refused")
             yield from _logging_mistakes(value, at, (*keys, str(key)))
     elif isinstance(node, str) and node.startswith("ext://") and node not in ("ext://sys.stdout", "ext://sys.stderr"):
-        yield Mistake(f"{path}={node}", "is imported", "Allowed: ext://sys.stdout, ext://sys.stderr.")
+        yield Mistake(path, "is imported", "Allowed: ext://sys.stdout, ext://sys.stderr.", value=node, code="refused")
 
 
 def _is_of_logging(name: Any, *, formatter: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Collection, Mapping
@@ -53,7 +54,11 @@ def engine_mistakes(where: str, model: ModelConfig, engine: Mapping[str, Any]) -
         return []
     if model.engine.get("backend") is not None:
         what = "what works in an engine, a recipe cannot say"
-        return [Mistake(f"{where}model.engine.backend={model.engine['backend']}", what, f"Use {where}engine.backend.")]
+        return [
+            Mistake(
+                f"{where}model.engine.backend", what, f"Use {where}engine.backend.", value=f"{model.engine['backend']}"
+            )
+        ]
     return [
         *check_arguments(f"{where}engine", engine, vllm),
         *check_arguments(f"{where}model.engine", model.engine, vllm),
@@ -87,7 +92,9 @@ def _revision_mistakes(at: str, revision: str | None) -> list[Mistake]:
     # A branch's name may hold slashes.
     problems = (name_problem(part) for part in revision.split("/"))
     problem = next((problem for problem in problems if problem is not None), None)
-    return [Mistake(f"{at}.revision={revision}", f"is no commit, branch or tag: {problem}")] if problem else []
+    return (
+        [Mistake(f"{at}.revision", f"is no commit, branch or tag: {problem}", value=f"{revision}")] if problem else []
+    )
 
 
 def file_problems(model: Model, kind: str, engine: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[str, ...]:
@@ -102,9 +109,12 @@ def file_problems(model: Model, kind: str, engine: Mapping[str, Any], arguments:
 def _model_mistakes(
     at: str, model: ModelConfig, engine: Mapping[str, Any], mteb: MtebCatalogue, vllm: VllmCatalogue | None
 ) -> list[Mistake]:
-    where = f"{at}.path={model.path}" if model.path else f"{at}.name={model.name}" if model.name else at
+    named = "path" if model.path else "name" if model.name else None
+    wrong = functools.partial(Mistake, f"{at}.{named}", value=model.path or model.name)
+    if named is None:
+        wrong = functools.partial(Mistake, at)
     if model.name is None and model.path is None and model.package is None:
-        return [Mistake(where, "no model is named", f"Set {at}.name=org/name or {at}.path=/folder.")]
+        return [wrong("no model is named", f"Set {at}.name=org/name or {at}.path=/folder.", code="missing")]
     if mistakes := _revision_mistakes(at, model.revision):
         return mistakes
     try:
@@ -112,7 +122,7 @@ def _model_mistakes(
     except ModelError as error:
         by_name = model.path is None and model.package is None and model.name not in mteb.models
         near = tuple(suggest(f"{at}.name", name) for name in nearest(model.name or "", mteb.models)) if by_name else ()
-        return [Mistake(where, str(error), nearest=near)]
+        return [wrong(str(error), nearest=near)]
     # A local model's are what the user says, and folders of the results.
     folders = {f"name={found.name}": model_folder(found.name), f"revision={found.revision}": found.revision}
     misplaced = [(said, problem) for said, name in folders.items() if (problem := name_problem(name)) is not None]
@@ -129,14 +139,16 @@ def _model_mistakes(
     if vllm is not None and not others and not replaced:
         trusted = arguments.get("trust_remote_code") is True
         problems.append(check_architecture(found, vllm.architectures, trust_remote_code=trusted))
-    mistakes = [Mistake(where, problem) for problem in problems if problem]
-    mistakes += [Mistake(where, problem) for problem in file_problems(found, model.kind, engine, arguments)]
+    mistakes = [wrong(problem) for problem in problems if problem]
+    mistakes += [wrong(problem) for problem in file_problems(found, model.kind, engine, arguments)]
     place = f"{at.removesuffix('model')}engine"
     limit, context = position_limit(config), context_limit(arguments)
     if limit is not None and context is not None and context > limit:
         what = f"the model has positions for {limit} tokens"
         mistakes.append(
-            Mistake(f"{place}.max_model_len={context}", what, nearest=(suggest(f"{place}.max_model_len", limit),))
+            Mistake(
+                f"{place}.max_model_len", what, nearest=(suggest(f"{place}.max_model_len", limit),), value=f"{context}"
+            )
         )
     elif backend_of(engine) == "vllm" and vllm is not None:
         longest = limit or longest_context(found, config)
@@ -166,12 +178,18 @@ def _step_mistakes(
     allowed = env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0"))
     if longest is not None and given is not None and given > longest and allowed.lower() not in ("1", "true"):
         near = (suggest(f"{place}.max_model_len", longest),)
-        return [Mistake(f"{place}.max_model_len={given}", f"the model's context is {longest} tokens", nearest=near)]
+        return [
+            Mistake(
+                f"{place}.max_model_len", f"the model's context is {longest} tokens", nearest=near, value=f"{given}"
+            )
+        ]
     context = given or longest
     for name, reason in _CAUSAL_ONLY.items():
         if encoder_only and arguments.get(name) is True:
             way = f"Leave it unset, or: {suggest(f'{place}.{name}', False)}"
-            mistakes.append(Mistake(f"{place}.{name}=true", f"this model has no causal attention, so {reason}", way))
+            mistakes.append(
+                Mistake(f"{place}.{name}", f"this model has no causal attention, so {reason}", way, value="true")
+            )
     if (
         not (isinstance(texts, int) and isinstance(tokens, (int, NoneType)))
         or (tokens is not None and tokens < 1)
@@ -182,18 +200,22 @@ def _step_mistakes(
         if arguments.get("enable_chunked_prefill") is not True:
             what = f"is less than the context of {context} tokens, and a text is computed in one step"
             ways = (suggest(f"{place}.max_num_batched_tokens", context), suggest(f"{place}.max_model_len", tokens))
-            mistakes.append(Mistake(f"{place}.max_num_batched_tokens={tokens}", what, nearest=ways))
+            mistakes.append(
+                Mistake(f"{place}.max_num_batched_tokens", what, nearest=ways, value=f"{tokens}", code="conflict")
+            )
     elif tokens is not None and tokens < texts:
         what = f"is less than {place}.max_num_seqs={texts}, and a text has a token at least"
         ways = (suggest(f"{place}.max_num_batched_tokens", texts), suggest(f"{place}.max_num_seqs", tokens))
-        mistakes.append(Mistake(f"{place}.max_num_batched_tokens={tokens}", what, nearest=ways))
+        mistakes.append(
+            Mistake(f"{place}.max_num_batched_tokens", what, nearest=ways, value=f"{tokens}", code="conflict")
+        )
     devices = [arguments.get(name) or 1 for name in ("tensor_parallel_size", "pipeline_parallel_size")]
     most = max(context or 0, _DEFAULT_TOKENS * math.prod(size for size in devices if isinstance(size, int)))
     if tokens is None and texts > most and context is not None:
         what = (
             f"are more texts than one step has tokens: at most {most:,}, unless {place}.max_num_batched_tokens is set"
         )
-        mistakes.append(Mistake(f"{place}.max_num_seqs={texts}", what, "128 to 1024 is usual."))
+        mistakes.append(Mistake(f"{place}.max_num_seqs", what, "128 to 1024 is usual.", value=f"{texts}"))
     return mistakes
 
 
@@ -209,6 +231,12 @@ def _replaced_mistakes(at: str, overrides: Any, config: Mapping[str, Any]) -> li
             written = [{name if other == key else other: one for other, one in overrides.items()} for name in near]
             what = "neither the model's config.json nor vLLM knows this key"
             mistakes.append(
-                Mistake(f"{at}.{key}={overrides[key]}", what, nearest=tuple(suggest(at, one) for one in written))
+                Mistake(
+                    f"{at}.{key}",
+                    what,
+                    nearest=tuple(suggest(at, one) for one in written),
+                    value=f"{overrides[key]}",
+                    code="unknown_key",
+                )
             )
     return mistakes

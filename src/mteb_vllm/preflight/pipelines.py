@@ -11,7 +11,7 @@ from mteb_vllm.engines.arguments import backend_of, context_limit, resolve_argum
 from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.models import score_templates
 from mteb_vllm.models.prompts import applying_keys
-from mteb_vllm.pipelines.factory import build_target
+from mteb_vllm.pipelines.factory import PipelineParts, build_target
 from mteb_vllm.pipelines.rerank.first_stages import Dense
 from mteb_vllm.preflight.models import engine_mistakes, recipe_mistakes
 from mteb_vllm.preflight.prompts import prompt_mistakes, template_mistakes
@@ -19,26 +19,33 @@ from mteb_vllm.tasks import selection as task_selection
 from mteb_vllm.util.shell import suggest
 
 
-def pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Collection[str]) -> list[Mistake]:
-    """What is wrong with the pipeline of a run.
+def check_pipeline(
+    config: RunConfig, chosen: Sequence[TaskInfo], broken: Collection[str]
+) -> tuple[PipelineParts | None, list[Mistake]]:
+    """Make the pipeline of a run, as far as it can be made, and find what is wrong with it.
 
     Args:
         config: The run.
         chosen: Its tasks, as far as they are known to be right.
         broken: Parts of the configuration in which mistakes have been found already.
+
+    Returns:
+        the pipeline with its parts, None where it cannot be made; and the mistakes.
     """
     made, mistakes = build_target("pipeline", config.pipeline, "model_kinds", config.allowed_targets or ())
-    if isinstance(reference := config.pipeline.get("reference"), Mapping):
-        mistakes += _reference_mistakes(config, reference, chosen)
+    reference, stage = None, None
+    if isinstance(said := config.pipeline.get("reference"), Mapping):
+        reference, found = _check_reference(config, said, chosen)
+        mistakes += found
     if made is None:
-        return mistakes
+        return None, mistakes
     name, kind = made.name, config.model.kind
     if "model" not in broken and kind not in made.model_kinds:
         what = f"the pipeline {name} needs a model of kind {' or '.join(made.model_kinds)}"
         way = "Rerankers belong into pipeline=rerank, with pipeline.scoring=cross_encoder."
         if name == "rerank" and kind == "encoder":
             way = "An encoder reranks by the cosine of its embeddings: pipeline.scoring=cosine"
-        mistakes.append(Mistake(f"model.kind={kind}", what, way))
+        mistakes.append(Mistake("model.kind", what, way, value=kind, code="model_kind"))
     types = made.types_for(kind)
     others = [task for task in chosen if types is not None and task.type not in types]
     parts_fit = [
@@ -52,15 +59,18 @@ def pipeline_mistakes(config: RunConfig, chosen: Sequence[TaskInfo], broken: Col
         mistakes.append(Mistake("tasks", f"{who} is for retrieval and reranking; not for {names}", way))
     mistakes += made.check(context_limit(resolve_arguments(config.engine, config.model.engine)[0]))
     if made.first_stage is not None:
-        mistakes += _first_stage_mistakes(made.first_stage, chosen)
-    return mistakes
+        stage, found = _check_first_stage(made.first_stage, chosen)
+        mistakes += found
+    return PipelineParts(made, stage, reference if made.reference is not None else None), mistakes
 
 
-def _reference_mistakes(config: RunConfig, said: Mapping[str, Any], chosen: Sequence[TaskInfo]) -> list[Mistake]:
+def _check_reference(
+    config: RunConfig, said: Mapping[str, Any], chosen: Sequence[TaskInfo]
+) -> tuple[Any, list[Mistake]]:
     where = "pipeline.reference"
     reference, mistakes = build_target(where, said, "is_reference")
     if reference is None:
-        return mistakes
+        return None, mistakes
     applied = reference.applied_to(config)
     mistakes += engine_mistakes(f"{where}.", config.model, applied.engine)
     mistakes += prompt_mistakes(f"{where}.prompts", applied.prompts, mteb_catalogue())
@@ -69,7 +79,7 @@ def _reference_mistakes(config: RunConfig, said: Mapping[str, Any], chosen: Sequ
     if backend_of(applied.engine) != "sentence_transformers":
         what = "the reference is sentence-transformers, which can be varied to find a cause"
         way = "Compare two engines of vLLM's by a sweep and its report, or by pipeline/reference=stored."
-        mistakes.append(Mistake(f"{where}.engine.backend={applied.engine.get('backend')}", what, way))
+        mistakes.append(Mistake(f"{where}.engine.backend", what, way, value=f"{applied.engine.get('backend')}"))
     if (runs := getattr(reference, "runs", None)) and chosen:
         from mteb_vllm.pipelines.parity.stored import stored_scores
 
@@ -77,10 +87,10 @@ def _reference_mistakes(config: RunConfig, said: Mapping[str, Any], chosen: Sequ
             stored_scores(runs, [task.name for task in chosen])
         except ConfigError as error:
             mistakes += error.mistakes
-    return mistakes
+    return reference, mistakes
 
 
-def _first_stage_mistakes(config: Mapping[str, Any], chosen: Sequence[TaskInfo]) -> list[Mistake]:
+def _check_first_stage(config: Mapping[str, Any], chosen: Sequence[TaskInfo]) -> tuple[Any, list[Mistake]]:
     where = "pipeline.first_stage"
     stage, mistakes = build_target(where, config, "is_first_stage")
     # Tasks that bring their own candidates need nothing of it.
@@ -91,7 +101,7 @@ def _first_stage_mistakes(config: Mapping[str, Any], chosen: Sequence[TaskInfo])
         mistakes += recipe_mistakes(f"{where}.", stage.model, stage.engine, stage.prompts, stage.instruction)
         if stage.model.kind != "encoder":
             what = "a dense first stage needs a model of kind encoder"
-            mistakes.append(Mistake(f"{where}.model.kind={stage.model.kind}", what))
+            mistakes.append(Mistake(f"{where}.model.kind", what, value=f"{stage.model.kind}"))
         keys = [key for key, value in stage.prompts.items() if key != "from_model" and value is not None]
         if keys and parts and not mistakes and not applying_keys(keys, parts):
             mistakes.append(
@@ -99,4 +109,4 @@ def _first_stage_mistakes(config: Mapping[str, Any], chosen: Sequence[TaskInfo])
             )
     if stage is not None:
         mistakes += stage.mistakes(where, [part.name for part in parts])
-    return mistakes
+    return stage, mistakes

@@ -21,20 +21,21 @@ def prompt_mistakes(where: str, values: Mapping[str, Any], mteb: MtebCatalogue) 
         path = f"{where}.{key}"
         if key == "from_model" and not where.endswith("model.prompts"):
             if not isinstance(value, bool):
-                mistakes.append(Mistake(f"{where}.{key}={value}", "must be true or false"))
+                mistakes.append(Mistake(f"{where}.{key}", "must be true or false", value=f"{value}"))
         elif not known_prompt_key(str(key), mteb):
             what = "is neither a task, a task type, query or document, nor a pair as STS12-query"
             near = tuple(
                 as_typed(f"{where}.{name}", path, new=name not in values) for name in _near_prompt_keys(str(key), mteb)
             )
-            mistakes.append(Mistake(f"{where}.{key}", what, nearest=near))
+            mistakes.append(Mistake(f"{where}.{key}", what, nearest=near, code="unknown_key"))
         elif value is not None and not isinstance(value, str):
             what = f"a prompt is a text, this is {type(value).__name__}"
             mistakes.append(
                 Mistake(
-                    f"{where}.{key}={value}",
+                    f"{where}.{key}",
                     what,
                     quoted(path, value if isinstance(value, str) else hydra_value(value)),
+                    value=f"{value}",
                 )
             )
     return mistakes
@@ -55,4 +56,4 @@ def template_mistakes(where: str, instruction: InstructionConfig | None) -> list
     if instruction is None or instruction.template is None:
         return []
     mistake = check_template(instruction.template)
-    return [replace(mistake, where=f"{where}.template={instruction.template}")] if mistake else []
+    return [replace(mistake, key=f"{where}.template", value=instruction.template)] if mistake else []

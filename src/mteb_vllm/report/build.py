@@ -47,7 +47,9 @@ def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, conso
     names = [point.name for point in points]
     if config.baseline is not None and config.baseline not in names:
         known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise ConfigError([Mistake(f"report.baseline={config.baseline}", "no point has this name", f"Names: {known}.")])
+        raise ConfigError(
+            [Mistake("report.baseline", "no point has this name", f"Names: {known}.", value=f"{config.baseline}")]
+        )
     comparison = compare(points, baseline=config.baseline, epsilon=config.epsilon)
     print_comparison(console, comparison)
     title = comparison.constants.get("model", "Several models")

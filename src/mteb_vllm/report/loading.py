@@ -38,12 +38,12 @@ def read_runs(paths: Sequence[str | Path]) -> list[Point]:
         try:
             places = _places(path)
         except (OSError, ValueError) as error:
-            mistakes.append(Mistake(f"runs={path}", f"cannot be looked up: {error}", _LOOKED_FOR))
+            mistakes.append(Mistake("runs", f"cannot be looked up: {error}", _LOOKED_FOR, value=f"{path}"))
             continue
         points = _read(places)
         if not points:
             what = "holds neither runs nor results" if places else "there is no such file or folder"
-            mistakes.append(Mistake(f"runs={path}", what, _LOOKED_FOR))
+            mistakes.append(Mistake("runs", what, _LOOKED_FOR, value=f"{path}"))
         for point in points:
             found.setdefault(point.folder, point)
     if mistakes or not found:

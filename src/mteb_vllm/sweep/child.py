@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from types import FrameType
 
@@ -26,11 +27,12 @@ from omegaconf import open_dict, read_write
 
 from mteb_vllm.engines.base import EngineSpec, close_engines, dead_processes, working_processes
 from mteb_vllm.engines.memory import leftover_mb
+from mteb_vllm.plan import unpack
 from mteb_vllm.progress import MakeProgress, Progress
 from mteb_vllm.results.failures import ENGINE_DIED, of_exception
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.runner import retrieve_ahead
-from mteb_vllm.sweep.job import Job, typed
+from mteb_vllm.sweep.job import Job
 from mteb_vllm.sweep.messages import (
     AheadDone,
     Closed,
@@ -45,8 +47,10 @@ from mteb_vllm.sweep.messages import (
     TaskDone,
     Working,
 )
+from mteb_vllm.sweep.planning import PlannedPoint
 from mteb_vllm.util import disk
 from mteb_vllm.util.console import Console
+from mteb_vllm.util.masking import register, watch_environment
 from mteb_vllm.util.phase import Phase
 from mteb_vllm.util.streams import lenient, open_standard_streams
 
@@ -92,6 +96,10 @@ def main(orders: int, lifeline: int) -> None:
 def _follow(order: Order, pipe: Connection) -> Report:
     if isinstance(order, CloseEngines):
         return _close_engines()
+    # Hydra resolves the configuration once more for its own files, and the log begins.
+    watch_environment()
+    for value in order.secrets:
+        register(value)
     try:
         order.folder.mkdir(parents=True, exist_ok=True)
         with (order.folder / "output.txt").open("a", encoding="utf-8") as file:
@@ -111,7 +119,7 @@ def _point(order: RunPoint, console: Console, progress: MakeProgress) -> Report:
     version.setbase("1.3")
     setup_globals()
     answer = run_job(
-        Job(console, progress=progress, ahead=order.ahead),
+        Job(console, [_planned(order)], progress=progress, ahead=order.ahead),
         order.config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
@@ -123,6 +131,10 @@ def _point(order: RunPoint, console: Console, progress: MakeProgress) -> Report:
     return PointDone(answer)
 
 
+def _planned(order: RunPoint) -> PlannedPoint:
+    return replace(order.point, plan=unpack(order.point.config, order.plan))
+
+
 def _first_stage(order: RunPoint, console: Console, progress: MakeProgress) -> Report:
     # No job of Hydra's, whose callbacks would take it for a point of its own.
     setup_globals()
@@ -131,7 +143,8 @@ def _first_stage(order: RunPoint, console: Console, progress: MakeProgress) -> R
         config.hydra.runtime.output_dir = str(order.folder.absolute())
     HydraConfig.instance().set_config(config)
     configure_log(config.hydra.job_logging, config.hydra.verbose)
-    return AheadDone(retrieve_ahead(typed(config), order.folder, console=console, progress=progress))
+    point = _planned(order)
+    return AheadDone(retrieve_ahead(point.config, point.plan, order.folder, console=console, progress=progress))
 
 
 class _Relay(Progress):

@@ -14,11 +14,11 @@ from mteb_vllm.report.build import build_report
 from mteb_vllm.report.one_run import print_run
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.runner import Ahead, run_config
+from mteb_vllm.sweep.planning import PlannedPoint
 from mteb_vllm.util.masking import find_secrets, mask, protect, register_fields, scrub, watch_environment
 from mteb_vllm.util.shell import command, override
 
 if TYPE_CHECKING:
-    from mteb_vllm.preflight.command import Point
     from mteb_vllm.util.console import Console
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Job:
 
     Attributes:
         console: Where it is shown what goes on.
-        points: The command's points, in their order.
+        points: The command's points, planned, in their order.
         records: What became of them, in their order.
         folder: The sweep's folder; None where each point's parent is.
         reported: Whether the sweep's report could be made.
@@ -39,7 +39,7 @@ class Job:
     """
 
     console: Console
-    points: Sequence[Point] = ()
+    points: Sequence[PlannedPoint] = ()
     records: list[RunRecord] = field(default_factory=list)
     folder: Path | None = None
     reported: bool = True
@@ -53,7 +53,6 @@ class Job:
         from omegaconf import OmegaConf
 
         hydra = HydraConfig.get()
-        config = typed(cfg)
         register_fields(HydraConfig.instance().cfg)
         # Hydra has just written the configuration there.
         scrub(Path(hydra.runtime.output_dir))
@@ -62,8 +61,12 @@ class Job:
         point = int(hydra.job.num) if hydra.mode == RunMode.MULTIRUN else None
         if point is not None:
             self.console.print_line(f"\nPoint {point}: {' '.join(overrides)}")
+        # Hydra composes a single run for itself, and a point where another launcher runs it. What runs is what was checked:
+        # a reference to a clock, say, may have another value in each composition.
+        planned = self.points[0] if point is None else self.point(point, written)
         record = run_config(
-            config,
+            planned.config if planned is not None else typed(cfg),
+            planned.plan if planned is not None else None,
             Path(hydra.runtime.output_dir),
             overrides,
             point=point,
@@ -73,6 +76,16 @@ class Job:
         )
         self.records.append(record)
         return record
+
+    def point(self, number: int, overrides: Sequence[str]) -> PlannedPoint | None:
+        """Return a point of the sweep; None for one that only a sweeper of another kind has made, which was not checked.
+
+        Args:
+            number: Its number.
+            overrides: What makes it, as Hydra hands it to a launcher.
+        """
+        launched = tuple(map(str, overrides))
+        return next((one for one in self.points if (one.number, one.launched) == (number, launched)), None)
 
     @property
     def failed(self) -> bool:

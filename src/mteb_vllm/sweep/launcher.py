@@ -9,20 +9,22 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from mteb_vllm.preflight.command import Point
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.sweep.job import Job, typed
-from mteb_vllm.sweep.planning import plan_points
+from mteb_vllm.sweep.planning import PlannedPoint, look_up, plan_points
 from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.supervisor import Supervisor, SweepPoint
 from mteb_vllm.sweep.view import View
@@ -47,7 +49,13 @@ class EngineGroupedLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra's own."""
-        self._context, self._job, self._config = hydra_context, task_function, config
+        assert isinstance(task_function, Job)
+        self._context, self._job, self._config = replace(hydra_context), task_function, config
+        # The sweeper has the same context: it composes every point before it launches any, and the check has done that.
+        hydra_context.config_loader = _Checked(hydra_context.config_loader, task_function)  # type: ignore[assignment]
+        if task_function.points and (composed := task_function.points[0].composed) is not None:
+            # Where the configuration refers to a clock, the sweep's folder is named as the points are.
+            OmegaConf.copy_cache(composed, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs a batch of points.
@@ -62,17 +70,21 @@ class EngineGroupedLauncher(Launcher):
         Raises:
             KeyboardInterrupt: on Ctrl-C and SIGTERM, with the signal's number.
         """
-        assert isinstance(self._job, Job)
         setup_globals()
         folder = Path(str(self._config.hydra.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
-        configs, made = [], []
-        for number, overrides in enumerate(job_overrides, initial_job_idx):
-            configs.append(self._compose(number, overrides, folder))
-            made.append(typed(configs[-1]))
+        checked = [
+            self._job.point(number, overrides) for number, overrides in enumerate(job_overrides, initial_job_idx)
+        ]
+        found = [point for point in checked if point is not None]
+        if len(found) < len(checked):
+            # Those of a sweeper that chooses its points as it goes.
+            found = plan_points(list(map(self._unchecked, job_overrides)), initial_job_idx)
+        # A record's overrides are those of the job, without Hydra's own.
+        found = [replace(point, overrides=tuple(map(mask, point.launched))) for point in found]
+        configs = [self._placed(point, folder) for point in found]
         scrub(folder)  # the sweeper has written the configuration there
-        shown = [[mask(text) for text in overrides] for overrides in job_overrides]
-        planned = plan_points(list(zip(shown, made, strict=True)), initial_job_idx)
+        planned = look_up(found)
         points = [
             SweepPoint(point, config, folder / str(config.hydra.sweep.subdir))
             for point, config in zip(planned, configs, strict=True)
@@ -96,10 +108,20 @@ class EngineGroupedLauncher(Launcher):
                 self._job.records += [supervisor.records[number] for number in sorted(supervisor.records)]
         return [supervisor.answers[point.planned.number] or self._answer(point, supervisor.records) for point in points]
 
-    def _compose(self, number: int, overrides: Sequence[str], folder: Path) -> DictConfig:
+    def _unchecked(self, overrides: Sequence[str]) -> Point:
+        """Compose a point that no check has seen."""
         config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
+        HydraConfig.instance().set_config(config)  # for ${hydra:...} in somebody's file
+        shown = tuple(mask(text) for text in overrides)
+        return Point(shown, typed(config), True, launched=tuple(overrides), composed=config)
+
+    def _placed(self, point: PlannedPoint, folder: Path) -> DictConfig:
+        """Return Hydra's configuration of a point, with its number and the sweep's folder."""
+        config: DictConfig = point.composed
+        with read_write(config.hydra), open_dict(config):
+            config.hydra.mode = self._config.hydra.mode
+            config.hydra.overrides.hydra = self._config.hydra.overrides.hydra
+            config.hydra.job.id = config.hydra.job.num = point.number
             # The child's clock is another one.
             config.hydra.sweep.dir = str(folder)
         HydraConfig.instance().set_config(config)  # for ${hydra:...} in somebody's file
@@ -128,6 +150,24 @@ class EngineGroupedLauncher(Launcher):
         answer.return_value = records[point.planned.number]
         self._context.callbacks.on_job_end(config=point.config, job_return=answer)
         return answer
+
+
+class _Checked:
+    """Hydra's loader of configurations, which hands out the points that the check has composed."""
+
+    def __init__(self, loader: Any, job: Job) -> None:
+        self._loader = loader
+        self._composed = {point.launched: point.composed for point in job.points if point.composed is not None}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self).get("_loader"), name)  # a copy in the making has none yet
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """Return a point's configuration; Hydra composes it if the check has not."""
+        config: DictConfig | None = self._composed.get(tuple(sweep_overrides))
+        if config is None:
+            config = self._loader.load_sweep_config(master_config, sweep_overrides)
+        return config
 
 
 # Hydra makes launchers only of what it finds by a name in this package, which need not be there otherwise.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.runner import Ahead
+from mteb_vllm.sweep.planning import PlannedPoint
 from mteb_vllm.util.phase import Phase
 
 
@@ -17,16 +18,22 @@ class RunPoint:
     """To the child: run a point, or only its first stage.
 
     Attributes:
+        point: The point, without its plan.
+        plan: Its plan as bytes, which are read where a failure to do so costs only this point; None: the child makes it.
         config: Hydra's configuration of it.
         context: Hydra's context, for its callbacks.
         folder: The point's folder.
+        secrets: What the child is to mask in every text.
         first_stage_only: Whether only the first stage is wanted now.
         ahead: What was said of the first stage, if it ran ahead.
     """
 
+    point: PlannedPoint
+    plan: bytes | None = field(repr=False)
     config: Any
     context: Any
     folder: Path
+    secrets: tuple[str, ...] = field(default=(), repr=False)
     first_stage_only: bool = False
     ahead: Ahead | None = None
 

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.config.overrides import differing
@@ -27,6 +27,9 @@ from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.tasks.estimates import Estimate, estimate
 from mteb_vllm.tasks.selection import brings_candidates
 from mteb_vllm.util.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from mteb_vllm.preflight.command import Point
 
 State = Literal["to run", "done", "stale", "failed before"]
 
@@ -61,6 +64,8 @@ class PlannedPoint:
         overrides: What makes it.
         differs: Those of them in which the points differ: key to value.
         config: Its configuration.
+        launched: What makes it, as Hydra hands it to a launcher; empty of a single run.
+        composed: Hydra's configuration of it, which its check has composed; None of a single run.
         plan: What that comes down to; None where it cannot be planned.
         failure: Why it cannot be planned.
         tasks: What is known of its tasks.
@@ -71,6 +76,8 @@ class PlannedPoint:
     overrides: tuple[str, ...]
     differs: dict[str, str]
     config: RunConfig
+    launched: tuple[str, ...] = field(default=(), repr=False)
+    composed: Any = field(default=None, repr=False, compare=False)
     plan: Plan | None = None
     failure: Failure | None = None
     tasks: list[TaskState] = field(default_factory=list)
@@ -136,29 +143,39 @@ class Group:
     steps: list[Step]
 
 
-def plan_points(points: Sequence[tuple[Sequence[str], RunConfig]], first: int = 0) -> list[PlannedPoint]:
-    """Plans checked points, in their order.
+def plan_points(points: Sequence[Point], first: int = 0) -> list[PlannedPoint]:
+    """Plan checked points, in their order, each once; what is known of their tasks, `look_up` adds.
 
     Args:
-        points: For each its overrides, and what they compose to.
+        points: The points.
         first: The number of the first.
     """
-    differences = differing([overrides for overrides, _ in points])
-    stale, earlier = functools.cache(Stale), _Earlier()
+    differences = differing([point.overrides for point in points])
     planned = []
-    for number, ((overrides, config), differs) in enumerate(zip(points, differences, strict=True), first):
-        point = functools.partial(PlannedPoint, number, tuple(overrides), differs, config)
+    for number, (checked, differs) in enumerate(zip(points, differences, strict=True), first):
+        point = PlannedPoint(number, checked.overrides, differs, checked.config, checked.launched, checked.composed)
         try:
-            made = plan(config)
+            planned.append(replace(point, plan=plan(checked.config, checked.pipeline)))
         except MtebVllmError as error:
-            planned.append(point(failure=of_exception(error)))
+            planned.append(replace(point, failure=of_exception(error)))
+    return planned
+
+
+def look_up(points: Sequence[PlannedPoint]) -> list[PlannedPoint]:
+    """Find out what is known of the tasks of planned points now, and which engines they share."""
+    stale, earlier = functools.cache(Stale), _Earlier()
+    found = []
+    for point in points:
+        config, made = point.config, point.plan
+        if made is None:
+            found.append(point)
             continue
         states = _states(config, made, stale(Path(config.results.dir)))
         if config.results.reuse == "exact" and made.pipeline.cached:
             both = zip(made.tasks, states, strict=True)
-            states = [earlier.told(number, made, task, state) for task, state in both]
-        planned.append(point(plan=made, tasks=states))
-    return _numbered(planned)
+            states = [earlier.told(point.number, made, task, state) for task, state in both]
+        found.append(replace(point, tasks=states))
+    return _numbered(found)
 
 
 class _Earlier:

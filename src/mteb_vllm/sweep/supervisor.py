@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mteb_vllm.plan import pack
 from mteb_vllm.results.failures import FATAL, Failure, last_lines, of_exception, of_exit, of_timeout, where_it_stood
 from mteb_vllm.results.record import RunRecord, TaskOutcome
 from mteb_vllm.runner import LOG, Ahead, finish, started_record
@@ -30,7 +31,7 @@ from mteb_vllm.sweep.process import Child
 from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.view import View
 from mteb_vllm.util import disk
-from mteb_vllm.util.masking import scrub
+from mteb_vllm.util.masking import registered, scrub
 from mteb_vllm.util.phase import Phase
 
 # How often the view moves while a child says nothing, in seconds.
@@ -184,7 +185,13 @@ class Supervisor:
         except OSError as error:  # its log cannot be written
             return self._fail(point, of_exception(error), (), started)
         ahead = self._ahead.get(point.planned.number)
-        child.tell(RunPoint(point.config, self._context, point.folder, step.first_stage_only, ahead))
+        planned, made = replace(point.planned, plan=None, composed=None), point.planned.plan
+        packed = pack(made) if made is not None else None
+        child.tell(
+            RunPoint(
+                planned, packed, point.config, self._context, point.folder, registered(), step.first_stage_only, ahead
+            )
+        )
         while True:
             try:
                 said = child.listen(_TICK)

@@ -55,10 +55,10 @@ def parts(chosen: Iterable[TaskInfo], catalogue: MtebCatalogue) -> list[TaskInfo
 def why_none(config: TasksConfig) -> Mistake:
     """Why a configuration without a wrong name in it selects nothing."""
     if config.names is not None and not config.names:
-        return Mistake("tasks.names=[]", "no task is named")
+        return Mistake("tasks.names", "no task is named", value="[]", code="missing")
     if all(value is None for value in (config.names, config.benchmark, config.types, config.languages)):
         way = "Set tasks.names, tasks.benchmark, tasks.types or tasks.languages."
-        return Mistake("tasks", "nothing says which tasks", way)
+        return Mistake("tasks", "nothing says which tasks", way, code="missing")
     where = f"the benchmark {config.benchmark!r}" if config.benchmark and config.names is None else "these"
     return Mistake("tasks", f"no task of {where} fits the filters", "To filter all of MTEB: tasks=mteb.")
 
@@ -126,7 +126,11 @@ def _candidates(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[Tas
         mistakes = _unknown("tasks.names", config.names, tasks, "mteb has no such task")
         chosen = [tasks[name] for name in dict.fromkeys(config.names) if name in tasks]
         mistakes += [
-            Mistake(f"tasks.names={task.name}", f"the task holds {others}; only tasks of text can be evaluated here")
+            Mistake(
+                "tasks.names",
+                f"the task holds {others}; only tasks of text can be evaluated here",
+                value=task.name,
+            )
             for task in chosen
             if (others := _other_modalities([task]))
         ]
@@ -145,7 +149,7 @@ def _candidates(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[Tas
         if others := _other_modalities(chosen):
             what = f"some of its tasks hold {others}; only tasks of text can be evaluated here"
             return chosen, [
-                Mistake(f"tasks.benchmark={config.benchmark}", what, "Name its tasks of text in tasks.names.")
+                Mistake("tasks.benchmark", what, "Name its tasks of text in tasks.names.", value=f"{config.benchmark}")
             ]
         return chosen, []
     if not (config.types or config.languages):
@@ -188,7 +192,10 @@ def _split_mistakes(splits: Sequence[str], chosen: Sequence[TaskInfo], catalogue
     unknown = [split for split in splits if split not in own | all_splits]
     allowed = f"The chosen tasks' own: {', '.join(sorted(own))}."
     return [
-        Mistake(f"tasks.splits={split}", "there is no such split", allowed, nearest(split, own)) for split in unknown
+        Mistake(
+            "tasks.splits", "there is no such split", allowed, nearest(split, own), value=split, code="unknown_choice"
+        )
+        for split in unknown
     ]
 
 
@@ -200,4 +207,8 @@ def _unknown(
     where: str, names: Iterable[str] | None, known: Iterable[str], what: str = "there is no such name"
 ) -> list[Mistake]:
     known = list(known)
-    return [Mistake(f"{where}={name}", what, nearest=nearest(name, known)) for name in names or () if name not in known]
+    return [
+        Mistake(where, what, nearest=nearest(name, known), value=name, code="unknown_choice")
+        for name in names or ()
+        if name not in known
+    ]

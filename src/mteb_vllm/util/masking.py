@@ -43,6 +43,11 @@ class Secret(str):
         return repr(MASK)
 
 
+def registered() -> tuple[str, ...]:
+    """Return every registered value, for a process that shall mask the same."""
+    return tuple(_values)
+
+
 _values: set[str] = set()
 _pattern: re.Pattern[str] | None = None
 # Counts the reads of secret variables, to tell which value came from one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,19 +26,19 @@ def stored_scores(runs: Sequence[str], tasks: Sequence[str]) -> tuple[Point, dic
     """
     every = read_runs(list(runs))
     points = [point for point in every if any(task.name in tasks for task in point.tasks)]
-    at = f"pipeline.reference.runs={','.join(map(str, runs))}"
+    wrong = functools.partial(Mistake, "pipeline.reference.runs", value=",".join(map(str, runs)))
     if not points:
         damaged = [failure.message for point in every for failure in point.failures if failure.kind == "damaged"]
-        raise ConfigError([Mistake(at, f"holds no result of {', '.join(tasks)}", " ".join(damaged))])
+        raise ConfigError([wrong(f"holds no result of {', '.join(tasks)}", " ".join(damaged))])
     if len(points) > 1:
         there = ", ".join(str(point.folder) for point in points[:5])
-        raise ConfigError([Mistake(at, "holds several runs: which one is the reference?", f"Name one of: {there}")])
+        raise ConfigError([wrong("holds several runs: which one is the reference?", f"Name one of: {there}")])
     (point,) = points
     read = _of_run if point.source == "run" else _of_results
     try:
         return point, {task: scores for task in tasks if (scores := read(point, task))}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ConfigError([Mistake(at, f"what {point.folder} holds cannot be read ({error})")]) from error
+        raise ConfigError([wrong(f"what {point.folder} holds cannot be read ({error})")]) from error
 
 
 def _of_run(point: Point, task: str) -> MainScores:

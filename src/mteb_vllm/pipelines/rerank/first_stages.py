@@ -86,7 +86,7 @@ class BM25(_Configured):
             if value is not None and value not in choices:
                 near = tuple(suggest(f"{where}.{name}", choice) for choice in nearest(value, choices))
                 allowed = f"Allowed: {', '.join(choices)}."
-                found.append(Mistake(f"{where}.{name}={value}", "there is no such language", allowed, near))
+                found.append(Mistake(f"{where}.{name}", "there is no such language", allowed, near, value=f"{value}"))
         return found
 
     def settings(self, task: str) -> JsonObject:
@@ -175,17 +175,18 @@ class Saved(_Configured):
 
     def mistakes(self, where: str, tasks: Sequence[str]) -> list[Mistake]:
         """Find tasks without a file of predictions."""
-        at, files = f"{where}.path={self.path}", [self.file(task) for task in tasks]
+        wrong = functools.partial(Mistake, f"{where}.path", value=self.path)
+        files = [self.file(task) for task in tasks]
         missing = [file for file in files if not os.path.isfile(file)]  # noqa: PTH113
         if not missing:
             several = len(tasks) > 1 and len(set(files)) == 1
             what = f"is one file, and there are {len(tasks)} tasks"
-            return [Mistake(at, what, "Name a folder that holds <Task>_predictions.json for each.")] if several else []
+            return [wrong(what, "Name a folder that holds <Task>_predictions.json for each.")] if several else []
         folder = Path(os.path.expanduser(self.path))  # noqa: PTH111
         if not os.path.isdir(folder):  # noqa: PTH112
-            return [Mistake(at, "there is no such file or folder")]
+            return [wrong("there is no such file or folder")]
         there = ", ".join(sorted(file.name for file in folder.glob("*_predictions.json")))
-        return [Mistake(at, f"holds no {missing[0].name}", f"It holds: {there or 'no predictions'}.")]
+        return [wrong(f"holds no {missing[0].name}", f"It holds: {there or 'no predictions'}.")]
 
     def settings(self, task: str) -> JsonObject:
         """Return the digest of the task's file."""

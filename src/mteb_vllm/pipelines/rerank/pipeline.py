@@ -76,7 +76,7 @@ class Rerank(Pipeline):
         """Return what is wrong with `top_k`."""
         if 1 <= self.top_k <= DEPTH:
             return []
-        return [Mistake(f"pipeline.top_k={self.top_k}", f"must be from 1 to {DEPTH}")]
+        return [Mistake("pipeline.top_k", f"must be from 1 to {DEPTH}", value=f"{self.top_k}")]
 
     def settings(self, kind: str, tasks: Sequence[str]) -> JsonObject:
         """Return how pairs are scored, where the model is no cross-encoder."""

@@ -93,13 +93,13 @@ class Throughput(Pipeline):
         way = "More of them: pipeline.requests=..."
         if not any(size <= self.requests for size in self.batch_sizes):
             what = f"none is within the {self.requests:,} different requests"
-            found.append(Mistake(f"pipeline.batch_sizes={self.batch_sizes}", what, way))
+            found.append(Mistake("pipeline.batch_sizes", what, way, value=f"{self.batch_sizes}"))
         elif too_many := [size for size in self.batch_sizes if size > self.requests]:
             what = f"there are {self.requests:,} different requests"
-            found.append(Mistake(f"pipeline.batch_sizes={too_many}", what, way))
+            found.append(Mistake("pipeline.batch_sizes", what, way, value=f"{too_many}"))
         if not self.needs_tasks and max_tokens is not None and self.tokens > max_tokens:
             what = f"the context is {max_tokens} tokens (engine.max_model_len)"
-            found.append(Mistake(f"pipeline.tokens={self.tokens}", what))
+            found.append(Mistake("pipeline.tokens", what, value=f"{self.tokens}"))
         return found
 
     def settings(self, kind: str, tasks: Sequence[str]) -> dict[str, Any]:
