@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mteb_vllm.results.digests import DamagedError, has_digest, read_note, read_verified, write_digest, write_note
+from mteb_vllm.results.locks import clear, staging
 from mteb_vllm.util.files import make_way, quarantine
 
 PLACE = Path("results/org__model/abc/experiments/settings_1/Task.json")
@@ -18,7 +20,8 @@ PLACE = Path("results/org__model/abc/experiments/settings_1/Task.json")
 
 def put(root: Path, path: Path, content: bytes) -> Path:
     """Writes a verified file as the store does."""
-    write_digest(root, path, content)
+    with staging(root) as scratch:
+        write_digest(root, path, content, scratch)
     path.write_bytes(content)
     return path
 
@@ -72,7 +75,7 @@ def test_the_whole_store_may_be_moved(tmp_path: Path) -> None:
 
 def test_a_writer_killed_between_digest_and_file_harms_nothing(tmp_path: Path) -> None:
     path = put(tmp_path, tmp_path / PLACE, b"first")
-    write_digest(tmp_path, path, b"second")  # and no more
+    write_digest(tmp_path, path, b"second", tmp_path)  # and no more
     assert read_verified(tmp_path, path) == b"first"
     path.write_bytes(b"second")
     assert read_verified(tmp_path, path) == b"second"
@@ -80,7 +83,7 @@ def test_a_writer_killed_between_digest_and_file_harms_nothing(tmp_path: Path) -
     path.write_bytes(b"first")
     assert refused(tmp_path, path), "only what the file was just before"
     path.write_bytes(b"changed")
-    write_digest(tmp_path, path, b"new")
+    write_digest(tmp_path, path, b"new", tmp_path)
     assert refused(tmp_path, path), "what was damaged stays so"
 
 
@@ -133,6 +136,42 @@ def test_a_note_is_read_back_or_counts_as_absent(tmp_path: Path) -> None:
     assert read_note(tmp_path, path) is None
     write_note(tmp_path, path, value)
     assert read_note(tmp_path, path) == value and path.with_name("abc.json.broken").is_dir()
+
+
+def test_nothing_of_a_digest_stays_beside_the_result_where_its_writer_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results" / "m" / "T.json"
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), staging(tmp_path) as scratch:
+        monkeypatch.setattr(Path, "replace", killed)
+        write_digest(tmp_path, path, b"content", scratch)
+    monkeypatch.undo()
+    assert not list(path.parent.glob("*"))
+    with staging(tmp_path) as scratch:
+        write_digest(tmp_path, path, b"content", scratch)
+        path.write_bytes(b"content")
+    assert read_verified(tmp_path, path) == b"content" and sorted(one.name for one in path.parent.iterdir()) == [
+        "T.json", "T.json.sha256"
+    ]  # fmt: skip
+
+
+def test_notes_that_killed_runs_were_writing_are_removed_and_those_being_written_stay(tmp_path: Path) -> None:
+    left = [tmp_path / folder / ".abc.json.x1.tmp" for folder in ("settings/same", "settings/measured/a", "failures")]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.touch()
+        (path.parent / "abc.json").touch()
+    clear(tmp_path)
+    assert all(path.exists() for path in left)
+    for path in left:
+        os.utime(path, (time.time() - 7200,) * 2)
+    clear(tmp_path)
+    assert not any(path.exists() for path in left)
+    assert all((path.parent / "abc.json").exists() for path in left)
 
 
 def test_a_note_that_cannot_be_written_is_only_logged(

@@ -248,7 +248,7 @@ def command(folder: Path, *words: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def wait_for(pattern: str, folder: Path, text: str = "", seconds: float = 120) -> None:
+def wait_for(pattern: str, folder: Path, text: str = "", seconds: float = 300) -> None:
     """Waits for a file that holds a text."""
     deadline = time.monotonic() + seconds
     while not any(text in path.read_text() for path in folder.glob(pattern)):

@@ -54,10 +54,16 @@ def has_digest(path: Path) -> bool:
     return _beside(path).exists()
 
 
-def write_digest(root: Path, path: Path, content: bytes) -> None:
+def write_digest(root: Path, path: Path, content: bytes, scratch: Path) -> None:
     """Write the digest of a file's content, before the file itself appears by rename.
 
     The digest of the content that is there until then stays valid, so that a process that is killed in between harms nothing.
+
+    Args:
+        root: The root of the results store.
+        path: The file.
+        content: Its content.
+        scratch: A folder of `locks.staging`, where the digest is written before it appears by rename.
 
     Raises:
         OSError: if it cannot be written.
@@ -65,8 +71,14 @@ def write_digest(root: Path, path: Path, content: bytes) -> None:
     digests = [_digest(root, path, content)]
     with contextlib.suppress(OSError, DamagedError):  # then there is nothing that has to stay valid
         digests.append(_digest(root, path, read_verified(root, path)))
-    make_way(_beside(path), root)
-    write_atomically(_beside(path), "\n".join(dict.fromkeys(digests)) + "\n")
+    target, written = _beside(path), scratch / _beside(path).name
+    try:
+        make_way(target, root)
+        write_atomically(written, "\n".join(dict.fromkeys(digests)) + "\n")
+        written.replace(target)
+    except OSError as error:
+        error.filename, error.filename2 = str(target), None
+        raise
 
 
 def write_note(root: Path, path: Path, value: Any) -> None:

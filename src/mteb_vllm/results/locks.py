@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,9 @@ from mteb_vllm.errors import LockError
 from mteb_vllm.util.files import make_way
 
 _STAGING = ".writing-"
+# Folders of notes, which are written in place, and after how many seconds a file that is still being written is abandoned.
+_NOTES = ("settings", "failures")
+_ABANDONED = 3600
 
 
 class BusyError(Exception):
@@ -75,7 +79,7 @@ def staging(root: Path) -> Iterator[Path]:
 
 
 def clear(root: Path) -> None:
-    """Removes what killed runs have left: folders that they were writing into, and lock files that nobody holds."""
+    """Remove what killed runs have left: folders and notes that they were writing, and lock files that nobody holds."""
     left = [path.name for path in root.glob(f"{_STAGING}*")]
     left += [path.stem for path in (root / ".locks").glob("*.lock")]
     for name in dict.fromkeys(left):
@@ -85,3 +89,8 @@ def clear(root: Path) -> None:
                     shutil.rmtree(root / name, ignore_errors=True)
         except (BusyError, OSError):  # in use, or not ours to remove
             pass
+    for folder in _NOTES:
+        for path in (root / folder).rglob(".*.tmp"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()

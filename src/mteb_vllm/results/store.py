@@ -156,7 +156,7 @@ class ResultsStore(ResultCache):
         whole = written.with_suffix(".whole")
         whole.write_bytes(content)
         with self._folder(path.parent):
-            write_digest(self.root, path, content)
+            write_digest(self.root, path, content, written.parent)
             make_way(path, self.root)
             whole.replace(path)
 
@@ -238,7 +238,7 @@ class ResultsStore(ResultCache):
             except (TypeError, ValueError):  # what was in it was not mteb's
                 settings.unlink(missing_ok=True)
                 inner.save_to_cache(task_result, model_name, model_revision, encode_kwargs=encode_kwargs)
-            write_digest(self.root, path, result.read_bytes())
+            write_digest(self.root, path, result.read_bytes(), staging)
             # The result comes last: where it is, the rest is.
             for file in sorted(result.parent.iterdir(), key=lambda file: file == result):
                 make_way(target / file.name, self.root)
