@@ -73,6 +73,21 @@ def as_overrides(arguments: dict[str, Any]) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("+engine.env={1: 2}", "engine.env.1: is no name of a variable of the shell"),
+        ("+engine.env={true: 2}", "engine.env.True: is no name of a variable of the shell"),
+        ("+engine.env={'': 2}", "is no name of a variable of the shell"),
+        ("engine.pooler_config={1: a}", "engine.pooler_config.1=a: pooler_config has no such key"),
+    ],
+)
+def test_keys_that_are_no_names_are_mistakes(override: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check([*ENCODER, override])
+    assert text in str(caught.value)
+
+
 @pytest.mark.parametrize(("arguments", "said"), [*REFUSED, *NOT_OPENED], ids=lambda value: str(value)[:40])
 def test_what_vllm_would_refuse_is_found_before(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:

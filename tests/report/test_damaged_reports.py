@@ -25,6 +25,7 @@ from mteb_vllm.results.counters import Measured
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.util.console import Console
+from mteb_vllm.util.files import dump_sealed
 
 TRUE = 0.7
 
@@ -53,11 +54,11 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change a record and remove its checksum."""
+    """Change a record as if it had been written so."""
     content = json.loads((folder / "run.json").read_text())
     del content["sha256"]
     change(content)
-    (folder / "run.json").write_text(json.dumps(content, indent=2))
+    (folder / "run.json").write_text(dump_sealed(content), errors="backslashreplace")
 
 
 def test_a_flipped_bit_in_a_record_is_noticed(sweep: Path) -> None:
@@ -72,6 +73,21 @@ def test_a_flipped_bit_in_a_record_is_noticed(sweep: Path) -> None:
             assert str(path) in damaged.failures[0].message
     path.write_text(json.dumps(json.loads(text)))
     assert "was changed after it was written" in read_runs([sweep])[1].failures[0].message
+
+
+def test_a_record_without_its_checksum_is_noticed(sweep: Path) -> None:
+    path = sweep / "1" / "run.json"
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    path.write_text(json.dumps(content, indent=2))
+    assert "was changed after it was written" in read_runs([sweep])[1].failures[0].message
+
+
+def test_a_single_runs_record_in_the_place_of_a_points_is_noticed(sweep: Path, tmp_path: Path) -> None:
+    single = write_run(tmp_path / "single")
+    (sweep / "1" / "run.json").write_bytes((single / "run.json").read_bytes())
+    (sweep / "multirun.yaml").touch()
+    assert "it is the record of a single run" in read_runs([sweep])[1].failures[0].message
 
 
 def test_a_record_in_the_place_of_another_is_noticed(sweep: Path) -> None:

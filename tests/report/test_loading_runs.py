@@ -17,6 +17,7 @@ from mteb_vllm.results.counters import Measured, Work
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.measurements import CacheRecord, EngineRecord, Hint
 from mteb_vllm.results.record import SCHEMA, FirstStageRecord, RunRecord, TaskOutcome, read_record, write_record
+from mteb_vllm.util.files import dump_sealed
 from mteb_vllm.util.fingerprint import fingerprint
 from mteb_vllm.util.phase import Phase
 
@@ -107,7 +108,7 @@ def test_what_was_measured_before_counts_as_measured(tmp_path: Path) -> None:
     measured = {"computed": 8, "stored": 2, "tokens": 70, "seconds": 4.0, "unit": "pairs"}
     del record["sha256"]
     record["tasks"][0]["measured"] = measured
-    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "run.json").write_text(dump_sealed(record))
     [point] = read_runs([folder / "run.json"])
     assert {name: getattr(point.tasks[0], name) for name in measured} == measured
     assert point.engine == fingerprint(ENGINE), "the engine that it never opened"
@@ -155,7 +156,7 @@ def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
         path = write_run(tmp_path / str(number), point=number) / "run.json"
         content = json.loads(path.read_text())
         del content["sha256"]
-        path.write_text(json.dumps(content | {"schema": schema, "versions": {"mteb-vllm": "0.0.1"}}))
+        path.write_text(dump_sealed(content | {"schema": schema, "versions": {"mteb-vllm": "0.0.1"}}))
     points = read_runs([tmp_path])
     assert [len(point.tasks) for point in points] == [1, 0, 0], "and nothing else of it is in the report"
     for point, schema in zip(points[1:], (0, SCHEMA + 1), strict=True):
@@ -174,6 +175,16 @@ def test_a_record_is_read_back_as_it_was(tmp_path: Path) -> None:
         write_record(run, tmp_path)
         assert read_record(tmp_path / "run.json") == run
         assert read_record(tmp_path / "run.json", scores=False).tasks[-1] == replace(run.tasks[-1], scores={})
+
+
+def test_bytes_of_no_character_cost_no_record(tmp_path: Path) -> None:
+    odd = "d\udcff"
+    folder = write_run(
+        tmp_path / "run", replace(STS12, prompts={odd: {"key": odd}}), output_dir=odd, warnings=[odd], overrides=[odd]
+    )
+    record = read_record(folder / "run.json")
+    assert record.output_dir == "d\\udcff" and record.tasks[0].prompts == {"d\\udcff": {"key": "d\\udcff"}}
+    assert read_runs([folder])[0].tasks[0].score == 0.7
 
 
 def test_a_number_that_is_none_is_not_known(tmp_path: Path) -> None:

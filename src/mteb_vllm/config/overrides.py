@@ -132,6 +132,7 @@ def _delete(override: Override, current: Any, config: DictConfig) -> list[Mistak
     key, value, written = override.key_or_group, override.value(), str(override.input_line)
     if current is None:
         what, near = "is not set, so there is nothing to delete", _near_keys(key, config)
+        near = tuple(other for other in near if other != key)
         return [Mistake(key, what, nearest=near, written=written, code="unknown_key")]
     if value is not None and value != current:
         return [Mistake(key, f"is {current}, so this deletes nothing", shlex.quote(f"~{key}"), written=written)]

@@ -287,7 +287,7 @@ def _field_mistakes(
         if key not in known:
             near = tuple(
                 write({name if other == key else other: one for other, one in value.items()})
-                for name in nearest(key, known)
+                for name in nearest(str(key), known)
             )
             kind = at.rpartition(".")[2]
             mistakes.append(
@@ -342,10 +342,13 @@ def _env_mistakes(at: str, value: object, vllm: VllmCatalogue | None) -> list[Mi
         return [Mistake(at, "must be a dict of names and values", value=f"{value}")]
     mistakes = []
     for name, setting in value.items():
-        if str(name).startswith("VLLM_") and vllm is None:
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+            mistakes.append(Mistake(f"{at}.{name}", "is no name of a variable of the shell"))
+            continue
+        if name.startswith("VLLM_") and vllm is None:
             what = "is a variable of vLLM's, and this engine is sentence-transformers"
             mistakes.append(Mistake(f"{at}.{name}", what, "Leave it away, or choose the other: engine=auto"))
-        elif str(name).startswith("VLLM_") and vllm is not None and name not in vllm.env:
+        elif name.startswith("VLLM_") and vllm is not None and name not in vllm.env:
             near = tuple(as_typed(f"{at}.{known}", f"{at}.{name}") for known in nearest(name, vllm.env))
             mistakes.append(Mistake(f"{at}.{name}", f"vLLM {vllm.version} reads no such variable", nearest=near))
         if isinstance(setting, bool) or not isinstance(setting, (str, int, float)):

@@ -13,6 +13,9 @@ from mteb_vllm.results.failures import of_damage
 from mteb_vllm.results.record import RunRecord, TaskOutcome, read_record
 from mteb_vllm.util.fingerprint import fingerprint
 
+# What Hydra leaves in the folder of a sweep.
+_SWEEP = "multirun.yaml"
+
 # Longer values are cut where they are shown, and told apart by a hash.
 _LONGEST = 100
 
@@ -41,6 +44,8 @@ def read_run(folder: Path) -> FoundRun:
         found = FoundRun(_point(folder, record), record.point, record.started)
         if None not in (number, found.number) and number != found.number:
             raise ValueError(f"it is the record of point {found.number}")
+        if found.number is None and number is not None and (folder.parent / _SWEEP).exists():
+            raise ValueError("it is the record of a single run")
         return found
     except FileNotFoundError:
         why = f"{folder} holds no run.json: the run has not ended, or was killed, or the file is gone"

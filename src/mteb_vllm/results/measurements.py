@@ -398,9 +398,9 @@ class Tolerances:
         length: The difference from 1 of the ratio of their lengths.
     """
 
-    score: Amount
-    cosine: Score
-    length: Amount
+    score: float
+    cosine: float
+    length: float
 
 
 @dataclass(frozen=True)

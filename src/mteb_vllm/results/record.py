@@ -9,10 +9,11 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -256,7 +257,7 @@ class RunRecord:
     """
 
     # Of this class and, as pydantic has it, of the dataclasses in its fields.
-    __pydantic_config__: ClassVar[ConfigDict] = {"strict": True, "allow_inf_nan": False, "ser_json_inf_nan": "null"}
+    __pydantic_config__: ClassVar[ConfigDict] = {"strict": True, "allow_inf_nan": False}
 
     schema: int = SCHEMA
     status: Literal["ok", "failed"] = "ok"
@@ -308,7 +309,7 @@ def write_record(record: RunRecord, folder: Path) -> None:
     record.versions = {"mteb-vllm": __version__, "python": platform.python_version(), **versions()}
     record.hardware, record.git = hardware(), git_revision()
     # Whatever is in it must not cost the record: what has another type than it should is named where it is read.
-    content = parse_json(_adapter().dump_json(record, fallback=str, warnings="none"))
+    content = _plain(_adapter().dump_python(record, warnings="none"))
     with attempt(folder / "run.json"):
         write_atomically(folder / "run.json", dump_sealed(masked(content)))
     with attempt(folder / "scores.csv"):
@@ -338,9 +339,20 @@ def read_record(path: Path, *, scores: bool = True) -> RunRecord:
         )
         what = f"another version of mteb-vllm{f' ({version})' if version else ''} wrote it, in version {schema or 0} of the"
         raise ValueError(f"{what} format, not {SCHEMA}: run it again")
-    if "sha256" in content and not sealed:
+    if not sealed:
         raise ValueError("it was changed after it was written")
     return _adapter().validate_json(text)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON and UTF-8 can hold it: numbers that are none as None, bytes of no character escaped."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str):  # a name of a file or a variable of the shell may hold any bytes
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 @functools.cache
