@@ -309,7 +309,8 @@ def write_record(record: RunRecord, folder: Path) -> None:
     record.versions = {"mteb-vllm": __version__, "python": platform.python_version(), **versions()}
     record.hardware, record.git = hardware(), git_revision()
     # Whatever is in it must not cost the record: what has another type than it should is named where it is read.
-    content = _plain(_adapter().dump_python(record, warnings="none"))
+    values = _adapter().dump_python(record, warnings="none")
+    content = {key: _plain(value) for key, value in values.items()}
     with attempt(folder / "run.json"):
         write_atomically(folder / "run.json", dump_sealed(masked(content)))
     with attempt(folder / "scores.csv"):
@@ -344,14 +345,14 @@ def read_record(path: Path, *, scores: bool = True) -> RunRecord:
     return _adapter().validate_json(text)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return a value as JSON and UTF-8 can hold it: numbers that are none as None, bytes of no character escaped."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, str):  # a name of a file or a variable of the shell may hold any bytes
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, Mapping):
-        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+        return {str(_plain(str(key))): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
