@@ -9,7 +9,7 @@ Several runs, compared:
     build            the whole report: loads, compares, shows and writes
     loading          finds runs and results in folders
     run_records      reads the records of this program's runs
-    result_folders   reads results in mteb's layout, of whomever
+    result_folders   reads folders of results in mteb's layout
     points           a run as it is compared: settings, scores, throughput, parity
     settings         the settings in which runs differ, and those that they share
     speeds           how fast engines worked, over texts that can be compared

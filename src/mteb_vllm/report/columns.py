@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from mteb_vllm.report.comparison import Comparison, Point, Row
 from mteb_vllm.report.formatting import number, percent, rate, score, signed, times
-from mteb_vllm.results.measurements import ParityRecord, ThroughputRecord
 
 # So many tasks have columns that one can take in at once: of more, the terminal and Markdown show none, and the page shows
 # them behind a checkbox.
@@ -105,6 +104,19 @@ def cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def _field(path: str) -> Callable[[Row], Any]:
+    """Return what reads a field of a row by its dotted path; it reads None where a part of the path is None."""
+    names = path.split(".")
+
+    def value(row: Row) -> Any:
+        found: Any = row
+        for name in names:
+            found = getattr(found, name) if found is not None else None
+        return found
+
+    return value
+
+
 def _csv(key: str, value: Callable[[Row], Any]) -> Column:
     """Return a column that report.csv alone has."""
     return Column("", "", value, key=key, text=False, page=False)
@@ -178,13 +190,13 @@ def _tasks(comparison: Comparison) -> list[Column]:
 def _speeds(comparison: Comparison) -> list[Column]:
     return [
         Column(
-            "", speed_unit(comparison), lambda row: row.speed and row.speed.texts, number, key="texts_per_second",
+            "", speed_unit(comparison), _field("speed.texts"), number, key="texts_per_second",
             row_unit=_unit if comparison.unit is None else None,
         ),
-        Column("", "tokens/s", lambda row: row.speed and row.speed.tokens, number, key="tokens_per_second", left_out=5),
-        _csv("unit", lambda row: row.speed and row.speed.unit),
-        _csv("measured_on", lambda row: row.speed and row.speed.computed),
-        _csv("measured_in", lambda row: row.speed and row.speed.of),
+        Column("", "tokens/s", _field("speed.tokens"), number, key="tokens_per_second", left_out=5),
+        _csv("unit", _field("speed.unit")),
+        _csv("measured_on", _field("speed.computed")),
+        _csv("measured_in", _field("speed.of")),
     ]  # fmt: skip
 
 
@@ -194,42 +206,30 @@ def _throughput(comparison: Comparison) -> list[Column]:
     # Beside scores there are tokens/s of tasks as well.
     tokens = "tokens/s" if all(row.speed is None for row in comparison.rows) else "tokens/s at once"
 
-    def measured(value: Callable[[ThroughputRecord], Any]) -> Callable[[Row], Any]:
-        return lambda row: row.point.throughput and value(row.point.throughput)
+    def p50(row: Row) -> float | None:
+        return row.point.throughput.p50(1) if row.point.throughput is not None else None
 
     return [
         Column(
-            "", "requests/s", measured(lambda one: one.requests_per_second), rate, key="saturated_requests_per_second"
+            "", "requests/s", _field("point.throughput.requests_per_second"), rate, key="saturated_requests_per_second"
         ),
         Column(
             "",
             tokens,
-            measured(lambda one: one.tokens_per_second),
+            _field("point.throughput.tokens_per_second"),
             number,
             key="saturated_tokens_per_second",
             left_out=5,
         ),
         Column("to baseline", "", lambda row: row.ratio, times, key="speed_ratio", left_out=1),
-        Column("p50 at batch 1,", "ms", measured(lambda one: one.p50(1)), _tenths, key="p50_ms_at_batch_1", left_out=1),
+        Column("p50 at batch 1,", "ms", p50, _tenths, key="p50_ms_at_batch_1", left_out=1),
+        Column("share of roof", "", _field("point.throughput.roof.share"), percent, key="roof_share", left_out=2),
+        _csv("roof_tokens_per_second", _field("point.throughput.roof.tokens_per_second")),
+        Column("spread", "", _field("point.throughput.spread"), percent, key="saturated_spread", left_out=3),
         Column(
-            "share of roof",
-            "",
-            measured(lambda one: one.roof and one.roof.share),
-            percent,
-            key="roof_share",
-            left_out=2,
+            "device", "MiB", _field("point.throughput.memory_mb.device"), number, key="device_memory_mb", left_out=6
         ),
-        _csv("roof_tokens_per_second", measured(lambda one: one.roof and one.roof.tokens_per_second)),
-        Column("spread", "", measured(lambda one: one.spread), percent, key="saturated_spread", left_out=3),
-        Column(
-            "device",
-            "MiB",
-            measured(lambda one: one.memory_mb and one.memory_mb.device),
-            number,
-            key="device_memory_mb",
-            left_out=6,
-        ),
-        _csv("requests_are", measured(lambda one: one.unit)),
+        _csv("requests_are", _field("point.throughput.unit")),
     ]
 
 
@@ -237,30 +237,23 @@ def _parity(comparison: Comparison) -> list[Column]:
     if not any(row.point.parity for row in comparison.rows):
         return []
 
-    def measured(value: Callable[[ParityRecord], Any]) -> Callable[[Row], Any]:
-        return lambda row: row.point.parity and value(row.point.parity)
+    def hint(row: Row) -> str | None:
+        return str(next(iter(row.point.parity.hints), "")) if row.point.parity is not None else None
 
     def borrowed(row: Row) -> float | None:
         speed = row.parity_speed
         return speed.tokens if speed is not None and speed.of != row.point.name else None
 
     return [
-        Column("parity", "", measured(lambda one: one.passed), _verdict, "words", key="parity"),
-        Column("worst difference", "", measured(lambda one: one.worst[0]), signed, key="worst_score_difference"),
-        _csv("worst_score_difference_in", measured(lambda one: one.worst[1])),
+        Column("parity", "", _field("point.parity.passed"), _verdict, "words", key="parity"),
+        Column("worst difference", "", _field("point.parity.worst.difference"), signed, key="worst_score_difference"),
+        _csv("worst_score_difference_in", _field("point.parity.worst.task")),
         Column(
-            "lowest cosine",
-            "",
-            measured(lambda one: one.lowest_cosine),
-            "{:.6f}".format,
-            key="worst_cosine",
-            left_out=1,
+            "lowest cosine", "", _field("point.parity.lowest_cosine"), "{:.6f}".format, key="worst_cosine", left_out=1
         ),
-        _csv("parity_tokens_per_second", lambda row: row.parity_speed and row.parity_speed.tokens),
-        _csv("parity_tokens_measured_in", lambda row: row.parity_speed and row.parity_speed.of),
-        Column(
-            "first hint", "", measured(lambda one: str(next(iter(one.hints), ""))), kind="words", key="hint", left_out=4
-        ),
+        _csv("parity_tokens_per_second", _field("parity_speed.tokens")),
+        _csv("parity_tokens_measured_in", _field("parity_speed.of")),
+        Column("first hint", "", hint, kind="words", key="hint", left_out=4),
         Column("throughput on this engine,", "tokens/s", borrowed, number, left_out=5),
     ]
 

@@ -53,7 +53,7 @@ class Point:
     Attributes:
         name: Its number in a sweep, or what its folder is called; different ones in a comparison.
         folder: Where it was found.
-        source: "run" is this program's, "results" a folder of results in mteb's layout, of whomever.
+        source: "run" is this program's, "results" a folder of results in mteb's layout, whoever made it.
         overrides: What made it, by the command line: key to value.
         facts: Everything that it ran with, flat, by dotted keys: "model", "revision", "engine.dtype", "device",
             "versions.vllm", ...; values as they are shown.

@@ -22,7 +22,7 @@ def places(comparison: Comparison) -> list[tuple[int, float, float]]:
         (at, row.parity_speed.tokens, abs(difference))
         for at, row in enumerate(comparison.rows)
         if row.point.parity is not None
-        and (difference := row.point.parity.worst[0]) is not None
+        and (difference := row.point.parity.worst.difference) is not None
         and row.parity_speed is not None
     ]
 

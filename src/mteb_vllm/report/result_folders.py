@@ -1,4 +1,4 @@
-"""Results in mteb's own layout, of whomever, read without mteb."""
+"""Folders of results in mteb's own layout, this program's or others', read without mteb."""
 
 from __future__ import annotations
 

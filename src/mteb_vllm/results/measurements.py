@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Interval
 
@@ -442,6 +442,13 @@ class ReferenceRecord:
     engine: EngineRecord | None = None
 
 
+class Worst(NamedTuple):
+    """The difference of a main score, and the task that it is of; None and "" where there is none."""
+
+    difference: float | None
+    task: str
+
+
 @dataclass
 class ParityRecord:
     """Whether an engine's results are a reference's.
@@ -463,15 +470,15 @@ class ParityRecord:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def worst(self) -> tuple[float | None, str]:
-        """The difference of a main score whose absolute value is the largest, and its task; None and "" without any."""
+    def worst(self) -> Worst:
+        """The difference of a main score whose absolute value is the largest."""
         found = [
-            (split.difference, task.task)
+            Worst(split.difference, task.task)
             for task in self.tasks
             for split in task.splits
             if split.difference is not None
         ]
-        return max(found, key=lambda one: abs(one[0]), default=(None, ""))
+        return max(found, key=lambda one: abs(one.difference or 0.0), default=Worst(None, ""))
 
     @property
     def lowest_cosine(self) -> float | None:

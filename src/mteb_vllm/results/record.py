@@ -9,11 +9,10 @@ from __future__ import annotations
 import csv
 import functools
 import io
-import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -37,6 +36,7 @@ from mteb_vllm.util.escape import csv_cell
 from mteb_vllm.util.files import check_seal, dump_sealed, parse_json, read_file, write_atomically
 from mteb_vllm.util.machine import device, gpu_count, versions
 from mteb_vllm.util.masking import masked
+from mteb_vllm.util.plain import json_value
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict, TypeAdapter
@@ -184,7 +184,7 @@ class FirstStageRecord:
     """The first stage of a run that reranks.
 
     Attributes:
-        kind: What it is called: "bm25", "dense" or "saved".
+        kind: What it is called, as in the configuration: "bm25", "dense", ...
         settings: What its candidates depend on: of a dense one, of all tasks; else task by task.
         options: Its fields, but those of a dense one, which are in its settings.
         engine: How the engine of a dense one was opened; None where it was not.
@@ -310,7 +310,7 @@ def write_record(record: RunRecord, folder: Path) -> None:
     record.hardware, record.git = hardware(), git_revision()
     # Whatever is in it must not cost the record: what has another type than it should is named where it is read.
     values = _adapter().dump_python(record, warnings="none")
-    content = {key: _plain(value) for key, value in values.items()}
+    content = {key: json_value(value) for key, value in values.items()}
     with attempt(folder / "run.json"):
         write_atomically(folder / "run.json", dump_sealed(masked(content)))
     with attempt(folder / "scores.csv"):
@@ -343,17 +343,6 @@ def read_record(path: Path, *, scores: bool = True) -> RunRecord:
     if not sealed:
         raise ValueError("it was changed after it was written")
     return _adapter().validate_json(text)
-
-
-def _plain(value: object) -> object:
-    """Return a value as JSON and UTF-8 can hold it: numbers that are none as None, bytes of no character escaped."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, str):  # a name of a file or a variable of the shell may hold any bytes
-        return value.encode(errors="backslashreplace").decode()
-    if isinstance(value, Mapping):
-        return {str(_plain(str(key))): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 @functools.cache
