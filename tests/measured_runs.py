@@ -7,21 +7,23 @@ from pathlib import Path
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.measurements import (
     EngineRecord,
-    Hint,
     Latency,
     Lengths,
     Memory,
-    ParityRecord,
     PhaseTimes,
-    ReferenceRecord,
     Roof,
     Saturated,
-    SplitVerdict,
     Step,
-    TaskVerdict,
     ThroughputRecord,
-    Tolerances,
     Unit,
+)
+from mteb_vllm.results.parity import (
+    Hint,
+    ParityRecord,
+    ReferenceRecord,
+    SplitVerdict,
+    TaskVerdict,
+    Tolerances,
     VectorAgreement,
 )
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record

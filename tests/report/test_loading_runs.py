@@ -15,7 +15,8 @@ from mteb_vllm.report.comparison import Point, compare
 from mteb_vllm.report.loading import read_runs
 from mteb_vllm.results.counters import Measured, Work
 from mteb_vllm.results.failures import Failure
-from mteb_vllm.results.measurements import CacheRecord, EngineRecord, Hint
+from mteb_vllm.results.measurements import CacheRecord, EngineRecord
+from mteb_vllm.results.parity import Hint
 from mteb_vllm.results.record import SCHEMA, FirstStageRecord, RunRecord, TaskOutcome, read_record, write_record
 from mteb_vllm.util.files import dump_sealed
 from mteb_vllm.util.fingerprint import fingerprint

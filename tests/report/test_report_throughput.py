@@ -27,7 +27,8 @@ from mteb_vllm.report.plots import write_plots
 from mteb_vllm.report.reference_plot import reference_speed
 from mteb_vllm.report.tables import print_comparison
 from mteb_vllm.report.throughput_plot import MOST_CURVES, throughput_curves, throughput_figure
-from mteb_vllm.results.measurements import Lengths, Memory, TaskVerdict
+from mteb_vllm.results.measurements import Lengths, Memory
+from mteb_vllm.results.parity import TaskVerdict
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.util.console import Console
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from mteb_vllm.models.prompts import Prompts
     from mteb_vllm.models.score_templates import ScoreTemplate
     from mteb_vllm.progress import Progress
-    from mteb_vllm.results.measurements import ParityRecord, ThroughputRecord
+    from mteb_vllm.results.measurements import ThroughputRecord
+    from mteb_vllm.results.parity import ParityRecord
     from mteb_vllm.results.record import TaskOutcome
     from mteb_vllm.results.store import ResultsStore
     from mteb_vllm.tasks.estimates import Estimate

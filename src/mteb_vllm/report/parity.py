@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from mteb_vllm.report.formatting import markdown, number
-from mteb_vllm.results.measurements import ParityRecord, SplitVerdict, TaskVerdict
+from mteb_vllm.results.parity import ParityRecord, SplitVerdict, TaskVerdict
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.escape import inline
 

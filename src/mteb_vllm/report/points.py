@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from mteb_vllm.results.failures import Failure
-from mteb_vllm.results.measurements import Amount, Count, ParityRecord, Score, ThroughputRecord, Unit
+from mteb_vllm.results.measurements import Amount, Count, Score, ThroughputRecord, Unit
+from mteb_vllm.results.parity import ParityRecord
 
 # Pipelines whose runs are not about scores.
 MEASURING = ("throughput", "parity")

@@ -26,11 +26,11 @@ from mteb_vllm.results.measurements import (
     Count,
     EngineRecord,
     Memory,
-    ParityRecord,
     Score,
     ThroughputRecord,
     Unit,
 )
+from mteb_vllm.results.parity import ParityRecord
 from mteb_vllm.util.disk import attempt
 from mteb_vllm.util.escape import csv_cell
 from mteb_vllm.util.files import check_seal, dump_sealed, parse_json, read_file, write_atomically

@@ -19,7 +19,7 @@ from mteb_vllm.pipelines.parity.agreement import (
 )
 from mteb_vllm.pipelines.parity.capture import Captured, Tap
 from mteb_vllm.pipelines.parity.verdict import Side, judge, sample_rows
-from mteb_vllm.results.measurements import (
+from mteb_vllm.results.parity import (
     DifferingText,
     RankingAgreement,
     ScoreAgreement,

@@ -25,7 +25,7 @@ from mteb_vllm.pipelines.parity.pipeline import Parity
 from mteb_vllm.pipelines.parity.vector_trials import TextSample, VectorTrials
 from mteb_vllm.progress import Progress
 from mteb_vllm.report.parity import parity_markdown, print_parity
-from mteb_vllm.results.measurements import ParityRecord
+from mteb_vllm.results.parity import ParityRecord
 from mteb_vllm.results.record import read_record
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.util.console import Console

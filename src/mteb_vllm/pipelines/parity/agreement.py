@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mteb_vllm.results.measurements import RankingAgreement, ScoreAgreement, SimilarityAgreement, VectorAgreement
+from mteb_vllm.results.parity import RankingAgreement, ScoreAgreement, SimilarityAgreement, VectorAgreement
 
 Floats = npt.NDArray[np.floating[Any]]
 # Query to document to score.

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mteb_vllm.results.measurements import Hint
+from mteb_vllm.results.parity import Hint
 
 # What is left of a deviation, as a share of it, where a variant explains it.
 LEFT = 0.1

@@ -15,7 +15,7 @@ from mteb_vllm.pipelines.parity.sides import SideRunner
 from mteb_vllm.pipelines.parity.stored import stored_scores
 from mteb_vllm.pipelines.parity.verdict import MainScores, Side, judge
 from mteb_vllm.results.failures import causes, in_one_line
-from mteb_vllm.results.measurements import Hint, ParityRecord, ReferenceRecord, TaskVerdict, Tolerances
+from mteb_vllm.results.parity import Hint, ParityRecord, ReferenceRecord, TaskVerdict, Tolerances
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.util.machine import versions
 from mteb_vllm.util.phase import Phase

@@ -16,7 +16,7 @@ from mteb_vllm.pipelines.parity.sides import SideRunner
 from mteb_vllm.pipelines.parity.trials import Sample, Trials
 from mteb_vllm.pipelines.parity.vector_trials import TextSample, VectorTrials
 from mteb_vllm.pipelines.parity.verdict import is_pairs, sample_rows
-from mteb_vllm.results.measurements import Hint
+from mteb_vllm.results.parity import Hint
 from mteb_vllm.wrappers import VllmCrossEncoderWrapper, Wrapper
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mteb_vllm.engines.sentence_transformers import SentenceTransformersEngine
 from mteb_vllm.pipelines.parity.causes import Change, Measured, explain, like
-from mteb_vllm.results.measurements import Hint
+from mteb_vllm.results.parity import Hint
 
 Values = npt.NDArray[np.float32]
 

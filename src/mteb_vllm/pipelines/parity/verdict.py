@@ -18,13 +18,7 @@ from mteb_vllm.pipelines.parity.agreement import (
     vector_agreement,
 )
 from mteb_vllm.pipelines.parity.capture import Captured
-from mteb_vllm.results.measurements import (
-    DifferingText,
-    RankingAgreement,
-    SplitVerdict,
-    TaskVerdict,
-    Tolerances,
-)
+from mteb_vllm.results.parity import DifferingText, RankingAgreement, SplitVerdict, TaskVerdict, Tolerances
 
 # A difference in the last digit that mteb keeps is none.
 _ROUNDING = 1e-9
