@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from mteb_vllm.util import masking
+
 SHARED = Path(os.environ.get("MTEB_VLLM_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 _SCRATCH = tempfile.TemporaryDirectory(prefix="mteb-vllm-tests-")
 
@@ -36,6 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     root = Path(__file__).parent
     places = {root / name: at for at, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(autouse=True)
+def no_secrets() -> Iterator[None]:
+    """What one test has made a secret would be masked in the files that the next one writes."""
+    yield
+    masking.forget()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from mteb_vllm.results.measurements import (
     Lengths,
     Memory,
     PhaseTimes,
-    Roof,
+    Roofline,
     Saturated,
     Step,
     ThroughputRecord,
@@ -35,7 +35,7 @@ MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def throughput(
-    dtype: str = "float32", *, unit: Unit = "texts", tokens: int = 128, roof: bool = True
+    dtype: str = "float32", *, unit: Unit = "texts", tokens: int = 128, roofline: bool = True
 ) -> ThroughputRecord:
     """What a throughput run says of itself."""
     most, alone = AT_ONCE[dtype] * 128 / tokens, STEP[dtype] * tokens / 128
@@ -47,9 +47,9 @@ def throughput(
         phases = PhaseTimes(tokenise=0.04 * p50, engine=0.9 * p50, collect=0.08 * p50)
         steps.append(Step(size, 40, rate, rate * tokens, latency, phases, spread=0.03))
     rate = {"float32": 5.0e10, "bfloat16": 1.2e11, "float16": 1.2e11}[dtype]
-    known = Roof(
+    known = Roofline(
         dtype=dtype, device="cpu: AMD EPYC", flops_per_second=rate, flops_per_token=1.07e6,
-        tokens_per_second=rate / 1.07e6, share=most * tokens / (rate / 1.07e6),
+        tokens_per_second=rate / 1.07e6, mfu=most * tokens / (rate / 1.07e6),
     )  # fmt: skip
     return ThroughputRecord(
         unit=unit,
@@ -62,7 +62,7 @@ def throughput(
             tokens_per_second=most * tokens, spread=0.05, cached_share=0.0,
             phases_s=PhaseTimes(tokenise=0.1, engine=512 / most - 0.2, collect=0.1),
         ),
-        roof=known if roof else Roof(unknown="no matrix product in this dtype on this device"),
+        roofline=known if roofline else Roofline(unknown="no matrix product in this dtype on this device"),
         memory_mb=Memory(1200.0, 0.0),
     )  # fmt: skip
 
@@ -136,7 +136,7 @@ def record(
 def throughput_runs() -> list[RunRecord]:
     """float32, bfloat16 and float16, and one that failed."""
     runs = [
-        record(at, "pipeline=throughput", dtype=dtype, throughput=throughput(dtype, roof=dtype != "float16"))
+        record(at, "pipeline=throughput", dtype=dtype, throughput=throughput(dtype, roofline=dtype != "float16"))
         for at, dtype in enumerate(AT_ONCE)
     ]
     cause = Failure(

@@ -96,7 +96,7 @@ SHOWN: dict[str, tuple[str, Any]] = {
     "tokens/s at once": ("saturated_tokens_per_second", "{:,.0f}".format),
     "to baseline": ("speed_ratio", "x{:.2f}".format),
     "p50 at batch 1, ms": ("p50_ms_at_batch_1", "{:,.1f}".format),
-    "share of roof": ("roof_share", "{:.1%}".format),
+    "MFU": ("mfu", "{:.1%}".format),
     "spread": ("saturated_spread", "{:.1%}".format),
     "device MiB": ("device_memory_mb", "{:,.0f}".format),
     "worst difference": ("worst_score_difference", lambda value: f"{round(value, 5) + 0.0:+.5f}"),
@@ -105,8 +105,8 @@ SHOWN: dict[str, tuple[str, Any]] = {
 
 # Figures that only some reports have.
 THROUGHPUT = (
-    "saturated_requests_per_second", "saturated_tokens_per_second", "speed_ratio", "p50_ms_at_batch_1", "roof_share",
-    "roof_tokens_per_second", "saturated_spread", "device_memory_mb",
+    "saturated_requests_per_second", "saturated_tokens_per_second", "speed_ratio", "p50_ms_at_batch_1", "mfu",
+    "roofline_tokens_per_second", "saturated_spread", "device_memory_mb",
 )  # fmt: skip
 PARITY = ("worst_score_difference", "worst_cosine", "parity_tokens_per_second")
 OPTIONAL = ("share", *THROUGHPUT, *PARITY)
@@ -175,15 +175,18 @@ def of_throughput(run: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, 
     requests, tokens = at_once(run)
     alike = len(runs) > 1 and (runs[0].get("throughput") or {}).get("unit") == said["unit"]
     rate = at_once(runs[0])[0] if alike else None
-    roof = said["roof"].get("flops_per_second") and said["roof"]["flops_per_second"] / said["roof"]["flops_per_token"]
+    roofline = (
+        said["roofline"].get("flops_per_second")
+        and said["roofline"]["flops_per_second"] / said["roofline"]["flops_per_token"]
+    )
     alone = [step["latency_ms"]["p50"] for step in said["steps"] if step["batch_size"] == 1]
     return {
         "saturated_requests_per_second": requests,
         "saturated_tokens_per_second": tokens,
         "speed_ratio": requests / rate if rate else None,
         "p50_ms_at_batch_1": alone[0] if alone else None,
-        "roof_share": tokens / roof if roof else None,
-        "roof_tokens_per_second": roof,
+        "mfu": tokens / roofline if roofline else None,
+        "roofline_tokens_per_second": roofline,
         "saturated_spread": said["saturated"]["spread"],
         "device_memory_mb": said["memory_mb"]["device"],
     }

@@ -93,10 +93,10 @@ def test_one_run_of_parity_shows_its_scores_and_its_verdict(tmp_path: Path) -> N
 
 
 def test_what_is_not_known_of_one_run_is_left_out() -> None:
-    said = throughput("float16", roof=False)
+    said = throughput("float16", roofline=False)
     said.saturated, said.memory_mb = None, Memory(0.0, 0.0)
     text = one_run.run_markdown(record(0, throughput=said))
-    assert "Roof: not known: no matrix product in this dtype on this device." in text
+    assert "Roofline: not known: no matrix product in this dtype on this device." in text
     assert "Saturated" not in text and "memory" not in text
     failed = one_run.run_markdown(throughput_runs()[3])
     assert "engine start: Free memory" in failed and "throughput.png" not in failed
@@ -138,7 +138,7 @@ def test_a_sweep_without_scores_speaks_of_speed(tmp_path: Path) -> None:
     assert lines == [
         "1 of 4 points failed, in part or as a whole: 3.",
         "Fastest: point 1 (engine.dtype=bfloat16), 440 requests/s, 56,320 tokens/s with everything at once. "
-        "Against the baseline, point 0: x1.83. That is 50.2% of the 112,150 tokens/s at the machine's roof.",
+        "Against the baseline, point 0: x1.83. That is 50.2% of the 112,150 tokens/s at the machine's roofline.",
         "Within the spread of the repeats as fast: 2.",
         "Shortest latency of one request alone: point 1 (engine.dtype=bfloat16), median 8.4 ms.",
         "engine.dtype=bfloat16 instead of float32: speed x1.83, 1 pair.",
@@ -147,7 +147,7 @@ def test_a_sweep_without_scores_speaks_of_speed(tmp_path: Path) -> None:
     assert all(line in said for line in lines) and "no best point" not in said
     head = next(line for line in said.splitlines() if line.startswith("point "))
     assert re.split(r"  +", head.strip()) == [
-        "point", "engine.dtype", "requests/s", "tokens/s", "to baseline", "p50 at batch 1, ms", "share of roof", "spread",
+        "point", "engine.dtype", "requests/s", "tokens/s", "to baseline", "p50 at batch 1, ms", "MFU", "spread",
         "engine start s", "seconds", "peak MiB",
     ]  # fmt: skip
     static = (made / "report.html").read_text().split("<script")[0]
@@ -239,13 +239,13 @@ def test_of_many_curves_the_fastest_and_the_baseline_are_drawn(tmp_path: Path) -
     assert curves[1].name == "max_num_seqs=24"
     figure = throughput_figure(curves, left_out)
     assert figure.legends[0].get_title().get_text() == "not in the plot: 23 slower points"
-    latency, roofs = figure.axes
+    latency, rooflines = figure.axes
     drawn = [tuple(map(tuple, line.get_xydata())) for line in latency.lines if len(line.get_xydata()) > 2]
     assert drawn == [
         tuple((step.requests_per_second, step.latency_ms.p50) for step in curve.throughput.steps) for curve in curves
     ]
-    assert sum(bar.get_fill() for bar in roofs.patches) == sum(not bar.get_fill() for bar in roofs.patches) == 7
-    assert [bar.get_width() for bar in roofs.patches[:2]] == [30720, pytest.approx(46729, abs=1)]
+    assert sum(bar.get_fill() for bar in rooflines.patches) == sum(not bar.get_fill() for bar in rooflines.patches) == 7
+    assert [bar.get_width() for bar in rooflines.patches[:2]] == [30720, pytest.approx(46729, abs=1)]
     sizes = {text.get_text() for text in latency.texts}
     assert sizes > {"1", "64"} and "lower right is better ↘" in sizes
 
@@ -260,7 +260,8 @@ def test_the_page_looks_right(browser: Any, tmp_path: Path, width: int, scheme: 
         assert opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(PALE) == []
         assert opened.page.locator("#latency-plot .mark").count() == 21
         assert (
-            opened.page.locator("#roof-plot .bar").count() == 3 and opened.page.locator("#roof-plot .roof").count() == 2
+            opened.page.locator("#roofline-plot .bar").count() == 3
+            and opened.page.locator("#roofline-plot .roofline").count() == 2
         )
         assert opened.page.locator("#reference-plot .mark.hollow").count() == 3
         assert "lower right is better" in opened.page.text_content("#latency-plot")

@@ -19,7 +19,7 @@ Several runs, compared:
     tables           the comparison on the terminal, as Markdown and as CSV
     page             the comparison as an HTML page
     plots            the comparison as pictures: quality against speed, differences by task
-    throughput_plot  latency against throughput, and tokens/s against the roof
+    throughput_plot  latency against throughput, and tokens/s against the roofline
     reference_plot   the difference to a reference against speed
 
 For all of these:

@@ -17,7 +17,7 @@ from mteb_vllm.report.formatting import (
     signed,
     times,
 )
-from mteb_vllm.results.measurements import Roof, ThroughputRecord
+from mteb_vllm.results.measurements import Roofline, ThroughputRecord
 
 # More effects of one setting than this nobody reads.
 _MOST_EFFECTS = 12
@@ -138,7 +138,7 @@ def _throughput(comparison: Comparison) -> list[str]:
     else:
         said = fastest.point.throughput
         assert said is not None and said.requests_per_second is not None
-        lines.append(f"{_fastest_throughput(comparison, fastest, said, len(rows))}{_roof(said.roof)}")
+        lines.append(f"{_fastest_throughput(comparison, fastest, said, len(rows))}{_roofline(said.roofline)}")
         if alike := [row.point.name for row in rows if row is not fastest and _as_fast(row.point.throughput, said)]:
             lines.append(f"Within the spread of the repeats as fast: {join_names(alike)}.")
     lines += _latency(comparison, rows)
@@ -188,10 +188,10 @@ def _fastest_throughput(comparison: Comparison, row: Row, said: ThroughputRecord
     return f"Fastest: {describe_point(comparison, row)}, {speed} with everything at once.{against}"
 
 
-def _roof(roof: Roof | None) -> str:
-    if roof is None or roof.share is None or roof.tokens_per_second is None:
+def _roofline(roofline: Roofline | None) -> str:
+    if roofline is None or roofline.mfu is None or roofline.tokens_per_second is None:
         return ""
-    return f" That is {roof.share:.1%} of the {roof.tokens_per_second:,.0f} tokens/s at the machine's roof."
+    return f" That is {roofline.mfu:.1%} of the {roofline.tokens_per_second:,.0f} tokens/s at the machine's roofline."
 
 
 def _as_fast(said: ThroughputRecord | None, fastest: ThroughputRecord) -> bool:

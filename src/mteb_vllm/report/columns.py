@@ -223,8 +223,8 @@ def _throughput(comparison: Comparison) -> list[Column]:
         ),
         Column("to baseline", "", lambda row: row.ratio, times, key="speed_ratio", left_out=1),
         Column("p50 at batch 1,", "ms", p50, _tenths, key="p50_ms_at_batch_1", left_out=1),
-        Column("share of roof", "", _field("point.throughput.roof.share"), percent, key="roof_share", left_out=2),
-        _csv("roof_tokens_per_second", _field("point.throughput.roof.tokens_per_second")),
+        Column("MFU", "", _field("point.throughput.roofline.mfu"), percent, key="mfu", left_out=2),
+        _csv("roofline_tokens_per_second", _field("point.throughput.roofline.tokens_per_second")),
         Column("spread", "", _field("point.throughput.spread"), percent, key="saturated_spread", left_out=3),
         Column(
             "device", "MiB", _field("point.throughput.memory_mb.device"), number, key="device_memory_mb", left_out=6

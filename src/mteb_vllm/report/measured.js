@@ -1,4 +1,4 @@
-// Throughput and parity: latency against throughput, tokens/s against the roof, and the difference to a reference against speed.
+// Throughput and parity: latency against throughput, tokens/s against the roofline, and the difference to a reference against speed.
 const curves = data.curves;
 const milliseconds = (value) => value.toLocaleString("en-US", { maximumSignificantDigits: 3 });
 const rate = (value) => (value < 100 ? value.toFixed(1) : whole(value));
@@ -8,7 +8,7 @@ const sameRow = (at) => rows[at] === selected;
 function drawMeasured() {
   if (curves.length) {
     drawLatency();
-    drawRoofs();
+    drawRooflines();
   }
   if (data.parity.length) drawReference();
 }
@@ -115,30 +115,30 @@ function sizes(x, y) {
   });
 }
 
-function drawRoofs() {
-  const plot = $("roof-plot");
+function drawRooflines() {
+  const plot = $("roofline-plot");
   const width = plot.parentNode.clientWidth;
   if (!width) return;
   const step = 42;
   const height = curves.length * step + 6;
-  const highest = Math.max(...curves.flatMap((curve) => [curve.tokens ?? 0, curve.roof ?? 0])) || 1;
+  const highest = Math.max(...curves.flatMap((curve) => [curve.tokens ?? 0, curve.roofline ?? 0])) || 1;
   const x = (value) => 1 + (value / highest) * (width - 2);
   const drawn = curves.flatMap((curve, kind) => {
     const top = kind * step;
-    const share = curve.share === null ? "the roof is not known" : `${percent(curve.share)} of the roof${width > 500 ? `'s ${whole(curve.roof)}` : ""}`;
+    const share = curve.share === null ? "the roofline is not known" : `${percent(curve.share)} MFU${width > 500 ? ` (of ${whole(curve.roofline)})` : ""}`;
     const words = `${curve.tokens === null ? "not measured" : `${whole(curve.tokens)} tokens/s, ${share}`}`;
     const name = curve.name ? fitting(curve.name, width - widthOf(words) - 16) : "";
     return [
       svg("text", { x: 0, y: top + 14 }, name),
       svg("text", { x: name ? width : 0, y: top + 14, "text-anchor": name ? "end" : "start", class: "quiet-text" }, words),
       said(svg("rect", { x: 1, y: top + 20, width: x(curve.tokens ?? 0) - 1, height: 14, class: `bar of${kind}` }), words, curve.row),
-      ...(curve.roof === null ? [] : [svg("rect", { x: 1, y: top + 20, width: x(curve.roof) - 1, height: 14, class: "roof" })]),
+      ...(curve.roofline === null ? [] : [svg("rect", { x: 1, y: top + 20, width: x(curve.roofline) - 1, height: 14, class: "roofline" })]),
     ];
   });
   show(plot, width, height, drawn);
-  legend($("roof-legend"), [
+  legend($("roofline-legend"), [
     [svg("rect", { x: 1, y: 2, width: 14, height: 10, class: "bar of7" }), "tokens/s with everything at once"],
-    [svg("rect", { x: 1, y: 2, width: 20, height: 10, class: "roof" }), "the roof: what the machine's arithmetic allows"],
+    [svg("rect", { x: 1, y: 2, width: 20, height: 10, class: "roofline" }), "the roofline: what the machine's arithmetic allows"],
   ]);
 }
 

@@ -188,8 +188,8 @@ def _measured_data(comparison: Comparison) -> dict[str, Any]:
                 ],
                 "requests": curve.throughput.requests_per_second,
                 "tokens": curve.throughput.tokens_per_second,
-                "roof": (roof := curve.throughput.roof) and roof.tokens_per_second,
-                "share": roof and roof.share,
+                "roofline": (roofline := curve.throughput.roofline) and roofline.tokens_per_second,
+                "share": roofline and roofline.mfu,
             }
             for curve in curves
         ],

@@ -123,7 +123,7 @@ def _engine_seconds(record: RunRecord) -> float | None:
 
 
 def _peak_memory(record: RunRecord) -> float | None:
-    # Where an engine is timed, not what the roof has taken afterwards.
+    # Where an engine is timed, not what the roofline has taken afterwards.
     timed = record.throughput.memory_mb if record.throughput is not None else None
     memory = timed or record.peak_memory_mb
     return memory.total or None if memory is not None else None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rich.table import Table
 
 from mteb_vllm.report.formatting import count, markdown, number
-from mteb_vllm.results.measurements import Memory, Roof, ThroughputRecord
+from mteb_vllm.results.measurements import Memory, Roofline, ThroughputRecord
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.escape import inline
@@ -41,7 +41,7 @@ def throughput_markdown(record: RunRecord) -> list[str]:
         "",
         *(f"- {inline(line)}" for line in throughput_lines(record)),
         "",
-        "![Latency against throughput, and tokens/s against the roof](throughput.png)",
+        "![Latency against throughput, and tokens/s against the roofline](throughput.png)",
     ]
 
 
@@ -61,11 +61,11 @@ def step_rows(throughput: ThroughputRecord) -> list[tuple[str, ...]]:
 
 
 def throughput_lines(record: RunRecord) -> list[str]:
-    """Return the run with everything at once, the roof, memory, and the start of the engine: a line each."""
+    """Return the run with everything at once, the roofline, memory, and the start of the engine: a line each."""
     throughput = record.throughput
     assert throughput is not None
     return [
-        *_saturated(throughput), *_roof(throughput.roof), *_memory(throughput.memory_mb), *_start(record, throughput)
+        *_saturated(throughput), *_roofline(throughput.roofline), *_memory(throughput.memory_mb), *_start(record, throughput)
     ]  # fmt: skip
 
 
@@ -87,16 +87,16 @@ def _saturated(throughput: ThroughputRecord) -> Iterable[str]:
         yield f"From the prefix cache, of everything at once: {saturated.cached_share:.1%} of the tokens."
 
 
-def _roof(roof: Roof | None) -> Iterable[str]:
-    if roof is None:
+def _roofline(roofline: Roofline | None) -> Iterable[str]:
+    if roofline is None:
         return
-    if roof.flops_per_second is None or roof.flops_per_token is None:
-        yield f"Roof: not known: {roof.unknown}."
+    if roofline.flops_per_second is None or roofline.flops_per_token is None:
+        yield f"Roofline: not known: {roofline.unknown}."
         return
     yield (
-        f"Roof: {_scaled(roof.flops_per_second)}FLOP/s in {roof.dtype} on {roof.device}, measured on a large "
-        f"matrix product; {_scaled(roof.flops_per_token)}FLOP a token: {number(roof.tokens_per_second)} tokens/s, "
-        f"of which {roof.share:.1%} are reached."
+        f"Roofline: {_scaled(roofline.flops_per_second)}FLOP/s in {roofline.dtype} on {roofline.device}, measured on a large "
+        f"matrix product; {_scaled(roofline.flops_per_token)}FLOP a token: {number(roofline.tokens_per_second)} tokens/s, "
+        f"of which {roofline.mfu:.1%} are reached."
     )
 
 

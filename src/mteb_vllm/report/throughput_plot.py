@@ -1,4 +1,4 @@
-"""Latency against throughput, and tokens/s against the roof, as one picture."""
+"""Latency against throughput, and tokens/s against the roofline, as one picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mteb_vllm.report.comparison import Comparison
 from mteb_vllm.report.formatting import distinct_names
 from mteb_vllm.report.plotting import DPI, INK, LINE, QUIET, STYLES, canvas, plain, write
-from mteb_vllm.results.measurements import Roof, ThroughputRecord
+from mteb_vllm.results.measurements import Roofline, ThroughputRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,7 @@ def write_throughput(throughput: ThroughputRecord, folder: Path) -> None:
 
 
 def throughput_figure(curves: Sequence[Curve], left_out: int = 0) -> Figure:
-    """Draw latency of a step against throughput, a curve for each; beside it their tokens/s and roofs.
+    """Draw latency of a step against throughput, a curve for each; beside it their tokens/s and rooflines.
 
     Args:
         curves: One or more, as many as there are colours.
@@ -73,9 +73,9 @@ def throughput_figure(curves: Sequence[Curve], left_out: int = 0) -> Figure:
     """
     from matplotlib.lines import Line2D
 
-    figure, (latency, roofs) = canvas(11, 5 + 0.2 * (len(curves) // 2), 1.8, 1)
+    figure, (latency, rooflines) = canvas(11, 5 + 0.2 * (len(curves) // 2), 1.8, 1)
     _draw_latency(latency, curves)
-    _draw_roofs(roofs, curves)
+    _draw_rooflines(rooflines, curves)
     handles = [Line2D([], [], color=STYLES[at][0], marker=STYLES[at][1], markersize=5) for at in range(len(curves))]
     legend = [(handle, plain(curve.name)) for handle, curve in zip(handles, curves, strict=True) if curve.name]
     if any(curve.throughput.requests_per_second for curve in curves):
@@ -171,9 +171,9 @@ def _label_sizes(axes: Axes, curves: Sequence[Curve]) -> None:
         )  # fmt: skip
 
 
-def _draw_roofs(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Draw a bar of tokens/s for each, in the outline of its roof."""
-    axes.set_title("tokens/s, everything at once, and the roof", loc="left", color=QUIET, size=10)
+def _draw_rooflines(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Draw a bar of tokens/s for each, in the outline of its roofline."""
+    axes.set_title("tokens/s, everything at once, and the roofline", loc="left", color=QUIET, size=10)
     axes.spines["bottom"].set_visible(False)
     axes.set_yticks([])
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -183,10 +183,10 @@ def _draw_roofs(axes: Axes, curves: Sequence[Curve]) -> None:
         said, height = curve.throughput, len(curves) - at
         tokens = said.tokens_per_second or 0.0
         axes.barh(height, tokens, 0.34, color=colour, zorder=2)
-        roof = said.roof or Roof()
-        if roof.tokens_per_second is not None:
-            axes.barh(height, roof.tokens_per_second, 0.34, fill=False, edgecolor=INK, linewidth=1.2, zorder=3)
-        share = "the roof is not known" if roof.share is None else f"{roof.share:.1%} of the roof"
+        roofline = said.roofline or Roofline()
+        if roofline.tokens_per_second is not None:
+            axes.barh(height, roofline.tokens_per_second, 0.34, fill=False, edgecolor=INK, linewidth=1.2, zorder=3)
+        share = "the roofline is not known" if roofline.mfu is None else f"{roofline.mfu:.1%} MFU"
         name = _short(curve.name)
         words = f"{plain(name)}\n" if name else ""
         axes.text(0, height + 0.2, f"{words}{tokens:,.0f}, {share}", color=INK, size=9, va="bottom")

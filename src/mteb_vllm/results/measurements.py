@@ -188,7 +188,7 @@ class Saturated:
 
 
 @dataclass
-class Roof:
+class Roofline:
     """The tokens a second that a machine can compute at most.
 
     Attributes:
@@ -198,7 +198,7 @@ class Roof:
         flops_per_second: Floating-point operations a second, of a large matrix product.
         flops_per_token: Floating-point operations of the model for a token, on average.
         tokens_per_second: The first over the second.
-        share: The share of it that the engine reached.
+        mfu: Model FLOPs utilisation: the share of `tokens_per_second` that the engine reached.
     """
 
     unknown: str | None = None
@@ -207,7 +207,7 @@ class Roof:
     flops_per_second: Rate | None = None
     flops_per_token: Rate | None = None
     tokens_per_second: Amount | None = None
-    share: Amount | None = None
+    mfu: Amount | None = None
 
 
 @dataclass
@@ -222,7 +222,7 @@ class ThroughputRecord:
         steps: By batch size, ascending.
         saturated: With everything given at once.
         memory_mb: The most memory that was held until then.
-        roof: The most that the machine could compute.
+        roofline: The most that the machine could compute.
     """
 
     unit: Unit
@@ -232,7 +232,7 @@ class ThroughputRecord:
     steps: list[Step] = field(default_factory=list)
     saturated: Saturated | None = None
     memory_mb: Memory | None = None
-    roof: Roof | None = None
+    roofline: Roofline | None = None
 
     @property
     def requests_per_second(self) -> float | None:

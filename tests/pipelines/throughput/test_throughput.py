@@ -168,10 +168,10 @@ def test_both_engines_are_timed_on_texts_of_exactly_that_length(tmp_path: Path, 
             assert min(vars(step.phases_ms).values()) > 0
         everything = said.saturated
         assert everything.tokens_per_second == pytest.approx(12 * everything.requests_per_second)
-        roof = said.roof
-        assert roof.tokens_per_second * roof.flops_per_token == pytest.approx(roof.flops_per_second)
-        assert roof.share == pytest.approx(everything.tokens_per_second / roof.tokens_per_second)
-        assert roof.flops_per_token == pytest.approx(21.3e6, rel=0.02)
+        roofline = said.roofline
+        assert roofline.tokens_per_second * roofline.flops_per_token == pytest.approx(roofline.flops_per_second)
+        assert roofline.mfu == pytest.approx(everything.tokens_per_second / roofline.tokens_per_second)
+        assert roofline.flops_per_token == pytest.approx(21.3e6, rel=0.02)
         assert said.memory_mb.process > 100 and record.engine.resolved["dtype"] == "float32"
         folder = Path(record.output_dir)
         assert "Saturated" in (folder / "report.md").read_text() and (folder / "throughput.png").stat().st_size > 10_000

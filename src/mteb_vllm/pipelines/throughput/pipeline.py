@@ -1,4 +1,4 @@
-"""How fast an engine is: latency of one call at each batch size, everything at once, and how far that is from the roof."""
+"""Measure an engine: latency of one call at each batch size, offline throughput, and model FLOPs utilisation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mteb_vllm.config.schema import Count, NotNegativeInt, Seconds, Spread
 from mteb_vllm.engines.memory import device_memory_mb, peak_memory
 from mteb_vllm.errors import MeasureError, Mistake
 from mteb_vllm.pipelines.base import Pipeline, RunContext
-from mteb_vllm.results.measurements import Lengths, Memory, Roof, ThroughputRecord
+from mteb_vllm.results.measurements import Lengths, Memory, Roofline, ThroughputRecord
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.tasks.estimates import Estimate
 from mteb_vllm.util.phase import Phase
@@ -164,17 +164,17 @@ class Throughput(Pipeline):
         )
         figures.memory_mb = Memory(**peak_memory(engine.processes), device=device_memory_mb())
         chosen.mean, chosen.min, chosen.max = sum(lengths) / len(lengths), min(lengths), max(lengths)
-        tell("measuring the roof")
+        tell("measuring the roofline")
         rates.append(_rate(engine))
         assert figures.saturated is not None
         computed = figures.saturated.tokens_per_second * (1 - figures.saturated.cached_share)
-        figures.roof = _roof(engine, lengths, rates, computed)
+        figures.roofline = _roofline(engine, lengths, rates, computed)
         yield from ()
 
 
 def _rate(engine: Engine) -> float | str:
     """The arithmetic rate of the devices that an engine has, or why it could not be measured."""
-    from mteb_vllm.pipelines.throughput.roof import machine_rate
+    from mteb_vllm.pipelines.throughput.roofline import machine_rate
 
     used = [engine.spec.args.get(f"{way}_parallel_size") or 1 for way in ("tensor", "pipeline")]
     try:
@@ -188,14 +188,14 @@ def _device(engine: Engine) -> str | None:
     return str(engine.resolved.get("device") or "").partition(":")[0] or None
 
 
-def _roof(engine: Engine, lengths: Sequence[int], rates: Sequence[float | str], reached: float) -> Roof:
+def _roofline(engine: Engine, lengths: Sequence[int], rates: Sequence[float | str], reached: float) -> Roofline:
     """The tokens a second that this machine could compute at most, and the share of it that was computed."""
-    from mteb_vllm.pipelines.throughput.roof import device_name, model_flops
+    from mteb_vllm.pipelines.throughput.roofline import device_name, model_flops
 
     spec = engine.spec
     measured = [rate for rate in rates if not isinstance(rate, str)]
     if not measured:
-        return Roof(unknown=str(rates[0]))
+        return Roofline(unknown=str(rates[0]))
     overrides = {key: value for key, value in (spec.args.get("hf_overrides") or {}).items() if key == "num_labels"}
     try:
         operations = model_flops(
@@ -207,13 +207,13 @@ def _roof(engine: Engine, lengths: Sequence[int], rates: Sequence[float | str], 
             overrides=overrides,
         )
     except ValueError as error:
-        return Roof(unknown=str(error))
+        return Roofline(unknown=str(error))
     rate, per_token = max(measured), operations / sum(lengths)
-    return Roof(
+    return Roofline(
         dtype=engine.dtype,
         device=device_name(_device(engine)),
         flops_per_second=rate,
         flops_per_token=per_token,
         tokens_per_second=rate / per_token,
-        share=reached * per_token / rate,
+        mfu=reached * per_token / rate,
     )

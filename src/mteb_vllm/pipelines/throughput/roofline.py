@@ -79,7 +79,7 @@ def matmul_rate(dtype: str, device: str | None = None, *, seconds: float = 0.5) 
         seconds: How long each size is measured at most; a fourth of that where its times are steady.
 
     Returns:
-        Floating-point operations per second, 2 n³ to a product; the fastest of the repeats, as a roof is.
+        Floating-point operations per second, 2 n³ to a product; the fastest of the repeats, as a roofline is.
 
     Raises:
         ValueError: if torch has no such floating-point type.

@@ -1,4 +1,4 @@
-"""The roof: a machine's rate and a model's operations, against what is computed by hand."""
+"""The roofline: a machine's rate and a model's operations, against what is computed by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mteb_vllm.models.files import package_folder
-from mteb_vllm.pipelines.throughput.roof import device_name, matmul_rate, model_flops
+from mteb_vllm.pipelines.throughput.roofline import device_name, matmul_rate, model_flops
 
 
 def test_minilm_has_the_operations_of_the_closed_form() -> None:
@@ -106,11 +106,11 @@ def test_other_types_are_refused_and_the_device_has_a_name() -> None:
 
 
 def test_a_process_of_its_own_measures_the_same_and_says_why_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mteb_vllm.pipelines.throughput import roof
+    from mteb_vllm.pipelines.throughput import roofline
 
-    monkeypatch.setattr(roof, "device", lambda: "cuda: NVIDIA H200")
-    monkeypatch.setattr(roof, "_in_a_process", lambda dtype: 1e15)
-    assert roof.machine_rate("bfloat16") == 1e15
+    monkeypatch.setattr(roofline, "device", lambda: "cuda: NVIDIA H200")
+    monkeypatch.setattr(roofline, "_in_a_process", lambda dtype: 1e15)
+    assert roofline.machine_rate("bfloat16") == 1e15
     monkeypatch.undo()
     with pytest.raises(RuntimeError, match=r"the rate in float7 could not be measured: .*no floating-point type"):
-        roof._in_a_process("float7")
+        roofline._in_a_process("float7")
