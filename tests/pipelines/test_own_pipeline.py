@@ -13,6 +13,7 @@ from mteb_vllm import run
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.plan import plan
 from mteb_vllm.preflight.command import check
+from mteb_vllm.results import record
 from mteb_vllm.util.fingerprint import fingerprint
 
 CLASS = '''
@@ -170,5 +171,7 @@ def test_what_is_no_package_is_not_allowed(own: dict[str, Any], tmp_path: Path, 
 
 
 def test_a_class_that_is_no_pipeline_is_a_mistake(own: dict[str, Any], tmp_path: Path) -> None:
+    before = record.TaskOutcome
     with pytest.raises(ConfigError, match="is no pipeline"):
         check([*words(tmp_path), "pipeline._target_=my_package.counting.TaskOutcome"], **own)
+    assert record.TaskOutcome is before, "a module of this package was reloaded"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ def test_a_record_is_read_back_as_it_was(tmp_path: Path) -> None:
             TaskOutcome("T", "STS", "reused", "m", 0.5, scores={"test": {"en": {"m": 0.5}}}, measured=Measured(3))
         )
         write_record(run, tmp_path)
-        assert asdict(read_record(tmp_path / "run.json")) == asdict(run)
+        assert read_record(tmp_path / "run.json") == run
         assert read_record(tmp_path / "run.json", scores=False).tasks[-1] == replace(run.tasks[-1], scores={})
 
 

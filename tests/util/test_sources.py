@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from mteb_vllm.errors import ModelError, TemplateError
 from mteb_vllm.models.files import package_folder
 from mteb_vllm.models.prompts import ImportedTemplate, Prompts, load_template
-from mteb_vllm.util.sources import find_callable_source, find_module
+from mteb_vllm.util.sources import find_callable_source, find_module, import_current
 
 BOMB = "raise SystemExit('imported')\n"
 
@@ -96,6 +97,13 @@ def test_a_callable_template_is_imported_when_it_is_called_and_known_by_its_sour
     # What a function uses of its module counts as well.
     write(here, t_mine="PREFIX = 'y'\ndef mine(instruction, prompt_type):\n    return '1 ' + instruction\n")
     assert Prompts(template=load_template("t_mine:mine")).settings()["template"] not in texts
+
+
+@pytest.mark.parametrize("path", ["json.JSONDecoder", "rich.console.Console", "mteb_vllm.models.prompts.Prompts"])
+def test_installed_modules_are_never_reloaded(path: str) -> None:
+    module, _, name = path.rpartition(".")
+    before = getattr(importlib.import_module(module), name)
+    assert import_current(module, name, find_callable_source(path)) is before
 
 
 def test_a_template_that_cannot_be_imported_says_so_when_it_is_needed(here: Path) -> None:

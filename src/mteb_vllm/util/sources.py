@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from sysconfig import get_path
+from types import ModuleType
 
 # Modules that a name may be re-exported through before the search ends.
 _REEXPORTS = 10
@@ -114,6 +116,9 @@ _IMPORTED: dict[str, str] = {}
 def import_current(module: str, name: str, source: CallableSource) -> object:
     """Import something of a user's; a module that was edited since its import is imported anew.
 
+    Modules of this package, of the standard library and of installed packages are not: reloading one would replace its
+    classes, and objects made before would no longer be instances of them.
+
     Args:
         module: The module that it is imported from.
         name: Its name there.
@@ -124,12 +129,25 @@ def import_current(module: str, name: str, source: CallableSource) -> object:
     """
     if source.digest is not None and _IMPORTED.get(source.module) != source.digest:
         for one in dict.fromkeys((source.module, module)):
-            if one in sys.modules:
+            if one in sys.modules and not _is_installed(sys.modules[one]):
                 importlib.reload(sys.modules[one])
     found: object = getattr(importlib.import_module(module), name)
     if source.digest is not None:
         _IMPORTED[source.module] = source.digest
     return found
+
+
+def _is_installed(module: ModuleType) -> bool:
+    """Return whether a module belongs to this package, to the standard library or to an installed package."""
+    places = {
+        Path(path).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib") if (path := get_path(name))
+    }
+    file = Path(module.__file__).resolve() if module.__file__ else None
+    return (
+        module.__name__.partition(".")[0] == __package__.partition(".")[0]
+        or file is None
+        or bool(places & {*file.parents})
+    )
 
 
 def _bindings(body: Sequence[ast.stmt], name: str) -> Iterator[ast.AST]:
