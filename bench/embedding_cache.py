@@ -20,7 +20,7 @@ import numpy as np
 
 from mteb_vllm.inference.embedding_cache.cache import EmbeddingCache
 
-WINDOW = 8192
+CHUNK = 8192
 
 
 def main() -> int:
@@ -34,7 +34,7 @@ def main() -> int:
         space = EmbeddingCache(Path(scratch), 2**50).space("bench", dim)
         keys = [space.key(f"text number {at}") for at in range(n)]
         started = time.perf_counter()
-        for numbers in windows(range(n)):
+        for numbers in chunks(range(n)):
             vectors = expected(numbers, dim)
             space.add([keys[at] for at in numbers], vectors, np.zeros(len(numbers), dtype=np.bool_))
         print(f"vectors                    {n:,} of {dim} dimensions")
@@ -59,8 +59,8 @@ def main() -> int:
 
 def look_up(space: object, keys: list[bytes], order: Iterable[int], dim: int) -> tuple[float, int]:
     """Looks all keys up; returns the seconds that took, without the comparison, and how many were wrong."""
-    out, taken, wrong = np.empty((WINDOW, dim), dtype=np.float32), 0.0, 0
-    for numbers in windows(order):
+    out, taken, wrong = np.empty((CHUNK, dim), dtype=np.float32), 0.0, 0
+    for numbers in chunks(order):
         started = time.perf_counter()
         found, _ = space.look_up([keys[at] for at in numbers], out, range(len(numbers)))  # type: ignore[attr-defined]
         taken += time.perf_counter() - started
@@ -73,10 +73,10 @@ def expected(numbers: list[int], dim: int) -> np.ndarray:
     return np.add.outer(np.array(numbers, dtype=np.float32), np.arange(dim, dtype=np.float32) / dim)
 
 
-def windows(numbers: Iterable[int]) -> Iterable[list[int]]:
+def chunks(numbers: Iterable[int]) -> Iterable[list[int]]:
     """The numbers, some thousand at a time."""
     listed = list(numbers)
-    return (listed[at : at + WINDOW] for at in range(0, len(listed), WINDOW))
+    return (listed[at : at + CHUNK] for at in range(0, len(listed), CHUNK))
 
 
 def peak_mb() -> float:

@@ -133,7 +133,7 @@ def test_nan_is_never_kept(tmp_path: Path, fake_engine: Any) -> None:
 def test_a_harmed_file_is_named_set_aside_and_computed_again(tmp_path: Path, harm: str, fake_engine: Any) -> None:
     engine = fake_engine()
     texts = [f"{at} {at}" for at in range(500)]
-    whole, _ = encode_texts(engine, texts, 500, window=100, cache=EmbeddingCache(tmp_path, PLENTY).space("x", 384))
+    whole, _ = encode_texts(engine, texts, 500, chunk_size=100, cache=EmbeddingCache(tmp_path, PLENTY).space("x", 384))
     path = sorted((tmp_path / "embeddings").glob("x-*/*"))[2]
     content = path.read_bytes()
     opened = EmbeddingCache(tmp_path, PLENTY)
@@ -149,7 +149,7 @@ def test_a_harmed_file_is_named_set_aside_and_computed_again(tmp_path: Path, har
         }[harm]
     )
     again = fake_engine()
-    embeddings, work = encode_texts(again, texts, 500, window=100, cache=opened.space("x", 384))
+    embeddings, work = encode_texts(again, texts, 500, chunk_size=100, cache=opened.space("x", 384))
     assert (embeddings == whole).all()
     assert (work.computed, work.stored) == (100, 400)
     aside = path.with_name(f"{path.name}.broken")

@@ -14,12 +14,12 @@ from mteb_vllm.inference.encoding import encode_texts, texts_of
 from mteb_vllm.inference.scoring import score_pairs
 
 
-def test_each_different_text_is_computed_once_also_across_windows(fake_engine: Any) -> None:
+def test_each_different_text_is_computed_once_also_across_chunks(fake_engine: Any) -> None:
     engine = fake_engine()
     texts = ["a", "b", "a", "c", "b", "d", "a"]
     seen: list[tuple[int, int]] = []
     embeddings, stats = encode_texts(
-        engine, texts, len(texts), prefix="p: ", window=3, progress=lambda done, total: seen.append((done, total))
+        engine, texts, len(texts), prefix="p: ", chunk_size=3, progress=lambda done, total: seen.append((done, total))
     )
     assert engine.given == ["p: a", "p: b", "p: c", "p: d"]
     assert embeddings.dtype == np.float32 and embeddings.shape == (7, 384)
@@ -52,7 +52,7 @@ def test_a_text_without_tokens_is_zeros_and_reaches_no_engine(
 ) -> None:
     monkeypatch.setattr(fake_engine, "tokenizer", _Bare())
     texts, engine = ["a cat", "", "日本", " \n", "", "\u2003"], fake_engine()
-    vectors, work = encode_texts(engine, texts, len(texts), window=2)
+    vectors, work = encode_texts(engine, texts, len(texts), chunk_size=2)
     blank = [text.strip() == "" for text in texts]
     assert (vectors[blank] == 0).all() and (vectors[np.logical_not(blank)] != 0).any(axis=1).all()
     assert engine.given == ["a cat", "日本"] and (work.blank, work.computed, work.texts) == (4, 2, 6)
@@ -100,19 +100,19 @@ def test_a_wrong_number_of_texts_is_an_error(fake_engine: Any) -> None:
         encode_texts(fake_engine(), ["a", "b"], 1)
 
 
-def test_memory_holds_the_embeddings_and_one_window(fake_engine: Any) -> None:
+def test_memory_holds_the_embeddings_and_one_chunk(fake_engine: Any) -> None:
     engine = fake_engine()
     engine.keep = False
-    n_texts, window = 200_000, 8192
+    n_texts, chunk_size = 200_000, 8192
     tracemalloc.start()
-    encode_texts(engine, (f"text number {at}" for at in range(window)), window, window=window)
-    one_window = tracemalloc.get_traced_memory()[1]
+    encode_texts(engine, (f"text number {at}" for at in range(chunk_size)), chunk_size, chunk_size=chunk_size)
+    one_chunk = tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
-    embeddings, _ = encode_texts(engine, (f"text number {at}" for at in range(n_texts)), n_texts, window=window)
+    embeddings, _ = encode_texts(engine, (f"text number {at}" for at in range(n_texts)), n_texts, chunk_size=chunk_size)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(engine.calls) == 1 + -(-n_texts // window)
-    assert peak <= 1.2 * embeddings.nbytes + one_window, (peak / embeddings.nbytes, one_window)
+    assert len(engine.calls) == 1 + -(-n_texts // chunk_size)
+    assert peak <= 1.2 * embeddings.nbytes + one_chunk, (peak / embeddings.nbytes, one_chunk)
 
 
 def test_a_column_is_read_in_the_loaders_order() -> None:

@@ -60,7 +60,7 @@ def encode_texts(
     n_texts: int,
     *,
     prefix: str = "",
-    window: int = 8192,
+    chunk_size: int = 8192,
     progress: Progress | None = None,
     cache: Space | None = None,
 ) -> tuple[npt.NDArray[np.float32], Work]:
@@ -77,7 +77,7 @@ def encode_texts(
         texts: The texts; lone surrogates are read as U+FFFD, as they have no encoding.
         n_texts: How many texts there are.
         prefix: What stands in front of each.
-        window: How many different texts are handed to the engine at once.
+        chunk_size: How many different texts are handed to the engine at once.
         progress: Called with (texts done, texts in all), often.
         cache: Embeddings of this engine on disk: those that are there are not computed, the others are put there.
 
@@ -92,7 +92,7 @@ def encode_texts(
     started = time.perf_counter()
     made = _Embeddings(engine, n_texts, readable(prefix), cache)
     stream = iter(texts)
-    while batch := list(itertools.islice(stream, window)):
+    while batch := list(itertools.islice(stream, chunk_size)):
         chunk = made.take(batch)
         bar = progress and functools.partial(Counter, progress, made.n_taken - len(chunk.texts), n_texts)
         made.encode(chunk, bar or False)

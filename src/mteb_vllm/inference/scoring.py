@@ -25,7 +25,7 @@ def score_pairs(
     *,
     template: str | None = None,
     activation: Activation | None = None,
-    window: int = 8192,
+    chunk_size: int = 8192,
     progress: Progress | None = None,
 ) -> tuple[npt.NDArray[np.float32], Work]:
     """Scores pairs, each different one once; a query's pairs follow each other, so that they share what they can.
@@ -38,7 +38,7 @@ def score_pairs(
         documents: The second text of each pair, as many.
         template: The jinja template that a pair is read through; None where the model joins the two texts itself.
         activation: What is made of the logit: "sigmoid", "none", or None for what the model's files say.
-        window: How many different pairs are handed to the engine at once.
+        chunk_size: How many different pairs are handed to the engine at once.
         progress: Called with (different pairs done, different pairs in all), often.
 
     Returns:
@@ -49,8 +49,8 @@ def score_pairs(
         EngineError: if the template leaves no room for a document.
         ValueError: if there are not as many queries as documents, or the window holds none.
     """
-    if window < 1:
-        raise ValueError(f"a window of {window} pairs")
+    if chunk_size < 1:
+        raise ValueError(f"a chunk size of {chunk_size}")
     started = time.perf_counter()
     query_rows, query_texts = different(queries)
     document_rows, document_texts = different(documents)
@@ -63,10 +63,10 @@ def score_pairs(
     codes, places = np.unique(query_rows * len(document_texts) + document_rows, return_inverse=True)
     pairs = _Pairs(PairReader(engine, template), query_texts, document_texts, codes)
     scores = np.empty(len(codes), dtype=np.float32)
-    for at in range(0, len(codes), window):
-        block = slice(at, min(at + window, len(codes)))
+    for at in range(0, len(codes), chunk_size):
+        block = slice(at, min(at + chunk_size, len(codes)))
         bar = progress and functools.partial(Counter, progress, at, len(codes))
-        scores[block] = _score_window(engine, pairs, block, template, activation, work, bar or False)
+        scores[block] = _score_chunk(engine, pairs, block, template, activation, work, bar or False)
         if progress is not None:
             progress(block.stop, len(codes))
     work.computed = len(codes) - int(pairs.blank.sum())
@@ -122,7 +122,7 @@ class _Pairs:
         return pair
 
 
-def _score_window(
+def _score_chunk(
     engine: Engine,
     pairs: _Pairs,
     block: slice,

@@ -43,7 +43,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
         prompt_dict: Instructions to take instead of the tasks' own, by mteb's precedence: `Task-query`, `Task`,
             `TaskType-query`, `TaskType`, `query`.
         activation: What is made of the logit: "sigmoid", "none" for the raw logit; None: what the model's files say.
-        window: How many different pairs are handed to the engine at once.
+        chunk_size: How many different pairs are handed to the engine at once.
         **kwargs: See `VllmWrapperBase`.
 
     Raises:
@@ -64,7 +64,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
         score_template: str | None = None,
         prompt_dict: Mapping[str, str] | None = None,
         activation: Activation | None = None,
-        window: int = 8192,
+        chunk_size: int = 8192,
         **kwargs: Any,
     ) -> None:
         template = ScoreTemplate(score_template, query_prefix, document_prefix, activation)
@@ -77,23 +77,23 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
         ):
             raise ValueError(str(wrong[0]))
         source = "prompt_dict" if prompt_dict else "none"
-        self._set(template, Prompts(values=dict(prompt_dict or {}), source=source), window)
+        self._set(template, Prompts(values=dict(prompt_dict or {}), source=source), chunk_size)
         super().__init__(model, revision, **kwargs)
 
     @classmethod
     def planned(
-        cls, spec: EngineSpec, template: ScoreTemplate, prompts: Prompts, window: int = 8192
+        cls, spec: EngineSpec, template: ScoreTemplate, prompts: Prompts, chunk_size: int = 8192
     ) -> VllmCrossEncoderWrapper:
         """A wrapper whose engine opens when the first pair is scored; whoever planned it closes it."""
         wrapper = cls.__new__(cls)
-        wrapper._set(template, prompts, window)
+        wrapper._set(template, prompts, chunk_size)
         wrapper._start(spec, None)
         return wrapper
 
-    def _set(self, template: ScoreTemplate, prompts: Prompts, window: int) -> None:
+    def _set(self, template: ScoreTemplate, prompts: Prompts, chunk_size: int) -> None:
         self.template = template
         self.prompts = prompts
-        self.window = window
+        self.chunk_size = chunk_size
 
     @property
     def engine(self) -> Engine:
@@ -179,7 +179,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
             documents,
             template=self.template.with_instruction(text),
             activation=self.template.activation or self.spec.applied.activation,
-            window=self.window,
+            chunk_size=self.chunk_size,
             progress=None if report is None else lambda done, total: report(label, done, total, "pairs"),
         )
         if len(first) == 2:

@@ -40,7 +40,7 @@ class Embedding(VllmWrapperBase):
             instruction is used.
         instruction_template: A text with `{instruction}`, or a callable `(instruction, prompt_type) -> str`.
         apply_instruction_to_documents: Whether documents carry an instruction too.
-        window: How many different texts are handed to the engine at once.
+        chunk_size: How many different texts are handed to the engine at once.
         **kwargs: See `VllmWrapperBase`.
 
     Raises:
@@ -60,7 +60,7 @@ class Embedding(VllmWrapperBase):
         use_instructions: bool = False,
         instruction_template: str | Callable[[str, PromptType | None], str] | None = None,
         apply_instruction_to_documents: bool = True,
-        window: int = 8192,
+        chunk_size: int = 8192,
         **kwargs: Any,
     ) -> None:
         if use_instructions and instruction_template is None:
@@ -78,24 +78,24 @@ class Embedding(VllmWrapperBase):
                 template=instruction_template if use_instructions else None,
                 apply_to_documents=apply_instruction_to_documents,
             ),
-            window,
+            chunk_size,
         )
         super().__init__(model, revision, **kwargs)
 
     @classmethod
-    def planned(cls, spec: EngineSpec, prompts: Prompts, window: int = 8192) -> Self:
+    def planned(cls, spec: EngineSpec, prompts: Prompts, chunk_size: int = 8192) -> Self:
         """A wrapper whose engine opens when the first text is encoded, since known results need none.
 
         It does not own the engine: the next point of a sweep may use it too, and whoever planned closes it.
         """
         wrapper = cls.__new__(cls)
-        wrapper._set(prompts, window)
+        wrapper._set(prompts, chunk_size)
         wrapper._start(spec, None)
         return wrapper
 
-    def _set(self, prompts: Prompts, window: int) -> None:
+    def _set(self, prompts: Prompts, chunk_size: int) -> None:
         self.prompts = prompts
-        self.window = window
+        self.chunk_size = chunk_size
 
     def settings(self) -> JsonObject:
         """Everything that changes this model's results, as plain values."""
@@ -148,7 +148,7 @@ class Embedding(VllmWrapperBase):
             seen(),
             n_texts,
             prefix=prefix.text,
-            window=self.window,
+            chunk_size=self.chunk_size,
             progress=None if report is None else lambda done, total: report(label, done, total),
             cache=self._cached(),
         )
