@@ -97,11 +97,11 @@ class Plan:
 
         window = self.pipeline.window
         if self.template is not None:
-            wrapper: Any = VllmCrossEncoderWrapper.planned(self.spec, self.template, self.prompts, window)
+            wrapper: Any = VllmCrossEncoderWrapper.from_spec(self.spec, self.template, self.prompts, window)
         elif self.pipeline.reranks:
-            wrapper = VllmEncoderReranker.planned(self.spec, self.prompts, window)
+            wrapper = VllmEncoderReranker.from_spec(self.spec, self.prompts, window)
         else:
-            wrapper = VllmEncoderWrapper.planned(self.spec, self.prompts, window)
+            wrapper = VllmEncoderWrapper.from_spec(self.spec, self.prompts, window)
         wrapper.count_always(self.pipeline.code)
         return wrapper
 

@@ -233,7 +233,7 @@ def test_cosine_is_that_of_the_embeddings(minilm: Any, minilm_args: dict[str, An
     from sentence_transformers import SentenceTransformer
 
     queries, documents = pairs()
-    reranker = VllmEncoderReranker.planned(minilm.spec, minilm.prompts)
+    reranker = VllmEncoderReranker.from_spec(minilm.spec, minilm.prompts)
     scores = rerankers.predict(reranker, [*queries, queries[0]], [*documents, documents[0]])
     model = SentenceTransformer(minilm_args["path"], device="cpu")
     one, other = (model.encode(side, normalize_embeddings=True) for side in (queries, documents))

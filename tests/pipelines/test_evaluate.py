@@ -256,7 +256,7 @@ def test_an_interrupted_call_harms_no_later_one(minilm: Any) -> None:
         encode_texts(minilm.engine, [text.upper() for text in texts], len(texts), progress=interrupt)
     again, _ = encode_texts(minilm.engine, texts, len(texts))
     np.testing.assert_allclose(again, expected, atol=1e-6)
-    assert VllmEncoderWrapper.planned(minilm.spec, Prompts()).engine is minilm.engine
+    assert VllmEncoderWrapper.from_spec(minilm.spec, Prompts()).engine is minilm.engine
 
 
 def test_an_engine_that_closes_leaves_the_shells_variables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,12 +127,12 @@ def test_prompts_of_the_registry_and_none_against_a_recipe(minilm: Any, handed: 
         (point,) = check([choice, f"tasks.names=[{task}]"])
         prompts = resolve(point.config.prompts, InstructionConfig(), recipe=own, **said)
         handed.clear()
-        encode(VllmEncoderWrapper.planned(minilm.spec, prompts), ["text"], task, side)
+        encode(VllmEncoderWrapper.from_spec(minilm.spec, prompts), ["text"], task, side)
         assert handed == [expected], (choice, own, task, side)
 
 
 def test_what_was_applied_is_kept_for_the_record(minilm: Any) -> None:
-    wrapper = VllmEncoderWrapper.planned(minilm.spec, Prompts({"query": "q: "}))
+    wrapper = VllmEncoderWrapper.from_spec(minilm.spec, Prompts({"query": "q: "}))
     encode(wrapper, ["first text", "second"])
     assert wrapper.applied["SciFact", "query"] == {"prefix": "q: ", "key": "query", "example": "q: first text"}
 

@@ -81,7 +81,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
         super().__init__(model, revision, **kwargs)
 
     @classmethod
-    def planned(
+    def from_spec(
         cls, spec: EngineSpec, template: ScoreTemplate, prompts: Prompts, chunk_size: int = 8192
     ) -> VllmCrossEncoderWrapper:
         """A wrapper whose engine opens when the first pair is scored; whoever planned it closes it."""

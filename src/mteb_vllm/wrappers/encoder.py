@@ -83,7 +83,7 @@ class Embedding(VllmWrapperBase):
         super().__init__(model, revision, **kwargs)
 
     @classmethod
-    def planned(cls, spec: EngineSpec, prompts: Prompts, chunk_size: int = 8192) -> Self:
+    def from_spec(cls, spec: EngineSpec, prompts: Prompts, chunk_size: int = 8192) -> Self:
         """A wrapper whose engine opens when the first text is encoded, since known results need none.
 
         It does not own the engine: the next point of a sweep may use it too, and whoever planned closes it.

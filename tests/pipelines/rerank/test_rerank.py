@@ -167,7 +167,7 @@ def aggregate(folder: Path, minilm: Any, parts: list[Any], stage: Any) -> Any:
 
 def reranked(folder: Path, minilm: Any, tasks: list[Any], stage: Any, out: Any = None) -> list[Any]:
     """Reranks mock tasks by cosine."""
-    model = VllmEncoderReranker.planned(minilm.spec, minilm.prompts)
+    model = VllmEncoderReranker.from_spec(minilm.spec, minilm.prompts)
     progress = Progress(Console(file=out or io.StringIO(), width=200), len(tasks))
     return list(
         Rerank(top_k=2, scoring="cosine").run(RunContext(model, tasks, ResultsStore(folder), progress, stage=stage))
