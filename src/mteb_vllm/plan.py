@@ -102,7 +102,7 @@ class Plan:
             wrapper = VllmEncoderReranker.from_spec(self.spec, self.prompts, window)
         else:
             wrapper = VllmEncoderWrapper.from_spec(self.spec, self.prompts, window)
-        wrapper.count_always(self.pipeline.code)
+        wrapper.set_fixed_settings(self.pipeline.code)
         return wrapper
 
 

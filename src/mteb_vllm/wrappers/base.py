@@ -121,14 +121,14 @@ class VllmWrapperBase:
         self.applied: dict[tuple[str, str | None], dict[str, str | None]] = {}
         self._meta = meta
         self._always: JsonObject = {}
-        self.count_also({})
+        self.set_extra_settings({})
 
-    def count_always(self, settings: Mapping[str, Json]) -> None:
-        """Count more among the settings that results depend on, whatever `count_also` is given later."""
+    def set_fixed_settings(self, settings: Mapping[str, Json]) -> None:
+        """Count more among the settings that results depend on, whatever `set_extra_settings` is given later."""
         self._always = dict(settings)
-        self.count_also({})
+        self.set_extra_settings({})
 
-    def count_also(self, settings: Mapping[str, Json]) -> None:
+    def set_extra_settings(self, settings: Mapping[str, Json]) -> None:
         """Counts more among the settings that results depend on from now on, as the first stage that a reranker follows."""
         self.mteb_model_meta = model_meta(self.spec.model, fingerprint({**self.settings(), **settings}), self._meta)
 
