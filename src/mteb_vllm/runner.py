@@ -237,7 +237,7 @@ def _working(
         progress.note(Phase.IMPORTING, "Importing mteb")
         from mteb_vllm.results.locks import clear
         from mteb_vllm.results.store import ResultsStore
-        from mteb_vllm.wrappers.encoder import Embedding
+        from mteb_vllm.wrappers.encoder import EmbeddingWrapper
 
         store = ResultsStore(config.results.dir)
         clear(store.root)
@@ -257,7 +257,7 @@ def _working(
         stage = planned.stage.encoder if planned.stage is not None else None
         for model in filter(None, (context.model, context.reference, stage)):
             # What is timed, or compared with a reference, is what the engine computes now.
-            if isinstance(model, Embedding) and (planned.pipeline.cached or model is not context.model):
+            if isinstance(model, EmbeddingWrapper) and (planned.pipeline.cached or model is not context.model):
                 model.embedding_cache = embeddings
             model.progress = progress.encoded
             model.opening = functools.partial(progress.opening, model.spec)

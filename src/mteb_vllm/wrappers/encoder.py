@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Embedding(VllmWrapperBase):
+class EmbeddingWrapper(VllmWrapperBase):
     """An embedding model in vLLM, and the prompts that it reads texts behind; what is made of it, a subclass says.
 
     Args:
@@ -164,8 +164,8 @@ class Embedding(VllmWrapperBase):
         return self.embedding_cache.space(self.engine.vectors_fingerprint, self.engine.dim)
 
 
-class VllmEncoderWrapper(Embedding, AbsEncoder):
-    """An embedding model in vLLM, as mteb's `EncoderProtocol`; for its arguments see `Embedding`."""
+class VllmEncoderWrapper(EmbeddingWrapper, AbsEncoder):
+    """An embedding model in vLLM, as mteb's `EncoderProtocol`; for its arguments see `EmbeddingWrapper`."""
 
     mteb_model_meta: ModelMeta  # which mteb's class allows to be None
 
@@ -199,10 +199,10 @@ class VllmEncoderWrapper(Embedding, AbsEncoder):
         return self.embed(texts, n_texts, task_metadata, hf_subset, prompt_type)
 
 
-class VllmEncoderReranker(Embedding):
+class VllmEncoderReranker(EmbeddingWrapper):
     """An embedding model as a reranker, as mteb's `CrossEncoderProtocol`: the cosine of a pair's embeddings.
 
-    Each different text is embedded once, and only the candidates are. For its arguments see `Embedding`.
+    Each different text is embedded once, and only the candidates are. For its arguments see `EmbeddingWrapper`.
     """
 
     def settings(self) -> JsonObject:
