@@ -70,7 +70,7 @@ class EngineSpec:
         object.__setattr__(self, "env", masking.with_secrets(self.env, ("env",)))
 
     @property
-    def works(self) -> str:
+    def backend_name(self) -> str:
         """What works in it, in words."""
         return {"vllm": "vLLM", "sentence_transformers": "sentence-transformers"}[self.backend]
 
