@@ -271,7 +271,7 @@ class Engine(ABC):
         """Whether the tokens of a prompt are pooled like a text's: else `embed` must know which part is the prompt."""
         return self.spec.model.files.pools_prompts
 
-    def forget_prefixes(self) -> bool:
+    def reset_prefix_cache(self) -> bool:
         """Empties the prefix cache; returns whether there is one."""
         return False
 

@@ -156,8 +156,8 @@ class VllmEngine(Engine):
             yield phases
             phases.spent("collect")
 
-    def forget_prefixes(self) -> bool:
-        """See `Engine.forget_prefixes`."""
+    def reset_prefix_cache(self) -> bool:
+        """See `Engine.reset_prefix_cache`."""
         if not self.resolved.get("enable_prefix_caching"):
             return False
         self.llm.reset_prefix_cache()

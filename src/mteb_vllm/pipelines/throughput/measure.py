@@ -63,7 +63,7 @@ class Stopwatch:
 
     def _begin_again(self) -> None:
         self._next = 0
-        if self.engine.forget_prefixes():
+        if self.engine.reset_prefix_cache():
             self.requests.ask(self.engine, [len(self.requests) - 1])
 
 
