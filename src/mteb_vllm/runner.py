@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mteb_vllm.announce import announce, prompts_in_effect
 from mteb_vllm.config.schema import RunConfig
 from mteb_vllm.engines import environment
-from mteb_vllm.engines.base import working_processes
+from mteb_vllm.engines.base import engine_processes
 from mteb_vllm.engines.memory import peak_memory, reset_peak_memory
 from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.inference.embedding_cache.cache import EmbeddingCache
@@ -114,7 +114,7 @@ def _run_config(
     ahead: Ahead | None,
 ) -> RunRecord:
     started = time.perf_counter()
-    reset_peak_memory(working_processes())
+    reset_peak_memory(engine_processes())
     console = console or quiet_console()
     record = started_record(config, output_dir, overrides, point)
     try:
@@ -137,12 +137,12 @@ def _run_config(
             print(visible(traceback.format_exc()), file=sys.stderr)
     except BaseException as error:
         record.failure = of_exception(error)
-        record.peak_memory_mb = Memory(**peak_memory(working_processes()))
+        record.peak_memory_mb = Memory(**peak_memory(engine_processes()))
         finish(record, started)  # Ctrl-C: what is done so far is kept
         raise
     if record.failure is not None:
         record.failure = with_log(record.failure, last_lines(output_dir / LOG))
-    record.peak_memory_mb = Memory(**peak_memory(working_processes()))
+    record.peak_memory_mb = Memory(**peak_memory(engine_processes()))
     record.warnings += late_variables(record)
     finish(record, started)
     one_run.print_run(console, record)

@@ -362,7 +362,7 @@ def close_engines(*, owned: bool = True) -> None:
 atexit.register(close_engines)
 
 
-def working_processes() -> list[Process]:
+def engine_processes() -> list[Process]:
     """The processes of open engines, beside this one."""
     return [process for engine in _open for process in engine.processes]
 
