@@ -43,7 +43,7 @@ def test_both_engines_give_the_same_embeddings_tokens_and_cuts(minilm: Any) -> N
     assert minilm.last_engine.llm is None, "one engine is open at a time"
     assert engine.spec.fingerprint != minilm.spec.fingerprint
     assert "sentence-transformers" in engine.spec.settings()["versions"]
-    with engine.timed() as phases:
+    with engine.time_phases() as phases:
         engine.embed(texts)
     assert min(phases.tokenise, phases.engine, phases.collect) > 0
     assert "preprocess" not in vars(engine.model) and "forward" not in vars(engine.model)

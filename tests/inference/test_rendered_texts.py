@@ -70,7 +70,7 @@ class Listening(Engine):
         raise AssertionError("no text is that long")
 
     @contextlib.contextmanager
-    def timed(self) -> Iterator[Phases]:
+    def time_phases(self) -> Iterator[Phases]:
         yield Phases()
 
     def _leave(self) -> None:

@@ -263,7 +263,7 @@ class Engine(ABC):
         """As `score`, of pairs that are tokens already, cut to the context."""
 
     @abstractmethod
-    def timed(self) -> contextlib.AbstractContextManager[Phases]:
+    def time_phases(self) -> contextlib.AbstractContextManager[Phases]:
         """Takes down where the time of the calls in here goes."""
 
     @property

@@ -91,7 +91,7 @@ class SentenceTransformersEngine(Engine):
             rendered = [render_pair(self.tokenizer, template, query, document) for query, document in pairs]
             ids = self.tokenizer(rendered, truncation=True, max_length=self.max_model_len)
             if self._phases is not None:
-                self._phases.spent("tokenise")
+                self._phases.add("tokenise")
             return self._score_ids(
                 [dict(zip(ids, row, strict=True)) for row in zip(*ids.values(), strict=True)], activation, bar
             )
@@ -160,25 +160,25 @@ class SentenceTransformersEngine(Engine):
             shown.close()
 
     @contextlib.contextmanager
-    def timed(self) -> Iterator[Phases]:
+    def time_phases(self) -> Iterator[Phases]:
         """Takes down where the time of the calls in here goes."""
         phases = Phases()
         preprocess: Callable[..., Features] = self.model.preprocess
         forward: Callable[..., Features] = self.model.forward
 
         def timed_preprocess(*args: object, **kwargs: object) -> Features:
-            with phases.inside("tokenise"):
+            with phases.measure("tokenise"):
                 return preprocess(*args, **kwargs)
 
         def timed_forward(*args: object, **kwargs: object) -> Features:
-            with phases.inside("engine"):
+            with phases.measure("engine"):
                 out = forward(*args, **kwargs)
                 self._finish()
                 return out
 
         with replaced(self.model, preprocess=timed_preprocess, forward=timed_forward), replaced(self, _phases=phases):
             yield phases
-            phases.spent("collect")
+            phases.add("collect")
 
     def _finish(self) -> None:
         """Waits for a GPU, which else would be at work in the next phase."""

@@ -26,20 +26,20 @@ class Phases:
     collect: float = 0.0
     _since: float = field(default_factory=lambda: time.perf_counter(), repr=False)
 
-    def spent(self, phase: Phase) -> None:
+    def add(self, phase: Phase) -> None:
         """Counts the time since the last call of this as one phase's."""
         now = time.perf_counter()
         setattr(self, phase, getattr(self, phase) + now - self._since)
         self._since = now
 
     @contextmanager
-    def inside(self, phase: Phase, before: Phase = "collect") -> Iterator[None]:
+    def measure(self, phase: Phase, before: Phase = "collect") -> Iterator[None]:
         """Counts the time in here as one phase's, and what lies between this and the last one as another's."""
-        self.spent(before)
+        self.add(before)
         try:
             yield
         finally:
-            self.spent(phase)
+            self.add(phase)
 
 
 @contextmanager

@@ -134,7 +134,7 @@ class VllmEngine(Engine):
         return outputs
 
     @contextlib.contextmanager
-    def timed(self) -> Iterator[Phases]:
+    def time_phases(self) -> Iterator[Phases]:
         """Takes down where the time of the calls in here goes.
 
         What precedes a request is its tokenising, or the wait for the threads that tokenise; requests that are handed over
@@ -145,16 +145,16 @@ class VllmEngine(Engine):
         phases = Phases()
 
         def timed_request(*args: object, **kwargs: object) -> object:
-            with phases.inside("engine", before="tokenise"):
+            with phases.measure("engine", before="tokenise"):
                 return add_request(*args, **kwargs)
 
         def timed_step(*args: object, **kwargs: object) -> object:
-            with phases.inside("engine"):
+            with phases.measure("engine"):
                 return step(*args, **kwargs)
 
         with replaced(core, add_request=timed_request, step=timed_step):
             yield phases
-            phases.spent("collect")
+            phases.add("collect")
 
     def reset_prefix_cache(self) -> bool:
         """See `Engine.reset_prefix_cache`."""
