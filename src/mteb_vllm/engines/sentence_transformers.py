@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mteb_vllm.engines import memory
 from mteb_vllm.engines.base import Engine, EngineSpec, Scores, special_tokens
-from mteb_vllm.engines.timing import Phases, replaced
+from mteb_vllm.engines.timing import Phases, replace_attributes
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
 from mteb_vllm.models.architectures import position_limit
 from mteb_vllm.models.score_templates import Activation, render_pair
@@ -72,7 +72,7 @@ class SentenceTransformersEngine(Engine):
             # sentence-transformers has to put it there itself: it leaves the tokens of its own prompts out.
             texts = [text.removeprefix(prompt) for text in texts]
             prompts = {"prompts": {"prompt": prompt}, "default_prompt_name": "prompt"}
-        with self._watched(len(texts), bar) as lengths, replaced(self.model, **prompts), _working():
+        with self._watched(len(texts), bar) as lengths, replace_attributes(self.model, **prompts), _working():
             vectors = self.llm.encode(_Loader(texts), **_anywhere(), **self._how(), normalize_embeddings=self._anew)
         return np.asarray(vectors, dtype=np.float32), [lengths[text] for text in texts]
 
@@ -154,7 +154,7 @@ class SentenceTransformersEngine(Engine):
                 shown.update(len(features["input_ids"]))
             return out
 
-        with replaced(self.model, preprocess=watched_preprocess, forward=watched_forward):
+        with replace_attributes(self.model, preprocess=watched_preprocess, forward=watched_forward):
             yield lengths
         if shown is not None:
             shown.close()
@@ -176,7 +176,7 @@ class SentenceTransformersEngine(Engine):
                 self._finish()
                 return out
 
-        with replaced(self.model, preprocess=timed_preprocess, forward=timed_forward), replaced(self, _phases=phases):
+        with replace_attributes(self.model, preprocess=timed_preprocess, forward=timed_forward), replace_attributes(self, _phases=phases):
             yield phases
             phases.add("collect")
 

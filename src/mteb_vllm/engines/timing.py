@@ -43,7 +43,7 @@ class Phases:
 
 
 @contextmanager
-def replaced(thing: object, **attributes: object) -> Iterator[None]:
+def replace_attributes(thing: object, **attributes: object) -> Iterator[None]:
     """Lets an object have other attributes of its own for a while."""
     before = {name: vars(thing)[name] for name in attributes if name in vars(thing)}
     try:

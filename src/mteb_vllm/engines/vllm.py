@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from mteb_vllm.engines import memory
 from mteb_vllm.engines.base import Engine, EngineSpec, Scores, special_tokens
-from mteb_vllm.engines.timing import Phases, replaced
+from mteb_vllm.engines.timing import Phases, replace_attributes
 from mteb_vllm.engines.vllm_workarounds import explain, let_llvmlite_be_looked_at, shorter_context
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
 from mteb_vllm.models.score_templates import Activation
@@ -152,7 +152,7 @@ class VllmEngine(Engine):
             with phases.measure("engine"):
                 return step(*args, **kwargs)
 
-        with replaced(core, add_request=timed_request, step=timed_step):
+        with replace_attributes(core, add_request=timed_request, step=timed_step):
             yield phases
             phases.add("collect")
 
