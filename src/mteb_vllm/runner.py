@@ -124,7 +124,7 @@ def _run_config(
         record.prompts = prompts_in_effect(planned)
         announce(console, planned, record)
         for spec in reversed(planned.engines):
-            environment.prepare(spec.env)
+            environment.set_threading_variables(spec.env)
         _run(config, planned, record, console, progress, ahead)
     except MtebVllmError as error:
         logger.exception("the run failed")
@@ -171,7 +171,7 @@ def retrieve_ahead(
         ModelError: if a model cannot be had.
     """
     planned = current_plan(config, planned)
-    environment.prepare(planned.engines[-1].env)
+    environment.set_threading_variables(planned.engines[-1].env)
     log = output_dir / LOG
     skipped = {} if config.retry_failed else failed_before(config, planned)
     with _working(config, planned, log, console, progress, skipped) as work:

@@ -27,13 +27,13 @@ import json, sys
 import mteb_vllm.cli, mteb_vllm.preflight.command, mteb_vllm.api, mteb_vllm.sweep.launcher
 early = "torch" in sys.modules
 from mteb_vllm.engines import environment
-environment.prepare({"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "VLLM_X": "1"})
+environment.set_threading_variables({"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "VLLM_X": "1"})
 import torch
-found = environment.in_effect()
-environment.leave()
-environment.prepare({"OMP_WAIT_POLICY": "ACTIVE"})
+found = environment.effective_threading_variables()
+environment.restore_variables()
+environment.set_threading_variables({"OMP_WAIT_POLICY": "ACTIVE"})
 import os
-print(json.dumps([early, found, environment.in_effect(), sorted(set(os.environ) & {"OMP_WAIT_POLICY", "VLLM_X"})]))
+print(json.dumps([early, found, environment.effective_threading_variables(), sorted(set(os.environ) & {"OMP_WAIT_POLICY", "VLLM_X"})]))
 """
 
 
@@ -43,7 +43,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(environment, "_before", None)
     monkeypatch.setattr(environment, "_found_by_torch", None)
     monkeypatch.setattr(environment, "sys", SimpleNamespace(modules={}))
-    for key in environment.threading(os.environ):  # torch and vLLM set some when other tests import them
+    for key in environment.threading_variables(os.environ):  # torch and vLLM set some when other tests import them
         monkeypatch.delenv(key)
     return monkeypatch
 
@@ -71,7 +71,7 @@ def test_both_engines_have_the_same_threads_on_a_cpu(monkeypatch: pytest.MonkeyP
         return resolve_arguments(engine, {"env": {"VLLM_Y": 1, "OMP_NUM_THREADS": 2}})[1]
 
     vllm, other = env(preset="vllm_cpu"), env(backend="sentence_transformers", device="cpu")
-    assert environment.threading(vllm) == other == {**THREADS, "OMP_NUM_THREADS": "2"}
+    assert environment.threading_variables(vllm) == other == {**THREADS, "OMP_NUM_THREADS": "2"}
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" in vllm and "VLLM_Y" in vllm
     own = env(backend="sentence_transformers", device="cpu", env={"OMP_WAIT_POLICY": "ACTIVE", "KMP_BLOCKTIME": None})
     assert own == {"OMP_WAIT_POLICY": "ACTIVE", "KMP_BLOCKTIME": "0", "OMP_NUM_THREADS": "2"}
@@ -109,27 +109,27 @@ def test_engine_env_works_for_both_engines_and_vllms_own_variables_for_vllm_only
 
 def test_variables_are_there_for_as_long_as_engines_are(fresh: pytest.MonkeyPatch) -> None:
     fresh.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
-    environment.prepare({**THREADS, "VLLM_X": "1"})
-    assert environment.threading(os.environ) == THREADS and "VLLM_X" not in os.environ, "an engine's own wait for it"
-    environment.enter({**THREADS, "VLLM_X": "1"})
+    environment.set_threading_variables({**THREADS, "VLLM_X": "1"})
+    assert environment.threading_variables(os.environ) == THREADS and "VLLM_X" not in os.environ, "an engine's own wait for it"
+    environment.apply_variables({**THREADS, "VLLM_X": "1"})
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = os.environ["VLLM_SET_BY_VLLM"] = "8"
-    environment.enter({"VLLM_SET_BY_VLLM": "9"})
-    outer = environment.outer()
+    environment.apply_variables({"VLLM_SET_BY_VLLM": "9"})
+    outer = environment.outer_variables()
     assert outer["VLLM_CPU_KVCACHE_SPACE"] == "4" and not outer.keys() & {*THREADS, "VLLM_X", "VLLM_SET_BY_VLLM"}
-    environment.leave()
+    environment.restore_variables()
     assert {key: os.environ.get(key) for key in outer} == outer and set(os.environ) == set(outer)
-    environment.leave()
-    assert environment.outer() == outer
+    environment.restore_variables()
+    assert environment.outer_variables() == outer
 
 
 def test_what_comes_too_late_is_known(fresh: pytest.MonkeyPatch) -> None:
-    assert environment.in_effect() == {}, "not loaded, nothing found"
+    assert environment.effective_threading_variables() == {}, "not loaded, nothing found"
     fresh.setenv("OMP_WAIT_POLICY", "ACTIVE")
     environment.sys.modules["torch"] = SimpleNamespace()  # type: ignore[assignment]
-    environment.prepare(THREADS)
-    environment.enter(THREADS)
-    assert environment.in_effect() == {"OMP_WAIT_POLICY": "ACTIVE"} and os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    environment.leave()
+    environment.set_threading_variables(THREADS)
+    environment.apply_variables(THREADS)
+    assert environment.effective_threading_variables() == {"OMP_WAIT_POLICY": "ACTIVE"} and os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    environment.restore_variables()
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
@@ -177,4 +177,4 @@ def test_a_whole_run_computes_with_threads_that_wait_passively(engine: str, tmp_
     (record,) = (json.loads(path.read_text()) for path in tmp_path.rglob("run.json"))
     assert {key: record["engine"]["threading"][key] for key in THREADS} == THREADS
     assert record["engine"]["late"] == {} and not [text for text in record["warnings"] if "not in effect" in text]
-    assert environment.threading(record["settings"]["engine"]["env"]) == THREADS
+    assert environment.threading_variables(record["settings"]["engine"]["env"]) == THREADS

@@ -268,8 +268,8 @@ def test_an_engine_that_closes_leaves_the_shells_variables(monkeypatch: pytest.M
     monkeypatch.setattr(environment, "_before", None)
     monkeypatch.setattr(VllmEngine, "_leave", lambda _: left.append(len(engines._open)))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
-    environment.enter({"VLLM_X": "1"})
-    assert environment.outer()["VLLM_CPU_KVCACHE_SPACE"] == "4" and "VLLM_X" not in environment.outer()
+    environment.apply_variables({"VLLM_X": "1"})
+    assert environment.outer_variables()["VLLM_CPU_KVCACHE_SPACE"] == "4" and "VLLM_X" not in environment.outer_variables()
     engine = VllmEngine(SimpleNamespace(env={}), SimpleNamespace(), 0.0, "float32", 8, 4, {}, in_process=True)  # type: ignore[arg-type]
     engines._open.append(engine)
     engine.close()

@@ -92,7 +92,7 @@ class EngineSpec:
             "args": _plain(masking.without_secrets(self.args)),
             "files": self.applied.settings() if self.backend == "vllm" else None,
             "env": _plain(masking.without_secrets(self.env)),
-            "shell": environment.shell(self.env),
+            "shell": environment.shell_variables(self.env),
             "device": device(),
             "method": METHOD,
             "versions": dict(versions(self.backend)),
@@ -101,7 +101,7 @@ class EngineSpec:
     @property
     def process(self) -> tuple[str, tuple[tuple[str, str], ...]]:
         """What a process cannot change once it has opened an engine: what computes, and how its threads are made."""
-        return self.backend, tuple(environment.threading(self.env).items())
+        return self.backend, tuple(environment.threading_variables(self.env).items())
 
     @property
     def fingerprint(self) -> str:
@@ -197,7 +197,7 @@ class Engine(ABC):
     @property
     def late(self) -> dict[str, str]:
         """Variables of `engine.env` that came too late: the threading runtime of its process had been loaded before."""
-        wanted = environment.threading(self.spec.env)
+        wanted = environment.threading_variables(self.spec.env)
         return {key: value for key, value in wanted.items() if self.threading.get(key) != value}
 
     @property
@@ -291,7 +291,7 @@ class Engine(ABC):
         self._shut_down()
         gc.collect()
         self._leave()
-        environment.leave()
+        environment.restore_variables()
 
     def _shut_down(self) -> None:
         """Ends what works here, and lets go of it."""
@@ -356,7 +356,7 @@ def close_engines(*, owned: bool = True) -> None:
         if owned or not engine.owners:
             engine.close()
     if not _open:
-        environment.leave()  # what a run has prepared without opening an engine
+        environment.restore_variables()  # what a run has prepared without opening an engine
 
 
 atexit.register(close_engines)
@@ -384,14 +384,14 @@ def dead_processes() -> list[int]:
 def _start(spec: EngineSpec) -> Engine:
     started = time.perf_counter()
     backend = importlib.import_module(f"mteb_vllm.engines.{spec.backend}")
-    environment.enter(spec.env)
+    environment.apply_variables(spec.env)
     try:
         engine: Engine = backend.load(spec)
     except BaseException:
-        environment.leave()
+        environment.restore_variables()
         raise
     # A process of its own reads the variables when it starts.
-    engine.threading = environment.in_effect() if engine.in_process else environment.threading(os.environ)
+    engine.threading = environment.effective_threading_variables() if engine.in_process else environment.threading_variables(os.environ)
     if engine.late:
         logger.warning("torch was loaded before these variables were set: %s", engine.late)
     engine.seconds = time.perf_counter() - started

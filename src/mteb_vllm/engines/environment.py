@@ -24,18 +24,18 @@ _before: dict[str, str | None] | None = None
 _found_by_torch: dict[str, str] | None = None
 
 
-def threading(values: Mapping[str, str]) -> dict[str, str]:
+def threading_variables(values: Mapping[str, str]) -> dict[str, str]:
     """Return those of some variables that the threading runtime reads."""
     return {key: value for key, value in sorted(values.items()) if _THREADING.fullmatch(key)}
 
 
-def prepare(values: Mapping[str, str]) -> None:
+def set_threading_variables(values: Mapping[str, str]) -> None:
     """Set an engine's variables of the threading runtime, before anything imports torch; where it is loaded, do nothing."""
     if "torch" not in sys.modules:
-        enter(threading(values))
+        apply_variables(threading_variables(values))
 
 
-def enter(values: Mapping[str, str]) -> None:
+def apply_variables(values: Mapping[str, str]) -> None:
     """Set the variables of an engine that opens, and keep what they were."""
     global _before
     _look_for_torch()
@@ -47,7 +47,7 @@ def enter(values: Mapping[str, str]) -> None:
     os.environ.update(values)
 
 
-def leave() -> None:
+def restore_variables() -> None:
     """Restore the environment: one engine's, and what vLLM itself has set for it, must not be the next one's."""
     global _before
     if _before is None:
@@ -62,13 +62,13 @@ def leave() -> None:
             os.environ[key] = value
 
 
-def in_effect() -> dict[str, str]:
+def effective_threading_variables() -> dict[str, str]:
     """Return the variables of the threading runtime that torch works by in this process; empty while it is not loaded."""
     _look_for_torch()
     return dict(_found_by_torch or {})
 
 
-def outer() -> dict[str, str]:
+def outer_variables() -> dict[str, str]:
     """Return the environment as it is without runs and the engines that are open."""
     if _before is None:
         return dict(os.environ)
@@ -76,11 +76,11 @@ def outer() -> dict[str, str]:
     return others | {key: value for key, value in _before.items() if value is not None}
 
 
-def shell(chosen: Mapping[str, str]) -> dict[str, str]:
+def shell_variables(chosen: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of vLLM's from the shell, beside those of `engine.env`: they change results all the same."""
     return {
         key: value
-        for key, value in sorted(outer().items())
+        for key, value in sorted(outer_variables().items())
         if _vllms(key) and key not in chosen and not (uncounted_variable(key) or is_secret_name(key))
     }
 
@@ -89,7 +89,7 @@ def _look_for_torch() -> None:
     # Before every change of ours: until then the variables are those that torch has found.
     global _found_by_torch
     if _found_by_torch is None and "torch" in sys.modules:
-        _found_by_torch = threading(os.environ)
+        _found_by_torch = threading_variables(os.environ)
 
 
 def _vllms(key: str) -> bool:
