@@ -10,7 +10,7 @@ import pytest
 
 from mteb_vllm.engines.base import Scores
 from mteb_vllm.errors import DataError, NonFiniteError
-from mteb_vllm.inference.encoding import encode_texts, texts_of
+from mteb_vllm.inference.encoding import encode_texts, loader_texts
 from mteb_vllm.inference.scoring import score_pairs
 
 
@@ -122,9 +122,9 @@ def test_a_column_is_read_in_the_loaders_order() -> None:
     texts = [f"text {at}" for at in range(2_500)]
     dataset = Dataset.from_dict({"text": texts, "id": texts})
     for loader in (DataLoader(dataset, batch_size=7), DataLoader(dataset, batch_size=7, collate_fn=_column)):
-        stream, n_texts = texts_of(loader)
+        stream, n_texts = loader_texts(loader)
         assert n_texts == 2_500 and list(stream) == texts
-    shuffled, n_texts = texts_of(DataLoader(dataset, batch_size=7, shuffle=True))
+    shuffled, n_texts = loader_texts(DataLoader(dataset, batch_size=7, shuffle=True))
     assert sorted(shuffled) == sorted(texts) and n_texts == 2_500
 
 

@@ -90,7 +90,7 @@ def encode_texts(
         ValueError: if there are not `n_texts` texts.
     """
     started = time.perf_counter()
-    made = _Embeddings(engine, n_texts, readable(prefix), cache)
+    made = _Embeddings(engine, n_texts, replace_surrogates(prefix), cache)
     stream = iter(texts)
     while batch := list(itertools.islice(stream, chunk_size)):
         chunk = made.take(batch)
@@ -143,7 +143,7 @@ class _Embeddings:
         for text in batch:
             if not isinstance(text, str):
                 raise DataError(f"text {self.n_taken} of {self.n_texts:,} is {text!r}, and not a text")
-            text = self.prefix + readable(text)
+            text = self.prefix + replace_surrogates(text)
             key = self.key(self.mark + text)
             first = self.first_rows.setdefault(key, self.n_taken)
             if first == self.n_taken:
@@ -235,7 +235,7 @@ def shorten(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
     return text
 
 
-def readable(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """The text with what UTF-8 cannot hold (lone surrogates) as U+FFFD; surrogate pairs become their character."""
     try:
         text.encode()
@@ -266,7 +266,7 @@ def check_finite(engine: Engine, values: npt.NDArray[np.float32], what: str) -> 
         )
 
 
-def texts_of(inputs: DataLoader[BatchedInput]) -> tuple[Iterator[str], int]:
+def loader_texts(inputs: DataLoader[BatchedInput]) -> tuple[Iterator[str], int]:
     """The texts of a data loader of mteb's, and how many there are.
 
     The texts are read from the data set's column where that is the same thing: the loader itself collates row by row,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mteb_vllm.engines.base import Engine, LongPair, MakeBar, Scores
-from mteb_vllm.inference.encoding import Counter, check_finite, readable, texts_without_tokens
+from mteb_vllm.inference.encoding import Counter, check_finite, replace_surrogates, texts_without_tokens
 from mteb_vllm.inference.pairs import PairReader
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.results.counters import Work
@@ -81,7 +81,7 @@ def score_pairs(
 def different(texts: Iterable[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
     """The number of each text among the different ones, in the order of their first appearance, and those."""
     numbers: dict[str, int] = {}
-    rows = [numbers.setdefault(readable(text), len(numbers)) for text in texts]
+    rows = [numbers.setdefault(replace_surrogates(text), len(numbers)) for text in texts]
     return np.array(rows, dtype=np.int64), list(numbers)
 
 

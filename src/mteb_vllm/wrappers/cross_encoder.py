@@ -12,7 +12,7 @@ from mteb.models.model_meta import ModelMeta
 
 from mteb_vllm.engines.base import Convert, Engine, EngineSpec
 from mteb_vllm.errors import ModelError
-from mteb_vllm.inference.encoding import texts_of
+from mteb_vllm.inference.encoding import loader_texts
 from mteb_vllm.inference.scoring import score_pairs
 from mteb_vllm.models import score_templates
 from mteb_vllm.models.architectures import NOT_ONE_LABEL
@@ -161,7 +161,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
         first: list[str] = []
 
         def prefixed(inputs: DataLoader[BatchedInput], prefix: str) -> Iterator[str]:
-            texts = texts_of(inputs)[0]
+            texts = loader_texts(inputs)[0]
             if self.recorder is not None:
                 texts = self.recorder.watch_pairs(task_metadata.name, texts)
             for at, body in enumerate(texts):

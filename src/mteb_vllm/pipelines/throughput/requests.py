@@ -174,7 +174,7 @@ class _Listener:
         from mteb.models.abs_encoder import AbsEncoder
         from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-        from mteb_vllm.inference.encoding import readable, texts_of
+        from mteb_vllm.inference.encoding import replace_surrogates, loader_texts
 
         listener, noise = self, np.random.default_rng(0)
 
@@ -185,11 +185,11 @@ class _Listener:
 
             def encode(self, inputs: Any, *, task_metadata: Any, prompt_type: Any = None, **_: Any) -> Any:
                 side = prompt_type.value if prompt_type else None
-                texts, n_texts = texts_of(inputs)
+                texts, n_texts = loader_texts(inputs)
                 prefix = listener.prompts.prefix(task_metadata, prompt_type).text
                 listener.metadata[task_metadata.name] = task_metadata
                 said = listener.texts.setdefault((task_metadata.name, side), [])
-                said.extend(readable(prefix + text) for text in texts)
+                said.extend(replace_surrogates(prefix + text) for text in texts)
                 return noise.standard_normal((n_texts, 8), dtype=np.float32)
 
         return Encoder()
