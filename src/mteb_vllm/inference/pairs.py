@@ -23,7 +23,7 @@ _SEAM = 8
 _MARK = "\ue0d0the document\ue0d1"
 
 
-class PairReader:
+class PairTokenizer:
     """Tokenises pairs as an engine does.
 
     Args:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mteb_vllm.engines.base import Engine, LongPair, MakeBar, Scores
 from mteb_vllm.inference.encoding import Counter, check_finite, replace_surrogates, texts_without_tokens
-from mteb_vllm.inference.pairs import PairReader
+from mteb_vllm.inference.pairs import PairTokenizer
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.results.counters import Work
 
@@ -61,7 +61,7 @@ def score_pairs(
         return np.empty(0, dtype=np.float32), work
     # Sorted by query: rows are numbered in the order in which texts first appear.
     codes, places = np.unique(query_rows * len(document_texts) + document_rows, return_inverse=True)
-    pairs = _Pairs(PairReader(engine, template), query_texts, document_texts, codes)
+    pairs = _Pairs(PairTokenizer(engine, template), query_texts, document_texts, codes)
     scores = np.empty(len(codes), dtype=np.float32)
     for at in range(0, len(codes), chunk_size):
         block = slice(at, min(at + chunk_size, len(codes)))
@@ -89,7 +89,7 @@ class _Pairs:
     """The different pairs of a call, and which of them may be too long."""
 
     def __init__(
-        self, reader: PairReader, queries: Sequence[str], documents: Sequence[str], codes: npt.NDArray[np.int64]
+        self, reader: PairTokenizer, queries: Sequence[str], documents: Sequence[str], codes: npt.NDArray[np.int64]
     ) -> None:
         self.reader = reader
         self.query_texts, room, query_cut = reader.fit_queries(queries)

@@ -13,7 +13,7 @@ import numpy as np
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.engines.base import Engine
 from mteb_vllm.inference.encoding import texts_without_tokens
-from mteb_vllm.inference.pairs import PairReader
+from mteb_vllm.inference.pairs import PairTokenizer
 from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.models.score_templates import ScoreTemplate
 from mteb_vllm.pipelines.throughput.workload import draw_lengths, pairs_of_length, texts_of_length
@@ -139,7 +139,7 @@ def made_requests(engine: Engine, workload: Workload, prompts: Prompts, template
             [prefix + text for text in texts_of_length(engine.tokenizer, lengths, prefix=prefix, seed=workload.seed)]
         )
     read = template.with_instruction(_instruction(template, prompts, task))
-    reader = PairReader(engine, read)
+    reader = PairTokenizer(engine, read)
 
     def count(queries: list[str], documents: list[str]) -> list[int]:
         return reader.count(*template.with_prefixes(queries, documents))
