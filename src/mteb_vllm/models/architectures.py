@@ -84,7 +84,7 @@ def is_encoder_only(config: Mapping[str, object], encoder_only: Sequence[str]) -
     return bool(names) and names[0] in encoder_only
 
 
-def label_problem(model: Model, hf_overrides: Mapping[str, object]) -> str | None:
+def check_labels(model: Model, hf_overrides: Mapping[str, object]) -> str | None:
     """Says what is wrong with the head of a model that shall score pairs, or None.
 
     Args:

@@ -90,7 +90,7 @@ def find_model(name: str | None, revision: str | None = None, path: str | None =
     return _hub_model(name, revision)
 
 
-def find_recipe(recipe: ModelConfig) -> Model:
+def find_recipe_model(recipe: ModelConfig) -> Model:
     """The model that a recipe names; looked up once in a command.
 
     Raises:
@@ -102,13 +102,13 @@ def find_recipe(recipe: ModelConfig) -> Model:
     return found
 
 
-def find_recipe_now(recipe: ModelConfig) -> Model:
+def refresh_recipe_model(recipe: ModelConfig) -> Model:
     """The model as it is now: local weights may have changed since the command was checked, and their digest with them.
 
     Raises:
         ModelError: if it cannot be had.
     """
-    found = find_recipe(recipe)
+    found = find_recipe_model(recipe)
     return found if found.digest is None else find_model(recipe.name, recipe.revision, found.location)
 
 
@@ -123,7 +123,7 @@ def _look_up(name: str | None, revision: str | None, path: str | None, package: 
         return error
 
 
-def forget_models() -> None:
+def clear_model_cache() -> None:
     """Looks models up anew: in a notebook, weights and log-ins change from one command to the next."""
     _look_up.cache_clear()
 
