@@ -119,7 +119,7 @@ class Prompts:
         return Prefix(text, "task") if text else Prefix()
 
     def _key(self, task: TaskLike, side: str | None) -> str | None:
-        return next((key for key in candidates(task.name, task.type, side) if key in self.values), None)
+        return next((key for key in candidate_keys(task.name, task.type, side) if key in self.values), None)
 
     def settings(self) -> JsonObject:
         """What of this changes results, as plain values."""
@@ -136,7 +136,7 @@ class Prompts:
         return {"source": self.source, "template_source": self.template_source}
 
 
-def candidates(name: str, task_type: str, side: str | None) -> tuple[str, ...]:
+def candidate_keys(name: str, task_type: str, side: str | None) -> tuple[str, ...]:
     """The prompt keys that apply to one side of a task, first wins (mteb's `get_prompt_name`)."""
     if side is None:
         return (name, task_type)
@@ -159,7 +159,7 @@ def applying_keys(keys: Collection[str], tasks: Iterable[TaskInfo], sides: Seque
     used = set()
     for task in tasks:
         for side in sides or task.sides:
-            first = next((key for key in candidates(task.name, task.type, side or None) if key in keys), None)
+            first = next((key for key in candidate_keys(task.name, task.type, side or None) if key in keys), None)
             if first is not None:
                 used.add(first)
     return used

@@ -14,7 +14,7 @@ from mteb_vllm.errors import Mistake, ModelError
 from mteb_vllm.models import score_templates
 from mteb_vllm.models.architectures import is_language_model, check_labels
 from mteb_vllm.models.files import find_recipe_model
-from mteb_vllm.models.prompts import applying_keys, candidates, instruction_keys
+from mteb_vllm.models.prompts import applying_keys, candidate_keys, instruction_keys
 from mteb_vllm.models.sentence_transformers_files import apply_files
 from mteb_vllm.pipelines.factory import PipelineParts, build_target, is_report
 from mteb_vllm.preflight.models import engine_mistakes, recipe_mistakes
@@ -108,7 +108,7 @@ def _applies_nowhere(prompts: Mapping[str, Any], parts: Sequence[TaskInfo], conf
         return []
     types = ", ".join(sorted({task.type for task in parts}))
     what = f"none of its keys ({', '.join(keys)}) applies to the chosen tasks, which are of the types {types}"
-    way = f"Keys that would apply: {', '.join(candidates(parts[0].name, parts[0].type, None))}. "
+    way = f"Keys that would apply: {', '.join(candidate_keys(parts[0].name, parts[0].type, None))}. "
     way += "query and document apply only to tasks with a query side, as retrieval."
     return [Mistake("prompts", what, way, code="conflict")]
 
