@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from mteb_vllm.engines.vllm_workarounds import explain
+from mteb_vllm.engines.vllm_workarounds import explain_start_error
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.models.files import package_folder
 from mteb_vllm.preflight.command import check
@@ -140,7 +140,7 @@ def test_pydantic_names_every_field() -> None:
     with pytest.raises(ValidationError) as caught:
         TypeAdapter(dict[str, int]).validate_python({"max_model_len": "x", "seed": "y"})
     spec: Any = SimpleNamespace(model=SimpleNamespace(name="org/model"))
-    text = "\n".join(explain(spec, caught.value))
+    text = "\n".join(explain_start_error(spec, caught.value))
     assert "max_model_len=x: Input should be a valid integer" in text and "; seed=y: " in text
     assert "validation error" not in text and "pydantic.dev" not in text
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from mteb_vllm.engines import memory
 from mteb_vllm.engines.base import Engine, EngineSpec, Scores, special_tokens
 from mteb_vllm.engines.timing import Phases, replace_attributes
-from mteb_vllm.engines.vllm_workarounds import explain, let_llvmlite_be_looked_at, shorter_context
+from mteb_vllm.engines.vllm_workarounds import explain_start_error, let_llvmlite_be_looked_at, shorter_context
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.util.machine import vllm_distribution
@@ -227,7 +227,7 @@ def load(spec: EngineSpec) -> VllmEngine:
     except Exception as error:
         logger.exception("vLLM did not open")
         gc.collect()
-        raise EngineStartError(*explain(spec, error)) from error
+        raise EngineStartError(*explain_start_error(spec, error)) from error
     config = llm.llm_engine.vllm_config
     model_config = config.model_config
     dtype = str(model_config.dtype).removeprefix("torch.")

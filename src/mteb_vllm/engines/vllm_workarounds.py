@@ -52,7 +52,7 @@ def let_llvmlite_be_looked_at() -> None:
     handle.__getattr__ = spared
 
 
-def explain(spec: EngineSpec, error: Exception) -> tuple[str, str]:
+def explain_start_error(spec: EngineSpec, error: Exception) -> tuple[str, str]:
     """Return vLLM's error in one line, and the way out where it is known."""
     message = str(error)
     first = next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)
