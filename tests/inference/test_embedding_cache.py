@@ -130,7 +130,7 @@ def test_nan_is_never_kept(tmp_path: Path, fake_engine: Any) -> None:
 
 
 @pytest.mark.parametrize("harm", ["truncated", "emptied", "longer", "flipped", "another"])
-def test_a_harmed_file_is_named_set_aside_and_computed_again(tmp_path: Path, harm: str, fake_engine: Any) -> None:
+def test_a_harmed_file_is_named_quarantined_and_computed_again(tmp_path: Path, harm: str, fake_engine: Any) -> None:
     engine = fake_engine()
     texts = [f"{at} {at}" for at in range(500)]
     whole, _ = encode_texts(engine, texts, 500, chunk_size=100, cache=EmbeddingCache(tmp_path, PLENTY).space("x", 384))
@@ -153,7 +153,7 @@ def test_a_harmed_file_is_named_set_aside_and_computed_again(tmp_path: Path, har
     assert (embeddings == whole).all()
     assert (work.computed, work.stored) == (100, 400)
     aside = path.with_name(f"{path.name}.broken")
-    assert opened.set_aside == [aside] and aside.exists() and not path.exists()
+    assert opened.quarantined == [aside] and aside.exists() and not path.exists()
     _, work = encode_texts(again, texts, 500, cache=EmbeddingCache(tmp_path, PLENTY).space("x", 384))
     assert work.stored == 500
 
@@ -180,13 +180,13 @@ def test_every_part_of_a_segment_is_verified(tmp_path: Path, region: str) -> Non
     path.write_bytes(save(arrays, None if region == "no digest" else metadata))
     store = EmbeddingCache(tmp_path, PLENTY)
     found = check(store.space("engine", DIM), range(100))
-    assert found == [] and store.set_aside == [path.with_name(f"{path.name}.broken")]
+    assert found == [] and store.quarantined == [path.with_name(f"{path.name}.broken")]
 
 
 def test_a_segment_of_vectors_of_another_length_is_not_read(tmp_path: Path) -> None:
     fill(EmbeddingCache(tmp_path, PLENTY).space("engine", DIM), range(100))
     store = EmbeddingCache(tmp_path, PLENTY)
-    assert check(store.space("engine", DIM // 2), range(100)) == [] and len(store.set_aside) == 1
+    assert check(store.space("engine", DIM // 2), range(100)) == [] and len(store.quarantined) == 1
 
 
 def test_twenty_killed_writers_leave_nothing_wrong_and_keep_the_bound(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_twenty_killed_writers_leave_nothing_wrong_and_keep_the_bound(tmp_path: 
             there = check(store.space(engine, DIM), asked)
             found += len(there)
             gone += number > 0 and not any(at < 40_000 for at in there)
-            assert not store.set_aside
+            assert not store.quarantined
         assert taken(tmp_path) <= max_bytes
     assert found and gone and killed_at_work, (found, gone, killed_at_work)
     fill(EmbeddingCache(tmp_path, max_bytes).space("one", DIM), range(-10, 0))
@@ -251,7 +251,7 @@ def test_a_trouble_of_the_machines_says_nothing_of_a_file(tmp_path: Path, monkey
     store = EmbeddingCache(tmp_path, PLENTY)
     store.space("engine", DIM).refresh()
     monkeypatch.setattr(Path, "open", fails(OSError(24, "Too many open files")))
-    assert check(store.space("engine", DIM), range(10)) == [] and not store.set_aside
+    assert check(store.space("engine", DIM), range(10)) == [] and not store.quarantined
     monkeypatch.undo()
     assert len(check(EmbeddingCache(tmp_path, PLENTY).space("engine", DIM), range(10))) == 10
 

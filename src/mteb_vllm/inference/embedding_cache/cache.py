@@ -53,13 +53,13 @@ class EmbeddingCache:
         max_bytes: What all files together may take; the least recently used are evicted.
 
     Attributes:
-        set_aside: Files that were not what was written, and have these names now.
+        quarantined: Files that were not what was written, and have these names now.
     """
 
     def __init__(self, root: Path, max_bytes: int) -> None:
         self.root, self.folder = root, root / _FOLDER
         self.max_bytes = max_bytes
-        self.set_aside: list[Path] = []
+        self.quarantined: list[Path] = []
         self._spaces: dict[str, Space] = {}
         # Folder to when it changed last, and what its files take.
         self._sizes: dict[Path, tuple[int, int]] = {}
@@ -134,7 +134,7 @@ class EmbeddingCache:
             with contextlib.suppress(FileNotFoundError):
                 yield path.stat(), path
 
-    def put_aside(self, path: Path, why: Exception) -> None:
+    def quarantine(self, path: Path, why: Exception) -> None:
         """Renames a file that is not what was written; what it held is not known any more."""
         aside = path.with_name(f"{path.name}.broken")
         try:
@@ -143,7 +143,7 @@ class EmbeddingCache:
             return  # another run was faster
         except OSError:
             aside = path
-        self.set_aside.append(aside)
+        self.quarantined.append(aside)
         logger.warning("%s cannot be read (%s); set aside as %s", path, why, aside.name)
 
 
@@ -194,7 +194,7 @@ class Space:
         for name in self._segments.keys() - there:
             del self._segments[name]
         for name in sorted(there - self._segments.keys()):
-            with self._or_set_aside(name):
+            with self._quarantine_if_broken(name):
                 self._take(name)
 
     def look_up(self, keys: Sequence[bytes], out: Vectors, rows: Sequence[int]) -> tuple[Flags, Flags]:
@@ -215,7 +215,7 @@ class Space:
             if name not in self._segments or not fresh.any():
                 continue
             at, there = at[fresh], there[fresh]
-            with self._or_set_aside(name):
+            with self._quarantine_if_broken(name):
                 segment = self._segments[name]
                 segment.read(there, out, targets[at])
                 found[at], truncated[at] = True, segment.truncated[there]
@@ -266,7 +266,7 @@ class Space:
         self._index.add(name, keys, self._segments.keys())
 
     @contextlib.contextmanager
-    def _or_set_aside(self, name: str) -> Iterator[None]:
+    def _quarantine_if_broken(self, name: str) -> Iterator[None]:
         """Does something with a segment; what cannot be read counts as not known, and a broken file is renamed."""
         try:
             yield
@@ -274,7 +274,7 @@ class Space:
         except FileNotFoundError:
             pass  # it has been evicted
         except BrokenError as error:
-            self._cache.put_aside(self._path(name), error)
+            self._cache.quarantine(self._path(name), error)
         except OSError as error:  # a trouble of the machine's says nothing of the file
             logger.warning("%s cannot be read now: %s", self._path(name), error)
         self._segments.pop(name, None)
