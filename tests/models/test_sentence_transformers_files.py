@@ -326,11 +326,11 @@ def test_a_model_without_such_files_is_taken_as_sentence_transformers_takes_it(t
 def test_the_context_is_that_of_sentence_transformers(tmp_path: Path) -> None:
     chain(plain(tmp_path), "Pooling")
     write(tmp_path, "tokenizer_config.json", {"model_max_length": 10**30})
-    assert (applied(tmp_path).context, applied(tmp_path).reads_context) == (512, False)
+    assert (applied(tmp_path).context, applied(tmp_path).vllm_reads_context) == (512, False)
     write(tmp_path, "tokenizer_config.json", {"model_max_length": 128})
     assert applied(tmp_path).context == 128
     write(tmp_path, "sentence_bert_config.json", {"max_seq_length": 64})
-    assert (applied(tmp_path).context, applied(tmp_path).reads_context) == (64, True)
+    assert (applied(tmp_path).context, applied(tmp_path).vllm_reads_context) == (64, True)
 
 
 def test_engines_that_pool_differently_have_different_fingerprints(tmp_path: Path) -> None:

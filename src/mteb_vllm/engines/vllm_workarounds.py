@@ -21,7 +21,7 @@ def shorter_context(spec: EngineSpec, args: Mapping[str, object]) -> dict[str, i
     """
     overrides, applied = args.get("hf_overrides"), spec.applied
     positions = position_limit({**spec.model.config, **(overrides if isinstance(overrides, Mapping) else {})})
-    limits = [positions, None if applied.reads_context else applied.context]
+    limits = [positions, None if applied.vllm_reads_context else applied.context]
     limit = min((one for one in limits if one is not None), default=None)
     if limit is None or args.get("max_model_len") is not None:
         return {}

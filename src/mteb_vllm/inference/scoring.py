@@ -52,8 +52,8 @@ def score_pairs(
     if chunk_size < 1:
         raise ValueError(f"a chunk size of {chunk_size}")
     started = time.perf_counter()
-    query_rows, query_texts = different(queries)
-    document_rows, document_texts = different(documents)
+    query_rows, query_texts = deduplicate(queries)
+    document_rows, document_texts = deduplicate(documents)
     if len(query_rows) != len(document_rows):
         raise ValueError(f"{len(query_rows)} queries, but {len(document_rows)} documents")
     work = Work(texts=len(query_rows))
@@ -78,7 +78,7 @@ def score_pairs(
     return scores[places], work
 
 
-def different(texts: Iterable[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
+def deduplicate(texts: Iterable[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
     """The number of each text among the different ones, in the order of their first appearance, and those."""
     numbers: dict[str, int] = {}
     rows = [numbers.setdefault(replace_surrogates(text), len(numbers)) for text in texts]

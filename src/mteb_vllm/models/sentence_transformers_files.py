@@ -41,8 +41,8 @@ _OLD_MODES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 POOLING_MODES = tuple(_OLD_MODES.values())
-_OF_VLLM = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
-_WORDS = {"CLS": "CLS", "MEAN": "mean", "LAST": "last-token"}
+_VLLM_POOLING = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
+_POOLING_WORDS = {"CLS": "CLS", "MEAN": "mean", "LAST": "last-token"}
 
 # The only types of Dense that vLLM loads (_DENSE_MODULE_TYPES), and the activations that it has for them (get_act_fn).
 _DENSE_TYPES = ("sentence_transformers.models.Dense", "sentence_transformers.base.modules.dense.Dense")
@@ -120,12 +120,12 @@ class SentenceTransformersFiles:
     @property
     def default_pair_prompt(self) -> str:
         """The prompt that sentence-transformers puts in front of a pair's first text; empty if there is none."""
-        if not self.of_cross_encoder:
+        if not self.is_cross_encoder:
             return ""
         return (self.settings.get("prompts") or {}).get(self.settings.get("default_prompt_name")) or ""
 
     @property
-    def of_cross_encoder(self) -> bool:
+    def is_cross_encoder(self) -> bool:
         """Whether the model was saved as a cross-encoder: else sentence-transformers reads no modules of one."""
         return self.modules is not None and self.settings.get("model_type") == "CrossEncoder"
 
@@ -144,7 +144,7 @@ class Applied:
         normalized: Whether embeddings get length 1; likewise.
         truncate_dim: The leading dimensions of an embedding that are kept, after normalisation; None keeps all.
         context: Tokens after which sentence-transformers cuts a text; None where the files say nothing.
-        reads_context: Whether vLLM takes that context from the files by itself.
+        vllm_reads_context: Whether vLLM takes that context from the files by itself.
         activation: What is made of a pair's logit; None where vLLM's own choice is that of the files.
         source: Where all this comes from, in words.
         refused: What is asked for that vLLM does not do.
@@ -156,7 +156,7 @@ class Applied:
     normalized: bool | None = None
     truncate_dim: int | None = None
     context: int | None = None
-    reads_context: bool = False
+    vllm_reads_context: bool = False
     activation: _Activation | None = None
     source: str = ""
     refused: tuple[str, ...] = ()
@@ -176,7 +176,7 @@ class Applied:
     def __str__(self) -> str:
         if self.pooling is None:
             return ""
-        words = [f"{_WORDS.get(self.pooling, self.pooling)} pooling"]
+        words = [f"{_POOLING_WORDS.get(self.pooling, self.pooling)} pooling"]
         words.append("normalised" if self.normalized else "not normalised")
         words += [f"the first {self.truncate_dim} dimensions"] if self.truncate_dim else []
         return f"{', '.join(words)} ({self.source})"
@@ -197,10 +197,10 @@ def read_files(locate: Locate) -> SentenceTransformersFiles:
     if entries is None:
         unread = _transformer_config(locate, "")[0].get("max_seq_length")
         return SentenceTransformersFiles(
-            {}, None, tokenizer, unread if isinstance(unread, int) else None, template, bool(_settings(locate))
+            {}, None, tokenizer, unread if isinstance(unread, int) else None, template, bool(_read_settings(locate))
         )
-    settings = _settings(locate)
-    modules = tuple(_module(locate, entry) for entry in entries)
+    settings = _read_settings(locate)
+    modules = tuple(_read_module(locate, entry) for entry in entries)
     return SentenceTransformersFiles(settings, modules, tokenizer, None, template)
 
 
@@ -216,7 +216,7 @@ def read_json(path: Path, kind: type[_Json]) -> _Json:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(content, kind):
         wanted = "an object" if kind is dict else "a list"
-        raise ModelError(f"{path} holds {_shown(content)}, and not {wanted}")
+        raise ModelError(f"{path} holds {_shorten(content)}, and not {wanted}")
     return content
 
 
@@ -236,11 +236,11 @@ def apply_files(
     """
     overrides = args.get("hf_overrides")
     config = {**config, **(overrides if isinstance(overrides, Mapping) else {})}
-    return _embedding(files, config, args) if convert == "embed" else _scoring(files, config)
+    return _apply_to_encoder(files, config, args) if convert == "embed" else _apply_to_cross_encoder(files, config)
 
 
-def _embedding(files: SentenceTransformersFiles, config: Mapping[str, object], args: Mapping[str, object]) -> Applied:
-    given = {key: _given(args, key) for key in ("seq_pooling_type", "pooling_type", "use_activation", "dimensions")}
+def _apply_to_encoder(files: SentenceTransformersFiles, config: Mapping[str, object], args: Mapping[str, object]) -> Applied:
+    given = {key: _pooler_field(args, key) for key in ("seq_pooling_type", "pooling_type", "use_activation", "dimensions")}
     pooling = given["seq_pooling_type"] or given["pooling_type"]
     normalized = given["use_activation"]
     refused: list[str] = []
@@ -256,7 +256,7 @@ def _embedding(files: SentenceTransformersFiles, config: Mapping[str, object], a
     asked: str | None = _default_pooling(config)
     asked_normalized, source = False, "no modules.json: as sentence-transformers takes such a model"
     if files.modules is not None:
-        asked, asked_normalized, found = _chain(files.modules, pooling is not None, decided)
+        asked, asked_normalized, found = _check_modules(files.modules, pooling is not None, decided)
         refused, source = [*refused, *found], "modules.json"
     elif files.chat_template and not decided:
         refused.append(
@@ -274,35 +274,35 @@ def _embedding(files: SentenceTransformersFiles, config: Mapping[str, object], a
             "sentence-transformers does not"
         )
     truncate = files.settings.get("truncate_dim") if given["dimensions"] is None else None
-    context, reads, more = _context(files, config)
+    context, reads, more = _find_context(files, config)
     return Applied(
         pooling=pooling or asked,
         normalized=asked_normalized if normalized is None else bool(normalized),
         truncate_dim=truncate,
         context=context,
-        reads_context=reads,
+        vllm_reads_context=reads,
         source=source,
-        refused=(*refused, *_transformer_refusals(files, "feature-extraction", "token_embeddings")),
+        refused=(*refused, *_check_transformer_module(files, "feature-extraction", "token_embeddings")),
         notes=(*notes, *more),
     )
 
 
-def _scoring(files: SentenceTransformersFiles, config: Mapping[str, object]) -> Applied:
+def _apply_to_cross_encoder(files: SentenceTransformersFiles, config: Mapping[str, object]) -> Applied:
     refused: list[str] = []
     # A language model's answer, through a template and tokens that the recipe or the user names.
     answers = bool(config.get("classifier_from_token") or config.get("is_original_qwen3_reranker"))
     # sentence-transformers reads the modules of models that were saved as cross-encoders only.
-    if files.modules is not None and files.of_cross_encoder and not answers:
+    if files.modules is not None and files.is_cross_encoder and not answers:
         first, *rest = files.modules or (None,)
         if first is None or first.kind != "Transformer":
             refused.append("modules.json: its first module is no Transformer: vLLM runs nothing else")
         refused += [f"modules.json: {one.type}: vLLM does not run it behind a cross-encoder ({_RUNS})" for one in rest]
-        refused += _transformer_refusals(files, "sequence-classification", "scores")
-    activation, problem = _activation(files, config)
-    context, reads, notes = _context(files, config)
+        refused += _check_transformer_module(files, "sequence-classification", "scores")
+    activation, problem = _find_activation(files, config)
+    context, reads, notes = _find_context(files, config)
     return Applied(
         context=context,
-        reads_context=reads,
+        vllm_reads_context=reads,
         activation=activation,
         refused=tuple(refused),
         activation_refused=problem,
@@ -310,7 +310,7 @@ def _scoring(files: SentenceTransformersFiles, config: Mapping[str, object]) -> 
     )
 
 
-def _chain(modules: Sequence[ModuleFile], pooling_given: bool, decided: bool) -> tuple[str | None, bool, list[str]]:
+def _check_modules(modules: Sequence[ModuleFile], pooling_given: bool, decided: bool) -> tuple[str | None, bool, list[str]]:
     """Return vLLM's pooling, whether normalisation follows it, and what of the modules vLLM does not run."""
     refused: list[str] = []
     if not modules or modules[0].kind != "Transformer":
@@ -323,14 +323,14 @@ def _chain(modules: Sequence[ModuleFile], pooling_given: bool, decided: bool) ->
         if not one.type.startswith("sentence_transformers."):
             refused.append(f"modules.json: {one.type}: is the model's own code, which vLLM does not run ({_RUNS})")
         elif one.kind == "Pooling" and pooling is None and not normalized:
-            pooling, problems = _pooling(one)
+            pooling, problems = _check_pooling_module(one)
             refused += [] if pooling_given else problems
             pooling = pooling or "MEAN"
         elif one.kind == "Normalize" and pooling is not None:
             normalized = True
-            refused += _unexpected(one, _IN_PLACE)
+            refused += _unsupported_keys(one, _IN_PLACE)
         elif one.kind == "Dense" and pooling is not None and not normalized:
-            refused += _dense(one)
+            refused += _check_dense_module(one)
         else:
             refused.append(f"modules.json: {one.type}: vLLM does not run it in this place ({_RUNS})")
     if pooling is None:
@@ -338,10 +338,10 @@ def _chain(modules: Sequence[ModuleFile], pooling_given: bool, decided: bool) ->
     return pooling, normalized, [] if decided else refused
 
 
-def _pooling(module: ModuleFile) -> tuple[str | None, list[str]]:
+def _check_pooling_module(module: ModuleFile) -> tuple[str | None, list[str]]:
     config, at = module.config, module.file
     keys = ("embedding_dimension", "word_embedding_dimension", "pooling_mode", *_OLD_MODES, "include_prompt")
-    problems = _unexpected(module, dict.fromkeys(keys))
+    problems = _unsupported_keys(module, dict.fromkeys(keys))
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for key, mode in _OLD_MODES.items() if config.get(key)] or ["mean"]
@@ -351,14 +351,14 @@ def _pooling(module: ModuleFile) -> tuple[str | None, list[str]]:
     if len(modes) != 1:
         problems.append(f"{at}: pooling modes {' and '.join(modes)} together: vLLM knows one at a time ({_RUNS})")
         return None, problems
-    if modes[0] not in _OF_VLLM:
-        problems.append(f"{at}: pooling mode {modes[0]}: vLLM knows {', '.join(_OF_VLLM)} ({_RUNS})")
-    return _OF_VLLM.get(modes[0]), problems
+    if modes[0] not in _VLLM_POOLING:
+        problems.append(f"{at}: pooling mode {modes[0]}: vLLM knows {', '.join(_VLLM_POOLING)} ({_RUNS})")
+    return _VLLM_POOLING.get(modes[0]), problems
 
 
-def _dense(module: ModuleFile) -> list[str]:
+def _check_dense_module(module: ModuleFile) -> list[str]:
     config, at = module.config, module.file
-    problems = _unexpected(
+    problems = _unsupported_keys(
         module,
         {
             "in_features": None, "out_features": None, "bias": None, "activation_function": None,
@@ -374,7 +374,7 @@ def _dense(module: ModuleFile) -> list[str]:
     return problems
 
 
-def _transformer_refusals(files: SentenceTransformersFiles, task: str, output: str) -> list[str]:
+def _check_transformer_module(files: SentenceTransformersFiles, task: str, output: str) -> list[str]:
     """What the Transformer's own configuration asks for that vLLM does not do."""
     module = next((one for one in files.modules or () if one.kind == "Transformer"), None)
     if module is None:
@@ -396,7 +396,7 @@ def _transformer_refusals(files: SentenceTransformersFiles, task: str, output: s
     }  # fmt: skip
     kinds = ("model", "processor", "tokenizer", "config")
     arguments = [f"{kind}_{word}" for kind in kinds for word in ("kwargs", "args")]
-    problems = _unexpected(module, {**expected, **dict.fromkeys(arguments)})
+    problems = _unsupported_keys(module, {**expected, **dict.fromkeys(arguments)})
     for key in arguments:
         for name in sorted(set(module.config.get(key) or {}) - set(_HARMLESS_ARGUMENTS)):
             problems.append(f"{module.file}: {key}.{name}: vLLM does not read it ({_RUNS})")
@@ -410,16 +410,16 @@ _NULL = object()
 _IN_PLACE = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
 
 
-def _unexpected(module: ModuleFile, expected: Mapping[str, object]) -> list[str]:
+def _unsupported_keys(module: ModuleFile, expected: Mapping[str, object]) -> list[str]:
     """What a module's configuration says beside the expected; an expected value of None allows any."""
     problems = []
     for key, value in module.config.items():
         if key not in expected:
-            problems.append(f"{module.file}: {key}={_shown(value)}: is no key that vLLM reads ({_RUNS})")
+            problems.append(f"{module.file}: {key}={_shorten(value)}: is no key that vLLM reads ({_RUNS})")
         elif (right := expected[key]) is not None and value != (None if right is _NULL else right):
             if not value and not right:
                 continue
-            problems.append(f"{module.file}: {key}={_shown(value)}: vLLM does not do this ({_RUNS})")
+            problems.append(f"{module.file}: {key}={_shorten(value)}: vLLM does not do this ({_RUNS})")
     return problems
 
 
@@ -431,7 +431,7 @@ def _default_pooling(config: Mapping[str, object]) -> str:
     return "LAST" if causal else "MEAN"
 
 
-def _context(files: SentenceTransformersFiles, config: Mapping[str, object]) -> tuple[int | None, bool, list[str]]:
+def _find_context(files: SentenceTransformersFiles, config: Mapping[str, object]) -> tuple[int | None, bool, list[str]]:
     """Tokens after which sentence-transformers cuts a text, whether vLLM reads that itself, and notes."""
     module = next((one for one in files.modules or () if one.kind == "Transformer"), None)
     if module is not None and isinstance(module.config.get("max_seq_length"), int):
@@ -449,12 +449,12 @@ def _context(files: SentenceTransformersFiles, config: Mapping[str, object]) -> 
     return context, False, []
 
 
-def _activation(
+def _find_activation(
     files: SentenceTransformersFiles, config: Mapping[str, object]
 ) -> tuple[_Activation | None, str | None]:
     """The activation of sentence-transformers' CrossEncoder where vLLM would take another, or what is wrong with it."""
     said = config.get("sentence_transformers")
-    named = files.settings.get("activation_fn") if files.of_cross_encoder else None
+    named = files.settings.get("activation_fn") if files.is_cross_encoder else None
     where = "config.json" if named is None else "config_sentence_transformers.json"
     named = named or (said.get("activation_fn") if isinstance(said, Mapping) else None)
     named = named or config.get("sbert_ce_default_activation_function")
@@ -471,43 +471,43 @@ def _activation(
     return kinds[name], None
 
 
-def _given(args: Mapping[str, object], key: str) -> Any:
+def _pooler_field(args: Mapping[str, object], key: str) -> Any:
     """A field of `pooler_config`, as a dict or as vLLM's own class."""
     pooler = args.get("pooler_config")
     return pooler.get(key) if isinstance(pooler, Mapping) else getattr(pooler, key, None)
 
 
-def _settings(locate: Locate) -> dict[str, Any]:
+def _read_settings(locate: Locate) -> dict[str, Any]:
     file = "config_sentence_transformers.json"
     settings = _read(locate, file, dict) or {}
     prompts = settings.get("prompts")
     if prompts is not None and not (
         isinstance(prompts, dict) and all(isinstance(text, (str, type(None))) for text in prompts.values())
     ):
-        raise ModelError(f"{file}: prompts={_shown(prompts)}: must be an object of texts")
+        raise ModelError(f"{file}: prompts={_shorten(prompts)}: must be an object of texts")
     default = settings.get("default_prompt_name")
     if default is not None and default not in (prompts or {}):
-        raise ModelError(f"{file}: default_prompt_name={_shown(default)}: is none of its prompts")
+        raise ModelError(f"{file}: default_prompt_name={_shorten(default)}: is none of its prompts")
     dim = settings.get("truncate_dim")
     if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
-        raise ModelError(f"{file}: truncate_dim={_shown(dim)}: must be 1 or more")
+        raise ModelError(f"{file}: truncate_dim={_shorten(dim)}: must be 1 or more")
     return settings
 
 
-def _module(locate: Locate, entry: object) -> ModuleFile:
+def _read_module(locate: Locate, entry: object) -> ModuleFile:
     if not isinstance(entry, dict) or not isinstance(entry.get("type"), str) or not isinstance(entry.get("path"), str):
-        raise ModelError(f"modules.json: {_shown(entry)}: is no module with a type and a path")
+        raise ModelError(f"modules.json: {_shorten(entry)}: is no module with a type and a path")
     kind, path = entry["type"].rpartition(".")[2], entry["path"]
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise ModelError(f"modules.json: path={_shown(path)}: leads out of the model's folder")
+        raise ModelError(f"modules.json: path={_shorten(path)}: leads out of the model's folder")
     if kind == "Transformer":
         config, file = _transformer_config(locate, path)
         length = config.get("max_seq_length")
         if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
-            raise ModelError(f"{file}: max_seq_length={_shown(length)}: must be 1 or more")
+            raise ModelError(f"{file}: max_seq_length={_shorten(length)}: must be 1 or more")
         for key, value in config.items():
             if key.endswith(("_args", "_kwargs")) and not isinstance(value, (dict, type(None))):
-                raise ModelError(f"{file}: {key}={_shown(value)}: must be an object")
+                raise ModelError(f"{file}: {key}={_shorten(value)}: must be an object")
         return ModuleFile(kind, entry["type"], path, config, file)
     file = f"{path}/config.json" if path else "config.json"
     needed = kind in ("Pooling", "Dense")
@@ -517,18 +517,18 @@ def _module(locate: Locate, entry: object) -> ModuleFile:
     if kind == "Dense" and not any(locate(f"{path}/{weights}") for weights in _DENSE_WEIGHTS):
         raise ModelError(f"modules.json names {path}, which holds no weights ({' or '.join(_DENSE_WEIGHTS)})")
     if kind == "Pooling":
-        _check_pooling(file, config)
+        _validate_pooling(file, config)
     return ModuleFile(kind, entry["type"], path, config, file)
 
 
-def _check_pooling(file: str, config: Mapping[str, object]) -> None:
+def _validate_pooling(file: str, config: Mapping[str, object]) -> None:
     modes = config.get("pooling_mode", [])
     for mode in [modes] if isinstance(modes, str) or not isinstance(modes, list) else modes:
         if mode not in POOLING_MODES:
-            raise ModelError(f"{file}: pooling_mode={_shown(mode)}: must be one of {', '.join(POOLING_MODES)}")
+            raise ModelError(f"{file}: pooling_mode={_shorten(mode)}: must be one of {', '.join(POOLING_MODES)}")
     for key in (*_OLD_MODES, "include_prompt"):
         if not isinstance(config.get(key, False), bool):
-            raise ModelError(f"{file}: {key}={_shown(config[key])}: must be true or false")
+            raise ModelError(f"{file}: {key}={_shorten(config[key])}: must be true or false")
 
 
 def _transformer_config(locate: Locate, folder: str) -> tuple[dict[str, Any], str]:
@@ -544,6 +544,6 @@ def _read(locate: Locate, file: str, kind: type[_Json]) -> _Json | None:
     return None if path is None else read_json(path, kind)
 
 
-def _shown(value: object) -> str:
+def _shorten(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:80]}..."

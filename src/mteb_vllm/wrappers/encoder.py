@@ -14,7 +14,7 @@ from mteb.models.model_meta import ModelMeta
 from mteb_vllm.engines.base import Convert, EngineSpec
 from mteb_vllm.inference.embedding_cache.cache import EmbeddingCache, Space
 from mteb_vllm.inference.encoding import encode_texts, loader_texts
-from mteb_vllm.inference.scoring import different
+from mteb_vllm.inference.scoring import deduplicate
 from mteb_vllm.models.prompts import Prompts, load_template
 from mteb_vllm.util.plain import JsonObject
 from mteb_vllm.wrappers.base import Recorder, VllmWrapperBase
@@ -241,7 +241,7 @@ class VllmEncoderReranker(EmbeddingWrapper):
 
         sides = []
         for inputs, side in ((inputs1, PromptType.query), (inputs2, PromptType.document)):
-            rows, texts = different(loader_texts(inputs)[0])
+            rows, texts = deduplicate(loader_texts(inputs)[0])
             vectors = self.embed(texts, len(texts), task_metadata, hf_subset, side)
             # A vector of zeros has no direction: its cosine is 0.
             lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
