@@ -340,7 +340,7 @@ def test_a_score_template_stays_without_prompts() -> None:
         of_run = chosen_for(config, recipe, chosen, instruction)
         planned = plan(replace(of_run, model=replace(of_run.model, score_template=score)))
         assert planned.template is not None and planned.prompts.template is None
-        text = planned.template.rendered("q", "d", planned.prompts.instruction(planned.tasks[0], "query").text)
+        text = planned.template.render("q", "d", planned.prompts.instruction(planned.tasks[0], "query").text)
         values: dict[str, Any] = {
             **(RECIPES[recipe]["prompts"] if CHOSEN[chosen].get("from_model") else {}),
             **{key: value for key, value in CHOSEN[chosen].items() if value is not None},

@@ -88,7 +88,7 @@ class ScoreTemplate:
         """Return queries and documents behind their prefixes."""
         return [self.query_prefix + text for text in queries], [self.document_prefix + text for text in documents]
 
-    def rendered(
+    def render(
         self, query: str, document: str, instruction: str = "", tokenizer: PreTrainedTokenizerBase | None = None
     ) -> str:
         """Return one pair as the model is given it; the two texts side by side where the model joins them itself.
@@ -205,7 +205,7 @@ def template_mistakes(at: str, text: str, file: str | None = None) -> list[Mista
     template = ScoreTemplate(text)
     rendered, without = probes.texts
     # The other process has other hashes and addresses.
-    if (template.rendered(_QUERY, _DOCUMENT, "an instruction"), template.rendered(_QUERY, _PROBE)) != probes.texts:
+    if (template.render(_QUERY, _DOCUMENT, "an instruction"), template.render(_QUERY, _PROBE)) != probes.texts:
         return [wrong("gives another text at every rendering")]
     sides = {"query": _QUERY, "document": _DOCUMENT}
     lost = [side for side, word in sides.items() if word not in rendered]
@@ -275,7 +275,7 @@ def render_probes() -> None:
     template = ScoreTemplate(sys.stdin.buffer.read().decode(errors="surrogatepass"))
     texts, error, undefined = ("", ""), None, ""
     try:
-        texts = template.rendered(_QUERY, _DOCUMENT, "an instruction"), template.rendered(_QUERY, _PROBE)
+        texts = template.render(_QUERY, _DOCUMENT, "an instruction"), template.render(_QUERY, _PROBE)
     except UndefinedError as caught:
         error, undefined = str(caught), str(caught).partition("'")[2].partition("'")[0]
     except MemoryError:

@@ -183,7 +183,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
             progress=None if report is None else lambda done, total: report(label, done, total, "pairs"),
         )
         if len(first) == 2:
-            applied["example"] = self.template.rendered(first[0], first[1], text, self.engine.tokenizer)[:1000]
+            applied["example"] = self.template.render(first[0], first[1], text, self.engine.tokenizer)[:1000]
         self.work.add(work)
         if self.recorder is not None:
             self.recorder.take_pairs(scores)
