@@ -24,7 +24,7 @@ import store_writer
 from mteb_vllm.errors import NonFiniteError
 from mteb_vllm.inference.embedding_cache.cache import EmbeddingCache
 from mteb_vllm.inference.embedding_cache.index import Index
-from mteb_vllm.inference.embedding_cache.segments import size_of
+from mteb_vllm.inference.embedding_cache.segments import segment_size
 from mteb_vllm.inference.encoding import encode_texts
 from store_writer import DIM, text, vectors
 
@@ -192,7 +192,7 @@ def test_a_segment_of_vectors_of_another_length_is_not_read(tmp_path: Path) -> N
 def test_twenty_killed_writers_leave_nothing_wrong_and_keep_the_bound(tmp_path: Path) -> None:
     # Every other one is killed while a file of it is half-written, as far as that can be seen.
     draw = random.Random(20_261_124)
-    max_bytes, found, killed_at_work, gone = 12 * size_of(store_writer.SEGMENT, DIM), 0, 0, 0
+    max_bytes, found, killed_at_work, gone = 12 * segment_size(store_writer.SEGMENT, DIM), 0, 0, 0
     for number in range(20):
         first = number * 10**6
         command = [sys.executable, store_writer.__file__, str(tmp_path), str(max_bytes), str(first)]
@@ -219,7 +219,7 @@ def test_twenty_killed_writers_leave_nothing_wrong_and_keep_the_bound(tmp_path: 
 
 
 def test_what_was_not_used_for_longest_gives_way(tmp_path: Path) -> None:
-    size = size_of(100, DIM)
+    size = segment_size(100, DIM)
     before = EmbeddingCache(tmp_path, PLENTY)
     for at, name in enumerate(("old", "older", "own")):
         space = before.space(name, DIM)
@@ -276,7 +276,7 @@ def test_a_full_disk_keeps_no_half_of_a_file(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_lower_bound_is_kept_and_nothing_gives_way_in_vain(tmp_path: Path) -> None:
-    size = size_of(100, DIM)
+    size = segment_size(100, DIM)
     for at in range(4):
         fill(EmbeddingCache(tmp_path, PLENTY).space(f"engine{at}", DIM), range(100))
     fill(EmbeddingCache(tmp_path, 3 * size).space("engine9", DIM), range(1000))  # never fits
@@ -337,7 +337,7 @@ def test_a_folder_that_only_this_store_has_written_to_is_not_looked_through_agai
     store.max_bytes = 0
     fill(space, range(60, 70))
     store.max_bytes = PLENTY
-    assert store._used() == taken(tmp_path / "embeddings"), "what found no room is not counted"
+    assert store._used_bytes() == taken(tmp_path / "embeddings"), "what found no room is not counted"
 
 
 def test_the_record_says_why_embeddings_were_not_kept(tmp_path: Path) -> None:

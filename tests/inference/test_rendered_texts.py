@@ -73,7 +73,7 @@ class Listening(Engine):
     def time_phases(self) -> Iterator[Phases]:
         yield Phases()
 
-    def _leave(self) -> None:
+    def _release_memory(self) -> None:
         pass
 
 

@@ -266,7 +266,7 @@ def test_an_engine_that_closes_leaves_the_shells_variables(monkeypatch: pytest.M
     left: list[int] = []
     monkeypatch.setattr(engines, "_open", [])
     monkeypatch.setattr(environment, "_before", None)
-    monkeypatch.setattr(VllmEngine, "_leave", lambda _: left.append(len(engines._open)))
+    monkeypatch.setattr(VllmEngine, "_release_memory", lambda _: left.append(len(engines._open)))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
     environment.apply_variables({"VLLM_X": "1"})
     assert environment.outer_variables()["VLLM_CPU_KVCACHE_SPACE"] == "4" and "VLLM_X" not in environment.outer_variables()

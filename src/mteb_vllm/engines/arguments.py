@@ -25,7 +25,7 @@ PRESETS = ("auto", "vllm", "vllm_cpu")
 BACKENDS = ("vllm", "sentence_transformers")
 
 # What sentence-transformers is opened and asked with, and the types of that; the first three are its alone.
-_OF_SENTENCE_TRANSFORMERS: dict[str, type] = {
+_SENTENCE_TRANSFORMERS_TYPES: dict[str, type] = {
     "batch_size": int,
     "attn_implementation": str,
     "device": str,
@@ -34,7 +34,7 @@ _OF_SENTENCE_TRANSFORMERS: dict[str, type] = {
     "trust_remote_code": bool,
     "load_format": str,
 }
-_NOT_VLLMS = ("batch_size", "attn_implementation", "device")
+_SENTENCE_TRANSFORMERS_ONLY = ("batch_size", "attn_implementation", "device")
 _CHOICES = {
     "dtype": ("float32", "float16", "bfloat16", "auto"),
     "load_format": ("safetensors", "auto"),
@@ -69,20 +69,20 @@ def resolve_arguments(
         arguments without nulls, environment, the name of the preset, and what works in the engine.
     """
     if backend_of(engine) == "sentence_transformers":
-        args = _of_sentence_transformers(engine, recipe)
+        args = _sentence_transformers_arguments(engine, recipe)
         # On a CPU its threads are made as vLLM's are, by the same file.
         preset = _preset_values("vllm_cpu") if str(args.get("device") or device()).startswith("cpu") else {}
-        env = {key: value for key, value in _env(preset, recipe, engine).items() if not key.startswith("VLLM_")}
+        env = {key: value for key, value in _merge_env(preset, recipe, engine).items() if not key.startswith("VLLM_")}
         return args, env, "none", "sentence_transformers"
     name = pick_preset(engine.get("preset") or "none")
     layers = [_preset_values(name), recipe, engine]
     merged: dict[str, object] = {}
     for layer in layers:
         merged |= {key: value for key, value in layer.items() if value is not None and key not in ("preset", "env")}
-    return _vllm_names(merged), _env(*layers), name, "vllm"
+    return _vllm_arguments(merged), _merge_env(*layers), name, "vllm"
 
 
-def _env(*layers: Mapping[str, Any]) -> dict[str, str]:
+def _merge_env(*layers: Mapping[str, Any]) -> dict[str, str]:
     """Return the environment that layers of engine values make, the last one first."""
     env: dict[str, str] = {}
     for layer in layers:
@@ -92,11 +92,11 @@ def _env(*layers: Mapping[str, Any]) -> dict[str, str]:
     return env
 
 
-def _of_sentence_transformers(engine: Mapping[str, object], recipe: Mapping[str, Any]) -> dict[str, object]:
+def _sentence_transformers_arguments(engine: Mapping[str, object], recipe: Mapping[str, Any]) -> dict[str, object]:
     """What is set for sentence-transformers; of a recipe for vLLM, what means the same here."""
     merged: dict[str, object] = {"load_format": "safetensors", "trust_remote_code": False}
     for layer in (_preset_values("sentence_transformers"), recipe, engine):
-        merged |= {key: value for key, value in layer.items() if value is not None and key in _OF_SENTENCE_TRANSFORMERS}
+        merged |= {key: value for key, value in layer.items() if value is not None and key in _SENTENCE_TRANSFORMERS_TYPES}
     if (dimensions := (recipe.get("pooler_config") or {}).get("dimensions")) is not None:
         merged["dimensions"] = dimensions
     if (answers := (recipe.get("hf_overrides") or {}).get("classifier_from_token")) is not None:
@@ -104,9 +104,9 @@ def _of_sentence_transformers(engine: Mapping[str, object], recipe: Mapping[str,
     return merged
 
 
-def _vllm_names(values: Mapping[str, Any]) -> dict[str, object]:
+def _vllm_arguments(values: Mapping[str, Any]) -> dict[str, object]:
     """Values by the names of `conf/engine/` as vLLM's engine arguments."""
-    args = {key: value for key, value in values.items() if value is not None and key not in (*OWN_KEYS, *_NOT_VLLMS)}
+    args = {key: value for key, value in values.items() if value is not None and key not in (*OWN_KEYS, *_SENTENCE_TRANSFORMERS_ONLY)}
     if values.get("head_dtype") is not None:
         # vLLM reads the head's dtype from the model's configuration.
         args["hf_overrides"] = {**(args.get("hf_overrides") or {}), "head_dtype": values["head_dtype"]}
@@ -133,21 +133,21 @@ def check_sentence_transformers(where: str, values: Mapping[str, object]) -> lis
     mistakes = []
     for key, value in values.items():
         wrong = functools.partial(Mistake, f"{where}.{key}", value=f"{value}")
-        kind = _OF_SENTENCE_TRANSFORMERS.get(key)
+        kind = _SENTENCE_TRANSFORMERS_TYPES.get(key)
         if value is None or key in ("backend", "preset"):
             continue
         if key == "env":
             mistakes += _env_mistakes(f"{where}.env", value, None)
         elif kind is None:
             what = "is an argument of vLLM's, and this engine is sentence-transformers"
-            known = f"Known to both, or to it: {', '.join(_OF_SENTENCE_TRANSFORMERS)}."
+            known = f"Known to both, or to it: {', '.join(_SENTENCE_TRANSFORMERS_TYPES)}."
             mistakes.append(
                 wrong(
                     what,
                     known,
                     tuple(
                         as_typed(f"{where}.{near}", f"{where}.{key}")
-                        for near in nearest(key, _OF_SENTENCE_TRANSFORMERS)
+                        for near in nearest(key, _SENTENCE_TRANSFORMERS_TYPES)
                     ),
                 )
             )
@@ -200,7 +200,7 @@ def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogu
                 )
         elif key == "env":
             mistakes += _env_mistakes(at, value, vllm)
-        elif key in _NOT_VLLMS:
+        elif key in _SENTENCE_TRANSFORMERS_ONLY:
             if value is not None:
                 what = "is an argument of sentence-transformers, and this engine is vLLM"
                 mistakes.append(Mistake(at, what, "Choose the other: engine=sentence_transformers", value=f"{value}"))

@@ -290,7 +290,7 @@ class Engine(ABC):
             _open.remove(self)
         self._shut_down()
         gc.collect()
-        self._leave()
+        self._release_memory()
         environment.restore_variables()
 
     def _shut_down(self) -> None:
@@ -298,7 +298,7 @@ class Engine(ABC):
         self.llm = None
 
     @abstractmethod
-    def _leave(self) -> None:
+    def _release_memory(self) -> None:
         """Give back what an engine of this kind leaves in the process."""
 
 

@@ -29,7 +29,7 @@ def describe() -> JsonObject:
     from vllm import ModelRegistry, config, envs
     from vllm.engine import arg_utils
 
-    hints = _hints(arg_utils.EngineArgs)
+    hints = _resolve_hints(arg_utils.EngineArgs)
     args = [field for field in fields(arg_utils.EngineArgs) if not field.name.startswith("_")]
     # EngineArgs says nothing of bounds; the classes that it fills, whatever the arguments, have fields of the same names.
     filled = (config.ModelConfig, config.CacheConfig, config.ParallelConfig, config.SchedulerConfig, config.LoadConfig)
@@ -44,7 +44,7 @@ def describe() -> JsonObject:
     }
 
 
-def _hints(cls: type) -> dict[str, object]:
+def _resolve_hints(cls: type) -> dict[str, object]:
     # Some names vLLM imports for type checkers only: these are Any.
     module = vars(sys.modules[cls.__module__])
     return get_type_hints(cls, localns=defaultdict(lambda: Any, vars(builtins) | module), include_extras=False)
@@ -61,14 +61,14 @@ def _read_encoder_only(registry: _ModelRegistry) -> list[str]:
         if file is not None and _ENCODER_ONLY.search(source := Path(file).read_text(encoding="utf-8")):
             classes |= {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
 
-    def marked(name: str) -> bool:
+    def is_encoder_only(name: str) -> bool:
         node = classes.get(name)
         return node is not None and (
             any(_ENCODER_ONLY.search(ast.unparse(one)) for one in node.decorator_list)
-            or any(marked(base.id) for base in node.bases if isinstance(base, ast.Name))
+            or any(is_encoder_only(base.id) for base in node.bases if isinstance(base, ast.Name))
         )
 
-    return sorted(name for name, model in registry.models.items() if marked(model.class_name))
+    return sorted(name for name, model in registry.models.items() if is_encoder_only(model.class_name))
 
 
 def _read_limits(field: Field[object]) -> dict[str, float]:
@@ -105,7 +105,7 @@ def _read_arg(field: Field[object], hint: object) -> JsonObject:
 
 
 def _read_fields(cls: type) -> JsonObject:
-    hints = _hints(cls)
+    hints = _resolve_hints(cls)
     return {field.name: _read_arg(field, hints[field.name]) for field in fields(cls) if field.init}
 
 

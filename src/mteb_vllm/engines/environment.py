@@ -38,12 +38,12 @@ def set_threading_variables(values: Mapping[str, str]) -> None:
 def apply_variables(values: Mapping[str, str]) -> None:
     """Set the variables of an engine that opens, and keep what they were."""
     global _before
-    _look_for_torch()
+    _note_torch()
     if _before is None:
-        _before = {key: value for key, value in os.environ.items() if _vllms(key)}
+        _before = {key: value for key, value in os.environ.items() if _is_vllm_variable(key)}
     for key in values:
         # A variable of vLLM's that was not there in the beginning has been set since, by vLLM.
-        _before.setdefault(key, None if _vllms(key) else os.environ.get(key))
+        _before.setdefault(key, None if _is_vllm_variable(key) else os.environ.get(key))
     os.environ.update(values)
 
 
@@ -52,9 +52,9 @@ def restore_variables() -> None:
     global _before
     if _before is None:
         return
-    _look_for_torch()
+    _note_torch()
     before, _before = _before, None
-    for key in [*before, *(key for key in os.environ if _vllms(key))]:
+    for key in [*before, *(key for key in os.environ if _is_vllm_variable(key))]:
         value = before.get(key)
         if value is None:
             os.environ.pop(key, None)
@@ -64,7 +64,7 @@ def restore_variables() -> None:
 
 def effective_threading_variables() -> dict[str, str]:
     """Return the variables of the threading runtime that torch works by in this process; empty while it is not loaded."""
-    _look_for_torch()
+    _note_torch()
     return dict(_found_by_torch or {})
 
 
@@ -72,7 +72,7 @@ def outer_variables() -> dict[str, str]:
     """Return the environment as it is without runs and the engines that are open."""
     if _before is None:
         return dict(os.environ)
-    others = {key: value for key, value in os.environ.items() if key not in _before and not _vllms(key)}
+    others = {key: value for key, value in os.environ.items() if key not in _before and not _is_vllm_variable(key)}
     return others | {key: value for key, value in _before.items() if value is not None}
 
 
@@ -81,16 +81,16 @@ def shell_variables(chosen: Mapping[str, str]) -> dict[str, str]:
     return {
         key: value
         for key, value in sorted(outer_variables().items())
-        if _vllms(key) and key not in chosen and not (uncounted_variable(key) or is_secret_name(key))
+        if _is_vllm_variable(key) and key not in chosen and not (uncounted_variable(key) or is_secret_name(key))
     }
 
 
-def _look_for_torch() -> None:
+def _note_torch() -> None:
     # Before every change of ours: until then the variables are those that torch has found.
     global _found_by_torch
     if _found_by_torch is None and "torch" in sys.modules:
         _found_by_torch = threading_variables(os.environ)
 
 
-def _vllms(key: str) -> bool:
+def _is_vllm_variable(key: str) -> bool:
     return key.startswith("VLLM_")

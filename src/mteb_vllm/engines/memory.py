@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from psutil import Process
 
 # Memory that this process held before it opened its first engine, imports included.
-_before: float | None = None
+_baseline_mb: float | None = None
 
 
 def reset_peak_memory(processes: Sequence[Process] = ()) -> None:
@@ -37,7 +37,7 @@ def peak_memory(processes: Sequence[Process] = ()) -> dict[str, float]:
     # ru_maxrss is in KiB on Linux and in bytes on macOS (getrusage(2)).
     unit = 2**20 if platform.system() == "Darwin" else 2**10
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return {"process": round(own, 1), "engine_processes": round(sum(map(_peak_of, processes)), 1)}
+    return {"process": round(own, 1), "engine_processes": round(sum(map(_process_peak, processes)), 1)}
 
 
 def device_memory_mb() -> float | None:
@@ -54,7 +54,7 @@ def device_memory_mb() -> float | None:
         return None
 
 
-def _peak_of(process: Process) -> float:
+def _process_peak(process: Process) -> float:
     """What another process has held at most, as Linux says it, else what it holds now; 0 for one that has ended."""
     import psutil
 
@@ -69,24 +69,24 @@ def _peak_of(process: Process) -> float:
         return 0.0
 
 
-def note_before_engines() -> None:
+def record_baseline() -> None:
     """Notes what this process holds, the first time: called right before an engine opens, when all is imported."""
-    global _before
-    _before = _resident() if _before is None else _before
+    global _baseline_mb
+    _baseline_mb = _resident_mb() if _baseline_mb is None else _baseline_mb
 
 
 def leftover_mb() -> float:
     """Memory, the device's too, that this process holds more than before it opened its first engine."""
-    if _before is None:
+    if _baseline_mb is None:
         return 0.0
     import torch
 
     # An engine in this process has torch's allocator; one in a process of its own takes its memory along.
     device = torch.cuda.memory_reserved() / 2**20 if torch.cuda.is_available() else 0.0
-    return max(0.0, _resident() - _before) + device
+    return max(0.0, _resident_mb() - _baseline_mb) + device
 
 
-def _resident() -> float:
+def _resident_mb() -> float:
     import psutil
 
     return float(psutil.Process().memory_info().rss) / 2**20

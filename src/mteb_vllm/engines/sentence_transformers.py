@@ -53,7 +53,7 @@ class SentenceTransformersEngine(Engine):
         return int(self.spec.args["batch_size"])
 
     @property
-    def _anew(self) -> bool:
+    def _renormalizes(self) -> bool:
         """Whether embeddings are normalised once more: vLLM cuts them before it does that, sentence-transformers after."""
         return self.spec.args.get("dimensions") is not None and "Normalize" in self.resolved["modules"]
 
@@ -72,8 +72,8 @@ class SentenceTransformersEngine(Engine):
             # sentence-transformers has to put it there itself: it leaves the tokens of its own prompts out.
             texts = [text.removeprefix(prompt) for text in texts]
             prompts = {"prompts": {"prompt": prompt}, "default_prompt_name": "prompt"}
-        with self._watched(len(texts), bar) as lengths, replace_attributes(self.model, **prompts), _working():
-            vectors = self.llm.encode(_Loader(texts), **_anywhere(), **self._how(), normalize_embeddings=self._anew)
+        with self._track_texts(len(texts), bar) as lengths, replace_attributes(self.model, **prompts), _translate_errors():
+            vectors = self.llm.encode(_Loader(texts), **_no_task(), **self._call_options(), normalize_embeddings=self._renormalizes)
         return np.asarray(vectors, dtype=np.float32), [lengths[text] for text in texts]
 
     def score(
@@ -97,10 +97,10 @@ class SentenceTransformersEngine(Engine):
             )
         import torch
 
-        how = self._how() | ({} if activation is None else {"activation_fn": torch.nn.Identity()})
-        with self._watched(len(queries), bar) as lengths, _working():
-            values = self.llm.predict(_Loader(queries), _Loader(documents), **_anywhere(), **how)
-        return Scores(_one_each(values), [lengths[pair] for pair in zip(queries, documents, strict=True)])
+        how = self._call_options() | ({} if activation is None else {"activation_fn": torch.nn.Identity()})
+        with self._track_texts(len(queries), bar) as lengths, _translate_errors():
+            values = self.llm.predict(_Loader(queries), _Loader(documents), **_no_task(), **how)
+        return Scores(_flatten(values), [lengths[pair] for pair in zip(queries, documents, strict=True)])
 
     def score_tokens(
         self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: MakeBar = False
@@ -122,39 +122,39 @@ class SentenceTransformersEngine(Engine):
         made = torch.nn.Identity() if activation is not None or own is None else own
         values = np.empty(len(rows), dtype=np.float32)
         order = sorted(range(len(rows)), key=lambda at: -len(rows[at]["input_ids"]))
-        with self._watched(len(rows), bar), _working(), torch.inference_mode():
+        with self._track_texts(len(rows), bar), _translate_errors(), torch.inference_mode():
             model.eval()
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 features = self.tokenizer.pad([rows[at] for at in batch], return_tensors="pt").to(model.device)
                 scores = made(model(dict(features))["scores"].float())
-                values[batch] = _one_each(scores.cpu().numpy())
+                values[batch] = _flatten(scores.cpu().numpy())
         return Scores(values, [len(row["input_ids"]) for row in rows])
 
-    def _how(self) -> dict[str, object]:
+    def _call_options(self) -> dict[str, object]:
         return {"batch_size": self.batch_size, "show_progress_bar": False}
 
     @contextlib.contextmanager
-    def _watched(self, n_texts: int, bar: MakeBar) -> Iterator[dict[str | tuple[str, ...], int]]:
+    def _track_texts(self, n_texts: int, bar: MakeBar) -> Iterator[dict[str | tuple[str, ...], int]]:
         """Takes down the tokens of each text as the model gets them, and tells a bar of texts that are done."""
         lengths: dict[str | tuple[str, ...], int] = {}
         shown = bar(total=n_texts, desc="Processed prompts") if bar else None
         preprocess: Callable[..., Features] = self.model.preprocess
         forward: Callable[..., Features] = self.model.forward
 
-        def watched_preprocess(batch: Sequence[str | list[str]], *args: object, **kwargs: object) -> Features:
+        def counting_preprocess(batch: Sequence[str | list[str]], *args: object, **kwargs: object) -> Features:
             features = preprocess(batch, *args, **kwargs)
             tokens = features["attention_mask"].sum(1).tolist()
             lengths.update(zip((tuple(one) if isinstance(one, list) else one for one in batch), tokens, strict=True))
             return features
 
-        def watched_forward(features: Features, *args: object, **kwargs: object) -> Features:
+        def counting_forward(features: Features, *args: object, **kwargs: object) -> Features:
             out = forward(features, *args, **kwargs)
             if shown is not None:
                 shown.update(len(features["input_ids"]))
             return out
 
-        with replace_attributes(self.model, preprocess=watched_preprocess, forward=watched_forward):
+        with replace_attributes(self.model, preprocess=counting_preprocess, forward=counting_forward):
             yield lengths
         if shown is not None:
             shown.close()
@@ -173,21 +173,21 @@ class SentenceTransformersEngine(Engine):
         def timed_forward(*args: object, **kwargs: object) -> Features:
             with phases.measure("engine"):
                 out = forward(*args, **kwargs)
-                self._finish()
+                self._synchronize()
                 return out
 
         with replace_attributes(self.model, preprocess=timed_preprocess, forward=timed_forward), replace_attributes(self, _phases=phases):
             yield phases
             phases.add("collect")
 
-    def _finish(self) -> None:
+    def _synchronize(self) -> None:
         """Waits for a GPU, which else would be at work in the next phase."""
         if self.model.device.type == "cuda":
             import torch
 
             torch.cuda.synchronize()
 
-    def _leave(self) -> None:
+    def _release_memory(self) -> None:
         """Gives back a GPU's memory."""
         import torch
 
@@ -195,12 +195,12 @@ class SentenceTransformersEngine(Engine):
             torch.cuda.empty_cache()
 
 
-def _one_each(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
+def _flatten(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
     return np.asarray(values, dtype=np.float32).reshape(-1)
 
 
 @contextlib.contextmanager
-def _working() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch's own, out of memory among them
@@ -215,7 +215,7 @@ class _Loader(list[dict[str, list[str]]]):
         self.dataset = SimpleNamespace(features=("text",))
 
 
-def _anywhere() -> dict[str, object]:
+def _no_task() -> dict[str, object]:
     """Return the task that mteb's wrappers choose prompts by: none, as ours are in front of the texts already."""
     return {"task_metadata": SimpleNamespace(name="", type=""), "hf_split": "", "hf_subset": ""}
 
@@ -232,9 +232,9 @@ def load(spec: EngineSpec) -> SentenceTransformersEngine:
     """
     if importlib.util.find_spec("sentence_transformers") is None:
         raise MissingPackageError(INSTALL)
-    memory.note_before_engines()
+    memory.record_baseline()
     try:
-        wrapper = _wrapper(spec)
+        wrapper = _make_wrapper(spec)
         if spec.args.get("max_model_len") is not None:
             wrapper.model.max_seq_length = spec.args["max_model_len"]
         wrapper.model.max_seq_length = _context(wrapper.model)
@@ -283,7 +283,7 @@ def _context(model: SentenceTransformer | CrossEncoder) -> int:
     return min(int(limit) for limit in limits if limit is not None)
 
 
-def _wrapper(spec: EngineSpec) -> SentenceTransformerEncoderWrapper | CrossEncoderWrapper:
+def _make_wrapper(spec: EngineSpec) -> SentenceTransformerEncoderWrapper | CrossEncoderWrapper:
     """Return mteb's wrapper of the model, with nothing of its own in front of texts."""
     from mteb.models import sentence_transformer_wrapper as wrappers
 
@@ -308,11 +308,11 @@ def _wrapper(spec: EngineSpec) -> SentenceTransformerEncoderWrapper | CrossEncod
         return encoder
     wrapper = wrappers.CrossEncoderWrapper(spec.model.location, **common)
     wrapper.model.prompts, wrapper.model.default_prompt_name = {}, None
-    _answer_with(wrapper.model, args.get("hf_overrides") or {})
+    _set_answer_tokens(wrapper.model, args.get("hf_overrides") or {})
     return wrapper
 
 
-def _answer_with(model: CrossEncoder, overrides: Mapping[str, Any]) -> None:
+def _set_answer_tokens(model: CrossEncoder, overrides: Mapping[str, Any]) -> None:
     """Lets a language model's score be of those tokens that the recipe names for vLLM: as `[no, yes]`, or one alone."""
     tokens = overrides.get("classifier_from_token")
     last: Any = model[-1]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from mteb_vllm.engines import memory
 from mteb_vllm.engines.base import Engine, EngineSpec, Scores, special_tokens
 from mteb_vllm.engines.timing import Phases, replace_attributes
-from mteb_vllm.engines.vllm_workarounds import explain_start_error, let_llvmlite_be_looked_at, shorter_context
+from mteb_vllm.engines.vllm_workarounds import explain_start_error, guard_llvmlite, shorter_context
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.util.machine import vllm_distribution
@@ -62,7 +62,7 @@ class VllmEngine(Engine):
         vectors = torch.stack([output.outputs.data for output in outputs]).float().numpy()
         # As sentence-transformers does it: behind all modules, normalisation among them.
         vectors = np.ascontiguousarray(vectors[:, : self.spec.applied.truncate_dim])
-        self.cached_tokens += _cached(outputs)
+        self.cached_tokens += _count_cached_tokens(outputs)
         return vectors, [len(output.prompt_token_ids) for output in outputs]
 
     def score(
@@ -84,7 +84,7 @@ class VllmEngine(Engine):
             tokenization_kwargs={"truncate_prompt_tokens": -1},
             use_tqdm=bar,
         )
-        return self._scores([output.outputs.score for output in outputs], outputs)
+        return self._make_scores([output.outputs.score for output in outputs], outputs)
 
     def score_tokens(
         self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: MakeBar = False
@@ -97,10 +97,10 @@ class VllmEngine(Engine):
             pooling_task="classify",
             use_tqdm=bar,
         )
-        return self._scores([float(output.outputs.data) for output in outputs], outputs)
+        return self._make_scores([float(output.outputs.data) for output in outputs], outputs)
 
-    def _scores(self, values: Sequence[float], outputs: Sequence[PoolingRequestOutput]) -> Scores:
-        cached = _cached(outputs)
+    def _make_scores(self, values: Sequence[float], outputs: Sequence[PoolingRequestOutput]) -> Scores:
+        cached = _count_cached_tokens(outputs)
         self.cached_tokens += cached
         return Scores(np.array(values, dtype=np.float32), [len(output.prompt_token_ids) for output in outputs], cached)
 
@@ -170,7 +170,7 @@ class VllmEngine(Engine):
         with contextlib.suppress(Exception):
             llm.renderer.shutdown()
 
-    def _leave(self) -> None:
+    def _release_memory(self) -> None:
         """Gives back vLLM's groups, its variables, and freed memory."""
         from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -188,7 +188,7 @@ def _parameters(activation: Activation | None, first_length: int | None = None) 
     return PoolingParams(use_activation=None if activation is None else False, **extra)
 
 
-def _cached(outputs: Sequence[PoolingRequestOutput]) -> int:
+def _count_cached_tokens(outputs: Sequence[PoolingRequestOutput]) -> int:
     return sum(getattr(output, "num_cached_tokens", None) or 0 for output in outputs)
 
 
@@ -213,8 +213,8 @@ def load(spec: EngineSpec) -> VllmEngine:
         from vllm import LLM
     except ImportError as error:
         raise MissingPackageError(f"vLLM is installed but cannot be imported: {error}") from error
-    let_llvmlite_be_looked_at()
-    memory.note_before_engines()
+    guard_llvmlite()
+    memory.record_baseline()
     args = dict(spec.args)
     try:
         if (pooler := _pooler_config(spec)) is not None:
@@ -253,9 +253,9 @@ def load(spec: EngineSpec) -> VllmEngine:
             "enable_chunked_prefill": config.scheduler_config.enable_chunked_prefill,
         },
         separates_pairs=bool(getattr(model_config, "use_sep_token", True)),
-        own_template=any(getattr(one, "supports_score_template", False) for one in _processors(llm)),
-        processes=[one for one in psutil.Process().children(recursive=True) if one not in children and _works(one)],
-        log=_standard_error(),
+        own_template=any(getattr(one, "supports_score_template", False) for one in _io_processors(llm)),
+        processes=[one for one in psutil.Process().children(recursive=True) if one not in children and _is_engine_process(one)],
+        log=_stderr_file(),
         in_process=type(llm.llm_engine.engine_core).__name__ == "InprocClient",
         labels=getattr(model_config.hf_config, "num_labels", None) if spec.convert == "classify" else None,
         warnings=tuple(warnings),
@@ -294,7 +294,7 @@ def _check_pooling(spec: EngineSpec, engine: VllmEngine) -> None:
         )
 
 
-def _standard_error() -> Path | None:
+def _stderr_file() -> Path | None:
     """The file that standard error goes to, where the system says so (Linux)."""
     try:
         path = Path("/proc/self/fd/2").resolve()
@@ -303,7 +303,7 @@ def _standard_error() -> Path | None:
     return path if path.is_file() else None
 
 
-def _works(process: Process) -> bool:
+def _is_engine_process(process: Process) -> bool:
     """Whether a process is one of an engine's, and not a helper of Python's that outlives it."""
     import psutil
 
@@ -313,5 +313,5 @@ def _works(process: Process) -> bool:
         return False
 
 
-def _processors(llm: LLM) -> Iterable[object]:
+def _io_processors(llm: LLM) -> Iterable[object]:
     return getattr(llm, "pooling_io_processors", {}).values()

@@ -31,7 +31,7 @@ def shorter_context(spec: EngineSpec, args: Mapping[str, object]) -> dict[str, i
     return {"max_model_len": limit} if context > limit else {}
 
 
-def let_llvmlite_be_looked_at() -> None:
+def guard_llvmlite() -> None:
     """Keeps numba from hindering vLLM, where a program has loaded it (as BM25 does).
 
     vLLM's CPU build (0.32, triton_utils/dispatcher.py) looks at the `__dict__` of everything in every loaded module, and
@@ -40,16 +40,16 @@ def let_llvmlite_be_looked_at() -> None:
     ffi = sys.modules.get("llvmlite.binding.ffi")
     handle: Any = type(getattr(ffi, "lib", None))
     look_up = getattr(handle, "__getattr__", None)
-    if look_up is None or getattr(look_up, "spares_dunders", False):
+    if look_up is None or getattr(look_up, "refuses_dunders", False):
         return
 
-    def spared(self: object, name: str) -> object:
+    def refuse_dunders(self: object, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(name)
         return look_up(self, name)
 
-    spared.spares_dunders = True  # type: ignore[attr-defined]
-    handle.__getattr__ = spared
+    refuse_dunders.refuses_dunders = True  # type: ignore[attr-defined]
+    handle.__getattr__ = refuse_dunders
 
 
 def explain_start_error(spec: EngineSpec, error: Exception) -> tuple[str, str]:
@@ -57,7 +57,7 @@ def explain_start_error(spec: EngineSpec, error: Exception) -> tuple[str, str]:
     message = str(error)
     first = next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)
     if callable(errors := getattr(error, "errors", None)):  # a ValidationError of pydantic's, which names every field
-        first = "; ".join(_refused(item) for item in errors(include_url=False, include_context=False))
+        first = "; ".join(_validation_error(item) for item in errors(include_url=False, include_context=False))
     hints = (
         ("Available memory on node", "lower engine.gpu_memory_utilization (on a CPU: a share of the node's memory)"),
         ("Free memory on device", "lower engine.gpu_memory_utilization, or free the GPU"),
@@ -86,7 +86,7 @@ def explain_start_error(spec: EngineSpec, error: Exception) -> tuple[str, str]:
     return f"vLLM did not open {spec.model.name}: {first}", hint
 
 
-def _refused(item: ErrorDetails) -> str:
+def _validation_error(item: ErrorDetails) -> str:
     """Return one of pydantic's findings in one line: the field, its value where that is short, and what is wrong with it."""
     where = ".".join(str(part) for part in item["loc"])
     what = " ".join(str(item["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ").split())

@@ -33,7 +33,7 @@ _LETTER = re.compile(r"[A-Za-z0-9]")
 Progress = Callable[[int, int], None]
 
 
-class Counter:
+class ProgressBar:
     """Stands where vLLM expects a tqdm bar, and passes on how many texts of a window are done."""
 
     n = 0
@@ -94,7 +94,7 @@ def encode_texts(
     stream = iter(texts)
     while batch := list(itertools.islice(stream, chunk_size)):
         chunk = made.take(batch)
-        bar = progress and functools.partial(Counter, progress, made.n_taken - len(chunk.texts), n_texts)
+        bar = progress and functools.partial(ProgressBar, progress, made.n_taken - len(chunk.texts), n_texts)
         made.encode(chunk, bar or False)
         if progress is not None:
             progress(made.n_taken, n_texts)
@@ -160,9 +160,9 @@ class _Embeddings:
             self.blank.update(rows)
             self.out[rows] = 0
             chunk = chunk.only([at for at in range(len(chunk.rows)) if at not in empty])
-        return chunk if self.cache is None or not chunk.texts else self._not_stored(self.cache, chunk)
+        return chunk if self.cache is None or not chunk.texts else self._skip_cached(self.cache, chunk)
 
-    def _not_stored(self, cache: Space, chunk: _Chunk) -> _Chunk:
+    def _skip_cached(self, cache: Space, chunk: _Chunk) -> _Chunk:
         started = time.perf_counter()
         found, cut = cache.look_up(chunk.keys, self.out, chunk.rows)
         self.truncated.update(itertools.compress(chunk.rows, cut))
@@ -274,7 +274,7 @@ def loader_texts(inputs: DataLoader[BatchedInput]) -> tuple[Iterator[str], int]:
     """
     dataset = getattr(inputs, "dataset", None)
     names = getattr(dataset, "column_names", None)
-    if dataset is not None and names is not None and "text" in names and _plain(inputs):
+    if dataset is not None and names is not None and "text" in names and _keeps_row_order(inputs):
         column = dataset.select_columns(["text"])
         if all(isinstance(row["text"], str) for row in itertools.islice(column, 1)):
             batches = (column[at : at + 1024]["text"] for at in range(0, len(column), 1024))
@@ -285,7 +285,7 @@ def loader_texts(inputs: DataLoader[BatchedInput]) -> tuple[Iterator[str], int]:
     return iter(texts), len(texts)
 
 
-def _plain(inputs: DataLoader[BatchedInput]) -> bool:
+def _keeps_row_order(inputs: DataLoader[BatchedInput]) -> bool:
     """Whether a loader yields the rows of its data set in their order, and their texts as they are."""
     from mteb._create_dataloaders import _custom_collate_fn
     from torch.utils.data import BatchSampler, SequentialSampler, default_collate

@@ -35,7 +35,7 @@ class PairTokenizer:
         self.limit = engine.max_model_len
         self.template = template
         self.tokenizer = engine.tokenizer
-        self.one_text = template is not None or not engine.separates_pairs
+        self.joins_pairs = template is not None or not engine.separates_pairs
 
     def fit_queries(self, queries: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64], list[bool]]:
         """The room that each query leaves for a document; a query that leaves none is cut to half of the context.
@@ -50,15 +50,15 @@ class PairTokenizer:
             TemplateError: if the template alone is longer than the context.
         """
         texts = list(queries)
-        room = self._room(texts)
+        room = self._document_room(texts)
         cut = [left < 1 for left in room]
         if any(cut):
-            whole = int(self._room([""])[0])
+            whole = int(self._document_room([""])[0])
             if whole < 2:
                 raise TemplateError(f"the score template alone is longer than the context of {self.limit} tokens")
             for at in np.flatnonzero(cut):
                 texts[at] = self._first_tokens(texts[at], whole // 2)
-            room = self._room(texts)
+            room = self._document_room(texts)
         return texts, room, cut
 
     def lengths(self, documents: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -69,35 +69,35 @@ class PairTokenizer:
 
     def count(self, queries: Sequence[str], documents: Sequence[str]) -> list[int]:
         """Tokens of each pair as the engine reads it, special tokens included, nothing cut."""
-        if self.one_text:
+        if self.joins_pairs:
             pairs = zip(queries, documents, strict=True)
-            read = [document.join(self._frame(query)) for query, document in pairs]
+            read = [document.join(self._text_around_document(query)) for query, document in pairs]
             return [len(ids) for ids in self._ids(read, add_special_tokens=True)]
         return [len(ids) for ids in self.tokenizer(list(queries), list(documents), verbose=False)["input_ids"]]
 
     def may_exceed(self, lengths: npt.NDArray[np.int64], room: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which documents may be too long for the room that their queries leave."""
-        return lengths + (_SEAM if self.one_text else 0) > room
+        return lengths + (_SEAM if self.joins_pairs else 0) > room
 
     def cut(self, query: str, document: str) -> LongPair:
         """A pair, cut to the context if it is too long."""
         document = shorten(document, self.tokenizer, self.limit)
-        return self._cut_text(query, document) if self.one_text else self._cut_pair(query, document)
+        return self._truncate_text(query, document) if self.joins_pairs else self._truncate_pair(query, document)
 
-    def _cut_pair(self, query: str, document: str) -> LongPair:
+    def _truncate_pair(self, query: str, document: str) -> LongPair:
         # As a batch of one: a single call leaves out a second text that is empty, and its separator.
         read = self.tokenizer([query], [document], truncation=False, verbose=False)
         inside = [at for at, side in enumerate(read.sequence_ids(0)) if side == 1]
-        return self._without_the_end({key: rows[0] for key, rows in read.items()}, inside)
+        return self._truncate_document({key: rows[0] for key, rows in read.items()}, inside)
 
-    def _cut_text(self, query: str, document: str) -> LongPair:
-        head, tail = self._frame(query)
+    def _truncate_text(self, query: str, document: str) -> LongPair:
+        head, tail = self._text_around_document(query)
         read = self.tokenizer(head + document + tail, truncation=False, verbose=False, return_offsets_mapping=True)
         begin, end = len(head), len(head) + len(document)
         inside = [at for at, (start, stop) in enumerate(read["offset_mapping"]) if begin <= start < stop <= end]
-        return self._without_the_end(read, inside)
+        return self._truncate_document(read, inside)
 
-    def _without_the_end(self, read: Mapping[str, Sequence[int]], inside: Sequence[int]) -> LongPair:
+    def _truncate_document(self, read: Mapping[str, Sequence[int]], inside: Sequence[int]) -> LongPair:
         """A tokenised pair without as many of its document's last tokens (`inside`) as are too many."""
         tokens = list(read["input_ids"])
         excess = max(len(tokens) - self.limit, 0)
@@ -111,15 +111,15 @@ class PairTokenizer:
         segments = None if types is None else [types[at] for at in kept]
         return LongPair([tokens[at] for at in kept], _first_length(segments), excess > 0)
 
-    def _room(self, queries: Sequence[str]) -> npt.NDArray[np.int64]:
-        if self.one_text:
-            taken = self._ids(["".join(self._frame(query)) for query in queries], add_special_tokens=True)
+    def _document_room(self, queries: Sequence[str]) -> npt.NDArray[np.int64]:
+        if self.joins_pairs:
+            taken = self._ids(["".join(self._text_around_document(query)) for query in queries], add_special_tokens=True)
             return np.array([self.limit - len(ids) for ids in taken], dtype=np.int64)
         special = self.tokenizer.num_special_tokens_to_add(pair=True)
         taken = self._ids(list(queries), add_special_tokens=False)
         return np.array([self.limit - len(ids) - special for ids in taken], dtype=np.int64)
 
-    def _frame(self, query: str) -> tuple[str, str]:
+    def _text_around_document(self, query: str) -> tuple[str, str]:
         """What stands before and behind the document in a pair that is read as one text."""
         if self.template is None:
             return query, ""

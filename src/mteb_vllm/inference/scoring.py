@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mteb_vllm.engines.base import Engine, LongPair, MakeBar, Scores
-from mteb_vllm.inference.encoding import Counter, check_finite, replace_surrogates, texts_without_tokens
+from mteb_vllm.inference.encoding import ProgressBar, check_finite, replace_surrogates, texts_without_tokens
 from mteb_vllm.inference.pairs import PairTokenizer
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.results.counters import Work
@@ -65,7 +65,7 @@ def score_pairs(
     scores = np.empty(len(codes), dtype=np.float32)
     for at in range(0, len(codes), chunk_size):
         block = slice(at, min(at + chunk_size, len(codes)))
-        bar = progress and functools.partial(Counter, progress, at, len(codes))
+        bar = progress and functools.partial(ProgressBar, progress, at, len(codes))
         scores[block] = _score_chunk(engine, pairs, block, template, activation, work, bar or False)
         if progress is not None:
             progress(block.stop, len(codes))
@@ -102,12 +102,12 @@ class _Pairs:
         if len(long_documents):
             lengths[long_documents] = reader.lengths([documents[at] for at in long_documents])
         self.long = suspects & reader.may_exceed(lengths[self.documents], room[self.queries])
-        if not reader.one_text:
+        if not reader.joins_pairs:
             # vLLM would read a pair with an empty document as one text; sentence-transformers reads it as a pair.
             self.long |= np.isin(self.documents, [at for at, text in enumerate(documents) if not text])
         self.cut = np.zeros(len(codes), dtype=bool)
         self.blank = np.zeros(len(codes), dtype=bool)
-        if reader.one_text and reader.template is None:
+        if reader.joins_pairs and reader.template is None:
             no_query, no_document = (
                 list(texts_without_tokens(reader.tokenizer, texts)) for texts in (queries, documents)
             )
@@ -138,17 +138,17 @@ def _score_chunk(
     if fitting:
         queries, documents = zip(*(pairs.texts(at) for at in fitting), strict=True)
         answer = engine.score(list(queries), list(documents), template=template, activation=activation, bar=bar)
-        _take(scores, np.array(fitting) - block.start, answer, work)
+        _store(scores, np.array(fitting) - block.start, answer, work)
         # As long as the context, though its bytes are too few for that: a tokenizer that makes more of a text than there is.
         long += [at for at, length in zip(fitting, answer.lengths, strict=True) if length >= pairs.reader.limit]
     if long:
         cut = [pairs.tokens(at) for at in long]
         answer = engine.score_tokens(cut, activation=activation, bar=bar if not fitting else False)
-        _take(scores, np.array(long) - block.start, answer, work)
+        _store(scores, np.array(long) - block.start, answer, work)
     return np.where(blank, np.float32(0), _sigmoid(scores)) if activation == "sigmoid" else scores
 
 
-def _take(scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], answer: Scores, work: Work) -> None:
+def _store(scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], answer: Scores, work: Work) -> None:
     scores[rows] = answer.values
     work.tokens += sum(answer.lengths)
     work.cached_tokens += answer.cached

@@ -327,7 +327,7 @@ def resolve(
         registry: The prompts in mteb's registry, if it has any for this model.
         sentence_transformers: The content of the model's `config_sentence_transformers.json`.
     """
-    own = _set({key: value for key, value in chosen.items() if key != "from_model"})
+    own = _without_nulls({key: value for key, value in chosen.items() if key != "from_model"})
     template, apply_to_documents = instruction.template, instruction.apply_to_documents
     template_source = "the configuration" if template is not None else ""
     if instruction.from_model and recipe_instruction is not None:
@@ -339,11 +339,11 @@ def resolve(
     source, default = "", None
     if chosen.get("from_model"):
         if recipe is not None:
-            values, source = _set(recipe), "the recipe"
+            values, source = _without_nulls(recipe), "the recipe"
         elif template is None and registry:
             values, source = dict(registry), "mteb's registry"
         elif template is None:
-            values = _set(sentence_transformers.get("prompts") or {})
+            values = _without_nulls(sentence_transformers.get("prompts") or {})
             source = "the model's sentence-transformers config"
             default = values.get(str(sentence_transformers.get("default_prompt_name")))
             # sentence-transformers takes the first of these three for documents.
@@ -363,5 +363,5 @@ def resolve(
     )
 
 
-def _set(prompts: Mapping[str, str | None]) -> dict[str, str]:
+def _without_nulls(prompts: Mapping[str, str | None]) -> dict[str, str]:
     return {key: value for key, value in prompts.items() if value is not None}

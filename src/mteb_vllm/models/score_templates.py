@@ -198,7 +198,7 @@ def template_mistakes(at: str, text: str, file: str | None = None) -> list[Mista
     if changing:
         what = f"uses {', '.join(changing)}: time and random values change from one rendering to the next"
         return [wrong(what, "Results under one fingerprint must have the same input texts.")]
-    probes = _render_apart(text)
+    probes = _render_in_subprocess(text)
     if probes.error is not None:
         near = nearest(probes.undefined, _NAMES) if probes.undefined else ()
         return [wrong(f"cannot be rendered: {probes.error}", nearest=near)]
@@ -252,7 +252,7 @@ class _Probes:
 
 
 @functools.lru_cache(64)
-def _render_apart(text: str) -> _Probes:
+def _render_in_subprocess(text: str) -> _Probes:
     """Render a template where it may take neither this process's time nor its memory: a template can compute anything."""
     command = [sys.executable, "-c", _CHILD, json.dumps(list(map(str, sys.path)))]
     try:
@@ -264,7 +264,7 @@ def _render_apart(text: str) -> _Probes:
 
 
 def render_probes() -> None:
-    """Render the template on standard input with bounded time and memory; the process that `_render_apart` starts."""
+    """Render the template on standard input with bounded time and memory; the process that `_render_in_subprocess` starts."""
     with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):  # not on Windows; or lower ones already
         import resource
 
@@ -318,7 +318,7 @@ def _environment() -> Environment:
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Unknown(Undefined):
+    class StrictUndefined(Undefined):
         """A name that stands for nothing: it may be asked for, and not be printed."""
 
         __str__ = Undefined._fail_with_undefined_error
@@ -337,7 +337,7 @@ def _environment() -> Environment:
         raise TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation], undefined=Unknown
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation], undefined=StrictUndefined
     )
     environment.globals["raise_exception"] = refuse
     for name in _CHANGING_NAMES:

@@ -132,7 +132,7 @@ class EmbeddingWrapper(VllmWrapperBase):
         if self.recorder is not None:
             texts = self.recorder.watch(task_metadata.name, side, texts)
 
-        def seen() -> Iterator[str]:
+        def with_example() -> Iterator[str]:
             for text in texts:
                 if applied["example"] is None:
                     applied["example"] = (prefix.text + text)[:500]
@@ -145,12 +145,12 @@ class EmbeddingWrapper(VllmWrapperBase):
         report = self.progress
         embeddings, work = encode_texts(
             self.engine,
-            seen(),
+            with_example(),
             n_texts,
             prefix=prefix.text,
             chunk_size=self.chunk_size,
             progress=None if report is None else lambda done, total: report(label, done, total),
-            cache=self._cached(),
+            cache=self._cache_space(),
         )
         self.work.add(work)
         if self.recorder is not None:

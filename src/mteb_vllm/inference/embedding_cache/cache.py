@@ -24,8 +24,8 @@ from mteb_vllm.inference.embedding_cache.segments import (
     Segment,
     Vectors,
     open_segment,
-    packed,
-    size_of,
+    pack_keys,
+    segment_size,
     write_segment,
 )
 from mteb_vllm.results.locks import lock
@@ -39,10 +39,10 @@ _FOLDER = "embeddings"
 _FORMAT = 3
 
 # What stays free on the disk, for results.
-_LEFT_FREE = 500_000_000
+_MIN_FREE = 500_000_000
 
 # What was used since then is in use.
-_BEGAN = time.time()
+_PROCESS_START = time.time()
 
 
 class EmbeddingCache:
@@ -87,7 +87,7 @@ class EmbeddingCache:
         )
 
     @contextlib.contextmanager
-    def room(self, n_bytes: int, keep: Path) -> Iterator[bool]:
+    def reserve(self, n_bytes: int, keep: Path) -> Iterator[bool]:
         """Hold room for a file of `n_bytes` in the folder `keep`; the least recently used files are evicted.
 
         What was used of that folder since this process began stays: a corpus larger than the store would otherwise push
@@ -95,20 +95,20 @@ class EmbeddingCache:
         nothing is evicted but what is over the bound already.
         """
         with lock(self.root, _FOLDER):
-            used = self._used()
+            used = self._used_bytes()
             if used + n_bytes > self.max_bytes:
-                used = self._make_room(used, n_bytes, keep)
-            enough = used + n_bytes <= self.max_bytes and shutil.disk_usage(self.root).free > n_bytes + _LEFT_FREE
+                used = self._evict(used, n_bytes, keep)
+            enough = used + n_bytes <= self.max_bytes and shutil.disk_usage(self.root).free > n_bytes + _MIN_FREE
             yield enough
             if enough and keep in self._sizes:  # what was written now need not be looked for
                 self._sizes[keep] = (keep.stat().st_mtime_ns, self._sizes[keep][1] + n_bytes)
 
-    def _make_room(self, used: int, n_bytes: int, keep: Path) -> int:
+    def _evict(self, used: int, n_bytes: int, keep: Path) -> int:
         files = sorted((stat.st_mtime, stat.st_size, path) for stat, path in self._files("*/*"))
         used = sum(size for _, size, _ in files)
-        may_go = [file for file in files if file[2].parent != keep or file[0] < _BEGAN]
-        fits = used + n_bytes - sum(size for _, size, _ in may_go) <= self.max_bytes
-        for _, size, path in may_go:
+        evictable = [file for file in files if file[2].parent != keep or file[0] < _PROCESS_START]
+        fits = used + n_bytes - sum(size for _, size, _ in evictable) <= self.max_bytes
+        for _, size, path in evictable:
             if used + (n_bytes if fits else 0) <= self.max_bytes:
                 break
             path.unlink(missing_ok=True)
@@ -195,7 +195,7 @@ class Space:
             del self._segments[name]
         for name in sorted(there - self._segments.keys()):
             with self._quarantine_if_broken(name):
-                self._take(name)
+                self._register(name)
 
     def look_up(self, keys: Sequence[bytes], out: Vectors, rows: Sequence[int]) -> tuple[Flags, Flags]:
         """Fills in the embeddings that are known.
@@ -210,7 +210,7 @@ class Space:
         """
         found, truncated = np.zeros(len(keys), dtype=np.bool_), np.zeros(len(keys), dtype=np.bool_)
         targets: Numbers = np.asarray(rows, dtype=np.int64)
-        for name, at, there in self._index.search(packed(keys)):
+        for name, at, there in self._index.search(pack_keys(keys)):
             fresh = ~found[at]
             if name not in self._segments or not fresh.any():
                 continue
@@ -219,7 +219,7 @@ class Space:
                 segment = self._segments[name]
                 segment.read(there, out, targets[at])
                 found[at], truncated[at] = True, segment.truncated[there]
-                self._touch(name)
+                self._mark_used(name)
         self.read += int(found.sum())
         return found, truncated
 
@@ -234,13 +234,13 @@ class Space:
         before = self.written
         if self.stopped is None:
             try:
-                with self._cache.room(size_of(len(keys), self._dim), keep=self.folder) as enough:
+                with self._cache.reserve(segment_size(len(keys), self._dim), keep=self.folder) as enough:
                     if enough:
                         self._write(keys, vectors, truncated)
                     else:
-                        self._stop(f"there is no room (embedding_cache.max_bytes is {self._cache.max_bytes:,})")
+                        self._stop_writing(f"there is no room (embedding_cache.max_bytes is {self._cache.max_bytes:,})")
             except (OSError, BrokenError) as error:  # a full disk, or a folder that is not to be written to
-                self._stop(f"{type(error).__name__}: {error}")
+                self._stop_writing(f"{type(error).__name__}: {error}")
         self.passed += len(keys) - (self.written - before)
 
     def _write(self, keys: Sequence[bytes], vectors: Vectors, truncated: Flags) -> None:
@@ -253,14 +253,14 @@ class Space:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-        self._take(name)
+        self._register(name)
         self.written += len(keys)
 
-    def _stop(self, why: str) -> None:
+    def _stop_writing(self, why: str) -> None:
         self.stopped = why
         logger.info("no more embeddings are kept: %s", why)
 
-    def _take(self, name: str) -> None:
+    def _register(self, name: str) -> None:
         """Makes a segment one of those that are searched."""
         keys, self._segments[name] = open_segment(self._path(name), self._dim)
         self._index.add(name, keys, self._segments.keys())
@@ -279,7 +279,7 @@ class Space:
             logger.warning("%s cannot be read now: %s", self._path(name), error)
         self._segments.pop(name, None)
 
-    def _touch(self, name: str) -> None:
+    def _mark_used(self, name: str) -> None:
         """Notes that a segment is in use, once."""
         if name not in self._used:
             self._used.add(name)

@@ -22,17 +22,17 @@ class _Sorted:
     rows: npt.NDArray[np.int32]
 
     @classmethod
-    def of(cls, name: str, keys: Keys) -> _Sorted:
+    def from_keys(cls, name: str, keys: Keys) -> _Sorted:
         order = np.argsort(keys[:, 0], kind="stable")
         numbers = np.zeros(len(keys), dtype=np.int32)
         return cls([name], keys[order, 0], keys[order, 1], numbers, order.astype(np.int32))
 
     @classmethod
-    def merged(cls, one: _Sorted, other: _Sorted, alive: Collection[str]) -> _Sorted:
+    def merge(cls, one: _Sorted, other: _Sorted, live: Collection[str]) -> _Sorted:
         """Both, without the segments that are gone."""
         names = [*one.names, *other.names]
         segments = np.concatenate([one.segments, other.segments + np.int32(len(one.names))])
-        kept = np.array([name in alive for name in names])[segments]
+        kept = np.array([name in live for name in names])[segments]
         first = np.concatenate([one.first, other.first])[kept]
         second, rows = np.concatenate([one.second, other.second]), np.concatenate([one.rows, other.rows])
         order = np.argsort(first, kind="stable")
@@ -64,19 +64,19 @@ class Index:
         """How many keys it has; one that two segments hold counts twice."""
         return sum(map(len, self._parts))
 
-    def add(self, name: str, keys: Keys, alive: Collection[str]) -> None:
+    def add(self, name: str, keys: Keys, live: Collection[str]) -> None:
         """Adds a segment.
 
         Args:
             name: Its name.
             keys: uint64 array, shape (n, 2).
-            alive: The names of the segments that there still are.
+            live: The names of the segments that there still are.
         """
-        self._parts.append(_Sorted.of(name, keys))
+        self._parts.append(_Sorted.from_keys(name, keys))
         # Each part is at least twice as long as the next one: few to search, and few to make anew.
         while len(self._parts) > 1 and len(self._parts[-2]) < 2 * len(self._parts[-1]):
             last, one = self._parts.pop(), self._parts.pop()
-            self._parts.append(_Sorted.merged(one, last, alive))
+            self._parts.append(_Sorted.merge(one, last, live))
 
     def search(self, wanted: Keys) -> Iterator[tuple[str, Numbers, Numbers]]:
         """Where keys may be, the newest part last; a key may come again, from another segment.

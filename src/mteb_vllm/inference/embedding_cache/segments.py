@@ -119,7 +119,7 @@ def write_segment(path: Path, keys: Sequence[bytes], vectors: Vectors, truncated
     raw, size = np.ascontiguousarray(vectors).reshape(-1).view(np.uint8).data, 4 * vectors.shape[1]
     sums = [zlib.crc32(raw[at : at + size]) for at in range(0, len(raw), size)]
     arrays: dict[str, npt.NDArray[Any]] = {
-        "keys": packed(keys),
+        "keys": pack_keys(keys),
         "vectors": vectors,
         "truncated": truncated.astype(np.uint8),
         "checksums": np.array(sums, dtype=np.uint32),
@@ -164,12 +164,12 @@ def _digest(arrays: Mapping[str, npt.NDArray[np.generic]], dim: int) -> str:
     return found.hexdigest()
 
 
-def size_of(n: int, dim: int) -> int:
+def segment_size(n: int, dim: int) -> int:
     """What a segment of `n` vectors takes, in bytes, at most."""
     return n * (16 + 4 * dim + 1 + 4) + _HEADER
 
 
-def packed(keys: Sequence[bytes]) -> Keys:
+def pack_keys(keys: Sequence[bytes]) -> Keys:
     """Keys of 16 bytes as uint64 array, shape (n, 2)."""
     return np.frombuffer(b"".join(keys), dtype=np.uint64).reshape(-1, 2)
 
