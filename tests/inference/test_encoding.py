@@ -1,4 +1,4 @@
-"""Texts in, embeddings out: each different text once, memory bounded, and a defined answer to every text."""
+"""Encoding: each distinct text is computed once, memory is bounded, and every text has a defined embedding."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from mteb_vllm.engines.base import Scores
 from mteb_vllm.errors import DataError, NonFiniteError
 from mteb_vllm.inference.encoding import encode_texts, loader_texts
 from mteb_vllm.inference.scoring import score_pairs
+from mteb_vllm.util.setting_names import SettingNames
 
 
-def test_each_different_text_is_computed_once_also_across_chunks(fake_engine: Any) -> None:
+def test_each_distinct_text_is_computed_once_even_across_chunks(fake_engine: Any) -> None:
     engine = fake_engine()
     texts = ["a", "b", "a", "c", "b", "d", "a"]
     seen: list[tuple[int, int]] = []
@@ -58,12 +59,12 @@ def test_a_text_without_tokens_is_zeros_and_reaches_no_engine(
     assert engine.given == ["a cat", "日本"] and (work.blank, work.computed, work.texts) == (4, 2, 6)
     engine = fake_engine()
     vectors, work = encode_texts(engine, texts, len(texts), prefix="query: ")
-    assert work.blank == 0 and vectors.all(axis=1).any(), "behind a prompt none is without a token"
+    assert work.blank == 0 and vectors.all(axis=1).any(), "with a prompt every text has tokens"
     vectors, work = encode_texts(fake_engine(), ["", " "], 2)
     assert not vectors.any() and (work.blank, work.computed) == (2, 0)
 
 
-def test_what_is_no_text_is_refused(fake_engine: Any) -> None:
+def test_a_value_that_is_not_a_string_is_refused(fake_engine: Any) -> None:
     with pytest.raises(DataError, match="text 1 of 2 is None"):
         encode_texts(fake_engine(), ["a", None], 2)  # type: ignore[list-item]
 
@@ -85,18 +86,21 @@ def test_pairs_without_tokens_have_the_score_0(fake_engine: Any, monkeypatch: py
         assert sorted(given) == [("", "b"), ("a", "")] and (work.blank, work.computed) == (2, 2)
 
 
-def test_nan_names_the_model_the_dtype_and_the_way_out(fake_engine: Any) -> None:
+def test_nan_names_the_model_the_dtype_and_the_remedy(fake_engine: Any) -> None:
     engine = fake_engine(broken="bad")
     with pytest.raises(
         NonFiniteError, match=r"1 of 2 .*fake/model in float16.*engine.dtype=bfloat16 or engine.dtype=float32"
     ):
         encode_texts(engine, ["good", "bad"], 2)
+    engine.spec.names = SettingNames.KEYWORDS
+    with pytest.raises(NonFiniteError, match=r"Try dtype='bfloat16' or dtype='float32'\."):
+        encode_texts(engine, ["good", "bad"], 2)
 
 
 def test_a_wrong_number_of_texts_is_an_error(fake_engine: Any) -> None:
-    with pytest.raises(ValueError, match="though 3 were announced"):
+    with pytest.raises(ValueError, match="got 2 texts, expected 3"):
         encode_texts(fake_engine(), ["a", "b"], 3)
-    with pytest.raises(ValueError, match="more texts than the 1"):
+    with pytest.raises(ValueError, match="more texts than the expected 1"):
         encode_texts(fake_engine(), ["a", "b"], 1)
 
 
@@ -150,9 +154,9 @@ def test_odd_texts_have_a_defined_result(minilm: Any) -> None:
     embeddings, stats = encode_texts(minilm.engine, texts, len(texts))
     assert embeddings.shape == (len(texts), 384) and np.isfinite(embeddings).all()
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
-    np.testing.assert_array_equal(embeddings[3], embeddings[4])  # a lone surrogate is read as U+FFFD
+    np.testing.assert_array_equal(embeddings[3], embeddings[4])  # a lone surrogate becomes U+FFFD
     np.testing.assert_array_equal(embeddings[6], embeddings[7])  # a pair of them is a character
-    np.testing.assert_allclose(embeddings[0], embeddings[1], atol=1e-6)  # BERT's tokenizer sees no difference
+    np.testing.assert_allclose(embeddings[0], embeddings[1], atol=1e-6)  # no difference to BERT's tokenizer
     assert stats.truncated == 1  # the book; one word of 100,000 letters is one unknown token
     empty, stats = encode_texts(minilm.engine, [], 0)
     assert empty.shape == (0, 384) and stats.computed == 0
@@ -167,7 +171,7 @@ def test_equals_sentence_transformers(minilm: Any, minilm_args: dict[str, Any]) 
     task = TASKS["StdlibDocsRetrieval"]()
     task.load_data()
     corpus = sorted(task.dataset["default"][task.eval_splits[0]]["corpus"]["text"], key=lambda text: (len(text), text))
-    # From one word to far beyond the context, evenly over the lengths, with other scripts and odd spacing.
+    # Spread evenly over all lengths, from one word to far beyond the context, plus other scripts and odd spacing.
     step = len(corpus) / 490
     texts = [corpus[int(at * step)] for at in range(490)]
     texts += [

@@ -19,8 +19,8 @@ from mteb_vllm.util.setting_names import SettingNames
     ],
 )
 def test_a_key_has_a_keyword(key: str, keyword: str) -> None:
-    assert SettingNames.CONFIGURATION.name(key) == key
-    assert SettingNames.KEYWORDS.name(key) == keyword
+    assert SettingNames.CONFIGURATION.name_of(key) == key
+    assert SettingNames.KEYWORDS.name_of(key) == keyword
 
 
 def test_values_are_written_for_a_shell_or_for_python() -> None:

@@ -1,7 +1,7 @@
-"""The environment that engines work in: their variables for as long as they are open, and the shell's before and after.
+"""Set an engine's environment variables while it is open, and restore the original ones afterwards.
 
-Variables of the threading runtime (`OMP_WAIT_POLICY`, ...) are read once, when torch is loaded: they have to be set before
-anything imports it, and stay what they were then for as long as the process lives.
+The threading runtime reads its variables (`OMP_WAIT_POLICY`, ...) once, when torch is loaded. They have to be set before
+torch is imported, and later changes have no effect in this process.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ from collections.abc import Mapping
 from mteb_vllm.util.fingerprint import uncounted_variable
 from mteb_vllm.util.masking import is_secret_name
 
-# OpenMP's (libgomp's, libiomp5's) and the libraries' that torch computes with.
+# OpenMP (libgomp, libiomp5) and the math libraries of torch.
 _THREADING = re.compile(r"(OMP|GOMP|KMP|MKL|OPENBLAS)_\w+")
 
-# While a run works or engines are open: what the variables that they, or vLLM, may have set were before.
+# While a run or an engine has changed variables: the original values of all that it, or vLLM, may have set.
 _before: dict[str, str | None] | None = None
 
-# The variables of the threading runtime as torch has found them; None while it is not known to be loaded.
+# The variables of the threading runtime when torch was loaded; None while torch is not known to be loaded.
 _found_by_torch: dict[str, str] | None = None
 
 
 def threading_variables(values: Mapping[str, str]) -> dict[str, str]:
-    """Return those of some variables that the threading runtime reads."""
+    """Select the variables that the threading runtime reads."""
     return {key: value for key, value in sorted(values.items()) if _THREADING.fullmatch(key)}
 
 
 def set_threading_variables(values: Mapping[str, str]) -> None:
-    """Set an engine's variables of the threading runtime, before anything imports torch; where it is loaded, do nothing."""
+    """Set an engine's variables of the threading runtime; does nothing if torch is already loaded."""
     if "torch" not in sys.modules:
         apply_variables(threading_variables(values))
 
 
 def apply_variables(values: Mapping[str, str]) -> None:
-    """Set the variables of an engine that opens, and keep what they were."""
+    """Set an engine's variables, and save the original values."""
     global _before
     _note_torch()
     if _before is None:
         _before = {key: value for key, value in os.environ.items() if _is_vllm_variable(key)}
     for key in values:
-        # A variable of vLLM's that was not there in the beginning has been set since, by vLLM.
+        # A vLLM variable that was not saved at the start has been set by vLLM since.
         _before.setdefault(key, None if _is_vllm_variable(key) else os.environ.get(key))
     os.environ.update(values)
 
 
 def restore_variables() -> None:
-    """Restore the environment: one engine's, and what vLLM itself has set for it, must not be the next one's."""
+    """Restore the original environment, so that neither an engine nor vLLM itself affects the next engine."""
     global _before
     if _before is None:
         return
@@ -63,13 +63,13 @@ def restore_variables() -> None:
 
 
 def effective_threading_variables() -> dict[str, str]:
-    """Return the variables of the threading runtime that torch works by in this process; empty while it is not loaded."""
+    """Return the variables of the threading runtime in effect in this process; empty while torch is not loaded."""
     _note_torch()
     return dict(_found_by_torch or {})
 
 
 def outer_variables() -> dict[str, str]:
-    """Return the environment as it is without runs and the engines that are open."""
+    """Return the environment without the changes of runs and open engines."""
     if _before is None:
         return dict(os.environ)
     others = {key: value for key, value in os.environ.items() if key not in _before and not _is_vllm_variable(key)}
@@ -77,7 +77,7 @@ def outer_variables() -> dict[str, str]:
 
 
 def shell_variables(chosen: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of vLLM's from the shell, beside those of `engine.env`: they change results all the same."""
+    """Return the vLLM variables of the shell that can change results, without those that `chosen` (`engine.env`) sets."""
     return {
         key: value
         for key, value in sorted(outer_variables().items())
@@ -86,7 +86,7 @@ def shell_variables(chosen: Mapping[str, str]) -> dict[str, str]:
 
 
 def _note_torch() -> None:
-    # Before every change of ours: until then the variables are those that torch has found.
+    # Called before each change made here: until then the variables are the ones that torch has read.
     global _found_by_torch
     if _found_by_torch is None and "torch" in sys.modules:
         _found_by_torch = threading_variables(os.environ)

@@ -1,4 +1,4 @@
-"""sentence-transformers as an engine: SentenceTransformer and CrossEncoder, through mteb's own wrappers."""
+"""The sentence-transformers backend: SentenceTransformer and CrossEncoder, through mteb's own wrappers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from mteb_vllm.engines.base import LongPair, MakeBar
 
-# What modules hand on to each other, by name.
+# The values that modules pass to each other, by name.
 Features: TypeAlias = "dict[str, torch.Tensor]"
 
 logger = logging.getLogger(__name__)
@@ -54,12 +54,12 @@ class SentenceTransformersEngine(Engine):
 
     @property
     def _renormalizes(self) -> bool:
-        """Whether embeddings are normalised once more: vLLM cuts them before it does that, sentence-transformers after."""
+        """Whether to normalise again: vLLM truncates dimensions before it normalises, sentence-transformers after."""
         return self.spec.args.get("dimensions") is not None and "Normalize" in self.resolved["modules"]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, of transformers' kind."""
+        """The model's transformers tokenizer."""
         tokenizer: PreTrainedTokenizerBase = self.model.tokenizer
         return tokenizer
 
@@ -69,11 +69,17 @@ class SentenceTransformersEngine(Engine):
         """See `Engine.embed`."""
         prompts: dict[str, Any] = {}
         if prompt and not self.pools_prompts:
-            # sentence-transformers has to put it there itself: it leaves the tokens of its own prompts out.
+            # sentence-transformers excludes a prompt's tokens from pooling only if it adds the prompt itself.
             texts = [text.removeprefix(prompt) for text in texts]
             prompts = {"prompts": {"prompt": prompt}, "default_prompt_name": "prompt"}
-        with self._track_texts(len(texts), bar) as lengths, replace_attributes(self.model, **prompts), _translate_errors():
-            vectors = self.llm.encode(_Loader(texts), **_no_task(), **self._call_options(), normalize_embeddings=self._renormalizes)
+        with (
+            self._track_texts(len(texts), bar) as lengths,
+            replace_attributes(self.model, **prompts),
+            _translate_errors(),
+        ):
+            vectors = self.llm.encode(
+                _Loader(texts), **_no_task(), **self._call_options(), normalize_embeddings=self._renormalizes
+            )
         return np.asarray(vectors, dtype=np.float32), [lengths[text] for text in texts]
 
     def score(
@@ -114,7 +120,7 @@ class SentenceTransformersEngine(Engine):
         return self._score_ids(rows, activation, bar)
 
     def _score_ids(self, rows: list[dict[str, list[int]]], activation: Activation | None, bar: MakeBar) -> Scores:
-        """Scores what is tokens already, sorted by length as sentence-transformers sorts texts."""
+        """Score tokenised pairs, sorted by length as sentence-transformers sorts texts."""
         import torch
 
         model: CrossEncoder = self.llm.model
@@ -136,7 +142,7 @@ class SentenceTransformersEngine(Engine):
 
     @contextlib.contextmanager
     def _track_texts(self, n_texts: int, bar: MakeBar) -> Iterator[dict[str | tuple[str, ...], int]]:
-        """Takes down the tokens of each text as the model gets them, and tells a bar of texts that are done."""
+        """Record the number of tokens of each text, after truncation, and advance a progress bar."""
         lengths: dict[str | tuple[str, ...], int] = {}
         shown = bar(total=n_texts, desc="Processed prompts") if bar else None
         preprocess: Callable[..., Features] = self.model.preprocess
@@ -161,7 +167,7 @@ class SentenceTransformersEngine(Engine):
 
     @contextlib.contextmanager
     def time_phases(self) -> Iterator[Phases]:
-        """Takes down where the time of the calls in here goes."""
+        """See `Engine.time_phases`."""
         phases = Phases()
         preprocess: Callable[..., Features] = self.model.preprocess
         forward: Callable[..., Features] = self.model.forward
@@ -176,19 +182,22 @@ class SentenceTransformersEngine(Engine):
                 self._synchronize()
                 return out
 
-        with replace_attributes(self.model, preprocess=timed_preprocess, forward=timed_forward), replace_attributes(self, _phases=phases):
+        with (
+            replace_attributes(self.model, preprocess=timed_preprocess, forward=timed_forward),
+            replace_attributes(self, _phases=phases),
+        ):
             yield phases
             phases.add("collect")
 
     def _synchronize(self) -> None:
-        """Waits for a GPU, which else would be at work in the next phase."""
+        """Wait for the GPU, whose work would otherwise be counted in the next phase."""
         if self.model.device.type == "cuda":
             import torch
 
             torch.cuda.synchronize()
 
     def _release_memory(self) -> None:
-        """Gives back a GPU's memory."""
+        """See `Engine._release_memory`."""
         import torch
 
         if torch.cuda.is_available():
@@ -203,12 +212,12 @@ def _flatten(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
 def _translate_errors() -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # torch's own, out of memory among them
-        raise EngineError(f"sentence-transformers failed at work: {type(error).__name__}: {error}") from error
+    except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError, also when out of memory
+        raise EngineError(f"sentence-transformers failed: {type(error).__name__}: {error}") from error
 
 
 class _Loader(list[dict[str, list[str]]]):
-    """Texts as one batch of what mteb's wrappers take for a data loader."""
+    """Texts as a data loader of one batch, as mteb's wrappers expect it."""
 
     def __init__(self, texts: list[str]) -> None:
         super().__init__([{"text": texts}])
@@ -216,19 +225,19 @@ class _Loader(list[dict[str, list[str]]]):
 
 
 def _no_task() -> dict[str, object]:
-    """Return the task that mteb's wrappers choose prompts by: none, as ours are in front of the texts already."""
+    """Return the arguments from which mteb's wrappers choose prompts: no task, as the texts already have their prompts."""
     return {"task_metadata": SimpleNamespace(name="", type=""), "hf_split": "", "hf_subset": ""}
 
 
 def load(spec: EngineSpec) -> SentenceTransformersEngine:
-    """Opens a SentenceTransformer or a CrossEncoder.
+    """Open a SentenceTransformer or a CrossEncoder.
 
     Args:
-        spec: What it shall be.
+        spec: The specification of the engine.
 
     Raises:
         MissingPackageError: if sentence-transformers is not installed.
-        EngineStartError: if it does not open with these arguments.
+        EngineStartError: if the model does not load with these arguments.
     """
     if importlib.util.find_spec("sentence_transformers") is None:
         raise MissingPackageError(INSTALL)
@@ -275,7 +284,7 @@ def load(spec: EngineSpec) -> SentenceTransformersEngine:
 
 
 def _context(model: SentenceTransformer | CrossEncoder) -> int:
-    """Tokens after which a text is cut: the model's own, no more than it has positions for."""
+    """Return the model's context length in tokens, limited by its number of positions."""
     first: Any = model[0]
     config: PreTrainedConfig = first.model.config
     positions = position_limit(config.to_dict()) or getattr(config, "max_position_embeddings", None)
@@ -284,7 +293,7 @@ def _context(model: SentenceTransformer | CrossEncoder) -> int:
 
 
 def _make_wrapper(spec: EngineSpec) -> SentenceTransformerEncoderWrapper | CrossEncoderWrapper:
-    """Return mteb's wrapper of the model, with nothing of its own in front of texts."""
+    """Return mteb's wrapper of the model, without the model's own prompts."""
     from mteb.models import sentence_transformer_wrapper as wrappers
 
     args = spec.args
@@ -313,7 +322,7 @@ def _make_wrapper(spec: EngineSpec) -> SentenceTransformerEncoderWrapper | Cross
 
 
 def _set_answer_tokens(model: CrossEncoder, overrides: Mapping[str, Any]) -> None:
-    """Lets a language model's score be of those tokens that the recipe names for vLLM: as `[no, yes]`, or one alone."""
+    """Make a language model score by the tokens that the recipe names for vLLM: `[no, yes]`, or a single token."""
     tokens = overrides.get("classifier_from_token")
     last: Any = model[-1]
     if not tokens or not hasattr(last, "true_token_id"):

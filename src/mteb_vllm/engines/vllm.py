@@ -1,4 +1,4 @@
-"""vLLM's `LLM` as an engine."""
+"""The vLLM backend: vLLM's `LLM`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class VllmEngine(Engine):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, of transformers' kind."""
+        """The model's transformers tokenizer."""
         tokenizer: PreTrainedTokenizerBase = self.llm.get_tokenizer()
         return tokenizer
 
@@ -60,7 +60,7 @@ class VllmEngine(Engine):
             "encode", texts, pooling_task="embed", use_tqdm=bar, tokenization_kwargs={"truncate_prompt_tokens": -1}
         )
         vectors = torch.stack([output.outputs.data for output in outputs]).float().numpy()
-        # As sentence-transformers does it: behind all modules, normalisation among them.
+        # Truncated after normalisation, as sentence-transformers does it.
         vectors = np.ascontiguousarray(vectors[:, : self.spec.applied.truncate_dim])
         self.cached_tokens += _count_cached_tokens(outputs)
         return vectors, [len(output.prompt_token_ids) for output in outputs]
@@ -107,10 +107,10 @@ class VllmEngine(Engine):
     def call(
         self, method: str, inputs: Sequence[object], *args: object, **kwargs: object
     ) -> list[PoolingRequestOutput]:
-        """Calls `LLM.encode` or `LLM.score`; the engine is sound afterwards, or closed.
+        """Call `LLM.encode` or `LLM.score`; after an error inside the engine, close it.
 
         Raises:
-            EngineError: if the engine has died.
+            EngineError: if the engine has died or failed.
         """
         try:
             outputs: list[PoolingRequestOutput] = getattr(self.llm, method)(inputs, *args, **kwargs)
@@ -118,27 +118,27 @@ class VllmEngine(Engine):
             dead = type(error).__name__ == "EngineDeadError"
             refused = isinstance(error, (ValueError, TypeError)) and not self.llm.llm_engine.has_unfinished_requests()
             if refused and not dead:
-                raise  # vLLM does not accept such requests, and has taken them back
-            # In the middle of a step: what it holds of it might be taken for a part of the next call.
+                raise  # vLLM has rejected the requests and holds none of them
+            # Requests left over from an interrupted step could be mixed up with those of the next call.
             self.close()
             if dead:
-                raise EngineError("vLLM's engine died at work; the cause stands in the log") from error
-            raise EngineError(f"vLLM's engine failed at work: {type(error).__name__}: {error}") from error
+                raise EngineError("vLLM's engine died; the cause is in the log") from error
+            raise EngineError(f"vLLM's engine failed: {type(error).__name__}: {error}") from error
         except BaseException:
-            # Ctrl-C: vLLM keeps the requests, whose answers would be taken for those of the next call.
+            # Ctrl-C: vLLM keeps the requests, and their results would be returned by the next call.
             self.close()
             raise
         if len(outputs) != len(inputs):
             self.close()
-            raise EngineError(f"vLLM gave {len(outputs)} answers to {len(inputs)} texts")
+            raise EngineError(f"vLLM returned {len(outputs)} results for {len(inputs)} texts")
         return outputs
 
     @contextlib.contextmanager
     def time_phases(self) -> Iterator[Phases]:
-        """Takes down where the time of the calls in here goes.
+        """See `Engine.time_phases`.
 
-        What precedes a request is its tokenising, or the wait for the threads that tokenise; requests that are handed over
-        and steps are the engine's.
+        The time before each request counts as tokenisation, including the wait for tokeniser threads; adding requests and
+        engine steps count as the engine's.
         """
         core = self.llm.llm_engine
         add_request, step = core.add_request, core.step
@@ -165,17 +165,17 @@ class VllmEngine(Engine):
 
     def _shut_down(self) -> None:
         llm, self.llm = self.llm, None
-        with contextlib.suppress(Exception):  # a dead engine core cannot be asked to shut down
+        with contextlib.suppress(Exception):  # a dead engine core cannot shut down
             llm.llm_engine.engine_core.shutdown()
         with contextlib.suppress(Exception):
             llm.renderer.shutdown()
 
     def _release_memory(self) -> None:
-        """Gives back vLLM's groups, its variables, and freed memory."""
+        """Destroy vLLM's process groups, and return freed memory to the system."""
         from vllm.distributed import cleanup_dist_env_and_memory
 
         cleanup_dist_env_and_memory()
-        # glibc keeps what is freed; an engine's weights and caches are worth asking for.
+        # glibc keeps freed memory, which for weights and caches is a lot.
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
@@ -184,7 +184,7 @@ def _parameters(activation: Activation | None, first_length: int | None = None) 
     from vllm import PoolingParams
 
     extra = {} if first_length is None else {"extra_kwargs": {"compressed_token_type_ids": first_length}}
-    # The sigmoid is ours: what a model's files call its activation may be another function, or none.
+    # We apply the sigmoid ourselves: vLLM would apply the activation of the model's files, which may be another one.
     return PoolingParams(use_activation=None if activation is None else False, **extra)
 
 
@@ -193,10 +193,10 @@ def _count_cached_tokens(outputs: Sequence[PoolingRequestOutput]) -> int:
 
 
 def load(spec: EngineSpec) -> VllmEngine:
-    """Opens vLLM.
+    """Open vLLM.
 
     Args:
-        spec: What it shall be.
+        spec: The specification of the engine.
 
     Raises:
         MissingPackageError: if vLLM is not installed.
@@ -204,7 +204,7 @@ def load(spec: EngineSpec) -> VllmEngine:
     """
     if vllm_distribution() is None:
         raise MissingPackageError(INSTALL)
-    # Engine processes are started afresh: forked ones cannot use CUDA, and inherit threads that are not there.
+    # Spawned, since forked processes cannot use CUDA and inherit the state of threads that do not exist in them.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     logger.info("opening vLLM: %s", spec.settings())
     import psutil
@@ -254,7 +254,9 @@ def load(spec: EngineSpec) -> VllmEngine:
         },
         separates_pairs=bool(getattr(model_config, "use_sep_token", True)),
         own_template=any(getattr(one, "supports_score_template", False) for one in _io_processors(llm)),
-        processes=[one for one in psutil.Process().children(recursive=True) if one not in children and _is_engine_process(one)],
+        processes=[
+            one for one in psutil.Process().children(recursive=True) if one not in children and _is_engine_process(one)
+        ],
         log=_stderr_file(),
         in_process=type(llm.llm_engine.engine_core).__name__ == "InprocClient",
         labels=getattr(model_config.hf_config, "num_labels", None) if spec.convert == "classify" else None,
@@ -268,34 +270,34 @@ def load(spec: EngineSpec) -> VllmEngine:
 
 
 def _pooler_config(spec: EngineSpec) -> PoolerConfig | None:
-    """Return vLLM's `PoolerConfig`: what is configured, else what the model's files ask for; None leaves it to vLLM."""
+    """Return vLLM's `PoolerConfig`: the configured values over those of the model's files; None leaves it to vLLM."""
     from vllm.config import PoolerConfig
 
-    given, asked = spec.args.get("pooler_config"), spec.applied
-    if given is None and asked.pooling is None:
+    given, applied = spec.args.get("pooler_config"), spec.applied
+    if given is None and applied.pooling is None:
         return None
     pooler = PoolerConfig(**given) if isinstance(given, Mapping) else copy.copy(given) or PoolerConfig()
     if pooler.seq_pooling_type is None and pooler.tok_pooling_type is None:
-        pooler.seq_pooling_type = asked.pooling
+        pooler.seq_pooling_type = applied.pooling
     if pooler.use_activation is None:
-        pooler.use_activation = asked.normalized
+        pooler.use_activation = applied.normalized
     return pooler
 
 
 def _check_pooling(spec: EngineSpec, engine: VllmEngine) -> None:
     """Raise EngineStartError if the pooling of an open engine is not that of its specification."""
-    asked = (spec.applied.pooling, spec.applied.normalized)
+    requested = (spec.applied.pooling, spec.applied.normalized)
     found = (engine.resolved["pooling"], engine.resolved["normalized"])
-    if asked != found and asked[0] in ("CLS", "MEAN", "LAST"):
+    if requested != found and requested[0] in ("CLS", "MEAN", "LAST"):
         engine.close()
         raise EngineStartError(
-            f"vLLM does not pool as the files of {spec.model.name} say: {found[0]}, normalised {found[1]}, and not "
-            f"{asked[0]}, normalised {asked[1]}"
+            f"vLLM does not pool as the files of {spec.model.name} specify: {found[0]}, normalised {found[1]}, instead of "
+            f"{requested[0]}, normalised {requested[1]}"
         )
 
 
 def _stderr_file() -> Path | None:
-    """The file that standard error goes to, where the system says so (Linux)."""
+    """Return the file that standard error is redirected to; None without one, or where the system is not Linux."""
     try:
         path = Path("/proc/self/fd/2").resolve()
     except OSError:
@@ -304,7 +306,7 @@ def _stderr_file() -> Path | None:
 
 
 def _is_engine_process(process: Process) -> bool:
-    """Whether a process is one of an engine's, and not a helper of Python's that outlives it."""
+    """Return whether a process belongs to an engine, and is not one of multiprocessing's helpers, which outlive it."""
     import psutil
 
     try:

@@ -1,4 +1,4 @@
-"""Pairs of a query and a document in, one float32 score for each out; each different pair is computed once."""
+"""Score query-document pairs; each distinct pair is computed once."""
 
 from __future__ import annotations
 
@@ -28,29 +28,30 @@ def score_pairs(
     chunk_size: int = 8192,
     progress: Progress | None = None,
 ) -> tuple[npt.NDArray[np.float32], Work]:
-    """Scores pairs, each different one once; a query's pairs follow each other, so that they share what they can.
+    """Score pairs, each distinct one once; a query's pairs are consecutive, so that they share a cached prefix.
 
-    A pair without a token, as two empty texts that are read as one, has the score 0: no engine takes it.
+    A pair without tokens, such as two empty texts joined to one, has the score 0, since engines reject it.
 
     Args:
         engine: An open engine that scores pairs.
-        queries: The first text of each pair; lone surrogates are read as U+FFFD.
-        documents: The second text of each pair, as many.
-        template: The jinja template that a pair is read through; None where the model joins the two texts itself.
-        activation: What is made of the logit: "sigmoid", "none", or None for what the model's files say.
-        chunk_size: How many different pairs are handed to the engine at once.
-        progress: Called with (different pairs done, different pairs in all), often.
+        queries: The first text of each pair; lone surrogates become U+FFFD.
+        documents: The second text of each pair.
+        template: The jinja template that renders a pair; None if the model joins the two texts itself.
+        activation: Activation of the logit: "sigmoid", "none", or None for that of the model's files.
+        chunk_size: How many distinct pairs are passed to the engine at once.
+        progress: Called repeatedly with (distinct pairs done, distinct pairs in total).
 
     Returns:
-        scores: float32 array, shape (n_pairs,); and what it took.
+        scores: float32 array, shape (n_pairs,); and counters of the work.
 
     Raises:
-        NonFiniteError: if NaN or Inf comes out.
-        EngineError: if the template leaves no room for a document.
-        ValueError: if there are not as many queries as documents, or the window holds none.
+        NonFiniteError: if a score is NaN or Inf.
+        EngineError: if the engine has died or failed.
+        TemplateError: if the template leaves no room for a document.
+        ValueError: if the numbers of queries and documents differ, or `chunk_size` is less than 1.
     """
     if chunk_size < 1:
-        raise ValueError(f"a chunk size of {chunk_size}")
+        raise ValueError(f"chunk_size={chunk_size}: must be 1 or more")
     started = time.perf_counter()
     query_rows, query_texts = deduplicate(queries)
     document_rows, document_texts = deduplicate(documents)
@@ -59,7 +60,7 @@ def score_pairs(
     work = Work(texts=len(query_rows))
     if not len(query_rows):
         return np.empty(0, dtype=np.float32), work
-    # Sorted by query: rows are numbered in the order in which texts first appear.
+    # Sorted by query, in the order in which queries first appear.
     codes, places = np.unique(query_rows * len(document_texts) + document_rows, return_inverse=True)
     pairs = _Pairs(PairTokenizer(engine, template), query_texts, document_texts, codes)
     scores = np.empty(len(codes), dtype=np.float32)
@@ -79,14 +80,14 @@ def score_pairs(
 
 
 def deduplicate(texts: Iterable[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """The number of each text among the different ones, in the order of their first appearance, and those."""
+    """Return for each text its index among the distinct texts, and those in the order of their first appearance."""
     numbers: dict[str, int] = {}
     rows = [numbers.setdefault(replace_surrogates(text), len(numbers)) for text in texts]
     return np.array(rows, dtype=np.int64), list(numbers)
 
 
 class _Pairs:
-    """The different pairs of a call, and which of them may be too long."""
+    """The distinct pairs of a call, and which of them may be too long."""
 
     def __init__(
         self, reader: PairTokenizer, queries: Sequence[str], documents: Sequence[str], codes: npt.NDArray[np.int64]
@@ -103,7 +104,7 @@ class _Pairs:
             lengths[long_documents] = reader.lengths([documents[at] for at in long_documents])
         self.long = suspects & reader.may_exceed(lengths[self.documents], room[self.queries])
         if not reader.joins_pairs:
-            # vLLM would read a pair with an empty document as one text; sentence-transformers reads it as a pair.
+            # vLLM would tokenise a pair with an empty document as one text; sentence-transformers tokenises it as a pair.
             self.long |= np.isin(self.documents, [at for at, text in enumerate(documents) if not text])
         self.cut = np.zeros(len(codes), dtype=bool)
         self.blank = np.zeros(len(codes), dtype=bool)
@@ -139,7 +140,7 @@ def _score_chunk(
         queries, documents = zip(*(pairs.texts(at) for at in fitting), strict=True)
         answer = engine.score(list(queries), list(documents), template=template, activation=activation, bar=bar)
         _store(scores, np.array(fitting) - block.start, answer, work)
-        # As long as the context, though its bytes are too few for that: a tokenizer that makes more of a text than there is.
+        # Pairs as long as the context despite having few bytes: their tokenizer makes more tokens than there are bytes.
         long += [at for at, length in zip(fitting, answer.lengths, strict=True) if length >= pairs.reader.limit]
     if long:
         cut = [pairs.tokens(at) for at in long]
@@ -155,6 +156,6 @@ def _store(scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], answer:
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    # In float64, so that it is rounded once.
-    with np.errstate(over="ignore"):  # far below zero the exponential is infinite, and the sigmoid 0
+    # In float64, so that the result is rounded only once.
+    with np.errstate(over="ignore"):  # for very negative logits the exponential is infinite, and the sigmoid 0
         return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)

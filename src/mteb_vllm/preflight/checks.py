@@ -12,7 +12,7 @@ from mteb_vllm.config.schema import RunConfig, ScoreTemplateConfig
 from mteb_vllm.engines.arguments import backend_of, resolve_arguments
 from mteb_vllm.errors import Mistake, ModelError
 from mteb_vllm.models import score_templates
-from mteb_vllm.models.architectures import is_language_model, check_labels
+from mteb_vllm.models.architectures import check_labels, is_language_model
 from mteb_vllm.models.files import find_recipe_model
 from mteb_vllm.models.prompts import applying_keys, candidate_keys, instruction_keys
 from mteb_vllm.models.sentence_transformers_files import apply_files

@@ -17,7 +17,7 @@ class SettingNames(Enum):
     CONFIGURATION = "configuration"
     KEYWORDS = "keywords"
 
-    def name(self, key: str) -> str:
+    def name_of(self, key: str) -> str:
         """Return the name of a setting.
 
         Args:
@@ -35,4 +35,4 @@ class SettingNames(Enum):
         """
         if self is SettingNames.CONFIGURATION:
             return shlex.quote(override(f"{'+' if new else ''}{key}", value))
-        return f"{self.name(key)}={value!r}"
+        return f"{self.name_of(key)}={value!r}"

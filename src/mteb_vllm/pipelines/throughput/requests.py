@@ -174,7 +174,7 @@ class _Listener:
         from mteb.models.abs_encoder import AbsEncoder
         from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-        from mteb_vllm.inference.encoding import replace_surrogates, loader_texts
+        from mteb_vllm.inference.encoding import loader_texts, replace_surrogates
 
         listener, noise = self, np.random.default_rng(0)
 
