@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a GPU gives: dtypes, fixed against varied lengths, vLLM against sentence-transformers; the figures of
-# docs/measurements/gpu.md. About eight minutes on an H100 or H200.
+# Measure a GPU: dtypes, fixed and varied lengths, vLLM and sentence-transformers, for docs/measurements/gpu.md.
+# Takes about eight minutes on an H100 or H200.
 #   bench/gpu.sh MINILM_FOLDER RESULTS
 set -u
 minilm=$1 results=$2

@@ -1,12 +1,12 @@
-"""What our wrappers cost over raw vLLM on the same unique texts or pairs: both in one process, alternating.
+"""Measure the overhead of our wrappers over raw vLLM on the same distinct texts or pairs, alternating in one process.
 
     make bench                              # VllmEncoderWrapper.encode against LLM.encode
     make bench BENCH="--what predict"       # VllmCrossEncoderWrapper.predict against LLM.score
-    make bench BENCH="--what throughput"    # what pipeline=throughput reports against LLM.encode, timed from outside
+    make bench BENCH="--what throughput"    # the time that pipeline=throughput reports against LLM.encode
 
-Prints the ratio of every pair of rounds, in wall time and in processor time (of all threads; other work on the machine
-disturbs it less), their medians, and an interval for each median that holds with at least 95 % (order statistics of the
-binomial distribution, no assumption about the times' own).
+Prints the ratio of each pair of rounds, in wall time and in processor time (of all threads, and less disturbed by other
+work on the machine), their medians, and a confidence interval of at least 95 % for each median (by order statistics,
+without assumptions about the distribution).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Does something; returns the seconds that it says it took, or None.
+# A function to time; it returns its own measurement in seconds, or None.
 Work = Callable[[], float | None]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", choices=("encode", "predict", "throughput"), default="encode")
-    parser.add_argument("--pairs", type=int, default=12, help="how many pairs of rounds (default: 12)")
-    parser.add_argument("--rounds", type=int, default=1, help="how often the two take turns in a pair (default: 1)")
-    parser.add_argument("--texts", type=int, default=None, help="only the first so many texts of the corpus")
+    parser.add_argument("--pairs", type=int, default=12, help="number of pairs of rounds (default: 12)")
+    parser.add_argument("--rounds", type=int, default=1, help="calls of each of the two in a pair (default: 1)")
+    parser.add_argument("--texts", type=int, default=None, help="use only the first texts of the corpus, this many")
     parser.add_argument("--dtype", default="float32")
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -50,7 +50,7 @@ def main() -> None:
 
 @contextmanager
 def encoding(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[str, Work, Work]]:
-    """MiniLM over the demo corpus."""
+    """Embed the demo corpus with MiniLM."""
     from mteb._create_dataloaders import create_dataloader
     from mteb.types import PromptType
 
@@ -78,12 +78,12 @@ def encoding(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tupl
                 texts, pooling_task="embed", use_tqdm=False, tokenization_kwargs={"truncate_prompt_tokens": -1}
             )
 
-        yield f"{len(texts)} different documents of the demo corpus", wrapper, raw
+        yield f"{len(texts)} distinct documents of the demo corpus", wrapper, raw
 
 
 @contextmanager
 def predicting(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[str, Work, Work]]:
-    """MiniLM's body with a one-label head over different pairs of the demo task: each query with two documents."""
+    """Score pairs of the demo task, each query with two documents, with a one-label head on MiniLM's body."""
     import torch
     from datasets import Dataset
     from torch.utils.data import DataLoader
@@ -115,12 +115,12 @@ def predicting(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tu
             def raw() -> None:
                 model.llm.score(queries, texts, use_tqdm=False, tokenization_kwargs={"truncate_prompt_tokens": -1})
 
-            yield f"{len(queries)} different pairs of the demo task", wrapper, raw
+            yield f"{len(queries)} distinct pairs of the demo task", wrapper, raw
 
 
 @contextmanager
 def timing(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[str, Work, Work]]:
-    """MiniLM over texts of 64 tokens: the time that the pipeline reports, with its phases, against plain calls."""
+    """Embed texts of 64 tokens with MiniLM: the time that the pipeline reports, with its phases, against plain calls."""
     from mteb_vllm.models.files import package_folder
     from mteb_vllm.models.prompts import Prompts
     from mteb_vllm.pipelines.throughput.measure import Stopwatch
@@ -146,13 +146,13 @@ def timing(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[
 
 
 def compare(wrapper: Work, raw: Work, pairs: int, rounds: int) -> None:
-    """Times both in turn and prints the ratios."""
+    """Time both in turn, and print the ratios."""
     seconds(wrapper), seconds(raw)
     wall, processor = [], []
     for pair in range(pairs):
         ours, base = (0.0, 0.0), (0.0, 0.0)
         for at in range(rounds):
-            # Which goes first alternates too: a machine that slows down must not favour either.
+            # The order alternates too, so that a machine that slows down favours neither.
             if (pair + at) % 2:
                 base = added(base, seconds(raw))
                 ours = added(ours, seconds(wrapper))
@@ -173,10 +173,10 @@ def added(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, 
 
 
 def seconds(work: Work) -> tuple[float, float]:
-    """Wall and processor seconds that something takes, the former by its own account where it gives one."""
+    """Return the wall and processor seconds of a call; the wall time is the call's own measurement if it returns one."""
     wall, processor = time.perf_counter(), time.process_time()
-    said = work()
-    return time.perf_counter() - wall if said is None else said, time.process_time() - processor
+    own = work()
+    return time.perf_counter() - wall if own is None else own, time.process_time() - processor
 
 
 def median(ordered: list[float]) -> float:
@@ -185,7 +185,7 @@ def median(ordered: list[float]) -> float:
 
 
 def median_interval(ordered: list[float], level: float = 0.95) -> tuple[float, float]:
-    """The narrowest symmetric pair of order statistics that holds the median with at least `level`."""
+    """Return the narrowest symmetric pair of order statistics that covers the median with probability `level` or more."""
     n = len(ordered)
     for k in range((n - 1) // 2, -1, -1):
         outside = 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n

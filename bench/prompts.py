@@ -1,10 +1,10 @@
-"""What the embedding cache saves a sweep over query prompts: the corpus is encoded once, and the scores are the same.
+"""Measure the time that the embedding cache saves in a sweep over query prompts, where the corpus is encoded once.
 
     python bench/prompts.py                        # six query prompts on the demo's retrieval task
-    python bench/prompts.py --tasks SciFact        # another one, from the Hub or its offline caches
+    python bench/prompts.py --tasks SciFact        # another task, from the Hub or its offline cache
 
-The same points run with the store and without it, each sweep with a results folder of its own. The ratio is the time of the
-sweep's points over that of its first one, engine start apart: without a store it is the number of points.
+The same sweep runs with and without the cache, each with its own results folder. The ratio is the time of all points over
+that of the first one, without engine start; without the cache it is the number of points. Scores must be the same.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ PROMPTS = (
 
 
 def main() -> int:
-    """Measures both and prints the tables; status 1 if scores differ or something failed."""
+    """Run both sweeps and print the tables; return 1 if scores differ or a run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", default="StdlibDocsRetrieval", help="names of tasks with commas")
-    parser.add_argument("more", nargs="*", help="more overrides, as engine.dtype=bfloat16")
+    parser.add_argument("--tasks", default="StdlibDocsRetrieval", help="names of tasks, separated by commas")
+    parser.add_argument("more", nargs="*", help="more overrides, such as engine.dtype=bfloat16")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mteb-vllm-bench-") as scratch:
         runs = {use: sweep(Path(scratch, use), options.tasks, options.more, use) for use in ("auto", "never")}
     for use, records in runs.items():
-        print(f"\nstore.use={use}")
-        print(f"{'prompt':<60} {'score':>9} {'texts':>7} {'computed':>8} {'stored':>7} {'seconds':>8}")
+        print(f"\nembedding_cache.use={use}")
+        print(f"{'prompt':<60} {'score':>9} {'texts':>7} {'computed':>8} {'cached':>7} {'seconds':>8}")
         for prompt, record in zip(PROMPTS, records, strict=True):
             score = sum(task["main_score"] for task in record["tasks"]) / len(record["tasks"])
             texts, computed, stored = (
@@ -47,13 +47,13 @@ def main() -> int:
             print(f"{prompt!r:<60} {score:9.5f} {texts:7,} {computed:8,} {stored:7,} {work(record):8.1f}")
         print(f"all points over the first one: {sum(map(work, records)) / work(records[0]):.2f}")
     same = scores(runs["auto"]) == scores(runs["never"])
-    print(f"\nwith the store over without it: {sum(map(work, runs['auto'])) / sum(map(work, runs['never'])):.3f}")
-    print(f"scores the same               : {same}")
+    print(f"\ntime with the cache over without: {sum(map(work, runs['auto'])) / sum(map(work, runs['never'])):.3f}")
+    print(f"same scores                     : {same}")
     return int(not same)
 
 
 def sweep(folder: Path, tasks: str, more: list[str], use: str) -> list[dict[str, Any]]:
-    """Runs the sweep as a user would; returns its records, in order."""
+    """Run the sweep as a user would; return its records in order."""
     prompts = ",".join(f"'{prompt}'" for prompt in PROMPTS)
     words = [f"tasks.names=[{tasks}]", "prompts=none", f"prompts.query={prompts}", *more]
     env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
@@ -64,12 +64,12 @@ def sweep(folder: Path, tasks: str, more: list[str], use: str) -> list[dict[str,
 
 
 def work(record: dict[str, Any]) -> float:
-    """Seconds of a point's tasks: loading data, encoding, the store, scoring."""
+    """Return the seconds of a point's tasks: loading data, encoding, the cache, scoring."""
     return sum(sum(task["seconds"].values()) for task in record["tasks"])
 
 
 def scores(records: list[dict[str, Any]]) -> list[Any]:
-    """All scores, to the last digit, without the times that mteb notes beside them."""
+    """Return all scores with full precision, without the times that mteb stores with them."""
     return [[task["scores"] for task in record["tasks"]] for record in records]
 
 

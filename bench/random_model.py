@@ -1,4 +1,4 @@
-"""Makes a model of a public architecture's shape with random weights: right for speed, never for quality.
+"""Make a model with the shape of a public architecture and random weights, for measurements of speed only.
 
 python bench/random_model.py qwen3-0.6b OUT --tokenizer FOLDER
 """
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-# As the models' own config.json have it: Qwen/Qwen3-Embedding-0.6B, and google-bert/bert-large-uncased.
+# From the config.json of Qwen/Qwen3-Embedding-0.6B and google-bert/bert-large-uncased.
 SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3-0.6b": (
         "Qwen3",
@@ -40,7 +40,7 @@ SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def make(shape: str, out: Path, tokenizer: Path) -> None:
-    """Writes the model, with another model's tokenizer and as many embeddings, as sentence-transformers does."""
+    """Write the model in sentence-transformers' format, with another model's tokenizer and a matching vocabulary size."""
     import torch
     import transformers
 
@@ -56,9 +56,9 @@ def make(shape: str, out: Path, tokenizer: Path) -> None:
     with torch.device(device):
         model = getattr(transformers, f"{family}Model")(config)
     model.to(torch.bfloat16).save_pretrained(out)
-    if family == "Qwen3":  # as Qwen/Qwen3-Embedding-0.6B says of itself, and as vLLM knows it
-        said = json.loads((out / "config.json").read_text())
-        (out / "config.json").write_text(json.dumps(said | {"architectures": ["Qwen3ForCausalLM"]}, indent=2))
+    if family == "Qwen3":  # the architecture in the config.json of Qwen/Qwen3-Embedding-0.6B, which vLLM supports
+        saved = json.loads((out / "config.json").read_text())
+        (out / "config.json").write_text(json.dumps(saved | {"architectures": ["Qwen3ForCausalLM"]}, indent=2))
     words.save_pretrained(out)
     (out / "1_Pooling").mkdir(exist_ok=True)
     modes = {"pooling_mode_mean_tokens": pooling == "mean", "pooling_mode_lasttoken": pooling == "lasttoken"}

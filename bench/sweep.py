@@ -1,11 +1,11 @@
-"""What a sweep saves over the same points as single commands: wall time of both, one after the other.
+"""Measure the wall time that a sweep saves over the same points as single commands, one after the other.
 
-The sweep begins with an empty store, and so does each of the single commands: they are what somebody runs who has no sweep.
+The sweep and each single command start with an empty results store.
 
     python bench/sweep.py                  # 2 dtypes x 2 max_num_seqs x 3 query prompts on the demo tasks: 12 points
     python bench/sweep.py --tasks StdlibDocsClassification prompts=none,e5 engine.max_num_seqs=32,64
 
-The ratio is what to look at: machines differ, and so do their moments. Both sides' scores must be the same.
+Compare the ratio and not the times, which depend on the machine and its load. The scores of both must be the same.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ AXES = (
 
 
 def main() -> int:
-    """Measures both and prints the table; status 1 if scores differ or something failed."""
+    """Run both and print the table; return 1 if scores differ or a run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", default="demo", help="demo, or names of tasks with commas")
+    parser.add_argument("--tasks", default="demo", help="demo, or names of tasks, separated by commas")
     parser.add_argument("axes", nargs="*", default=list(AXES), help="overrides with several values")
     options = parser.parse_args()
     from mteb_vllm.preflight.command import check
@@ -49,28 +49,28 @@ def main() -> int:
             each.append(time.perf_counter() - started)
             print(f"single command {len(each)} of {len(points)}: {each[-1]:.1f} s", flush=True)
         (record,) = sweep.glob("sweeps/*/*/sweep.json")
-        told = json.loads(record.read_text())
+        summary = json.loads(record.read_text())
         same = scores(sweep) == {
             key: found for number in range(len(points)) for key, found in scores(single / str(number)).items()
         }
     print(f"points                     {len(points)}")
-    print(f"engines opened             {told['engines_opened']}")
-    print(f"processes                  {told['children']}")
+    print(f"engines opened             {summary['engines_opened']}")
+    print(f"processes                  {summary['children']}")
     print(f"sweep                      {seconds:.1f} s")
     print(f"single commands            {sum(each):.1f} s ({min(each):.1f} to {max(each):.1f} s each)")
     print(f"ratio                      {seconds / sum(each):.3f}")
-    print(f"scores the same            {same}")
+    print(f"same scores                {same}")
     return int(not same)
 
 
 def run(*words: str) -> None:
-    """Runs a command as a user would."""
+    """Run a command as a user would."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
     subprocess.run([sys.executable, "-m", "mteb_vllm", *words], check=True, stdout=subprocess.DEVNULL, env=env)
 
 
 def scores(root: Path) -> dict[str, object]:
-    """All main scores of a store, by settings and task."""
+    """Return all main scores of a results store, by settings and task."""
     files = root.glob("results/*/*/experiments/*/*.json")
     found = {}
     for file in files:

@@ -100,9 +100,11 @@ class FakeEngine:
         from types import SimpleNamespace
 
         from mteb_vllm.models.sentence_transformers_files import Applied
+        from mteb_vllm.util.setting_names import SettingNames
 
         self.dim, self.max_model_len, self.dtype = dim, max_model_len, "float16"
-        self.spec = SimpleNamespace(model=SimpleNamespace(name="fake/model"), applied=Applied())
+        model, names = SimpleNamespace(name="fake/model"), SettingNames.CONFIGURATION
+        self.spec = SimpleNamespace(model=model, applied=Applied(), names=names)
         self.pools_prompts = True
         self.llm = self
         self.cached_tokens = 0

@@ -135,9 +135,9 @@ def _exception() -> None:
 
 
 def _core_killed() -> None:
-    from mteb_vllm.engines.base import working_processes
+    from mteb_vllm.engines.base import engine_processes
 
-    for one in working_processes():
+    for one in engine_processes():
         os.kill(one.pid, signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""Small rerankers with random weights, each of a real architecture with a real tokenizer, made on the spot."""
+"""Make small rerankers with random weights, of real architectures and with trained tokenizers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ VOCABULARY = 2000
 
 
 def texts() -> list[str]:
-    """Real text to train a tokenizer on, and to score: docstrings of the standard library."""
+    """Return real texts to train tokenizers on and to score: docstrings of the standard library."""
     from mteb_vllm.tasks.demo import docstrings
 
     return [doc.text for doc in docstrings()][:1500]
 
 
 def save_tokenizer(folder: Path, kind: str, context: int) -> Any:
-    """Trains a tokenizer of a model family's kind and saves it as transformers does."""
+    """Train a tokenizer of a model family's type, and save it as transformers does."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -75,12 +75,12 @@ def save_tokenizer(folder: Path, kind: str, context: int) -> Any:
 
 
 def small(name: str, folder: Path, context: int = 256) -> Path:
-    """Makes one of the architectures that rerankers have, small, with random weights.
+    """Make a small reranker with random weights, and return its folder.
 
     Args:
         name: bert, roberta, modernbert (one label each), two_labels, qwen3 or gemma (language models).
-        folder: Where it goes, in a folder of its name.
-        context: Its longest text in tokens.
+        folder: The folder to make it in, in a subfolder of its name.
+        context: Its context length in tokens.
     """
     import transformers as hf
 
@@ -95,7 +95,7 @@ def small(name: str, folder: Path, context: int = 256) -> Path:
         config: Any = hf.BertConfig(**sizes, **label, max_position_embeddings=context)
         model: Any = hf.BertForSequenceClassification(config)
     elif name == "roberta":
-        # Positions begin behind the padding's.
+        # Positions start after the padding's.
         room = context + tokenizer.pad_token_id + 1
         config = hf.XLMRobertaConfig(**sizes, **label, max_position_embeddings=room, type_vocab_size=1)
         model = hf.XLMRobertaForSequenceClassification(config)
@@ -118,13 +118,13 @@ def small(name: str, folder: Path, context: int = 256) -> Path:
     with torch.no_grad():
         for part in model.parameters():
             if part.dim() > 1:
-                part.normal_(0, 0.15)  # scores that differ: those of an untrained head are all alike
+                part.normal_(0, 0.15)  # an untrained head would give nearly equal scores
     model.eval().save_pretrained(out)
     return out
 
 
 def loaders(queries: Sequence[str], documents: Sequence[str]) -> list[Any]:
-    """The two data loaders that `predict` takes."""
+    """Return the two data loaders for `predict`."""
     from datasets import Dataset
     from torch.utils.data import DataLoader
 
@@ -132,7 +132,7 @@ def loaders(queries: Sequence[str], documents: Sequence[str]) -> list[Any]:
 
 
 def predict(model: Any, queries: Sequence[str], documents: Sequence[str], task: str = "SciFact") -> Any:
-    """Scores of a wrapper for pairs of a task."""
+    """Return a wrapper's scores for pairs of a task."""
     import mteb
 
     metadata = mteb.get_task(task).metadata

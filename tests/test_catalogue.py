@@ -461,6 +461,8 @@ def test_the_child_imports_nothing_from_the_working_directory(
         ("Banking77", ["STS12", "Banking77Classification"], ("Banking77Classification",)),
         ("temperature", ["dtype", "seed", "max_num_seqs"], ()),
         ("fp16", ["auto", "half", "float16"], ()),
+        ("max_len", ["max_logprobs", "max_model_len"], ("max_model_len",)),  # another library's name
+        ("max_len", ["maxlen", "max_lens"], ("maxlen", "max_lens")),  # which is not among the choices
         ("dtype", [], ()),
         ("", ["dtype"], ()),
     ],

@@ -22,7 +22,7 @@ from test_loading_runs import STS12, write_result, write_run
 
 from mteb_vllm import catalogue
 from mteb_vllm.catalogue import mteb_catalogue, vllm_catalogue
-from mteb_vllm.models.files import forget_models
+from mteb_vllm.models.files import clear_model_cache
 from mteb_vllm.report.answer import conclusion
 from mteb_vllm.report.comparison import compare
 from mteb_vllm.report.loading import read_runs
@@ -210,7 +210,7 @@ def run_again(config: Any, out: Path, name: str, point: int | None = None) -> An
 
     folder = out / name
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-    forget_models()
+    clear_model_cache()
     here = replace(config, results=replace(config.results, dir=str(out)))
     return run_config(here, None, folder, point=point)
 
@@ -305,7 +305,7 @@ def read_everything(store: Store, out: Path, path: Path) -> None:
     wrong = {key: score for key, score in found.items() if score != store.truth.get(key, score)}
     new = {key for key in found.keys() - store.truth.keys() if found[key] not in store.truth.values()}
     assert not wrong and not new
-    forget_models()
+    clear_model_cache()
     configs = [replace(config, results=replace(config.results, dir=str(out))) for config in store.configs]
     planned = look_up(plan_points([Point((), config, False) for config in configs]))
     assert not any(point.failure for point in planned)

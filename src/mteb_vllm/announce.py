@@ -84,7 +84,7 @@ def _announce_engine(console: Console, what: str, spec: EngineSpec) -> None:
     args = {key: value for key, value in spec.args.items() if key not in ("load_format", "trust_remote_code")}
     picked = f"preset {spec.preset}" + (f" (device {device()})" if spec.preset != "none" else "")
     if spec.backend != "vllm":
-        picked = spec.works
+        picked = spec.backend_name
     console.print_line(f"{what}: {spec.model.name} at {spec.model.revision}")
     console.print_line(f"Engine: {picked}: {_words(args)}")
     if asked := str(spec.applied):

@@ -15,7 +15,7 @@ from mteb_vllm.engines.arguments import resolve_arguments
 from mteb_vllm.engines.base import Convert, EngineSpec
 from mteb_vllm.errors import FirstStageError
 from mteb_vllm.models import score_templates
-from mteb_vllm.models.files import find_recipe_now
+from mteb_vllm.models.files import refresh_recipe_model
 from mteb_vllm.models.prompts import ImportedTemplate, Prompts, resolve
 from mteb_vllm.models.score_templates import ScoreTemplate
 from mteb_vllm.pipelines.base import FirstStage, Pipeline
@@ -97,12 +97,12 @@ class Plan:
 
         window = self.pipeline.window
         if self.template is not None:
-            wrapper: Any = VllmCrossEncoderWrapper.planned(self.spec, self.template, self.prompts, window)
+            wrapper: Any = VllmCrossEncoderWrapper.from_spec(self.spec, self.template, self.prompts, window)
         elif self.pipeline.reranks:
-            wrapper = VllmEncoderReranker.planned(self.spec, self.prompts, window)
+            wrapper = VllmEncoderReranker.from_spec(self.spec, self.prompts, window)
         else:
-            wrapper = VllmEncoderWrapper.planned(self.spec, self.prompts, window)
-        wrapper.count_always(self.pipeline.code)
+            wrapper = VllmEncoderWrapper.from_spec(self.spec, self.prompts, window)
+        wrapper.set_fixed_settings(self.pipeline.code)
         return wrapper
 
 
@@ -241,7 +241,7 @@ def failed_before(config: RunConfig, planned: Plan) -> dict[str, Failure]:
 def _encoder(
     recipe: ModelConfig, engine: Mapping[str, Any], prompts: Mapping[str, Any], instruction: InstructionConfig
 ) -> tuple[EngineSpec, Prompts]:
-    model = find_recipe_now(recipe)
+    model = refresh_recipe_model(recipe)
     cross_encoder = recipe.kind == "cross_encoder"
     resolved = resolve(
         prompts,

@@ -71,7 +71,7 @@ class Progress:
     @contextlib.contextmanager
     def opening(self, engine: EngineSpec) -> Iterator[None]:
         """An engine opens."""
-        self.note(Phase.OPENING_ENGINE, f"Opening {engine.works}: {engine.model.name}")
+        self.note(Phase.OPENING_ENGINE, f"Opening {engine.backend_name}: {engine.model.name}")
         yield
         if self._task:
             self._bar.update(self._row, description=f"{self._label()} encoding")

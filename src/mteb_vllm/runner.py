@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mteb_vllm.announce import announce, prompts_in_effect
 from mteb_vllm.config.schema import RunConfig
 from mteb_vllm.engines import environment
-from mteb_vllm.engines.base import working_processes
+from mteb_vllm.engines.base import engine_processes
 from mteb_vllm.engines.memory import peak_memory, reset_peak_memory
 from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.inference.embedding_cache.cache import EmbeddingCache
@@ -114,7 +114,7 @@ def _run_config(
     ahead: Ahead | None,
 ) -> RunRecord:
     started = time.perf_counter()
-    reset_peak_memory(working_processes())
+    reset_peak_memory(engine_processes())
     console = console or quiet_console()
     record = started_record(config, output_dir, overrides, point)
     try:
@@ -124,7 +124,7 @@ def _run_config(
         record.prompts = prompts_in_effect(planned)
         announce(console, planned, record)
         for spec in reversed(planned.engines):
-            environment.prepare(spec.env)
+            environment.set_threading_variables(spec.env)
         _run(config, planned, record, console, progress, ahead)
     except MtebVllmError as error:
         logger.exception("the run failed")
@@ -137,12 +137,12 @@ def _run_config(
             print(visible(traceback.format_exc()), file=sys.stderr)
     except BaseException as error:
         record.failure = of_exception(error)
-        record.peak_memory_mb = Memory(**peak_memory(working_processes()))
+        record.peak_memory_mb = Memory(**peak_memory(engine_processes()))
         finish(record, started)  # Ctrl-C: what is done so far is kept
         raise
     if record.failure is not None:
         record.failure = with_log(record.failure, last_lines(output_dir / LOG))
-    record.peak_memory_mb = Memory(**peak_memory(working_processes()))
+    record.peak_memory_mb = Memory(**peak_memory(engine_processes()))
     record.warnings += late_variables(record)
     finish(record, started)
     one_run.print_run(console, record)
@@ -171,7 +171,7 @@ def retrieve_ahead(
         ModelError: if a model cannot be had.
     """
     planned = current_plan(config, planned)
-    environment.prepare(planned.engines[-1].env)
+    environment.set_threading_variables(planned.engines[-1].env)
     log = output_dir / LOG
     skipped = {} if config.retry_failed else failed_before(config, planned)
     with _working(config, planned, log, console, progress, skipped) as work:
@@ -237,7 +237,7 @@ def _working(
         progress.note(Phase.IMPORTING, "Importing mteb")
         from mteb_vllm.results.locks import clear
         from mteb_vllm.results.store import ResultsStore
-        from mteb_vllm.wrappers.encoder import Embedding
+        from mteb_vllm.wrappers.encoder import EmbeddingWrapper
 
         store = ResultsStore(config.results.dir)
         clear(store.root)
@@ -257,7 +257,7 @@ def _working(
         stage = planned.stage.encoder if planned.stage is not None else None
         for model in filter(None, (context.model, context.reference, stage)):
             # What is timed, or compared with a reference, is what the engine computes now.
-            if isinstance(model, Embedding) and (planned.pipeline.cached or model is not context.model):
+            if isinstance(model, EmbeddingWrapper) and (planned.pipeline.cached or model is not context.model):
                 model.embedding_cache = embeddings
             model.progress = progress.encoded
             model.opening = functools.partial(progress.opening, model.spec)
@@ -307,7 +307,10 @@ def _run(
             record.warnings += _engine_warnings(record.engine)
         record.warnings += [
             f"{path} is not what was written there: it was quarantined under this name, and computed again."
-            for path in [*context.store.set_aside, *(work.embeddings.set_aside if work.embeddings is not None else [])]
+            for path in [
+                *context.store.set_aside,
+                *(work.embeddings.quarantined if work.embeddings is not None else []),
+            ]
         ]
         if work.embeddings is not None and pipeline.scores_tasks:
             record.embedding_cache = work.embeddings.record()

@@ -1,4 +1,4 @@
-"""Variables of engines: which both engines get, and whether torch finds those that it reads only once."""
+"""Environment variables of engines: which ones each backend gets, and whether they are set before torch reads them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ import json, sys
 import mteb_vllm.cli, mteb_vllm.preflight.command, mteb_vllm.api, mteb_vllm.sweep.launcher
 early = "torch" in sys.modules
 from mteb_vllm.engines import environment
-environment.prepare({"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "VLLM_X": "1"})
+environment.set_threading_variables({"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "VLLM_X": "1"})
 import torch
-found = environment.in_effect()
-environment.leave()
-environment.prepare({"OMP_WAIT_POLICY": "ACTIVE"})
+found = environment.effective_threading_variables()
+environment.restore_variables()
+environment.set_threading_variables({"OMP_WAIT_POLICY": "ACTIVE"})
 import os
-print(json.dumps([early, found, environment.in_effect(), sorted(set(os.environ) & {"OMP_WAIT_POLICY", "VLLM_X"})]))
+left = sorted(set(os.environ) & {"OMP_WAIT_POLICY", "VLLM_X"})
+print(json.dumps([early, found, environment.effective_threading_variables(), left]))
 """
 
 
@@ -43,13 +44,13 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(environment, "_before", None)
     monkeypatch.setattr(environment, "_found_by_torch", None)
     monkeypatch.setattr(environment, "sys", SimpleNamespace(modules={}))
-    for key in environment.threading(os.environ):  # torch and vLLM set some when other tests import them
+    for key in environment.threading_variables(os.environ):  # torch and vLLM set some when other tests import them
         monkeypatch.delenv(key)
     return monkeypatch
 
 
-def test_the_threading_runtime_of_torch_finds_what_a_run_prepares() -> None:
-    # An engine that another test opened has left variables here, of vLLM's CPU build one that loads a runtime early.
+def test_the_threading_runtime_of_torch_reads_the_variables_of_a_run() -> None:
+    # An engine opened by another test may have set variables; LD_PRELOAD of vLLM's CPU build loads a runtime early.
     shell = {key: value for key, value in os.environ.items() if key not in (*THREADS, "LD_PRELOAD")}
     done = subprocess.run(
         [sys.executable, "-c", RUNTIME],
@@ -59,10 +60,10 @@ def test_the_threading_runtime_of_torch_finds_what_a_run_prepares() -> None:
         check=True,
     )
     early, first, second, left = json.loads(done.stdout.splitlines()[-1])
-    assert not early, "nothing that starts a run loads torch"
-    assert {key: first[key] for key in THREADS} == THREADS and first == second, "once loaded, it stays so"
-    assert left == [], "the shell's variables are back"
-    # What libgomp itself says.
+    assert not early, "no module that starts a run loads torch"
+    assert {key: first[key] for key in THREADS} == THREADS and first == second, "once loaded, nothing changes"
+    assert left == [], "the shell's variables are restored"
+    # The report of libgomp itself.
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr and "GOMP_SPINCOUNT = '0'" in done.stderr
 
 
@@ -71,11 +72,11 @@ def test_both_engines_have_the_same_threads_on_a_cpu(monkeypatch: pytest.MonkeyP
         return resolve_arguments(engine, {"env": {"VLLM_Y": 1, "OMP_NUM_THREADS": 2}})[1]
 
     vllm, other = env(preset="vllm_cpu"), env(backend="sentence_transformers", device="cpu")
-    assert environment.threading(vllm) == other == {**THREADS, "OMP_NUM_THREADS": "2"}
+    assert environment.threading_variables(vllm) == other == {**THREADS, "OMP_NUM_THREADS": "2"}
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" in vllm and "VLLM_Y" in vllm
     own = env(backend="sentence_transformers", device="cpu", env={"OMP_WAIT_POLICY": "ACTIVE", "KMP_BLOCKTIME": None})
     assert own == {"OMP_WAIT_POLICY": "ACTIVE", "KMP_BLOCKTIME": "0", "OMP_NUM_THREADS": "2"}
-    # On a GPU neither has them, unless it shall compute on the CPU all the same.
+    # On a machine with a GPU neither has them, unless it computes on the CPU all the same.
     monkeypatch.setattr(arguments, "device", lambda: "cuda: NVIDIA H200")
     assert env(backend="sentence_transformers") == env(backend="sentence_transformers", device="cuda:1")
     assert env(backend="sentence_transformers") == {"OMP_NUM_THREADS": "2"}
@@ -102,38 +103,47 @@ def test_engine_env_works_for_both_engines_and_vllms_own_variables_for_vllm_only
                 f"{reference}.VLLM_PLUGINS=x",
             ]
         )
-    said = {mistake.where: str(mistake) for mistake in error.value.mistakes}
-    assert set(said) == {"engine.env.VLLM_PLUGINS", "engine.env.X=True", "pipeline.reference.engine.env.VLLM_PLUGINS"}
-    assert "is a variable of vLLM's, and this engine is sentence-transformers" in said["engine.env.VLLM_PLUGINS"]
+    messages = {mistake.where: str(mistake) for mistake in error.value.mistakes}
+    assert set(messages) == {
+        "engine.env.VLLM_PLUGINS",
+        "engine.env.X=True",
+        "pipeline.reference.engine.env.VLLM_PLUGINS",
+    }
+    assert "is a vLLM variable, but this engine is sentence-transformers" in messages["engine.env.VLLM_PLUGINS"]
 
 
-def test_variables_are_there_for_as_long_as_engines_are(fresh: pytest.MonkeyPatch) -> None:
+def test_variables_are_set_while_engines_are_open(fresh: pytest.MonkeyPatch) -> None:
     fresh.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
-    environment.prepare({**THREADS, "VLLM_X": "1"})
-    assert environment.threading(os.environ) == THREADS and "VLLM_X" not in os.environ, "an engine's own wait for it"
-    environment.enter({**THREADS, "VLLM_X": "1"})
+    environment.set_threading_variables({**THREADS, "VLLM_X": "1"})
+    assert environment.threading_variables(os.environ) == THREADS and "VLLM_X" not in os.environ, (
+        "only those of the runtime are set before an engine opens"
+    )
+    environment.apply_variables({**THREADS, "VLLM_X": "1"})
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = os.environ["VLLM_SET_BY_VLLM"] = "8"
-    environment.enter({"VLLM_SET_BY_VLLM": "9"})
-    outer = environment.outer()
+    environment.apply_variables({"VLLM_SET_BY_VLLM": "9"})
+    outer = environment.outer_variables()
     assert outer["VLLM_CPU_KVCACHE_SPACE"] == "4" and not outer.keys() & {*THREADS, "VLLM_X", "VLLM_SET_BY_VLLM"}
-    environment.leave()
+    environment.restore_variables()
     assert {key: os.environ.get(key) for key in outer} == outer and set(os.environ) == set(outer)
-    environment.leave()
-    assert environment.outer() == outer
+    environment.restore_variables()
+    assert environment.outer_variables() == outer
 
 
-def test_what_comes_too_late_is_known(fresh: pytest.MonkeyPatch) -> None:
-    assert environment.in_effect() == {}, "not loaded, nothing found"
+def test_variables_that_are_set_too_late_are_not_in_effect(fresh: pytest.MonkeyPatch) -> None:
+    assert environment.effective_threading_variables() == {}, "empty while torch is not loaded"
     fresh.setenv("OMP_WAIT_POLICY", "ACTIVE")
     environment.sys.modules["torch"] = SimpleNamespace()  # type: ignore[assignment]
-    environment.prepare(THREADS)
-    environment.enter(THREADS)
-    assert environment.in_effect() == {"OMP_WAIT_POLICY": "ACTIVE"} and os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    environment.leave()
+    environment.set_threading_variables(THREADS)
+    environment.apply_variables(THREADS)
+    assert (
+        environment.effective_threading_variables() == {"OMP_WAIT_POLICY": "ACTIVE"}
+        and os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    )
+    environment.restore_variables()
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
-def test_an_engine_says_what_it_works_with() -> None:
+def test_variables_that_are_not_in_effect_are_reported() -> None:
     from mteb_vllm.engines.vllm import VllmEngine
 
     engine = VllmEngine(SimpleNamespace(env={**THREADS, "VLLM_X": "1"}), None, 0.0, "float32", 8, 4, {})  # type: ignore[arg-type]
@@ -159,7 +169,7 @@ def test_a_sweeps_child_starts_with_the_variables_of_its_engine(tmp_path: Path) 
     try:
         environ = Path(f"/proc/{child.pid}/environ")
         deadline = time.monotonic() + 60
-        while not environ.read_bytes() and time.monotonic() < deadline:  # it is empty until the program has started
+        while not environ.read_bytes() and time.monotonic() < deadline:  # empty until the program has started
             time.sleep(0.05)
         started = environ.read_bytes().split(b"\0")
     finally:
@@ -169,12 +179,12 @@ def test_a_sweeps_child_starts_with_the_variables_of_its_engine(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["auto", "sentence_transformers"])
-def test_a_whole_run_computes_with_threads_that_wait_passively(engine: str, tmp_path: Path) -> None:
-    # An engine that another test opened has left variables here, of vLLM's CPU build one that loads a runtime early.
+def test_threads_of_a_complete_run_wait_passively(engine: str, tmp_path: Path) -> None:
+    # An engine opened by another test may have set variables; LD_PRELOAD of vLLM's CPU build loads a runtime early.
     shell = {key: value for key, value in os.environ.items() if key not in (*THREADS, "LD_PRELOAD")}
     command = [sys.executable, "-m", "mteb_vllm", f"engine={engine}", "tasks.names=[StdlibDocsClassification]"]
     subprocess.run([*command, f"results.dir={tmp_path}"], env=shell, capture_output=True, text=True, check=True)
     (record,) = (json.loads(path.read_text()) for path in tmp_path.rglob("run.json"))
     assert {key: record["engine"]["threading"][key] for key in THREADS} == THREADS
     assert record["engine"]["late"] == {} and not [text for text in record["warnings"] if "not in effect" in text]
-    assert environment.threading(record["settings"]["engine"]["env"]) == THREADS
+    assert environment.threading_variables(record["settings"]["engine"]["env"]) == THREADS

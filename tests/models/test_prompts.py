@@ -1,4 +1,4 @@
-"""Which prefix is applied where; the strings that vLLM really gets are in test_wrappers.py."""
+"""The choice of prompts; the texts that vLLM really gets are in test_wrappers.py."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_tasks_own_instruction_is_used_without_a_prompt_dict() -> None:
     assert prompts.prefix(TASK, "query").text == "I: Find evidence\nQ: "
     assert prompts.prefix(TASK, "document").text == ""
     assert prompts.prefix(STS).text == "I: Retrieve similar texts\nQ: "
-    # The task has no instruction for documents, so none is made up.
+    # The task has no instruction for documents, so documents get none.
     assert Prompts(template="I: {instruction}\n").prefix(TASK, "document").text == ""
 
 
@@ -80,12 +80,10 @@ def test_a_callable_template_is_called_always() -> None:
     prompts = Prompts({"SciFact": "check"}, template=template)
     assert prompts.prefix(TASK, "query").text == "<check>"
     assert Prompts(template=template).prefix(TASK, "document").text == "<>"
-    assert calls == [("check", PromptType.query), ("", PromptType.document)], (
-        "what mteb would give it, also for the audit"
-    )
+    assert calls == [("check", PromptType.query), ("", PromptType.document)], "the arguments that mteb would pass"
 
 
-def test_templates_hold_an_instruction_or_lead_to_a_callable() -> None:
+def test_templates_have_an_instruction_or_name_a_callable() -> None:
     assert load_template("a {instruction} b") == "a {instruction} b"
     assert load_template("textwrap:dedent") == load_template("textwrap.dedent")
     for bad in ("no place for it", "no.such.module:f", "textwrap:nothing", "string:digits"):
@@ -93,7 +91,7 @@ def test_templates_hold_an_instruction_or_lead_to_a_callable() -> None:
             load_template(bad)
 
 
-def test_keys_that_decide_nothing_are_told() -> None:
+def test_only_keys_that_apply_are_returned() -> None:
     tasks = mteb_catalogue().tasks
     two: list[Any] = [tasks["SciFact"], tasks["STS12"]]
     assert applying_keys(["query", "document", "Clustering"], two) == {"query", "document"}
@@ -101,7 +99,7 @@ def test_keys_that_decide_nothing_are_told() -> None:
     assert applying_keys(["query"], two[1:]) == set()
 
 
-def test_sides_are_those_that_mteb_asks_for() -> None:
+def test_sides_are_those_of_mteb() -> None:
     tasks = mteb_catalogue().tasks
     assert tasks["SciFact"].sides == tasks["AskUbuntuDupQuestions"].sides == ("query", "document")
     assert tasks["STS12"].sides == tasks["Banking77Classification"].sides == ("",)
@@ -124,22 +122,27 @@ PLAIN = InstructionConfig(from_model=True)
 
 
 def prompts_of(chosen: dict[str, Any], instruction: InstructionConfig = PLAIN, **model: Any) -> Prompts:
-    said: dict[str, Any] = {"recipe": None, "recipe_instruction": None, "registry": None, "sentence_transformers": {}}
-    return resolve(chosen, instruction, **{**said, **model})
+    sources: dict[str, Any] = {
+        "recipe": None,
+        "recipe_instruction": None,
+        "registry": None,
+        "sentence_transformers": {},
+    }
+    return resolve(chosen, instruction, **{**sources, **model})
 
 
-def test_auto_takes_recipe_then_registry_then_the_models_own_config() -> None:
+def test_auto_uses_recipe_then_registry_then_the_models_own_config() -> None:
     own = {"prompts": {"query": "st: ", "document": ""}}
-    said = {"recipe": {"query": "recipe: "}, "registry": {"query": "registry: "}, "sentence_transformers": own}
-    assert prompts_of(AUTO, **said).values == {"query": "recipe: "}
-    assert prompts_of(AUTO, **{**said, "recipe": None}).values == {"query": "registry: "}
+    sources = {"recipe": {"query": "recipe: "}, "registry": {"query": "registry: "}, "sentence_transformers": own}
+    assert prompts_of(AUTO, **sources).values == {"query": "recipe: "}
+    assert prompts_of(AUTO, **{**sources, "recipe": None}).values == {"query": "registry: "}
     last = prompts_of(AUTO, sentence_transformers=own)
     assert last.values == {"query": "st: "} and "sentence-transformers" in last.source
     assert prompts_of(AUTO).values == {}
-    assert prompts_of(AUTO, **{**said, "recipe": {}}).values == {}, "a recipe may say: none"
+    assert prompts_of(AUTO, **{**sources, "recipe": {}}).values == {}, "a recipe may set no prompts"
 
 
-def test_what_is_chosen_wins() -> None:
+def test_configured_prompts_win() -> None:
     recipe = {"recipe": {"query": "recipe: ", "document": "doc: "}}
     assert prompts_of(NONE, **recipe).values == {}
     assert prompts_of({**AUTO, "query": "mine: "}, **recipe).values == {"query": "mine: ", "document": "doc: "}
@@ -147,7 +150,7 @@ def test_what_is_chosen_wins() -> None:
     assert prompts_of({**AUTO, "query": ""}, **recipe).values["query"] == "", "an empty text is a prompt, null is none"
 
 
-def test_whole_prompts_are_not_taken_for_instructions() -> None:
+def test_complete_prompts_are_not_used_as_instructions() -> None:
     template = InstructionConfig(template="I: {instruction}")
     own = {"prompts": {"query": "Instruct: do it\nQuery: "}}
     prompts = prompts_of(AUTO, template, registry={"query": "q: "}, sentence_transformers=own)
@@ -163,7 +166,7 @@ def test_a_recipes_instruction_template() -> None:
     assert beaten.template is None
 
 
-def test_a_models_default_prompt_stands_where_no_key_applies() -> None:
+def test_a_models_default_prompt_is_used_if_no_key_applies() -> None:
     own = {"prompts": {"query": "q: ", "sts": "s: "}, "default_prompt_name": "sts"}
     prompts = prompts_of(AUTO, sentence_transformers=own)
     assert prompts.prefix(STS).text == "s: "
@@ -173,7 +176,7 @@ def test_a_models_default_prompt_stands_where_no_key_applies() -> None:
 def test_documents_of_a_sentence_transformers_model() -> None:
     default = {"prompts": {"query": "q: ", "document": ""}, "default_prompt_name": "query"}
     prompts = prompts_of(AUTO, sentence_transformers=default)
-    assert prompts.prefix(TASK, "document").text == "", "its empty prompt keeps the default one away"
+    assert prompts.prefix(TASK, "document").text == "", "its empty prompt overrides the default one"
     assert prompts.prefix(STS).text == "q: "
     passage = {"prompts": {"query": "q: ", "passage": "p: "}}
     assert prompts_of(AUTO, sentence_transformers=passage).prefix(TASK, "document").text == "p: "
@@ -209,7 +212,7 @@ NAMES = ("StdlibDocsRetrieval", "StdlibDocsClassification")
 
 
 def expected_texts(recipe: str, chosen: str, instruction: str) -> tuple[str, str, str]:
-    """What stands in front of a query, a document, and a text to classify, written down a second time."""
+    """Return the prefixes of a query, a document, and a text to classify, by an independent implementation."""
     own = [mteb_catalogue().tasks[name].prompt for name in NAMES]
     of_query, of_text = own[0]["query"] if isinstance(own[0], dict) else own[0], own[1]
     model = RECIPES[recipe]["prompts"]
@@ -224,12 +227,12 @@ def expected_texts(recipe: str, chosen: str, instruction: str) -> tuple[str, str
         templates["auto"] = "R: {}\n"
     if (template := templates[instruction]) is None:
         return values.get("query", ""), values.get("document", ""), values.get("Classification", "")
-    said = values.get("query", of_query), values.get("Classification", of_text)
-    return template.format(said[0]), "", template.format(said[1])
+    used = values.get("query", of_query), values.get("Classification", of_text)
+    return template.format(used[0]), "", template.format(used[1])
 
 
 def config_for(*overrides: str) -> Any:
-    """A run of the two demo tasks, composed once; its prompts are put in afterwards."""
+    """Compose a run of the two demo tasks; its prompts are set afterwards."""
     from omegaconf import OmegaConf
 
     from mteb_vllm.config.schema import compose_config, composer, parse
@@ -245,7 +248,7 @@ def chosen_for(config: Any, recipe: str, chosen: str, instruction: str) -> Any:
     return replace(config, model=model, prompts=CHOSEN[chosen], instruction=INSTRUCTIONS[instruction])
 
 
-def test_every_combination_of_an_encoder_is_rendered_as_it_says_and_counted_as_it_is_rendered() -> None:
+def test_every_combination_for_an_encoder_has_the_expected_texts_and_matching_fingerprints() -> None:
     from mteb_vllm.plan import plan
 
     config = config_for()
@@ -259,7 +262,7 @@ def test_every_combination_of_an_encoder_is_rendered_as_it_says_and_counted_as_i
         assert planned.prompts.prefix(classification, None).text == text, combination
         for task, rendered in ((retrieval, (query, document)), (classification, text)):
             known.setdefault((task.name, rendered), set()).add(planned.input_fingerprint(task))
-        # The whole settings may tell apart what a task does not, and never the reverse.
+        # All settings together may distinguish more than one task's texts do, but never less.
         known.setdefault(fingerprint(planned.settings), set()).add((query, document, text))
         record = prompts_in_effect(planned)
         assert bool(record["template"]) == (query[:3] in ("R: ", "Ins")), combination
@@ -279,8 +282,8 @@ def test_no_prompts_and_a_recipes_template_are_two_settings() -> None:
     )
     assert len({fingerprint(made.settings) for made in (auto, none, explicit)}) == 3
     assert prompts_in_words(prompts_in_effect(none)) == "Prompts: none"
-    said = prompts_in_words(prompts_in_effect(auto))
-    assert said == r"Instructions: the tasks' own; template: 'R: {instruction}\n' (the recipe), not for documents"
+    words = prompts_in_words(prompts_in_effect(auto))
+    assert words == r"Instructions: the tasks' own; template: 'R: {instruction}\n' (the recipe), not for documents"
     assert "(the configuration)" in prompts_in_words(prompts_in_effect(explicit))
     bare = plan(chosen_for(config, "bare", "auto", "auto"))
     assert fingerprint(bare.settings) == fingerprint(none.settings), "equal inputs share a result"
@@ -310,7 +313,7 @@ def test_a_dense_first_stage_and_a_reference_follow_the_same_rules() -> None:
         assert prompts_in_words(prompts_in_effect(planned)["first_stage"]).startswith(
             "Instructions" if planned.stage.prompts.template else "Prompts"
         )
-        # The run's own choice is not the reference's, whose own is a group below it.
+        # The reference has prompts of its own, independent of the run's.
         reference = {
             **parity.pipeline["reference"],
             "prompts": CHOSEN[combination[1]],
@@ -323,13 +326,13 @@ def test_a_dense_first_stage_and_a_reference_follow_the_same_rules() -> None:
         assert made.reference is not None and made.prompts.prefix(task, "query").text == ""
         assert made.reference.prompts.prefix(task, "query").text == query, combination
         assert prompts_in_effect(made)["reference"] == prompts_in_effect(made.reference)
-        # An encoder that reranks by cosine is prompted as one that embeds.
+        # An encoder that reranks by cosine similarity has the same prompts.
         cosine = plan(chosen_for(rerank, *combination))
         assert tuple(cosine.prompts.prefix(task, side).text for side in ("query", "document")) == (query, document)
     assert all(len(found) == 1 for found in by_stage.values()), "one fingerprint, one text"
 
 
-def test_a_score_template_stays_without_prompts() -> None:
+def test_a_score_template_is_kept_without_prompts() -> None:
     from mteb_vllm.plan import plan
 
     score = ScoreTemplateConfig(template="{{ instruction }}|{{ messages[0].content }}|{{ messages[1].content }}")
@@ -340,7 +343,7 @@ def test_a_score_template_stays_without_prompts() -> None:
         of_run = chosen_for(config, recipe, chosen, instruction)
         planned = plan(replace(of_run, model=replace(of_run.model, score_template=score)))
         assert planned.template is not None and planned.prompts.template is None
-        text = planned.template.rendered("q", "d", planned.prompts.instruction(planned.tasks[0], "query").text)
+        text = planned.template.render("q", "d", planned.prompts.instruction(planned.tasks[0], "query").text)
         values: dict[str, Any] = {
             **(RECIPES[recipe]["prompts"] if CHOSEN[chosen].get("from_model") else {}),
             **{key: value for key, value in CHOSEN[chosen].items() if value is not None},

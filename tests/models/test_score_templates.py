@@ -1,4 +1,4 @@
-"""What a score template may do: render one text, always the same, with bounded time and memory."""
+"""Score templates: each renders always the same text, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAIR = "{{ messages[0].content }} {{ messages[1].content }}"
 LOOPS = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
 
 
-def said(text: str) -> str:
+def errors_in(text: str) -> str:
     return "\n".join(map(str, template_mistakes("score_template.template", PAIR + text)))
 
 
@@ -22,7 +22,9 @@ def test_shipped_templates_pass() -> None:
     assert len(files) >= 2
     for name in files:
         assert check("score_template", ScoreTemplateConfig(file=name)) == []
-    assert said("{% for x in [1, 2] %}{{ loop.index }}{% endfor %}{% set c = cycler('a', 'b') %}{{ c.next() }}") == ""
+    assert (
+        errors_in("{% for x in [1, 2] %}{{ loop.index }}{% endfor %}{% set c = cycler('a', 'b') %}{{ c.next() }}") == ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,13 +40,15 @@ def test_shipped_templates_pass() -> None:
         ("{{ lipsum() }}", "lipsum"),
     ],
 )
-def test_time_and_chance_are_refused_wherever_they_stand(text: str, name: str) -> None:
-    assert f"uses {name}: time and random values change" in said(text)
+def test_time_and_random_values_are_refused_anywhere(text: str, name: str) -> None:
+    assert f"uses {name}: time and random values change" in errors_in(text)
 
 
 def test_a_text_that_differs_between_processes_is_refused() -> None:
-    assert "gives another text at every rendering" in said("{{ range }}"), "its address"
-    assert "time and random values change the text" in said("{% set f = 'ran' ~ 'dom' %}{{ [[1]] | map(f) | first }}")
+    assert "renders a different text every time" in errors_in("{{ range }}"), "its address"
+    assert "time and random values change the text" in errors_in(
+        "{% set f = 'ran' ~ 'dom' %}{{ [[1]] | map(f) | first }}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,17 +56,17 @@ def test_a_text_that_differs_between_processes_is_refused() -> None:
     [
         (LOOPS, "it needs more than"),
         ("{{ 'x' * 10 ** 10 }}", "it needs more than"),
-        ("{{ 'x' | center(10 ** 7) }}", "it makes a text of 10,0"),
+        ("{{ 'x' | center(10 ** 7) }}", "it renders one pair to 10,0"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
         ("{% set x = 'x' * 99 %}" + "{% set x = x ~ x %}" * 40, "it needs more than"),
     ],
     ids=["loops", "multiplication", "filter", "recursion", "doubling"],
 )
-def test_work_without_end_is_refused(text: str, why: str) -> None:
+def test_unbounded_work_is_refused(text: str, why: str) -> None:
     started = time.process_time()
-    assert f"cannot be rendered: {why}" in said(text)
-    assert time.process_time() - started < 2, "it is not this process that works"
+    assert f"cannot be rendered: {why}" in errors_in(text)
+    assert time.process_time() - started < 2, "the work is done in another process"
 
 
-def test_nesting_without_end_is_refused() -> None:
-    assert "nested too deeply" in said("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}")
+def test_deep_nesting_is_refused() -> None:
+    assert "nested too deeply" in errors_in("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}")

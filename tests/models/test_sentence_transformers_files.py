@@ -1,7 +1,7 @@
-"""What a model's sentence-transformers files ask for is applied by vLLM, or refused by name: never dropped.
+"""Each setting of a model's sentence-transformers files is applied by vLLM or refused by name, and never ignored.
 
-The module types, pooling modes and configuration keys are those of the installed package, read from its source: one that
-is new there fails a test here until it is handled.
+Module types, pooling modes and configuration keys are read from the installed package's source, so that a new one fails a
+test here until it is handled.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def write(folder: Path, file: str, content: Any) -> None:
 
 
 def chain(folder: Path, *kinds: Any, **pooling: Any) -> None:
-    """Writes a `modules.json` of a Transformer and these: a class's name or path, or a pair of it and its configuration."""
+    """Write a `modules.json` with a Transformer and further modules: class names or paths, or pairs with a configuration."""
     entries = [{"idx": 0, "name": "0", "path": "", "type": f"{OLD}.Transformer"}]
     for at, kind in enumerate(kinds, 1):
         name, config = kind if isinstance(kind, tuple) else (kind, None)
@@ -49,7 +49,7 @@ def chain(folder: Path, *kinds: Any, **pooling: Any) -> None:
 
 
 def plain(folder: Path, config: Any = None) -> Path:
-    """A model without any sentence-transformers files."""
+    """Write a model without any sentence-transformers files."""
     folder.mkdir(parents=True, exist_ok=True)
     write(folder, "config.json", config or BERT)
     write(folder, "tokenizer.json", {})
@@ -61,7 +61,7 @@ def applied(folder: Path, convert: Any = "embed", **args: Any) -> Applied:
     return apply_files(model.files, model.config, args, convert)
 
 
-# What the installed package has
+# The installed package
 
 
 def sources(*folders: str) -> Iterator[ast.ClassDef]:
@@ -87,7 +87,7 @@ def literal(node: ast.ClassDef, name: str) -> Any:
 
 
 def module_classes() -> dict[str, list[str]]:
-    """The classes that can stand in a `modules.json`, and their configuration keys."""
+    """Return the classes that a `modules.json` can name, and their configuration keys."""
     found = {node.name: node for node in sources("*/modules/*.py")}
     modules = {"Module", "BaseTokenPooling"}
     while grown := {
@@ -100,7 +100,7 @@ def module_classes() -> dict[str, list[str]]:
 
 
 def settings_keys() -> set[str]:
-    """The keys that models write into `config_sentence_transformers.json`."""
+    """Return the keys that models write to `config_sentence_transformers.json`."""
     keys: set[str] = set()
     for node in sources("base/model.py", "sentence_transformer/model.py", "cross_encoder/model.py"):
         for function in node.body:
@@ -113,7 +113,7 @@ def settings_keys() -> set[str]:
     return keys - {"transformers", "pytorch", "sentence_transformers"}  # which are in `__version__`
 
 
-# Each key of the modules that vLLM runs, with values and whether they are applied ("ok") or refused.
+# Each key of the modules that vLLM runs, with values and whether each is applied ("ok") or refused.
 KEYS: dict[str, dict[str, list[tuple[Any, str]]]] = {
     "Pooling": {
         "embedding_dimension": [(64, "ok")],
@@ -152,7 +152,7 @@ KEYS: dict[str, dict[str, list[tuple[Any, str]]]] = {
         "query_expansion": [(None, "ok"), ({"length": 32}, "refused")],
     },
 }
-# Of the Transformer, what its constructor takes and older files hold.
+# Keys of the Transformer that its constructor accepts and older files have.
 OLDER = {
     "max_seq_length": [(16, "ok"), (None, "refused")],
     "do_lower_case": [(False, "ok"), (True, "refused")],
@@ -167,7 +167,7 @@ DENSE = {"in_features": 64, "out_features": 32, "bias": True, "activation_functi
 
 
 def with_key(folder: Path, kind: str, key: str, value: Any) -> str:
-    """Writes a model in which a module says this; returns what a refusal must name."""
+    """Write a model with this setting in a module; return the text that a refusal must contain."""
     if kind == "Transformer":
         chain(folder, "Pooling")
         write(folder, "sentence_bert_config.json", {key: value})
@@ -226,7 +226,7 @@ def test_every_module_type_is_run_or_refused_by_name(tmp_path: Path) -> None:
         if kind not in ("Transformer", "Pooling", "Normalize", "Dense"):
             entries = json.loads((folder / "modules.json").read_text())
             write(folder, "modules.json", [{**entries[2], "idx": 0}, entries[1]])
-            assert any(f".{kind}:" in one for one in applied(folder).refused), f"{kind} in the Transformer's place"
+            assert any(f".{kind}:" in one for one in applied(folder).refused), f"{kind} in place of the Transformer"
 
 
 @pytest.mark.parametrize(
@@ -258,19 +258,19 @@ def test_an_order_or_kind_that_vllm_does_not_run_is_refused(tmp_path: Path, chan
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "message"),
     [
-        ("modules.json", None, "holds null, and not a list"),
-        ("modules.json", {}, "holds {}, and not a list"),
-        ("modules.json", [1], "is no module with a type and a path"),
-        ("modules.json", [{"type": f"{OLD}.Pooling", "path": "../x"}], "leads out of the model's folder"),
+        ("modules.json", None, "holds null, not a list"),
+        ("modules.json", {}, "holds {}, not a list"),
+        ("modules.json", [1], "a module needs a type and a path"),
+        ("modules.json", [{"type": f"{OLD}.Pooling", "path": "../x"}], "is outside the model's folder"),
         (
             "modules.json",
             [{"type": f"{OLD}.Pooling", "path": "9_P"}],
             "modules.json names 9_P/config.json, which is missing",
         ),
-        ("modules.json", [{"type": f"{OLD}.Dense", "path": "1_Pooling"}], "1_Pooling, which holds no weights"),
-        ("1_Pooling/config.json", [], "and not an object"),
+        ("modules.json", [{"type": f"{OLD}.Dense", "path": "1_Pooling"}], "1_Pooling, which has no weights"),
+        ("1_Pooling/config.json", [], "not an object"),
         (
             "1_Pooling/config.json",
             {"pooling_mode": "mena"},
@@ -283,19 +283,19 @@ def test_an_order_or_kind_that_vllm_does_not_run_is_refused(tmp_path: Path, chan
         ("sentence_bert_config.json", {"model_args": 1}, "model_args=1: must be an object"),
         ("config_sentence_transformers.json", {"truncate_dim": 0}, "truncate_dim=0: must be 1 or more"),
         ("config_sentence_transformers.json", {"prompts": ["q"]}, "must be an object of texts"),
-        ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "is none of its prompts"),
-        ("tokenizer_config.json", [], "and not an object"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "is not one of its prompts"),
+        ("tokenizer_config.json", [], "not an object"),
     ],
 )
-def test_a_broken_file_is_a_mistake_that_names_it(tmp_path: Path, file: str, content: Any, said: str) -> None:
+def test_a_broken_file_is_an_error_that_names_it(tmp_path: Path, file: str, content: Any, message: str) -> None:
     chain(plain(tmp_path), "Pooling")
     write(tmp_path, file, content)
     with pytest.raises(ModelError) as caught:
         applied(tmp_path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_what_is_configured_wins_over_the_files(tmp_path: Path) -> None:
+def test_the_configuration_wins_over_the_files(tmp_path: Path) -> None:
     chain(plain(tmp_path), "Pooling", "Normalize", pooling_mode="max")
     write(tmp_path, "config_sentence_transformers.json", {"truncate_dim": 16})
     assert len(applied(tmp_path).refused) == 1
@@ -304,33 +304,33 @@ def test_what_is_configured_wins_over_the_files(tmp_path: Path) -> None:
     assert with_pooling.refused == () and with_pooling.source == "engine.pooler_config, modules.json"
     whole = applied(tmp_path, pooler_config={"seq_pooling_type": "CLS", "use_activation": False, "dimensions": 8})
     assert (whole.normalized, whole.truncate_dim, whole.source) == (False, None, "engine.pooler_config")
-    assert whole.notes == ("engine.pooler_config is not what the model's files say",)
+    assert whole.notes == ("engine.pooler_config differs from the model's files",)
     chain(tmp_path, "Pooling", "custom_st.Whitening")
     assert applied(tmp_path, pooler_config={"pooling_type": "MEAN", "use_activation": False}).refused == ()
     assert applied(tmp_path, pooler_config={"pooling_type": "MEAN"}).refused != ()
 
 
-def test_a_model_without_such_files_is_taken_as_sentence_transformers_takes_it(tmp_path: Path) -> None:
+def test_a_model_without_such_files_gets_the_defaults_of_sentence_transformers(tmp_path: Path) -> None:
     made = applied(plain(tmp_path))
     assert (made.pooling, made.normalized, made.context, made.refused) == ("MEAN", False, 512, ())
-    assert str(made) == "mean pooling, not normalised (no modules.json: as sentence-transformers takes such a model)"
+    assert str(made) == "mean pooling, not normalised (no modules.json: the defaults of sentence-transformers)"
     plain(tmp_path, {"architectures": ["Qwen3ForCausalLM"]})
     assert applied(tmp_path).pooling == "LAST"
     assert applied(tmp_path, hf_overrides={"is_causal": False}).pooling == "MEAN"
     write(tmp_path, "sentence_bert_config.json", {"max_seq_length": 100})
     write(tmp_path, "tokenizer_config.json", {"model_max_length": 300})
     unread = applied(tmp_path)
-    assert unread.context == 100 and "cuts after 300" in unread.notes[0]
+    assert unread.context == 100 and "truncates to 300" in unread.notes[0]
 
 
 def test_the_context_is_that_of_sentence_transformers(tmp_path: Path) -> None:
     chain(plain(tmp_path), "Pooling")
     write(tmp_path, "tokenizer_config.json", {"model_max_length": 10**30})
-    assert (applied(tmp_path).context, applied(tmp_path).reads_context) == (512, False)
+    assert (applied(tmp_path).context, applied(tmp_path).vllm_reads_context) == (512, False)
     write(tmp_path, "tokenizer_config.json", {"model_max_length": 128})
     assert applied(tmp_path).context == 128
     write(tmp_path, "sentence_bert_config.json", {"max_seq_length": 64})
-    assert (applied(tmp_path).context, applied(tmp_path).reads_context) == (64, True)
+    assert (applied(tmp_path).context, applied(tmp_path).vllm_reads_context) == (64, True)
 
 
 def test_engines_that_pool_differently_have_different_fingerprints(tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ CROSS = {"architectures": ["BertForSequenceClassification"], "num_labels": 1}
 
 
 @pytest.mark.parametrize(
-    ("said", "activation", "refused"),
+    ("saved", "activation", "refused"),
     [
         ({}, None, None),
         ({"problem_type": "regression"}, "sigmoid", None),
@@ -368,8 +368,8 @@ CROSS = {"architectures": ["BertForSequenceClassification"], "num_labels": 1}
         ({"sentence_transformers": {"activation_fn": "custom.Scale"}}, None, "custom.Scale"),
     ],
 )
-def test_the_activation_of_a_cross_encoder(tmp_path: Path, said: Any, activation: Any, refused: Any) -> None:
-    made = applied(plain(tmp_path, CROSS | said), "classify")
+def test_the_activation_of_a_cross_encoder(tmp_path: Path, saved: Any, activation: Any, refused: Any) -> None:
+    made = applied(plain(tmp_path, CROSS | saved), "classify")
     assert made.activation == activation and made.pooling is None and made.refused == ()
     assert (made.activation_refused is None) if refused is None else (refused in str(made.activation_refused))
 
@@ -379,11 +379,11 @@ def test_the_modules_of_a_cross_encoder(tmp_path: Path) -> None:
     write(tmp_path, "config_sentence_transformers.json", {"model_type": "CrossEncoder"})
     chain(tmp_path)
     text = {"text": {"method": "forward", "method_output_name": "logits"}}
-    said = {"transformer_task": "sequence-classification", "module_output_name": "scores", "modality_config": text}
-    write(tmp_path, "sentence_bert_config.json", said)
+    saved = {"transformer_task": "sequence-classification", "module_output_name": "scores", "modality_config": text}
+    write(tmp_path, "sentence_bert_config.json", saved)
     assert applied(tmp_path, "classify").refused == ()
     chain(tmp_path, "sentence_transformers.cross_encoder.modules.logit_score.LogitScore")
-    write(tmp_path, "sentence_bert_config.json", said | {"transformer_task": "text-generation"})
+    write(tmp_path, "sentence_bert_config.json", saved | {"transformer_task": "text-generation"})
     refused = " ".join(applied(tmp_path, "classify").refused)
     assert "LogitScore" in refused and "transformer_task" in refused
     assert applied(tmp_path, "classify", hf_overrides={"classifier_from_token": ["no", "yes"]}).refused == ()
@@ -391,12 +391,12 @@ def test_the_modules_of_a_cross_encoder(tmp_path: Path) -> None:
 
 def test_the_activation_and_prompt_of_a_saved_cross_encoder(tmp_path: Path) -> None:
     plain(tmp_path, CROSS)
-    said = {
+    saved = {
         "activation_fn": "torch.nn.modules.linear.Identity",
         "prompts": {"query": "q: "},
         "default_prompt_name": "query",
     }
-    write(tmp_path, "config_sentence_transformers.json", {"model_type": "CrossEncoder", **said})
+    write(tmp_path, "config_sentence_transformers.json", {"model_type": "CrossEncoder", **saved})
     assert applied(tmp_path, "classify").activation is None, "sentence-transformers reads it only with a modules.json"
     chain(tmp_path)
     assert applied(tmp_path, "classify").activation == "none"
@@ -407,7 +407,7 @@ def test_the_activation_and_prompt_of_a_saved_cross_encoder(tmp_path: Path) -> N
     )
 
 
-def test_the_default_prompt_of_a_cross_encoder_stands_in_front_of_queries() -> None:
+def test_the_default_prompt_of_a_cross_encoder_is_the_prefix_of_queries() -> None:
     from mteb_vllm.config.schema import ScoreTemplateConfig
     from mteb_vllm.models.score_templates import resolve
 
@@ -449,7 +449,7 @@ def dense(folder: Path, **config: Any) -> None:
 
 
 def new_format(folder: Path) -> None:
-    """Lets the installed sentence-transformers save the model as it does now."""
+    """Save the model with the installed sentence-transformers, in its current format."""
     from sentence_transformers import SentenceTransformer
 
     chain(folder, "Pooling", "Normalize", pooling_mode="cls")
@@ -525,7 +525,7 @@ def test_embeddings_are_those_of_sentence_transformers(tiny: Path, tmp_path: Pat
     assert engine.resolved["special_tokens"] == [["[CLS]"], ["[SEP]"]]
 
 
-def test_sentence_transformers_leaves_a_prompt_out_of_its_pooling(tiny: Path, tmp_path: Path) -> None:
+def test_sentence_transformers_excludes_a_prompt_from_pooling(tiny: Path, tmp_path: Path) -> None:
     import numpy as np
     from sentence_transformers import SentenceTransformer
 

@@ -224,11 +224,11 @@ def test_an_engine_is_sound_after_a_call_or_closed() -> None:
         engine.call("encode", ["a"])
     assert not closed, "vLLM takes the requests of an ordinary error back"
     engine, closed = dead_engine(ValueError("in a step"), unfinished=True)
-    with pytest.raises(EngineError, match="failed at work: ValueError: in a step"):
+    with pytest.raises(EngineError, match="failed: ValueError: in a step"):
         engine.call("encode", ["a"])
     assert closed, "it would answer the next call with the texts that it still has"
     engine, closed = dead_engine(RuntimeError("can't allocate memory"))
-    with pytest.raises(EngineError, match="failed at work: RuntimeError: can't allocate memory"):
+    with pytest.raises(EngineError, match="failed: RuntimeError: can't allocate memory"):
         engine.call("encode", ["a"])
     assert closed, "in the middle of a step"
     engine, closed = dead_engine(KeyboardInterrupt())
@@ -256,7 +256,7 @@ def test_an_interrupted_call_harms_no_later_one(minilm: Any) -> None:
         encode_texts(minilm.engine, [text.upper() for text in texts], len(texts), progress=interrupt)
     again, _ = encode_texts(minilm.engine, texts, len(texts))
     np.testing.assert_allclose(again, expected, atol=1e-6)
-    assert VllmEncoderWrapper.planned(minilm.spec, Prompts()).engine is minilm.engine
+    assert VllmEncoderWrapper.from_spec(minilm.spec, Prompts()).engine is minilm.engine
 
 
 def test_an_engine_that_closes_leaves_the_shells_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,10 +266,12 @@ def test_an_engine_that_closes_leaves_the_shells_variables(monkeypatch: pytest.M
     left: list[int] = []
     monkeypatch.setattr(engines, "_open", [])
     monkeypatch.setattr(environment, "_before", None)
-    monkeypatch.setattr(VllmEngine, "_leave", lambda _: left.append(len(engines._open)))
+    monkeypatch.setattr(VllmEngine, "_release_memory", lambda _: left.append(len(engines._open)))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
-    environment.enter({"VLLM_X": "1"})
-    assert environment.outer()["VLLM_CPU_KVCACHE_SPACE"] == "4" and "VLLM_X" not in environment.outer()
+    environment.apply_variables({"VLLM_X": "1"})
+    assert (
+        environment.outer_variables()["VLLM_CPU_KVCACHE_SPACE"] == "4" and "VLLM_X" not in environment.outer_variables()
+    )
     engine = VllmEngine(SimpleNamespace(env={}), SimpleNamespace(), 0.0, "float32", 8, 4, {}, in_process=True)  # type: ignore[arg-type]
     engines._open.append(engine)
     engine.close()

@@ -110,7 +110,7 @@ def test_no_result_is_another_pipelines(own: dict[str, Any], tmp_path: Path) -> 
         (task,) = made.tasks
         wanted, model = fingerprint(made.settings_for(task)), made.wrapper()
         if made.stage is not None:
-            model.count_also(made.pipeline.candidate_settings(made.stage, task.type, [task.name]))
+            model.set_extra_settings(made.pipeline.candidate_settings(made.stage, task.type, [task.name]))
         # A result is found under the hash that the wrapper counts, and planned by the hash of the plan.
         assert model.mteb_model_meta.experiment_kwargs == {"settings": wanted}
         return made, wanted

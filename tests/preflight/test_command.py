@@ -134,12 +134,12 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
     [
         ("engine.dtype=flaot32", "Did you mean engine.dtype=float32?\n    Allowed: auto, half"),
         ("engine.head_dtype=flaot32", "Did you mean engine.head_dtype=float32?"),
-        ("engine.max_num_seqs=many", "vLLM wants int here, this is str"),
-        ("engine.max_num_seqs=true", "vLLM wants int here, this is bool"),
+        ("engine.max_num_seqs=many", "must be int, got str"),
+        ("engine.max_num_seqs=true", "must be int, got bool"),
         ("engine.max_num_seqs=-4", "must be 1 or more"),
-        ("engine.enforce_eager=yes", "vLLM wants bool here, this is str\n    true or false."),
-        ("engine.gpu_memory_utilization=90", "is a share of the memory, above 0 and up to 1"),
-        ("engine.pooler_config=MEAN", "vLLM wants dict here, this is str"),
+        ("engine.enforce_eager=yes", "must be bool, got str\n    true or false."),
+        ("engine.gpu_memory_utilization=90", "must be a fraction of the memory, above 0 and at most 1"),
+        ("engine.pooler_config=MEAN", "must be dict, got str"),
         ("engine.preset=gpu", "there is no such preset\n    Presets: auto, vllm, vllm_cpu."),
         ("engine.block_size=16", "has no name in conf/engine/ yet\n    Add it with a plus: +engine.block_size=16"),
         ("+engine.blok_size=16", "has no such engine argument\n    Did you mean +engine.block_size?"),
@@ -164,7 +164,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ("prompts.query=passage ", "takes away the space around this text\n    Quote a text for Hydra and for the shell: "
          "'prompts.query=\"passage \"'"),
         ("instruction.template=Instruct", "must contain the string '{instruction}'"),
-        ("instruction.template=nowhere.at_all:mine", "leads nowhere"),
+        ("instruction.template=nowhere.at_all:mine", "is not the import path of a callable"),
         ("tasks.names=[STS21]", "Did you mean STS12 or STS22?"),
         ("tasks.names=[CIFAR10]", "the task holds image; only tasks of text"),
         ("tasks.names=[]", "no task is named"),
@@ -237,7 +237,7 @@ def test_nothing_of_the_users_is_imported_before_a_run(tmp_path: Path, monkeypat
     (tmp_path / "bomb_parent" / "inner" / "__init__.py").write_text(bomb)
     (tmp_path / "bomb_templates.py").write_text(bomb + "def mine(instruction, prompt_type):\n    return instruction\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert "holds no config.json" in only("model=custom", "model.package=bomb_parent.inner/model", "model.name=a/b")
+    assert "has no config.json" in only("model=custom", "model.package=bomb_parent.inner/model", "model.name=a/b")
     point = one("instruction.template=bomb_templates:mine")
     (planned,) = plan_points([point])
     assert planned.failure is None and "bomb_templates:mine#" in planned.plan.settings["prompts"]["template"]
@@ -585,10 +585,10 @@ def test_a_score_template_in_another_encoding_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("def mine(instruction): ...", "is called with (instruction, prompt_type), and takes (instruction)"),
-        ("def mine(a, b, c): ...", "and takes (a, b, c)"),
-        ("def mine(a, b, *, c): ...", "and takes (a, b, *, c)"),
-        ("mine = lambda: ''", "and takes ()"),
+        ("def mine(instruction): ...", "is called with (instruction, prompt_type), but takes (instruction)"),
+        ("def mine(a, b, c): ...", "but takes (a, b, c)"),
+        ("def mine(a, b, *, c): ...", "but takes (a, b, *, c)"),
+        ("mine = lambda: ''", "but takes ()"),
         ("async def mine(a, b): ...", "is a coroutine function"),
         ("def mine(instruction, prompt_type): ...", ""),
         ("def mine(a, b=1, c=2): ...", ""),

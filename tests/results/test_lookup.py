@@ -179,7 +179,7 @@ def test_a_plan_knows_where_the_wrapper_will_put_its_results(overrides: list[str
     model, store = planned.wrapper(), ResultsStore(tmp_path)
     for task in planned.tasks:
         if planned.stage is not None:
-            model.count_also(planned.pipeline.candidate_settings(planned.stage, task.type, [task.name]))
+            model.set_extra_settings(planned.pipeline.candidate_settings(planned.stage, task.type, [task.name]))
         settings = planned.settings_for(task)
         found = result_path(tmp_path, settings, task.name, fingerprint(settings))
         assert found == store.get_task_result_path(task.name, model.mteb_model_meta)

@@ -273,7 +273,7 @@ def test_a_missing_data_set_of_a_first_stage_is_found_before_an_engine_opens(
 
     monkeypatch.chdir(tmp_path)
     model = Encoder()
-    model.count_also = lambda settings: None  # type: ignore[attr-defined]
+    model.set_extra_settings = lambda settings: None  # type: ignore[attr-defined]
     progress = Progress(quiet_console(), 1)
     (outcome,) = Rerank().run(
         RunContext(model, [load("SciFact")], ResultsStore(tmp_path / "results"), progress, stage=Stage())

@@ -1,4 +1,4 @@
-"""The wrappers on real vLLM: what `LLM` is handed, to the letter, and the manners of the objects."""
+"""The wrappers on real vLLM: the exact texts that `LLM` gets, and the life cycle of wrappers and engines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.vllm
 
 @pytest.fixture
 def handed(minilm: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every text that vLLM's own `LLM.encode` is handed from now on; the engine goes on as it is."""
+    """Every text that vLLM's own `LLM.encode` gets from now on; the engine still computes."""
     texts: list[str] = []
     encode = minilm.llm.encode
 
@@ -37,7 +37,7 @@ def handed(minilm: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def given(minilm_args: dict[str, Any], handed: list[str]) -> Callable[..., list[str]]:
-    """What the engine is handed for one text of a task, by a wrapper of these arguments."""
+    """Returns the texts that the engine gets for one text of a task, from a wrapper with the given arguments."""
 
     def of(task: str, side: PromptType | None, **kwargs: Any) -> list[str]:
         handed.clear()
@@ -113,7 +113,7 @@ def test_prompts_of_the_registry_and_none_against_a_recipe(minilm: Any, handed: 
     from mteb_vllm.preflight.command import check
 
     registry = mteb_catalogue().models["intfloat/multilingual-e5-small"]
-    said: dict[str, Any] = {"recipe_instruction": None, "registry": registry, "sentence_transformers": {}}
+    other_sources: dict[str, Any] = {"recipe_instruction": None, "registry": registry, "sentence_transformers": {}}
     recipe = {"query": "recipe query: ", "STS": "recipe sts: "}
     cases: list[tuple[str, Any, str, Any, str]] = [
         ("prompts=auto", None, "SciFact", PromptType.query, "query: text"),
@@ -125,14 +125,14 @@ def test_prompts_of_the_registry_and_none_against_a_recipe(minilm: Any, handed: 
     ]
     for choice, own, task, side, expected in cases:
         (point,) = check([choice, f"tasks.names=[{task}]"])
-        prompts = resolve(point.config.prompts, InstructionConfig(), recipe=own, **said)
+        prompts = resolve(point.config.prompts, InstructionConfig(), recipe=own, **other_sources)
         handed.clear()
-        encode(VllmEncoderWrapper.planned(minilm.spec, prompts), ["text"], task, side)
+        encode(VllmEncoderWrapper.from_spec(minilm.spec, prompts), ["text"], task, side)
         assert handed == [expected], (choice, own, task, side)
 
 
-def test_what_was_applied_is_kept_for_the_record(minilm: Any) -> None:
-    wrapper = VllmEncoderWrapper.planned(minilm.spec, Prompts({"query": "q: "}))
+def test_applied_prompts_are_kept_for_the_record(minilm: Any) -> None:
+    wrapper = VllmEncoderWrapper.from_spec(minilm.spec, Prompts({"query": "q: "}))
     encode(wrapper, ["first text", "second"])
     assert wrapper.applied["SciFact", "query"] == {"prefix": "q: ", "key": "query", "example": "q: first text"}
 
@@ -144,7 +144,7 @@ def test_mistakes_are_value_errors_before_anything_is_loaded() -> None:
         VllmEncoderWrapper("no/such", use_instructions=True, instruction_template="nowhere")
 
 
-def test_settings_are_told_apart_by_the_metadata(minilm: Any, minilm_args: dict[str, Any]) -> None:
+def test_different_settings_have_different_metadata(minilm: Any, minilm_args: dict[str, Any]) -> None:
     plain = minilm.mteb_model_meta
     prompted = VllmEncoderWrapper(**minilm_args, prompt_dict={"query": "q: "}).mteb_model_meta
     assert plain.name == prompted.name == "sentence-transformers/all-MiniLM-L6-v2"
@@ -152,7 +152,7 @@ def test_settings_are_told_apart_by_the_metadata(minilm: Any, minilm_args: dict[
     assert plain.experiment_name != prompted.experiment_name
     again = VllmEncoderWrapper(**minilm_args).mteb_model_meta
     assert again.experiment_name == plain.experiment_name
-    # mteb maps several characters to one before it names a folder: prompts that differ in those only must not meet.
+    # mteb maps several characters to one in folder names; prompts that differ only in those must not collide.
     pair = [VllmEncoderWrapper(**minilm_args, prompt_dict={"query": text}).mteb_model_meta for text in ("a/b", "a:b")]
     assert pair[0].experiment_name != pair[1].experiment_name
 
@@ -165,7 +165,7 @@ def test_protocols_of_mteb(minilm: Any) -> None:
     assert empty.shape == (0, 384)
 
 
-def test_wrappers_share_an_engine_and_close_it_for_certain(minilm: Any, minilm_args: dict[str, Any]) -> None:
+def test_wrappers_share_an_engine_and_the_last_one_closes_it(minilm: Any, minilm_args: dict[str, Any]) -> None:
     shared = minilm.engine
     with VllmEncoderWrapper(**minilm_args) as same:
         assert same.engine is shared
@@ -177,8 +177,8 @@ def test_wrappers_share_an_engine_and_close_it_for_certain(minilm: Any, minilm_a
         assert other.engine.dtype == "bfloat16"
         assert shared.llm is None, "never two engines at once"
         mine = other.engine
-    assert mine.llm is None, "the last one to leave closes it"
-    # A wrapper whose engine was closed by another's opens it again when it is asked.
+    assert mine.llm is None, "the last wrapper closes it"
+    # A wrapper whose engine was closed by another wrapper opens it again.
     np.testing.assert_array_equal(first, encode(minilm, ["text"]))
     assert open_engine(minilm.spec) is minilm.engine
 
@@ -204,8 +204,8 @@ def test_five_lines_without_a_configuration(tmp_path: Path, minilm_args: dict[st
     assert "MockRetrievalTask.json" in stored
 
 
-def test_cross_encoder_scores_each_different_pair_once(tmp_path: Path, minilm_args: dict[str, Any]) -> None:
-    """A one-label head of random weights on MiniLM's body, against sentence-transformers' CrossEncoder."""
+def test_cross_encoder_scores_each_distinct_pair_once(tmp_path: Path, minilm_args: dict[str, Any]) -> None:
+    """Compare a one-label head of random weights on MiniLM's body with sentence-transformers' CrossEncoder."""
     import torch
     from datasets import Dataset
     from sentence_transformers import CrossEncoder
@@ -215,7 +215,7 @@ def test_cross_encoder_scores_each_different_pair_once(tmp_path: Path, minilm_ar
     torch.manual_seed(0)
     path = str(tmp_path / "cross")
     body = AutoModelForSequenceClassification.from_pretrained(minilm_args["path"], num_labels=1)
-    body.classifier.weight.data.normal_(0, 1)  # scores that differ: an untrained head's are all alike
+    body.classifier.weight.data.normal_(0, 1)  # an untrained head would give nearly equal scores
     body.save_pretrained(path)
     AutoTokenizer.from_pretrained(minilm_args["path"]).save_pretrained(path)
     queries = ["what is a list", "what is a list", "how to sort", "what is a list"]

@@ -1,1 +1,1 @@
-"""Engines: what they are opened with, their common interface, and one module for each backend with a function `load`."""
+"""Engines: their arguments, their common interface, and one module per backend, each with a function `load`."""

@@ -1,6 +1,6 @@
-"""Which arguments an engine is opened with: what is set, else what the model's recipe says, else a preset of this machine.
+"""Engine arguments: merge the configuration, the model's recipe and this machine's preset; find errors in them.
 
-And what is wrong with them, before vLLM is imported.
+Nothing here imports vLLM.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from mteb_vllm.catalogue import EngineArg, VllmCatalogue
+from mteb_vllm.catalogue import EngineArg, VllmCatalogue, vllm_catalogue
 from mteb_vllm.config.schema import conf_dir
 from mteb_vllm.engines.base import Backend
 from mteb_vllm.errors import Mistake
@@ -19,13 +19,13 @@ from mteb_vllm.util.machine import cpu_build, device
 from mteb_vllm.util.shell import as_typed, suggest
 from mteb_vllm.util.suggestions import nearest
 
-# Keys of `engine` that are not vLLM's: how the arguments were chosen, and the environment.
+# Keys of `engine` that are not vLLM engine arguments.
 OWN_KEYS = ("backend", "preset", "env", "head_dtype")
 PRESETS = ("auto", "vllm", "vllm_cpu")
 BACKENDS = ("vllm", "sentence_transformers")
 
-# What sentence-transformers is opened and asked with, and the types of that; the first three are its alone.
-_OF_SENTENCE_TRANSFORMERS: dict[str, type] = {
+# The arguments of the sentence-transformers backend with their types; vLLM has no equivalent of the first three.
+_SENTENCE_TRANSFORMERS_TYPES: dict[str, type] = {
     "batch_size": int,
     "attn_implementation": str,
     "device": str,
@@ -34,7 +34,9 @@ _OF_SENTENCE_TRANSFORMERS: dict[str, type] = {
     "trust_remote_code": bool,
     "load_format": str,
 }
-_NOT_VLLMS = ("batch_size", "attn_implementation", "device")
+_SENTENCE_TRANSFORMERS_ONLY = ("batch_size", "attn_implementation", "device")
+# Arguments of vLLM that follow from the model and from what it is used for.
+_SET_BY_WRAPPERS = frozenset({"model", "revision", "runner", "convert"})
 _CHOICES = {
     "dtype": ("float32", "float16", "bfloat16", "auto"),
     "load_format": ("safetensors", "auto"),
@@ -44,14 +46,14 @@ _CHOICES = {
 
 @functools.cache
 def pick_preset(preset: str) -> str:
-    """The preset that `auto` stands for on this machine."""
+    """Return the name of a preset, with `auto` resolved for this machine."""
     if preset != "auto":
         return preset
     return "vllm_cpu" if cpu_build() or device().startswith("cpu") else "vllm"
 
 
 def backend_of(engine: Mapping[str, Any]) -> Backend:
-    """What works in an engine, by its configuration."""
+    """Return the backend that an engine's configuration selects."""
     backend: Backend = engine.get("backend") or "vllm"
     return backend
 
@@ -59,44 +61,46 @@ def backend_of(engine: Mapping[str, Any]) -> Backend:
 def resolve_arguments(
     engine: Mapping[str, Any], recipe: Mapping[str, Any]
 ) -> tuple[dict[str, object], dict[str, str], str, Backend]:
-    """Engine arguments and environment: what is set, else what the recipe says, else the preset of this machine.
+    """Return engine arguments and environment: the configuration over the recipe over the preset of this machine.
 
     Args:
         engine: The config group `engine`, nulls included.
         recipe: The model recipe's own engine arguments.
 
     Returns:
-        arguments without nulls, environment, the name of the preset, and what works in the engine.
+        the arguments without nulls, the environment, the name of the preset, and the backend.
     """
     if backend_of(engine) == "sentence_transformers":
-        args = _of_sentence_transformers(engine, recipe)
-        # On a CPU its threads are made as vLLM's are, by the same file.
+        args = _sentence_transformers_arguments(engine, recipe)
+        # On a CPU both backends use the same thread settings.
         preset = _preset_values("vllm_cpu") if str(args.get("device") or device()).startswith("cpu") else {}
-        env = {key: value for key, value in _env(preset, recipe, engine).items() if not key.startswith("VLLM_")}
+        env = {key: value for key, value in _merge_env(preset, recipe, engine).items() if not key.startswith("VLLM_")}
         return args, env, "none", "sentence_transformers"
     name = pick_preset(engine.get("preset") or "none")
     layers = [_preset_values(name), recipe, engine]
     merged: dict[str, object] = {}
     for layer in layers:
         merged |= {key: value for key, value in layer.items() if value is not None and key not in ("preset", "env")}
-    return _vllm_names(merged), _env(*layers), name, "vllm"
+    return _vllm_arguments(merged), _merge_env(*layers), name, "vllm"
 
 
-def _env(*layers: Mapping[str, Any]) -> dict[str, str]:
-    """Return the environment that layers of engine values make, the last one first."""
+def _merge_env(*layers: Mapping[str, Any]) -> dict[str, str]:
+    """Merge the environments of several layers of engine values; later layers win."""
     env: dict[str, str] = {}
     for layer in layers:
         for key, value in (layer.get("env") or {}).items():
             if value is not None:
-                env[key] = value if isinstance(value, str) else str(value)  # a secret stays one
+                env[key] = value if isinstance(value, str) else str(value)  # keeps the type of a secret string
     return env
 
 
-def _of_sentence_transformers(engine: Mapping[str, object], recipe: Mapping[str, Any]) -> dict[str, object]:
-    """What is set for sentence-transformers; of a recipe for vLLM, what means the same here."""
+def _sentence_transformers_arguments(engine: Mapping[str, object], recipe: Mapping[str, Any]) -> dict[str, object]:
+    """Return the arguments for sentence-transformers, including those of a vLLM recipe that have an equivalent."""
     merged: dict[str, object] = {"load_format": "safetensors", "trust_remote_code": False}
     for layer in (_preset_values("sentence_transformers"), recipe, engine):
-        merged |= {key: value for key, value in layer.items() if value is not None and key in _OF_SENTENCE_TRANSFORMERS}
+        merged |= {
+            key: value for key, value in layer.items() if value is not None and key in _SENTENCE_TRANSFORMERS_TYPES
+        }
     if (dimensions := (recipe.get("pooler_config") or {}).get("dimensions")) is not None:
         merged["dimensions"] = dimensions
     if (answers := (recipe.get("hf_overrides") or {}).get("classifier_from_token")) is not None:
@@ -104,14 +108,18 @@ def _of_sentence_transformers(engine: Mapping[str, object], recipe: Mapping[str,
     return merged
 
 
-def _vllm_names(values: Mapping[str, Any]) -> dict[str, object]:
-    """Values by the names of `conf/engine/` as vLLM's engine arguments."""
-    args = {key: value for key, value in values.items() if value is not None and key not in (*OWN_KEYS, *_NOT_VLLMS)}
+def _vllm_arguments(values: Mapping[str, Any]) -> dict[str, object]:
+    """Convert values named as in `conf/engine/` to vLLM engine arguments."""
+    args = {
+        key: value
+        for key, value in values.items()
+        if value is not None and key not in (*OWN_KEYS, *_SENTENCE_TRANSFORMERS_ONLY)
+    }
     if values.get("head_dtype") is not None:
         # vLLM reads the head's dtype from the model's configuration.
         args["hf_overrides"] = {**(args.get("hf_overrides") or {}), "head_dtype": values["head_dtype"]}
     if args.get("quantization") is None:
-        # Pickled weights run code when they are read; whoever needs them says so: +engine.load_format=auto.
+        # Loading pickled weights executes code, so they have to be requested: +engine.load_format=auto.
         args.setdefault("load_format", "safetensors")
     args.setdefault("trust_remote_code", False)
     return args
@@ -128,31 +136,53 @@ def _preset_values(preset: str) -> Mapping[str, object]:
     return {str(key): value for key, value in values.items()}
 
 
+def unknown_arguments(
+    names: Collection[str], backend: Backend, others: Collection[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    """Find the names that are no arguments of a backend.
+
+    Args:
+        names: Names of arguments.
+        backend: The backend.
+        others: Further names that may be suggested.
+
+    Returns:
+        for each unknown name the nearest right names, best first.
+    """
+    known = {*_SENTENCE_TRANSFORMERS_TYPES, *OWN_KEYS}
+    if backend == "vllm":
+        known = {*known, *_preset_values("vllm")} - {*_SENTENCE_TRANSFORMERS_ONLY}
+        # Reading the catalogue takes half a minute the first time, so it is read only for less common arguments.
+        if not known.issuperset(names) and (vllm := vllm_catalogue()) is not None:
+            known |= vllm.args.keys() - _SET_BY_WRAPPERS
+    return {name: nearest(name, [*known, *others]) for name in names if name not in known}
+
+
 def check_sentence_transformers(where: str, values: Mapping[str, object]) -> list[Mistake]:
-    """What is wrong with the arguments of an engine of sentence-transformers; for the arguments see `check_arguments`."""
+    """Return the errors in the arguments of a sentence-transformers engine; parameters as in `check_arguments`."""
     mistakes = []
     for key, value in values.items():
         wrong = functools.partial(Mistake, f"{where}.{key}", value=f"{value}")
-        kind = _OF_SENTENCE_TRANSFORMERS.get(key)
+        kind = _SENTENCE_TRANSFORMERS_TYPES.get(key)
         if value is None or key in ("backend", "preset"):
             continue
         if key == "env":
             mistakes += _env_mistakes(f"{where}.env", value, None)
         elif kind is None:
-            what = "is an argument of vLLM's, and this engine is sentence-transformers"
-            known = f"Known to both, or to it: {', '.join(_OF_SENTENCE_TRANSFORMERS)}."
+            what = "is a vLLM argument, but this engine is sentence-transformers"
+            known = f"Arguments of sentence-transformers: {', '.join(_SENTENCE_TRANSFORMERS_TYPES)}."
             mistakes.append(
                 wrong(
                     what,
                     known,
                     tuple(
                         as_typed(f"{where}.{near}", f"{where}.{key}")
-                        for near in nearest(key, _OF_SENTENCE_TRANSFORMERS)
+                        for near in nearest(key, _SENTENCE_TRANSFORMERS_TYPES)
                     ),
                 )
             )
         elif not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            mistakes.append(wrong(f"must be {kind.__name__}, this is {type(value).__name__}"))
+            mistakes.append(wrong(f"must be {kind.__name__}, got {type(value).__name__}"))
         elif isinstance(value, int) and kind is int and value < 1:
             mistakes.append(wrong("must be 1 or more"))
         elif key in _CHOICES and value not in _CHOICES[key]:
@@ -164,12 +194,12 @@ def check_sentence_transformers(where: str, values: Mapping[str, object]) -> lis
 
 
 def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogue) -> list[Mistake]:
-    """What is wrong with engine arguments, as far as the installed vLLM's own description of them says.
+    """Return the errors in vLLM engine arguments, according to the installed vLLM's own description of them.
 
     Args:
-        where: The part of the configuration, as `engine`.
-        values: What it says, nulls included.
-        vllm: What the installed vLLM takes.
+        where: The section of the configuration, such as `engine`.
+        values: Its values, nulls included.
+        vllm: The description of the installed vLLM.
     """
     mistakes = []
     for key, value in values.items():
@@ -200,21 +230,19 @@ def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogu
                 )
         elif key == "env":
             mistakes += _env_mistakes(at, value, vllm)
-        elif key in _NOT_VLLMS:
+        elif key in _SENTENCE_TRANSFORMERS_ONLY:
             if value is not None:
-                what = "is an argument of sentence-transformers, and this engine is vLLM"
-                mistakes.append(Mistake(at, what, "Choose the other: engine=sentence_transformers", value=f"{value}"))
-        elif key in ("model", "revision", "runner", "convert"):
-            mistakes.append(
-                Mistake(at, "this argument is set by the model and the pipeline", "Use model.name, model.revision.")
-            )
+                what = "is an argument of sentence-transformers, but this engine is vLLM"
+                mistakes.append(Mistake(at, what, "To switch: engine=sentence_transformers", value=f"{value}"))
+        elif key in _SET_BY_WRAPPERS:
+            mistakes.append(Mistake(at, "is set by the model and the pipeline", "Use model.name or model.revision."))
         elif key == "head_dtype":
             choices = ("model", *(vllm.args["dtype"].choices or ()))
             if value is not None and value not in choices:
                 mistakes.append(
                     Mistake(
                         at,
-                        "no such dtype",
+                        "there is no such dtype",
                         f"Allowed: {', '.join(choices)}.",
                         tuple(suggest(at, choice) for choice in nearest(str(value), choices)),
                         value=f"{value}",
@@ -237,7 +265,7 @@ def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogu
 _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,), "int": (int,), "float": (int, float), "str": (str,), "list": (list,), "dict": (dict,)
 }  # fmt: skip
-# Where vLLM's own description may not say it.
+# vLLM's own description may lack their lower bound.
 _AT_LEAST_ONE = (
     "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size", "pipeline_parallel_size", "renderer_num_workers"
 )  # fmt: skip
@@ -251,25 +279,32 @@ _MULTIPLES = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2
 def _value_mistakes(
     at: str, value: object, arg: EngineArg, write: Callable[[object], str] | None = None
 ) -> list[Mistake]:
-    """What is wrong with the value of an argument, or of a key in one; `write` makes an override of a better value."""
+    """Return the errors in the value of an argument, or of a key inside one.
+
+    Args:
+        at: The key, such as `engine.dtype`.
+        value: The value.
+        arg: vLLM's description of the argument.
+        write: Formats the override that sets a suggested value; by default `at=value`.
+    """
     write = write or functools.partial(suggest, at)
     if arg.choices is not None:
         if str(value) in arg.choices:
             return []
         near = tuple(write(choice) for choice in nearest(str(value), arg.choices))
         allowed = f"Allowed: {', '.join(arg.choices)}."
-        return [Mistake(at, "vLLM does not know this value", allowed, near, value=f"{value}", code="unknown_choice")]
-    # vLLM's own classes of settings are written as dicts.
+        return [Mistake(at, "vLLM does not accept this value", allowed, near, value=f"{value}", code="unknown_choice")]
+    # vLLM's own configuration classes are written as dicts.
     kind = "dict" if arg.kind == "any" and re.fullmatch(r"\w+Config( \| None)?", arg.type) else arg.kind
     types = _TYPES.get(kind)
     if types is not None and not (isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))):
-        what = f"vLLM wants {kind} here, this is {type(value).__name__}"
+        what = f"must be {kind}, got {type(value).__name__}"
         near = (write(number),) if kind == "int" and (number := _as_number(value)) is not None else ()
         return [Mistake(at, what, _EXAMPLES.get(kind, ""), near, value=f"{value}")]
     if arg.name == "gpu_memory_utilization" and isinstance(value, (int, float)) and not 0 < value <= 1:
-        return [Mistake(at, "is a share of the memory, above 0 and up to 1", value=f"{value}")]
+        return [Mistake(at, "must be a fraction of the memory, above 0 and at most 1", value=f"{value}")]
     if arg.name == "max_model_len" and isinstance(value, (int, float)) and value < 1 and value != -1:
-        way = "Leave it unset for the model's own context; -1 is as much of that as fits into the memory."
+        way = "Leave it unset for the model's own context length, or set -1 for as much of it as fits into memory."
         return [Mistake(at, "must be 1 or more", way, value=f"{value}")]
     if isinstance(value, (int, float)):
         limits = {"ge": 1, **arg.limits} if arg.name in _AT_LEAST_ONE else arg.limits
@@ -281,7 +316,7 @@ def _value_mistakes(
 def _field_mistakes(
     at: str, value: Mapping[str, object], known: Mapping[str, EngineArg], write: Callable[[object], str]
 ) -> list[Mistake]:
-    """What is wrong with a dict that stands for one of vLLM's configuration classes."""
+    """Return the errors in a dict that is converted to one of vLLM's configuration classes."""
     mistakes = []
     for key, item in value.items():
         if key not in known:
@@ -307,7 +342,7 @@ def _field_mistakes(
 
 
 def _is_coerced(kind: str, value: object) -> bool:
-    """Return whether pydantic turns a value of another type into this kind, as it does inside configuration classes."""
+    """Return whether pydantic converts a value of another type to this kind, as it does inside configuration classes."""
     if kind == "bool":
         return value in (0, 1) or str(value).lower() in ("true", "false", "yes", "no", "on", "off", "y", "n", "t", "f")
     if kind in ("int", "float") and isinstance(value, str):
@@ -322,13 +357,13 @@ def _with_key(write: Callable[[object], str], values: Mapping[str, object], key:
 
 
 def _as_number(value: object) -> int | None:
-    """Return what a human-readable number stands for: `16k` is 16,000 and `16K` 16,384, as on vLLM's own command line."""
+    """Parse a human-readable number as vLLM's command line does: `16k` is 16,000 and `16K` is 16,384."""
     found = re.fullmatch(r"(\d+)([kKmMgG])", value) if isinstance(value, str) else None
     return None if found is None else int(found[1]) * _MULTIPLES[found[2]]
 
 
 def context_limit(arguments: Mapping[str, object]) -> int | None:
-    """Return the context that arguments set, in tokens; None where it is the model's own (-1: as much of it as fits)."""
+    """Return the context length that arguments set, in tokens; None if it is the model's own (-1: as much as fits)."""
     limit = arguments.get("max_model_len")
     return limit if isinstance(limit, int) and limit > 0 else None
 
@@ -337,22 +372,22 @@ _EXAMPLES = {"bool": "true or false.", "list": "As [a,b].", "dict": "As {key: va
 
 
 def _env_mistakes(at: str, value: object, vllm: VllmCatalogue | None) -> list[Mistake]:
-    """Return what is wrong with `engine.env`; `vllm` is None where the engine is sentence-transformers."""
+    """Return the errors in `engine.env`; `vllm` is None if the engine is sentence-transformers."""
     if not isinstance(value, Mapping):
         return [Mistake(at, "must be a dict of names and values", value=f"{value}")]
     mistakes = []
     for name, setting in value.items():
         if not isinstance(name, str) or not name or "=" in name or "\0" in name:
-            mistakes.append(Mistake(f"{at}.{name}", "is no name of a variable of the shell"))
+            mistakes.append(Mistake(f"{at}.{name}", "is not a valid name of an environment variable"))
             continue
         if name.startswith("VLLM_") and vllm is None:
-            what = "is a variable of vLLM's, and this engine is sentence-transformers"
-            mistakes.append(Mistake(f"{at}.{name}", what, "Leave it away, or choose the other: engine=auto"))
+            what = "is a vLLM variable, but this engine is sentence-transformers"
+            mistakes.append(Mistake(f"{at}.{name}", what, "Remove it, or switch to vLLM: engine=auto"))
         elif name.startswith("VLLM_") and vllm is not None and name not in vllm.env:
             near = tuple(as_typed(f"{at}.{known}", f"{at}.{name}") for known in nearest(name, vllm.env))
-            mistakes.append(Mistake(f"{at}.{name}", f"vLLM {vllm.version} reads no such variable", nearest=near))
+            mistakes.append(Mistake(f"{at}.{name}", f"is not a variable that vLLM {vllm.version} reads", nearest=near))
         if isinstance(setting, bool) or not isinstance(setting, (str, int, float)):
             mistakes.append(
-                Mistake(f"{at}.{name}", "a variable is a text or a number", "Switches are 0 and 1.", value=f"{setting}")
+                Mistake(f"{at}.{name}", "must be a text or a number", "Write switches as 0 and 1.", value=f"{setting}")
             )
     return mistakes

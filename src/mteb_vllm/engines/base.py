@@ -1,8 +1,8 @@
-"""Opens, shares and closes engines, whatever works in them.
+"""Open, share and close engines of any backend.
 
-An engine is what its specification says: model, revision, every engine argument, and the environment. Asking for the same
-one again shares it; asking for another closes the one that is open. `vllm.py` and `sentence_transformers.py` say how one is
-opened, asked and shut down.
+An engine is identified by its specification: model, revision, every engine argument, and the environment. Opening the same
+specification again returns the open engine; opening another one closes it. `vllm.py` and `sentence_transformers.py`
+implement the backends.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from mteb_vllm.util import masking
 from mteb_vllm.util.fingerprint import METHOD, fingerprint, identity
 from mteb_vllm.util.machine import device, versions
 from mteb_vllm.util.plain import Json, JsonObject
+from mteb_vllm.util.setting_names import SettingNames
 
 if TYPE_CHECKING:
     from psutil import Process
@@ -47,15 +48,16 @@ Backend = Literal["vllm", "sentence_transformers"]
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """Everything that makes an engine what it is.
+    """Everything that identifies an engine.
 
     Attributes:
         model: The model that it loads.
-        convert: What the model is used for: embeddings, or scores of pairs.
-        args: Engine arguments by the backend's names, without those that are not set.
+        convert: Whether the model computes embeddings or scores of pairs.
+        args: Engine arguments by the backend's names, without unset ones.
         env: Environment variables that it is opened with.
-        preset: Which preset of `conf/engine/` filled in what nobody set, for the record only.
-        backend: What works in it.
+        preset: The preset of `conf/engine/` that supplied defaults, for the record only.
+        backend: The library that runs the model.
+        names: How messages name settings.
     """
 
     model: Model
@@ -64,25 +66,26 @@ class EngineSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     preset: str = "none"
     backend: Backend = "vllm"
+    names: SettingNames = SettingNames.CONFIGURATION
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", masking.with_secrets(self.args))
         object.__setattr__(self, "env", masking.with_secrets(self.env, ("env",)))
 
     @property
-    def works(self) -> str:
-        """What works in it, in words."""
+    def backend_name(self) -> str:
+        """The backend's name for messages."""
         return {"vllm": "vLLM", "sentence_transformers": "sentence-transformers"}[self.backend]
 
     @functools.cached_property
     def applied(self) -> Applied:
-        """What vLLM is told so that it computes what the model's files ask for; sentence-transformers reads them itself."""
+        """The settings that make vLLM follow the model's files; empty for sentence-transformers, which reads them itself."""
         if self.backend != "vllm":
             return Applied()
-        return apply_files(self.model.files, self.model.config, self.args, self.convert)
+        return apply_files(self.model.files, self.model.config, self.args, self.convert, self.names)
 
     def settings(self) -> JsonObject:
-        """What of this changes results, as plain values."""
+        """Return everything that can change results, as plain values."""
         return {
             "model": self.model.name,
             "revision": self.model.revision,
@@ -92,7 +95,7 @@ class EngineSpec:
             "args": _plain(masking.without_secrets(self.args)),
             "files": self.applied.settings() if self.backend == "vllm" else None,
             "env": _plain(masking.without_secrets(self.env)),
-            "shell": environment.shell(self.env),
+            "shell": environment.shell_variables(self.env),
             "device": device(),
             "method": METHOD,
             "versions": dict(versions(self.backend)),
@@ -100,36 +103,36 @@ class EngineSpec:
 
     @property
     def process(self) -> tuple[str, tuple[tuple[str, str], ...]]:
-        """What a process cannot change once it has opened an engine: what computes, and how its threads are made."""
-        return self.backend, tuple(environment.threading(self.env).items())
+        """What a process cannot change after its first engine: the backend and the variables of the threading runtime."""
+        return self.backend, tuple(environment.threading_variables(self.env).items())
 
     @property
     def fingerprint(self) -> str:
-        """The hash of everything above that changes results."""
+        """The hash of `settings()`."""
         return fingerprint(self.settings())
 
 
 class Bar(Protocol):
-    """What an engine needs of a progress bar: a part of `tqdm.tqdm`."""
+    """The part of `tqdm.tqdm` that an engine uses."""
 
     def update(self, count: int, /) -> object:
-        """Count texts that are done."""
+        """Count finished texts."""
 
     def close(self) -> object:
-        """End it."""
+        """End the bar."""
 
 
-# Makes the bar of one call, as `tqdm.tqdm` does; False: there is none.
+# Makes the progress bar of one call; takes the arguments of `tqdm.tqdm`. False: no bar.
 MakeBar = Callable[..., Bar] | Literal[False]
 
 
 class Scores(NamedTuple):
-    """What an engine says of pairs.
+    """Scores of pairs.
 
     Attributes:
         values: float32 array, shape (n_pairs,).
         lengths: Tokens of each pair.
-        cached: Tokens of all of them that were in the prefix cache.
+        cached: Tokens of all pairs together that were in the prefix cache.
     """
 
     values: npt.NDArray[np.float32]
@@ -139,12 +142,12 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class LongPair:
-    """A pair that was too long, cut to the context.
+    """A tokenised pair, truncated to the context length.
 
     Attributes:
         tokens: Token ids, special tokens included.
-        first_length: Tokens of the first segment, for models that tell segments apart; None for others.
-        cut: Whether the document lost anything (a pair near the limit may fit after all).
+        first_length: Tokens of the first segment, for models with token type ids; None for others.
+        cut: Whether the document was truncated (a pair near the limit may fit after all).
     """
 
     tokens: list[int]
@@ -157,23 +160,23 @@ class Engine(ABC):
     """An open engine.
 
     Attributes:
-        spec: What it was opened from.
-        llm: What does the work: vLLM's `LLM`, or mteb's wrapper of sentence-transformers; None once it is closed.
-        seconds: What opening took, imports included.
-        dtype: What `dtype` resolved to, as `bfloat16`.
-        max_model_len: Tokens after which a text is cut, special tokens included.
+        spec: The specification that it was opened from.
+        llm: The backend's object: vLLM's `LLM`, or mteb's wrapper of sentence-transformers; None once closed.
+        seconds: Seconds that opening took, imports included.
+        dtype: The resolved dtype, such as `bfloat16`.
+        max_model_len: Tokens after which a text is truncated, special tokens included.
         dim: Length of an embedding.
-        resolved: All of what became of unset arguments, for the record.
+        resolved: The resolved values of unset arguments, for the record.
         separates_pairs: Whether the two texts of a pair are tokenised as a pair, with a separator; else as one text.
-        labels: What a classification head gives, or None where the model has none.
-        in_process: Whether it works in this process, and not in one of its own.
-        own_template: Whether pairs are read through a template of the model's own, which we do not know.
-        processes: The processes that it works in, beside this one.
-        log: Where those write to: what standard error was when they began, if that was a file.
-        owners: Who asked for it and has not let go; the last one's leaving closes it.
-        cached_tokens: Of all tokens that it was given so far, those that were in its prefix cache.
-        threading: The variables of the threading runtime that its process has found.
-        warnings: What it said of the model while it opened.
+        labels: The outputs of the classification head; None if the model has none.
+        in_process: Whether the model runs in this process.
+        own_template: Whether vLLM renders pairs with a template of the model's own, which is not accessible here.
+        processes: The engine's other processes.
+        log: The file that those write to: standard error at their start, if that was a file.
+        owners: Ids of the objects that use the engine; it is closed when the last one releases it.
+        cached_tokens: Tokens found in the prefix cache so far.
+        threading: The variables of the threading runtime in effect in its process.
+        warnings: Warnings about the model that were logged while it opened.
     """
 
     spec: EngineSpec
@@ -196,13 +199,13 @@ class Engine(ABC):
 
     @property
     def late(self) -> dict[str, str]:
-        """Variables of `engine.env` that came too late: the threading runtime of its process had been loaded before."""
-        wanted = environment.threading(self.spec.env)
+        """The variables of `engine.env` that are not in effect, because the threading runtime was loaded before."""
+        wanted = environment.threading_variables(self.spec.env)
         return {key: value for key, value in wanted.items() if self.threading.get(key) != value}
 
     @property
     def vectors_fingerprint(self) -> str:
-        """The hash of everything that its embeddings depend on but the text."""
+        """The hash of everything but the text that its embeddings depend on."""
         settings = {
             "engine": self.spec.settings(),
             "dimensions": self.dim,
@@ -213,24 +216,24 @@ class Engine(ABC):
     @property
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, of transformers' kind."""
+        """The model's transformers tokenizer."""
 
     @abstractmethod
     def embed(
         self, texts: list[str], bar: MakeBar = False, prompt: str = ""
     ) -> tuple[npt.NDArray[np.float32], list[int]]:
-        """Embeds texts in one call, as a caller would; a text that is too long is cut at its end.
+        """Embed texts in one call of the backend; a text that is too long loses its end.
 
         Args:
             texts: The texts, prompts included.
-            prompt: What each of them begins with, for models that do not pool a prompt's tokens.
-            bar: Makes what is told of progress, called as `tqdm.tqdm` is; false: nothing is.
+            prompt: The prompt that all texts begin with, for models that exclude a prompt's tokens from pooling.
+            bar: Makes the progress bar; False for none.
 
         Returns:
-            embeddings: float32 array, shape (n_texts, dim); and the tokens that each text had in the engine.
+            embeddings: float32 array, shape (n_texts, dim); and the number of tokens of each text, after truncation.
 
         Raises:
-            EngineError: if the engine has died, or failed at work.
+            EngineError: if the engine has died or failed.
         """
 
     @abstractmethod
@@ -243,94 +246,94 @@ class Engine(ABC):
         activation: Activation | None = None,
         bar: MakeBar = False,
     ) -> Scores:
-        """Scores pairs in one call, as a caller would; with `activation` other than None the scores are logits.
+        """Score pairs in one call of the backend.
 
         Args:
             queries: The first text of each pair.
-            documents: The second, as many.
-            template: The jinja template that a pair is read through; None where the model joins the two texts itself.
-            activation: None: what the model's files say.
+            documents: The second text of each pair.
+            template: The jinja template that renders a pair; None if the model joins the two texts itself.
+            activation: None applies the activation of the model's files; with any other value the scores are logits.
             bar: As in `embed`.
 
         Raises:
-            EngineError: if the engine has died, or failed at work.
+            EngineError: if the engine has died or failed.
         """
 
     @abstractmethod
     def score_tokens(
         self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: MakeBar = False
     ) -> Scores:
-        """As `score`, of pairs that are tokens already, cut to the context."""
+        """Score tokenised pairs; otherwise like `score`."""
 
     @abstractmethod
-    def timed(self) -> contextlib.AbstractContextManager[Phases]:
-        """Takes down where the time of the calls in here goes."""
+    def time_phases(self) -> contextlib.AbstractContextManager[Phases]:
+        """Measure the time that the calls inside the block spend in each phase."""
 
     @property
     def pools_prompts(self) -> bool:
-        """Whether the tokens of a prompt are pooled like a text's: else `embed` must know which part is the prompt."""
+        """Whether a prompt's tokens are pooled like the text's; if not, `embed` needs the prompt."""
         return self.spec.model.files.pools_prompts
 
-    def forget_prefixes(self) -> bool:
-        """Empties the prefix cache; returns whether there is one."""
+    def reset_prefix_cache(self) -> bool:
+        """Empty the prefix cache; return whether there is one."""
         return False
 
     def release(self, owner: object) -> None:
-        """Takes note that `owner` needs the engine no more, and closes it when nobody does."""
+        """Remove an owner, and close the engine if it was the last one."""
         if id(owner) in self.owners:
             self.owners.remove(id(owner))
             if not self.owners:
                 self.close()
 
     def close(self) -> None:
-        """Close the engine and give its memory back; again does nothing."""
+        """Close the engine and free its memory; does nothing if it is closed."""
         if self.llm is None:
             return
         if self in _open:
             _open.remove(self)
         self._shut_down()
         gc.collect()
-        self._leave()
-        environment.leave()
+        self._release_memory()
+        environment.restore_variables()
 
     def _shut_down(self) -> None:
-        """Ends what works here, and lets go of it."""
+        """Shut the backend down and drop it."""
         self.llm = None
 
     @abstractmethod
-    def _leave(self) -> None:
-        """Give back what an engine of this kind leaves in the process."""
+    def _release_memory(self) -> None:
+        """Free the memory that the backend still holds in this process after shutdown."""
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[str]] | None:
-    """Return the special tokens that a tokenizer puts before and behind a text; None where it cannot be asked so."""
+    """Return the special tokens that a tokenizer adds before and after a text; None if they cannot be determined."""
     try:
         bare = tokenizer("a", add_special_tokens=False)["input_ids"]
         whole = tokenizer("a")["input_ids"]
-    except Exception as error:  # for the record only: tokenizers of other kinds than transformers' fail in many ways
-        logger.info("special tokens are not known: %s", error)
+    except Exception as error:  # for the record only, and tokenizers other than transformers' fail in many ways
+        logger.info("special tokens are unknown: %s", error)
         return None
     at = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), len(whole))
     return [list(tokenizer.convert_ids_to_tokens(ids)) for ids in (whole[:at], whole[at + len(bare) :])]
 
 
 def is_open(spec: EngineSpec) -> bool:
-    """Whether the engine of this specification is open."""
+    """Return whether the engine of this specification is open."""
     wanted = spec.fingerprint
     return any(engine.llm is not None and engine.spec.fingerprint == wanted for engine in _open)
 
 
-# The open engine; another one closes it.
+# Holds at most one engine.
 _open: list[Engine] = []
 
 
 def open_engine(spec: EngineSpec) -> Engine:
-    """Return the engine of this specification: the one that is open, or a new one in its place.
+    """Return the open engine of this specification, or open one and close any other.
 
     Raises:
-        MissingPackageError: if what works in it is not installed.
-        EngineStartError: if it does not open with these arguments.
-        ModelError: if the model's files have changed since it was found, so that its results would be kept as another's.
+        MissingPackageError: if the backend is not installed.
+        EngineStartError: if the engine does not open with these arguments.
+        ModelError: if the model's files have changed since the specification was made: its fingerprint would be wrong.
     """
     wanted = spec.fingerprint
     for engine in _open:
@@ -339,7 +342,7 @@ def open_engine(spec: EngineSpec) -> Engine:
     close_engines()
     engine = _start(spec)
     _open.append(engine)
-    # Only now: what was read while it opened has to be what the specification says, too.
+    # Checked after opening, so that changes while the files were being read are found too.
     if spec.model.has_changed():
         engine.close()
         raise ModelError(f"the files in {spec.model.location} have changed since the run began: run again")
@@ -347,28 +350,28 @@ def open_engine(spec: EngineSpec) -> Engine:
 
 
 def close_engines(*, owned: bool = True) -> None:
-    """Closes the open engines.
+    """Close the open engines.
 
     Args:
-        owned: Also those that somebody still owns.
+        owned: Whether to close engines that still have owners too.
     """
     for engine in reversed(list(_open)):
         if owned or not engine.owners:
             engine.close()
     if not _open:
-        environment.leave()  # what a run has prepared without opening an engine
+        environment.restore_variables()  # a run may have set variables without opening an engine
 
 
 atexit.register(close_engines)
 
 
-def working_processes() -> list[Process]:
-    """The processes of open engines, beside this one."""
+def engine_processes() -> list[Process]:
+    """Return the processes of open engines, without this one."""
     return [process for engine in _open for process in engine.processes]
 
 
 def dead_processes() -> list[int]:
-    """Processes of open engines that have ended, as the system has it: vLLM itself may notice late, or never."""
+    """Return the ids of engine processes that have ended according to the system; vLLM may notice late or never."""
     import psutil
 
     gone = []
@@ -384,14 +387,18 @@ def dead_processes() -> list[int]:
 def _start(spec: EngineSpec) -> Engine:
     started = time.perf_counter()
     backend = importlib.import_module(f"mteb_vllm.engines.{spec.backend}")
-    environment.enter(spec.env)
+    environment.apply_variables(spec.env)
     try:
         engine: Engine = backend.load(spec)
     except BaseException:
-        environment.leave()
+        environment.restore_variables()
         raise
-    # A process of its own reads the variables when it starts.
-    engine.threading = environment.in_effect() if engine.in_process else environment.threading(os.environ)
+    # A separate process reads the variables when it starts.
+    engine.threading = (
+        environment.effective_threading_variables()
+        if engine.in_process
+        else environment.threading_variables(os.environ)
+    )
     if engine.late:
         logger.warning("torch was loaded before these variables were set: %s", engine.late)
     engine.seconds = time.perf_counter() - started
@@ -400,7 +407,7 @@ def _start(spec: EngineSpec) -> Engine:
 
 
 def _plain(value: object) -> Json:
-    """A value as JSON can hold it, so that two different ones never look alike."""
+    """Convert a value to JSON types such that different values stay different."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):

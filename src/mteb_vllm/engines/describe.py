@@ -1,4 +1,4 @@
-"""Write down what the installed vLLM takes; run as a child process of `mteb_vllm.catalogue`."""
+"""Describe the arguments of the installed vLLM as JSON; run as a child process of `mteb_vllm.catalogue`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _ENCODER_ONLY = re.compile(r"""attn_type\(["']encoder_only["']\)|seq_pooling_typ
 
 
 def describe() -> JsonObject:
-    """Return the fields of a `VllmCatalogue` but the version."""
+    """Return the fields of a `VllmCatalogue` except for the version."""
     from vllm import ModelRegistry, config, envs
     from vllm.engine import arg_utils
 
-    hints = _hints(arg_utils.EngineArgs)
+    hints = _resolve_hints(arg_utils.EngineArgs)
     args = [field for field in fields(arg_utils.EngineArgs) if not field.name.startswith("_")]
-    # EngineArgs says nothing of bounds; the classes that it fills, whatever the arguments, have fields of the same names.
+    # EngineArgs has no bounds, but the configuration classes built from it do, in fields of the same names.
     filled = (config.ModelConfig, config.CacheConfig, config.ParallelConfig, config.SchedulerConfig, config.LoadConfig)
     limits = {field.name: _read_limits(field) for one in filled for field in fields(cast(Any, one))}
     return {
@@ -44,16 +44,16 @@ def describe() -> JsonObject:
     }
 
 
-def _hints(cls: type) -> dict[str, object]:
-    # Some names vLLM imports for type checkers only: these are Any.
+def _resolve_hints(cls: type) -> dict[str, object]:
+    # vLLM imports some names for type checkers only; these become Any.
     module = vars(sys.modules[cls.__module__])
     return get_type_hints(cls, localns=defaultdict(lambda: Any, vars(builtins) | module), include_extras=False)
 
 
 def _read_encoder_only(registry: _ModelRegistry) -> list[str]:
-    """Architectures by the decorators of their classes, from the source: importing them all takes minutes.
+    """Find encoder-only architectures by the decorators in the source, since importing all classes takes minutes.
 
-    vLLM's `ModelConfig.attn_type` takes a model whose default pooling is CLS for one without causal attention.
+    vLLM's `ModelConfig.attn_type` treats a model whose default pooling is CLS as one without causal attention.
     """
     classes: dict[str, ast.ClassDef] = {}
     specs = [find_spec(name) for name in {model.module_name for model in registry.models.values()}]
@@ -61,18 +61,18 @@ def _read_encoder_only(registry: _ModelRegistry) -> list[str]:
         if file is not None and _ENCODER_ONLY.search(source := Path(file).read_text(encoding="utf-8")):
             classes |= {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
 
-    def marked(name: str) -> bool:
+    def is_encoder_only(name: str) -> bool:
         node = classes.get(name)
         return node is not None and (
             any(_ENCODER_ONLY.search(ast.unparse(one)) for one in node.decorator_list)
-            or any(marked(base.id) for base in node.bases if isinstance(base, ast.Name))
+            or any(is_encoder_only(base.id) for base in node.bases if isinstance(base, ast.Name))
         )
 
-    return sorted(name for name, model in registry.models.items() if marked(model.class_name))
+    return sorted(name for name, model in registry.models.items() if is_encoder_only(model.class_name))
 
 
 def _read_limits(field: Field[object]) -> dict[str, float]:
-    """The bounds of a number, as pydantic's `Field` has them."""
+    """Return the bounds of a number from pydantic's `Field`."""
     found: dict[str, float] = {}
     for item in getattr(field.default, "metadata", ()):
         found |= {
@@ -87,7 +87,7 @@ def _read_arg(field: Field[object], hint: object) -> JsonObject:
     members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     literals = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
     origins = {get_origin(member) or member for member in members} - {type(None)}
-    # No YAML value is a class or a function.
+    # YAML cannot hold classes or functions.
     kinds = {_KINDS.get(origin, "any") for origin in (origins - {Literal, type, Callable}) | {*map(type, literals)}}
     inner = (
         next((one for one in origins if isinstance(one, type) and is_dataclass(one)), None)
@@ -105,7 +105,7 @@ def _read_arg(field: Field[object], hint: object) -> JsonObject:
 
 
 def _read_fields(cls: type) -> JsonObject:
-    hints = _hints(cls)
+    hints = _resolve_hints(cls)
     return {field.name: _read_arg(field, hints[field.name]) for field in fields(cls) if field.init}
 
 

@@ -1,7 +1,7 @@
-"""The environment that engines work in: their variables for as long as they are open, and the shell's before and after.
+"""Set an engine's environment variables while it is open, and restore the original ones afterwards.
 
-Variables of the threading runtime (`OMP_WAIT_POLICY`, ...) are read once, when torch is loaded: they have to be set before
-anything imports it, and stay what they were then for as long as the process lives.
+The threading runtime reads its variables (`OMP_WAIT_POLICY`, ...) once, when torch is loaded. They have to be set before
+torch is imported, and later changes have no effect in this process.
 """
 
 from __future__ import annotations
@@ -14,47 +14,47 @@ from collections.abc import Mapping
 from mteb_vllm.util.fingerprint import uncounted_variable
 from mteb_vllm.util.masking import is_secret_name
 
-# OpenMP's (libgomp's, libiomp5's) and the libraries' that torch computes with.
+# OpenMP (libgomp, libiomp5) and the math libraries of torch.
 _THREADING = re.compile(r"(OMP|GOMP|KMP|MKL|OPENBLAS)_\w+")
 
-# While a run works or engines are open: what the variables that they, or vLLM, may have set were before.
+# While a run or an engine has changed variables: the original values of all that it, or vLLM, may have set.
 _before: dict[str, str | None] | None = None
 
-# The variables of the threading runtime as torch has found them; None while it is not known to be loaded.
+# The variables of the threading runtime when torch was loaded; None while torch is not known to be loaded.
 _found_by_torch: dict[str, str] | None = None
 
 
-def threading(values: Mapping[str, str]) -> dict[str, str]:
-    """Return those of some variables that the threading runtime reads."""
+def threading_variables(values: Mapping[str, str]) -> dict[str, str]:
+    """Select the variables that the threading runtime reads."""
     return {key: value for key, value in sorted(values.items()) if _THREADING.fullmatch(key)}
 
 
-def prepare(values: Mapping[str, str]) -> None:
-    """Set an engine's variables of the threading runtime, before anything imports torch; where it is loaded, do nothing."""
+def set_threading_variables(values: Mapping[str, str]) -> None:
+    """Set an engine's variables of the threading runtime; does nothing if torch is already loaded."""
     if "torch" not in sys.modules:
-        enter(threading(values))
+        apply_variables(threading_variables(values))
 
 
-def enter(values: Mapping[str, str]) -> None:
-    """Set the variables of an engine that opens, and keep what they were."""
+def apply_variables(values: Mapping[str, str]) -> None:
+    """Set an engine's variables, and save the original values."""
     global _before
-    _look_for_torch()
+    _note_torch()
     if _before is None:
-        _before = {key: value for key, value in os.environ.items() if _vllms(key)}
+        _before = {key: value for key, value in os.environ.items() if _is_vllm_variable(key)}
     for key in values:
-        # A variable of vLLM's that was not there in the beginning has been set since, by vLLM.
-        _before.setdefault(key, None if _vllms(key) else os.environ.get(key))
+        # A vLLM variable that was not saved at the start has been set by vLLM since.
+        _before.setdefault(key, None if _is_vllm_variable(key) else os.environ.get(key))
     os.environ.update(values)
 
 
-def leave() -> None:
-    """Restore the environment: one engine's, and what vLLM itself has set for it, must not be the next one's."""
+def restore_variables() -> None:
+    """Restore the original environment, so that neither an engine nor vLLM itself affects the next engine."""
     global _before
     if _before is None:
         return
-    _look_for_torch()
+    _note_torch()
     before, _before = _before, None
-    for key in [*before, *(key for key in os.environ if _vllms(key))]:
+    for key in [*before, *(key for key in os.environ if _is_vllm_variable(key))]:
         value = before.get(key)
         if value is None:
             os.environ.pop(key, None)
@@ -62,35 +62,35 @@ def leave() -> None:
             os.environ[key] = value
 
 
-def in_effect() -> dict[str, str]:
-    """Return the variables of the threading runtime that torch works by in this process; empty while it is not loaded."""
-    _look_for_torch()
+def effective_threading_variables() -> dict[str, str]:
+    """Return the variables of the threading runtime in effect in this process; empty while torch is not loaded."""
+    _note_torch()
     return dict(_found_by_torch or {})
 
 
-def outer() -> dict[str, str]:
-    """Return the environment as it is without runs and the engines that are open."""
+def outer_variables() -> dict[str, str]:
+    """Return the environment without the changes of runs and open engines."""
     if _before is None:
         return dict(os.environ)
-    others = {key: value for key, value in os.environ.items() if key not in _before and not _vllms(key)}
+    others = {key: value for key, value in os.environ.items() if key not in _before and not _is_vllm_variable(key)}
     return others | {key: value for key, value in _before.items() if value is not None}
 
 
-def shell(chosen: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of vLLM's from the shell, beside those of `engine.env`: they change results all the same."""
+def shell_variables(chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return the vLLM variables of the shell that can change results, without those that `chosen` (`engine.env`) sets."""
     return {
         key: value
-        for key, value in sorted(outer().items())
-        if _vllms(key) and key not in chosen and not (uncounted_variable(key) or is_secret_name(key))
+        for key, value in sorted(outer_variables().items())
+        if _is_vllm_variable(key) and key not in chosen and not (uncounted_variable(key) or is_secret_name(key))
     }
 
 
-def _look_for_torch() -> None:
-    # Before every change of ours: until then the variables are those that torch has found.
+def _note_torch() -> None:
+    # Called before each change made here: until then the variables are the ones that torch has read.
     global _found_by_torch
     if _found_by_torch is None and "torch" in sys.modules:
-        _found_by_torch = threading(os.environ)
+        _found_by_torch = threading_variables(os.environ)
 
 
-def _vllms(key: str) -> bool:
+def _is_vllm_variable(key: str) -> bool:
     return key.startswith("VLLM_")

@@ -1,4 +1,4 @@
-"""Memory, in MiB: what this process and those of engines have held at most, and what stays behind closed engines."""
+"""Memory in MiB: the peaks of this process and of engine processes, and the memory left by closed engines."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from psutil import Process
 
-# Memory that this process held before it opened its first engine, imports included.
-_before: float | None = None
+# Resident memory before the first engine was opened, imports included.
+_baseline_mb: float | None = None
 
 
 def reset_peak_memory(processes: Sequence[Process] = ()) -> None:
-    """Lets a run's peak be its own, in processes that have run others; where the system can (Linux: proc(5), clear_refs).
+    """Reset the peak of this process and of engine processes where the system can (Linux: proc(5), clear_refs).
 
     Args:
-        processes: Those of engines that are open, beside this one.
+        processes: The processes of open engines, without this one.
     """
     for pid in (os.getpid(), *(process.pid for process in processes)):
         with contextlib.suppress(OSError):
@@ -29,33 +29,33 @@ def reset_peak_memory(processes: Sequence[Process] = ()) -> None:
 
 
 def peak_memory(processes: Sequence[Process] = ()) -> dict[str, float]:
-    """Peak resident memory so far, in MiB: of this process, and of the processes of open engines together.
+    """Return the peak resident memory in MiB of this process, and of the processes of open engines together.
 
     Args:
-        processes: Those of engines that are open, beside this one.
+        processes: The processes of open engines, without this one.
     """
     # ru_maxrss is in KiB on Linux and in bytes on macOS (getrusage(2)).
     unit = 2**20 if platform.system() == "Darwin" else 2**10
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return {"process": round(own, 1), "engine_processes": round(sum(map(_peak_of, processes)), 1)}
+    return {"process": round(own, 1), "engine_processes": round(sum(map(_process_peak, processes)), 1)}
 
 
 def device_memory_mb() -> float | None:
-    """Memory that is in use on the GPUs that this process may see, in MiB; None where there is none.
+    """Return the memory in use on the visible GPUs in MiB; None without a GPU.
 
-    An engine of vLLM's takes what it will need when it opens, so that this is its peak as well.
+    vLLM allocates all its memory when it opens, so this is also its peak.
     """
     from mteb_vllm.util.machine import gpu_figures
 
     used = gpu_figures("memory.used")
     try:
         return sum(float(value.split()[0]) for value in used) if used else None
-    except (ValueError, IndexError):  # as "[N/A]"
+    except (ValueError, IndexError):  # for example "[N/A]"
         return None
 
 
-def _peak_of(process: Process) -> float:
-    """What another process has held at most, as Linux says it, else what it holds now; 0 for one that has ended."""
+def _process_peak(process: Process) -> float:
+    """Return the peak memory of another process, or its current memory where the system has no peak; 0 if it has ended."""
     import psutil
 
     try:
@@ -69,24 +69,24 @@ def _peak_of(process: Process) -> float:
         return 0.0
 
 
-def note_before_engines() -> None:
-    """Notes what this process holds, the first time: called right before an engine opens, when all is imported."""
-    global _before
-    _before = _resident() if _before is None else _before
+def record_baseline() -> None:
+    """Record this process's memory on the first call; to be called after imports, right before an engine opens."""
+    global _baseline_mb
+    _baseline_mb = _resident_mb() if _baseline_mb is None else _baseline_mb
 
 
 def leftover_mb() -> float:
-    """Memory, the device's too, that this process holds more than before it opened its first engine."""
-    if _before is None:
+    """Return how much more memory this process holds than before its first engine, memory on the GPU included."""
+    if _baseline_mb is None:
         return 0.0
     import torch
 
-    # An engine in this process has torch's allocator; one in a process of its own takes its memory along.
+    # The allocator of an engine in this process; an engine in a separate process frees everything when it ends.
     device = torch.cuda.memory_reserved() / 2**20 if torch.cuda.is_available() else 0.0
-    return max(0.0, _resident() - _before) + device
+    return max(0.0, _resident_mb() - _baseline_mb) + device
 
 
-def _resident() -> float:
+def _resident_mb() -> float:
     import psutil
 
     return float(psutil.Process().memory_info().rss) / 2**20

@@ -1,4 +1,4 @@
-"""sentence-transformers as an engine: SentenceTransformer and CrossEncoder, through mteb's own wrappers."""
+"""The sentence-transformers backend: SentenceTransformer and CrossEncoder, through mteb's own wrappers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mteb_vllm.engines import memory
 from mteb_vllm.engines.base import Engine, EngineSpec, Scores, special_tokens
-from mteb_vllm.engines.timing import Phases, replaced
+from mteb_vllm.engines.timing import Phases, replace_attributes
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
 from mteb_vllm.models.architectures import position_limit
 from mteb_vllm.models.score_templates import Activation, render_pair
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from mteb_vllm.engines.base import LongPair, MakeBar
 
-# What modules hand on to each other, by name.
+# The values that modules pass to each other, by name.
 Features: TypeAlias = "dict[str, torch.Tensor]"
 
 logger = logging.getLogger(__name__)
@@ -53,13 +53,13 @@ class SentenceTransformersEngine(Engine):
         return int(self.spec.args["batch_size"])
 
     @property
-    def _anew(self) -> bool:
-        """Whether embeddings are normalised once more: vLLM cuts them before it does that, sentence-transformers after."""
+    def _renormalizes(self) -> bool:
+        """Whether to normalise again: vLLM truncates dimensions before it normalises, sentence-transformers after."""
         return self.spec.args.get("dimensions") is not None and "Normalize" in self.resolved["modules"]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, of transformers' kind."""
+        """The model's transformers tokenizer."""
         tokenizer: PreTrainedTokenizerBase = self.model.tokenizer
         return tokenizer
 
@@ -69,11 +69,17 @@ class SentenceTransformersEngine(Engine):
         """See `Engine.embed`."""
         prompts: dict[str, Any] = {}
         if prompt and not self.pools_prompts:
-            # sentence-transformers has to put it there itself: it leaves the tokens of its own prompts out.
+            # sentence-transformers excludes a prompt's tokens from pooling only if it adds the prompt itself.
             texts = [text.removeprefix(prompt) for text in texts]
             prompts = {"prompts": {"prompt": prompt}, "default_prompt_name": "prompt"}
-        with self._watched(len(texts), bar) as lengths, replaced(self.model, **prompts), _working():
-            vectors = self.llm.encode(_Loader(texts), **_anywhere(), **self._how(), normalize_embeddings=self._anew)
+        with (
+            self._track_texts(len(texts), bar) as lengths,
+            replace_attributes(self.model, **prompts),
+            _translate_errors(),
+        ):
+            vectors = self.llm.encode(
+                _Loader(texts), **_no_task(), **self._call_options(), normalize_embeddings=self._renormalizes
+            )
         return np.asarray(vectors, dtype=np.float32), [lengths[text] for text in texts]
 
     def score(
@@ -91,16 +97,16 @@ class SentenceTransformersEngine(Engine):
             rendered = [render_pair(self.tokenizer, template, query, document) for query, document in pairs]
             ids = self.tokenizer(rendered, truncation=True, max_length=self.max_model_len)
             if self._phases is not None:
-                self._phases.spent("tokenise")
+                self._phases.add("tokenise")
             return self._score_ids(
                 [dict(zip(ids, row, strict=True)) for row in zip(*ids.values(), strict=True)], activation, bar
             )
         import torch
 
-        how = self._how() | ({} if activation is None else {"activation_fn": torch.nn.Identity()})
-        with self._watched(len(queries), bar) as lengths, _working():
-            values = self.llm.predict(_Loader(queries), _Loader(documents), **_anywhere(), **how)
-        return Scores(_one_each(values), [lengths[pair] for pair in zip(queries, documents, strict=True)])
+        how = self._call_options() | ({} if activation is None else {"activation_fn": torch.nn.Identity()})
+        with self._track_texts(len(queries), bar) as lengths, _translate_errors():
+            values = self.llm.predict(_Loader(queries), _Loader(documents), **_no_task(), **how)
+        return Scores(_flatten(values), [lengths[pair] for pair in zip(queries, documents, strict=True)])
 
     def score_tokens(
         self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: MakeBar = False
@@ -114,7 +120,7 @@ class SentenceTransformersEngine(Engine):
         return self._score_ids(rows, activation, bar)
 
     def _score_ids(self, rows: list[dict[str, list[int]]], activation: Activation | None, bar: MakeBar) -> Scores:
-        """Scores what is tokens already, sorted by length as sentence-transformers sorts texts."""
+        """Score tokenised pairs, sorted by length as sentence-transformers sorts texts."""
         import torch
 
         model: CrossEncoder = self.llm.model
@@ -122,119 +128,122 @@ class SentenceTransformersEngine(Engine):
         made = torch.nn.Identity() if activation is not None or own is None else own
         values = np.empty(len(rows), dtype=np.float32)
         order = sorted(range(len(rows)), key=lambda at: -len(rows[at]["input_ids"]))
-        with self._watched(len(rows), bar), _working(), torch.inference_mode():
+        with self._track_texts(len(rows), bar), _translate_errors(), torch.inference_mode():
             model.eval()
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 features = self.tokenizer.pad([rows[at] for at in batch], return_tensors="pt").to(model.device)
                 scores = made(model(dict(features))["scores"].float())
-                values[batch] = _one_each(scores.cpu().numpy())
+                values[batch] = _flatten(scores.cpu().numpy())
         return Scores(values, [len(row["input_ids"]) for row in rows])
 
-    def _how(self) -> dict[str, object]:
+    def _call_options(self) -> dict[str, object]:
         return {"batch_size": self.batch_size, "show_progress_bar": False}
 
     @contextlib.contextmanager
-    def _watched(self, n_texts: int, bar: MakeBar) -> Iterator[dict[str | tuple[str, ...], int]]:
-        """Takes down the tokens of each text as the model gets them, and tells a bar of texts that are done."""
+    def _track_texts(self, n_texts: int, bar: MakeBar) -> Iterator[dict[str | tuple[str, ...], int]]:
+        """Record the number of tokens of each text, after truncation, and advance a progress bar."""
         lengths: dict[str | tuple[str, ...], int] = {}
         shown = bar(total=n_texts, desc="Processed prompts") if bar else None
         preprocess: Callable[..., Features] = self.model.preprocess
         forward: Callable[..., Features] = self.model.forward
 
-        def watched_preprocess(batch: Sequence[str | list[str]], *args: object, **kwargs: object) -> Features:
+        def counting_preprocess(batch: Sequence[str | list[str]], *args: object, **kwargs: object) -> Features:
             features = preprocess(batch, *args, **kwargs)
             tokens = features["attention_mask"].sum(1).tolist()
             lengths.update(zip((tuple(one) if isinstance(one, list) else one for one in batch), tokens, strict=True))
             return features
 
-        def watched_forward(features: Features, *args: object, **kwargs: object) -> Features:
+        def counting_forward(features: Features, *args: object, **kwargs: object) -> Features:
             out = forward(features, *args, **kwargs)
             if shown is not None:
                 shown.update(len(features["input_ids"]))
             return out
 
-        with replaced(self.model, preprocess=watched_preprocess, forward=watched_forward):
+        with replace_attributes(self.model, preprocess=counting_preprocess, forward=counting_forward):
             yield lengths
         if shown is not None:
             shown.close()
 
     @contextlib.contextmanager
-    def timed(self) -> Iterator[Phases]:
-        """Takes down where the time of the calls in here goes."""
+    def time_phases(self) -> Iterator[Phases]:
+        """See `Engine.time_phases`."""
         phases = Phases()
         preprocess: Callable[..., Features] = self.model.preprocess
         forward: Callable[..., Features] = self.model.forward
 
         def timed_preprocess(*args: object, **kwargs: object) -> Features:
-            with phases.inside("tokenise"):
+            with phases.measure("tokenise"):
                 return preprocess(*args, **kwargs)
 
         def timed_forward(*args: object, **kwargs: object) -> Features:
-            with phases.inside("engine"):
+            with phases.measure("engine"):
                 out = forward(*args, **kwargs)
-                self._finish()
+                self._synchronize()
                 return out
 
-        with replaced(self.model, preprocess=timed_preprocess, forward=timed_forward), replaced(self, _phases=phases):
+        with (
+            replace_attributes(self.model, preprocess=timed_preprocess, forward=timed_forward),
+            replace_attributes(self, _phases=phases),
+        ):
             yield phases
-            phases.spent("collect")
+            phases.add("collect")
 
-    def _finish(self) -> None:
-        """Waits for a GPU, which else would be at work in the next phase."""
+    def _synchronize(self) -> None:
+        """Wait for the GPU, whose work would otherwise be counted in the next phase."""
         if self.model.device.type == "cuda":
             import torch
 
             torch.cuda.synchronize()
 
-    def _leave(self) -> None:
-        """Gives back a GPU's memory."""
+    def _release_memory(self) -> None:
+        """See `Engine._release_memory`."""
         import torch
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def _one_each(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
+def _flatten(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
     return np.asarray(values, dtype=np.float32).reshape(-1)
 
 
 @contextlib.contextmanager
-def _working() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # torch's own, out of memory among them
-        raise EngineError(f"sentence-transformers failed at work: {type(error).__name__}: {error}") from error
+    except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError, also when out of memory
+        raise EngineError(f"sentence-transformers failed: {type(error).__name__}: {error}") from error
 
 
 class _Loader(list[dict[str, list[str]]]):
-    """Texts as one batch of what mteb's wrappers take for a data loader."""
+    """Texts as a data loader of one batch, as mteb's wrappers expect it."""
 
     def __init__(self, texts: list[str]) -> None:
         super().__init__([{"text": texts}])
         self.dataset = SimpleNamespace(features=("text",))
 
 
-def _anywhere() -> dict[str, object]:
-    """Return the task that mteb's wrappers choose prompts by: none, as ours are in front of the texts already."""
+def _no_task() -> dict[str, object]:
+    """Return the arguments from which mteb's wrappers choose prompts: no task, as the texts already have their prompts."""
     return {"task_metadata": SimpleNamespace(name="", type=""), "hf_split": "", "hf_subset": ""}
 
 
 def load(spec: EngineSpec) -> SentenceTransformersEngine:
-    """Opens a SentenceTransformer or a CrossEncoder.
+    """Open a SentenceTransformer or a CrossEncoder.
 
     Args:
-        spec: What it shall be.
+        spec: The specification of the engine.
 
     Raises:
         MissingPackageError: if sentence-transformers is not installed.
-        EngineStartError: if it does not open with these arguments.
+        EngineStartError: if the model does not load with these arguments.
     """
     if importlib.util.find_spec("sentence_transformers") is None:
         raise MissingPackageError(INSTALL)
-    memory.note_before_engines()
+    memory.record_baseline()
     try:
-        wrapper = _wrapper(spec)
+        wrapper = _make_wrapper(spec)
         if spec.args.get("max_model_len") is not None:
             wrapper.model.max_seq_length = spec.args["max_model_len"]
         wrapper.model.max_seq_length = _context(wrapper.model)
@@ -275,7 +284,7 @@ def load(spec: EngineSpec) -> SentenceTransformersEngine:
 
 
 def _context(model: SentenceTransformer | CrossEncoder) -> int:
-    """Tokens after which a text is cut: the model's own, no more than it has positions for."""
+    """Return the model's context length in tokens, limited by its number of positions."""
     first: Any = model[0]
     config: PreTrainedConfig = first.model.config
     positions = position_limit(config.to_dict()) or getattr(config, "max_position_embeddings", None)
@@ -283,8 +292,8 @@ def _context(model: SentenceTransformer | CrossEncoder) -> int:
     return min(int(limit) for limit in limits if limit is not None)
 
 
-def _wrapper(spec: EngineSpec) -> SentenceTransformerEncoderWrapper | CrossEncoderWrapper:
-    """Return mteb's wrapper of the model, with nothing of its own in front of texts."""
+def _make_wrapper(spec: EngineSpec) -> SentenceTransformerEncoderWrapper | CrossEncoderWrapper:
+    """Return mteb's wrapper of the model, without the model's own prompts."""
     from mteb.models import sentence_transformer_wrapper as wrappers
 
     args = spec.args
@@ -308,12 +317,12 @@ def _wrapper(spec: EngineSpec) -> SentenceTransformerEncoderWrapper | CrossEncod
         return encoder
     wrapper = wrappers.CrossEncoderWrapper(spec.model.location, **common)
     wrapper.model.prompts, wrapper.model.default_prompt_name = {}, None
-    _answer_with(wrapper.model, args.get("hf_overrides") or {})
+    _set_answer_tokens(wrapper.model, args.get("hf_overrides") or {})
     return wrapper
 
 
-def _answer_with(model: CrossEncoder, overrides: Mapping[str, Any]) -> None:
-    """Lets a language model's score be of those tokens that the recipe names for vLLM: as `[no, yes]`, or one alone."""
+def _set_answer_tokens(model: CrossEncoder, overrides: Mapping[str, Any]) -> None:
+    """Make a language model score by the tokens that the recipe names for vLLM: `[no, yes]`, or a single token."""
     tokens = overrides.get("classifier_from_token")
     last: Any = model[-1]
     if not tokens or not hasattr(last, "true_token_id"):

@@ -1,4 +1,4 @@
-"""Where the time of an engine's calls goes."""
+"""Measure how much time an engine's calls spend in each phase."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Phase = Literal["tokenise", "engine", "collect"]
 
 @dataclass
 class Phases:
-    """Wall time in seconds of what a caller waits for; the three add up to the whole.
+    """Wall time in seconds by phase, as seen by the caller; the three add up to the total.
 
     Attributes:
-        tokenise: Waiting for texts to become tokens; an engine in a process of its own may work on earlier ones meanwhile.
-        engine: The model at work, and what schedules it.
-        collect: The rest: sorting, gathering, handing back.
+        tokenise: Waiting for tokenisation; an engine in a separate process may compute earlier texts meanwhile.
+        engine: The model and its scheduler.
+        collect: The rest: sorting, gathering and returning results.
     """
 
     tokenise: float = 0.0
@@ -26,25 +26,25 @@ class Phases:
     collect: float = 0.0
     _since: float = field(default_factory=lambda: time.perf_counter(), repr=False)
 
-    def spent(self, phase: Phase) -> None:
-        """Counts the time since the last call of this as one phase's."""
+    def add(self, phase: Phase) -> None:
+        """Add the time since the previous call to a phase."""
         now = time.perf_counter()
         setattr(self, phase, getattr(self, phase) + now - self._since)
         self._since = now
 
     @contextmanager
-    def inside(self, phase: Phase, before: Phase = "collect") -> Iterator[None]:
-        """Counts the time in here as one phase's, and what lies between this and the last one as another's."""
-        self.spent(before)
+    def measure(self, phase: Phase, before: Phase = "collect") -> Iterator[None]:
+        """Add the time inside the block to `phase`, and the time since the previous measurement to `before`."""
+        self.add(before)
         try:
             yield
         finally:
-            self.spent(phase)
+            self.add(phase)
 
 
 @contextmanager
-def replaced(thing: object, **attributes: object) -> Iterator[None]:
-    """Lets an object have other attributes of its own for a while."""
+def replace_attributes(thing: object, **attributes: object) -> Iterator[None]:
+    """Replace attributes of an object inside the block."""
     before = {name: vars(thing)[name] for name in attributes if name in vars(thing)}
     try:
         for name, value in attributes.items():

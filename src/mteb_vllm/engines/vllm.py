@@ -1,4 +1,4 @@
-"""vLLM's `LLM` as an engine."""
+"""The vLLM backend: vLLM's `LLM`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from mteb_vllm.engines import memory
 from mteb_vllm.engines.base import Engine, EngineSpec, Scores, special_tokens
-from mteb_vllm.engines.timing import Phases, replaced
-from mteb_vllm.engines.vllm_workarounds import explain, let_llvmlite_be_looked_at, shorter_context
+from mteb_vllm.engines.timing import Phases, replace_attributes
+from mteb_vllm.engines.vllm_workarounds import explain_start_error, guard_llvmlite, shorter_context
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.util.machine import vllm_distribution
@@ -46,7 +46,7 @@ class VllmEngine(Engine):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, of transformers' kind."""
+        """The model's transformers tokenizer."""
         tokenizer: PreTrainedTokenizerBase = self.llm.get_tokenizer()
         return tokenizer
 
@@ -60,9 +60,9 @@ class VllmEngine(Engine):
             "encode", texts, pooling_task="embed", use_tqdm=bar, tokenization_kwargs={"truncate_prompt_tokens": -1}
         )
         vectors = torch.stack([output.outputs.data for output in outputs]).float().numpy()
-        # As sentence-transformers does it: behind all modules, normalisation among them.
+        # Truncated after normalisation, as sentence-transformers does it.
         vectors = np.ascontiguousarray(vectors[:, : self.spec.applied.truncate_dim])
-        self.cached_tokens += _cached(outputs)
+        self.cached_tokens += _count_cached_tokens(outputs)
         return vectors, [len(output.prompt_token_ids) for output in outputs]
 
     def score(
@@ -84,7 +84,7 @@ class VllmEngine(Engine):
             tokenization_kwargs={"truncate_prompt_tokens": -1},
             use_tqdm=bar,
         )
-        return self._scores([output.outputs.score for output in outputs], outputs)
+        return self._make_scores([output.outputs.score for output in outputs], outputs)
 
     def score_tokens(
         self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: MakeBar = False
@@ -97,20 +97,20 @@ class VllmEngine(Engine):
             pooling_task="classify",
             use_tqdm=bar,
         )
-        return self._scores([float(output.outputs.data) for output in outputs], outputs)
+        return self._make_scores([float(output.outputs.data) for output in outputs], outputs)
 
-    def _scores(self, values: Sequence[float], outputs: Sequence[PoolingRequestOutput]) -> Scores:
-        cached = _cached(outputs)
+    def _make_scores(self, values: Sequence[float], outputs: Sequence[PoolingRequestOutput]) -> Scores:
+        cached = _count_cached_tokens(outputs)
         self.cached_tokens += cached
         return Scores(np.array(values, dtype=np.float32), [len(output.prompt_token_ids) for output in outputs], cached)
 
     def call(
         self, method: str, inputs: Sequence[object], *args: object, **kwargs: object
     ) -> list[PoolingRequestOutput]:
-        """Calls `LLM.encode` or `LLM.score`; the engine is sound afterwards, or closed.
+        """Call `LLM.encode` or `LLM.score`; after an error inside the engine, close it.
 
         Raises:
-            EngineError: if the engine has died.
+            EngineError: if the engine has died or failed.
         """
         try:
             outputs: list[PoolingRequestOutput] = getattr(self.llm, method)(inputs, *args, **kwargs)
@@ -118,46 +118,46 @@ class VllmEngine(Engine):
             dead = type(error).__name__ == "EngineDeadError"
             refused = isinstance(error, (ValueError, TypeError)) and not self.llm.llm_engine.has_unfinished_requests()
             if refused and not dead:
-                raise  # vLLM does not accept such requests, and has taken them back
-            # In the middle of a step: what it holds of it might be taken for a part of the next call.
+                raise  # vLLM has rejected the requests and holds none of them
+            # Requests left over from an interrupted step could be mixed up with those of the next call.
             self.close()
             if dead:
-                raise EngineError("vLLM's engine died at work; the cause stands in the log") from error
-            raise EngineError(f"vLLM's engine failed at work: {type(error).__name__}: {error}") from error
+                raise EngineError("vLLM's engine died; the cause is in the log") from error
+            raise EngineError(f"vLLM's engine failed: {type(error).__name__}: {error}") from error
         except BaseException:
-            # Ctrl-C: vLLM keeps the requests, whose answers would be taken for those of the next call.
+            # Ctrl-C: vLLM keeps the requests, and their results would be returned by the next call.
             self.close()
             raise
         if len(outputs) != len(inputs):
             self.close()
-            raise EngineError(f"vLLM gave {len(outputs)} answers to {len(inputs)} texts")
+            raise EngineError(f"vLLM returned {len(outputs)} results for {len(inputs)} texts")
         return outputs
 
     @contextlib.contextmanager
-    def timed(self) -> Iterator[Phases]:
-        """Takes down where the time of the calls in here goes.
+    def time_phases(self) -> Iterator[Phases]:
+        """See `Engine.time_phases`.
 
-        What precedes a request is its tokenising, or the wait for the threads that tokenise; requests that are handed over
-        and steps are the engine's.
+        The time before each request counts as tokenisation, including the wait for tokeniser threads; adding requests and
+        engine steps count as the engine's.
         """
         core = self.llm.llm_engine
         add_request, step = core.add_request, core.step
         phases = Phases()
 
         def timed_request(*args: object, **kwargs: object) -> object:
-            with phases.inside("engine", before="tokenise"):
+            with phases.measure("engine", before="tokenise"):
                 return add_request(*args, **kwargs)
 
         def timed_step(*args: object, **kwargs: object) -> object:
-            with phases.inside("engine"):
+            with phases.measure("engine"):
                 return step(*args, **kwargs)
 
-        with replaced(core, add_request=timed_request, step=timed_step):
+        with replace_attributes(core, add_request=timed_request, step=timed_step):
             yield phases
-            phases.spent("collect")
+            phases.add("collect")
 
-    def forget_prefixes(self) -> bool:
-        """See `Engine.forget_prefixes`."""
+    def reset_prefix_cache(self) -> bool:
+        """See `Engine.reset_prefix_cache`."""
         if not self.resolved.get("enable_prefix_caching"):
             return False
         self.llm.reset_prefix_cache()
@@ -165,17 +165,17 @@ class VllmEngine(Engine):
 
     def _shut_down(self) -> None:
         llm, self.llm = self.llm, None
-        with contextlib.suppress(Exception):  # a dead engine core cannot be asked to shut down
+        with contextlib.suppress(Exception):  # a dead engine core cannot shut down
             llm.llm_engine.engine_core.shutdown()
         with contextlib.suppress(Exception):
             llm.renderer.shutdown()
 
-    def _leave(self) -> None:
-        """Gives back vLLM's groups, its variables, and freed memory."""
+    def _release_memory(self) -> None:
+        """Destroy vLLM's process groups, and return freed memory to the system."""
         from vllm.distributed import cleanup_dist_env_and_memory
 
         cleanup_dist_env_and_memory()
-        # glibc keeps what is freed; an engine's weights and caches are worth asking for.
+        # glibc keeps freed memory, which for weights and caches is a lot.
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
@@ -184,19 +184,19 @@ def _parameters(activation: Activation | None, first_length: int | None = None) 
     from vllm import PoolingParams
 
     extra = {} if first_length is None else {"extra_kwargs": {"compressed_token_type_ids": first_length}}
-    # The sigmoid is ours: what a model's files call its activation may be another function, or none.
+    # We apply the sigmoid ourselves: vLLM would apply the activation of the model's files, which may be another one.
     return PoolingParams(use_activation=None if activation is None else False, **extra)
 
 
-def _cached(outputs: Sequence[PoolingRequestOutput]) -> int:
+def _count_cached_tokens(outputs: Sequence[PoolingRequestOutput]) -> int:
     return sum(getattr(output, "num_cached_tokens", None) or 0 for output in outputs)
 
 
 def load(spec: EngineSpec) -> VllmEngine:
-    """Opens vLLM.
+    """Open vLLM.
 
     Args:
-        spec: What it shall be.
+        spec: The specification of the engine.
 
     Raises:
         MissingPackageError: if vLLM is not installed.
@@ -204,7 +204,7 @@ def load(spec: EngineSpec) -> VllmEngine:
     """
     if vllm_distribution() is None:
         raise MissingPackageError(INSTALL)
-    # Engine processes are started afresh: forked ones cannot use CUDA, and inherit threads that are not there.
+    # Spawned, since forked processes cannot use CUDA and inherit the state of threads that do not exist in them.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     logger.info("opening vLLM: %s", spec.settings())
     import psutil
@@ -213,8 +213,8 @@ def load(spec: EngineSpec) -> VllmEngine:
         from vllm import LLM
     except ImportError as error:
         raise MissingPackageError(f"vLLM is installed but cannot be imported: {error}") from error
-    let_llvmlite_be_looked_at()
-    memory.note_before_engines()
+    guard_llvmlite()
+    memory.record_baseline()
     args = dict(spec.args)
     try:
         if (pooler := _pooler_config(spec)) is not None:
@@ -227,7 +227,7 @@ def load(spec: EngineSpec) -> VllmEngine:
     except Exception as error:
         logger.exception("vLLM did not open")
         gc.collect()
-        raise EngineStartError(*explain(spec, error)) from error
+        raise EngineStartError(*explain_start_error(spec, error)) from error
     config = llm.llm_engine.vllm_config
     model_config = config.model_config
     dtype = str(model_config.dtype).removeprefix("torch.")
@@ -253,9 +253,11 @@ def load(spec: EngineSpec) -> VllmEngine:
             "enable_chunked_prefill": config.scheduler_config.enable_chunked_prefill,
         },
         separates_pairs=bool(getattr(model_config, "use_sep_token", True)),
-        own_template=any(getattr(one, "supports_score_template", False) for one in _processors(llm)),
-        processes=[one for one in psutil.Process().children(recursive=True) if one not in children and _works(one)],
-        log=_standard_error(),
+        own_template=any(getattr(one, "supports_score_template", False) for one in _io_processors(llm)),
+        processes=[
+            one for one in psutil.Process().children(recursive=True) if one not in children and _is_engine_process(one)
+        ],
+        log=_stderr_file(),
         in_process=type(llm.llm_engine.engine_core).__name__ == "InprocClient",
         labels=getattr(model_config.hf_config, "num_labels", None) if spec.convert == "classify" else None,
         warnings=tuple(warnings),
@@ -268,34 +270,34 @@ def load(spec: EngineSpec) -> VllmEngine:
 
 
 def _pooler_config(spec: EngineSpec) -> PoolerConfig | None:
-    """Return vLLM's `PoolerConfig`: what is configured, else what the model's files ask for; None leaves it to vLLM."""
+    """Return vLLM's `PoolerConfig`: the configured values over those of the model's files; None leaves it to vLLM."""
     from vllm.config import PoolerConfig
 
-    given, asked = spec.args.get("pooler_config"), spec.applied
-    if given is None and asked.pooling is None:
+    given, applied = spec.args.get("pooler_config"), spec.applied
+    if given is None and applied.pooling is None:
         return None
     pooler = PoolerConfig(**given) if isinstance(given, Mapping) else copy.copy(given) or PoolerConfig()
     if pooler.seq_pooling_type is None and pooler.tok_pooling_type is None:
-        pooler.seq_pooling_type = asked.pooling
+        pooler.seq_pooling_type = applied.pooling
     if pooler.use_activation is None:
-        pooler.use_activation = asked.normalized
+        pooler.use_activation = applied.normalized
     return pooler
 
 
 def _check_pooling(spec: EngineSpec, engine: VllmEngine) -> None:
     """Raise EngineStartError if the pooling of an open engine is not that of its specification."""
-    asked = (spec.applied.pooling, spec.applied.normalized)
+    requested = (spec.applied.pooling, spec.applied.normalized)
     found = (engine.resolved["pooling"], engine.resolved["normalized"])
-    if asked != found and asked[0] in ("CLS", "MEAN", "LAST"):
+    if requested != found and requested[0] in ("CLS", "MEAN", "LAST"):
         engine.close()
         raise EngineStartError(
-            f"vLLM does not pool as the files of {spec.model.name} say: {found[0]}, normalised {found[1]}, and not "
-            f"{asked[0]}, normalised {asked[1]}"
+            f"vLLM does not pool as the files of {spec.model.name} specify: {found[0]}, normalised {found[1]}, instead of "
+            f"{requested[0]}, normalised {requested[1]}"
         )
 
 
-def _standard_error() -> Path | None:
-    """The file that standard error goes to, where the system says so (Linux)."""
+def _stderr_file() -> Path | None:
+    """Return the file that standard error is redirected to; None without one, or where the system is not Linux."""
     try:
         path = Path("/proc/self/fd/2").resolve()
     except OSError:
@@ -303,8 +305,8 @@ def _standard_error() -> Path | None:
     return path if path.is_file() else None
 
 
-def _works(process: Process) -> bool:
-    """Whether a process is one of an engine's, and not a helper of Python's that outlives it."""
+def _is_engine_process(process: Process) -> bool:
+    """Return whether a process belongs to an engine, and is not one of multiprocessing's helpers, which outlive it."""
     import psutil
 
     try:
@@ -313,5 +315,5 @@ def _works(process: Process) -> bool:
         return False
 
 
-def _processors(llm: LLM) -> Iterable[object]:
+def _io_processors(llm: LLM) -> Iterable[object]:
     return getattr(llm, "pooling_io_processors", {}).values()

@@ -1,1 +1,1 @@
-"""From texts to embeddings and from pairs to scores: tokenising, truncation, batching, and the embedding cache."""
+"""Compute embeddings of texts and scores of pairs: tokenisation, truncation, batching, and the embedding cache."""

@@ -1,4 +1,4 @@
-"""Texts in, one float32 array out, through windows that keep the engine busy and memory bounded."""
+"""Embed texts in chunks that keep the engine busy and memory bounded."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from transformers import PreTrainedTokenizerBase
 
-# A text of more characters than this for each token of the context is shortened before it is tokenised: vLLM tokenises
-# a text whole before it truncates, which takes seconds for a book. Tokens of real text have 2 to 6 characters.
+# A text with more than _LONG characters per token of the context is shortened before tokenisation, first to _KEPT: vLLM
+# tokenises a complete text before it truncates, which takes seconds for a book. Tokens of real text have 2 to 6 characters.
 _LONG, _KEPT = 24, 16
 
 _LETTER = re.compile(r"[A-Za-z0-9]")
@@ -33,8 +33,8 @@ _LETTER = re.compile(r"[A-Za-z0-9]")
 Progress = Callable[[int, int], None]
 
 
-class Counter:
-    """Stands where vLLM expects a tqdm bar, and passes on how many texts of a window are done."""
+class ProgressBar:
+    """Replaces a backend's tqdm bar, and reports how many texts are done."""
 
     n = 0
     postfix = ""
@@ -43,15 +43,15 @@ class Counter:
         self._progress, self._done, self._n_texts = progress, done, n_texts
 
     def update(self, count: int = 1) -> None:
-        """Count texts that are done."""
+        """Count finished texts."""
         self.n += count
         self._progress(self._done + self.n, self._n_texts)
 
     def refresh(self) -> None:
-        """Do nothing, where tqdm draws its bar."""
+        """Do nothing; part of tqdm's interface."""
 
     def close(self) -> None:
-        """Do nothing, where tqdm ends its bar."""
+        """Do nothing; part of tqdm's interface."""
 
 
 def encode_texts(
@@ -60,46 +60,47 @@ def encode_texts(
     n_texts: int,
     *,
     prefix: str = "",
-    window: int = 8192,
+    chunk_size: int = 8192,
     progress: Progress | None = None,
     cache: Space | None = None,
 ) -> tuple[npt.NDArray[np.float32], Work]:
-    """Embeds texts, each different one once.
+    """Embed texts, each distinct one once.
 
-    Held beside the result are one window of texts with the engine's outputs for them, and a hash for each different text
-    (about 120 bytes with its place in a dictionary).
+    Memory beyond the result: one chunk of texts with the engine's outputs, and a hash for each distinct text (about 120
+    bytes with its dictionary entry).
 
-    A text without a token, as an empty one where the tokenizer adds no special tokens, is embedded as the zero vector: vLLM
-    refuses it, and sentence-transformers gives zeros for it where it is in a batch with others.
+    A text without tokens, such as an empty one if the tokenizer adds no special tokens, gets the zero vector: vLLM rejects
+    it, and sentence-transformers returns zeros for it in a batch with other texts.
 
     Args:
         engine: An open engine that embeds.
-        texts: The texts; lone surrogates are read as U+FFFD, as they have no encoding.
-        n_texts: How many texts there are.
-        prefix: What stands in front of each.
-        window: How many different texts are handed to the engine at once.
-        progress: Called with (texts done, texts in all), often.
-        cache: Embeddings of this engine on disk: those that are there are not computed, the others are put there.
+        texts: The texts; lone surrogates become U+FFFD, as UTF-8 cannot encode them.
+        n_texts: The number of texts.
+        prefix: Prefix of each text.
+        chunk_size: How many texts are passed to the engine at once.
+        progress: Called repeatedly with (texts done, texts in total).
+        cache: The embeddings of this engine on disk; they are not computed again, and new ones are added.
 
     Returns:
-        embeddings: float32 array, shape (n_texts, dim); and what it took.
+        embeddings: float32 array, shape (n_texts, dim); and counters of the work.
 
     Raises:
-        DataError: if one of them is no text.
-        NonFiniteError: if NaN or Inf comes out.
+        DataError: if one of them is not a string.
+        EngineError: if the engine has died or failed.
+        NonFiniteError: if an embedding has NaN or Inf.
         ValueError: if there are not `n_texts` texts.
     """
     started = time.perf_counter()
-    made = _Embeddings(engine, n_texts, readable(prefix), cache)
+    made = _Embeddings(engine, n_texts, replace_surrogates(prefix), cache)
     stream = iter(texts)
-    while batch := list(itertools.islice(stream, window)):
+    while batch := list(itertools.islice(stream, chunk_size)):
         chunk = made.take(batch)
-        bar = progress and functools.partial(Counter, progress, made.n_taken - len(chunk.texts), n_texts)
+        bar = progress and functools.partial(ProgressBar, progress, made.n_taken - len(chunk.texts), n_texts)
         made.encode(chunk, bar or False)
         if progress is not None:
             progress(made.n_taken, n_texts)
     if made.n_taken != n_texts:
-        raise ValueError(f"{made.n_taken} texts, though {n_texts} were announced")
+        raise ValueError(f"got {made.n_taken} texts, expected {n_texts}")
     made.finish()
     made.work.seconds = time.perf_counter() - started - made.work.store_seconds
     return made.out, made.work
@@ -107,7 +108,7 @@ def encode_texts(
 
 @dataclass
 class _Chunk:
-    """Different texts, prompt included, with their rows among all texts and their keys."""
+    """Distinct texts with their prompts, their rows in the result, and their keys."""
 
     texts: list[str] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
@@ -131,19 +132,19 @@ class _Embeddings:
         self.copies: list[tuple[int, int]] = []  # (row, row of the same text)
         self.truncated: set[int] = set()
         self.blank: set[int] = set()
-        # Where a prompt's tokens are not pooled, the same text has another embedding with another part of it as the prompt.
+        # If a prompt's tokens are not pooled, the embedding also depends on which part of the text is the prompt.
         self.mark = "" if engine.pools_prompts else f"{len(prefix)} "
         self.key = cache.key if cache is not None else _digest
         if cache is not None:
             cache.refresh()
 
     def take(self, batch: Sequence[object]) -> _Chunk:
-        """Return those texts that have to be computed: not seen before, not empty, not in the cache."""
+        """Return the texts to compute: neither seen before, nor without tokens, nor cached."""
         chunk = _Chunk()
         for text in batch:
             if not isinstance(text, str):
-                raise DataError(f"text {self.n_taken} of {self.n_texts:,} is {text!r}, and not a text")
-            text = self.prefix + readable(text)
+                raise DataError(f"text {self.n_taken} of {self.n_texts:,} is {text!r}, not a string")
+            text = self.prefix + replace_surrogates(text)
             key = self.key(self.mark + text)
             first = self.first_rows.setdefault(key, self.n_taken)
             if first == self.n_taken:
@@ -154,15 +155,15 @@ class _Embeddings:
                 self.copies.append((self.n_taken, first))
             self.n_taken += 1
         if self.n_taken > self.n_texts:
-            raise ValueError(f"more texts than the {self.n_texts} that were announced")
+            raise ValueError(f"got more texts than the expected {self.n_texts}")
         if empty := texts_without_tokens(self.engine.tokenizer, chunk.texts):
             rows = [chunk.rows[at] for at in empty]
             self.blank.update(rows)
             self.out[rows] = 0
             chunk = chunk.only([at for at in range(len(chunk.rows)) if at not in empty])
-        return chunk if self.cache is None or not chunk.texts else self._not_stored(self.cache, chunk)
+        return chunk if self.cache is None or not chunk.texts else self._skip_cached(self.cache, chunk)
 
-    def _not_stored(self, cache: Space, chunk: _Chunk) -> _Chunk:
+    def _skip_cached(self, cache: Space, chunk: _Chunk) -> _Chunk:
         started = time.perf_counter()
         found, cut = cache.look_up(chunk.keys, self.out, chunk.rows)
         self.truncated.update(itertools.compress(chunk.rows, cut))
@@ -171,7 +172,7 @@ class _Embeddings:
         return chunk.only(np.flatnonzero(~found).tolist())
 
     def encode(self, chunk: _Chunk, bar: MakeBar) -> None:
-        """Compute the embeddings of a chunk, and put them into the cache."""
+        """Compute the embeddings of a chunk, and add them to the cache."""
         if not chunk.texts:
             return
         self._compute(chunk.texts, chunk.rows, bar)
@@ -194,14 +195,14 @@ class _Embeddings:
         self.out[rows] = block
         self.work.computed += len(texts)
         self.work.tokens += sum(lengths)
-        # As long as the context: it was cut, or is exactly that long.
+        # A text as long as the context was truncated, or has exactly that length.
         full = [at for at, length in enumerate(lengths) if length >= limit and rows[at] not in self.truncated]
         if full:
             whole = engine.tokenizer([texts[at] for at in full], truncation=False, verbose=False)["input_ids"]
             self.truncated.update(rows[at] for at, ids in zip(full, whole, strict=True) if len(ids) > limit)
 
     def finish(self) -> None:
-        """Fill in repeated texts, and count."""
+        """Copy the embeddings of repeated texts, and complete the counters."""
         for target, source in self.copies:
             self.out[target] = self.out[source]
         self.work.truncated = len(self.truncated) + sum(source in self.truncated for _, source in self.copies)
@@ -209,9 +210,10 @@ class _Embeddings:
 
 
 def texts_without_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> set[int]:
-    """Return the places of those texts of which a tokenizer makes no token at all, special ones included.
+    """Return the positions of the texts for which a tokenizer makes no tokens at all, not even special ones.
 
-    Only texts without any ASCII letter or digit are tokenised for it: empty ones, white space, and what a normaliser removes.
+    Only texts without an ASCII letter or digit are tokenised to find out: empty ones, white space, and text that a
+    normaliser may remove.
     """
     unclear = [at for at, text in enumerate(texts) if not _LETTER.search(text)]
     if not unclear:
@@ -225,7 +227,7 @@ def _digest(text: str) -> bytes:
 
 
 def shorten(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
-    """The beginning of a text that fills the context for certain, ending between words; the text if none does."""
+    """Return a beginning of the text that certainly fills the context and ends between words; else the text."""
     size = _KEPT * limit
     while size < len(text):
         end = max(text.rfind(" ", 0, size), text.rfind("\n", 0, size))
@@ -235,8 +237,8 @@ def shorten(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
     return text
 
 
-def readable(text: str) -> str:
-    """The text with what UTF-8 cannot hold (lone surrogates) as U+FFFD; surrogate pairs become their character."""
+def replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which UTF-8 cannot encode, by U+FFFD, and surrogate pairs by their character."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -245,36 +247,35 @@ def readable(text: str) -> str:
 
 
 def check_finite(engine: Engine, values: npt.NDArray[np.float32], what: str) -> None:
-    """Refuses NaN and Inf.
+    """Raise an error if there are NaN or Inf.
 
     Args:
-        engine: Where the values come from.
+        engine: The engine that computed the values.
         values: float32 array, shape (n, any).
-        what: What they are, for the message.
+        what: The name of the values, for the message.
 
     Raises:
-        NonFiniteError: naming model, dtype and the way out.
+        NonFiniteError: with the model, its dtype and the remedy.
     """
     broken = int((~np.isfinite(values)).any(axis=1).sum())
     if broken:
-        way_out = (
-            "engine.dtype=float32" if engine.dtype == "bfloat16" else "engine.dtype=bfloat16 or engine.dtype=float32"
-        )
+        wider = ("float32",) if engine.dtype == "bfloat16" else ("bfloat16", "float32")
+        remedy = " or ".join(engine.spec.names.assign("engine.dtype", dtype) for dtype in wider)
         raise NonFiniteError(
-            f"{broken} of {len(values)} {what} of {engine.spec.model.name} in {engine.dtype} hold NaN or Inf "
-            f"(overflow, most likely). The way out: {way_out}."
+            f"{broken} of {len(values)} {what} of {engine.spec.model.name} in {engine.dtype} have NaN or Inf "
+            f"(probably overflow). Try {remedy}."
         )
 
 
-def texts_of(inputs: DataLoader[BatchedInput]) -> tuple[Iterator[str], int]:
-    """The texts of a data loader of mteb's, and how many there are.
+def loader_texts(inputs: DataLoader[BatchedInput]) -> tuple[Iterator[str], int]:
+    """Return the texts of one of mteb's data loaders, and their number.
 
-    The texts are read from the data set's column where that is the same thing: the loader itself collates row by row,
-    which costs more than a fast engine does.
+    The texts are read from the data set's column if that gives the same result: the loader itself collates row by row,
+    which can take longer than a fast engine.
     """
     dataset = getattr(inputs, "dataset", None)
     names = getattr(dataset, "column_names", None)
-    if dataset is not None and names is not None and "text" in names and _plain(inputs):
+    if dataset is not None and names is not None and "text" in names and _keeps_row_order(inputs):
         column = dataset.select_columns(["text"])
         if all(isinstance(row["text"], str) for row in itertools.islice(column, 1)):
             batches = (column[at : at + 1024]["text"] for at in range(0, len(column), 1024))
@@ -285,8 +286,8 @@ def texts_of(inputs: DataLoader[BatchedInput]) -> tuple[Iterator[str], int]:
     return iter(texts), len(texts)
 
 
-def _plain(inputs: DataLoader[BatchedInput]) -> bool:
-    """Whether a loader yields the rows of its data set in their order, and their texts as they are."""
+def _keeps_row_order(inputs: DataLoader[BatchedInput]) -> bool:
+    """Return whether a loader yields the rows of its data set in order and their texts unchanged."""
     from mteb._create_dataloaders import _custom_collate_fn
     from torch.utils.data import BatchSampler, SequentialSampler, default_collate
 

@@ -1,4 +1,4 @@
-"""Pairs of a query and a document in, one float32 score for each out; each different pair is computed once."""
+"""Score query-document pairs; each distinct pair is computed once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mteb_vllm.engines.base import Engine, LongPair, MakeBar, Scores
-from mteb_vllm.inference.encoding import Counter, check_finite, readable, texts_without_tokens
-from mteb_vllm.inference.pairs import PairReader
+from mteb_vllm.inference.encoding import ProgressBar, check_finite, replace_surrogates, texts_without_tokens
+from mteb_vllm.inference.pairs import PairTokenizer
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.results.counters import Work
 
@@ -25,48 +25,49 @@ def score_pairs(
     *,
     template: str | None = None,
     activation: Activation | None = None,
-    window: int = 8192,
+    chunk_size: int = 8192,
     progress: Progress | None = None,
 ) -> tuple[npt.NDArray[np.float32], Work]:
-    """Scores pairs, each different one once; a query's pairs follow each other, so that they share what they can.
+    """Score pairs, each distinct one once; a query's pairs are consecutive, so that they share a cached prefix.
 
-    A pair without a token, as two empty texts that are read as one, has the score 0: no engine takes it.
+    A pair without tokens, such as two empty texts joined to one, has the score 0, since engines reject it.
 
     Args:
         engine: An open engine that scores pairs.
-        queries: The first text of each pair; lone surrogates are read as U+FFFD.
-        documents: The second text of each pair, as many.
-        template: The jinja template that a pair is read through; None where the model joins the two texts itself.
-        activation: What is made of the logit: "sigmoid", "none", or None for what the model's files say.
-        window: How many different pairs are handed to the engine at once.
-        progress: Called with (different pairs done, different pairs in all), often.
+        queries: The first text of each pair; lone surrogates become U+FFFD.
+        documents: The second text of each pair.
+        template: The jinja template that renders a pair; None if the model joins the two texts itself.
+        activation: Activation of the logit: "sigmoid", "none", or None for that of the model's files.
+        chunk_size: How many distinct pairs are passed to the engine at once.
+        progress: Called repeatedly with (distinct pairs done, distinct pairs in total).
 
     Returns:
-        scores: float32 array, shape (n_pairs,); and what it took.
+        scores: float32 array, shape (n_pairs,); and counters of the work.
 
     Raises:
-        NonFiniteError: if NaN or Inf comes out.
-        EngineError: if the template leaves no room for a document.
-        ValueError: if there are not as many queries as documents, or the window holds none.
+        NonFiniteError: if a score is NaN or Inf.
+        EngineError: if the engine has died or failed.
+        TemplateError: if the template leaves no room for a document.
+        ValueError: if the numbers of queries and documents differ, or `chunk_size` is less than 1.
     """
-    if window < 1:
-        raise ValueError(f"a window of {window} pairs")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size}: must be 1 or more")
     started = time.perf_counter()
-    query_rows, query_texts = different(queries)
-    document_rows, document_texts = different(documents)
+    query_rows, query_texts = deduplicate(queries)
+    document_rows, document_texts = deduplicate(documents)
     if len(query_rows) != len(document_rows):
         raise ValueError(f"{len(query_rows)} queries, but {len(document_rows)} documents")
     work = Work(texts=len(query_rows))
     if not len(query_rows):
         return np.empty(0, dtype=np.float32), work
-    # Sorted by query: rows are numbered in the order in which texts first appear.
+    # Sorted by query, in the order in which queries first appear.
     codes, places = np.unique(query_rows * len(document_texts) + document_rows, return_inverse=True)
-    pairs = _Pairs(PairReader(engine, template), query_texts, document_texts, codes)
+    pairs = _Pairs(PairTokenizer(engine, template), query_texts, document_texts, codes)
     scores = np.empty(len(codes), dtype=np.float32)
-    for at in range(0, len(codes), window):
-        block = slice(at, min(at + window, len(codes)))
-        bar = progress and functools.partial(Counter, progress, at, len(codes))
-        scores[block] = _score_window(engine, pairs, block, template, activation, work, bar or False)
+    for at in range(0, len(codes), chunk_size):
+        block = slice(at, min(at + chunk_size, len(codes)))
+        bar = progress and functools.partial(ProgressBar, progress, at, len(codes))
+        scores[block] = _score_chunk(engine, pairs, block, template, activation, work, bar or False)
         if progress is not None:
             progress(block.stop, len(codes))
     work.computed = len(codes) - int(pairs.blank.sum())
@@ -78,18 +79,18 @@ def score_pairs(
     return scores[places], work
 
 
-def different(texts: Iterable[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """The number of each text among the different ones, in the order of their first appearance, and those."""
+def deduplicate(texts: Iterable[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Return for each text its index among the distinct texts, and those in the order of their first appearance."""
     numbers: dict[str, int] = {}
-    rows = [numbers.setdefault(readable(text), len(numbers)) for text in texts]
+    rows = [numbers.setdefault(replace_surrogates(text), len(numbers)) for text in texts]
     return np.array(rows, dtype=np.int64), list(numbers)
 
 
 class _Pairs:
-    """The different pairs of a call, and which of them may be too long."""
+    """The distinct pairs of a call, and which of them may be too long."""
 
     def __init__(
-        self, reader: PairReader, queries: Sequence[str], documents: Sequence[str], codes: npt.NDArray[np.int64]
+        self, reader: PairTokenizer, queries: Sequence[str], documents: Sequence[str], codes: npt.NDArray[np.int64]
     ) -> None:
         self.reader = reader
         self.query_texts, room, query_cut = reader.fit_queries(queries)
@@ -102,12 +103,12 @@ class _Pairs:
         if len(long_documents):
             lengths[long_documents] = reader.lengths([documents[at] for at in long_documents])
         self.long = suspects & reader.may_exceed(lengths[self.documents], room[self.queries])
-        if not reader.one_text:
-            # vLLM would read a pair with an empty document as one text; sentence-transformers reads it as a pair.
+        if not reader.joins_pairs:
+            # vLLM would tokenise a pair with an empty document as one text; sentence-transformers tokenises it as a pair.
             self.long |= np.isin(self.documents, [at for at, text in enumerate(documents) if not text])
         self.cut = np.zeros(len(codes), dtype=bool)
         self.blank = np.zeros(len(codes), dtype=bool)
-        if reader.one_text and reader.template is None:
+        if reader.joins_pairs and reader.template is None:
             no_query, no_document = (
                 list(texts_without_tokens(reader.tokenizer, texts)) for texts in (queries, documents)
             )
@@ -122,7 +123,7 @@ class _Pairs:
         return pair
 
 
-def _score_window(
+def _score_chunk(
     engine: Engine,
     pairs: _Pairs,
     block: slice,
@@ -138,23 +139,23 @@ def _score_window(
     if fitting:
         queries, documents = zip(*(pairs.texts(at) for at in fitting), strict=True)
         answer = engine.score(list(queries), list(documents), template=template, activation=activation, bar=bar)
-        _take(scores, np.array(fitting) - block.start, answer, work)
-        # As long as the context, though its bytes are too few for that: a tokenizer that makes more of a text than there is.
+        _store(scores, np.array(fitting) - block.start, answer, work)
+        # Pairs as long as the context despite having few bytes: their tokenizer makes more tokens than there are bytes.
         long += [at for at, length in zip(fitting, answer.lengths, strict=True) if length >= pairs.reader.limit]
     if long:
         cut = [pairs.tokens(at) for at in long]
         answer = engine.score_tokens(cut, activation=activation, bar=bar if not fitting else False)
-        _take(scores, np.array(long) - block.start, answer, work)
+        _store(scores, np.array(long) - block.start, answer, work)
     return np.where(blank, np.float32(0), _sigmoid(scores)) if activation == "sigmoid" else scores
 
 
-def _take(scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], answer: Scores, work: Work) -> None:
+def _store(scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], answer: Scores, work: Work) -> None:
     scores[rows] = answer.values
     work.tokens += sum(answer.lengths)
     work.cached_tokens += answer.cached
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    # In float64, so that it is rounded once.
-    with np.errstate(over="ignore"):  # far below zero the exponential is infinite, and the sigmoid 0
+    # In float64, so that the result is rounded only once.
+    with np.errstate(over="ignore"):  # for very negative logits the exponential is infinite, and the sigmoid 0
         return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)

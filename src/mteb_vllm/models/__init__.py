@@ -1,1 +1,1 @@
-"""What models are, read without loading them: recipes, files, architectures, prompts and score templates."""
+"""Read models without loading them: recipes, files, architectures, prompts and score templates."""

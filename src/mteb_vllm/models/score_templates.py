@@ -1,7 +1,7 @@
-"""What a reranker reads a pair of a query and a document through: a jinja template, prefixes, and what is made of its logit.
+"""Score templates: how a reranker's query-document pair is rendered, and which activation its logit gets.
 
-A template is rendered by vLLM as transformers renders a chat template: `messages` holds a message of the role `query` and
-one of the role `document`. A template that says `{{ instruction }}` gets the task's own instruction.
+vLLM renders a template as transformers renders a chat template: `messages` has one message of the role `query` and one of
+the role `document`. A template with `{{ instruction }}` gets the task's instruction.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 Activation = Literal["sigmoid", "none"]
 
 FOLDER = "score_template"
-_QUERY, _DOCUMENT = "the-query-stands-here", "the-document-stands-here"
-# What filters change, and slices cut: space at both ends, markup, quotes, cases, and length.
+_QUERY, _DOCUMENT = "the-query-goes-here", "the-document-goes-here"
+# A document that filters and slices would change: outer whitespace, markup, quotes, upper case, and length.
 _PROBE = '  <b>The Document\'s "text" &amp; more\n\n' + "of it " * 2000 + "END \n"
 _SPECIAL = ("bos_token", "eos_token", "sep_token", "cls_token", "pad_token", "unk_token")
-# Processor time and memory that rendering one pair may take, and how long its text may be.
+# Limits on rendering one pair: processor time, memory, and length of the text.
 _SECONDS, _BYTES, _LONGEST = 1.0, 1 << 30, 1_000_000
 _TOO_MUCH = f"it needs more than {_SECONDS:g} s or {_BYTES >> 20} MiB for one pair"
 _CHILD = """
@@ -44,7 +44,7 @@ sys.path[:] = json.loads(sys.argv[1])
 from mteb_vllm.models.score_templates import render_probes
 render_probes()
 """
-# What transformers and jinja offer to a template and gives another text each time.
+# Functions and filters of transformers and jinja whose output changes between renderings.
 _CHANGING_NAMES: tuple[str, ...] = ("strftime_now", "lipsum")
 _CHANGING_FILTERS: tuple[str, ...] = ("random",)
 _NAMES = ("messages", "instruction", *_SPECIAL)
@@ -55,13 +55,13 @@ _EXAMPLE = (
 
 @dataclass(frozen=True)
 class ScoreTemplate:
-    """How a reranker reads a pair.
+    """How the input text of a reranker is rendered from a pair.
 
     Attributes:
-        text: The jinja template; None where the model joins the two texts itself, as cross-encoders of the BERT kind do.
-        query_prefix: What stands in front of each query.
-        document_prefix: What stands in front of each document.
-        activation: What is made of the logit: the sigmoid, "none" for the raw logit; None: what the model's files say.
+        text: The jinja template; None if the model joins the two texts itself, as BERT-like cross-encoders do.
+        query_prefix: Prefix of each query.
+        document_prefix: Prefix of each document.
+        activation: Activation of the logit: "sigmoid", "none" for the raw logit, None for that of the model's files.
     """
 
     text: str | None = None
@@ -71,33 +71,30 @@ class ScoreTemplate:
 
     @property
     def takes_instruction(self) -> bool:
-        """Whether the template says `{{ instruction }}`."""
+        """Whether the template uses `{{ instruction }}`."""
         return self.text is not None and "instruction" in _variables(self.text)
 
     def with_instruction(self, instruction: str) -> str | None:
-        """The template with an instruction in it.
-
-        It becomes part of the template's text, and no argument beside it: nothing on the way to the model can lose it.
-        """
+        """Return the template with an instruction set inside its text, so that it needs no separate argument."""
         if self.text is None or not self.takes_instruction:
             return self.text
-        # JSON's escapes are among jinja's; the line break goes with the block, and what follows begins a line as before.
+        # Jinja understands JSON's escapes. The line break is removed with the block, so the text starts a line as before.
         return f"{{% set instruction = {json.dumps(instruction, ensure_ascii=False)} %}}\n{self.text}"
 
     def with_prefixes(self, queries: Iterable[str], documents: Iterable[str]) -> tuple[list[str], list[str]]:
-        """Return queries and documents behind their prefixes."""
+        """Return queries and documents with their prefixes."""
         return [self.query_prefix + text for text in queries], [self.document_prefix + text for text in documents]
 
-    def rendered(
+    def render(
         self, query: str, document: str, instruction: str = "", tokenizer: PreTrainedTokenizerBase | None = None
     ) -> str:
-        """Return one pair as the model is given it; the two texts side by side where the model joins them itself.
+        """Return the rendered input text of a pair; without a template, the two texts joined by a space.
 
         Args:
             query: The query, without its prefix.
-            document: The document, likewise.
-            instruction: The task's.
-            tokenizer: The model's, which knows its special tokens; None: names stand for those.
+            document: The document, without its prefix.
+            instruction: The task's instruction.
+            tokenizer: The model's tokenizer, for its special tokens; None: placeholders such as `<sep_token>`.
         """
         query, document = self.query_prefix + query, self.document_prefix + document
         template = self.with_instruction(instruction)
@@ -113,7 +110,7 @@ class ScoreTemplate:
         return str(text)
 
     def settings(self) -> JsonObject:
-        """What of this changes results, as plain values."""
+        """Return everything that can change results, as plain values."""
         return {
             "template": self.text,
             "query_prefix": self.query_prefix,
@@ -123,12 +120,12 @@ class ScoreTemplate:
 
 
 def resolve(chosen: ScoreTemplateConfig, recipe: ScoreTemplateConfig | None, default_prompt: str = "") -> ScoreTemplate:
-    """What a run reads pairs through: what is chosen, over what the recipe says where `from_model` asks for that.
+    """Return the score template of a run: the configured values over the recipe's, which `from_model` includes.
 
     Args:
         chosen: The config group `score_template`.
-        recipe: What the recipe says.
-        default_prompt: What sentence-transformers puts in front of a pair's first text, by the model's own files.
+        recipe: The recipe's score template.
+        default_prompt: The prompt that sentence-transformers adds to a pair's first text, by the model's files.
 
     Raises:
         OSError: if a template's file cannot be read.
@@ -147,7 +144,7 @@ def resolve(chosen: ScoreTemplateConfig, recipe: ScoreTemplateConfig | None, def
 
 
 def template_text(config: ScoreTemplateConfig) -> str | None:
-    """The template that a configuration names, inline or by file; None if it names none.
+    """Return the template that a configuration sets, inline or by file; None if it sets none.
 
     Raises:
         OSError: if the file cannot be read.
@@ -158,17 +155,17 @@ def template_text(config: ScoreTemplateConfig) -> str | None:
 
 
 def template_file(name: str) -> Path:
-    """Where a template's file is: as the path says, else among the shipped ones."""
-    path = Path(os.path.expanduser(name))  # noqa: PTH111 - as it is where there is no such user
+    """Return the path of a template file: the given path if it exists, else the shipped file of that name."""
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - unlike Path.expanduser it accepts an unknown user
     return path if path.is_absolute() or os.path.exists(path) else conf_dir() / FOLDER / name  # noqa: PTH110
 
 
 def check(where: str, config: ScoreTemplateConfig | None) -> list[Mistake]:
-    """What is wrong with a score template, found without loading anything.
+    """Return the errors in a score template, without loading the model.
 
     Args:
-        where: The part of the configuration, as `score_template`.
-        config: What it says.
+        where: The section of the configuration, such as `score_template`.
+        config: Its values.
     """
     if config is None:
         return []
@@ -179,53 +176,59 @@ def check(where: str, config: ScoreTemplateConfig | None) -> list[Mistake]:
         text = template_text(config)
     except (OSError, ValueError) as error:
         shipped = sorted(path.name for path in (conf_dir() / FOLDER).glob("*.jinja"))
-        way = f"Shipped ones: {', '.join(shipped)}; else a path."
+        way = f"Use a path, or one of the shipped files: {', '.join(shipped)}."
         return [Mistake(at, f"cannot be read: {error}", way, value=config.file)]
     return [] if text is None else template_mistakes(at, text, config.file)
 
 
 def template_mistakes(at: str, text: str, file: str | None = None) -> list[Mistake]:
-    """What is wrong with a template's text; `at` is the key that holds it, or names its file."""
+    """Return the errors in a template's text.
+
+    Args:
+        at: The key that holds the text, or names its file.
+        text: The text.
+        file: The name of its file, if it has one.
+    """
     from jinja2 import TemplateSyntaxError
 
     wrong = functools.partial(Mistake, at, value=file)
     try:
         changing = _changing_values(text)
     except TemplateSyntaxError as error:
-        return [wrong(f"is no jinja template: {error}")]
+        return [wrong(f"is not a valid jinja template: {error}")]
     except RecursionError:
         return [wrong("is nested too deeply")]
     if changing:
         what = f"uses {', '.join(changing)}: time and random values change from one rendering to the next"
         return [wrong(what, "Results under one fingerprint must have the same input texts.")]
-    probes = _render_apart(text)
+    probes = _render_in_subprocess(text)
     if probes.error is not None:
         near = nearest(probes.undefined, _NAMES) if probes.undefined else ()
         return [wrong(f"cannot be rendered: {probes.error}", nearest=near)]
     template = ScoreTemplate(text)
     rendered, without = probes.texts
-    # The other process has other hashes and addresses.
-    if (template.rendered(_QUERY, _DOCUMENT, "an instruction"), template.rendered(_QUERY, _PROBE)) != probes.texts:
-        return [wrong("gives another text at every rendering")]
+    # Rendered in two processes, since hashes and addresses differ between them.
+    if (template.render(_QUERY, _DOCUMENT, "an instruction"), template.render(_QUERY, _PROBE)) != probes.texts:
+        return [wrong("renders a different text every time")]
     sides = {"query": _QUERY, "document": _DOCUMENT}
     lost = [side for side, word in sides.items() if word not in rendered]
     mistakes = [
-        wrong(f"never mentions the {side}: every pair would be read without it", _EXAMPLE.replace("query", side))
+        wrong(f"does not contain the {side}: every pair would be scored without it", _EXAMPLE.replace("query", side))
         for side in lost
     ]
     if not lost and without.count(_PROBE) != 1:
-        what = "must hold the document once, as it is: where a pair is too long, its document is cut by tokens"
-        mistakes.append(wrong(what, "Leave filters (trim, tojson, ...) and slices of the document away."))
+        what = "must contain the document exactly once and unchanged, since documents of long pairs are truncated by tokens"
+        mistakes.append(wrong(what, "Do not apply filters (trim, tojson, ...) or slices to the document."))
     return mistakes
 
 
 def _changing_values(text: str) -> list[str]:
-    """Return what a template uses of the clock and of chance, without rendering it."""
+    """Return the names that a template uses for time and random values, without rendering it."""
     from jinja2 import nodes
 
     found: dict[str, None] = {}
     for node in _environment().parse(text).find_all((nodes.Name, nodes.Filter, nodes.Const)):
-        # A filter may be named by a text: map("random").
+        # A filter may be given as a string: map("random").
         if isinstance(node, nodes.Const):
             name, changing = node.value, _CHANGING_FILTERS
         else:
@@ -238,12 +241,12 @@ def _changing_values(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Probes:
-    """What a template renders to in a process of its own.
+    """The result of rendering a template in a subprocess.
 
     Attributes:
-        texts: The rendered pair of short texts, and that with a long document.
-        error: Why it could not be rendered.
-        undefined: The name that is not defined, where that is why.
+        texts: The rendered pair of short texts, and the rendered pair with a long document.
+        error: The reason why it could not be rendered; None if it was.
+        undefined: The undefined name, if that is the reason.
     """
 
     texts: tuple[str, str] = ("", "")
@@ -252,49 +255,49 @@ class _Probes:
 
 
 @functools.lru_cache(64)
-def _render_apart(text: str) -> _Probes:
-    """Render a template where it may take neither this process's time nor its memory: a template can compute anything."""
+def _render_in_subprocess(text: str) -> _Probes:
+    """Render a template in a subprocess, since a template can run any computation and exhaust time or memory."""
     command = [sys.executable, "-c", _CHILD, json.dumps(list(map(str, sys.path)))]
     try:
         answer = subprocess.run(command, input=text.encode(errors="surrogatepass"), capture_output=True, timeout=60)
         texts, error, undefined = json.loads(answer.stdout)
         return _Probes((texts[0], texts[1]), error, undefined)
-    except (subprocess.TimeoutExpired, ValueError):  # it was ended
+    except (subprocess.TimeoutExpired, ValueError):  # it was killed
         return _Probes(error=_TOO_MUCH)
 
 
 def render_probes() -> None:
-    """Render the template on standard input with bounded time and memory; the process that `_render_apart` starts."""
-    with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):  # not on Windows; or lower ones already
+    """Render the template on standard input with limits on time and memory; run by `_render_in_subprocess`."""
+    with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):  # Windows, or lower limits already set
         import resource
 
-        signal.setitimer(signal.ITIMER_PROF, _SECONDS)  # ends the process
+        signal.setitimer(signal.ITIMER_PROF, _SECONDS)  # its signal ends the process
         resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
     from jinja2 import UndefinedError
 
     template = ScoreTemplate(sys.stdin.buffer.read().decode(errors="surrogatepass"))
     texts, error, undefined = ("", ""), None, ""
     try:
-        texts = template.rendered(_QUERY, _DOCUMENT, "an instruction"), template.rendered(_QUERY, _PROBE)
+        texts = template.render(_QUERY, _DOCUMENT, "an instruction"), template.render(_QUERY, _PROBE)
     except UndefinedError as caught:
         error, undefined = str(caught), str(caught).partition("'")[2].partition("'")[0]
     except MemoryError:
         error = _TOO_MUCH
-    except Exception as caught:  # a template can compute anything
+    except Exception as caught:  # a template can raise anything
         error = f"{type(caught).__name__}: {caught}"
     if max(map(len, texts)) > _LONGEST:
-        texts, error = ("", ""), f"it makes a text of {max(map(len, texts)):,} characters of one pair"
+        texts, error = ("", ""), f"it renders one pair to {max(map(len, texts)):,} characters"
     print(json.dumps([texts, error, undefined]))
 
 
 def render_pair(tokenizer: PreTrainedTokenizerBase, template: str, query: str, document: str) -> str:
-    """Return a pair as vLLM renders it: through a template, by the model's tokenizer.
+    """Render a pair as vLLM does: with the template, by the model's tokenizer.
 
     Args:
-        tokenizer: The model's, of transformers.
-        template: The jinja template, its instruction in it.
-        query: The query, behind its prefix.
-        document: The document, likewise.
+        tokenizer: The model's transformers tokenizer.
+        template: The jinja template, with its instruction.
+        query: The query, with its prefix.
+        document: The document, with its prefix.
     """
     return str(tokenizer.apply_chat_template(_messages(query, document), chat_template=template, tokenize=False))
 
@@ -318,13 +321,13 @@ def _environment() -> Environment:
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Unknown(Undefined):
-        """A name that stands for nothing: it may be asked for, and not be printed."""
+    class StrictUndefined(Undefined):
+        """An undefined name, which may be tested but not rendered."""
 
         __str__ = Undefined._fail_with_undefined_error
 
     class Generation(Extension):
-        """transformers' tag around what a model has said, which changes nothing of the text."""
+        """transformers' tag around generated text, which does not change the text."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -337,7 +340,10 @@ def _environment() -> Environment:
         raise TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation], undefined=Unknown
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols", Generation],
+        undefined=StrictUndefined,
     )
     environment.globals["raise_exception"] = refuse
     for name in _CHANGING_NAMES:
@@ -345,5 +351,5 @@ def _environment() -> Environment:
     for name in _CHANGING_FILTERS:
         environment.filters[name] = lambda *_, **__: refuse("time and random values change the text")
     for name in _SPECIAL:
-        environment.globals[name] = f"<{name}>"  # a tokenizer's own
+        environment.globals[name] = f"<{name}>"  # placeholders for the tokenizer's own
     return environment

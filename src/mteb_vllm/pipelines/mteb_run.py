@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from typing import TYPE_CHECKING
 
 from mteb_vllm.catalogue import mteb_catalogue
-from mteb_vllm.engines.timing import replaced
+from mteb_vllm.engines.timing import replace_attributes
 from mteb_vllm.errors import EngineError, MissingPackageError, ModelError, PartialResultError
 from mteb_vllm.results.failures import is_fatal, of_exception
 from mteb_vllm.results.locks import BusyError
@@ -310,7 +310,7 @@ def _watched(task: AbsTask) -> Iterator[list[Unit]]:
         at.clear()
         return scores
 
-    with replaced(task, _evaluate_subset=watched):
+    with replace_attributes(task, _evaluate_subset=watched):
         yield at
 
 

@@ -12,9 +12,9 @@ from mteb_vllm.config.schema import RunConfig, ScoreTemplateConfig
 from mteb_vllm.engines.arguments import backend_of, resolve_arguments
 from mteb_vllm.errors import Mistake, ModelError
 from mteb_vllm.models import score_templates
-from mteb_vllm.models.architectures import is_language_model, label_problem
-from mteb_vllm.models.files import find_recipe
-from mteb_vllm.models.prompts import applying_keys, candidates, instruction_keys
+from mteb_vllm.models.architectures import check_labels, is_language_model
+from mteb_vllm.models.files import find_recipe_model
+from mteb_vllm.models.prompts import applying_keys, candidate_keys, instruction_keys
 from mteb_vllm.models.sentence_transformers_files import apply_files
 from mteb_vllm.pipelines.factory import PipelineParts, build_target, is_report
 from mteb_vllm.preflight.models import engine_mistakes, recipe_mistakes
@@ -108,7 +108,7 @@ def _applies_nowhere(prompts: Mapping[str, Any], parts: Sequence[TaskInfo], conf
         return []
     types = ", ".join(sorted({task.type for task in parts}))
     what = f"none of its keys ({', '.join(keys)}) applies to the chosen tasks, which are of the types {types}"
-    way = f"Keys that would apply: {', '.join(candidates(parts[0].name, parts[0].type, None))}. "
+    way = f"Keys that would apply: {', '.join(candidate_keys(parts[0].name, parts[0].type, None))}. "
     way += "query and document apply only to tasks with a query side, as retrieval."
     return [Mistake("prompts", what, way, code="conflict")]
 
@@ -117,11 +117,11 @@ def _reranker_mistakes(config: RunConfig, *, templates_fine: bool) -> list[Mista
     """What only a cross-encoder's run can have wrong."""
     mistakes: list[Mistake] = []
     try:
-        model = find_recipe(config.model)
+        model = find_recipe_model(config.model)
     except ModelError:
         return mistakes  # said already
     overrides = resolve_arguments(config.engine, config.model.engine)[0].get("hf_overrides")
-    if problem := label_problem(model, overrides if isinstance(overrides, Mapping) else {}):
+    if problem := check_labels(model, overrides if isinstance(overrides, Mapping) else {}):
         mistakes.append(Mistake("model.name", problem, value=f"{model.name}"))
     if backend_of(config.engine) == "vllm" and templates_fine:
         chosen = score_templates.resolve(config.score_template, config.model.score_template)

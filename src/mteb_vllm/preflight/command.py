@@ -43,7 +43,7 @@ from mteb_vllm.config.schema import (
 from mteb_vllm.engines.arguments import backend_of
 from mteb_vllm.engines.vllm import INSTALL
 from mteb_vllm.errors import Code, ConfigError, MissingPackageError, Mistake
-from mteb_vllm.models.files import forget_models
+from mteb_vllm.models.files import clear_model_cache
 from mteb_vllm.pipelines.factory import PipelineParts, is_report
 from mteb_vllm.preflight.checks import check_config, folder_mistakes
 from mteb_vllm.preflight.hydra import hydra_mistakes, named_after_secrets, refers_outside, search_path_mistakes
@@ -94,7 +94,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         CatalogueError: if mteb or vLLM is installed, but cannot be read.
     """
     warm()
-    forget_models()
+    clear_model_cache()
     register_written(overrides)
     points = []
     with composer(config_dir):

@@ -21,7 +21,7 @@ from mteb_vllm.engines.arguments import (
 from mteb_vllm.engines.base import Convert
 from mteb_vllm.errors import Mistake, ModelError
 from mteb_vllm.models.architectures import check_architecture, is_encoder_only, longest_context, position_limit
-from mteb_vllm.models.files import Model, find_recipe, missing_files
+from mteb_vllm.models.files import Model, find_recipe_model, missing_files
 from mteb_vllm.models.sentence_transformers_files import apply_files
 from mteb_vllm.preflight.prompts import prompt_mistakes, template_mistakes
 from mteb_vllm.results.lookup import model_folder
@@ -118,7 +118,7 @@ def _model_mistakes(
     if mistakes := _revision_mistakes(at, model.revision):
         return mistakes
     try:
-        found = find_recipe(model)
+        found = find_recipe_model(model)
     except ModelError as error:
         by_name = model.path is None and model.package is None and model.name not in mteb.models
         near = tuple(suggest(f"{at}.name", name) for name in nearest(model.name or "", mteb.models)) if by_name else ()

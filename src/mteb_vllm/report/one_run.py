@@ -73,7 +73,7 @@ def print_pairs(console: Console, template: ScoreTemplate, prompts: Prompts, tas
     rows = []
     for task in tasks:
         instruction = prompts.instruction(task, "query") if template.takes_instruction else Prefix()
-        example = template.rendered("<query>", "<document>", instruction.text)
+        example = template.render("<query>", "<document>", instruction.text)
         rows.append((task.name, instruction.key or "none", example))
     _print_texts(console, prompts_record(prompts, tasks, template), ("task", "instruction"), rows)
 

@@ -25,7 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobStatus, configure_log, run_job, setup_globals
 from omegaconf import open_dict, read_write
 
-from mteb_vllm.engines.base import EngineSpec, close_engines, dead_processes, working_processes
+from mteb_vllm.engines.base import EngineSpec, close_engines, dead_processes, engine_processes
 from mteb_vllm.engines.memory import leftover_mb
 from mteb_vllm.plan import unpack
 from mteb_vllm.progress import MakeProgress, Progress
@@ -189,7 +189,7 @@ class _Relay(Progress):
 
 
 def _close_engines() -> Closed:
-    processes = working_processes()
+    processes = engine_processes()
     close_engines()
     _, alive = psutil.wait_procs(processes, timeout=10)
     return Closed(leftover_mb(), len(alive))

@@ -48,7 +48,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 pass_fds=descriptors,
                 # Variables of an engine that is open here would count as settings of the shell's there.
-                env={**environment.outer(), **variables},
+                env={**environment.outer_variables(), **variables},
                 # Ctrl-C goes to the sweep, which ends its child in order; and the child's processes can be ended with it.
                 start_new_session=True,
             )

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mteb_vllm.engines.timing import replaced
+from mteb_vllm.engines.timing import replace_attributes
 from mteb_vllm.errors import DataError, LockError
 from mteb_vllm.results.failures import causes, in_one_line
 from mteb_vllm.tasks.data_checks import problem
@@ -49,7 +49,7 @@ def narrowed(task: AbsTask, chosen: Sequence[Unit]) -> contextlib.AbstractContex
     """Let a task have only the subsets and splits that are in some of these."""
     subsets = [subset for subset in task.hf_subsets if any(subset == one for one, _ in chosen)]
     splits = [split for split in task.eval_splits if any(split == one for _, one in chosen)]
-    return replaced(task, hf_subsets=subsets, _eval_splits=splits)
+    return replace_attributes(task, hf_subsets=subsets, _eval_splits=splits)
 
 
 @contextlib.contextmanager
@@ -127,7 +127,7 @@ def _load(task: AbsTask) -> None:
     from mteb.abstasks import AbsTaskRetrieval
     from mteb.abstasks.retrieval_dataset_loaders import RetrievalDatasetLoader
 
-    with replaced(RetrievalDatasetLoader, _load_dataset_split=_load_split):
+    with replace_attributes(RetrievalDatasetLoader, _load_dataset_split=_load_split):
         task.load_data()
     if isinstance(task, AbsTaskRetrieval):
         task.convert_v1_dataset_format_to_v2(num_proc=None)
@@ -292,7 +292,7 @@ def cached_in(folder: Path) -> Iterator[None]:
     import datasets
 
     downloads = folder / datasets.config.DOWNLOADED_DATASETS_DIR
-    with replaced(
+    with replace_attributes(
         datasets.config,
         HF_DATASETS_CACHE=folder,
         DOWNLOADED_DATASETS_PATH=str(downloads),

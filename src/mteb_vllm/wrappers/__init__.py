@@ -1,4 +1,4 @@
-"""vLLM behind mteb's protocols, under the names and constructor arguments that users of mteb know.
+"""vLLM models that implement mteb's protocols, with the names and constructor arguments that users of mteb know.
 
 They can be used without a configuration:
 
@@ -14,7 +14,7 @@ from mteb_vllm.wrappers.base import VllmWrapperBase, model_meta
 from mteb_vllm.wrappers.cross_encoder import VllmCrossEncoderWrapper
 from mteb_vllm.wrappers.encoder import VllmEncoderReranker, VllmEncoderWrapper
 
-# A model as pipelines use it, opened or not.
+# A model as pipelines use it; its engine may not be open yet.
 Wrapper = VllmEncoderWrapper | VllmEncoderReranker | VllmCrossEncoderWrapper
 
 __all__ = [

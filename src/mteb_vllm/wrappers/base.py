@@ -1,8 +1,9 @@
-"""What all wrappers share: an engine, its settings, and the metadata that mteb asks of a model."""
+"""The base class of the wrappers: an engine, its settings, and the metadata that mteb requires of a model."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-from mteb_vllm.engines.arguments import resolve_arguments
+from mteb_vllm.engines.arguments import backend_of, resolve_arguments, unknown_arguments
 from mteb_vllm.engines.base import Convert, Engine, EngineSpec, is_open, open_engine
 from mteb_vllm.errors import ModelError
 from mteb_vllm.models.files import Model, find_model, missing_files
@@ -19,6 +20,7 @@ from mteb_vllm.results.counters import Work
 from mteb_vllm.results.measurements import EngineRecord
 from mteb_vllm.util.fingerprint import fingerprint
 from mteb_vllm.util.plain import Json, JsonObject
+from mteb_vllm.util.setting_names import SettingNames
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,27 +30,27 @@ logger = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
-    """Is told how many of a call's texts or pairs are computed."""
+    """Reports how many texts or pairs of a call are done."""
 
     def __call__(self, what: str, done: int, total: int, unit: str = "texts") -> None:
-        """Take note.
+        """Report progress.
 
         Args:
-            what: Which texts or pairs.
-            done: How many are computed.
+            what: A label of the texts or pairs.
+            done: How many are done.
             total: How many there are.
             unit: "texts" or "pairs".
         """
 
 
 class Recorder(Protocol):
-    """Keeps some of the texts or pairs that pass through a wrapper, with what was computed for them."""
+    """Keeps some of the texts or pairs that pass through a wrapper, with their embeddings or scores."""
 
     def watch(self, task: str, side: str | None, texts: Iterable[str]) -> Iterator[str]:
-        """Pass on texts that are about to be embedded, and note those to keep."""
+        """Pass on texts that are about to be embedded, and choose those to keep."""
 
     def take(self, embeddings: npt.NDArray[np.float32]) -> None:
-        """Keep embeddings of the texts that were watched last.
+        """Keep embeddings of the texts of the last call of `watch`.
 
         Args:
             embeddings: float32 array, shape (n_texts, dim).
@@ -58,7 +60,7 @@ class Recorder(Protocol):
         """Pass on the texts of one side of pairs: queries first, then documents."""
 
     def take_pairs(self, scores: npt.NDArray[np.float32]) -> None:
-        """Keep the scores of the pairs that were watched last.
+        """Keep scores of the pairs of the last two calls of `watch_pairs`.
 
         Args:
             scores: float32 array, shape (n_pairs,).
@@ -66,20 +68,21 @@ class Recorder(Protocol):
 
 
 class VllmWrapperBase:
-    """A vLLM engine with the metadata that mteb asks of a model.
+    """A vLLM engine with the metadata that mteb requires of a model.
 
     Args:
         model: Name on the Hub, local folder, or mteb's `ModelMeta`.
-        revision: Commit, branch or tag on the Hub; a `ModelMeta`'s own wins.
-        path: Local folder with the weights of the model that `model` names.
-        env: Environment variables that vLLM is opened with.
-        max_num_seqs: Texts in one step of the engine.
+        revision: Commit, branch or tag on the Hub; the revision of a `ModelMeta` wins.
+        path: Local folder with the weights of `model`.
+        env: Environment variables for vLLM.
+        max_num_seqs: The most texts in one step of the engine.
         head_dtype: dtype of the pooling or classification head.
-        **engine_args: Any argument of vLLM's `EngineArgs`: dtype, max_model_len, pooler_config, ... What is not set is as
-            the configuration's `engine=auto` has it: on a CPU float32, in this process; on a GPU vLLM's defaults.
+        **engine_args: Any argument of vLLM's `EngineArgs`: dtype, max_model_len, pooler_config, ... Defaults as in
+            `conf/engine/auto.yaml`: on a CPU float32, in this process; on a GPU vLLM's defaults.
 
     Raises:
-        ModelError: if the model cannot be had.
+        TypeError: if there is no such argument, with the nearest right names.
+        ModelError: if the model cannot be found or read.
         EngineError: if vLLM does not open with these arguments.
         MissingPackageError: if vLLM is not installed.
     """
@@ -103,42 +106,57 @@ class VllmWrapperBase:
         head_dtype: str | None = None,
         **engine_args: object,
     ) -> None:
+        self._check_keywords(engine_args)
         name, revision = (model.name, model.revision) if isinstance(model, ModelMeta) else (model, revision)
-        found = find_model(name, revision, path)
+        found = find_model(name, revision, path, names=SettingNames.KEYWORDS)
         chosen = {"preset": "auto", "max_num_seqs": max_num_seqs, "head_dtype": head_dtype, **engine_args, "env": env}
-        spec = EngineSpec(found, self.convert, *resolve_arguments(chosen, {}))
+        spec = EngineSpec(found, self.convert, *resolve_arguments(chosen, {}), names=SettingNames.KEYWORDS)
         if problems := (*missing_files(found), *spec.applied.refused):
             raise ModelError("; ".join(problems))
         self._start(spec, model if isinstance(model, ModelMeta) else None)
         self._owner = True
-        self.engine  # noqa: B018 - opened now: whoever constructs a wrapper wants to know whether it works
+        self.engine  # noqa: B018 - opened now, so that errors appear in the constructor
+
+    @classmethod
+    def _check_keywords(cls, engine_args: Mapping[str, object]) -> None:
+        """Raise TypeError for keywords that are no arguments of the wrapper or of its backend."""
+        own = {name for base in cls.__mro__ for name in inspect.signature(base).parameters}
+        unknown = unknown_arguments(
+            engine_args, backend_of(engine_args), own - {"self", "args", "kwargs", "engine_args"}
+        )
+        if unknown:
+            lines = [
+                f"{cls.__name__} has no argument {name!r}" + (f". Did you mean {' or '.join(near)}?" if near else "")
+                for name, near in unknown.items()
+            ]
+            raise TypeError("\n".join(lines))
 
     def _start(self, spec: EngineSpec, meta: ModelMeta | None) -> None:
         self.spec = spec
         self._engine = None
         self.work = Work()
-        # (task, side) -> what was in front of the texts, by which key, and one rendered example.
+        # (task, side) -> the prefix of the texts, its key, and one rendered example.
         self.applied: dict[tuple[str, str | None], dict[str, str | None]] = {}
         self._meta = meta
-        self._always: JsonObject = {}
-        self.count_also({})
+        self._fixed_settings: JsonObject = {}
+        self.set_extra_settings({})
 
-    def count_always(self, settings: Mapping[str, Json]) -> None:
-        """Count more among the settings that results depend on, whatever `count_also` is given later."""
-        self._always = dict(settings)
-        self.count_also({})
+    def set_fixed_settings(self, settings: Mapping[str, Json]) -> None:
+        """Include further settings in the fingerprint, permanently."""
+        self._fixed_settings = dict(settings)
+        self.set_extra_settings({})
 
-    def count_also(self, settings: Mapping[str, Json]) -> None:
-        """Counts more among the settings that results depend on from now on, as the first stage that a reranker follows."""
+    def set_extra_settings(self, settings: Mapping[str, Json]) -> None:
+        """Include further settings in the fingerprint, such as a reranker's first stage, in place of earlier ones."""
         self.mteb_model_meta = model_meta(self.spec.model, fingerprint({**self.settings(), **settings}), self._meta)
 
     def settings(self) -> JsonObject:
-        """Everything that changes this model's results, as plain values."""
-        return {"engine": self.spec.settings(), **self._always}
+        """Return everything that can change this model's results, as plain values."""
+        return {"engine": self.spec.settings(), **self._fixed_settings}
 
     @property
     def engine(self) -> Engine:
-        """The open engine; opened now if it is not.
+        """The open engine; opens it if necessary.
 
         Raises:
             EngineError: if vLLM does not open with these arguments.
@@ -158,7 +176,7 @@ class VllmWrapperBase:
         return self._engine
 
     def engine_record(self) -> EngineRecord | None:
-        """Return how the engine was opened; None if it was not."""
+        """Return the record of the engine; None if it was never opened."""
         if self._engine is None:
             return None
         return EngineRecord(
@@ -180,9 +198,9 @@ class VllmWrapperBase:
         return llm
 
     def cleanup(self) -> None:
-        """Lets go of the engine, which closes and gives its memory back unless another wrapper shares it.
+        """Release the engine, which closes it and frees its memory unless another wrapper uses it.
 
-        Again does nothing; a text that is encoded afterwards opens the engine again.
+        Can be called repeatedly; encoding a text afterwards opens the engine again.
         """
         engine, self._engine = self._engine, None
         if engine is not None:
@@ -195,7 +213,7 @@ class VllmWrapperBase:
         self.cleanup()
 
     def __del__(self) -> None:
-        # No contextlib: at interpreter shutdown modules may be gone already. The engine itself is closed by `atexit`.
+        # Without contextlib, since modules may be gone at interpreter shutdown. `atexit` closes the engine.
         try:  # noqa: SIM105
             self.cleanup()
         except Exception:
@@ -203,9 +221,9 @@ class VllmWrapperBase:
 
 
 def model_meta(model: Model, settings_hash: str, meta: ModelMeta | None = None) -> ModelMeta:
-    """Return mteb's metadata of a model, with the hash of the settings, by which mteb's cache tells two settings apart.
+    """Return mteb's metadata of a model, with the hash of the settings, by which mteb's cache distinguishes settings.
 
-    Only the hash goes there, never prompts: mteb maps several characters to one before it names a folder by them.
+    The metadata has only the hash and never prompts, since mteb maps several characters to one in the names of folders.
     """
     if meta is None:
         from mteb.models.model_implementations import MODEL_REGISTRY

@@ -1,4 +1,4 @@
-"""Rerankers in vLLM that read a query and a document together."""
+"""The wrapper of cross-encoders."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mteb.models.model_meta import ModelMeta
 
 from mteb_vllm.engines.base import Convert, Engine, EngineSpec
 from mteb_vllm.errors import ModelError
-from mteb_vllm.inference.encoding import texts_of
+from mteb_vllm.inference.encoding import loader_texts
 from mteb_vllm.inference.scoring import score_pairs
 from mteb_vllm.models import score_templates
-from mteb_vllm.models.architectures import NOT_ONE_LABEL
+from mteb_vllm.models.architectures import label_count_error
 from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.models.score_templates import Activation, ScoreTemplate
 from mteb_vllm.util.plain import JsonObject
@@ -36,19 +36,19 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
     Args:
         model: Name on the Hub, local folder, or mteb's `ModelMeta`.
         revision: Commit, branch or tag on the Hub.
-        query_prefix: What stands in front of each query.
-        document_prefix: What stands in front of each document.
-        score_template: The jinja template that a pair is read through (vLLM's `chat_template`): `messages` holds one of the
-            role `query` and one of the role `document`; `instruction` is the task's own instruction.
-        prompt_dict: Instructions to take instead of the tasks' own, by mteb's precedence: `Task-query`, `Task`,
+        query_prefix: Prefix of each query.
+        document_prefix: Prefix of each document.
+        score_template: The jinja template that renders a pair (vLLM's `chat_template`): `messages` has one message of the
+            role `query` and one of the role `document`; `instruction` is the task's instruction.
+        prompt_dict: Instructions that replace the tasks' own, by mteb's precedence: `Task-query`, `Task`,
             `TaskType-query`, `TaskType`, `query`.
-        activation: What is made of the logit: "sigmoid", "none" for the raw logit; None: what the model's files say.
-        window: How many different pairs are handed to the engine at once.
+        activation: Activation of the logit: "sigmoid", "none" for the raw logit, None for that of the model's files.
+        chunk_size: How many distinct pairs are passed to the engine at once.
         **kwargs: See `VllmWrapperBase`.
 
     Raises:
-        ModelError: if the model cannot be had, or gives other than one score for a pair.
-        ValueError: if there are instructions, but no template that takes one; if a template lacks or changes a text.
+        ModelError: if the model cannot be found or read, or does not give exactly one score for a pair.
+        ValueError: if there are instructions but no template for them, or a template omits or changes a text.
     """
 
     convert: Convert = "classify"
@@ -64,58 +64,56 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
         score_template: str | None = None,
         prompt_dict: Mapping[str, str] | None = None,
         activation: Activation | None = None,
-        window: int = 8192,
+        chunk_size: int = 8192,
         **kwargs: Any,
     ) -> None:
         template = ScoreTemplate(score_template, query_prefix, document_prefix, activation)
         if prompt_dict and not template.takes_instruction:
-            raise ValueError(
-                "prompt_dict holds instructions, and there is no score_template that says {{ instruction }}"
-            )
+            raise ValueError("prompt_dict has instructions, but there is no score_template with {{ instruction }}")
         if score_template is not None and (
             wrong := score_templates.template_mistakes("score_template", score_template)
         ):
             raise ValueError(str(wrong[0]))
         source = "prompt_dict" if prompt_dict else "none"
-        self._set(template, Prompts(values=dict(prompt_dict or {}), source=source), window)
+        self._set(template, Prompts(values=dict(prompt_dict or {}), source=source), chunk_size)
         super().__init__(model, revision, **kwargs)
 
     @classmethod
-    def planned(
-        cls, spec: EngineSpec, template: ScoreTemplate, prompts: Prompts, window: int = 8192
+    def from_spec(
+        cls, spec: EngineSpec, template: ScoreTemplate, prompts: Prompts, chunk_size: int = 8192
     ) -> VllmCrossEncoderWrapper:
-        """A wrapper whose engine opens when the first pair is scored; whoever planned it closes it."""
+        """Return a wrapper that opens its engine when it scores the first pair; the caller closes the engine."""
         wrapper = cls.__new__(cls)
-        wrapper._set(template, prompts, window)
+        wrapper._set(template, prompts, chunk_size)
         wrapper._start(spec, None)
         return wrapper
 
-    def _set(self, template: ScoreTemplate, prompts: Prompts, window: int) -> None:
+    def _set(self, template: ScoreTemplate, prompts: Prompts, chunk_size: int) -> None:
         self.template = template
         self.prompts = prompts
-        self.window = window
+        self.chunk_size = chunk_size
 
     @property
     def engine(self) -> Engine:
-        """The open engine; opened now if it is not.
+        """The open engine; opens it if necessary.
 
         Raises:
             EngineError: if vLLM does not open with these arguments.
-            ModelError: if the model gives other than one score for a pair, or has a template of its own.
+            ModelError: if the model does not give exactly one score for a pair, or vLLM has a template of its own for it.
         """
         engine = super().engine
         if engine.labels not in (None, 1):
             self.cleanup()
-            raise ModelError(f"{self.spec.model.name} {NOT_ONE_LABEL.format(labels=engine.labels)}")
+            raise ModelError(f"{self.spec.model.name} {label_count_error(engine.labels, self.spec.names)}")
         if engine.own_template:
             self.cleanup()
             raise ModelError(
-                f"vLLM reads pairs for {self.spec.model.name} through a template of its own, to which none can be cut"
+                f"vLLM renders pairs for {self.spec.model.name} with a template of its own, so long pairs cannot be truncated"
             )
         return engine
 
     def settings(self) -> JsonObject:
-        """Everything that changes this model's results, as plain values."""
+        """Return everything that can change this model's results, as plain values."""
         return {
             **super().settings(),
             "score_template": self.template.settings(),
@@ -133,14 +131,14 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
         prompt_type: PromptType | None = None,
         **kwargs: Unpack[EncodeKwargs],
     ) -> npt.NDArray[np.float32]:
-        """Scores pairs of a query and a document, each different pair once.
+        """Score query-document pairs, each distinct pair once.
 
         Args:
             inputs1: Batches of queries, key "text".
-            inputs2: Batches of documents, key "text", as many.
-            task_metadata: Metadata of the task; decides about the instruction.
-            hf_split: The split that is evaluated.
-            hf_subset: The subset that is evaluated.
+            inputs2: Batches of documents, key "text", one for each query.
+            task_metadata: Metadata of the task; determines the instruction.
+            hf_split: The evaluated split.
+            hf_subset: The evaluated subset.
             prompt_type: Not used.
             **kwargs: mteb's encode arguments, not used.
 
@@ -148,7 +146,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
             scores: float32 array, shape (n_pairs,).
 
         Raises:
-            NonFiniteError: if NaN or Inf comes out of the engine.
+            NonFiniteError: if the engine returns NaN or Inf.
         """
         instruction = self.prompts.instruction(task_metadata, "query")
         text = instruction.text if self.template.takes_instruction else ""
@@ -161,7 +159,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
         first: list[str] = []
 
         def prefixed(inputs: DataLoader[BatchedInput], prefix: str) -> Iterator[str]:
-            texts = texts_of(inputs)[0]
+            texts = loader_texts(inputs)[0]
             if self.recorder is not None:
                 texts = self.recorder.watch_pairs(task_metadata.name, texts)
             for at, body in enumerate(texts):
@@ -179,11 +177,11 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
             documents,
             template=self.template.with_instruction(text),
             activation=self.template.activation or self.spec.applied.activation,
-            window=self.window,
+            chunk_size=self.chunk_size,
             progress=None if report is None else lambda done, total: report(label, done, total, "pairs"),
         )
         if len(first) == 2:
-            applied["example"] = self.template.rendered(first[0], first[1], text, self.engine.tokenizer)[:1000]
+            applied["example"] = self.template.render(first[0], first[1], text, self.engine.tokenizer)[:1000]
         self.work.add(work)
         if self.recorder is not None:
             self.recorder.take_pairs(scores)

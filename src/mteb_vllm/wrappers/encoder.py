@@ -1,4 +1,4 @@
-"""Embedding models in vLLM: as encoders, and as rerankers by cosine."""
+"""The wrappers of embedding models: as encoders, and as rerankers by cosine similarity."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from mteb.models.model_meta import ModelMeta
 
 from mteb_vllm.engines.base import Convert, EngineSpec
 from mteb_vllm.inference.embedding_cache.cache import EmbeddingCache, Space
-from mteb_vllm.inference.encoding import encode_texts, texts_of
-from mteb_vllm.inference.scoring import different
+from mteb_vllm.inference.encoding import encode_texts, loader_texts
+from mteb_vllm.inference.scoring import deduplicate
 from mteb_vllm.models.prompts import Prompts, load_template
 from mteb_vllm.util.plain import JsonObject
+from mteb_vllm.util.setting_names import SettingNames
 from mteb_vllm.wrappers.base import Recorder, VllmWrapperBase
 
 if TYPE_CHECKING:
@@ -28,23 +29,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Embedding(VllmWrapperBase):
-    """An embedding model in vLLM, and the prompts that it reads texts behind; what is made of it, a subclass says.
+class EmbeddingWrapper(VllmWrapperBase):
+    """The base class of the wrappers of embedding models: an engine and prompts.
 
     Args:
         model: Name on the Hub, local folder, or mteb's `ModelMeta`.
         revision: Commit, branch or tag on the Hub.
         prompt_dict: Prompts by mteb's precedence: `Task-query`, `Task`, `TaskType-query`, `TaskType`, `query` or
             `document`. With `use_instructions` the values are instructions.
-        use_instructions: Read texts through `instruction_template`; without a fitting key of `prompt_dict` the task's own
-            instruction is used.
+        use_instructions: Whether to prefix texts with `instruction_template`; if no key of `prompt_dict` applies, with the
+            task's own instruction.
         instruction_template: A text with `{instruction}`, or a callable `(instruction, prompt_type) -> str`.
-        apply_instruction_to_documents: Whether documents carry an instruction too.
-        window: How many different texts are handed to the engine at once.
+        apply_instruction_to_documents: Whether documents get an instruction too.
+        chunk_size: How many texts are passed to the engine at once.
         **kwargs: See `VllmWrapperBase`.
 
     Raises:
-        ValueError: if instructions are asked for without a template, or a template lacks `{instruction}`.
+        ValueError: if `use_instructions` is set without a template, or the template has no `{instruction}`.
     """
 
     convert: Convert = "embed"
@@ -60,7 +61,7 @@ class Embedding(VllmWrapperBase):
         use_instructions: bool = False,
         instruction_template: str | Callable[[str, PromptType | None], str] | None = None,
         apply_instruction_to_documents: bool = True,
-        window: int = 8192,
+        chunk_size: int = 8192,
         **kwargs: Any,
     ) -> None:
         if use_instructions and instruction_template is None:
@@ -70,7 +71,7 @@ class Embedding(VllmWrapperBase):
         if isinstance(instruction_template, str):
             if "{instruction}" not in instruction_template and ":" not in instruction_template:
                 raise ValueError("Instruction template must contain the string '{instruction}'.")
-            instruction_template = load_template(instruction_template)
+            instruction_template = load_template(instruction_template, SettingNames.KEYWORDS)
         self._set(
             Prompts(
                 values=dict(prompt_dict or {}),
@@ -78,27 +79,27 @@ class Embedding(VllmWrapperBase):
                 template=instruction_template if use_instructions else None,
                 apply_to_documents=apply_instruction_to_documents,
             ),
-            window,
+            chunk_size,
         )
         super().__init__(model, revision, **kwargs)
 
     @classmethod
-    def planned(cls, spec: EngineSpec, prompts: Prompts, window: int = 8192) -> Self:
-        """A wrapper whose engine opens when the first text is encoded, since known results need none.
+    def from_spec(cls, spec: EngineSpec, prompts: Prompts, chunk_size: int = 8192) -> Self:
+        """Return a wrapper that opens its engine when it encodes the first text, since cached results need no engine.
 
-        It does not own the engine: the next point of a sweep may use it too, and whoever planned closes it.
+        It does not own the engine, which the next point of a sweep may use too; the caller closes it.
         """
         wrapper = cls.__new__(cls)
-        wrapper._set(prompts, window)
+        wrapper._set(prompts, chunk_size)
         wrapper._start(spec, None)
         return wrapper
 
-    def _set(self, prompts: Prompts, window: int) -> None:
+    def _set(self, prompts: Prompts, chunk_size: int) -> None:
         self.prompts = prompts
-        self.window = window
+        self.chunk_size = chunk_size
 
     def settings(self) -> JsonObject:
-        """Everything that changes this model's results, as plain values."""
+        """Return everything that can change this model's results, as plain values."""
         return {**super().settings(), "prompts": self.prompts.settings()}
 
     def embed(
@@ -109,20 +110,20 @@ class Embedding(VllmWrapperBase):
         hf_subset: str,
         prompt_type: PromptType | None,
     ) -> npt.NDArray[np.float32]:
-        """Embeds texts behind the prompt that applies to them.
+        """Embed texts, prefixed with the prompt of their task and side.
 
         Args:
             texts: The texts.
-            n_texts: How many there are.
-            task_metadata: Metadata of the task; decides about the prompt.
-            hf_subset: The subset that is evaluated.
-            prompt_type: Query, document, or None where a task has neither.
+            n_texts: The number of texts.
+            task_metadata: Metadata of the task; determines the prompt.
+            hf_subset: The evaluated subset.
+            prompt_type: Query, document, or None if the task has neither.
 
         Returns:
             embeddings: float32 array, shape (n_texts, dim).
 
         Raises:
-            NonFiniteError: if NaN or Inf comes out of the engine.
+            NonFiniteError: if the engine returns NaN or Inf.
         """
         prefix = self.prompts.prefix(task_metadata, prompt_type)
         side = prompt_type.value if prompt_type else None
@@ -132,7 +133,7 @@ class Embedding(VllmWrapperBase):
         if self.recorder is not None:
             texts = self.recorder.watch(task_metadata.name, side, texts)
 
-        def seen() -> Iterator[str]:
+        def with_example() -> Iterator[str]:
             for text in texts:
                 if applied["example"] is None:
                     applied["example"] = (prefix.text + text)[:500]
@@ -145,29 +146,29 @@ class Embedding(VllmWrapperBase):
         report = self.progress
         embeddings, work = encode_texts(
             self.engine,
-            seen(),
+            with_example(),
             n_texts,
             prefix=prefix.text,
-            window=self.window,
+            chunk_size=self.chunk_size,
             progress=None if report is None else lambda done, total: report(label, done, total),
-            cache=self._cached(),
+            cache=self._cache_space(),
         )
         self.work.add(work)
         if self.recorder is not None:
             self.recorder.take(embeddings)
         return embeddings
 
-    def _cached(self) -> Space | None:
-        """Return this engine's embeddings on disk; None where none are kept."""
+    def _cache_space(self) -> Space | None:
+        """Return this engine's part of the embedding cache; None without a cache."""
         if self.embedding_cache is None:
             return None
         return self.embedding_cache.space(self.engine.vectors_fingerprint, self.engine.dim)
 
 
-class VllmEncoderWrapper(Embedding, AbsEncoder):
-    """An embedding model in vLLM, as mteb's `EncoderProtocol`; for its arguments see `Embedding`."""
+class VllmEncoderWrapper(EmbeddingWrapper, AbsEncoder):
+    """An embedding model in vLLM, as mteb's `EncoderProtocol`; for its arguments see `EmbeddingWrapper`."""
 
-    mteb_model_meta: ModelMeta  # which mteb's class allows to be None
+    mteb_model_meta: ModelMeta  # mteb's class allows None
 
     def encode(
         self,
@@ -179,34 +180,34 @@ class VllmEncoderWrapper(Embedding, AbsEncoder):
         prompt_type: PromptType | None = None,
         **kwargs: Unpack[EncodeKwargs],
     ) -> npt.NDArray[np.float32]:
-        """Embeds the texts of a data loader.
+        """Embed the texts of a data loader.
 
         Args:
             inputs: Batches with the key "text".
-            task_metadata: Metadata of the task; decides about the prompt.
-            hf_split: The split that is evaluated.
-            hf_subset: The subset that is evaluated.
-            prompt_type: Query, document, or None where a task has neither.
-            **kwargs: mteb's encode arguments; batch size and progress bar are the engine's own affair.
+            task_metadata: Metadata of the task; determines the prompt.
+            hf_split: The evaluated split.
+            hf_subset: The evaluated subset.
+            prompt_type: Query, document, or None if the task has neither.
+            **kwargs: mteb's encode arguments, not used: batch size and progress bar are up to the engine.
 
         Returns:
             embeddings: float32 array, shape (n_texts, dim).
 
         Raises:
-            NonFiniteError: if NaN or Inf comes out of the engine.
+            NonFiniteError: if the engine returns NaN or Inf.
         """
-        texts, n_texts = texts_of(inputs)
+        texts, n_texts = loader_texts(inputs)
         return self.embed(texts, n_texts, task_metadata, hf_subset, prompt_type)
 
 
-class VllmEncoderReranker(Embedding):
-    """An embedding model as a reranker, as mteb's `CrossEncoderProtocol`: the cosine of a pair's embeddings.
+class VllmEncoderReranker(EmbeddingWrapper):
+    """An embedding model as mteb's `CrossEncoderProtocol`: scores are cosine similarities of a pair's embeddings.
 
-    Each different text is embedded once, and only the candidates are. For its arguments see `Embedding`.
+    Each distinct text is embedded once, and only candidates are. For its arguments see `EmbeddingWrapper`.
     """
 
     def settings(self) -> JsonObject:
-        """Everything that changes this model's results, as plain values."""
+        """Return everything that can change this model's results, as plain values."""
         return {**super().settings(), "scoring": "cosine"}
 
     def predict(
@@ -220,14 +221,14 @@ class VllmEncoderReranker(Embedding):
         prompt_type: PromptType | None = None,
         **kwargs: Unpack[EncodeKwargs],
     ) -> npt.NDArray[np.float32]:
-        """Scores pairs of a query and a document.
+        """Score query-document pairs.
 
         Args:
             inputs1: Batches of queries, key "text".
-            inputs2: Batches of documents, key "text", as many.
-            task_metadata: Metadata of the task; decides about the prompts.
-            hf_split: The split that is evaluated.
-            hf_subset: The subset that is evaluated.
+            inputs2: Batches of documents, key "text", one for each query.
+            task_metadata: Metadata of the task; determines the prompts.
+            hf_split: The evaluated split.
+            hf_subset: The evaluated subset.
             prompt_type: Not used.
             **kwargs: mteb's encode arguments, not used.
 
@@ -235,15 +236,15 @@ class VllmEncoderReranker(Embedding):
             scores: float32 array, shape (n_pairs,), each the cosine of two embeddings.
 
         Raises:
-            NonFiniteError: if NaN or Inf comes out of the engine.
+            NonFiniteError: if the engine returns NaN or Inf.
         """
         from mteb.types import PromptType
 
         sides = []
         for inputs, side in ((inputs1, PromptType.query), (inputs2, PromptType.document)):
-            rows, texts = different(texts_of(inputs)[0])
+            rows, texts = deduplicate(loader_texts(inputs)[0])
             vectors = self.embed(texts, len(texts), task_metadata, hf_subset, side)
-            # A vector of zeros has no direction: its cosine is 0.
+            # A zero vector has no direction; its cosine becomes 0.
             lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
             sides.append((rows, vectors / lengths))
         (query_rows, queries), (document_rows, documents) = sides

@@ -73,7 +73,7 @@ def retrieval() -> Any:
 def encoder(engine: EngineSpec, **prompts: str) -> Any:
     from mteb_vllm.wrappers import VllmEncoderWrapper
 
-    return VllmEncoderWrapper.planned(engine, Prompts(values=prompts))
+    return VllmEncoderWrapper.from_spec(engine, Prompts(values=prompts))
 
 
 def compare(folder: Path, model: Any, against: Any, *tasks: Any, **fields: Any) -> tuple[ParityRecord, list[Any]]:
@@ -179,7 +179,7 @@ def test_what_float16_cannot_hold(tmp_path: Path) -> None:
 def reranker(engine: EngineSpec, template: ScoreTemplate) -> Any:
     from mteb_vllm.wrappers import VllmCrossEncoderWrapper
 
-    return VllmCrossEncoderWrapper.planned(engine, template, Prompts())
+    return VllmCrossEncoderWrapper.from_spec(engine, template, Prompts())
 
 
 @pytest.mark.vllm

@@ -167,7 +167,7 @@ def aggregate(folder: Path, minilm: Any, parts: list[Any], stage: Any) -> Any:
 
 def reranked(folder: Path, minilm: Any, tasks: list[Any], stage: Any, out: Any = None) -> list[Any]:
     """Reranks mock tasks by cosine."""
-    model = VllmEncoderReranker.planned(minilm.spec, minilm.prompts)
+    model = VllmEncoderReranker.from_spec(minilm.spec, minilm.prompts)
     progress = Progress(Console(file=out or io.StringIO(), width=200), len(tasks))
     return list(
         Rerank(top_k=2, scoring="cosine").run(RunContext(model, tasks, ResultsStore(folder), progress, stage=stage))
@@ -363,8 +363,8 @@ def mistakes(*overrides: str) -> str:
 
 def test_a_template_without_the_document_is_refused(small: list[str]) -> None:
     text = mistakes(*small, 'score_template.template="{{ messages[0].content }}"')
-    assert "never mentions the document" in text and "For example" in text
-    assert "is no jinja template" in mistakes(*small, 'score_template.template="{{ messages"')
+    assert "does not contain the document" in text and "For example" in text
+    assert "is not a valid jinja template" in mistakes(*small, 'score_template.template="{{ messages"')
     assert "cannot be read" in mistakes(*small, "score_template.file=nowhere.jinja")
     assert "both a template and a file" in mistakes(
         *small, "score_template=qwen3_reranker", 'score_template.template="{{ messages }}"'
@@ -379,10 +379,10 @@ def test_templates_that_would_lose_or_change_a_text_are_refused(small: list[str]
     assert "Did you mean instruction?" in of(whole + " {{ instructions }}")
     assert "'task_description' is undefined" in of(whole + " {{ task_description }}")
     for change in (" | trim", " | tojson", " | lower", " | e", "[:500]"):
-        assert "must hold the document once, as it is" in of(
+        assert "must contain the document exactly once and unchanged" in of(
             f"{{{{ messages[0].content }}}} {{{{ messages[1].content{change} }}}}"
         )
-    assert "must hold the document once" in of(whole + " {{ messages[1].content }}")
+    assert "must contain the document exactly once" in of(whole + " {{ messages[1].content }}")
     for fine in (
         " {{ instruction }} {{ bos_token }}", " {% if tools is defined and tools %}x{% endif %}",
         " {% if tools %}x{% endif %}", ' {{ "I: " + instruction }}{{ instruction.strip() }}',

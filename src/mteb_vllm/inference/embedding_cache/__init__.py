@@ -1,11 +1,11 @@
-"""Embeddings on disk, so that each is computed once: across the tasks of a run, the points of a sweep, and runs.
+"""The embedding cache: embeddings on disk, shared by the tasks of a run, the points of a sweep, and runs.
 
     <root>/embeddings/<engine>/<segment>.safetensors
 
-An embedding is known by its engine (every argument, dimensions and normalisation among them) and the text exactly as the
-engine is given it, prompt included.
+The key of an embedding is the engine (every argument, with dimensions and normalisation) and the exact input text, with its
+prompt.
 
-segments  a file of vectors: written once, whole or not at all, and checked whenever it is read
-index     where keys are, in memory
-cache     all of them under one root, the bound on what they may take, and those of one engine
+segments  a file of vectors, written atomically and verified whenever it is read
+index     maps keys to positions in segments, in memory
+cache     all embeddings under one root, the limit on their size, and the embeddings of one engine
 """

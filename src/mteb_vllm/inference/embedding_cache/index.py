@@ -1,4 +1,4 @@
-"""Where keys are: which segment, and which of its vectors. 24 bytes a key, and no Python object."""
+"""Map keys to segments and rows, in arrays with 24 bytes per key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mteb_vllm.inference.embedding_cache.segments import Keys, Numbers
 
 @dataclass(frozen=True)
 class _Sorted:
-    """The keys of some segments, in the order of their first words."""
+    """The keys of some segments, sorted by their first 64 bits."""
 
     names: list[str]
     first: npt.NDArray[np.uint64]
@@ -22,17 +22,17 @@ class _Sorted:
     rows: npt.NDArray[np.int32]
 
     @classmethod
-    def of(cls, name: str, keys: Keys) -> _Sorted:
+    def from_keys(cls, name: str, keys: Keys) -> _Sorted:
         order = np.argsort(keys[:, 0], kind="stable")
         numbers = np.zeros(len(keys), dtype=np.int32)
         return cls([name], keys[order, 0], keys[order, 1], numbers, order.astype(np.int32))
 
     @classmethod
-    def merged(cls, one: _Sorted, other: _Sorted, alive: Collection[str]) -> _Sorted:
-        """Both, without the segments that are gone."""
+    def merge(cls, one: _Sorted, other: _Sorted, live: Collection[str]) -> _Sorted:
+        """Merge two parts, without the segments that no longer exist."""
         names = [*one.names, *other.names]
         segments = np.concatenate([one.segments, other.segments + np.int32(len(one.names))])
-        kept = np.array([name in alive for name in names])[segments]
+        kept = np.array([name in live for name in names])[segments]
         first = np.concatenate([one.first, other.first])[kept]
         second, rows = np.concatenate([one.second, other.second]), np.concatenate([one.rows, other.rows])
         order = np.argsort(first, kind="stable")
@@ -42,9 +42,9 @@ class _Sorted:
         return len(self.rows)
 
     def search(self, wanted: Keys) -> tuple[Numbers, Numbers]:
-        """Which of the wanted keys are here, and at which places.
+        """Return which of the wanted keys were found, and their positions.
 
-        Of two keys that share their first 64 bits only the first one is found; the other one is computed again.
+        Of two keys with the same first 64 bits only the first one is found; the other embedding is computed again.
         """
         if not len(self):
             none = np.zeros(0, dtype=np.int64)
@@ -61,31 +61,31 @@ class Index:
         self._parts: list[_Sorted] = []
 
     def __len__(self) -> int:
-        """How many keys it has; one that two segments hold counts twice."""
+        """Return the number of keys; a key in two segments counts twice."""
         return sum(map(len, self._parts))
 
-    def add(self, name: str, keys: Keys, alive: Collection[str]) -> None:
-        """Adds a segment.
+    def add(self, name: str, keys: Keys, live: Collection[str]) -> None:
+        """Add a segment.
 
         Args:
             name: Its name.
             keys: uint64 array, shape (n, 2).
-            alive: The names of the segments that there still are.
+            live: The names of all existing segments.
         """
-        self._parts.append(_Sorted.of(name, keys))
-        # Each part is at least twice as long as the next one: few to search, and few to make anew.
+        self._parts.append(_Sorted.from_keys(name, keys))
+        # Each part stays at least twice as long as the next one, which bounds both searches and merges.
         while len(self._parts) > 1 and len(self._parts[-2]) < 2 * len(self._parts[-1]):
             last, one = self._parts.pop(), self._parts.pop()
-            self._parts.append(_Sorted.merged(one, last, alive))
+            self._parts.append(_Sorted.merge(one, last, live))
 
     def search(self, wanted: Keys) -> Iterator[tuple[str, Numbers, Numbers]]:
-        """Where keys may be, the newest part last; a key may come again, from another segment.
+        """Find keys, the newest part last; a key in several segments is found several times.
 
         Args:
             wanted: uint64 array, shape (n, 2).
 
         Yields:
-            a segment's name, which of the wanted keys it holds, and in which of its rows.
+            a segment's name, the indices of the wanted keys in it, and their rows in the segment.
         """
         for part in self._parts:
             at, places = part.search(wanted)

@@ -1,13 +1,13 @@
-"""A segment: a file of vectors that appears by rename and never changes, in the safetensors format.
+"""Segments: files of vectors in the safetensors format, created by rename and never changed.
 
     keys        uint64, shape (n, 2)    the hash of engine and text
     vectors     float32, shape (n, dim)
     truncated   uint8, shape (n,)       whether the text was longer than the context
     checksums   uint32, shape (n,)      CRC-32 of each vector
-    digest      (in the header)         SHA-256 of all but the vectors, and of their length
+    digest      (in the header)         SHA-256 of the other arrays and of the vectors' length
 
-A killed writer leaves nothing that could be read, and readers need no lock. Vectors are read, not mapped: a file that
-shrinks meanwhile is a short read, and not the end of the process.
+A killed writer leaves no readable file, and readers need no lock. Vectors are read, not memory-mapped: if a file shrinks
+meanwhile, that is a short read and does not crash the process.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ Numbers = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
 
-# What a segment is called, and what one that is being written.
+# The suffixes of a segment's file, and of one that is being written.
 SUFFIX, PART = ".safetensors", ".part"
 
-# The arrays beside the vectors.
+# The arrays other than the vectors.
 _SMALL = ("keys", "truncated", "checksums")
 
-# How many bytes are read at a time, at most.
+# The most bytes that are read at a time.
 _PIECE = 2**22
 
-# What a file takes beside its arrays, at most.
+# The most bytes that a file takes in addition to its arrays.
 _HEADER = 4096
 
 
 class BrokenError(Exception):
-    """A segment is not what was written."""
+    """A segment's file is damaged."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment, and what of it is held in memory.
+    """An open segment, with everything but its keys and vectors in memory.
 
     Attributes:
         path: The file.
-        truncated: For each vector, whether its text was cut.
-        checksums: For each vector, its CRC-32.
+        truncated: bool array, shape (n,): whether the text of a vector was truncated.
+        checksums: uint32 array, shape (n,): the CRC-32 of each vector.
         dim: The length of a vector.
-        begin: Where the vectors begin in the file, in bytes.
+        begin: The offset of the vectors in the file, in bytes.
     """
 
     path: Path
@@ -66,16 +66,16 @@ class Segment:
     begin: int
 
     def read(self, rows: Numbers, out: Vectors, targets: Numbers) -> None:
-        """Reads vectors, and checks them.
+        """Read vectors, and verify them.
 
         Args:
-            rows: Which ones.
-            out: float32 array, shape (any, dim), that they go into.
-            targets: For each its row of `out`.
+            rows: The rows to read.
+            out: float32 array, shape (any, dim), to copy the vectors into.
+            targets: The row of `out` for each vector.
 
         Raises:
             FileNotFoundError: if the file is gone.
-            BrokenError: if it is shorter than it was, or a vector does not fit its checksum.
+            BrokenError: if the file is shorter than it was, or a vector does not match its checksum.
             OSError: if it cannot be read.
         """
         order = np.argsort(rows, kind="stable")
@@ -89,7 +89,7 @@ class Segment:
     def _read_part(self, descriptor: int, rows: Numbers) -> Vectors:
         size = self.dim * 4
         view = memoryview(bytearray(len(rows) * size))
-        # Rows that follow each other are one read.
+        # Consecutive rows take one read.
         edges = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
         offsets = (self.begin + rows * size).tolist()
         for first, end in itertools.pairwise(edges):
@@ -98,12 +98,12 @@ class Segment:
                 raise BrokenError("it is shorter than it was")
         for at, checksum in enumerate(self.checksums[rows].tolist()):
             if zlib.crc32(view[at * size : (at + 1) * size]) != checksum:
-                raise BrokenError(f"vector {rows[at]} does not fit its checksum")
+                raise BrokenError(f"vector {rows[at]} does not match its checksum")
         return np.frombuffer(view, dtype=np.float32).reshape(-1, self.dim)
 
 
 def write_segment(path: Path, keys: Sequence[bytes], vectors: Vectors, truncated: Flags) -> None:
-    """Writes a segment in place; whoever calls moves it to where it is read.
+    """Write a segment; the caller renames it once it is complete.
 
     Args:
         path: The file.
@@ -119,7 +119,7 @@ def write_segment(path: Path, keys: Sequence[bytes], vectors: Vectors, truncated
     raw, size = np.ascontiguousarray(vectors).reshape(-1).view(np.uint8).data, 4 * vectors.shape[1]
     sums = [zlib.crc32(raw[at : at + size]) for at in range(0, len(raw), size)]
     arrays: dict[str, npt.NDArray[Any]] = {
-        "keys": packed(keys),
+        "keys": pack_keys(keys),
         "vectors": vectors,
         "truncated": truncated.astype(np.uint8),
         "checksums": np.array(sums, dtype=np.uint32),
@@ -128,18 +128,18 @@ def write_segment(path: Path, keys: Sequence[bytes], vectors: Vectors, truncated
 
 
 def open_segment(path: Path, dim: int) -> tuple[Keys, Segment]:
-    """Open a segment, and verify all that is read of it but the vectors, which `Segment.read` verifies.
+    """Open a segment, and verify everything but the vectors, which `Segment.read` verifies.
 
     Args:
         path: The file.
-        dim: The length that its vectors shall have.
+        dim: The expected length of its vectors.
 
     Returns:
         keys: uint64 array, shape (n, 2); and the segment.
 
     Raises:
         FileNotFoundError: if the file is gone.
-        BrokenError: if it is not whole, or no segment of such vectors.
+        BrokenError: if it is damaged, or its vectors have another length.
         OSError: if it cannot be read.
     """
     from safetensors import SafetensorError, safe_open
@@ -149,7 +149,7 @@ def open_segment(path: Path, dim: int) -> tuple[Keys, Segment]:
             arrays = {name: file.get_tensor(name) for name in _SMALL}
             digest = (file.metadata() or {}).get("digest")
         if digest != _digest(arrays, dim):
-            raise BrokenError(f"it does not match its digest, or does not hold vectors of {dim}")
+            raise BrokenError(f"it does not match its digest, or its vectors do not have length {dim}")
         keys: Keys = arrays["keys"]
         return keys, Segment(path, arrays["truncated"] != 0, arrays["checksums"], dim, _vectors_begin(path))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -157,25 +157,25 @@ def open_segment(path: Path, dim: int) -> tuple[Keys, Segment]:
 
 
 def _digest(arrays: Mapping[str, npt.NDArray[np.generic]], dim: int) -> str:
-    """Return the hash of the arrays beside the vectors, and of the vectors' length."""
+    """Return the hash of the arrays other than the vectors, and of the vectors' length."""
     found = hashlib.sha256(repr([dim, *((arrays[name].shape, arrays[name].dtype.str) for name in _SMALL)]).encode())
     for name in _SMALL:
         found.update(arrays[name].data)
     return found.hexdigest()
 
 
-def size_of(n: int, dim: int) -> int:
-    """What a segment of `n` vectors takes, in bytes, at most."""
+def segment_size(n: int, dim: int) -> int:
+    """Return the largest size in bytes of a segment of `n` vectors."""
     return n * (16 + 4 * dim + 1 + 4) + _HEADER
 
 
-def packed(keys: Sequence[bytes]) -> Keys:
-    """Keys of 16 bytes as uint64 array, shape (n, 2)."""
+def pack_keys(keys: Sequence[bytes]) -> Keys:
+    """Convert keys of 16 bytes to a uint64 array, shape (n, 2)."""
     return np.frombuffer(b"".join(keys), dtype=np.uint64).reshape(-1, 2)
 
 
 def _vectors_begin(path: Path) -> int:
-    """Where the vectors begin: 8 bytes hold the header's length, then comes the header, JSON with their offset.
+    """Return the offset of the vectors: after 8 bytes with the header's length comes the header, JSON with their offset.
 
     https://github.com/huggingface/safetensors#format
     """

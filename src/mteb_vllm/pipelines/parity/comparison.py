@@ -183,7 +183,7 @@ class Comparison:
     def _says(self) -> str:
         spec = self.reference.model.spec
         version = versions(spec.backend)[spec.backend.replace("_", "-")]
-        return f"{spec.works} {version} in {spec.args.get('dtype', 'auto')}"
+        return f"{spec.backend_name} {version} in {spec.args.get('dtype', 'auto')}"
 
     def _reference(self) -> ReferenceRecord:
         spec = self.reference.model.spec

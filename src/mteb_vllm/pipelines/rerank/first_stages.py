@@ -151,7 +151,7 @@ class EncoderStage:
         """The wrapper; its engine opens when the first text is embedded."""
         from mteb_vllm.wrappers import VllmEncoderWrapper
 
-        return VllmEncoderWrapper.planned(self.spec, self.prompts, self.window)
+        return VllmEncoderWrapper.from_spec(self.spec, self.prompts, self.window)
 
     def searcher(self, task: AbsTask) -> VllmEncoderWrapper:
         """Return the encoder."""

@@ -149,7 +149,7 @@ class Rerank(Pipeline):
         reuse: bool,
     ) -> None:
         parts = mteb_run.parts_of(task)
-        model.count_also(self._candidates(stage, task))
+        model.set_extra_settings(self._candidates(stage, task))
         if reuse and mteb_run.known(store, task, model.mteb_model_meta) is not None:
             return  # nothing will be reranked
         computed = False
@@ -189,7 +189,7 @@ class Rerank(Pipeline):
         why: Mapping[str, Exception],
     ) -> TaskOutcome:
         candidates = self._candidates(stage, task)
-        model.count_also(candidates)
+        model.set_extra_settings(candidates)
         own = brings_candidates(task.metadata.type)
         shallow: list[str] = []
 

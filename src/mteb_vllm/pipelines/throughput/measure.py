@@ -47,7 +47,7 @@ class Stopwatch:
         rows = [(self._next + at) % len(self.requests) for at in range(count)]
         self._next += count
         before = self.engine.cached_tokens
-        with self.engine.timed() as phases:
+        with self.engine.time_phases() as phases:
             started = time.perf_counter()
             lengths = self.requests.ask(self.engine, rows)
             seconds = time.perf_counter() - started
@@ -63,7 +63,7 @@ class Stopwatch:
 
     def _begin_again(self) -> None:
         self._next = 0
-        if self.engine.forget_prefixes():
+        if self.engine.reset_prefix_cache():
             self.requests.ask(self.engine, [len(self.requests) - 1])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.engines.base import Engine
 from mteb_vllm.inference.encoding import texts_without_tokens
-from mteb_vllm.inference.pairs import PairReader
+from mteb_vllm.inference.pairs import PairTokenizer
 from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.models.score_templates import ScoreTemplate
 from mteb_vllm.pipelines.throughput.workload import draw_lengths, pairs_of_length, texts_of_length
@@ -139,7 +139,7 @@ def made_requests(engine: Engine, workload: Workload, prompts: Prompts, template
             [prefix + text for text in texts_of_length(engine.tokenizer, lengths, prefix=prefix, seed=workload.seed)]
         )
     read = template.with_instruction(_instruction(template, prompts, task))
-    reader = PairReader(engine, read)
+    reader = PairTokenizer(engine, read)
 
     def count(queries: list[str], documents: list[str]) -> list[int]:
         return reader.count(*template.with_prefixes(queries, documents))
@@ -174,7 +174,7 @@ class _Listener:
         from mteb.models.abs_encoder import AbsEncoder
         from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-        from mteb_vllm.inference.encoding import readable, texts_of
+        from mteb_vllm.inference.encoding import loader_texts, replace_surrogates
 
         listener, noise = self, np.random.default_rng(0)
 
@@ -185,11 +185,11 @@ class _Listener:
 
             def encode(self, inputs: Any, *, task_metadata: Any, prompt_type: Any = None, **_: Any) -> Any:
                 side = prompt_type.value if prompt_type else None
-                texts, n_texts = texts_of(inputs)
+                texts, n_texts = loader_texts(inputs)
                 prefix = listener.prompts.prefix(task_metadata, prompt_type).text
                 listener.metadata[task_metadata.name] = task_metadata
                 said = listener.texts.setdefault((task_metadata.name, side), [])
-                said.extend(readable(prefix + text) for text in texts)
+                said.extend(replace_surrogates(prefix + text) for text in texts)
                 return noise.standard_normal((n_texts, 8), dtype=np.float32)
 
         return Encoder()

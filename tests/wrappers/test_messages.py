@@ -1,0 +1,112 @@
+"""Errors of wrappers that are used from Python name the wrappers' own arguments, and suggest the nearest ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mteb_vllm import ConfigError, ModelError, TemplateError, VllmCrossEncoderWrapper, VllmEncoderWrapper
+from mteb_vllm.engines.vllm_workarounds import explain_start_error
+from mteb_vllm.models.architectures import label_count_error
+from mteb_vllm.models.prompts import load_template
+from mteb_vllm.preflight.command import check
+from mteb_vllm.util.setting_names import SettingNames
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "keyword", "nearest"),
+    [
+        (VllmEncoderWrapper, "max_len", "max_model_len"),
+        (VllmEncoderWrapper, "dtpye", "dtype"),
+        (VllmEncoderWrapper, "gpu_memory_utilisation", "gpu_memory_utilization"),
+        (VllmEncoderWrapper, "promt_dict", "prompt_dict"),
+        (VllmEncoderWrapper, "window", "chunk_size"),
+        (VllmCrossEncoderWrapper, "score_templates", "score_template"),
+        (VllmCrossEncoderWrapper, "max_num_seq", "max_num_seqs"),
+    ],
+)
+def test_a_wrong_keyword_gets_the_nearest_arguments(wrapper: Any, keyword: str, nearest: str) -> None:
+    with pytest.raises(
+        TypeError, match=rf"^{wrapper.__name__} has no argument '{keyword}'\. Did you mean {nearest}\?$"
+    ):
+        wrapper("no/such", **{keyword: 1})
+
+
+def test_every_wrong_keyword_is_named() -> None:
+    with pytest.raises(TypeError) as caught:
+        VllmEncoderWrapper("no/such", qqqqqq=1, max_model_len=8, max_length=8, runner="pooling")
+    first, second, third = str(caught.value).splitlines()
+    assert first == "VllmEncoderWrapper has no argument 'qqqqqq'"
+    assert second.endswith("'max_length'. Did you mean max_model_len?") and "'runner'" in third
+
+
+def test_arguments_are_those_of_the_backend() -> None:
+    with pytest.raises(TypeError, match="'batch_size'"):
+        VllmEncoderWrapper("no/such", batch_size=8)
+    with pytest.raises(TypeError, match="'block_size'"):
+        VllmEncoderWrapper("no/such", backend="sentence_transformers", batch_size=8, block_size=16)
+
+
+def test_the_command_line_suggests_the_same() -> None:
+    with pytest.raises(ConfigError, match=r"Did you mean \+?engine\.max_model_len\?"):
+        check(["+engine.max_len=8"])
+
+
+def test_a_missing_model_names_arguments() -> None:
+    with pytest.raises(ModelError) as caught:
+        VllmEncoderWrapper("no/such", "v1")
+    assert "`hf download no/such --revision v1`" in str(caught.value)
+    assert "path='/folder'" in str(caught.value) and "model.path" not in str(caught.value)
+
+
+def test_a_refused_file_names_the_backend_argument(tmp_path: Path) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"], "model_type": "bert"}))
+    types = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for path, kind in types.items()]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "max"}))
+    with pytest.raises(ModelError) as caught:
+        VllmEncoderWrapper(str(tmp_path))
+    assert "backend='sentence_transformers' runs it" in str(caught.value) and "engine=" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ("CUDA out of memory", "lower gpu_memory_utilization or max_num_batched_tokens, or use a smaller dtype"),
+        ("Cannot find any safetensors", "load_format='auto'"),
+        ("set trust_remote_code=True", "then add trust_remote_code=True"),
+        ("max_num_batched_tokens (8) is smaller than max_model_len (9)", "raise max_num_batched_tokens"),
+        ("there must be at least one cacheable group", "leave enable_prefix_caching unset"),
+        ("max_model_len (9000) is greater than the derived one", "lower max_model_len"),
+    ],
+)
+def test_advice_on_an_engine_that_does_not_open_names_arguments(error: str, advice: str) -> None:
+    def spec(names: SettingNames) -> Any:
+        return SimpleNamespace(model=SimpleNamespace(name="org/model"), names=names)
+
+    hint = explain_start_error(spec(SettingNames.KEYWORDS), ValueError(error))[1]
+    assert advice in hint and "engine." not in hint
+    assert "engine." in explain_start_error(spec(SettingNames.CONFIGURATION), ValueError(error))[1]
+
+
+def test_a_wrong_number_of_labels_names_the_argument() -> None:
+    text = label_count_error(2, SettingNames.KEYWORDS)
+    assert "hf_overrides={'classifier_from_token': ['no', 'yes']" in text and "engine." not in text
+    assert "engine.hf_overrides={classifier_from_token:[no,yes]" in label_count_error(2)
+
+
+def test_a_template_that_cannot_be_imported_names_the_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_template_of_a_test.py").write_text("raise OSError('no')\ndef mine(one, other): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for names in SettingNames:
+        name = names.name_of("instruction.template")
+        template: Any = load_template("broken_template_of_a_test:mine", names)
+        with pytest.raises(TemplateError, match=rf"^{name}=broken_template_of_a_test:mine: cannot be imported"):
+            template.load()
