@@ -72,7 +72,7 @@ def test_a_run_leaves_its_record(first: tuple[Path, Any]) -> None:
 def test_the_same_again_computes_nothing_and_opens_nothing(first: tuple[Path, Any]) -> None:
     folder, record = first
     again = one(folder)
-    assert [task.status for task in again.tasks] == ["reused"] and again.engine is None
+    assert [task.status for task in again.tasks] == ["cached"] and again.engine is None
     assert again.scores == record.scores and again.fingerprint == record.fingerprint
 
 
@@ -84,7 +84,7 @@ def test_half_a_result_is_named_set_aside_and_computed_again(first: tuple[Path, 
     assert [task.status for task in again.tasks] == ["computed"] and again.scores == record.scores
     assert any(f"{path.name}.broken is not what was written there" in warning for warning in again.warnings)
     assert path.with_suffix(".json.broken").stat().st_size == 200 and path.stat().st_size > 200
-    assert [task.status for task in one(folder).tasks] == ["reused"]
+    assert [task.status for task in one(folder).tasks] == ["cached"]
 
 
 def test_reuse_none_computes_again(first: tuple[Path, Any]) -> None:
@@ -109,7 +109,7 @@ def test_a_prompt_that_does_not_concern_a_task_makes_it_no_other_result(first: t
     folder, record = first
     behind = '+prompts.Classification="q: "'
     one_way, same = one(folder, behind), one(folder, behind, 'prompts.query="x: "')
-    assert [other.tasks[0].status for other in (one_way, same)] == ["computed", "reused"]
+    assert [other.tasks[0].status for other in (one_way, same)] == ["computed", "cached"]
     assert same.fingerprint != one_way.fingerprint and same.scores == one_way.scores != record.scores
     found = {path.parent.name: path.read_bytes() for path in result_files(folder)}
     assert found[f"settings_{same.fingerprint}"] == found[f"settings_{one_way.fingerprint}"], (
@@ -138,7 +138,7 @@ def test_a_sweep_with_hydras_own_launcher(tmp_path: Path) -> None:
     assert [float(row[TASK]) for row in rows] == [none, e5, none_bf16, e5_bf16]
     assert recompute.check(folder) > 60, "every figure is what the files say"
     again: Any = run(overrides, multirun=True, show=False)
-    assert {task.status for record in again for task in record.tasks} == {"reused"}
+    assert {task.status for record in again for task in record.tasks} == {"cached"}
     assert [record.scores for record in again] == [record.scores for record in records]
     speeds = [
         [row["texts_per_second"] for row in csv.DictReader((Path(one[0].output_dir).parent / "report.csv").open())]
@@ -176,7 +176,7 @@ def test_the_command_line_ends_in_a_table_and_an_exit_status(first: tuple[Path, 
     env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=env, check=False)
     assert done.returncode == 1, done.stderr[-3000:]
-    assert f"{record.scores[TASK]:.5f}" in done.stdout and "known already" in done.stdout
+    assert f"{record.scores[TASK]:.5f}" in done.stdout and "(cached)" in done.stdout
     assert "failed:" in done.stdout and done.stderr == ""
     fine = subprocess.run(
         [*command[:-1], f"tasks.names=[{TASK}]"], capture_output=True, text=True, cwd=tmp_path, env=env, check=False

@@ -102,7 +102,7 @@ def test_each_engine_opens_once_and_results_come_in_the_points_order(control: An
 def test_more_points_compute_only_what_is_missing(control: Any) -> None:
     axes = ["engine.max_num_seqs=16,32", "prompts=none,e5"]
     more = sweep(Path(control[0].config["results"]["dir"]), HERE, axes=axes)
-    assert statuses(more) == ["computed", "computed", "reused", "reused"]
+    assert statuses(more) == ["computed", "computed", "cached", "cached"]
     assert [record.scores for record in more[2:]] == [record.scores for record in control[:2]]
 
 
@@ -139,7 +139,7 @@ def test_one_points_fault_costs_no_other_point_anything(
     assert "computed" not in statuses(left) and not any(record.engine for record in left)
     assert left[point].failures == [replace(failure, task=TASK, tried=False)], "still what it was, in its own words"
     again = sweep(tmp_path / "out", *later)
-    assert statuses(again) == ["computed" if at == point else "reused" for at in range(4)]
+    assert statuses(again) == ["computed" if at == point else "cached" for at in range(4)]
     assert [record.scores for record in again] == [record.scores for record in control]
     nothing_is_left(tmp_path / "out")
 
@@ -193,7 +193,7 @@ def test_a_fault_in_a_first_stage_that_runs_ahead(tmp_path: Path, monkeypatch: p
     assert (failure.kind, failure.task) == ("killed", "StdlibDocsRetrieval") and "first stage" in failure.message
     assert records[1].status == "ok" and records[1].first_stage.work.computed > 2000, "the second one's ran ahead of it"
     again: Any = run(words, multirun=True, show=False)
-    assert statuses(again) == ["computed", "reused"] and told(again)["engines_opened"] == 1
+    assert statuses(again) == ["computed", "cached"] and told(again)["engines_opened"] == 1
 
 
 def test_a_point_that_cannot_begin_ends_as_a_failure(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_an_engine_process_that_is_killed_is_noticed(
     assert [[failure.kind for failure in record.failures] for record in records] == [[], ["engine_died"], []]
     assert told(records)["children"] == 2
     again = sweep(tmp_path / "out", *apart, axes=["+prompts.Classification=a,b,c"])
-    assert statuses(again) == ["reused", "computed", "reused"]
+    assert statuses(again) == ["cached", "computed", "cached"]
     nothing_is_left(tmp_path / "out")
 
 
@@ -273,7 +273,7 @@ def test_a_sweep_that_is_asked_to_end_says_what_is_done_and_goes_on_later(tmp_pa
         == "interrupted"
     )
     again = sweep(tmp_path / "out", HERE)
-    assert statuses(again)[0] == "reused" and [record.scores for record in again] == [
+    assert statuses(again)[0] == "cached" and [record.scores for record in again] == [
         record.scores for record in control
     ]
     nothing_is_left(tmp_path / "out")
@@ -290,7 +290,7 @@ def test_two_sweeps_at_once_share_the_work(tmp_path: Path, control: Any) -> None
     computed = [record["overrides"] for record in records for task in record["tasks"] if task["status"] == "computed"]
     assert len(computed) == 4, "each point once in all"
     again = sweep(tmp_path / "out")
-    assert set(statuses(again)) == {"reused"} and [record.scores for record in again] == [
+    assert set(statuses(again)) == {"cached"} and [record.scores for record in again] == [
         record.scores for record in control
     ]
     nothing_is_left(tmp_path / "out")

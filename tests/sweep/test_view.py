@@ -17,7 +17,7 @@ from mteb_vllm.util.phase import Phase
 
 
 def shown(*, terminal: bool) -> str:
-    """A sweep of three points: one computed, one failed, one known already."""
+    """A sweep of three points: one computed, one failed, one cached."""
     words = ["tasks.names=[STS12,STS13]", "prompts=none", "engine.max_num_seqs=1,2,3"]
     points = look_up(plan_points(check(words, multirun=True)))
     console = Console(file=io.StringIO(), width=160, force_terminal=terminal)
@@ -35,7 +35,7 @@ def shown(*, terminal: bool) -> str:
         view.ended(
             RunRecord(point=1, status="failed", failure=Failure("killed", "the process ended (SIGKILL)", "STS12"))
         )
-        view.ended(RunRecord(point=2, tasks=[TaskOutcome("STS12", "STS", "reused", "cosine_spearman", 0.25)]))
+        view.ended(RunRecord(point=2, tasks=[TaskOutcome("STS12", "STS", "cached", "cosine_spearman", 0.25)]))
         view._bar.refresh()
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())  # type: ignore[attr-defined]
 
@@ -46,7 +46,7 @@ def test_piped_output_is_plain_lines() -> None:
         "  point 0: STS12 0.50000",
         "[1/3] point 0 engine.max_num_seqs=1: 0.50000 in 12.3 s",
         "[2/3] point 1 engine.max_num_seqs=2: failed: killed in STS12: the process ended (SIGKILL)",
-        "[3/3] point 2 engine.max_num_seqs=3: 0.25000 (known already)",
+        "[3/3] point 2 engine.max_num_seqs=3: 0.25000 (cached)",
     ]
 
 

@@ -335,7 +335,7 @@ def _scores(result: TaskResult) -> dict[str, dict[str, ScoresDict]]:
 
 def reused(task: AbsTask, result: TaskResult, store: ResultsStore, meta: ModelMeta) -> TaskOutcome:
     """A known result, with what the run that computed it has noted."""
-    outcome = outcome_of(task, result, "reused")
+    outcome = outcome_of(task, result, "cached")
     outcome.measured = read_measured(store.root, store.get_task_result_path(task.metadata.name, meta))
     return outcome
 

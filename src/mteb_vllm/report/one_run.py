@@ -147,7 +147,7 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
     for task in sorted(record.tasks, key=lambda task: task.status != "failed"):
         seconds = number(task.total_seconds, 1) if task.status == "computed" else ""
         stored = f"{task.stored:,} from the embedding cache" if task.stored else ""
-        state = {"computed": stored, "reused": "known already", "failed": f"failed: {task.reason or 'not done'}"}[
+        state = {"computed": stored, "cached": "cached", "failed": f"failed: {task.reason or 'not done'}"}[
             task.status
         ]
         speed = (number(task.texts_per_second), number(task.tokens_per_second))
@@ -294,10 +294,10 @@ def _in_effect(resolved: Mapping[str, Any]) -> str:
 
 
 def conclude(console: Console, record: RunRecord) -> None:
-    """Show how many results were known already, what became of the embeddings, and where it all is."""
-    reused = sum(task.status == "reused" for task in record.tasks)
-    if reused:
-        text = f"{reused} of {len(record.tasks)} results were known already; to compute them again: results.reuse=none"
+    """Show how many results were cached, what the embedding cache did, and where results and record are."""
+    cached = sum(task.status == "cached" for task in record.tasks)
+    if cached:
+        text = f"{cached} of {len(record.tasks)} results were cached; to recompute them: results.reuse=none"
         console.print_line(text)
     kept = record.embedding_cache
     if kept is not None and (kept.read or kept.written or kept.passed):

@@ -110,7 +110,7 @@ def _task(task: TaskOutcome) -> TaskScore:
         stored=measured.stored,
         tokens=measured.tokens,
         seconds=measured.seconds,
-        reused=task.status == "reused",
+        reused=task.status == "cached",
     )
 
 

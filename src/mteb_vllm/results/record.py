@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from pydantic import ConfigDict, TypeAdapter
 
 # The version of `run.json`: it goes up where a record could be misread, or not be read, by the program of before.
-SCHEMA = 1
+SCHEMA = 2
 
-Status = Literal["computed", "reused", "failed"]
+Status = Literal["computed", "cached", "failed"]
 
 
 @dataclass

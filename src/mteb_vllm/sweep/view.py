@@ -98,8 +98,8 @@ class View:
             verdict = headline(record.parity) if record.parity is not None else ""
             self.line(f"{head}: {'; '.join(kinds) or verdict}", "red")
         else:
-            known = record.tasks and all(task.status == "reused" for task in record.tasks)
-            self.line(f"{head}: {_came_out(record)}{'(known already)' if known else f'in {record.seconds:.1f} s'}")
+            known = record.tasks and all(task.status == "cached" for task in record.tasks)
+            self.line(f"{head}: {_came_out(record)}{'(cached)' if known else f'in {record.seconds:.1f} s'}")
         count = f"{self._done}/{len(self._points)}"
         self._bar.update(self._all, completed=self._done, count=count, more=self._summary())
         self._show(f"point {record.point} has ended")

@@ -172,7 +172,7 @@ class Rerank(Pipeline):
                     part._top_k = depth  # type: ignore[attr-defined]
         score = _score(store, task, lambda part: stage.searcher(part).mteb_model_meta)
         shown = "" if score is None else f" {score:.5f}"
-        how = "computed" if computed else "known already"
+        how = "computed" if computed else "cached"
         progress.line(f"First stage: {task.metadata.name} {task.metadata.main_score}{shown} ({how})")
 
     def _rerank(
