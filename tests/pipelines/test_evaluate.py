@@ -180,7 +180,7 @@ def test_a_task_that_another_run_computes_comes_last_and_is_not_computed_again(t
     here = threading.Thread(target=lambda: outcomes.extend(evaluate(tmp_path, model, one, other)))
     with store.claim(one, model.mteb_model_meta):  # as another run does
         here.start()
-        while store.known(mock_tasks.MockClassificationTask(), model.mteb_model_meta) is None:
+        while store.cached_result(mock_tasks.MockClassificationTask(), model.mteb_model_meta) is None:
             assert here.is_alive() or outcomes
             time.sleep(0.01)
         computing = mock_tasks.MockSTSTask()

@@ -55,7 +55,7 @@ def test_it_says_what_the_store_says(tmp_path: Path) -> None:
     assert path == store.get_task_result_path(whole.metadata.name, meta)
 
     def seen() -> tuple[str, bool]:
-        return look(tmp_path, path, info(whole), None), store.known(whole, meta) is not None
+        return look(tmp_path, path, info(whole), None), store.cached_result(whole, meta) is not None
 
     assert seen() == ("nothing", False)
     evaluate(

@@ -63,8 +63,8 @@ def test_mteb_itself_reads_what_is_stored_and_tells_settings_apart(tmp_path: Pat
     assert files == {name, f"{name}.sha256", "model_meta.json", "run_settings.jsonl"}
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == [".locks", "results"] and not any((tmp_path / ".locks").iterdir()), "nothing is left of the writing"
-    assert store.known(sts, one.mteb_model_meta) is not None
-    assert store.known(sts, Model("bbbb").mteb_model_meta) is None
+    assert store.cached_result(sts, one.mteb_model_meta) is not None
+    assert store.cached_result(sts, Model("bbbb").mteb_model_meta) is None
     assert evaluate(store, "bbbb", sts).calls > 0, "another setting computes"
     assert evaluate(store, "aaaa", sts).calls == 0, "the same one does not"
     loaded = mteb.ResultCache(tmp_path).load_results(models=["org/model"], load_experiments="match_name")
@@ -77,7 +77,7 @@ def test_other_data_is_not_the_same_result(tmp_path: Path, sts: Any, monkeypatch
     path = store.get_task_result_path(sts.metadata.name, meta)
     put(tmp_path, path, path.read_bytes().replace(sts.metadata.revision.encode(), b"of another time"))
     assert store.load_task_result(sts.metadata.name, meta) is not None
-    assert store.known(sts, meta) is None and not store.started(sts, meta)
+    assert store.cached_result(sts, meta) is None and not store.started(sts, meta)
     assert not store.set_aside, "it is not damaged"
 
 
@@ -119,7 +119,7 @@ def test_a_damaged_result_is_quarantined_named_and_computed_again(
     before, meta = computed
     root = shutil.copytree(before, tmp_path / "root")
     store = ResultsStore(root)
-    right = store.known(sts, meta)
+    right = store.cached_result(sts, meta)
     path = store.get_task_result_path(sts.metadata.name, meta)
     if damage in DAMAGES:
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
@@ -133,12 +133,12 @@ def test_a_damaged_result_is_quarantined_named_and_computed_again(
     from mteb_vllm.results.lookup import look
 
     assert look(root, path, info(sts)) == "unreadable" and path.exists(), "looking changes nothing"
-    assert store.known(sts, meta) is None and not store.started(sts, meta)
+    assert store.cached_result(sts, meta) is None and not store.started(sts, meta)
     aside = path.with_name(f"{path.name}.broken")
     assert store.set_aside == [aside] and aside.exists() and not path.exists()
     assert "quarantined" in caplog.text and path.name in caplog.text
     assert evaluate(store, "aaaa", sts).calls > 0
-    again = store.known(sts, meta)
+    again = store.cached_result(sts, meta)
     assert right is not None and again is not None and again.get_score() == right.get_score()
 
 
@@ -148,7 +148,7 @@ def test_results_are_read_where_locks_cannot_be_written(computed: tuple[Path, An
     shutil.rmtree(root / ".locks")
     (root / ".locks").symlink_to(root / "a disk that is away")
     store = ResultsStore(root)
-    assert store.known(sts, meta) is not None
+    assert store.cached_result(sts, meta) is not None
     with pytest.raises(LockError, match="cannot be locked"), store.claim(sts, Model("bbbb").mteb_model_meta):
         pass
 
@@ -163,7 +163,7 @@ def test_what_others_left_in_a_results_folder_costs_no_result(tmp_path: Path, st
         else:
             (folder / "run_settings.jsonl").write_bytes(settings)
         evaluate(store, "aaaa", sts)
-        assert store.known(sts, meta) is not None
+        assert store.cached_result(sts, meta) is not None
         assert json.loads((folder / "model_meta.json").read_text())["name"] == "org/model"
         (line,) = (folder / "run_settings.jsonl").read_text().splitlines()
         assert json.loads(line)["task"] == sts.metadata.name
@@ -188,9 +188,9 @@ def test_a_writer_that_is_killed_before_its_result_appears_harms_no_earlier_one(
         (path.parent / "model_meta.json").unlink()
         evaluate(store, "aaaa", task)
     assert (path.parent / "model_meta.json").exists(), "the result comes last"
-    assert store.started(task, meta) and store.known(half, meta) is not None and not store.set_aside
+    assert store.started(task, meta) and store.cached_result(half, meta) is not None and not store.set_aside
     evaluate(store, "aaaa", task)
-    assert store.known(task, meta) is not None
+    assert store.cached_result(task, meta) is not None
 
 
 def test_a_result_is_adopted_only_as_it_was_written(computed: tuple[Path, Any], tmp_path: Path, sts: Any) -> None:
@@ -205,14 +205,14 @@ def test_a_result_is_adopted_only_as_it_was_written(computed: tuple[Path, Any], 
     put(store.root, path, content.replace(sts.metadata.revision.encode(), b"of another time"))
     assert store.adopt(sts, other, path) is None, "other data"
     put(store.root, path, content)
-    adopted, own = store.adopt(sts, other, path), store.known(sts, meta)
+    adopted, own = store.adopt(sts, other, path), store.cached_result(sts, meta)
     assert adopted is not None and own is not None and adopted.get_score() == own.get_score()
-    assert store.known(sts, other) is not None and not store.set_aside, "with a digest of its own"
+    assert store.cached_result(sts, other) is not None and not store.set_aside, "with a digest of its own"
     third = store.get_task_result_path(sts.metadata.name, Model("cccc").mteb_model_meta)
     third.parent.mkdir()
     shutil.copy(path, third)
     shutil.copy(f"{path}.sha256", f"{third}.sha256")
-    assert store.known(sts, Model("cccc").mteb_model_meta) is None, "a copy by hand is another setting's"
+    assert store.cached_result(sts, Model("cccc").mteb_model_meta) is None, "a copy by hand is another setting's"
 
 
 def test_a_missing_subset_is_not_known(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_missing_subset_is_not_known(tmp_path: Path) -> None:
     meta = evaluate(
         store, "aaaa", mock_tasks.MockMultilingualSTSTask().filter_languages(None, hf_subsets=task.hf_subsets[:1])
     )
-    assert store.started(task, meta.mteb_model_meta) and store.known(task, meta.mteb_model_meta) is None
+    assert store.started(task, meta.mteb_model_meta) and store.cached_result(task, meta.mteb_model_meta) is None
 
 
 def test_a_score_that_is_no_number_is_not_known(tmp_path: Path, sts: Any) -> None:
@@ -230,7 +230,7 @@ def test_a_score_that_is_no_number_is_not_known(tmp_path: Path, sts: Any) -> Non
     model.encode = lambda inputs, **_: np.ones((len(inputs.dataset), 8), dtype=np.float32)  # type: ignore[method-assign]
     mteb.evaluate(model, sts, cache=store, show_progress_bar=False, co2_tracker=False)
     assert store.load_task_result(sts.metadata.name, model.mteb_model_meta) is not None
-    assert store.known(sts, model.mteb_model_meta) is None
+    assert store.cached_result(sts, model.mteb_model_meta) is None
 
 
 def test_a_passing_read_error_harms_no_file(tmp_path: Path, sts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,8 +243,8 @@ def test_a_passing_read_error_harms_no_file(tmp_path: Path, sts: Any, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr("mteb_vllm.results.digests.read_file", fail)
         with pytest.raises(OSError):
-            store.known(sts, meta)
-    assert store.known(sts, meta) is not None
+            store.cached_result(sts, meta)
+    assert store.cached_result(sts, meta) is not None
 
 
 def test_a_result_that_cannot_be_written_lasts_as_long_as_the_run(
@@ -264,7 +264,7 @@ def test_a_result_that_cannot_be_written_lasts_as_long_as_the_run(
     ((path, _),) = {str(path): error for path, error in unwritten}.items()
     assert path.endswith(f"{sts.metadata.name}.json") and not Path(path).exists()
     monkeypatch.undo()
-    assert ResultsStore(tmp_path / "full").known(sts, model.mteb_model_meta) is None, "the next run computes it"
+    assert ResultsStore(tmp_path / "full").cached_result(sts, model.mteb_model_meta) is None, "the next run computes it"
     evaluate(store, "aaaa", sts)
 
     def broken(*_: Any, **__: Any) -> Any:

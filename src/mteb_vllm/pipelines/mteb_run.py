@@ -185,7 +185,7 @@ def compute(
 
 def known(store: ResultsStore, task: AbsTask, meta: ModelMeta, *, predictions: bool = False) -> TaskResult | None:
     """A task's whole result, if it is known; with `predictions`, only if these are known as well."""
-    result = store.known(task, meta)
+    result = store.cached_result(task, meta)
     if predictions and result is not None and any(store.predictions(part, meta) is None for part in parts_of(task)):
         return None
     return result

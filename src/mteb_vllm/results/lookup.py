@@ -163,7 +163,7 @@ Found = Literal["whole", "part", "other data", "unreadable", "nothing"]
 
 
 def look(root: Path, path: Path, task: TaskInfo, splits: Sequence[str] | None = None) -> Found:
-    """What is there of a task's result; "whole" is what `ResultsStore.known` takes for one.
+    """What is there of a task's result; "whole" is what `ResultsStore.cached_result` takes for one.
 
     Args:
         root: The results' root.

@@ -77,7 +77,7 @@ class ResultsStore(ResultCache):
         """A folder on the store's file system where files are written before they appear in it."""
         return staging(self.root)
 
-    def known(self, task: AbsTask, meta: ModelMeta) -> TaskResult | None:
+    def cached_result(self, task: AbsTask, meta: ModelMeta) -> TaskResult | None:
         """The whole result of a task under these settings: all its splits and subsets, of the same data; else None.
 
         A score that is not a number is no result. `stored.look` says the same without mteb.
@@ -100,7 +100,7 @@ class ResultsStore(ResultCache):
         if not _answers(result, task):
             return None
         self.save_to_cache(result, meta)
-        return self.known(task, meta)
+        return self.cached_result(task, meta)
 
     def result(self, task: AbsTask, meta: ModelMeta) -> TaskResult:
         """The whole result of a task that was just computed.
@@ -108,7 +108,7 @@ class ResultsStore(ResultCache):
         Raises:
             ArithmeticError: if its score is not a number.
         """
-        result = self.known(task, meta)
+        result = self.cached_result(task, meta)
         if result is None:
             raise ArithmeticError(
                 "its main score is not a number: the embeddings may be all alike, or the metric is not defined on these data"

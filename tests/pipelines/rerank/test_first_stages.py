@@ -157,7 +157,7 @@ def test_predictions_for_another_subset_join_those_that_are_there(tmp_path: Path
         score(BM25(), part, tmp_path)
     content = json.loads(kept(BM25(), whole, tmp_path).read_text())
     assert {first, second} <= set(content)
-    assert ResultsStore(tmp_path).known(whole, BM25().searcher(whole).mteb_model_meta) is not None
+    assert ResultsStore(tmp_path).cached_result(whole, BM25().searcher(whole).mteb_model_meta) is not None
 
 
 def test_saved_predictions_score_as_what_made_them(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:

@@ -276,7 +276,7 @@ def take_candidates(
 def _score(store: ResultsStore, task: AbsTask, meta_of: Callable[[AbsTask], ModelMeta]) -> float | None:
     """A main score, if it is known; an aggregate's, of its parts."""
     parts = mteb_run.parts_of(task)
-    results = [result for part in parts if (result := store.known(part, meta_of(part))) is not None]
+    results = [result for part in parts if (result := store.cached_result(part, meta_of(part))) is not None]
     if len(results) < len(parts):
         return None
     whole = task.combine_task_results(results) if parts[0] is not task else results[0]  # type: ignore[attr-defined]
