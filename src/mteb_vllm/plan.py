@@ -22,7 +22,7 @@ from mteb_vllm.pipelines.base import FirstStage, Pipeline
 from mteb_vllm.pipelines.factory import PipelineParts, import_pipeline, make_parts
 from mteb_vllm.pipelines.rerank.first_stages import Dense, EncoderStage
 from mteb_vllm.results.failures import Failure, before, remembered
-from mteb_vllm.results.lookup import look, result_path
+from mteb_vllm.results.lookup import result_path, result_status
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.util.fingerprint import fingerprint
 
@@ -232,7 +232,7 @@ def failed_before(config: RunConfig, planned: Plan) -> dict[str, Failure]:
         with contextlib.suppress(FirstStageError):
             settings = planned.settings_for(task)
             path = result_path(root, settings, task.name, fingerprint(settings))
-            if look(root, path, task, config.tasks.splits) == "whole":
+            if result_status(root, path, task, config.tasks.splits) == "complete":
                 continue
         found[task.name] = failure
     return found

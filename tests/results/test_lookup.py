@@ -27,9 +27,9 @@ from mteb_vllm.results.lookup import (
     keep_measured,
     keep_same,
     keep_settings,
-    look,
     read_measured,
     result_path,
+    result_status,
     same_result,
 )
 from mteb_vllm.results.store import ResultsStore
@@ -55,24 +55,24 @@ def test_it_says_what_the_store_says(tmp_path: Path) -> None:
     assert path == store.get_task_result_path(whole.metadata.name, meta)
 
     def seen() -> tuple[str, bool]:
-        return look(tmp_path, path, info(whole), None), store.cached_result(whole, meta) is not None
+        return result_status(tmp_path, path, info(whole), None), store.cached_result(whole, meta) is not None
 
-    assert seen() == ("nothing", False)
+    assert seen() == ("missing", False)
     evaluate(
         store, "aaaa", mock_tasks.MockMultilingualSTSTask().filter_languages(None, hf_subsets=whole.hf_subsets[:1])
     )
-    assert seen() == ("part", False)
+    assert seen() == ("partial", False)
     evaluate(store, "aaaa", mock_tasks.MockMultilingualSTSTask())
-    assert seen() == ("whole", True)
+    assert seen() == ("complete", True)
     content = path.read_bytes()
     put(tmp_path, path, json.dumps({**json.loads(content), "dataset_revision": "of another time"}).encode())
     assert seen() == ("other data", False)
     for odd in (b"NaN", b"null", b'"x"'):
         put(tmp_path, path, content.replace(b'"main_score": ', b'"main_score": ' + odd + b', "was": '))
-        assert seen() == ("part", False)
+        assert seen() == ("partial", False)
     path.write_bytes(content[:200])
     assert seen() == ("unreadable", False)
-    assert seen() == ("nothing", False), "the store has quarantined it"
+    assert seen() == ("missing", False), "the store has quarantined it"
 
 
 def test_only_the_splits_that_count_are_looked_for(tmp_path: Path) -> None:
@@ -82,7 +82,13 @@ def test_only_the_splits_that_count_are_looked_for(tmp_path: Path) -> None:
     content = {"task_name": "X", "dataset_revision": task.dataset_revision, "scores": scores}
     put(tmp_path, path, json.dumps(content).encode())
     asked: list[Any] = [None, [], ["dev"], ["test"], ["dev", "test"]]
-    assert [look(tmp_path, path, task, splits) for splits in asked] == ["part", "part", "part", "whole", "part"]
+    assert [result_status(tmp_path, path, task, splits) for splits in asked] == [
+        "partial",
+        "partial",
+        "partial",
+        "complete",
+        "partial",
+    ]
 
 
 def test_data_in_a_folder_of_the_working_directory_are_known_by_their_content(
@@ -93,9 +99,9 @@ def test_data_in_a_folder_of_the_working_directory_are_known_by_their_content(
     task = replace(info(mock_tasks.MockSTSTask()), name="X", dataset_path="org/data")
     scores = {split: [{"hf_subset": name, "main_score": 0.5} for name in task.subsets] for split in task.splits}
     put(tmp_path, path, json.dumps({"dataset_revision": task.dataset_revision, "scores": scores}).encode())
-    assert look(tmp_path, path, task) == "whole"
+    assert result_status(tmp_path, path, task) == "complete"
     Path("org/data").mkdir(parents=True)
-    assert look(tmp_path, path, task) == "other data"
+    assert result_status(tmp_path, path, task) == "other data"
 
 
 def test_predictions_outside_of_a_store_are_nobodys_to_verify(tmp_path: Path) -> None:

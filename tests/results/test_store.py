@@ -130,9 +130,9 @@ def test_a_damaged_result_is_quarantined_named_and_computed_again(
         path.mkdir()
     from test_lookup import info
 
-    from mteb_vllm.results.lookup import look
+    from mteb_vllm.results.lookup import result_status
 
-    assert look(root, path, info(sts)) == "unreadable" and path.exists(), "looking changes nothing"
+    assert result_status(root, path, info(sts)) == "unreadable" and path.exists(), "looking changes nothing"
     assert store.cached_result(sts, meta) is None and not store.started(sts, meta)
     aside = path.with_name(f"{path.name}.broken")
     assert store.set_aside == [aside] and aside.exists() and not path.exists()

@@ -147,9 +147,7 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
     for task in sorted(record.tasks, key=lambda task: task.status != "failed"):
         seconds = number(task.total_seconds, 1) if task.status == "computed" else ""
         stored = f"{task.stored:,} from the embedding cache" if task.stored else ""
-        state = {"computed": stored, "cached": "cached", "failed": f"failed: {task.reason or 'not done'}"}[
-            task.status
-        ]
+        state = {"computed": stored, "cached": "cached", "failed": f"failed: {task.reason or 'not done'}"}[task.status]
         speed = (number(task.texts_per_second), number(task.tokens_per_second))
         scores = _rerank_scores([task]) if reranked else (number(task.main_score, 5),)
         rows.append((task.name, task.metric, *scores, *speed, seconds, state))

@@ -159,11 +159,11 @@ def _measured(root: Path, result: Path) -> Path:
     return root / "settings" / "measured" / result.parent.name.removeprefix("settings_") / result.name
 
 
-Found = Literal["whole", "part", "other data", "unreadable", "nothing"]
+ResultStatus = Literal["complete", "partial", "other data", "unreadable", "missing"]
 
 
-def look(root: Path, path: Path, task: TaskInfo, splits: Sequence[str] | None = None) -> Found:
-    """What is there of a task's result; "whole" is what `ResultsStore.cached_result` takes for one.
+def result_status(root: Path, path: Path, task: TaskInfo, splits: Sequence[str] | None = None) -> ResultStatus:
+    """What is there of a task's result; "complete" is what `ResultsStore.cached_result` takes for one.
 
     Args:
         root: The results' root.
@@ -174,13 +174,15 @@ def look(root: Path, path: Path, task: TaskInfo, splits: Sequence[str] | None = 
     try:
         found = parse_json(read_verified(root, path))
     except FileNotFoundError:
-        return "nothing"
+        return "missing"
     except (OSError, DamagedError):
         return "unreadable"
     if found["dataset_revision"] != _revision(task):
         return "other data"
     wanted = [split for split in task.splits if not splits or split in splits]
-    return "whole" if complete(found["scores"], wanted, task.subsets, aggregate=bool(task.aggregate_of)) else "part"
+    return (
+        "complete" if complete(found["scores"], wanted, task.subsets, aggregate=bool(task.aggregate_of)) else "partial"
+    )
 
 
 def complete(

@@ -22,7 +22,7 @@ from mteb_vllm.models.architectures import position_limit
 from mteb_vllm.pipelines.base import FirstStage
 from mteb_vllm.plan import Plan, plan
 from mteb_vllm.results.failures import Failure, before, of_exception, remembered
-from mteb_vllm.results.lookup import Stale, intact, look, predictions_path, result_path, same_result
+from mteb_vllm.results.lookup import Stale, intact, predictions_path, result_path, result_status, same_result
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.tasks.estimates import Estimate, estimate
 from mteb_vllm.tasks.selection import brings_candidates
@@ -270,22 +270,22 @@ def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: Stale, failure:
     if not made.pipeline.cached:
         return state("to run") if failure is None else state("failed before", str(failure))
     path = result_path(root, settings, task.name, fingerprint(settings))
-    found = look(root, path, task, config.tasks.splits)
+    found = result_status(root, path, task, config.tasks.splits)
     input_fingerprint = made.input_fingerprint(task)
     if (
-        found != "whole"
+        found != "complete"
         and input_fingerprint is not None
         and (other := same_result(root, input_fingerprint)) is not None
     ):
-        found = "whole" if look(root, other, task, config.tasks.splits) == "whole" else found
-    if found == "whole" and config.results.reuse == "exact":
+        found = "complete" if result_status(root, other, task, config.tasks.splits) == "complete" else found
+    if found == "complete" and config.results.reuse == "exact":
         return TaskState(task.name, "done")
     if failure is not None:
         return state("failed before", str(failure))
     if found == "other data":
         return state("stale", "the data's revision")
-    why = {"part": "some of it is there", "unreadable": f"{path} cannot be read", "whole": "results.reuse=none"}
-    if found == "nothing" and (differs := stale.why(settings, task)):
+    why = {"partial": "some of it is there", "unreadable": f"{path} cannot be read", "complete": "results.reuse=none"}
+    if found == "missing" and (differs := stale.why(settings, task)):
         return state("stale", differs)
     return state("to run", why.get(found, ""))
 
