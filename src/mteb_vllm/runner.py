@@ -57,7 +57,7 @@ LOG = "mteb_vllm.log"
 
 
 @dataclass(frozen=True)
-class Ahead:
+class PrefetchedFirstStage:
     """What a first stage that ran ahead has to say.
 
     Attributes:
@@ -78,7 +78,7 @@ def run_config(
     point: int | None = None,
     console: Console | None = None,
     progress: MakeProgress = Progress,
-    ahead: Ahead | None = None,
+    prefetched: PrefetchedFirstStage | None = None,
 ) -> RunRecord:
     """Runs one configuration and writes its record.
 
@@ -91,14 +91,14 @@ def run_config(
         point: Its number in a sweep.
         console: Where progress is shown; None shows nothing.
         progress: Makes what shows it, of a console and a number of tasks.
-        ahead: What `retrieve_ahead` said, if the first stage ran ahead.
+        prefetched: What `prefetch_first_stage` said, if the first stage ran ahead.
 
     Returns:
         the record; a failure is in it, not raised, and so is what could not be written.
     """
     with disk.collected():
         return _run_config(
-            config, planned, output_dir, overrides, point=point, console=console, progress=progress, ahead=ahead
+            config, planned, output_dir, overrides, point=point, console=console, progress=progress, prefetched=prefetched
         )
 
 
@@ -111,7 +111,7 @@ def _run_config(
     point: int | None,
     console: Console | None,
     progress: MakeProgress,
-    ahead: Ahead | None,
+    prefetched: PrefetchedFirstStage | None,
 ) -> RunRecord:
     started = time.perf_counter()
     reset_peak_memory(working_processes())
@@ -125,7 +125,7 @@ def _run_config(
         announce(console, planned, record)
         for spec in reversed(planned.engines):
             environment.prepare(spec.env)
-        _run(config, planned, record, console, progress, ahead)
+        _run(config, planned, record, console, progress, prefetched)
     except MtebVllmError as error:
         logger.exception("the run failed")
         record.failure = of_exception(error)
@@ -150,14 +150,14 @@ def _run_config(
     return record
 
 
-def retrieve_ahead(
+def prefetch_first_stage(
     config: RunConfig,
     planned: Plan | None,
     output_dir: Path,
     *,
     console: Console,
     progress: MakeProgress = Progress,
-) -> Ahead:
+) -> PrefetchedFirstStage:
     """Does the dense first stage of a run that reranks, so that its engine need not open again among rerankers'.
 
     Args:
@@ -177,7 +177,7 @@ def retrieve_ahead(
     with _working(config, planned, log, console, progress, skipped) as work:
         errors = planned.pipeline.retrieve(work.context)
         failures = [with_log(of_exception(error, task), last_lines(log)) for task, error in errors.items()]
-    return Ahead(_first_stage_record(planned), failures)
+    return PrefetchedFirstStage(_first_stage_record(planned), failures)
 
 
 def started_record(config: RunConfig, output_dir: Path, overrides: Sequence[str], point: int | None) -> RunRecord:
@@ -278,7 +278,7 @@ def _run(
     record: RunRecord,
     console: Console,
     progress: MakeProgress,
-    ahead: Ahead | None,
+    prefetched: PrefetchedFirstStage | None,
 ) -> None:
     """Open what is needed and let the pipeline work; fills the record."""
     log, root, pipeline = Path(record.output_dir) / LOG, Path(config.results.dir), planned.pipeline
@@ -313,8 +313,8 @@ def _run(
             record.embedding_cache = work.embeddings.record()
         if planned.stage is not None:
             record.first_stage = _first_stage_record(planned)
-            if ahead is not None and ahead.record.work is not None and ahead.record.work.texts:
-                record.first_stage = ahead.record
+            if prefetched is not None and prefetched.record.work is not None and prefetched.record.work.texts:
+                record.first_stage = prefetched.record
             record.warnings += cut_by_first_stage(record.first_stage)
             record.warnings += _engine_warnings(record.first_stage.engine)
     for task in planned.tasks:

@@ -77,10 +77,10 @@ def test_a_dense_first_stage_runs_ahead_of_the_rerankers_that_read_it(tmp_path: 
     same = planned(*RERANK, *DENSE, "engine.max_num_seqs=32,64", "pipeline.first_stage.engine.max_num_seqs=64")
     assert order(same) == [["0*", "1*", "1"], ["0"]]
     again = planned(*RERANK, *DENSE, *axes[:1], "results.reuse=none")
-    assert order(again) == [["0"], ["1"]], "nothing would find what ran ahead"
+    assert order(again) == [["0"], ["1"]], "no run would find what was prefetched"
     assert order(planned(*RERANK, "pipeline.top_k=10,20")) == [["0", "1"]]
     # What has been retrieved needs no engine.
-    stage = matrix[0].ahead
+    stage = matrix[0].pending_first_stage
     assert stage is not None and {one.unit for one in matrix[0].work} == {"texts"}
     settings = stage.settings("StdlibDocsRetrieval")
     path = predictions_path(tmp_path, settings, "StdlibDocsRetrieval", fingerprint(settings))

@@ -183,7 +183,7 @@ def test_nothing_is_decided_from_a_text_of_ours(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_a_fault_in_a_first_stage_that_runs_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_a_prefetched_first_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["pipeline=rerank", "model=minilm", "pipeline.scoring=cosine", "tasks=demo_retrieval", "engine.dtype=bfloat16",
              "pipeline/first_stage=dense", "model@pipeline.first_stage.model=minilm", "pipeline.top_k=5,10",
              f"results.dir={tmp_path / 'out'}"]  # fmt: skip
@@ -191,7 +191,7 @@ def test_a_fault_in_a_first_stage_that_runs_ahead(tmp_path: Path, monkeypatch: p
     records: Any = run(words, multirun=True, show=False)
     (failure,) = records[0].failures
     assert (failure.kind, failure.task) == ("killed", "StdlibDocsRetrieval") and "first stage" in failure.message
-    assert records[1].status == "ok" and records[1].first_stage.work.computed > 2000, "the second one's ran ahead of it"
+    assert records[1].status == "ok" and records[1].first_stage.work.computed > 2000, "the second first stage was prefetched"
     again: Any = run(words, multirun=True, show=False)
     assert statuses(again) == ["computed", "cached"] and told(again)["engines_opened"] == 1
 

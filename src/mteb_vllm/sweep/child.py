@@ -31,10 +31,10 @@ from mteb_vllm.plan import unpack
 from mteb_vllm.progress import MakeProgress, Progress
 from mteb_vllm.results.failures import ENGINE_DIED, of_exception
 from mteb_vllm.results.record import TaskOutcome
-from mteb_vllm.runner import retrieve_ahead
+from mteb_vllm.runner import prefetch_first_stage
 from mteb_vllm.sweep.job import Job
 from mteb_vllm.sweep.messages import (
-    AheadDone,
+    FirstStageDone,
     Closed,
     CloseEngines,
     Doing,
@@ -119,7 +119,7 @@ def _point(order: RunPoint, console: Console, progress: MakeProgress) -> Report:
     version.setbase("1.3")
     setup_globals()
     answer = run_job(
-        Job(console, [_planned(order)], progress=progress, ahead=order.ahead),
+        Job(console, [_planned(order)], progress=progress, prefetched=order.prefetched),
         order.config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
@@ -144,7 +144,7 @@ def _first_stage(order: RunPoint, console: Console, progress: MakeProgress) -> R
     HydraConfig.instance().set_config(config)
     configure_log(config.hydra.job_logging, config.hydra.verbose)
     point = _planned(order)
-    return AheadDone(retrieve_ahead(point.config, point.plan, order.folder, console=console, progress=progress))
+    return FirstStageDone(prefetch_first_stage(point.config, point.plan, order.folder, console=console, progress=progress))
 
 
 class _Relay(Progress):

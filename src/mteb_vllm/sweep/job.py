@@ -13,7 +13,7 @@ from mteb_vllm.progress import MakeProgress, Progress
 from mteb_vllm.report.build import build_report
 from mteb_vllm.report.one_run import print_run
 from mteb_vllm.results.record import RunRecord
-from mteb_vllm.runner import Ahead, run_config
+from mteb_vllm.runner import PrefetchedFirstStage, run_config
 from mteb_vllm.sweep.planning import PlannedPoint
 from mteb_vllm.util.masking import find_secrets, mask, protect, register_fields, scrub, watch_environment
 from mteb_vllm.util.shell import command, override
@@ -35,7 +35,7 @@ class Job:
         folder: The sweep's folder; None where each point's parent is.
         reported: Whether the sweep's report could be made.
         progress: Makes what shows the progress of a point.
-        ahead: What is known of the first stage of a point where that ran ahead.
+        prefetched: What is known of the first stage of a point where that ran ahead.
     """
 
     console: Console
@@ -44,7 +44,7 @@ class Job:
     folder: Path | None = None
     reported: bool = True
     progress: MakeProgress = Progress
-    ahead: Ahead | None = None
+    prefetched: PrefetchedFirstStage | None = None
 
     def __call__(self, cfg: Any) -> RunRecord:
         """Run the point that Hydra composed."""
@@ -72,7 +72,7 @@ class Job:
             point=point,
             console=self.console,
             progress=self.progress,
-            ahead=self.ahead,
+            prefetched=self.prefetched,
         )
         self.records.append(record)
         return record

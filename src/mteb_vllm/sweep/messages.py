@@ -8,7 +8,7 @@ from typing import Any
 
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import TaskOutcome
-from mteb_vllm.runner import Ahead
+from mteb_vllm.runner import PrefetchedFirstStage
 from mteb_vllm.sweep.planning import PlannedPoint
 from mteb_vllm.util.phase import Phase
 
@@ -25,7 +25,7 @@ class RunPoint:
         folder: The point's folder.
         secrets: What the child is to mask in every text.
         first_stage_only: Whether only the first stage is wanted now.
-        ahead: What was said of the first stage, if it ran ahead.
+        prefetched: What was said of the first stage, if it ran ahead.
     """
 
     point: PlannedPoint
@@ -35,7 +35,7 @@ class RunPoint:
     folder: Path
     secrets: tuple[str, ...] = field(default=(), repr=False)
     first_stage_only: bool = False
-    ahead: Ahead | None = None
+    prefetched: PrefetchedFirstStage | None = None
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class TaskDone:
 
 
 @dataclass(frozen=True)
-class AheadDone:
+class FirstStageDone:
     """From the child: a first stage alone has ended."""
 
-    ahead: Ahead
+    prefetched: PrefetchedFirstStage
 
 
 @dataclass(frozen=True)
@@ -124,4 +124,4 @@ class Closed:
 
 
 Order = RunPoint | CloseEngines
-Report = Doing | Opened | Working | TaskDone | AheadDone | PointDone | PointFailed | Closed
+Report = Doing | Opened | Working | TaskDone | FirstStageDone | PointDone | PointFailed | Closed

@@ -112,7 +112,7 @@ class PlannedPoint:
         return sum(one.tokens for one in self.work)
 
     @property
-    def ahead(self) -> FirstStage | None:
+    def pending_first_stage(self) -> FirstStage | None:
         """The dense first stage that has to retrieve; None where there is none, or all of it is known."""
         stage = self.plan.stage if self.plan is not None else None
         if stage is None or stage.spec is None or not any(task.first_stage for task in self.to_do):
@@ -199,7 +199,7 @@ def grouped(points: Sequence[PlannedPoint]) -> list[Group]:
     Points that cannot be planned are in no group.
     """
     free: list[Step] = []
-    ahead: dict[str, list[Step]] = {}
+    prefetch: dict[str, list[Step]] = {}
     by_engine: dict[str, list[Step]] = {}
     specs: dict[str, EngineSpec] = {}
     for point in points:
@@ -208,22 +208,22 @@ def grouped(points: Sequence[PlannedPoint]) -> list[Group]:
         if not point.to_do:
             free.append(Step(point))
             continue
-        own, stage = point.plan.spec, point.ahead.spec if point.ahead is not None else None
+        own, stage = point.plan.spec, point.pending_first_stage.spec if point.pending_first_stage is not None else None
         key = own.fingerprint
         # Where nothing is reused, a first stage that ran before would not be found again.
         if stage is not None and point.config.results.reuse == "none":
             key = f"{stage.fingerprint}+{key}"
         elif stage is not None:
             specs[stage.fingerprint] = stage
-            ahead.setdefault(stage.fingerprint, []).append(Step(point, first_stage_only=True))
+            prefetch.setdefault(stage.fingerprint, []).append(Step(point, first_stage_only=True))
         specs[key] = own
         by_engine.setdefault(key, []).append(Step(point))
     # A group of first stages comes before what reads them, even where it has points of its own. Engines that can share a
     # process follow each other.
-    order = [*_by_process(ahead, specs), *_by_process((key for key in by_engine if key not in ahead), specs)]
+    order = [*_by_process(prefetch, specs), *_by_process((key for key in by_engine if key not in prefetch), specs)]
     groups = [Group(0, None, free)] if free else []
     for number, key in enumerate(order, 1):
-        groups.append(Group(number, specs[key], [*ahead.get(key, []), *by_engine.get(key, [])]))
+        groups.append(Group(number, specs[key], [*prefetch.get(key, []), *by_engine.get(key, [])]))
     return groups
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from mteb_vllm.plan import pack
 from mteb_vllm.results.failures import FATAL, Failure, last_lines, of_exception, of_exit, of_timeout, where_it_stood
 from mteb_vllm.results.record import RunRecord, TaskOutcome
-from mteb_vllm.runner import LOG, Ahead, finish, started_record
+from mteb_vllm.runner import LOG, PrefetchedFirstStage, finish, started_record
 from mteb_vllm.sweep.messages import (
-    AheadDone,
+    FirstStageDone,
     Closed,
     CloseEngines,
     Doing,
@@ -119,7 +119,7 @@ class Supervisor:
         self._process: tuple[str, tuple[tuple[str, str], ...]] | None = None
         self._child_log = folder / "child.log"
         self._engine_log: Path | None = None
-        self._ahead: dict[int, Ahead] = {}
+        self._prefetched: dict[int, PrefetchedFirstStage] = {}
         self._started = time.perf_counter() - summary.seconds
         self._unwritten = False
         self.answers: dict[int, Any] = {}
@@ -184,12 +184,12 @@ class Supervisor:
             written = self._child_log.stat().st_size
         except OSError as error:  # its log cannot be written
             return self._fail(point, of_exception(error), (), started)
-        ahead = self._ahead.get(point.planned.number)
+        prefetched = self._prefetched.get(point.planned.number)
         planned, made = replace(point.planned, plan=None, composed=None), point.planned.plan
         packed = pack(made) if made is not None else None
         child.tell(
             RunPoint(
-                planned, packed, point.config, self._context, point.folder, registered(), step.first_stage_only, ahead
+                planned, packed, point.config, self._context, point.folder, registered(), step.first_stage_only, prefetched
             )
         )
         while True:
@@ -206,8 +206,8 @@ class Supervisor:
             if isinstance(said, Opened):
                 self._summary.opened[said.fingerprint] += 1
                 self._engine_log = point.folder / LOG
-            elif isinstance(said, AheadDone):
-                return self._first_stage_done(point, said.ahead)
+            elif isinstance(said, FirstStageDone):
+                return self._first_stage_done(point, said.prefetched)
             elif isinstance(said, PointDone):
                 return self._point_done(point, said.answer)
             elif isinstance(said, PointFailed):
@@ -224,10 +224,10 @@ class Supervisor:
                 failure = of_timeout(self._timeout, running.phase, running.doing, log, running.task)
                 return self._fail(point, failure, running.tasks, started)
 
-    def _first_stage_done(self, point: SweepPoint, ahead: Ahead) -> Failure | None:
-        self._ahead[point.planned.number] = ahead
-        self._replace_child_after(ahead.failures)
-        dead = next((failure for failure in ahead.failures if _did_not_open(failure)), None)
+    def _first_stage_done(self, point: SweepPoint, prefetched: PrefetchedFirstStage) -> Failure | None:
+        self._prefetched[point.planned.number] = prefetched
+        self._replace_child_after(prefetched.failures)
+        dead = next((failure for failure in prefetched.failures if _did_not_open(failure)), None)
         # Anything else the point itself will meet, task by task.
         return self._fail(point, dead) if dead is not None else None
 
