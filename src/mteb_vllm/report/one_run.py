@@ -89,7 +89,7 @@ def _print_texts(
     """Print the prompts in effect and, a row each, the rendered texts, which are the last cells."""
     console.print_line(prompts_in_words(record), style="italic")
     table = Table(box=None, pad_edge=False)
-    for column in (*columns, "what the model reads"):
+    for column in (*columns, "input text"):
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row[:-1], repr(row[-1])[1:-1])
@@ -219,7 +219,7 @@ def run_markdown(record: RunRecord) -> str:
         said = [inline(prompts_in_words(record.prompts)), ""] if record.prompts else []
         lines += [
             "",
-            "## What the model read",
+            "## Input texts",
             "",
             *said,
             *markdown(("task", "side", "prompt key", "first text"), rows),
