@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mteb_vllm.announce import announce, prompts_in_effect
+from mteb_vllm.run_header import print_run_header, prompts_in_effect
 from mteb_vllm.config.schema import RunConfig
 from mteb_vllm.engines import environment
 from mteb_vllm.engines.base import working_processes
@@ -25,7 +25,7 @@ from mteb_vllm.pipelines.base import RunContext
 from mteb_vllm.plan import Plan, current_plan, failed_before
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console
 from mteb_vllm.report import one_run
-from mteb_vllm.report.one_run import conclude, cut_by_first_stage, cut_texts, late_variables
+from mteb_vllm.report.one_run import print_summary, cut_by_first_stage, cut_texts, late_variables
 from mteb_vllm.results.failures import (
     Failure,
     before,
@@ -122,7 +122,7 @@ def _run_config(
         record.settings = planned.settings
         record.fingerprint = fingerprint(record.settings)
         record.prompts = prompts_in_effect(planned)
-        announce(console, planned, record)
+        print_run_header(console, planned, record)
         for spec in reversed(planned.engines):
             environment.prepare(spec.env)
         _run(config, planned, record, console, progress, prefetched)
@@ -146,7 +146,7 @@ def _run_config(
     record.warnings += late_variables(record)
     finish(record, started)
     one_run.print_run(console, record)
-    conclude(console, record)
+    print_summary(console, record)
     return record
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mteb_vllm.announce import prompts_in_effect
+from mteb_vllm.run_header import prompts_in_effect
 from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.config.schema import InstructionConfig, ScoreTemplateConfig
 from mteb_vllm.models.prompts import Prompts, applying_keys, load_template, resolve

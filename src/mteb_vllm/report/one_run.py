@@ -291,7 +291,7 @@ def _in_effect(resolved: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def conclude(console: Console, record: RunRecord) -> None:
+def print_summary(console: Console, record: RunRecord) -> None:
     """Show how many results were cached, what the embedding cache did, and where results and record are."""
     cached = sum(task.status == "cached" for task in record.tasks)
     if cached:

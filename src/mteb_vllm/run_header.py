@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from mteb_vllm.util.console import Console
 
 
-def announce(console: Console, planned: Plan, record: RunRecord) -> None:
+def print_run_header(console: Console, planned: Plan, record: RunRecord) -> None:
     """Shows what a plan comes down to, and puts what a user should know of it among the record's warnings."""
     stage = planned.stage
     if stage is not None and stage.spec is not None and stage.prompts is not None:
-        _announce_engine(console, "First stage", stage.spec)
+        _print_engine(console, "First stage", stage.spec)
         one_run.print_prompts(console, stage.prompts, _retrieved(planned))
         console.print()
     elif stage is not None:
         said = _words({key: value for key, value in vars(stage).items() if value is not None})
         console.print_line(f"First stage: {stage.name}: {said}")
-    _announce_engine(console, "Model" if stage is None else "Reranker", planned.spec)
+    _print_engine(console, "Model" if stage is None else "Reranker", planned.spec)
     for spec in [planned.spec, *([stage.spec] if stage is not None and stage.spec is not None else [])]:
         if spec.args.get("trust_remote_code"):
             text = f"trust_remote_code is on: Python code that comes with {spec.model.name} is run"
@@ -39,7 +39,7 @@ def announce(console: Console, planned: Plan, record: RunRecord) -> None:
         record.warnings.append(
             f"From the shell, not from engine.env, and counted as settings: {', '.join(f'{k}={v}' for k, v in shell.items())}"
         )
-    _announce_texts(console, planned)
+    _print_input_texts(console, planned)
     if planned.template is not None:
         default = planned.spec.model.files.default_pair_prompt
         if default and default != planned.template.query_prefix:
@@ -53,8 +53,8 @@ def announce(console: Console, planned: Plan, record: RunRecord) -> None:
             )
     if planned.reference is not None:
         console.print()
-        _announce_engine(console, "Reference", planned.reference.spec)
-        _announce_texts(console, planned.reference)
+        _print_engine(console, "Reference", planned.reference.spec)
+        _print_input_texts(console, planned.reference)
     console.print()
 
 
@@ -73,14 +73,14 @@ def _retrieved(planned: Plan) -> list[TaskInfo]:
     return [task for task in planned.parts if not brings_candidates(task.type)]
 
 
-def _announce_texts(console: Console, planned: Plan) -> None:
+def _print_input_texts(console: Console, planned: Plan) -> None:
     if planned.template is None:
         one_run.print_prompts(console, planned.prompts, planned.parts)
     else:
         one_run.print_pairs(console, planned.template, planned.prompts, planned.parts)
 
 
-def _announce_engine(console: Console, what: str, spec: EngineSpec) -> None:
+def _print_engine(console: Console, what: str, spec: EngineSpec) -> None:
     args = {key: value for key, value in spec.args.items() if key not in ("load_format", "trust_remote_code")}
     picked = f"preset {spec.preset}" + (f" (device {device()})" if spec.preset != "none" else "")
     if spec.backend != "vllm":
