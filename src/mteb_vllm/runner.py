@@ -30,8 +30,8 @@ from mteb_vllm.results.failures import (
     Failure,
     before,
     last_lines,
-    of_exception,
-    of_unwritten,
+    failure_from_exception,
+    failures_from_unwritten,
     remember,
     remembered,
     with_log,
@@ -128,15 +128,15 @@ def _run_config(
         _run(config, planned, record, console, progress, prefetched)
     except MtebVllmError as error:
         logger.exception("the run failed")
-        record.failure = of_exception(error)
+        record.failure = failure_from_exception(error)
     except Exception as error:
         logger.exception("the run failed")
-        record.failure = of_exception(error)
+        record.failure = failure_from_exception(error)
         if record.failure.kind != "disk":
             # A bug, of ours or of a library's: it is shown whole, and costs the other points of a sweep nothing.
             print(visible(traceback.format_exc()), file=sys.stderr)
     except BaseException as error:
-        record.failure = of_exception(error)
+        record.failure = failure_from_exception(error)
         record.peak_memory_mb = Memory(**peak_memory(working_processes()))
         finish(record, started)  # Ctrl-C: what is done so far is kept
         raise
@@ -176,7 +176,7 @@ def prefetch_first_stage(
     skipped = {} if config.retry_failed else failed_before(config, planned)
     with _working(config, planned, log, console, progress, skipped) as work:
         errors = planned.pipeline.retrieve(work.context)
-        failures = [with_log(of_exception(error, task), last_lines(log)) for task, error in errors.items()]
+        failures = [with_log(failure_from_exception(error, task), last_lines(log)) for task, error in errors.items()]
     return PrefetchedFirstStage(_first_stage_record(planned), failures)
 
 
@@ -200,7 +200,7 @@ def finish(record: RunRecord, started: float) -> None:
     """
     folder, root = Path(record.output_dir), Path(record.config["results"]["dir"])
     with disk.collected() as unwritten:
-        record.unwritten = of_unwritten(unwritten)
+        record.unwritten = failures_from_unwritten(unwritten)
         if record.failures or record.deviates:
             record.status = "failed"
         record.seconds = time.perf_counter() - started
@@ -212,7 +212,7 @@ def finish(record: RunRecord, started: float) -> None:
             settled += [""] if record.throughput is not None and record.failure is None else []
             remember(root, record.fingerprint, record.failures, settled)
         if unwritten:
-            record.unwritten, record.status = of_unwritten(unwritten), "failed"
+            record.unwritten, record.status = failures_from_unwritten(unwritten), "failed"
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from mteb_vllm.results.failures import (
     Failure,
     Kind,
     before,
-    of_exception,
-    of_exit,
-    of_timeout,
+    failure_from_exception,
+    failure_from_exit,
+    failure_from_timeout,
     remember,
     remembered,
     with_log,
@@ -62,7 +62,7 @@ NODE = ValueError(
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_the_kind_of_an_exception(error: BaseException, task: str | None, kind: str) -> None:
-    failure = of_exception(error, task)
+    failure = failure_from_exception(error, task)
     assert (failure.kind, failure.task) == (kind, task)
     assert failure.message and "\n" not in failure.message
 
@@ -83,7 +83,7 @@ def test_the_kind_of_an_exception(error: BaseException, task: str | None, kind: 
 )  # fmt: skip
 def test_the_kind_of_a_process_that_ends(status: int, log: list[str], task: str | None, kind: str) -> None:
     phase, doing = (Phase.ENCODING, "at queries of STS12") if task else (Phase.OPENING_ENGINE, "opening vLLM: org/name")
-    failure = of_exit(status, phase, doing, log, task)
+    failure = failure_from_exit(status, phase, doing, log, task)
     assert failure.phase is phase
     assert (failure.kind, failure.log) == (kind, log) and failure.advice
     assert doing in str(failure)
@@ -92,16 +92,16 @@ def test_the_kind_of_a_process_that_ends(status: int, log: list[str], task: str 
 def test_every_kind_says_what_to_try_or_says_it_itself() -> None:
     own = {"first_stage", "model", "missing_package", "interrupted"}  # their messages hold the way out, or need none
     assert set(failures._TRY) == set(get_args(Kind)) - own
-    assert "hydra.launcher.point_timeout" in of_timeout(60, Phase.OPENING_ENGINE, "opening vLLM").advice
+    assert "hydra.launcher.point_timeout" in failure_from_timeout(60, Phase.OPENING_ENGINE, "opening vLLM").advice
     said = errors.EngineStartError("vLLM did not open x: y", "lower engine.max_model_len")
     assert str(said) == "vLLM did not open x: y\n  What to try: lower engine.max_model_len."
-    assert of_exception(said).advice == ""
+    assert failure_from_exception(said).advice == ""
 
 
 def test_onednn_says_little_where_memory_runs_out() -> None:
     failed = "vLLM's engine failed at work: RuntimeError: could not create a primitive"
-    assert of_exception(errors.EngineError(failed)).kind == "out_of_memory_encoding"
-    assert of_exception(errors.EngineError(f"{failed} descriptor for a matmul")).kind == "engine_died"
+    assert failure_from_exception(errors.EngineError(failed)).kind == "out_of_memory_encoding"
+    assert failure_from_exception(errors.EngineError(f"{failed} descriptor for a matmul")).kind == "engine_died"
 
 
 def test_a_log_may_say_what_an_engine_in_a_process_of_its_own_could_not() -> None:

@@ -26,7 +26,7 @@ from mteb_vllm.pipelines.rerank.pipeline import Rerank
 from mteb_vllm.pipelines.throughput.pipeline import Throughput
 from mteb_vllm.progress import Progress, quiet_console
 from mteb_vllm.results import lookup as stored
-from mteb_vllm.results.failures import of_exception
+from mteb_vllm.results.failures import failure_from_exception
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.tasks import data_checks
 from mteb_vllm.tasks import selection as tasks
@@ -350,4 +350,4 @@ def test_the_kind_of_a_partial_failure_is_that_of_its_cause() -> None:
     outer = FirstStageError("first stage: ...")
     outer.__cause__ = error
     for one in (error, outer):
-        assert (of_exception(one, "T").kind, of_exception(one, "T").advice) == ("data", "mend it")
+        assert (failure_from_exception(one, "T").kind, failure_from_exception(one, "T").advice) == ("data", "mend it")

@@ -22,7 +22,7 @@ from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.errors import ConfigError, DataError, MtebVllmError, StorageError
 from mteb_vllm.preflight.command import check
 from mteb_vllm.report.one_run import print_summary, print_run
-from mteb_vllm.results.failures import of_exception, of_unwritten, remember, remembered
+from mteb_vllm.results.failures import failure_from_exception, failures_from_unwritten, remember, remembered
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 from mteb_vllm.runner import finish
 from mteb_vllm.sweep.job import Job
@@ -139,7 +139,7 @@ def test_what_was_written_before_is_told_apart_by_reason_and_named_once(tmp_path
         assert inner is unwritten
         disk.note(tmp_path / "failures" / "abc.json", quota)
         disk.note(tmp_path / "results" / "STS12.json", full)
-    assert [failure.message for failure in of_unwritten(unwritten)] == [
+    assert [failure.message for failure in failures_from_unwritten(unwritten)] == [
         f"{tmp_path}: no space left on device (STS12.json, run.json)",
         f"{tmp_path}/failures: disk quota exceeded (abc.json)",
     ]
@@ -153,14 +153,14 @@ def test_what_was_written_before_is_told_apart_by_reason_and_named_once(tmp_path
 def test_an_error_of_the_disks_is_a_failure_of_its_kind(number: int, tmp_path: Path) -> None:
     error = OSError(number, os.strerror(number))
     disk.locate(error, tmp_path / "not" / "there")
-    failure = of_exception(error)
+    failure = failure_from_exception(error)
     assert failure.kind == "disk" and failure.message.startswith(f"{tmp_path}: ") and failure.advice
     wrapped = MtebVllmError("cannot be locked")
     wrapped.__cause__ = error
-    assert disk.cause(wrapped) is error and of_exception(wrapped, "STS12").kind == "disk"
-    assert of_exception(StorageError("x")).kind == "disk"
+    assert disk.cause(wrapped) is error and failure_from_exception(wrapped, "STS12").kind == "disk"
+    assert failure_from_exception(StorageError("x")).kind == "disk"
     assert disk.cause(FileNotFoundError(errno.ENOENT, "no such file")) is None
-    assert of_exception(DataError("x"), "STS12").kind == "data"
+    assert failure_from_exception(DataError("x"), "STS12").kind == "data"
     remember(tmp_path, "abc", [failure], [])
     assert remembered(tmp_path, "abc") == {}, "another disk, another day"
 

@@ -21,7 +21,7 @@ from mteb_vllm.errors import ConfigError, EngineStartError, Mistake
 from mteb_vllm.models.files import Model
 from mteb_vllm.plan import plan
 from mteb_vllm.preflight.command import check
-from mteb_vllm.results.failures import of_exception
+from mteb_vllm.results.failures import failure_from_exception
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.runner import finish, started_record
 from mteb_vllm.sweep import job
@@ -130,7 +130,7 @@ def test_every_form_of_a_value_is_masked_and_short_ones_only_as_words() -> None:
     print("a", PASSWORD, file=lenient(stream))
     assert stream.getvalue() == "a ***\n"
     assert "QbRx" not in str(Mistake(f"engine.x={PASSWORD}", "wrong", PASSWORD))
-    assert "QbRx" not in str(of_exception(EngineStartError(f"vLLM: {PASSWORD}")))
+    assert "QbRx" not in str(failure_from_exception(EngineStartError(f"vLLM: {PASSWORD}")))
 
 
 def leaks(*places: Path) -> list[str]:
@@ -153,7 +153,7 @@ def test_what_a_command_leaves_holds_no_secret(
             raise EngineStartError(f"refused: {token}")
         except EngineStartError as error:
             logging.getLogger("vllm").exception("failed")
-            record.failure = of_exception(error)
+            record.failure = failure_from_exception(error)
         print("out", token)
         print("err", token, file=sys.stderr)
         finish(record, 0.0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.engines.timing import replaced
 from mteb_vllm.errors import EngineError, MissingPackageError, ModelError, PartialResultError
-from mteb_vllm.results.failures import is_fatal, of_exception
+from mteb_vllm.results.failures import is_fatal, failure_from_exception
 from mteb_vllm.results.locks import BusyError
 from mteb_vllm.results.lookup import copy_measured, keep_measured, keep_same, read_measured, same_result
 from mteb_vllm.results.record import Status, TaskOutcome
@@ -380,7 +380,7 @@ def failed(task: AbsTask, error: Exception) -> TaskOutcome:
         type=str(task.metadata.type),
         status="failed",
         metric=str(task.metadata.main_score),
-        failure=of_exception(error, task=task.metadata.name),
+        failure=failure_from_exception(error, task=task.metadata.name),
     )
 
 

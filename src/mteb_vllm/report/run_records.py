@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.report.points import MEASURING, Point, TaskScore
-from mteb_vllm.results.failures import of_damage
+from mteb_vllm.results.failures import failure_from_damage
 from mteb_vllm.results.record import RunRecord, TaskOutcome, read_record
 from mteb_vllm.util.fingerprint import fingerprint
 
@@ -51,7 +51,7 @@ def read_run(folder: Path) -> FoundRun:
         why = f"{folder} holds no run.json: the run has not ended, or was killed, or the file is gone"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         why = f"{path} is no record that can be read ({describe_error(error)})"
-    return FoundRun(Point("", folder, failures=[of_damage(why)]), number, "")
+    return FoundRun(Point("", folder, failures=[failure_from_damage(why)]), number, "")
 
 
 def describe_error(error: Exception) -> str:

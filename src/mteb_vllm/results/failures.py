@@ -131,7 +131,7 @@ class Failure:
         return f"{self.kind.replace('_', ' ')}{at}: {self.message}"
 
 
-def of_exception(error: BaseException, task: str | None = None) -> Failure:
+def failure_from_exception(error: BaseException, task: str | None = None) -> Failure:
     """The failure that an exception means.
 
     Args:
@@ -160,10 +160,10 @@ def of_exception(error: BaseException, task: str | None = None) -> Failure:
 
 def is_fatal(error: BaseException) -> bool:
     """Return whether an error ends a task at once, since what follows in it would need the engine or the model, too."""
-    return of_exception(error).kind in (*FATAL, "model", "missing_package", "disk")
+    return failure_from_exception(error).kind in (*FATAL, "model", "missing_package", "disk")
 
 
-def of_unwritten(unwritten: Sequence[tuple[Path, BaseException]]) -> list[Failure]:
+def failures_from_unwritten(unwritten: Sequence[tuple[Path, BaseException]]) -> list[Failure]:
     """Return a failure for each reason for which files could not be written, with the folder that they are all in."""
     alike: dict[str, dict[Path, None]] = {}
     for path, error in unwritten:
@@ -185,7 +185,7 @@ def with_log(failure: Failure, lines: Sequence[str]) -> Failure:
     return replace(failure, log=list(lines))
 
 
-def of_exit(status: int, phase: Phase, doing: str, log: Sequence[str] = (), task: str | None = None) -> Failure:
+def failure_from_exit(status: int, phase: Phase, doing: str, log: Sequence[str] = (), task: str | None = None) -> Failure:
     """The failure that the end of a process means.
 
     Args:
@@ -215,8 +215,8 @@ def _signal(number: int) -> str:
         return f"signal {number}"
 
 
-def of_timeout(seconds: float, phase: Phase, doing: str, log: Sequence[str] = (), task: str | None = None) -> Failure:
-    """Return the failure of a point that took longer than `seconds`; the other arguments are those of `of_exit`."""
+def failure_from_timeout(seconds: float, phase: Phase, doing: str, log: Sequence[str] = (), task: str | None = None) -> Failure:
+    """Return the failure of a point that took longer than `seconds`; the other arguments are those of `failure_from_exit`."""
     message = f"longer than {seconds:g} s; stopped while {doing}"
     return Failure("timeout", message, task, list(log), _TRY["timeout"], phase=phase)
 
@@ -232,7 +232,7 @@ def in_one_line(error: BaseException) -> str:
     return text + (" (HF_HUB_OFFLINE is set: fetch the data beforehand where there is a network)" if offline else "")
 
 
-def of_damage(why: str, task: str | None = None) -> Failure:
+def failure_from_damage(why: str, task: str | None = None) -> Failure:
     """Return the failure that a file means that a report cannot read or believe.
 
     Args:

@@ -29,7 +29,7 @@ from mteb_vllm.engines.base import EngineSpec, close_engines, dead_processes, wo
 from mteb_vllm.engines.memory import leftover_mb
 from mteb_vllm.plan import unpack
 from mteb_vllm.progress import MakeProgress, Progress
-from mteb_vllm.results.failures import ENGINE_DIED, of_exception
+from mteb_vllm.results.failures import ENGINE_DIED, failure_from_exception
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.runner import prefetch_first_stage
 from mteb_vllm.sweep.job import Job
@@ -112,7 +112,7 @@ def _follow(order: Order, pipe: Connection) -> Report:
         disk.locate(error, order.folder)
         logger.exception("the point failed")
         traceback.print_exc()
-        return PointFailed(of_exception(error))
+        return PointFailed(failure_from_exception(error))
 
 
 def _point(order: RunPoint, console: Console, progress: MakeProgress) -> Report:
@@ -127,7 +127,7 @@ def _point(order: RunPoint, console: Console, progress: MakeProgress) -> Report:
     )
     if answer.status != JobStatus.COMPLETED:
         # The exception itself need not survive the pipe.
-        return PointFailed(of_exception(answer._return_value))
+        return PointFailed(failure_from_exception(answer._return_value))
     return PointDone(answer)
 
 

@@ -21,7 +21,7 @@ from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.models.architectures import position_limit
 from mteb_vllm.pipelines.base import FirstStage
 from mteb_vllm.plan import Plan, plan
-from mteb_vllm.results.failures import Failure, before, of_exception, remembered
+from mteb_vllm.results.failures import Failure, before, failure_from_exception, remembered
 from mteb_vllm.results.lookup import Stale, intact, predictions_path, result_path, result_status, same_result
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.tasks.estimates import Estimate, estimate
@@ -157,7 +157,7 @@ def plan_points(points: Sequence[Point], first: int = 0) -> list[PlannedPoint]:
         try:
             planned.append(replace(point, plan=plan(checked.config, checked.pipeline)))
         except MtebVllmError as error:
-            planned.append(replace(point, failure=of_exception(error)))
+            planned.append(replace(point, failure=failure_from_exception(error)))
     return planned
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.plan import pack
-from mteb_vllm.results.failures import FATAL, Failure, last_lines, of_exception, of_exit, of_timeout, where_it_stood
+from mteb_vllm.results.failures import FATAL, Failure, last_lines, failure_from_exception, failure_from_exit, failure_from_timeout, where_it_stood
 from mteb_vllm.results.record import RunRecord, TaskOutcome
 from mteb_vllm.runner import LOG, PrefetchedFirstStage, finish, started_record
 from mteb_vllm.sweep.messages import (
@@ -183,7 +183,7 @@ class Supervisor:
             child = self._the_child()
             written = self._child_log.stat().st_size
         except OSError as error:  # its log cannot be written
-            return self._fail(point, of_exception(error), (), started)
+            return self._fail(point, failure_from_exception(error), (), started)
         prefetched = self._prefetched.get(point.planned.number)
         planned, made = replace(point.planned, plan=None, composed=None), point.planned.plan
         packed = pack(made) if made is not None else None
@@ -198,7 +198,7 @@ class Supervisor:
             except EOFError:
                 status = child.ended()
                 self._child = None
-                failure = of_exit(status, running.phase, running.doing, self._log(point, written), running.task)
+                failure = failure_from_exit(status, running.phase, running.doing, self._log(point, written), running.task)
                 return self._fail(point, failure, running.tasks, started)
             self._view.heard(said)
             if said is not None:
@@ -221,7 +221,7 @@ class Supervisor:
                 child.kill()
                 self._child = None
                 log = where_it_stood(point.folder / LOG) or self._log(point, written)
-                failure = of_timeout(self._timeout, running.phase, running.doing, log, running.task)
+                failure = failure_from_timeout(self._timeout, running.phase, running.doing, log, running.task)
                 return self._fail(point, failure, running.tasks, started)
 
     def _first_stage_done(self, point: SweepPoint, prefetched: PrefetchedFirstStage) -> Failure | None:
