@@ -28,7 +28,7 @@ from mteb_vllm.report.comparison import compare
 from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.page import page
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
-from mteb_vllm.results.failures import Failure, remember
+from mteb_vllm.results.failures import Failure, save_failures
 from mteb_vllm.tasks import demo
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.files import cache_dir, read_with_checksum
@@ -253,7 +253,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         assert all(record.status == "ok" for record in records), [record.failures for record in records]
         for number, more in enumerate((["prompts=none"], ["prompts=e5"])):
             run_again(check([*base, texts, *more])[0].config, out, f"sweeps/sweep/{number}", point=number)
-        remember(out, records[0].fingerprint, [Failure("task", "it failed once", "STS12")], [])
+        save_failures(out, records[0].fingerprint, [Failure("task", "it failed once", "STS12")], [])
         yield Store(root, configs, records, shown_scores(out / "runs", out / "sweeps", out / "results"), made)
         close_engines()
     catalogue.mteb_catalogue.cache_clear()

@@ -21,7 +21,7 @@ from mteb_vllm.models.score_templates import ScoreTemplate
 from mteb_vllm.pipelines.base import FirstStage, Pipeline
 from mteb_vllm.pipelines.factory import PipelineParts, import_pipeline, make_parts
 from mteb_vllm.pipelines.rerank.first_stages import Dense, EncoderStage
-from mteb_vllm.results.failures import Failure, before, remembered
+from mteb_vllm.results.failures import Failure, earlier_failure, load_failures
 from mteb_vllm.results.lookup import result_path, result_status
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.util.fingerprint import fingerprint
@@ -223,10 +223,10 @@ def _kind(planned: Plan) -> str:
 def failed_before(config: RunConfig, planned: Plan) -> dict[str, Failure]:
     """The tasks that failed before under the very same settings and have no result since."""
     root = Path(config.results.dir)
-    earlier = remembered(root, fingerprint(planned.settings))
+    earlier = load_failures(root, fingerprint(planned.settings))
     found = {}
     for task in planned.tasks:
-        failure = before(earlier, task.name)
+        failure = earlier_failure(earlier, task.name)
         if failure is None:
             continue
         with contextlib.suppress(FirstStageError):

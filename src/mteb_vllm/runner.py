@@ -28,12 +28,12 @@ from mteb_vllm.report import one_run
 from mteb_vllm.report.one_run import print_summary, cut_by_first_stage, cut_texts, late_variables
 from mteb_vllm.results.failures import (
     Failure,
-    before,
+    earlier_failure,
     last_lines,
     failure_from_exception,
     failures_from_unwritten,
-    remember,
-    remembered,
+    save_failures,
+    load_failures,
     with_log,
 )
 from mteb_vllm.results.lookup import keep_settings
@@ -210,7 +210,7 @@ def finish(record: RunRecord, started: float) -> None:
         if record.fingerprint:
             settled = [task.name for task in record.tasks if task.status != "failed"]
             settled += [""] if record.throughput is not None and record.failure is None else []
-            remember(root, record.fingerprint, record.failures, settled)
+            save_failures(root, record.fingerprint, record.failures, settled)
         if unwritten:
             record.unwritten, record.status = failures_from_unwritten(unwritten), "failed"
 
@@ -285,7 +285,7 @@ def _run(
     skipped: dict[str, Failure] = {}
     if not config.retry_failed and pipeline.scores_tasks:
         skipped = failed_before(config, planned)
-    elif not config.retry_failed and (earlier := before(remembered(root, record.fingerprint), "")) is not None:
+    elif not config.retry_failed and (earlier := earlier_failure(load_failures(root, record.fingerprint), "")) is not None:
         record.failure = earlier
         record.warnings.append("This point failed before and was not tried again (retry_failed=false).")
         return

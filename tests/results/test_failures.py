@@ -15,12 +15,12 @@ from mteb_vllm.results.digests import write_note
 from mteb_vllm.results.failures import (
     Failure,
     Kind,
-    before,
+    earlier_failure,
     failure_from_exception,
     failure_from_exit,
     failure_from_timeout,
-    remember,
-    remembered,
+    save_failures,
+    load_failures,
     with_log,
 )
 from mteb_vllm.util.phase import Phase
@@ -134,18 +134,18 @@ def test_a_process_that_hangs_says_where(tmp_path: Path) -> None:
 
 def test_what_failed_is_remembered_until_there_is_a_score(tmp_path: Path) -> None:
     one, whole = Failure("task", "x", "STS12"), Failure("killed", "y")
-    remember(tmp_path, "abc", [one, whole, Failure("interrupted", "KeyboardInterrupt")], [])
-    assert remembered(tmp_path, "abc") == {"STS12": one, "": whole}
-    remember(tmp_path, "abc", [replace(one, kind="data", tried=False)], [])
-    assert remembered(tmp_path, "abc") == {"STS12": one, "": whole}, "what was not tried is no news"
-    found = before(remembered(tmp_path, "abc"), "STS13")
+    save_failures(tmp_path, "abc", [one, whole, Failure("interrupted", "KeyboardInterrupt")], [])
+    assert load_failures(tmp_path, "abc") == {"STS12": one, "": whole}
+    save_failures(tmp_path, "abc", [replace(one, kind="data", tried=False)], [])
+    assert load_failures(tmp_path, "abc") == {"STS12": one, "": whole}, "what was not tried is no news"
+    found = earlier_failure(load_failures(tmp_path, "abc"), "STS13")
     assert found is not None and (found.kind, found.task) == ("killed", "STS13"), (
         "the whole point failed, and STS13 with it"
     )
-    remember(tmp_path, "abc", [], ["STS13"])
-    assert before(remembered(tmp_path, "abc"), "STS13") is None
-    assert before(remembered(tmp_path, "abc"), "STS12") == replace(one, tried=False)
-    remember(tmp_path, "abc", [], ["STS12"])
+    save_failures(tmp_path, "abc", [], ["STS13"])
+    assert earlier_failure(load_failures(tmp_path, "abc"), "STS13") is None
+    assert earlier_failure(load_failures(tmp_path, "abc"), "STS12") == replace(one, tried=False)
+    save_failures(tmp_path, "abc", [], ["STS12"])
     assert not any((tmp_path / "failures").iterdir())
 
 
@@ -154,7 +154,7 @@ def test_a_memory_of_the_wrong_types_is_none_and_is_repaired(
 ) -> None:
     one = Failure("task", "x", "STS12")
     path = tmp_path / "failures" / "abc.json"
-    remember(tmp_path, "abc", [one], [])
+    save_failures(tmp_path, "abc", [one], [])
     right = path.read_text()
     bare = '{"StdlibDocsClassification": {"kind": 5, "message": 7}}'
     for harm in (
@@ -169,21 +169,21 @@ def test_a_memory_of_the_wrong_types_is_none_and_is_repaired(
     ):
         path.unlink(missing_ok=True)
         path.mkdir() if harm is None else path.write_text(harm)
-        assert remembered(tmp_path, "abc") == {}
-        remember(tmp_path, "abc", [], [])
+        assert load_failures(tmp_path, "abc") == {}
+        save_failures(tmp_path, "abc", [], [])
         assert path.exists() == (harm is None), "what nobody can read says nothing"
-        remember(tmp_path, "abc", [one], [])
-        assert remembered(tmp_path, "abc") == {"STS12": one}
+        save_failures(tmp_path, "abc", [one], [])
+        assert load_failures(tmp_path, "abc") == {"STS12": one}
     write_note(tmp_path, path, {"STS12": {"kind": "task", "cause": "of a later version"}})
-    assert remembered(tmp_path, "abc") == {}
+    assert load_failures(tmp_path, "abc") == {}
     locked = []
     monkeypatch.setattr(failures, "lock", lambda *_, **__: locked.append(1))
-    remember(tmp_path, "other", [], ["STS12"])
+    save_failures(tmp_path, "other", [], ["STS12"])
     assert not locked, "a folder that cannot be written is no trouble where there is nothing to say"
 
     def no_lock(*_: object, **__: object) -> None:
         raise OSError(13, "Permission denied")
 
     monkeypatch.setattr(failures, "lock", no_lock)
-    remember(tmp_path, "abc", [one], [])
+    save_failures(tmp_path, "abc", [one], [])
     assert "Permission denied" in caplog.text

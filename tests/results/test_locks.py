@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mteb_vllm.errors import LockError
-from mteb_vllm.results.failures import Failure, remember, remembered
+from mteb_vllm.results.failures import Failure, save_failures, load_failures
 from mteb_vllm.results.locks import BusyError, clear, lock, staging
 
 HOLD = """
@@ -86,9 +86,9 @@ def test_a_store_that_cannot_be_locked_says_so_and_is_still_read(tmp_path: Path)
     with pytest.raises(LockError, match=r"the results store .* cannot be locked: .*\.locks"), lock(tmp_path, "x"):
         pass
     clear(tmp_path)
-    remember(tmp_path, "abc", [Failure("task", "x", "STS12")], [])
-    remember(tmp_path, "abc", [], ["STS12"])
-    assert remembered(tmp_path, "abc") == {}
+    save_failures(tmp_path, "abc", [Failure("task", "x", "STS12")], [])
+    save_failures(tmp_path, "abc", [], ["STS12"])
+    assert load_failures(tmp_path, "abc") == {}
 
 
 def test_a_lock_file_that_cannot_be_removed_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

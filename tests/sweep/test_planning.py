@@ -13,7 +13,7 @@ from test_digests import put
 from mteb_vllm import run
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.preflight.command import check
-from mteb_vllm.results.failures import Failure, remember
+from mteb_vllm.results.failures import Failure, save_failures
 from mteb_vllm.results.lookup import keep_same, keep_settings, predictions_path, result_path
 from mteb_vllm.sweep.planning import PlannedPoint, grouped, look_up, plan_points
 from mteb_vllm.sweep.table import plan_table, print_plan
@@ -108,7 +108,7 @@ def test_a_point_says_what_is_known_of_it(tmp_path: Path) -> None:
         "versions": {**fresh[2].plan.settings["engine"]["versions"], "vllm": "0.26"},
     }
     known(fresh[2], "STS13", tmp_path, engine=older)
-    remember(tmp_path, fresh[3].fingerprint, [Failure("killed", "the process ended", "STS12")], [])
+    save_failures(tmp_path, fresh[3].fingerprint, [Failure("killed", "the process ended", "STS12")], [])
     points = planned(*words)
     assert [point.state for point in points] == ["done", "to run", "stale", "failed before"]
     assert [point.group for point in points] == [None, 1, 2, 3] and order(points) == [["0"], ["1"], ["2"], ["3"]]

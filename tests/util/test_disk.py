@@ -22,7 +22,7 @@ from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.errors import ConfigError, DataError, MtebVllmError, StorageError
 from mteb_vllm.preflight.command import check
 from mteb_vllm.report.one_run import print_summary, print_run
-from mteb_vllm.results.failures import failure_from_exception, failures_from_unwritten, remember, remembered
+from mteb_vllm.results.failures import failure_from_exception, failures_from_unwritten, save_failures, load_failures
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 from mteb_vllm.runner import finish
 from mteb_vllm.sweep.job import Job
@@ -161,8 +161,8 @@ def test_an_error_of_the_disks_is_a_failure_of_its_kind(number: int, tmp_path: P
     assert failure_from_exception(StorageError("x")).kind == "disk"
     assert disk.cause(FileNotFoundError(errno.ENOENT, "no such file")) is None
     assert failure_from_exception(DataError("x"), "STS12").kind == "data"
-    remember(tmp_path, "abc", [failure], [])
-    assert remembered(tmp_path, "abc") == {}, "another disk, another day"
+    save_failures(tmp_path, "abc", [failure], [])
+    assert load_failures(tmp_path, "abc") == {}, "another disk, another day"
 
 
 def test_a_file_that_cannot_be_written_is_named(full: Path) -> None:

@@ -261,7 +261,7 @@ def where_it_stood(log: Path) -> list[str]:
     return lines[found[-1] :][:LOG_LINES] if found else lines[-LOG_LINES:]
 
 
-def remember(root: Path, fingerprint: str, failures: Sequence[Failure], settled: Sequence[str]) -> None:
+def save_failures(root: Path, fingerprint: str, failures: Sequence[Failure], settled: Sequence[str]) -> None:
     """Notes what failed under some settings, in the place of what failed before.
 
     Args:
@@ -276,7 +276,7 @@ def remember(root: Path, fingerprint: str, failures: Sequence[Failure], settled:
         return
     try:
         with lock(root, f"{fingerprint}.failures"):
-            known = remembered(root, fingerprint)
+            known = load_failures(root, fingerprint)
             # A failure outside of any task is settled when some task has a score.
             kept = {key: found for key, found in known.items() if key not in settled and (key or not settled)} | news
             if kept:
@@ -287,7 +287,7 @@ def remember(root: Path, fingerprint: str, failures: Sequence[Failure], settled:
         disk.note(path, error, optional=True)
 
 
-def remembered(root: Path, fingerprint: str) -> dict[str, Failure]:
+def load_failures(root: Path, fingerprint: str) -> dict[str, Failure]:
     """What failed before under some settings: task to failure, "" for one outside of any task."""
     found = read_note(root, _path(root, fingerprint)) or {}
     try:
@@ -296,7 +296,7 @@ def remembered(root: Path, fingerprint: str) -> dict[str, Failure]:
         return {}
 
 
-def before(failures: Mapping[str, Failure], task: str) -> Failure | None:
+def earlier_failure(failures: Mapping[str, Failure], task: str) -> Failure | None:
     """Why a task failed before, by itself or with its whole point."""
     found = failures.get(task) or failures.get("")
     return replace(found, task=task, tried=False) if found is not None else None

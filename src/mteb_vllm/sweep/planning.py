@@ -21,7 +21,7 @@ from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.models.architectures import position_limit
 from mteb_vllm.pipelines.base import FirstStage
 from mteb_vllm.plan import Plan, plan
-from mteb_vllm.results.failures import Failure, before, failure_from_exception, remembered
+from mteb_vllm.results.failures import Failure, earlier_failure, failure_from_exception, load_failures
 from mteb_vllm.results.lookup import Stale, intact, predictions_path, result_path, result_status, same_result
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.tasks.estimates import Estimate, estimate
@@ -248,13 +248,13 @@ def _numbered(points: list[PlannedPoint]) -> list[PlannedPoint]:
 
 def _states(config: RunConfig, made: Plan, stale: Stale) -> list[TaskState]:
     root = Path(config.results.dir)
-    earlier = remembered(root, fingerprint(made.settings))
+    earlier = load_failures(root, fingerprint(made.settings))
     if not made.pipeline.scores_tasks:
         # One thing to do, and nothing that could be known of it.
-        failure, work = before(earlier, ""), made.pipeline.estimate_all(config.model.kind)
+        failure, work = earlier_failure(earlier, ""), made.pipeline.estimate_all(config.model.kind)
         state: State = "to run" if failure is None else "failed before"
         return [TaskState(made.pipeline.name, state, str(failure or ""), (work,) if work is not None else ())]
-    return [_state(config, made, task, stale, before(earlier, task.name)) for task in made.tasks]
+    return [_state(config, made, task, stale, earlier_failure(earlier, task.name)) for task in made.tasks]
 
 
 def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: Stale, failure: Failure | None) -> TaskState:
