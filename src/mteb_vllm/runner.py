@@ -34,7 +34,7 @@ from mteb_vllm.results.failures import (
     failures_from_unwritten,
     save_failures,
     load_failures,
-    with_log,
+    add_log,
 )
 from mteb_vllm.results.lookup import keep_settings
 from mteb_vllm.results.measurements import EngineRecord, Memory
@@ -141,7 +141,7 @@ def _run_config(
         finish(record, started)  # Ctrl-C: what is done so far is kept
         raise
     if record.failure is not None:
-        record.failure = with_log(record.failure, last_lines(output_dir / LOG))
+        record.failure = add_log(record.failure, last_lines(output_dir / LOG))
     record.peak_memory_mb = Memory(**peak_memory(working_processes()))
     record.warnings += late_variables(record)
     finish(record, started)
@@ -176,7 +176,7 @@ def prefetch_first_stage(
     skipped = {} if config.retry_failed else failed_before(config, planned)
     with _working(config, planned, log, console, progress, skipped) as work:
         errors = planned.pipeline.retrieve(work.context)
-        failures = [with_log(failure_from_exception(error, task), last_lines(log)) for task, error in errors.items()]
+        failures = [add_log(failure_from_exception(error, task), last_lines(log)) for task, error in errors.items()]
     return PrefetchedFirstStage(_first_stage_record(planned), failures)
 
 
@@ -299,7 +299,7 @@ def _run(
             for outcome in pipeline.run(context):
                 if outcome.failure is not None:
                     lines = [*_engine_lines(context.model, log), *last_lines(log)]
-                    outcome.failure = with_log(outcome.failure, lines)
+                    outcome.failure = add_log(outcome.failure, lines)
                 record.tasks.append(outcome)
         finally:
             record.throughput, record.parity = context.throughput, context.parity

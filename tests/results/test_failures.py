@@ -21,7 +21,7 @@ from mteb_vllm.results.failures import (
     failure_from_timeout,
     save_failures,
     load_failures,
-    with_log,
+    add_log,
 )
 from mteb_vllm.util.phase import Phase
 
@@ -107,9 +107,9 @@ def test_onednn_says_little_where_memory_runs_out() -> None:
 def test_a_log_may_say_what_an_engine_in_a_process_of_its_own_could_not() -> None:
     started = Failure("engine_start", "Engine core initialization failed. See root cause above.")
     lines = ["INFO Available KV cache memory: 3.2 GiB", "torch.OutOfMemoryError: CUDA out of memory."]
-    assert with_log(started, lines).kind == "out_of_memory_loading"
-    assert with_log(started, lines[:1]).kind == "engine_start", "what vLLM says every time is no sign"
-    other = with_log(Failure("task", "x", "STS12"), lines)
+    assert add_log(started, lines).kind == "out_of_memory_loading"
+    assert add_log(started, lines[:1]).kind == "engine_start", "what vLLM says every time is no sign"
+    other = add_log(Failure("task", "x", "STS12"), lines)
     assert (other.kind, other.log) == ("task", lines)
 
 
@@ -126,10 +126,10 @@ def test_a_process_that_hangs_says_where(tmp_path: Path) -> None:
     frames = [f'  File "x.py", line {at} in f{at}' for at in range(60)]
     one, current = "Thread 0x1 (most recent call first):", "Current thread 0x2 (most recent call first):"
     log.write_text("\n".join(["INFO ...", one, *frames, current, '  File "y.py", line 7 in hang', *frames]))
-    lines = failures.where_it_stood(log)
+    lines = failures.last_stack(log)
     assert lines[1] == '  File "y.py", line 7 in hang' and len(lines) == failures.LOG_LINES
     log.write_text("INFO ...")
-    assert failures.where_it_stood(log) == ["INFO ..."]
+    assert failures.last_stack(log) == ["INFO ..."]
 
 
 def test_what_failed_is_remembered_until_there_is_a_score(tmp_path: Path) -> None:

@@ -141,14 +141,14 @@ def failure_from_exception(error: BaseException, task: str | None = None) -> Fai
     cause = error
     while isinstance(cause, (FirstStageError, PartialResultError)) and cause.__cause__ is not None:
         cause = cause.__cause__
-    words = [f"{type(one).__name__}: {one}" for one in causes(error)]
+    words = [f"{type(one).__name__}: {one}" for one in error_chain(error)]
     kind: Kind
-    if any(isinstance(one, MemoryError) for one in causes(error)) or any(map(_MEMORY.search, words)):
+    if any(isinstance(one, MemoryError) for one in error_chain(error)) or any(map(_MEMORY.search, words)):
         kind = "out_of_memory_loading" if isinstance(cause, EngineStartError) else "out_of_memory_encoding"
     else:
         other: Kind = "disk" if disk.cause(error) is not None else "task" if task else "error"
         kind = next((kind for cls, kind in _KINDS if isinstance(cause, cls)), other)
-    message = str(error) if isinstance(error, MtebVllmError) else in_one_line(error)
+    message = str(error) if isinstance(error, MtebVllmError) else one_line_message(error)
     if kind == "disk" and not isinstance(error, MtebVllmError):
         found = disk.cause(error)
         at = f"{found.filename}: " if found is not None and found.filename else ""
@@ -176,7 +176,7 @@ def failures_from_unwritten(unwritten: Sequence[tuple[Path, BaseException]]) -> 
     return failures
 
 
-def with_log(failure: Failure, lines: Sequence[str]) -> Failure:
+def add_log(failure: Failure, lines: Sequence[str]) -> Failure:
     """The failure with the last lines of its log, where alone an engine core in a process of its own says why it ended."""
     kind = failure.kind
     if kind in ("engine_start", "engine_died") and any(map(_MEMORY.search, lines)):
@@ -221,7 +221,7 @@ def failure_from_timeout(seconds: float, phase: Phase, doing: str, log: Sequence
     return Failure("timeout", message, task, list(log), _TRY["timeout"], phase=phase)
 
 
-def in_one_line(error: BaseException) -> str:
+def one_line_message(error: BaseException) -> str:
     """An error in one line, without the words that say nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kind = type(error).__name__
@@ -254,7 +254,7 @@ def last_lines(log: Path, n: int = LOG_LINES, *, since: int = 0) -> list[str]:
     return [line[:400] for line in lines if line.strip()][-n:]
 
 
-def where_it_stood(log: Path) -> list[str]:
+def last_stack(log: Path) -> list[str]:
     """What a process that was asked where it is wrote last, from its main thread on (faulthandler's form)."""
     lines = last_lines(log, 400)
     found = [at for at, line in enumerate(lines) if line.startswith("Current thread")]
@@ -306,7 +306,7 @@ def _path(root: Path, fingerprint: str) -> Path:
     return root / "failures" / f"{fingerprint}.json"
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
+def error_chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an error, and what it comes from."""
     seen: set[int] = set()
     one: BaseException | None = error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.plan import pack
-from mteb_vllm.results.failures import FATAL, Failure, last_lines, failure_from_exception, failure_from_exit, failure_from_timeout, where_it_stood
+from mteb_vllm.results.failures import FATAL, Failure, last_lines, failure_from_exception, failure_from_exit, failure_from_timeout, last_stack
 from mteb_vllm.results.record import RunRecord, TaskOutcome
 from mteb_vllm.runner import LOG, PrefetchedFirstStage, finish, started_record
 from mteb_vllm.sweep.messages import (
@@ -220,7 +220,7 @@ class Supervisor:
                 child.show_where()
                 child.kill()
                 self._child = None
-                log = where_it_stood(point.folder / LOG) or self._log(point, written)
+                log = last_stack(point.folder / LOG) or self._log(point, written)
                 failure = failure_from_timeout(self._timeout, running.phase, running.doing, log, running.task)
                 return self._fail(point, failure, running.tasks, started)
 

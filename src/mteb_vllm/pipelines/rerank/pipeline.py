@@ -17,7 +17,7 @@ from mteb_vllm.errors import FirstStageError, Mistake, MtebVllmError, PartialRes
 from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.pipelines.base import FirstStage, Pipeline, RunContext
 from mteb_vllm.pipelines.rerank.candidates import DEPTH, Ceiling, ceiling_meta
-from mteb_vllm.results.failures import in_one_line
+from mteb_vllm.results.failures import one_line_message
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.tasks.estimates import Estimate, estimate_pairs
 from mteb_vllm.tasks.loading import Unit, narrowed, unit_name, units
@@ -107,7 +107,7 @@ class Rerank(Pipeline):
             error = failures.get(task.metadata.name)
             # What a first stage has done of a task can be reranked.
             if error is not None and not (isinstance(error, PartialResultError) and mteb_run.parts_of(task) == [task]):
-                said = str(error) if isinstance(error, MtebVllmError) else in_one_line(error)
+                said = str(error) if isinstance(error, MtebVllmError) else one_line_message(error)
                 raise FirstStageError(f"first stage: {said}") from error
             why = error.failed if isinstance(error, PartialResultError) else {}
             return self._rerank(
