@@ -307,7 +307,7 @@ def _run(
             record.warnings += _engine_warnings(record.engine)
         record.warnings += [
             f"{path} is not what was written there: it was quarantined under this name, and computed again."
-            for path in [*context.store.set_aside, *(work.embeddings.set_aside if work.embeddings is not None else [])]
+            for path in [*context.store.quarantined, *(work.embeddings.set_aside if work.embeddings is not None else [])]
         ]
         if work.embeddings is not None and pipeline.scores_tasks:
             record.embedding_cache = work.embeddings.record()

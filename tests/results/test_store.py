@@ -77,8 +77,8 @@ def test_other_data_is_not_the_same_result(tmp_path: Path, sts: Any, monkeypatch
     path = store.get_task_result_path(sts.metadata.name, meta)
     put(tmp_path, path, path.read_bytes().replace(sts.metadata.revision.encode(), b"of another time"))
     assert store.load_task_result(sts.metadata.name, meta) is not None
-    assert store.cached_result(sts, meta) is None and not store.started(sts, meta)
-    assert not store.set_aside, "it is not damaged"
+    assert store.cached_result(sts, meta) is None and not store.has_partial_result(sts, meta)
+    assert not store.quarantined, "it is not damaged"
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +133,9 @@ def test_a_damaged_result_is_quarantined_named_and_computed_again(
     from mteb_vllm.results.lookup import result_status
 
     assert result_status(root, path, info(sts)) == "unreadable" and path.exists(), "looking changes nothing"
-    assert store.cached_result(sts, meta) is None and not store.started(sts, meta)
+    assert store.cached_result(sts, meta) is None and not store.has_partial_result(sts, meta)
     aside = path.with_name(f"{path.name}.broken")
-    assert store.set_aside == [aside] and aside.exists() and not path.exists()
+    assert store.quarantined == [aside] and aside.exists() and not path.exists()
     assert "quarantined" in caplog.text and path.name in caplog.text
     assert evaluate(store, "aaaa", sts).calls > 0
     again = store.cached_result(sts, meta)
@@ -188,7 +188,7 @@ def test_a_writer_that_is_killed_before_its_result_appears_harms_no_earlier_one(
         (path.parent / "model_meta.json").unlink()
         evaluate(store, "aaaa", task)
     assert (path.parent / "model_meta.json").exists(), "the result comes last"
-    assert store.started(task, meta) and store.cached_result(half, meta) is not None and not store.set_aside
+    assert store.has_partial_result(task, meta) and store.cached_result(half, meta) is not None and not store.quarantined
     evaluate(store, "aaaa", task)
     assert store.cached_result(task, meta) is not None
 
@@ -207,7 +207,7 @@ def test_a_result_is_adopted_only_as_it_was_written(computed: tuple[Path, Any], 
     put(store.root, path, content)
     adopted, own = store.adopt(sts, other, path), store.cached_result(sts, meta)
     assert adopted is not None and own is not None and adopted.get_score() == own.get_score()
-    assert store.cached_result(sts, other) is not None and not store.set_aside, "with a digest of its own"
+    assert store.cached_result(sts, other) is not None and not store.quarantined, "with a digest of its own"
     third = store.get_task_result_path(sts.metadata.name, Model("cccc").mteb_model_meta)
     third.parent.mkdir()
     shutil.copy(path, third)
@@ -221,7 +221,7 @@ def test_a_missing_subset_is_not_known(tmp_path: Path) -> None:
     meta = evaluate(
         store, "aaaa", mock_tasks.MockMultilingualSTSTask().filter_languages(None, hf_subsets=task.hf_subsets[:1])
     )
-    assert store.started(task, meta.mteb_model_meta) and store.cached_result(task, meta.mteb_model_meta) is None
+    assert store.has_partial_result(task, meta.mteb_model_meta) and store.cached_result(task, meta.mteb_model_meta) is None
 
 
 def test_a_score_that_is_no_number_is_not_known(tmp_path: Path, sts: Any) -> None:

@@ -229,17 +229,17 @@ def evaluate_loaded(
     Raises:
         PartialResultError: if there are such, when all others have been evaluated.
     """
-    from mteb_vllm.results.store import ResultsInMemory
+    from mteb_vllm.results.store import InMemoryResults
 
     meta = model.mteb_model_meta
     # Parts of a result are read only where they are of the same data: mteb itself asks that of whole ones only.
-    before = store.load_task_result(task.metadata.name, meta) if store.started(task, meta) else None
+    before = store.load_task_result(task.metadata.name, meta) if store.has_partial_result(task, meta) else None
     # Where predictions are kept, all of them are made: they are whole or nothing.
     again = before is not None and (predictions or not reuse)
     failed = dict(broken or {})
     with store.staging() if predictions else contextlib.nullcontext(None) as folder:
         # What is known stays as it is until all is there that takes its place: mteb would write a subset at a time.
-        cache = ResultsInMemory(store.root) if again else store
+        cache = InMemoryResults(store.root) if again else store
         left = [unit for unit in data.units(task) if unit not in failed]
         if before is not None and not again:
             missing = before.get_missing_evaluations(task)
@@ -260,7 +260,7 @@ def evaluate_loaded(
                 failed[unit], done = error, [unit]
             left = [unit for unit in left if unit not in done]
         if folder is not None and (written := folder / task.prediction_file_name).exists():
-            store.keep_predictions(task, meta, written)
+            store.save_predictions(task, meta, written)
         if before is not None and again and (result := cache.load_task_result(task.metadata.name, meta)) is not None:
             # Splits and subsets that were not asked for now stay as they are.
             store.save_to_cache(before.merge(result), meta)
@@ -288,7 +288,7 @@ def _evaluate(model: MTEBModels, task: AbsTask, cache: ResultsStore, predictions
         model,
         task,
         cache=cache,
-        overwrite_strategy="only-missing" if cache.started(task, model.mteb_model_meta) else "always",
+        overwrite_strategy="only-missing" if cache.has_partial_result(task, model.mteb_model_meta) else "always",
         encode_kwargs={"batch_size": 512, "show_progress_bar": False},
         prediction_folder=predictions,
         show_progress_bar=False,
@@ -387,7 +387,7 @@ def failed(task: AbsTask, error: Exception) -> TaskOutcome:
 def _partly(task: AbsTask, error: PartialResultError, store: ResultsStore, meta: ModelMeta) -> TaskOutcome:
     """Return a failed task's outcome with the scores of those subsets that have some."""
     outcome = failed(task, error)
-    if store.started(task, meta) and (result := store.load_task_result(task.metadata.name, meta)) is not None:
+    if store.has_partial_result(task, meta) and (result := store.load_task_result(task.metadata.name, meta)) is not None:
         # mteb's own filter gives subsets that are missing a score of NaN.
         units, scores = data.units(task), _scores(result)
         outcome.scores = {

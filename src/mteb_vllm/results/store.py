@@ -43,12 +43,12 @@ class ResultsStore(ResultCache):
     """mteb's result cache, with atomic writes, shared by several runs at a time.
 
     Attributes:
-        set_aside: What was not what had been written there, by the names that it has now.
+        quarantined: What was not what had been written there, by the names that it has now.
     """
 
     def __init__(self, cache_path: Path | str) -> None:
         super().__init__(cache_path)
-        self.set_aside: list[Path] = []
+        self.quarantined: list[Path] = []
         # Results that could not be written: they last as long as the run.
         self._unwritten: dict[Path, TaskResult] = {}
 
@@ -115,7 +115,7 @@ class ResultsStore(ResultCache):
             )
         return result
 
-    def started(self, task: AbsTask, meta: ModelMeta) -> bool:
+    def has_partial_result(self, task: AbsTask, meta: ModelMeta) -> bool:
         """Whether a part of the task's result is there, of the same data, so that only the rest needs computing."""
         result = self.load_task_result(task.metadata.name, meta)
         return result is not None and result.dataset_revision == task.metadata.revision
@@ -142,7 +142,7 @@ class ResultsStore(ResultCache):
         folder = result.parent.relative_to(self.cache_path / "results")
         return Path(self.cache_path) / "predictions" / folder / task.prediction_file_name
 
-    def keep_predictions(self, task: AbsTask, meta: ModelMeta, written: Path) -> None:
+    def save_predictions(self, task: AbsTask, meta: ModelMeta, written: Path) -> None:
         """Takes over a file of predictions that mteb has written; subsets and splits that are known already stay."""
         path = self.predictions_path(task, meta)
         found = json.loads(written.read_text(encoding="utf-8"))
@@ -184,7 +184,7 @@ class ResultsStore(ResultCache):
                 return None
             except DamagedError as error:
                 aside = quarantine(path)
-                self.set_aside.append(aside)
+                self.quarantined.append(aside)
                 logger.warning("%s is damaged (%s); quarantined as %s", path, error, aside.name)
                 return None
 
@@ -245,7 +245,7 @@ class ResultsStore(ResultCache):
                 file.replace(target / file.name)
 
 
-class ResultsInMemory(ResultsStore):
+class InMemoryResults(ResultsStore):
     """Results that are not written, and last as long as this."""
 
     def load_task_result(
