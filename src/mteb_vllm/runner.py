@@ -36,7 +36,7 @@ from mteb_vllm.results.failures import (
     load_failures,
     add_log,
 )
-from mteb_vllm.results.lookup import keep_settings
+from mteb_vllm.results.lookup import save_settings
 from mteb_vllm.results.measurements import EngineRecord, Memory
 from mteb_vllm.results.record import FirstStageRecord, RunRecord, TaskOutcome, write_record
 from mteb_vllm.tasks import selection as tasks
@@ -294,7 +294,7 @@ def _run(
         context = work.context
         for task in planned.tasks if pipeline.cached else ():
             with contextlib.suppress(FirstStageError):  # that task will fail, and say why
-                keep_settings(root, planned.settings_for(task))
+                save_settings(root, planned.settings_for(task))
         try:
             for outcome in pipeline.run(context):
                 if outcome.failure is not None:

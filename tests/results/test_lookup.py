@@ -20,17 +20,17 @@ from mteb_vllm.plan import Plan, plan
 from mteb_vllm.preflight.command import check
 from mteb_vllm.results.counters import Measured
 from mteb_vllm.results.lookup import (
-    Stale,
-    changed_since,
-    complete,
+    StaleResults,
+    predictions_changed,
+    is_complete,
     copy_measured,
-    keep_measured,
-    keep_same,
-    keep_settings,
+    save_measured,
+    save_shared_result,
+    save_settings,
     read_measured,
     result_path,
     result_status,
-    same_result,
+    shared_result,
 )
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.util.fingerprint import fingerprint
@@ -105,14 +105,14 @@ def test_data_in_a_folder_of_the_working_directory_are_known_by_their_content(
 
 
 def test_predictions_outside_of_a_store_are_nobodys_to_verify(tmp_path: Path) -> None:
-    assert not changed_since(Path("/x_predictions.json"))
+    assert not predictions_changed(Path("/x_predictions.json"))
     name = "org__model/abc/experiments/settings_1/X_predictions.json"
     for folder, changed in (("predictions", True), ("elsewhere", False)):
         path = tmp_path / folder / name
         put(tmp_path, path, b"{}")
-        assert not changed_since(path)
+        assert not predictions_changed(path)
         path.write_bytes(b"[]")
-        assert changed_since(path) is changed
+        assert predictions_changed(path) is changed
 
 
 def test_a_model_without_an_organisation_has_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -125,10 +125,10 @@ def test_a_model_without_an_organisation_has_a_folder_of_its_own(tmp_path: Path)
 
 def test_an_aggregate_has_one_score_whatever_the_subsets_of_its_parts() -> None:
     own = {"test": [{"hf_subset": "default", "main_score": 0.5}]}
-    assert complete(own, ["test"], ["en", "de"], aggregate=True)
-    assert not complete(own, ["test"], ["en", "de"], aggregate=False)
-    assert not complete({"test": [{"hf_subset": "default", "main_score": None}]}, ["test"], ["en"], aggregate=True)
-    assert not complete(own, ["test", "train"], ["default"], aggregate=False)
+    assert is_complete(own, ["test"], ["en", "de"], aggregate=True)
+    assert not is_complete(own, ["test"], ["en", "de"], aggregate=False)
+    assert not is_complete({"test": [{"hf_subset": "default", "main_score": None}]}, ["test"], ["en"], aggregate=True)
+    assert not is_complete(own, ["test", "train"], ["default"], aggregate=False)
 
 
 def test_notes_of_the_wrong_types_count_as_absent_and_are_repaired(tmp_path: Path) -> None:
@@ -137,12 +137,12 @@ def test_notes_of_the_wrong_types_count_as_absent_and_are_repaired(tmp_path: Pat
     files += [tmp_path / "settings" / "same" / "bbbb.json", tmp_path / "settings" / "measured" / "aaaa" / "STS12.json"]
 
     def write() -> None:
-        keep_settings(tmp_path, SETTINGS)
-        keep_same(tmp_path, "bbbb", path)
-        keep_measured(tmp_path, path, Measured(texts=5))
+        save_settings(tmp_path, SETTINGS)
+        save_shared_result(tmp_path, "bbbb", path)
+        save_measured(tmp_path, path, Measured(texts=5))
 
     def read() -> list[Any]:
-        return [Stale(tmp_path)._all, same_result(tmp_path, "bbbb"), read_measured(tmp_path, path)]
+        return [StaleResults(tmp_path)._all, shared_result(tmp_path, "bbbb"), read_measured(tmp_path, path)]
 
     write()
     right = read()
@@ -154,7 +154,7 @@ def test_notes_of_the_wrong_types_count_as_absent_and_are_repaired(tmp_path: Pat
             file.unlink()
             file.mkdir() if harm is None else file.write_bytes(harm)
         assert read()[:2] == [{}, None] and (harm == contents[2] or read()[2] is None)
-        assert Stale(tmp_path).why(SETTINGS, info(mock_tasks.MockSTSTask())) is None
+        assert StaleResults(tmp_path).reason(SETTINGS, info(mock_tasks.MockSTSTask())) is None
         there = read()[2]
         copy_measured(tmp_path, path, path.with_name(f"{at}.json"))
         assert read_measured(tmp_path, path.with_name(f"{at}.json")) == there
@@ -196,7 +196,7 @@ def test_a_plan_knows_where_the_wrapper_will_put_its_results(overrides: list[str
 def test_a_result_is_stale_where_only_the_surroundings_differ(tmp_path: Path) -> None:
     def kept(name: str, **engine: Any) -> dict[str, Any]:
         settings = {**SETTINGS, "engine": {**SETTINGS["engine"], **engine}, "prompts": {"values": {"query": name}}}
-        keep_settings(tmp_path, settings)
+        save_settings(tmp_path, settings)
         return settings
 
     task = info(mock_tasks.MockSTSTask())
@@ -207,10 +207,10 @@ def test_a_result_is_stale_where_only_the_surroundings_differ(tmp_path: Path) ->
         path.write_text("{}")
     now = {**before, "engine": {**before["engine"], "versions": {"vllm": "0.32.0"}, "device": "cuda: NVIDIA H200"}}
     (tmp_path / "settings" / "half.json").write_text("{")
-    stale = Stale(tmp_path)
-    assert stale.why(now, task) == "vllm 0.26.0 -> 0.32.0, device None -> cuda: NVIDIA H200"
-    assert stale.why({**now, "prompts": {"values": {"query": "new: "}}}, task) is None, "that is another question"
-    assert stale.why(now, info(mock_tasks.MockRetrievalTask())) is None
+    stale = StaleResults(tmp_path)
+    assert stale.reason(now, task) == "vllm 0.26.0 -> 0.32.0, device None -> cuda: NVIDIA H200"
+    assert stale.reason({**now, "prompts": {"values": {"query": "new: "}}}, task) is None, "that is another question"
+    assert stale.reason(now, info(mock_tasks.MockRetrievalTask())) is None
 
 
 def test_it_needs_neither_mteb_nor_torch(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from mteb_vllm import run
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import Failure, save_failures
-from mteb_vllm.results.lookup import keep_same, keep_settings, predictions_path, result_path
+from mteb_vllm.results.lookup import save_shared_result, save_settings, predictions_path, result_path
 from mteb_vllm.sweep.planning import PlannedPoint, grouped, look_up, plan_points
 from mteb_vllm.sweep.table import plan_table, print_plan
 from mteb_vllm.util.console import Console
@@ -45,7 +45,7 @@ def known(point: PlannedPoint, task: str, tmp_path: Path, **changed: Any) -> Non
     assert point.plan is not None
     info = mteb_catalogue().tasks[task]
     settings = {**point.plan.settings, **changed}
-    keep_settings(tmp_path, settings)
+    save_settings(tmp_path, settings)
     path = result_path(tmp_path, settings, task, fingerprint(settings))
     scores = {split: [{"hf_subset": name, "main_score": 0.5} for name in info.subsets] for split in info.splits}
     put(tmp_path, path, json.dumps({"dataset_revision": info.dataset_revision, "scores": scores}).encode())
@@ -140,7 +140,7 @@ def test_a_task_that_points_read_in_the_same_way_is_computed_once(tmp_path: Path
     }
     assert input_fingerprint is not None
     settings = first.plan.settings
-    keep_same(tmp_path, input_fingerprint, result_path(tmp_path, settings, "STS12", fingerprint(settings)))
+    save_shared_result(tmp_path, input_fingerprint, result_path(tmp_path, settings, "STS12", fingerprint(settings)))
     first, other = planned(*words)
     assert [[task.state for task in point.tasks] for point in (first, other)] == [["to run", "done"]] * 2
     ((behind,),) = (

@@ -15,7 +15,7 @@ from mteb_vllm.engines.timing import replaced
 from mteb_vllm.errors import EngineError, MissingPackageError, ModelError, PartialResultError
 from mteb_vllm.results.failures import is_fatal, failure_from_exception
 from mteb_vllm.results.locks import BusyError
-from mteb_vllm.results.lookup import copy_measured, keep_measured, keep_same, read_measured, same_result
+from mteb_vllm.results.lookup import copy_measured, save_measured, save_shared_result, read_measured, shared_result
 from mteb_vllm.results.record import Status, TaskOutcome
 from mteb_vllm.tasks import loading as data
 from mteb_vllm.tasks.loading import Unit
@@ -105,7 +105,7 @@ def evaluated(
         if (
             reuse
             and input_fingerprint is not None
-            and (other := same_result(store.root, input_fingerprint)) is not None
+            and (other := shared_result(store.root, input_fingerprint)) is not None
         ):
             result = store.adopt(task, meta, other)
             if result is not None:
@@ -116,9 +116,9 @@ def evaluated(
         except PartialResultError as error:
             return _partly(task, error, store, meta)
         took = outcome.what_it_took(model.engine_record())
-        keep_measured(store.root, store.get_task_result_path(task.metadata.name, meta), took)
+        save_measured(store.root, store.get_task_result_path(task.metadata.name, meta), took)
         if input_fingerprint is not None and _on_known_sides(model, task):
-            keep_same(store.root, input_fingerprint, store.get_task_result_path(task.metadata.name, meta))
+            save_shared_result(store.root, input_fingerprint, store.get_task_result_path(task.metadata.name, meta))
         return outcome
 
 

@@ -40,7 +40,7 @@ _SURROUNDINGS = re.compile(r"(^|\.)(versions\..*|device|method|weights|shell\..*
 CEILING = "mteb-vllm/ceiling"
 
 
-def keep_settings(root: Path, settings: Mapping[str, Any]) -> None:
+def save_settings(root: Path, settings: Mapping[str, Any]) -> None:
     """Write down what a hash of settings stands for; where that is not possible, only the log says so."""
     path = root / "settings" / f"{fingerprint(settings)}.json"
     if _settings(path) is None:
@@ -90,7 +90,7 @@ def predictions_path(root: Path, settings: Mapping[str, Any], task: str, fingerp
     return root / "predictions" / result.parent.relative_to(root / "results") / f"{task}_predictions.json"
 
 
-def intact(root: Path, path: Path) -> bool:
+def is_intact(root: Path, path: Path) -> bool:
     """Whether a file of predictions is what was written there; it is not read again while it stays the same."""
     try:
         status = path.stat()
@@ -99,11 +99,11 @@ def intact(root: Path, path: Path) -> bool:
     return _intact(root, path, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
-def changed_since(path: Path) -> bool:
+def predictions_changed(path: Path) -> bool:
     """Whether a file of predictions in a results store is not what was written there; False where it has no digest."""
     places = path.absolute().parents
     inside = len(places) > 5 and places[4].name == "predictions"
-    return inside and has_digest(path) and not intact(places[5], path.absolute())
+    return inside and has_digest(path) and not is_intact(places[5], path.absolute())
 
 
 @functools.lru_cache(maxsize=1024)
@@ -115,12 +115,12 @@ def _intact(root: Path, path: Path, stamp: tuple[int, ...]) -> bool:
         return False
 
 
-def keep_same(root: Path, input_fingerprint: str, result: Path) -> None:
+def save_shared_result(root: Path, input_fingerprint: str, result: Path) -> None:
     """Notes where the result is of all runs that read a task in the same way."""
     write_note(root, _same(root, input_fingerprint), str(result.relative_to(root)))
 
 
-def same_result(root: Path, input_fingerprint: str) -> Path | None:
+def shared_result(root: Path, input_fingerprint: str) -> Path | None:
     """Where the result may be of a run that has read a task in the same way; None where there was none."""
     found = read_note(root, _same(root, input_fingerprint))
     return None if found is None else root / found
@@ -130,7 +130,7 @@ def _same(root: Path, input_fingerprint: str) -> Path:
     return root / "settings" / "same" / f"{input_fingerprint}.json"
 
 
-def keep_measured(root: Path, result: Path, measured: Measured) -> None:
+def save_measured(root: Path, result: Path, measured: Measured) -> None:
     """Note what computing a result took.
 
     Args:
@@ -152,7 +152,7 @@ def read_measured(root: Path, result: Path) -> Measured | None:
 def copy_measured(root: Path, source: Path, target: Path) -> None:
     """Notes for one result what is noted for another, whose copy it is."""
     if (measured := read_measured(root, source)) is not None:
-        keep_measured(root, target, measured)
+        save_measured(root, target, measured)
 
 
 def _measured(root: Path, result: Path) -> Path:
@@ -181,11 +181,11 @@ def result_status(root: Path, path: Path, task: TaskInfo, splits: Sequence[str] 
         return "other data"
     wanted = [split for split in task.splits if not splits or split in splits]
     return (
-        "complete" if complete(found["scores"], wanted, task.subsets, aggregate=bool(task.aggregate_of)) else "partial"
+        "complete" if is_complete(found["scores"], wanted, task.subsets, aggregate=bool(task.aggregate_of)) else "partial"
     )
 
 
-def complete(
+def is_complete(
     scores: Mapping[str, Iterable[Mapping[str, Any]]],
     splits: Iterable[str],
     subsets: Collection[str],
@@ -213,7 +213,7 @@ class Earlier:
     settings: dict[str, Any]
 
 
-class Stale:
+class StaleResults:
     """Finds results that are this run's but for what no configuration says: versions, the machine, weights, data.
 
     Args:
@@ -223,7 +223,7 @@ class Stale:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def why(self, settings: Mapping[str, Any], task: TaskInfo) -> str | None:
+    def reason(self, settings: Mapping[str, Any], task: TaskInfo) -> str | None:
         """Why the newest such result of a task is stale, as "vllm 0.26.0 -> 0.32.0"; None where there is none."""
         found = [
             (path.stat().st_mtime, earlier.settings)

@@ -30,7 +30,7 @@ from mteb.results import TaskResult
 
 from mteb_vllm.results.digests import DamagedError, read_verified, write_digest
 from mteb_vllm.results.locks import lock, staging
-from mteb_vllm.results.lookup import complete
+from mteb_vllm.results.lookup import is_complete
 from mteb_vllm.util import disk
 from mteb_vllm.util.files import make_way, parse_json, quarantine
 
@@ -271,4 +271,4 @@ def _answers(result: TaskResult, task: AbsTask) -> bool:
     """Whether a result is of the same data, and has all of a task's splits and subsets."""
     if result.dataset_revision != task.metadata.revision:
         return False
-    return complete(result.scores, task.eval_splits, task.hf_subsets, aggregate=task.is_aggregate)
+    return is_complete(result.scores, task.eval_splits, task.hf_subsets, aggregate=task.is_aggregate)

@@ -22,7 +22,7 @@ from mteb_vllm.models.architectures import position_limit
 from mteb_vllm.pipelines.base import FirstStage
 from mteb_vllm.plan import Plan, plan
 from mteb_vllm.results.failures import Failure, earlier_failure, failure_from_exception, load_failures
-from mteb_vllm.results.lookup import Stale, intact, predictions_path, result_path, result_status, same_result
+from mteb_vllm.results.lookup import StaleResults, is_intact, predictions_path, result_path, result_status, shared_result
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.tasks.estimates import Estimate, estimate
 from mteb_vllm.tasks.selection import brings_candidates
@@ -163,7 +163,7 @@ def plan_points(points: Sequence[Point], first: int = 0) -> list[PlannedPoint]:
 
 def look_up(points: Sequence[PlannedPoint]) -> list[PlannedPoint]:
     """Find out what is known of the tasks of planned points now, and which engines they share."""
-    stale, earlier = functools.cache(Stale), _Earlier()
+    stale, earlier = functools.cache(StaleResults), _Earlier()
     found = []
     for point in points:
         config, made = point.config, point.plan
@@ -246,7 +246,7 @@ def _numbered(points: list[PlannedPoint]) -> list[PlannedPoint]:
     return [replace(point, group=numbers.get(point.number)) for point in points]
 
 
-def _states(config: RunConfig, made: Plan, stale: Stale) -> list[TaskState]:
+def _states(config: RunConfig, made: Plan, stale: StaleResults) -> list[TaskState]:
     root = Path(config.results.dir)
     earlier = load_failures(root, fingerprint(made.settings))
     if not made.pipeline.scores_tasks:
@@ -257,7 +257,7 @@ def _states(config: RunConfig, made: Plan, stale: Stale) -> list[TaskState]:
     return [_state(config, made, task, stale, earlier_failure(earlier, task.name)) for task in made.tasks]
 
 
-def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: Stale, failure: Failure | None) -> TaskState:
+def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: StaleResults, failure: Failure | None) -> TaskState:
     root = Path(config.results.dir)
     first_stage = _retrieves(config, made, task)
     state = functools.partial(
@@ -275,7 +275,7 @@ def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: Stale, failure:
     if (
         found != "complete"
         and input_fingerprint is not None
-        and (other := same_result(root, input_fingerprint)) is not None
+        and (other := shared_result(root, input_fingerprint)) is not None
     ):
         found = "complete" if result_status(root, other, task, config.tasks.splits) == "complete" else found
     if found == "complete" and config.results.reuse == "exact":
@@ -285,7 +285,7 @@ def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: Stale, failure:
     if found == "other data":
         return state("stale", "the data's revision")
     why = {"partial": "some of it is there", "unreadable": f"{path} cannot be read", "complete": "results.reuse=none"}
-    if found == "missing" and (differs := stale.why(settings, task)):
+    if found == "missing" and (differs := stale.reason(settings, task)):
         return state("stale", differs)
     return state("to run", why.get(found, ""))
 
@@ -297,7 +297,7 @@ def _retrieves(config: RunConfig, made: Plan, task: TaskInfo) -> bool:
         return False
     root = Path(config.results.dir)
     known = [
-        intact(root, predictions_path(root, settings, part.name, fingerprint(settings)))
+        is_intact(root, predictions_path(root, settings, part.name, fingerprint(settings)))
         for part in tasks.parts([task], mteb_catalogue())
         for settings in [stage.settings(part.name)]
     ]

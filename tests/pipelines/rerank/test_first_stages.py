@@ -19,7 +19,7 @@ from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.pipelines.rerank.candidates import Ceiling, DrawnSearch, SavedSearch
 from mteb_vllm.pipelines.rerank.first_stages import BM25, Oracle, Random, Saved
 from mteb_vllm.pipelines.rerank.pipeline import take_candidates
-from mteb_vllm.results.lookup import intact
+from mteb_vllm.results.lookup import is_intact
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.util.fingerprint import fingerprint
 
@@ -120,11 +120,11 @@ def test_predictions_are_mtebs_own_and_kept_whole(task: Any, tmp_path: Path) -> 
     for at, harm in enumerate((whole[:1000], json.dumps(half).encode(), b"[]", b"")):
         path.write_bytes(harm)
         store, meta = ResultsStore(tmp_path), BM25().searcher(task).mteb_model_meta
-        assert not intact(tmp_path, path)
+        assert not is_intact(tmp_path, path)
         assert store.predictions(task, meta) is None and len(store.quarantined) == 1 and not path.exists()
-        assert len(list(path.parent.glob("*.broken*"))) == at + 1 and not intact(tmp_path, path)
+        assert len(list(path.parent.glob("*.broken*"))) == at + 1 and not is_intact(tmp_path, path)
     score(BM25(), task, tmp_path)
-    assert kept(BM25(), task, tmp_path).read_bytes() == whole and intact(tmp_path, path)
+    assert kept(BM25(), task, tmp_path).read_bytes() == whole and is_intact(tmp_path, path)
 
 
 def test_candidates_of_all_queries_or_a_failure(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
