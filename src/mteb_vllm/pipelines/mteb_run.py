@@ -115,7 +115,7 @@ def evaluated(
             outcome = computed_outcome(model, task, store, reuse=reuse, start=start, prepare=prepare)
         except PartialResultError as error:
             return _partly(task, error, store, meta)
-        took = outcome.what_it_took(model.engine_record())
+        took = outcome.to_measured(model.engine_record())
         save_measured(store.root, store.get_task_result_path(task.metadata.name, meta), took)
         if input_fingerprint is not None and _on_known_sides(model, task):
             save_shared_result(store.root, input_fingerprint, store.get_task_result_path(task.metadata.name, meta))
@@ -364,7 +364,7 @@ def computed_outcome(
         "store": work.store_seconds,
         "score": time.perf_counter() - started - loading - opening - work.seconds - work.store_seconds,
     }
-    outcome.take(work)
+    outcome.set_work(work)
     parts = parts_of(task)
     names = {part.metadata.name: f"{part.metadata.name}: " if len(parts) > 1 else "" for part in parts}
     outcome.prompts = {

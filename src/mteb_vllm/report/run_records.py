@@ -97,7 +97,7 @@ def _override(text: str) -> tuple[str, str]:
 
 
 def _task(task: TaskOutcome) -> TaskScore:
-    measured = task.measured or task.what_it_took(None)
+    measured = task.measured or task.to_measured(None)
     return TaskScore(
         name=task.name,
         type=task.type,

@@ -123,7 +123,7 @@ class TaskOutcome:
         """What is counted: texts, or pairs of a query and a document."""
         return "pairs" if "pair" in {side.rpartition(" ")[2] for side in self.prompts} else "texts"
 
-    def take(self, work: Work) -> None:
+    def set_work(self, work: Work) -> None:
         """Notes what was computed."""
         for name in (
             "texts",
@@ -137,7 +137,7 @@ class TaskOutcome:
         ):
             setattr(self, name, getattr(work, name))
 
-    def what_it_took(self, engine: EngineRecord | None) -> Measured:
+    def to_measured(self, engine: EngineRecord | None) -> Measured:
         """Return what computing it took, for runs that will find its result.
 
         Args:
