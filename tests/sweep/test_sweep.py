@@ -25,7 +25,7 @@ import recompute
 from mteb_vllm import run
 from mteb_vllm.preflight.command import check
 from mteb_vllm.sweep import child, process
-from mteb_vllm.sweep.messages import Doing, PointFailed, RunPoint, Working
+from mteb_vllm.sweep.messages import Activity, PointFailed, RunPoint, TaskProgress
 from mteb_vllm.sweep.planning import plan_points
 from mteb_vllm.sweep.supervisor import _Running
 from mteb_vllm.util.phase import Phase
@@ -207,11 +207,11 @@ def test_no_time_counts_while_another_run_is_waited_for(monkeypatch: pytest.Monk
     clock = iter([1.0, 2.0, 62.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     running = _Running()
-    running.hear(Working("STS12", Phase.ENCODING, "texts", 1, 2))
+    running.hear(TaskProgress("STS12", Phase.ENCODING, "texts", 1, 2))
     assert (running.doing, running.task, running.waits_since) == ("at texts of STS12", "STS12", None)
-    running.hear(Doing(Phase.WAITING, "Waiting for another run that computes STS12"))
+    running.hear(Activity(Phase.WAITING, "Waiting for another run that computes STS12"))
     assert running.waits_since == 2.0
-    running.hear(Doing(Phase.OPENING_ENGINE, "Opening vLLM: org/name"))
+    running.hear(Activity(Phase.OPENING_ENGINE, "Opening vLLM: org/name"))
     assert (running.waited, running.waits_since) == (60.0, None)
     assert (running.doing, running.task) == ("opening vLLM: org/name", None)
 

@@ -9,7 +9,7 @@ from measured_runs import parity, throughput
 from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import RunRecord, TaskOutcome
-from mteb_vllm.sweep.messages import Doing, TaskDone, Working
+from mteb_vllm.sweep.messages import Activity, TaskDone, TaskProgress
 from mteb_vllm.sweep.planning import grouped, look_up, plan_points
 from mteb_vllm.sweep.view import View
 from mteb_vllm.util.console import Console
@@ -25,8 +25,8 @@ def shown(*, terminal: bool) -> str:
     with View(console, points) as view:
         view.engine(grouped(points)[0])
         view.started(points[0], False)
-        view.heard(Doing(Phase.OPENING_ENGINE, "Opening vLLM: [a/b]"))
-        view.heard(Working("STS12", Phase.ENCODING, "texts", 1_200, 4_000))
+        view.heard(Activity(Phase.OPENING_ENGINE, "Opening vLLM: [a/b]"))
+        view.heard(TaskProgress("STS12", Phase.ENCODING, "texts", 1_200, 4_000))
         view._bar.refresh()
         view.heard(TaskDone(fine))
         view.heard(None)

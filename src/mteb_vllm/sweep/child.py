@@ -35,17 +35,17 @@ from mteb_vllm.runner import prefetch_first_stage
 from mteb_vllm.sweep.job import Job
 from mteb_vllm.sweep.messages import (
     FirstStageDone,
-    Closed,
+    EnginesClosed,
     CloseEngines,
-    Doing,
-    Opened,
-    Order,
+    Activity,
+    EngineOpened,
+    Command,
     PointDone,
     PointFailed,
-    Report,
+    Event,
     RunPoint,
     TaskDone,
-    Working,
+    TaskProgress,
 )
 from mteb_vllm.sweep.planning import PlannedPoint
 from mteb_vllm.util import disk
@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 _NOTICE_WITHIN = 10.0
 
 # How often a phase's progress is told, in seconds.
-_TELL_EVERY = 0.2
+_SEND_EVERY = 0.2
 
 
 def main(orders: int, lifeline: int) -> None:
@@ -93,7 +93,7 @@ def main(orders: int, lifeline: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _follow(order: Order, pipe: Connection) -> Report:
+def _follow(order: Command, pipe: Connection) -> Event:
     if isinstance(order, CloseEngines):
         return _close_engines()
     # Hydra resolves the configuration once more for its own files, and the log begins.
@@ -115,7 +115,7 @@ def _follow(order: Order, pipe: Connection) -> Report:
         return PointFailed(failure_from_exception(error))
 
 
-def _point(order: RunPoint, console: Console, progress: MakeProgress) -> Report:
+def _point(order: RunPoint, console: Console, progress: MakeProgress) -> Event:
     version.setbase("1.3")
     setup_globals()
     answer = run_job(
@@ -135,7 +135,7 @@ def _planned(order: RunPoint) -> PlannedPoint:
     return replace(order.point, plan=unpack(order.point.config, order.plan))
 
 
-def _first_stage(order: RunPoint, console: Console, progress: MakeProgress) -> Report:
+def _first_stage(order: RunPoint, console: Console, progress: MakeProgress) -> Event:
     # No job of Hydra's, whose callbacks would take it for a point of its own.
     setup_globals()
     config = order.config.copy()
@@ -157,13 +157,13 @@ class _Relay(Progress):
 
     def note(self, phase: Phase, text: str) -> None:
         super().note(phase, text)
-        self._pipe.send(Doing(phase, text))
+        self._pipe.send(Activity(phase, text))
 
     @contextlib.contextmanager
     def opening(self, engine: EngineSpec) -> Iterator[None]:
         with super().opening(engine):
             yield
-        self._pipe.send(Opened(engine.fingerprint))
+        self._pipe.send(EngineOpened(engine.fingerprint))
         self._work(Phase.ENCODING, "encoding")
 
     def start_task(self, name: str, what: str = "") -> None:
@@ -173,26 +173,26 @@ class _Relay(Progress):
     def encoded(self, what: str, done: int, total: int, unit: str = "texts") -> None:
         super().encoded(what, done, total, unit)
         now = time.perf_counter()
-        if now - self._told > _TELL_EVERY or done >= total:
+        if now - self._told > _SEND_EVERY or done >= total:
             self._told = now
             if done >= total:
-                self._pipe.send(Working(self._task, Phase.SCORING, "scoring"))
+                self._pipe.send(TaskProgress(self._task, Phase.SCORING, "scoring"))
             else:
                 self._work(Phase.ENCODING, what, done, total)
 
     def _work(self, phase: Phase, text: str, done: int = 0, total: int = 0) -> None:
-        self._pipe.send(Working(self._task, phase, f"{self._what} {text}".lstrip(), done, total))
+        self._pipe.send(TaskProgress(self._task, phase, f"{self._what} {text}".lstrip(), done, total))
 
     def end_task(self, outcome: TaskOutcome) -> None:
         super().end_task(outcome)
         self._pipe.send(TaskDone(outcome))
 
 
-def _close_engines() -> Closed:
+def _close_engines() -> EnginesClosed:
     processes = working_processes()
     close_engines()
     _, alive = psutil.wait_procs(processes, timeout=10)
-    return Closed(leftover_mb(), len(alive))
+    return EnginesClosed(leftover_mb(), len(alive))
 
 
 def _watch_engines() -> None:

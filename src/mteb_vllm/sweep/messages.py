@@ -44,7 +44,7 @@ class CloseEngines:
 
 
 @dataclass(frozen=True)
-class Doing:
+class Activity:
     """From the child: what goes on outside of any task, as the start of an engine.
 
     Attributes:
@@ -57,14 +57,14 @@ class Doing:
 
 
 @dataclass(frozen=True)
-class Opened:
+class EngineOpened:
     """From the child: an engine has opened."""
 
     fingerprint: str
 
 
 @dataclass(frozen=True)
-class Working:
+class TaskProgress:
     """From the child: how far a task is.
 
     Attributes:
@@ -111,7 +111,7 @@ class PointFailed:
 
 
 @dataclass(frozen=True)
-class Closed:
+class EnginesClosed:
     """From the child: its engines are closed.
 
     Attributes:
@@ -123,5 +123,5 @@ class Closed:
     processes: int
 
 
-Order = RunPoint | CloseEngines
-Report = Doing | Opened | Working | TaskDone | FirstStageDone | PointDone | PointFailed | Closed
+Command = RunPoint | CloseEngines
+Event = Activity | EngineOpened | TaskProgress | TaskDone | FirstStageDone | PointDone | PointFailed | EnginesClosed

@@ -14,7 +14,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 
 from mteb_vllm.engines import environment
-from mteb_vllm.sweep.messages import Order, Report
+from mteb_vllm.sweep.messages import Command, Event
 
 # The child imports from where this process does.
 START = """
@@ -60,12 +60,12 @@ class Child:
         """Its process."""
         return self._process.pid
 
-    def tell(self, order: Order) -> None:
+    def tell(self, order: Command) -> None:
         """Gives it something to do."""
         with contextlib.suppress(BrokenPipeError):  # that it has ended, listening says
             self._pipe.send(order)
 
-    def listen(self, seconds: float) -> Report | None:
+    def listen(self, seconds: float) -> Event | None:
         """What it says next; None if it says nothing for so long.
 
         Raises:
@@ -76,7 +76,7 @@ class Child:
                 if self._process.poll() is not None:
                     raise EOFError  # somebody whom it forked may still hold its end
                 return None
-            said: Report = self._pipe.recv()
+            said: Event = self._pipe.recv()
             return said
         except (EOFError, ConnectionError):
             raise EOFError from None

@@ -15,16 +15,16 @@ from mteb_vllm.results.record import RunRecord, TaskOutcome
 from mteb_vllm.runner import LOG, PrefetchedFirstStage, finish, started_record
 from mteb_vllm.sweep.messages import (
     FirstStageDone,
-    Closed,
+    EnginesClosed,
     CloseEngines,
-    Doing,
-    Opened,
+    Activity,
+    EngineOpened,
     PointDone,
     PointFailed,
-    Report,
+    Event,
     RunPoint,
     TaskDone,
-    Working,
+    TaskProgress,
 )
 from mteb_vllm.sweep.planning import Group, PlannedPoint, Step, grouped
 from mteb_vllm.sweep.process import Child
@@ -67,17 +67,17 @@ class _Running:
     waited: float = 0.0
     waits_since: float | None = None
 
-    def hear(self, said: Report) -> None:
+    def hear(self, said: Event) -> None:
         now = time.perf_counter()
         if self.waits_since is not None:
             self.waited, self.waits_since = self.waited + now - self.waits_since, None
-        if isinstance(said, Doing):
+        if isinstance(said, Activity):
             self.phase, self.doing = said.phase, said.text[:1].lower() + said.text[1:]
             if said.phase is Phase.WAITING:
                 self.waits_since = now
             else:
                 self.task = None
-        elif isinstance(said, Working):
+        elif isinstance(said, TaskProgress):
             self.phase, self.doing, self.task = said.phase, f"at {said.text} of {said.task}", said.task
         elif isinstance(said, TaskDone):
             self.tasks.append(said.outcome)
@@ -203,7 +203,7 @@ class Supervisor:
             self._view.heard(said)
             if said is not None:
                 running.hear(said)
-            if isinstance(said, Opened):
+            if isinstance(said, EngineOpened):
                 self._summary.opened[said.fingerprint] += 1
                 self._engine_log = point.folder / LOG
             elif isinstance(said, FirstStageDone):
@@ -320,7 +320,7 @@ class Supervisor:
         try:
             while time.monotonic() < deadline:
                 said = child.listen(_TICK)
-                if not isinstance(said, Closed):
+                if not isinstance(said, EnginesClosed):
                     continue
                 if said.leftover_mb > self._max_leftover_mb or said.processes:
                     what = f"{said.processes} of its processes" if said.processes else f"{said.leftover_mb:,.0f} MB"

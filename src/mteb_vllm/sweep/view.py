@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress
 
 from mteb_vllm.report.parity import headline
 from mteb_vllm.results.record import RunRecord, mean
-from mteb_vllm.sweep.messages import Doing, Report, TaskDone, Working
+from mteb_vllm.sweep.messages import Activity, Event, TaskDone, TaskProgress
 from mteb_vllm.sweep.planning import Group, PlannedPoint, grouped
 from mteb_vllm.util.console import Column, Console
 
@@ -70,11 +70,11 @@ class View:
         self._now = f"point {point.number}{' first stage' if first_stage_only else ''}"
         self._show(self._now)
 
-    def heard(self, said: Report | None) -> None:
+    def heard(self, said: Event | None) -> None:
         """The child has said something, or nothing for a while."""
-        if isinstance(said, Doing):
+        if isinstance(said, Activity):
             self._show(f"{self._now}: {said.text}")
-        elif isinstance(said, Working):
+        elif isinstance(said, TaskProgress):
             self._show(f"{self._now}: {said.task} {said.text}", said.done, said.total)
         elif isinstance(said, TaskDone) and not self._console.is_terminal:
             outcome = said.outcome
