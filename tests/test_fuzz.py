@@ -299,7 +299,7 @@ def test_500_damages_show_no_wrong_score(store: Store, tmp_path: Path, monkeypat
 def read_everything(store: Store, out: Path, path: Path) -> None:
     """Reads what is left of a store in which one file was damaged: in a report, in a plan, and in the same runs again."""
     from mteb_vllm.preflight.command import Point
-    from mteb_vllm.sweep.planning import look_up, plan_points
+    from mteb_vllm.sweep.planning import add_task_states, plan_points
 
     found = shown_scores(out / "runs", out / "sweeps", out / "results")
     wrong = {key: score for key, score in found.items() if score != store.truth.get(key, score)}
@@ -307,7 +307,7 @@ def read_everything(store: Store, out: Path, path: Path) -> None:
     assert not wrong and not new
     forget_models()
     configs = [replace(config, results=replace(config.results, dir=str(out))) for config in store.configs]
-    planned = look_up(plan_points([Point((), config, False) for config in configs]))
+    planned = add_task_states(plan_points([Point((), config, False) for config in configs]))
     assert not any(point.failure for point in planned)
     if path.relative_to(out.parent).parts[1] in ("runs", "sweeps"):
         return  # no run reads what another one has recorded

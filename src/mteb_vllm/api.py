@@ -139,9 +139,9 @@ def storage_errors(points: Sequence[Point]) -> Iterator[None]:
 
 def dry_run(points: Sequence[PlannedPoint], console: Console, *, swept: bool) -> list[PlannedPoint]:
     """Says what a command would do, point by point; nothing is loaded, opened or written."""
-    from mteb_vllm.sweep.planning import look_up
+    from mteb_vllm.sweep.planning import add_task_states
     from mteb_vllm.sweep.table import print_plan
 
-    planned = look_up(points)
+    planned = add_task_states(points)
     print_plan(console, planned, swept=swept)
     return planned

@@ -15,7 +15,7 @@ from mteb_vllm.errors import ConfigError
 from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import Failure, save_failures
 from mteb_vllm.results.lookup import save_shared_result, save_settings, predictions_path, result_path
-from mteb_vllm.sweep.planning import PlannedPoint, grouped, look_up, plan_points
+from mteb_vllm.sweep.planning import PlannedPoint, group_by_engine, add_task_states, plan_points
 from mteb_vllm.sweep.table import plan_table, print_plan
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.fingerprint import fingerprint
@@ -25,14 +25,14 @@ DENSE = ["pipeline/first_stage=dense", "model@pipeline.first_stage.model=minilm"
 
 
 def planned(*overrides: str) -> list[PlannedPoint]:
-    return look_up(plan_points(check(overrides, multirun=True)))
+    return add_task_states(plan_points(check(overrides, multirun=True)))
 
 
 def order(points: list[PlannedPoint]) -> list[list[str]]:
     """Group by group, the numbers of the steps; `*` is a first stage alone."""
     return [
         [f"{step.point.number}{'*' if step.first_stage_only else ''}" for step in group.steps]
-        for group in grouped(points)
+        for group in group_by_engine(points)
     ]
 
 
@@ -61,7 +61,7 @@ def test_engines_that_can_share_a_process_follow_each_other() -> None:
     points = planned("engine=vllm_cpu,sentence_transformers", "engine.dtype=float32,bfloat16", "tasks=sts12")
     interleaved = [points[at] for at in (0, 2, 1, 3)]
     assert order(interleaved) == [["0"], ["1"], ["2"], ["3"]]
-    groups = [group.engine for group in grouped(interleaved) if group.engine is not None]
+    groups = [group.engine for group in group_by_engine(interleaved) if group.engine is not None]
     assert [engine.process[0] for engine in groups] == ["vllm"] * 2 + ["sentence_transformers"] * 2
     threads = planned("engine=vllm_cpu", "+engine.env.OMP_NUM_THREADS=1,2", "engine.max_num_seqs=8,16", "tasks=sts12")
     assert order(threads) == [["0"], ["1"], ["2"], ["3"]]
@@ -169,7 +169,7 @@ def test_a_model_that_is_gone_since_the_check_is_one_points_failure(
     ]
     checked = check(words, multirun=True)
     shutil.rmtree(weights)
-    gone, fine = look_up(plan_points(checked))
+    gone, fine = add_task_states(plan_points(checked))
     assert gone.failure is not None and gone.failure.kind == "model" and gone.group is None
     assert fine.failure is None and order([gone, fine]) == [["1"]]
 

@@ -10,7 +10,7 @@ from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import RunRecord, TaskOutcome
 from mteb_vllm.sweep.messages import Activity, TaskDone, TaskProgress
-from mteb_vllm.sweep.planning import grouped, look_up, plan_points
+from mteb_vllm.sweep.planning import group_by_engine, add_task_states, plan_points
 from mteb_vllm.sweep.view import View
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.phase import Phase
@@ -19,11 +19,11 @@ from mteb_vllm.util.phase import Phase
 def shown(*, terminal: bool) -> str:
     """A sweep of three points: one computed, one failed, one cached."""
     words = ["tasks.names=[STS12,STS13]", "prompts=none", "engine.max_num_seqs=1,2,3"]
-    points = look_up(plan_points(check(words, multirun=True)))
+    points = add_task_states(plan_points(check(words, multirun=True)))
     console = Console(file=io.StringIO(), width=160, force_terminal=terminal)
     fine = TaskOutcome("STS12", "STS", "computed", "cosine_spearman", 0.5)
     with View(console, points) as view:
-        view.engine(grouped(points)[0])
+        view.engine(group_by_engine(points)[0])
         view.started(points[0], False)
         view.heard(Activity(Phase.OPENING_ENGINE, "Opening vLLM: [a/b]"))
         view.heard(TaskProgress("STS12", Phase.ENCODING, "texts", 1_200, 4_000))
@@ -64,7 +64,7 @@ def test_a_terminal_shows_how_far_it_is_and_how_long_it_takes() -> None:
 
 def test_a_point_that_was_timed_or_compared_says_what_came_out_of_it() -> None:
     words = ["tasks.names=[STS12]", "prompts=none", "engine.max_num_seqs=1,2"]
-    points = look_up(plan_points(check(words, multirun=True)))
+    points = add_task_states(plan_points(check(words, multirun=True)))
     console = Console(file=io.StringIO(), width=160)
     timed = throughput()
     timed.saturated.requests_per_second = 1234.56

@@ -26,7 +26,7 @@ from mteb_vllm.results.failures import failure_from_exception, failures_from_unw
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 from mteb_vllm.runner import finish
 from mteb_vllm.sweep.job import Job
-from mteb_vllm.sweep.planning import look_up, plan_points
+from mteb_vllm.sweep.planning import add_task_states, plan_points
 from mteb_vllm.sweep.view import View
 from mteb_vllm.util import disk
 from mteb_vllm.util.console import Console
@@ -228,7 +228,7 @@ def test_a_sweep_shows_the_points_that_have_left_no_record(full: Path, tmp_path:
 
 def test_a_point_whose_record_cannot_be_written_still_has_its_score_in_the_view(full: Path, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=160)
-    points = look_up(plan_points(check(["tasks.names=[STS12]"])))
+    points = add_task_states(plan_points(check(["tasks.names=[STS12]"])))
     record = record_in(full / "0", tmp_path)
     finish(record, 0.0)
     View(console, points).ended(record)

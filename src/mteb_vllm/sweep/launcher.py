@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from mteb_vllm.preflight.command import Point
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.sweep.job import Job, typed
-from mteb_vllm.sweep.planning import PlannedPoint, look_up, plan_points
+from mteb_vllm.sweep.planning import PlannedPoint, add_task_states, plan_points
 from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.supervisor import Supervisor, SweepPoint
 from mteb_vllm.sweep.view import View
@@ -84,7 +84,7 @@ class EngineGroupedLauncher(Launcher):
         found = [replace(point, overrides=tuple(map(mask, point.launched))) for point in found]
         configs = [self._placed(point, folder) for point in found]
         scrub(folder)  # the sweeper has written the configuration there
-        planned = look_up(found)
+        planned = add_task_states(found)
         points = [
             SweepPoint(point, config, folder / str(config.hydra.sweep.subdir))
             for point, config in zip(planned, configs, strict=True)

@@ -41,7 +41,7 @@ class TaskState:
     Attributes:
         name: The task.
         state: "done" is not computed again; "failed before" only with `retry_failed`; the other two are.
-        why: Why it is stale, or failed; or what of it is there.
+        reason: Why it is stale, or failed; or what of it is there.
         work: What engines will be given for it, pairs apart from texts; empty where it is done or nobody knows.
         first_stage: Whether a dense first stage has to retrieve for it.
         same_as: The number of an earlier point that computes the same; None where there is none.
@@ -49,7 +49,7 @@ class TaskState:
 
     name: str
     state: State
-    why: str = ""
+    reason: str = ""
     work: tuple[Estimate, ...] = ()
     first_stage: bool = False
     same_as: int | None = None
@@ -89,7 +89,7 @@ class PlannedPoint:
         return fingerprint(self.plan.settings) if self.plan is not None else ""
 
     @property
-    def to_do(self) -> list[TaskState]:
+    def pending_tasks(self) -> list[TaskState]:
         """Its tasks that will be computed."""
         settled = ("done",) if self.config.retry_failed else ("done", "failed before")
         return [task for task in self.tasks if task.state not in settled]
@@ -104,7 +104,7 @@ class PlannedPoint:
     @property
     def work(self) -> tuple[Estimate, ...]:
         """What engines will be given, as far as that is known, pairs apart from texts."""
-        return _added(one for task in self.to_do for one in task.work)
+        return _added(one for task in self.pending_tasks for one in task.work)
 
     @property
     def tokens(self) -> int:
@@ -115,7 +115,7 @@ class PlannedPoint:
     def pending_first_stage(self) -> FirstStage | None:
         """The dense first stage that has to retrieve; None where there is none, or all of it is known."""
         stage = self.plan.stage if self.plan is not None else None
-        if stage is None or stage.spec is None or not any(task.first_stage for task in self.to_do):
+        if stage is None or stage.spec is None or not any(task.first_stage for task in self.pending_tasks):
             return None
         return stage
 
@@ -144,7 +144,7 @@ class Group:
 
 
 def plan_points(points: Sequence[Point], first: int = 0) -> list[PlannedPoint]:
-    """Plan checked points, in their order, each once; what is known of their tasks, `look_up` adds.
+    """Plan checked points, in their order, each once; what is known of their tasks, `add_task_states` adds.
 
     Args:
         points: The points.
@@ -161,7 +161,7 @@ def plan_points(points: Sequence[Point], first: int = 0) -> list[PlannedPoint]:
     return planned
 
 
-def look_up(points: Sequence[PlannedPoint]) -> list[PlannedPoint]:
+def add_task_states(points: Sequence[PlannedPoint]) -> list[PlannedPoint]:
     """Find out what is known of the tasks of planned points now, and which engines they share."""
     stale, earlier = functools.cache(StaleResults), _Earlier()
     found = []
@@ -190,10 +190,10 @@ class _Earlier:
         if input_fingerprint is None or state.state in ("done", "failed before"):
             return state
         first = self._first.setdefault(input_fingerprint, number)
-        return state if first == number else replace(state, why=f"as point {first}", work=(), same_as=first)
+        return state if first == number else replace(state, reason=f"as point {first}", work=(), same_as=first)
 
 
-def grouped(points: Sequence[PlannedPoint]) -> list[Group]:
+def group_by_engine(points: Sequence[PlannedPoint]) -> list[Group]:
     """The order in which points run: those that need no engine, then engine by engine.
 
     Points that cannot be planned are in no group.
@@ -205,7 +205,7 @@ def grouped(points: Sequence[PlannedPoint]) -> list[Group]:
     for point in points:
         if point.plan is None:
             continue
-        if not point.to_do:
+        if not point.pending_tasks:
             free.append(Step(point))
             continue
         own, stage = point.plan.spec, point.pending_first_stage.spec if point.pending_first_stage is not None else None
@@ -239,7 +239,7 @@ def _numbered(points: list[PlannedPoint]) -> list[PlannedPoint]:
     """Notes the number of its engine on each point."""
     numbers = {
         step.point.number: group.number
-        for group in grouped(points)
+        for group in group_by_engine(points)
         for step in group.steps
         if group.engine is not None and not step.first_stage_only
     }

@@ -26,7 +26,7 @@ from mteb_vllm.sweep.messages import (
     TaskDone,
     TaskProgress,
 )
-from mteb_vllm.sweep.planning import Group, PlannedPoint, Step, grouped
+from mteb_vllm.sweep.planning import Group, PlannedPoint, Step, group_by_engine
 from mteb_vllm.sweep.process import Child
 from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.view import View
@@ -135,7 +135,7 @@ class Supervisor:
             for point in self._points.values():
                 if point.planned.failure is not None:
                     self._fail(point, point.planned.failure)
-            groups = grouped([point.planned for point in self._points.values()])
+            groups = group_by_engine([point.planned for point in self._points.values()])
             self._process = next((group.engine.process for group in groups if group.engine is not None), None)
             for group in groups:
                 self._run_group(group)

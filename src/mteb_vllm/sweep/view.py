@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress
 from mteb_vllm.report.parity import headline
 from mteb_vllm.results.record import RunRecord, mean
 from mteb_vllm.sweep.messages import Activity, Event, TaskDone, TaskProgress
-from mteb_vllm.sweep.planning import Group, PlannedPoint, grouped
+from mteb_vllm.sweep.planning import Group, PlannedPoint, group_by_engine
 from mteb_vllm.util.console import Column, Console
 
 
@@ -29,7 +29,7 @@ class View:
         self._left = _weights(points)
         self._passed = 0.0
         self._began: float | None = None  # when the first point that needs an engine did
-        self._n_engines = sum(group.engine is not None for group in grouped(points))
+        self._n_engines = sum(group.engine is not None for group in group_by_engine(points))
         self._done = self._failed = 0
         self._now = ""
         self._bar = Progress(
@@ -127,7 +127,7 @@ def _came_out(record: RunRecord) -> str:
 
 def _weights(points: Sequence[PlannedPoint]) -> dict[int, float]:
     """How much of a sweep's time each point is expected to take; known ones nothing, unknown ones as much as the mean."""
-    tokens = {point.number: float(point.tokens) for point in points if point.to_do}
+    tokens = {point.number: float(point.tokens) for point in points if point.pending_tasks}
     known = [weight for weight in tokens.values() if weight]
     mean_of_known = sum(known) / len(known) if known else 1.0
     return {number: weight or mean_of_known for number, weight in tokens.items()}
