@@ -27,7 +27,7 @@ from mteb_vllm.preflight.command import check
 from mteb_vllm.sweep import child, process
 from mteb_vllm.sweep.messages import Activity, PointFailed, RunPoint, TaskProgress
 from mteb_vllm.sweep.planning import plan_points
-from mteb_vllm.sweep.supervisor import _Running
+from mteb_vllm.sweep.supervisor import _StepState
 from mteb_vllm.util.phase import Phase
 
 pytestmark = pytest.mark.vllm
@@ -206,12 +206,12 @@ def test_a_point_that_cannot_begin_ends_as_a_failure(tmp_path: Path) -> None:
 def test_no_time_counts_while_another_run_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([1.0, 2.0, 62.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    running = _Running()
-    running.hear(TaskProgress("STS12", Phase.ENCODING, "texts", 1, 2))
+    running = _StepState()
+    running.update(TaskProgress("STS12", Phase.ENCODING, "texts", 1, 2))
     assert (running.doing, running.task, running.waits_since) == ("at texts of STS12", "STS12", None)
-    running.hear(Activity(Phase.WAITING, "Waiting for another run that computes STS12"))
+    running.update(Activity(Phase.WAITING, "Waiting for another run that computes STS12"))
     assert running.waits_since == 2.0
-    running.hear(Activity(Phase.OPENING_ENGINE, "Opening vLLM: org/name"))
+    running.update(Activity(Phase.OPENING_ENGINE, "Opening vLLM: org/name"))
     assert (running.waited, running.waits_since) == (60.0, None)
     assert (running.doing, running.task) == ("opening vLLM: org/name", None)
 

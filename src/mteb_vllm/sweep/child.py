@@ -82,7 +82,7 @@ def main(orders: int, lifeline: int) -> None:
     with Connection(orders) as pipe:
         try:
             while True:
-                pipe.send(_follow(pipe.recv(), pipe))
+                pipe.send(_execute(pipe.recv(), pipe))
         except (EOFError, BrokenPipeError):
             pass
         except KeyboardInterrupt:
@@ -93,7 +93,7 @@ def main(orders: int, lifeline: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _follow(order: Command, pipe: Connection) -> Event:
+def _execute(order: Command, pipe: Connection) -> Event:
     if isinstance(order, CloseEngines):
         return _close_engines()
     # Hydra resolves the configuration once more for its own files, and the log begins.
@@ -153,7 +153,7 @@ class _Relay(Progress):
     def __init__(self, console: Console, n_tasks: int, pipe: Connection) -> None:
         super().__init__(console, n_tasks)
         self._pipe = pipe
-        self._told = 0.0
+        self._last_sent = 0.0
 
     def note(self, phase: Phase, text: str) -> None:
         super().note(phase, text)
@@ -164,23 +164,23 @@ class _Relay(Progress):
         with super().opening(engine):
             yield
         self._pipe.send(EngineOpened(engine.fingerprint))
-        self._work(Phase.ENCODING, "encoding")
+        self._send_progress(Phase.ENCODING, "encoding")
 
     def start_task(self, name: str, what: str = "") -> None:
         super().start_task(name, what)
-        self._work(Phase.LOADING_DATA, "loading data")
+        self._send_progress(Phase.LOADING_DATA, "loading data")
 
     def encoded(self, what: str, done: int, total: int, unit: str = "texts") -> None:
         super().encoded(what, done, total, unit)
         now = time.perf_counter()
-        if now - self._told > _SEND_EVERY or done >= total:
-            self._told = now
+        if now - self._last_sent > _SEND_EVERY or done >= total:
+            self._last_sent = now
             if done >= total:
                 self._pipe.send(TaskProgress(self._task, Phase.SCORING, "scoring"))
             else:
-                self._work(Phase.ENCODING, what, done, total)
+                self._send_progress(Phase.ENCODING, what, done, total)
 
-    def _work(self, phase: Phase, text: str, done: int = 0, total: int = 0) -> None:
+    def _send_progress(self, phase: Phase, text: str, done: int = 0, total: int = 0) -> None:
         self._pipe.send(TaskProgress(self._task, phase, f"{self._what} {text}".lstrip(), done, total))
 
     def end_task(self, outcome: TaskOutcome) -> None:

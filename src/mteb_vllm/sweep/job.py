@@ -113,7 +113,7 @@ class Job:
                 logger.exception("the report failed")
                 self.reported = False
                 said = str(error) if isinstance(error, MtebVllmError) else f"{type(error).__name__}: {error}"
-                text = f"The report could not be made: {said}. To try again: {_again(folder)}"
+                text = f"The report could not be made: {said}. To try again: {_report_command(folder)}"
                 self.console.print_line(text, style="red")
             self.console.print_line(f"Sweep: {folder}")
         if missing:
@@ -121,7 +121,7 @@ class Job:
             self.console.print_line(f"{text} The same command goes on from there.")
 
 
-def _again(folder: Path) -> str:
+def _report_command(folder: Path) -> str:
     return command("pipeline=report", *(override(key, str(folder)) for key in ("runs", "pipeline.dir")))
 
 

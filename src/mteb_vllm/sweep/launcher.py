@@ -52,7 +52,7 @@ class EngineGroupedLauncher(Launcher):
         assert isinstance(task_function, Job)
         self._context, self._job, self._config = replace(hydra_context), task_function, config
         # The sweeper has the same context: it composes every point before it launches any, and the check has done that.
-        hydra_context.config_loader = _Checked(hydra_context.config_loader, task_function)  # type: ignore[assignment]
+        hydra_context.config_loader = _CheckedConfigLoader(hydra_context.config_loader, task_function)  # type: ignore[assignment]
         if task_function.points and (composed := task_function.points[0].composed) is not None:
             # Where the configuration refers to a clock, the sweep's folder is named as the points are.
             OmegaConf.copy_cache(composed, config)
@@ -79,10 +79,10 @@ class EngineGroupedLauncher(Launcher):
         found = [point for point in checked if point is not None]
         if len(found) < len(checked):
             # Those of a sweeper that chooses its points as it goes.
-            found = plan_points(list(map(self._unchecked, job_overrides)), initial_job_idx)
+            found = plan_points(list(map(self._compose_unchecked, job_overrides)), initial_job_idx)
         # A record's overrides are those of the job, without Hydra's own.
         found = [replace(point, overrides=tuple(map(mask, point.launched))) for point in found]
-        configs = [self._placed(point, folder) for point in found]
+        configs = [self._place(point, folder) for point in found]
         scrub(folder)  # the sweeper has written the configuration there
         planned = add_task_states(found)
         points = [
@@ -102,20 +102,20 @@ class EngineGroupedLauncher(Launcher):
                 max_leftover_mb=self._max_leftover_mb,
             )
             try:
-                with _terminated():
+                with _sigterm_as_interrupt():
                     supervisor.run()
             finally:
                 self._job.records += [supervisor.records[number] for number in sorted(supervisor.records)]
-        return [supervisor.answers[point.planned.number] or self._answer(point, supervisor.records) for point in points]
+        return [supervisor.job_returns[point.planned.number] or self._job_return(point, supervisor.records) for point in points]
 
-    def _unchecked(self, overrides: Sequence[str]) -> Point:
+    def _compose_unchecked(self, overrides: Sequence[str]) -> Point:
         """Compose a point that no check has seen."""
         config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
         HydraConfig.instance().set_config(config)  # for ${hydra:...} in somebody's file
         shown = tuple(mask(text) for text in overrides)
         return Point(shown, typed(config), True, launched=tuple(overrides), composed=config)
 
-    def _placed(self, point: PlannedPoint, folder: Path) -> DictConfig:
+    def _place(self, point: PlannedPoint, folder: Path) -> DictConfig:
         """Return Hydra's configuration of a point, with its number and the sweep's folder."""
         config: DictConfig = point.composed
         with read_write(config.hydra), open_dict(config):
@@ -138,7 +138,7 @@ class EngineGroupedLauncher(Launcher):
             why = f"hydra.callbacks cannot go to another process ({error}): hydra/launcher=basic needs none"
             raise HydraException(why) from None
 
-    def _answer(self, point: SweepPoint, records: dict[int, RunRecord]) -> JobReturn:
+    def _job_return(self, point: SweepPoint, records: dict[int, RunRecord]) -> JobReturn:
         """What Hydra would have returned, had the point lived to say so."""
         answer = JobReturn()
         config = point.config.copy()
@@ -152,7 +152,7 @@ class EngineGroupedLauncher(Launcher):
         return answer
 
 
-class _Checked:
+class _CheckedConfigLoader:
     """Hydra's loader of configurations, which hands out the points that the check has composed."""
 
     def __init__(self, loader: Any, job: Job) -> None:
@@ -187,7 +187,7 @@ def register() -> None:
 
 
 @contextlib.contextmanager
-def _terminated() -> Iterator[None]:
+def _sigterm_as_interrupt() -> Iterator[None]:
     """Lets SIGTERM end a sweep as Ctrl-C does, where this thread may say so."""
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -104,7 +104,7 @@ class PlannedPoint:
     @property
     def work(self) -> tuple[Estimate, ...]:
         """What engines will be given, as far as that is known, pairs apart from texts."""
-        return _added(one for task in self.pending_tasks for one in task.work)
+        return _sum_by_unit(one for task in self.pending_tasks for one in task.work)
 
     @property
     def tokens(self) -> int:
@@ -175,7 +175,7 @@ def add_task_states(points: Sequence[PlannedPoint]) -> list[PlannedPoint]:
             both = zip(made.tasks, states, strict=True)
             states = [earlier.told(point.number, made, task, state) for task, state in both]
         found.append(replace(point, tasks=states))
-    return _numbered(found)
+    return _number_groups(found)
 
 
 class _Earlier:
@@ -235,7 +235,7 @@ def _by_process(keys: Iterable[str], specs: Mapping[str, EngineSpec]) -> list[st
     return [key for together in found.values() for key in together]
 
 
-def _numbered(points: list[PlannedPoint]) -> list[PlannedPoint]:
+def _number_groups(points: list[PlannedPoint]) -> list[PlannedPoint]:
     """Notes the number of its engine on each point."""
     numbers = {
         step.point.number: group.number
@@ -259,7 +259,7 @@ def _states(config: RunConfig, made: Plan, stale: StaleResults) -> list[TaskStat
 
 def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: StaleResults, failure: Failure | None) -> TaskState:
     root = Path(config.results.dir)
-    first_stage = _retrieves(config, made, task)
+    first_stage = _needs_first_stage(config, made, task)
     state = functools.partial(
         TaskState, task.name, work=_work(config, made, task, first_stage), first_stage=first_stage
     )
@@ -290,7 +290,7 @@ def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: StaleResults, f
     return state("to run", why.get(found, ""))
 
 
-def _retrieves(config: RunConfig, made: Plan, task: TaskInfo) -> bool:
+def _needs_first_stage(config: RunConfig, made: Plan, task: TaskInfo) -> bool:
     """Whether a dense first stage has to retrieve for a task."""
     stage = made.stage
     if stage is None or stage.spec is None or brings_candidates(task.type):
@@ -311,7 +311,7 @@ def _work(config: RunConfig, made: Plan, task: TaskInfo, first_stage: bool) -> t
     found = [made.pipeline.estimate(part, splits, kind, limit) for part in parts]
     if first_stage and made.stage is not None and made.stage.spec is not None:
         found += [estimate(part, splits, max_tokens=_context(made.stage.spec)) for part in parts]
-    return _added(one for one in found if one is not None) if None not in found else ()
+    return _sum_by_unit(one for one in found if one is not None) if None not in found else ()
 
 
 def _context(spec: EngineSpec) -> int | None:
@@ -319,7 +319,7 @@ def _context(spec: EngineSpec) -> int | None:
     return limit if isinstance(limit, int) else None
 
 
-def _added(estimates: Iterable[Estimate]) -> tuple[Estimate, ...]:
+def _sum_by_unit(estimates: Iterable[Estimate]) -> tuple[Estimate, ...]:
     """One sum for each unit."""
     by_unit: dict[str, Estimate] = {}
     for one in estimates:

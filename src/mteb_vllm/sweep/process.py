@@ -60,12 +60,12 @@ class Child:
         """Its process."""
         return self._process.pid
 
-    def tell(self, order: Command) -> None:
+    def send(self, order: Command) -> None:
         """Gives it something to do."""
         with contextlib.suppress(BrokenPipeError):  # that it has ended, listening says
             self._pipe.send(order)
 
-    def listen(self, seconds: float) -> Event | None:
+    def receive(self, seconds: float) -> Event | None:
         """What it says next; None if it says nothing for so long.
 
         Raises:
@@ -81,7 +81,7 @@ class Child:
         except (EOFError, ConnectionError):
             raise EOFError from None
 
-    def show_where(self) -> None:
+    def dump_stacks(self) -> None:
         """Lets it write into its log where it is."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGUSR1)
@@ -95,7 +95,7 @@ class Child:
             # It may still be saying something, and would wait to be heard.
             with contextlib.suppress(EOFError):
                 while time.monotonic() < deadline:
-                    self.listen(0.2)
+                    self.receive(0.2)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(max(0.1, deadline - time.monotonic()))
         finally:
@@ -112,7 +112,7 @@ class Child:
         self._lifeline = -1
         return status
 
-    def ended(self) -> int:
+    def reap(self) -> int:
         """The exit status of a child that has ended by itself; what it leaves of its processes is ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)

@@ -57,7 +57,7 @@ class SweepPoint:
 
 
 @dataclass
-class _Running:
+class _StepState:
     """A step as far as the child has told of it."""
 
     phase: Phase = Phase.STARTING
@@ -67,7 +67,7 @@ class _Running:
     waited: float = 0.0
     waits_since: float | None = None
 
-    def hear(self, said: Event) -> None:
+    def update(self, said: Event) -> None:
         now = time.perf_counter()
         if self.waits_since is not None:
             self.waited, self.waits_since = self.waited + now - self.waits_since, None
@@ -97,7 +97,7 @@ class Supervisor:
         max_leftover_mb: Memory that may stay behind a closed engine before its process is replaced.
 
     Attributes:
-        answers: What became of the points: Hydra's `JobReturn` by number, None where Hydra could not say.
+        job_returns: What became of the points: Hydra's `JobReturn` by number, None where Hydra could not say.
         records: Their records.
     """
 
@@ -122,7 +122,7 @@ class Supervisor:
         self._prefetched: dict[int, PrefetchedFirstStage] = {}
         self._started = time.perf_counter() - summary.seconds
         self._unwritten = False
-        self.answers: dict[int, Any] = {}
+        self.job_returns: dict[int, Any] = {}
         self.records: dict[int, RunRecord] = {}
 
     def run(self) -> None:
@@ -142,7 +142,7 @@ class Supervisor:
         finally:
             if self._child is not None:
                 self._child.end()
-            self._summarise()
+            self._write_summary()
             scrub(self._folder)
 
     def _run_group(self, group: Group) -> None:
@@ -177,32 +177,32 @@ class Supervisor:
 
     def _run_step(self, step: Step, point: SweepPoint) -> Failure | None:
         """Runs a step in the child; returns what went wrong with it, if anything did."""
-        started, running = time.perf_counter(), _Running()
+        started, running = time.perf_counter(), _StepState()
         self._view.started(point.planned, step.first_stage_only)
         try:
-            child = self._the_child()
+            child = self._running_child()
             written = self._child_log.stat().st_size
         except OSError as error:  # its log cannot be written
             return self._fail(point, failure_from_exception(error), (), started)
         prefetched = self._prefetched.get(point.planned.number)
         planned, made = replace(point.planned, plan=None, composed=None), point.planned.plan
         packed = pack(made) if made is not None else None
-        child.tell(
+        child.send(
             RunPoint(
                 planned, packed, point.config, self._context, point.folder, registered(), step.first_stage_only, prefetched
             )
         )
         while True:
             try:
-                said = child.listen(_TICK)
+                said = child.receive(_TICK)
             except EOFError:
-                status = child.ended()
+                status = child.reap()
                 self._child = None
                 failure = failure_from_exit(status, running.phase, running.doing, self._log(point, written), running.task)
                 return self._fail(point, failure, running.tasks, started)
             self._view.heard(said)
             if said is not None:
-                running.hear(said)
+                running.update(said)
             if isinstance(said, EngineOpened):
                 self._summary.opened[said.fingerprint] += 1
                 self._engine_log = point.folder / LOG
@@ -217,7 +217,7 @@ class Supervisor:
             if self._timeout is None or running.waits_since is not None:
                 continue
             if time.perf_counter() > started + self._timeout + running.waited:
-                child.show_where()
+                child.dump_stacks()
                 child.kill()
                 self._child = None
                 log = last_stack(point.folder / LOG) or self._log(point, written)
@@ -233,7 +233,7 @@ class Supervisor:
 
     def _point_done(self, point: SweepPoint, answer: Any) -> Failure | None:
         record: RunRecord = answer.return_value
-        self._take(point.planned.number, record, answer)
+        self._add_record(point.planned.number, record, answer)
         tried = [failure for failure in record.failures if failure.tried]
         self._replace_child_after(tried)
         return next((failure for failure in tried if _did_not_open(failure)), None)
@@ -269,11 +269,11 @@ class Supervisor:
                 if task.name not in done
             ]
         finish(record, started if started is not None else time.perf_counter())
-        self._take(planned.number, record, None)
+        self._add_record(planned.number, record, None)
         return failure
 
-    def _take(self, number: int, record: RunRecord, answer: Any) -> None:
-        self.records[number], self.answers[number] = record, answer
+    def _add_record(self, number: int, record: RunRecord, answer: Any) -> None:
+        self.records[number], self.job_returns[number] = record, answer
         scrub(self._points[number].folder)
         self._summary.points[number] = {
             "point": number,
@@ -284,10 +284,10 @@ class Supervisor:
             "failures": [asdict(failure) for failure in record.failures],
             "seconds": record.seconds,
         }
-        self._summarise()
+        self._write_summary()
         self._view.ended(record)
 
-    def _summarise(self) -> None:
+    def _write_summary(self) -> None:
         self._summary.seconds = time.perf_counter() - self._started
         try:
             self._summary.write(self._folder)
@@ -303,7 +303,7 @@ class Supervisor:
         lines = [*(last_lines(engine) if engine is not None and engine != log else []), *last_lines(log)]
         return lines or last_lines(self._child_log, since=written)
 
-    def _the_child(self) -> Child:
+    def _running_child(self) -> Child:
         if self._child is None:
             self._child = Child(self._child_log, dict(self._process[1]) if self._process is not None else {})
             self._engine_log = None
@@ -315,11 +315,11 @@ class Supervisor:
         child, self._engine_log = self._child, None
         if child is None:
             return
-        child.tell(CloseEngines())
+        child.send(CloseEngines())
         deadline = time.monotonic() + _CLOSE_WITHIN
         try:
             while time.monotonic() < deadline:
-                said = child.listen(_TICK)
+                said = child.receive(_TICK)
                 if not isinstance(said, EnginesClosed):
                     continue
                 if said.leftover_mb > self._max_leftover_mb or said.processes:
