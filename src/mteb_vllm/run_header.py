@@ -26,8 +26,8 @@ def print_run_header(console: Console, planned: Plan, record: RunRecord) -> None
         one_run.print_prompts(console, stage.prompts, _retrieved(planned))
         console.print()
     elif stage is not None:
-        said = _words({key: value for key, value in vars(stage).items() if value is not None})
-        console.print_line(f"First stage: {stage.name}: {said}")
+        options = _words({key: value for key, value in vars(stage).items() if value is not None})
+        console.print_line(f"First stage: {stage.name}: {options}")
     _print_engine(console, "Model" if stage is None else "Reranker", planned.spec)
     for spec in [planned.spec, *([stage.spec] if stage is not None and stage.spec is not None else [])]:
         if spec.args.get("trust_remote_code"):

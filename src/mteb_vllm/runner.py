@@ -352,6 +352,6 @@ def _first_stage_record(planned: Plan) -> FirstStageRecord:
         stage.name,
         encoder.settings(),
         engine=encoder.engine_record(),
-        prompts={f"{task}: {side or 'texts'}": said for (task, side), said in encoder.applied.items()},
+        prompts={f"{task}: {side or 'texts'}": prompt for (task, side), prompt in encoder.applied.items()},
         work=replace(encoder.work),
     )

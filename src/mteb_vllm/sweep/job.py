@@ -65,7 +65,7 @@ class Job:
         # a reference to a clock, say, may have another value in each composition.
         planned = self.points[0] if point is None else self.point(point, written)
         record = run_config(
-            planned.config if planned is not None else typed(cfg),
+            planned.config if planned is not None else parse_composed(cfg),
             planned.plan if planned is not None else None,
             Path(hydra.runtime.output_dir),
             overrides,
@@ -112,8 +112,8 @@ class Job:
             except Exception as error:  # the points are done, whatever becomes of their report
                 logger.exception("the report failed")
                 self.reported = False
-                said = str(error) if isinstance(error, MtebVllmError) else f"{type(error).__name__}: {error}"
-                text = f"The report could not be made: {said}. To try again: {_report_command(folder)}"
+                message = str(error) if isinstance(error, MtebVllmError) else f"{type(error).__name__}: {error}"
+                text = f"The report could not be made: {message}. To try again: {_report_command(folder)}"
                 self.console.print_line(text, style="red")
             self.console.print_line(f"Sweep: {folder}")
         if missing:
@@ -125,7 +125,7 @@ def _report_command(folder: Path) -> str:
     return command("pipeline=report", *(override(key, str(folder)) for key in ("runs", "pipeline.dir")))
 
 
-def typed(cfg: Any) -> Any:
+def parse_composed(cfg: Any) -> Any:
     """Hydra's configuration of a point as a `RunConfig`."""
     from omegaconf import OmegaConf
 

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from mteb_vllm.preflight.command import Point
 from mteb_vllm.results.record import RunRecord
-from mteb_vllm.sweep.job import Job, typed
+from mteb_vllm.sweep.job import Job, parse_composed
 from mteb_vllm.sweep.planning import PlannedPoint, add_task_states, plan_points
 from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.supervisor import Supervisor, SweepPoint
@@ -113,7 +113,7 @@ class EngineGroupedLauncher(Launcher):
         config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
         HydraConfig.instance().set_config(config)  # for ${hydra:...} in somebody's file
         shown = tuple(mask(text) for text in overrides)
-        return Point(shown, typed(config), True, launched=tuple(overrides), composed=config)
+        return Point(shown, parse_composed(config), True, launched=tuple(overrides), composed=config)
 
     def _place(self, point: PlannedPoint, folder: Path) -> DictConfig:
         """Return Hydra's configuration of a point, with its number and the sweep's folder."""

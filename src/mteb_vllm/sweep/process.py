@@ -76,8 +76,8 @@ class Child:
                 if self._process.poll() is not None:
                     raise EOFError  # somebody whom it forked may still hold its end
                 return None
-            said: Event = self._pipe.recv()
-            return said
+            event: Event = self._pipe.recv()
+            return event
         except (EOFError, ConnectionError):
             raise EOFError from None
 

@@ -67,21 +67,21 @@ class _StepState:
     waited: float = 0.0
     waits_since: float | None = None
 
-    def update(self, said: Event) -> None:
+    def update(self, event: Event) -> None:
         now = time.perf_counter()
         if self.waits_since is not None:
             self.waited, self.waits_since = self.waited + now - self.waits_since, None
-        if isinstance(said, Activity):
-            self.phase, self.doing = said.phase, said.text[:1].lower() + said.text[1:]
-            if said.phase is Phase.WAITING:
+        if isinstance(event, Activity):
+            self.phase, self.doing = event.phase, event.text[:1].lower() + event.text[1:]
+            if event.phase is Phase.WAITING:
                 self.waits_since = now
             else:
                 self.task = None
-        elif isinstance(said, TaskProgress):
-            self.phase, self.doing, self.task = said.phase, f"at {said.text} of {said.task}", said.task
-        elif isinstance(said, TaskDone):
-            self.tasks.append(said.outcome)
-            self.phase, self.doing, self.task = Phase.BETWEEN_TASKS, f"after {said.outcome.name}", None
+        elif isinstance(event, TaskProgress):
+            self.phase, self.doing, self.task = event.phase, f"at {event.text} of {event.task}", event.task
+        elif isinstance(event, TaskDone):
+            self.tasks.append(event.outcome)
+            self.phase, self.doing, self.task = Phase.BETWEEN_TASKS, f"after {event.outcome.name}", None
 
 
 class Supervisor:
@@ -162,8 +162,8 @@ class Supervisor:
             if point.planned.number in self.records:
                 continue  # its first stage has failed, and it with it
             if given_up is not None:
-                said = f"{given_up.message} (not tried: this engine did not open twice in a row)"
-                self._fail(point, replace(given_up, message=said, task=None, tried=False))
+                message = f"{given_up.message} (not tried: this engine did not open twice in a row)"
+                self._fail(point, replace(given_up, message=message, task=None, tried=False))
                 continue
             failure = self._run_step(step, point)
             if failure is not None and not _did_not_open(failure):
@@ -194,24 +194,24 @@ class Supervisor:
         )
         while True:
             try:
-                said = child.receive(_TICK)
+                event = child.receive(_TICK)
             except EOFError:
                 status = child.reap()
                 self._child = None
                 failure = failure_from_exit(status, running.phase, running.doing, self._log(point, written), running.task)
                 return self._fail(point, failure, running.tasks, started)
-            self._view.heard(said)
-            if said is not None:
-                running.update(said)
-            if isinstance(said, EngineOpened):
-                self._summary.opened[said.fingerprint] += 1
+            self._view.heard(event)
+            if event is not None:
+                running.update(event)
+            if isinstance(event, EngineOpened):
+                self._summary.opened[event.fingerprint] += 1
                 self._engine_log = point.folder / LOG
-            elif isinstance(said, FirstStageDone):
-                return self._first_stage_done(point, said.prefetched)
-            elif isinstance(said, PointDone):
-                return self._point_done(point, said.answer)
-            elif isinstance(said, PointFailed):
-                failure = replace(said.failure, log=self._log(point, written))
+            elif isinstance(event, FirstStageDone):
+                return self._first_stage_done(point, event.prefetched)
+            elif isinstance(event, PointDone):
+                return self._point_done(point, event.answer)
+            elif isinstance(event, PointFailed):
+                failure = replace(event.failure, log=self._log(point, written))
                 self._replace_child_after([failure])
                 return self._fail(point, failure, running.tasks, started)
             if self._timeout is None or running.waits_since is not None:
@@ -297,7 +297,7 @@ class Supervisor:
             self._unwritten = True
 
     def _log(self, point: SweepPoint, written: int) -> list[str]:
-        """The last lines of a point's log, and of where else its engine writes to; else of what the child itself has said."""
+        """The last lines of a point's log, and of where else its engine writes to; else of what the child itself has event."""
         log = point.folder / LOG
         engine = self._engine_log
         lines = [*(last_lines(engine) if engine is not None and engine != log else []), *last_lines(log)]
@@ -319,11 +319,11 @@ class Supervisor:
         deadline = time.monotonic() + _CLOSE_WITHIN
         try:
             while time.monotonic() < deadline:
-                said = child.receive(_TICK)
-                if not isinstance(said, EnginesClosed):
+                event = child.receive(_TICK)
+                if not isinstance(event, EnginesClosed):
                     continue
-                if said.leftover_mb > self._max_leftover_mb or said.processes:
-                    what = f"{said.processes} of its processes" if said.processes else f"{said.leftover_mb:,.0f} MB"
+                if event.leftover_mb > self._max_leftover_mb or event.processes:
+                    what = f"{event.processes} of its processes" if event.processes else f"{event.leftover_mb:,.0f} MB"
                     self._view.line(f"{what} stayed behind the closed engine: a new process goes on")
                     self._child = None
                     child.end()

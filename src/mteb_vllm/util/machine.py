@@ -84,9 +84,9 @@ def gpu_figures(field: str) -> list[str]:
         return []
     rows = [[cell.strip() for cell in line.split(",", 2)] for line in answer.splitlines() if line.count(",") >= 2]
     wanted = [] if visible is None else [word.strip() for word in visible.split(",")]
-    chosen = [said for word in wanted for index, uuid, said in rows if word == index or uuid.startswith(word or " ")]
+    chosen = [value for word in wanted for index, uuid, value in rows if word == index or uuid.startswith(word or " ")]
     # Slices of a GPU (MIG) go by identifiers of their own.
-    return chosen or [said for _, _, said in rows]
+    return chosen or [value for _, _, value in rows]
 
 
 def processor() -> str:
