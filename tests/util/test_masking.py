@@ -19,7 +19,7 @@ from mteb_vllm import cli
 from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.errors import ConfigError, EngineStartError, Mistake
 from mteb_vllm.models.files import Model
-from mteb_vllm.plan import plan
+from mteb_vllm.plan import make_plan
 from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import failure_from_exception
 from mteb_vllm.results.record import RunRecord
@@ -71,17 +71,17 @@ ENGINE = [
 def test_engines_get_the_values_and_fingerprints_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", KEY)
     plain, (point,) = check([])[0].config, check([*ENGINE, "+engine.env.B=${oc.env:HARMLESS}"])
-    made = plan(point.config)
+    made = make_plan(point.config)
     args, env = made.spec.args, made.spec.env
     assert (args["hf_token"], env["MY_API_KEY"], env["URL"]) == (TOKEN, KEY, f"db:{PASSWORD}")
     assert f"Bearer {args['hf_token']}" == f"Bearer {TOKEN}" and pickle.loads(pickle.dumps(args["hf_token"])) == TOKEN
     assert repr(args).count("***") == 1 and TOKEN not in repr(args)
     settings = made.settings["engine"]
-    assert "hf_token" not in settings["args"] and set(settings["env"]) == {*plan(plain).spec.env, "B"}
+    assert "hf_token" not in settings["args"] and set(settings["env"]) == {*make_plan(plain).spec.env, "B"}
     assert settings["env"]["B"] == "QbRx-harmless", "any other variable counts by its value"
     assert "VLLM_API_KEY" not in settings["shell"]
     (secretless,) = check(["+engine.env.B=QbRx-harmless"])
-    assert plan(secretless.config).settings == made.settings
+    assert make_plan(secretless.config).settings == made.settings
 
 
 def test_a_secret_where_results_depend_on_it_is_a_mistake() -> None:

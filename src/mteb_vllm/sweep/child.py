@@ -119,7 +119,7 @@ def _point(order: RunPoint, console: Console, progress: MakeProgress) -> Event:
     version.setbase("1.3")
     setup_globals()
     answer = run_job(
-        Job(console, [_planned(order)], progress=progress, prefetched=order.prefetched),
+        Job(console, [_point_with_plan(order)], progress=progress, prefetched=order.prefetched),
         order.config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
@@ -131,7 +131,7 @@ def _point(order: RunPoint, console: Console, progress: MakeProgress) -> Event:
     return PointDone(answer)
 
 
-def _planned(order: RunPoint) -> PlannedPoint:
+def _point_with_plan(order: RunPoint) -> PlannedPoint:
     return replace(order.point, plan=unpack(order.point.config, order.plan))
 
 
@@ -143,7 +143,7 @@ def _first_stage(order: RunPoint, console: Console, progress: MakeProgress) -> E
         config.hydra.runtime.output_dir = str(order.folder.absolute())
     HydraConfig.instance().set_config(config)
     configure_log(config.hydra.job_logging, config.hydra.verbose)
-    point = _planned(order)
+    point = _point_with_plan(order)
     return FirstStageDone(prefetch_first_stage(point.config, point.plan, order.folder, console=console, progress=progress))
 
 

@@ -20,7 +20,7 @@ from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.models.architectures import position_limit
 from mteb_vllm.pipelines.base import FirstStage
-from mteb_vllm.plan import Plan, plan
+from mteb_vllm.plan import Plan, make_plan
 from mteb_vllm.results.failures import Failure, earlier_failure, failure_from_exception, load_failures
 from mteb_vllm.results.lookup import StaleResults, is_intact, predictions_path, result_path, result_status, shared_result
 from mteb_vllm.tasks import selection as tasks
@@ -155,7 +155,7 @@ def plan_points(points: Sequence[Point], first: int = 0) -> list[PlannedPoint]:
     for number, (checked, differs) in enumerate(zip(points, differences, strict=True), first):
         point = PlannedPoint(number, checked.overrides, differs, checked.config, checked.launched, checked.composed)
         try:
-            planned.append(replace(point, plan=plan(checked.config, checked.pipeline)))
+            planned.append(replace(point, plan=make_plan(checked.config, checked.pipeline)))
         except MtebVllmError as error:
             planned.append(replace(point, failure=failure_from_exception(error)))
     return planned
