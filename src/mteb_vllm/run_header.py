@@ -12,7 +12,7 @@ from mteb_vllm.report import one_run
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.tasks.selection import brings_candidates
 from mteb_vllm.util.machine import device
-from mteb_vllm.util.masking import masked
+from mteb_vllm.util.masking import mask_values
 
 if TYPE_CHECKING:
     from mteb_vllm.util.console import Console
@@ -92,4 +92,4 @@ def _print_engine(console: Console, what: str, spec: EngineSpec) -> None:
 
 
 def _words(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in masked(values).items())
+    return ", ".join(f"{key}={value}" for key, value in mask_values(values).items())

@@ -96,7 +96,7 @@ def run_config(
     Returns:
         the record; a failure is in it, not raised, and so is what could not be written.
     """
-    with disk.collected():
+    with disk.collect_unwritten():
         return _run_config(
             config, planned, output_dir, overrides, point=point, console=console, progress=progress, prefetched=prefetched
         )
@@ -199,7 +199,7 @@ def finish(record: RunRecord, started: float) -> None:
         started: When the run began, by `time.perf_counter`.
     """
     folder, root = Path(record.output_dir), Path(record.config["results"]["dir"])
-    with disk.collected() as unwritten:
+    with disk.collect_unwritten() as unwritten:
         record.unwritten = failures_from_unwritten(unwritten)
         if record.failures or record.deviates:
             record.status = "failed"

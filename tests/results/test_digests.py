@@ -13,7 +13,7 @@ import pytest
 
 from mteb_vllm.results.digests import DamagedError, has_digest, read_note, read_verified, write_digest, write_note
 from mteb_vllm.results.locks import clear, staging
-from mteb_vllm.util.files import make_way, quarantine
+from mteb_vllm.util.files import clear_path, quarantine
 
 PLACE = Path("results/org__model/abc/experiments/settings_1/Task.json")
 
@@ -190,28 +190,28 @@ def test_what_is_in_the_way_is_quarantined_below_the_root_only(tmp_path: Path) -
     root.mkdir()
     (root / "settings").write_text("a file")
     path = root / "settings" / "same" / "abc.json"
-    make_way(path, root)
+    clear_path(path, root)
     assert path.parent.is_dir() and (root / "settings.broken").read_text() == "a file"
     path.mkdir()
-    make_way(path, root)
-    make_way(path, root)
+    clear_path(path, root)
+    clear_path(path, root)
     assert not path.exists() and [one.name for one in path.parent.iterdir()] == ["abc.json.broken"]
     path.write_text("fine")
-    make_way(path, root)
+    clear_path(path, root)
     assert path.read_text() == "fine"
     # Links stay, and what is not below the root.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     link = root / "link"
     link.symlink_to(elsewhere)
-    make_way(link, root)
+    clear_path(link, root)
     (root / "to_file").symlink_to(path)
     with pytest.raises(OSError):
-        make_way(root / "to_file" / "x", root)
+        clear_path(root / "to_file" / "x", root)
     assert link.is_symlink() and (root / "to_file").is_symlink()
     (tmp_path / "file").write_text("somebody's")
     with pytest.raises(OSError):
-        make_way(tmp_path / "file" / "settings" / "x", tmp_path / "file")
+        clear_path(tmp_path / "file" / "settings" / "x", tmp_path / "file")
     assert (tmp_path / "file").read_text() == "somebody's"
 
 

@@ -258,7 +258,7 @@ def test_a_result_that_cannot_be_written_lasts_as_long_as_the_run(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(ResultsStore, "staging", full)
-    with disk.collected() as unwritten:
+    with disk.collect_unwritten() as unwritten:
         model = evaluate(store, "aaaa", sts)
     assert store.result(sts, model.mteb_model_meta).get_score() == expected, "to the last digit that is stored"
     ((path, _),) = {str(path): error for path, error in unwritten}.items()

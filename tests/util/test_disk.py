@@ -132,9 +132,9 @@ def test_a_record_that_cannot_be_written_is_told_with_its_scores_and_all_else_is
 
 def test_what_was_written_before_is_told_apart_by_reason_and_named_once(tmp_path: Path) -> None:
     full, quota = OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded")
-    with disk.collected() as unwritten:
+    with disk.collect_unwritten() as unwritten:
         disk.note(tmp_path / "results" / "STS12.json", full)
-        with disk.collected() as inner, disk.attempt(tmp_path / "run" / "run.json"):
+        with disk.collect_unwritten() as inner, disk.attempt(tmp_path / "run" / "run.json"):
             raise full
         assert inner is unwritten
         disk.note(tmp_path / "failures" / "abc.json", quota)

@@ -231,7 +231,7 @@ def test_minilm_is_hashed() -> None:
     ],
 )
 def test_variables_that_change_only_what_is_printed_or_kept_where_do_not_count(name: str, counts: bool) -> None:
-    assert module.uncounted_variable(name) is not counts
+    assert module.is_ignored_variable(name) is not counts
 
 
 def test_gpus_count_where_vllm_can_use_them(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,8 +270,8 @@ def test_a_callable_that_holds_anything_is_known_by_itself_only() -> None:
         def __call__(self, instruction: str) -> str:
             return instruction
 
-    assert "plain#" in module.identity(plain) and module.identity(plain) == module.identity(plain)
+    assert "plain#" in module.callable_identity(plain) and module.callable_identity(plain) == module.callable_identity(plain)
     for one in (with_closure, with_default, with_keyword, Called()):
-        name = module.identity(one)
-        assert name.startswith(f"{type(one).__name__}#") and name == module.identity(one)
-    assert module.identity(Called()) != module.identity(Called())
+        name = module.callable_identity(one)
+        assert name.startswith(f"{type(one).__name__}#") and name == module.callable_identity(one)
+    assert module.callable_identity(Called()) != module.callable_identity(Called())

@@ -53,7 +53,7 @@ def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, conso
     comparison = compare(points, baseline=config.baseline, epsilon=config.epsilon)
     print_comparison(console, comparison)
     title = comparison.constants.get("model", "Several models")
-    with disk.collected() as unwritten:
+    with disk.collect_unwritten() as unwritten:
         with disk.attempt(folder / "report.md"):
             write_atomically(folder / "report.md", comparison_markdown(comparison))
         with disk.attempt(folder / "report.csv"):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.util import disk
-from mteb_vllm.util.files import make_way, read_file, read_json, write_atomically
+from mteb_vllm.util.files import clear_path, read_file, read_json, write_atomically
 from mteb_vllm.util.masking import mask
 
 # Errors that the same file will give again (None: what is no regular file); any other one says nothing about the file.
@@ -73,7 +73,7 @@ def write_digest(root: Path, path: Path, content: bytes, scratch: Path) -> None:
         digests.append(_digest(root, path, read_verified(root, path)))
     target, written = _beside(path), scratch / _beside(path).name
     try:
-        make_way(target, root)
+        clear_path(target, root)
         write_atomically(written, "\n".join(dict.fromkeys(digests)) + "\n")
         written.replace(target)
     except OSError as error:
@@ -85,7 +85,7 @@ def write_note(root: Path, path: Path, value: Any) -> None:
     """Write a note; where that is not possible, the log says so, and nothing else happens."""
     value = json.loads(mask(json.dumps(value)))  # before its digest
     try:
-        make_way(path, root)
+        clear_path(path, root)
         write_atomically(
             path, json.dumps({"note": value, "sha256": _digest_of_note(root, path, value)}, indent=1) + "\n"
         )

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mteb_vllm.errors import LockError
-from mteb_vllm.util.files import make_way
+from mteb_vllm.util.files import clear_path
 
 _STAGING = ".writing-"
 # Folders of notes, which are written in place, and after how many seconds a file that is still being written is abandoned.
@@ -45,7 +45,7 @@ def lock(root: Path, name: str, *, wait: bool = True, on_wait: Callable[[], None
     path = root / ".locks" / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.lock"
     held = FileLock(path)
     try:
-        make_way(path, root)
+        clear_path(path, root)
         held.acquire(blocking=False)
     except Timeout:
         if not wait:

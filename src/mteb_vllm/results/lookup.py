@@ -31,7 +31,7 @@ from mteb_vllm.results.counters import Measured
 from mteb_vllm.results.digests import DamagedError, has_digest, read_note, read_verified, write_note
 from mteb_vllm.util import disk
 from mteb_vllm.util.data_revisions import aggregate_revision, data_revision
-from mteb_vllm.util.files import make_way, name_problem, parse_json, read_json, write_atomically
+from mteb_vllm.util.files import clear_path, name_problem, parse_json, read_json, write_atomically
 from mteb_vllm.util.fingerprint import fingerprint
 
 # What of a run's settings no configuration says: where only this differs, an earlier result is the same one, gone stale.
@@ -45,7 +45,7 @@ def save_settings(root: Path, settings: Mapping[str, Any]) -> None:
     path = root / "settings" / f"{fingerprint(settings)}.json"
     if _settings(path) is None:
         try:
-            make_way(path, root)
+            clear_path(path, root)
             write_atomically(path, json.dumps(settings, indent=1, sort_keys=True) + "\n")
         except OSError as error:
             disk.note(path, error, optional=True)

@@ -35,7 +35,7 @@ from mteb_vllm.util.disk import attempt
 from mteb_vllm.util.escape import csv_cell
 from mteb_vllm.util.files import check_seal, dump_sealed, parse_json, read_file, write_atomically
 from mteb_vllm.util.machine import device, gpu_count, versions
-from mteb_vllm.util.masking import masked
+from mteb_vllm.util.masking import mask_values
 from mteb_vllm.util.plain import json_value
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ def write_record(record: RunRecord, folder: Path) -> None:
     values = _adapter().dump_python(record, warnings="none")
     content = {key: json_value(value) for key, value in values.items()}
     with attempt(folder / "run.json"):
-        write_atomically(folder / "run.json", dump_sealed(masked(content)))
+        write_atomically(folder / "run.json", dump_sealed(mask_values(content)))
     with attempt(folder / "scores.csv"):
         write_atomically(folder / "scores.csv", scores_csv(record))
 

@@ -32,7 +32,7 @@ from mteb_vllm.results.digests import DamagedError, read_verified, write_digest
 from mteb_vllm.results.locks import lock, staging
 from mteb_vllm.results.lookup import is_complete
 from mteb_vllm.util import disk
-from mteb_vllm.util.files import make_way, parse_json, quarantine
+from mteb_vllm.util.files import clear_path, parse_json, quarantine
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class ResultsStore(ResultCache):
         whole.write_bytes(content)
         with self._folder(path.parent):
             write_digest(self.root, path, content, written.parent)
-            make_way(path, self.root)
+            clear_path(path, self.root)
             whole.replace(path)
 
     def load_task_result(
@@ -241,7 +241,7 @@ class ResultsStore(ResultCache):
             write_digest(self.root, path, result.read_bytes(), staging)
             # The result comes last: where it is, the rest is.
             for file in sorted(result.parent.iterdir(), key=lambda file: file == result):
-                make_way(target / file.name, self.root)
+                clear_path(target / file.name, self.root)
                 file.replace(target / file.name)
 
 

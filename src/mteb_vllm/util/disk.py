@@ -89,7 +89,7 @@ def why_not_writable(folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def collected() -> Iterator[_Unwritten]:
+def collect_unwritten() -> Iterator[_Unwritten]:
     """Collect the files that cannot be written, and why; inside of another collection, in that one."""
     if (outer := _unwritten.get()) is not None:
         yield outer

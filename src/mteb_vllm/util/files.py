@@ -157,7 +157,7 @@ def expand_user(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError for an unknown user
 
 
-def make_way(path: Path, root: Path) -> None:
+def clear_path(path: Path, root: Path) -> None:
     """Make the folder of a file below `root`, and quarantine what is in the way.
 
     In the way are a folder in the file's place, and a file in that of a folder. Links stay: where they point may be there

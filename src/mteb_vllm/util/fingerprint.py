@@ -38,12 +38,12 @@ def fingerprint(settings: Mapping[str, Json]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def uncounted_variable(name: str) -> bool:
+def is_ignored_variable(name: str) -> bool:
     """Whether a variable of vLLM's changes only what is printed, or kept where."""
     return _UNCOUNTED.fullmatch(name) is not None
 
 
-def identity(function: Callable[..., object]) -> str:
+def callable_identity(function: Callable[..., object]) -> str:
     """What a callable does, as far as that can be known: the hash of its compiled code.
 
     One that holds anything else (a closure, defaults, an object) is known by itself only: what it computes is never taken

@@ -104,7 +104,7 @@ def mask(text: str) -> str:
     return text if _pattern is None else _pattern.sub(MASK, text)
 
 
-def masked(values: Mapping[str, object]) -> dict[str, object]:
+def mask_values(values: Mapping[str, object]) -> dict[str, object]:
     """Return plain values (dicts, lists, texts) with every secret masked."""
     return {key: _masked(value) for key, value in values.items()}
 
@@ -113,7 +113,7 @@ def _masked(value: object) -> object:
     if isinstance(value, Secret):
         return MASK
     if isinstance(value, Mapping):
-        return masked(value)
+        return mask_values(value)
     if isinstance(value, (list, tuple)):
         return [_masked(item) for item in value]
     return mask(value) if isinstance(value, str) else value

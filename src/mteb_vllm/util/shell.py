@@ -22,7 +22,7 @@ _TYPED: ContextVar[Mapping[str, str]] = ContextVar("typed", default=MappingProxy
 
 
 @contextmanager
-def answering(typed: Mapping[str, str]) -> Iterator[None]:
+def keep_prefixes(typed: Mapping[str, str]) -> Iterator[None]:
     """Make suggestions fit a command line, inside the block: they keep the plus of what they replace.
 
     Args:
