@@ -117,9 +117,9 @@ def make_plan(config: RunConfig, made: PipelineParts | None = None) -> Plan:
         ModelError: if a model cannot be had.
     """
     made = made if made is not None else make_parts(config)
-    planned = _make_plan(config, made.pipeline, made.first_stage)
+    planned = _plan_model(config, made.pipeline, made.first_stage)
     if made.reference is not None:
-        reference = _make_plan(made.reference.applied_to(config), made.pipeline, made.first_stage)
+        reference = _plan_model(made.reference.applied_to(config), made.pipeline, made.first_stage)
         compared = _reference_settings(made.pipeline, reference, getattr(made.reference, "runs", None))
         planned = replace(planned, reference=reference, settings=planned.settings | {"reference": compared})
     return planned
@@ -181,7 +181,7 @@ def _is_current(made: Plan) -> bool:
     return settings == made.settings
 
 
-def _make_plan(config: RunConfig, pipeline: Pipeline, first_stage: Any) -> Plan:
+def _plan_model(config: RunConfig, pipeline: Pipeline, first_stage: Any) -> Plan:
     spec, prompts = _spec_and_prompts(config.model, config.engine, config.prompts, config.instruction)
     template = None
     if config.model.kind == "cross_encoder":
