@@ -1,4 +1,4 @@
-"""The whole story of one run, from a checked configuration to its record."""
+"""Execution of one run, from a checked configuration to its record."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A run's log in its folder, as `conf/hydra/job_logging/file.yaml` has it.
+# The name of a run's log file, as set in `conf/hydra/job_logging/file.yaml`.
 LOG = "mteb_vllm.log"
 
 
 @dataclass(frozen=True)
 class PrefetchedFirstStage:
-    """What a first stage that ran ahead has to say.
+    """The outcome of a first stage that was run before the rest of its point.
 
     Attributes:
-        record: The run's record of it.
-        failures: What went wrong, task by task; the run itself will meet it again.
+        record: Its record.
+        failures: Its failures by task; the run itself will encounter them again.
     """
 
     record: FirstStageRecord
@@ -80,21 +80,20 @@ def run_config(
     progress: MakeProgress = Progress,
     prefetched: PrefetchedFirstStage | None = None,
 ) -> RunRecord:
-    """Runs one configuration and writes its record.
+    """Run one configuration and write its record.
 
     Args:
         config: A checked configuration.
-        planned: Its plan; None where none could be made, or passed on to this process: it is made here, and if it cannot
-            be, the record says why.
-        output_dir: Where `run.json`, `scores.csv` and `report.md` go.
-        overrides: What made the configuration, for the record.
+        planned: Its plan; if None, it is made here, and a failure to do so is recorded.
+        output_dir: The folder for `run.json`, `scores.csv` and `report.md`.
+        overrides: The overrides of the configuration, for the record.
         point: Its number in a sweep.
         console: Where progress is shown; None shows nothing.
-        progress: Makes what shows it, of a console and a number of tasks.
-        prefetched: What `prefetch_first_stage` said, if the first stage ran ahead.
+        progress: Called with a console and the number of tasks to make the progress display.
+        prefetched: The result of `prefetch_first_stage`, if the first stage has been run already.
 
     Returns:
-        the record; a failure is in it, not raised, and so is what could not be written.
+        the record, which also holds failures and write errors; they are not raised.
     """
     with disk.collect_unwritten():
         return _run_config(
@@ -133,12 +132,12 @@ def _run_config(
         logger.exception("the run failed")
         record.failure = failure_from_exception(error)
         if record.failure.kind != "disk":
-            # A bug, of ours or of a library's: it is shown whole, and costs the other points of a sweep nothing.
+            # A bug in this package or a library: print the full traceback, but let a sweep go on.
             print(visible(traceback.format_exc()), file=sys.stderr)
     except BaseException as error:
         record.failure = failure_from_exception(error)
         record.peak_memory_mb = Memory(**peak_memory(working_processes()))
-        finish(record, started)  # Ctrl-C: what is done so far is kept
+        finish(record, started)  # Ctrl-C: keep what is done so far
         raise
     if record.failure is not None:
         record.failure = add_log(record.failure, last_lines(output_dir / LOG))
@@ -158,30 +157,30 @@ def prefetch_first_stage(
     console: Console,
     progress: MakeProgress = Progress,
 ) -> PrefetchedFirstStage:
-    """Does the dense first stage of a run that reranks, so that its engine need not open again among rerankers'.
+    """Run only the dense first stage of a reranking run, so that a sweep opens the first stage's engine just once.
 
     Args:
         config: A checked configuration.
-        planned: Its plan; None: it is made here.
-        output_dir: The point's folder, where its log goes.
+        planned: Its plan; if None, it is made here.
+        output_dir: The point's folder, which contains its log.
         console: Where progress is shown.
-        progress: Makes what shows it, of a console and a number of tasks.
+        progress: Called with a console and the number of tasks to make the progress display.
 
     Raises:
-        ModelError: if a model cannot be had.
+        ModelError: if a model cannot be found or loaded.
     """
     planned = current_plan(config, planned)
     environment.prepare(planned.engines[-1].env)
     log = output_dir / LOG
     skipped = {} if config.retry_failed else failed_before(config, planned)
-    with _working(config, planned, log, console, progress, skipped) as work:
+    with _session(config, planned, log, console, progress, skipped) as work:
         errors = planned.pipeline.retrieve(work.context)
         failures = [add_log(failure_from_exception(error, task), last_lines(log)) for task, error in errors.items()]
     return PrefetchedFirstStage(_first_stage_record(planned), failures)
 
 
 def started_record(config: RunConfig, output_dir: Path, overrides: Sequence[str], point: int | None) -> RunRecord:
-    """The record of a run that has just begun."""
+    """Return the record of a run that has just started."""
     return RunRecord(
         overrides=list(overrides),
         point=point,
@@ -192,11 +191,11 @@ def started_record(config: RunConfig, output_dir: Path, overrides: Sequence[str]
 
 
 def finish(record: RunRecord, started: float) -> None:
-    """Write a run's record and report, and remember what failed; what cannot be written is in the record.
+    """Write a run's record and report, and store its failures; write errors are added to the record.
 
     Args:
         record: The record.
-        started: When the run began, by `time.perf_counter`.
+        started: When the run started, by `time.perf_counter`.
     """
     folder, root = Path(record.output_dir), Path(record.config["results"]["dir"])
     with disk.collect_unwritten() as unwritten:
@@ -216,22 +215,22 @@ def finish(record: RunRecord, started: float) -> None:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What a run works with: what its pipeline is given, and the embedding cache."""
+class _Session:
+    """The context of a run's pipeline, and its embedding cache."""
 
     context: RunContext
     embeddings: EmbeddingCache | None
 
 
 @contextlib.contextmanager
-def _working(
+def _session(
     config: RunConfig,
     planned: Plan,
     log: Path,
     console: Console,
     make_progress: MakeProgress,
     skip: Collection[str] = (),
-) -> Iterator[_Work]:
+) -> Iterator[_Session]:
     names = [task.name for task in planned.tasks if task.name not in skip]
     with quiet_libraries(), errors_into(log), make_progress(console, len(names)) as progress:
         progress.note(Phase.IMPORTING, "Importing mteb")
@@ -256,16 +255,16 @@ def _working(
         embeddings = _embedding_cache(config)
         stage = planned.stage.encoder if planned.stage is not None else None
         for model in filter(None, (context.model, context.reference, stage)):
-            # What is timed, or compared with a reference, is what the engine computes now.
+            # Timings and comparisons need embeddings that the engine computes in this run.
             if isinstance(model, Embedding) and (planned.pipeline.cached or model is not context.model):
                 model.embedding_cache = embeddings
             model.progress = progress.encoded
             model.opening = functools.partial(progress.opening, model.spec)
-        yield _Work(context, embeddings)
+        yield _Session(context, embeddings)
 
 
 def _embedding_cache(config: RunConfig) -> EmbeddingCache | None:
-    """Embeddings on disk; none where the user wants none, or wants everything computed again."""
+    """Return the embedding cache; None if it is disabled or everything is to be recomputed."""
     use = config.embedding_cache.use
     if use == "never" or (use == "auto" and config.results.reuse == "none"):
         return None
@@ -280,7 +279,7 @@ def _run(
     progress: MakeProgress,
     prefetched: PrefetchedFirstStage | None,
 ) -> None:
-    """Open what is needed and let the pipeline work; fills the record."""
+    """Run the pipeline and fill the record."""
     log, root, pipeline = Path(record.output_dir) / LOG, Path(config.results.dir), planned.pipeline
     skipped: dict[str, Failure] = {}
     if not config.retry_failed and pipeline.scores_tasks:
@@ -290,10 +289,10 @@ def _run(
         record.warnings.append("This point failed before and was not tried again (retry_failed=false).")
         return
     names = [task.name for task in planned.tasks]
-    with _working(config, planned, log, console, progress, skipped) as work:
+    with _session(config, planned, log, console, progress, skipped) as work:
         context = work.context
         for task in planned.tasks if pipeline.cached else ():
-            with contextlib.suppress(FirstStageError):  # that task will fail, and say why
+            with contextlib.suppress(FirstStageError):  # the task itself will report it
                 save_settings(root, planned.settings_for(task))
         try:
             for outcome in pipeline.run(context):
@@ -306,7 +305,7 @@ def _run(
             record.engine = context.model.engine_record()
             record.warnings += _engine_warnings(record.engine)
         record.warnings += [
-            f"{path} is not what was written there: it was quarantined under this name, and computed again."
+            f"A stored file was damaged. It was quarantined as {path}, and its content computed again."
             for path in [*context.store.quarantined, *(work.embeddings.set_aside if work.embeddings is not None else [])]
         ]
         if work.embeddings is not None and pipeline.scores_tasks:
@@ -327,12 +326,12 @@ def _run(
 
 
 def _engine_warnings(engine: EngineRecord | None) -> list[str]:
-    """Return what vLLM warned of while it opened."""
+    """Return the warnings that vLLM gave while it opened."""
     return [f"vLLM: {text}" for text in engine.warnings] if engine is not None else []
 
 
 def _engine_lines(model: Any, log: Path) -> list[str]:
-    """The last lines of what an engine in a process of its own has written, which is in the log of who opened it."""
+    """Return the last log lines of an engine that was opened by another run, whose log it still writes to."""
     engine = model.last_engine
     apart = engine is not None and engine.log is not None and engine.log != log.absolute()
     return last_lines(engine.log) if apart else []
@@ -345,7 +344,7 @@ def _first_stage_record(planned: Plan) -> FirstStageRecord:
         depends: dict[str, Any] = {}
         for part in planned.parts:
             if not tasks.brings_candidates(part.type):
-                with contextlib.suppress(FirstStageError):  # its task has failed, and says why
+                with contextlib.suppress(FirstStageError):  # its task has reported it
                     depends[part.name] = stage.settings(part.name)
         return FirstStageRecord(stage.name, depends, dict(vars(stage)))
     return FirstStageRecord(

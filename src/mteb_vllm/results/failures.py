@@ -220,7 +220,9 @@ def _signal(number: int) -> str:
         return f"signal {number}"
 
 
-    """Return an error as one line: its type, the first line of its message, and a hint if the Hub was offline."""
+def failure_from_timeout(
+    seconds: float, phase: Phase, doing: str, log: Sequence[str] = (), task: str | None = None
+) -> Failure:
     """Return the failure of a point that took longer than `seconds`; for the other arguments see `failure_from_exit`."""
     message = f"timed out after {seconds:g} s while {doing}"
     return Failure("timeout", message, task, list(log), _TRY["timeout"], phase=phase)
