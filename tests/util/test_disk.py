@@ -219,7 +219,7 @@ def test_a_sweep_shows_the_points_that_have_left_no_record(full: Path, tmp_path:
     job = Job(Console(file=out, width=160), [point, point], [fine, lost], folder=tmp_path)
     job.end_sweep()
     assert job.reported and job.failed and (tmp_path / "report.html").exists()
-    assert "Point 1, which has left no record:" in out.getvalue() and "Point 0" not in out.getvalue()
+    assert "Point 1, whose record could not be written:" in out.getvalue() and "Point 0" not in out.getvalue()
     assert out.getvalue().count("0.80000") >= 2
     job.folder = full / "sweep"
     job.end_sweep()

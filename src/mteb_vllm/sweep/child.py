@@ -1,6 +1,6 @@
-"""The process that runs a sweep's points, one after another, as it is told.
+"""The child process of a sweep, which runs points one after another on command.
 
-It ends when whoever started it does, however that ends, and takes the processes of its engines with it.
+It exits when its parent exits for whatever reason, and kills the processes of its engines.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ from mteb_vllm.util.streams import lenient, open_standard_streams
 
 logger = logging.getLogger(__name__)
 
-# How long vLLM may take to notice that a process of its own has ended, in seconds.
+# Seconds that vLLM may take to notice that one of its processes has died.
 _NOTICE_WITHIN = 10.0
 
-# How often a phase's progress is told, in seconds.
+# Minimum number of seconds between two progress events.
 _SEND_EVERY = 0.2
 
 
 def main(orders: int, lifeline: int) -> None:
-    """Does what it is told until it is told nothing more.
+    """Execute commands until the pipe closes.
 
     Args:
         orders: File descriptor of the pipe to the sweep.
@@ -73,7 +73,7 @@ def main(orders: int, lifeline: int) -> None:
     for descriptor in (orders, lifeline):
         os.set_inheritable(descriptor, False)  # an engine's processes must not hold them open
     open_standard_streams()
-    # A crash, and a hang that is asked about, show where they are; standard error goes into the point's log.
+    # Write stacks to standard error, which goes into the point's log, on a crash and on SIGUSR1.
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
@@ -88,67 +88,67 @@ def main(orders: int, lifeline: int) -> None:
         except KeyboardInterrupt:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             _close_engines()
-            # Ended by it, as whoever waits for this process shall see.
+            # End by the signal itself, so that the parent sees it in the exit status.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _execute(order: Command, pipe: Connection) -> Event:
-    if isinstance(order, CloseEngines):
+def _execute(command: Command, pipe: Connection) -> Event:
+    if isinstance(command, CloseEngines):
         return _close_engines()
-    # Hydra resolves the configuration once more for its own files, and the log begins.
+    # Hydra will resolve the configuration again for its own files, so secrets have to be registered first.
     watch_environment()
-    for value in order.secrets:
+    for value in command.secrets:
         register(value)
     try:
-        order.folder.mkdir(parents=True, exist_ok=True)
-        with (order.folder / "output.txt").open("a", encoding="utf-8") as file:
+        command.folder.mkdir(parents=True, exist_ok=True)
+        with (command.folder / "output.txt").open("a", encoding="utf-8") as file:
             console = Console(file=lenient(file), width=160)
             progress = functools.partial(_Relay, pipe=pipe)
             return (
-                _first_stage(order, console, progress) if order.first_stage_only else _point(order, console, progress)
+                _first_stage(command, console, progress) if command.first_stage_only else _point(command, console, progress)
             )
     except Exception as error:
-        disk.locate(error, order.folder)
+        disk.locate(error, command.folder)
         logger.exception("the point failed")
         traceback.print_exc()
         return PointFailed(failure_from_exception(error))
 
 
-def _point(order: RunPoint, console: Console, progress: MakeProgress) -> Event:
+def _point(command: RunPoint, console: Console, progress: MakeProgress) -> Event:
     version.setbase("1.3")
     setup_globals()
     answer = run_job(
-        Job(console, [_point_with_plan(order)], progress=progress, prefetched=order.prefetched),
-        order.config,
+        Job(console, [_point_with_plan(command)], progress=progress, prefetched=command.prefetched),
+        command.config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
-        hydra_context=order.context,
+        hydra_context=command.context,
     )
     if answer.status != JobStatus.COMPLETED:
-        # The exception itself need not survive the pipe.
+        # The exception itself may not be picklable.
         return PointFailed(failure_from_exception(answer._return_value))
     return PointDone(answer)
 
 
-def _point_with_plan(order: RunPoint) -> PlannedPoint:
-    return replace(order.point, plan=unpack(order.point.config, order.plan))
+def _point_with_plan(command: RunPoint) -> PlannedPoint:
+    return replace(command.point, plan=unpack(command.point.config, command.plan))
 
 
-def _first_stage(order: RunPoint, console: Console, progress: MakeProgress) -> Event:
-    # No job of Hydra's, whose callbacks would take it for a point of its own.
+def _first_stage(command: RunPoint, console: Console, progress: MakeProgress) -> Event:
+    # Not run as a Hydra job, because callbacks would take it for a point.
     setup_globals()
-    config = order.config.copy()
+    config = command.config.copy()
     with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
-        config.hydra.runtime.output_dir = str(order.folder.absolute())
+        config.hydra.runtime.output_dir = str(command.folder.absolute())
     HydraConfig.instance().set_config(config)
     configure_log(config.hydra.job_logging, config.hydra.verbose)
-    point = _point_with_plan(order)
-    return FirstStageDone(prefetch_first_stage(point.config, point.plan, order.folder, console=console, progress=progress))
+    point = _point_with_plan(command)
+    return FirstStageDone(prefetch_first_stage(point.config, point.plan, command.folder, console=console, progress=progress))
 
 
 class _Relay(Progress):
-    """Progress that goes into the point's own file, and to the sweep."""
+    """Progress that is written to the point's own file and sent to the sweep."""
 
     def __init__(self, console: Console, n_tasks: int, pipe: Connection) -> None:
         super().__init__(console, n_tasks)
@@ -196,11 +196,11 @@ def _close_engines() -> EnginesClosed:
 
 
 def _watch_engines() -> None:
-    """Ends this process when one of an engine's has ended and vLLM does not notice."""
+    """Exit this process when a process of an engine has died and vLLM has not noticed."""
     missing: set[int] = set()
     while True:
         time.sleep(_NOTICE_WITHIN)
-        # Between two looks vLLM says so itself, and the engine closes.
+        # Normally vLLM notices between two checks, and the engine closes.
         dead = set(dead_processes())
         if still := dead & missing:
             logger.error("a process of the engine has ended (%s) and vLLM has not noticed", sorted(still))
@@ -210,7 +210,7 @@ def _watch_engines() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    # As Ctrl-C: the record of what is done is written, and engines close.
+    # As on Ctrl-C, write the record so far and close engines.
     raise KeyboardInterrupt
 
 

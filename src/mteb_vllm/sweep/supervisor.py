@@ -1,4 +1,4 @@
-"""Runs the points of a sweep in child processes, so that whatever one of them does costs no other point anything."""
+"""The supervisor of a sweep, which runs points in child processes so that one point's failure does not affect others."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from mteb_vllm.util import disk
 from mteb_vllm.util.masking import registered, scrub
 from mteb_vllm.util.phase import Phase
 
-# How often the view moves while a child says nothing, in seconds.
+# Seconds between updates of the view while the child sends nothing.
 _TICK = 0.5
 
-# How long engines may take to close, in seconds.
+# Seconds that engines may take to close.
 _CLOSE_WITHIN = 120.0
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """A point as it runs.
+    """A point to run.
 
     Attributes:
-        planned: What it comes down to.
+        planned: The planned point.
         config: Hydra's configuration of it.
-        folder: Where its record goes.
+        folder: The folder for its record.
     """
 
     planned: PlannedPoint
@@ -58,7 +58,7 @@ class SweepPoint:
 
 @dataclass
 class _StepState:
-    """A step as far as the child has told of it."""
+    """The state of a running step, according to the child's events."""
 
     phase: Phase = Phase.STARTING
     doing: str = "starting"
@@ -85,20 +85,20 @@ class _StepState:
 
 
 class Supervisor:
-    """Gives points to a child process, watches it, and replaces it when it fails.
+    """Sends points to a child process, monitors it, and replaces it when it fails.
 
     Args:
         points: The sweep's points.
         context: Hydra's context.
         folder: The sweep's folder.
-        view: Shows what goes on.
-        summary: Where it is written down.
-        point_timeout: Seconds that a point may take; None: no limit.
-        max_leftover_mb: Memory that may stay behind a closed engine before its process is replaced.
+        view: The live view.
+        summary: The sweep's summary, which is updated.
+        point_timeout: Time limit for a point in seconds; None for no limit.
+        max_leftover_mb: Memory in MB that a closed engine may leave allocated before its process is replaced.
 
     Attributes:
-        job_returns: What became of the points: Hydra's `JobReturn` by number, None where Hydra could not say.
-        records: Their records.
+        job_returns: Point number to Hydra's `JobReturn`; None if the point ended without one.
+        records: Point number to record.
     """
 
     def __init__(
@@ -126,10 +126,10 @@ class Supervisor:
         self.records: dict[int, RunRecord] = {}
 
     def run(self) -> None:
-        """Runs all points.
+        """Run all points.
 
         Raises:
-            KeyboardInterrupt: on Ctrl-C; the child has ended, and what is done is in `records`.
+            KeyboardInterrupt: on Ctrl-C; the child has been ended, and `records` holds what is done.
         """
         try:
             for point in self._points.values():
@@ -148,7 +148,7 @@ class Supervisor:
     def _run_group(self, group: Group) -> None:
         if group.engine is not None:
             if group.engine.process != self._process:
-                # What computes, and how its threads are made, a process cannot change.
+                # A process cannot change its device or threading runtime.
                 self._end_child()
                 self._process = group.engine.process
             self._view.engine(group)
@@ -160,15 +160,15 @@ class Supervisor:
         for step in group.steps:
             point = self._points[step.point.number]
             if point.planned.number in self.records:
-                continue  # its first stage has failed, and it with it
+                continue  # it has failed with its first stage
             if given_up is not None:
-                message = f"{given_up.message} (not tried: this engine did not open twice in a row)"
+                message = f"{given_up.message} (not tried: this engine has failed to open twice in a row)"
                 self._fail(point, replace(given_up, message=message, task=None, tried=False))
                 continue
             failure = self._run_step(step, point)
             if failure is not None and not _did_not_open(failure):
                 failure = None
-            # The second time was in a new process: a third will be no better.
+            # The second attempt was in a new process, so a third would fail as well.
             given_up = failure if failure is not None and last is not None and failure.kind == last.kind else None
             last = failure
         self._close_engines()
@@ -176,7 +176,7 @@ class Supervisor:
             self._end_child()
 
     def _run_step(self, step: Step, point: SweepPoint) -> Failure | None:
-        """Runs a step in the child; returns what went wrong with it, if anything did."""
+        """Run a step in the child; return its failure, if any."""
         started, running = time.perf_counter(), _StepState()
         self._view.started(point.planned, step.first_stage_only)
         try:
@@ -228,7 +228,7 @@ class Supervisor:
         self._prefetched[point.planned.number] = prefetched
         self._replace_child_after(prefetched.failures)
         dead = next((failure for failure in prefetched.failures if _did_not_open(failure)), None)
-        # Anything else the point itself will meet, task by task.
+        # Other failures will recur, task by task, when the point itself runs.
         return self._fail(point, dead) if dead is not None else None
 
     def _point_done(self, point: SweepPoint, answer: Any) -> Failure | None:
@@ -239,7 +239,7 @@ class Supervisor:
         return next((failure for failure in tried if _did_not_open(failure)), None)
 
     def _replace_child_after(self, failures: Sequence[Failure]) -> None:
-        """Lets the child go if what went wrong in it says that it is not to be relied on."""
+        """End the child if one of the failures means that its process can no longer be trusted."""
         if any(failure.kind in FATAL for failure in failures):
             self._end_child()
 
@@ -255,7 +255,7 @@ class Supervisor:
         tasks: Sequence[TaskOutcome] = (),
         started: float | None = None,
     ) -> Failure:
-        """Writes the record of a point that could not write its own."""
+        """Write the record of a point that could not write its own."""
         planned = point.planned
         record = started_record(planned.config, point.folder, planned.overrides, planned.number)
         if planned.plan is not None:
@@ -297,7 +297,7 @@ class Supervisor:
             self._unwritten = True
 
     def _log(self, point: SweepPoint, written: int) -> list[str]:
-        """The last lines of a point's log, and of where else its engine writes to; else of what the child itself has event."""
+        """Return the last lines of a point's log and of its engine's, or else of the child's own output."""
         log = point.folder / LOG
         engine = self._engine_log
         lines = [*(last_lines(engine) if engine is not None and engine != log else []), *last_lines(log)]
@@ -311,7 +311,7 @@ class Supervisor:
         return self._child
 
     def _close_engines(self) -> None:
-        """Closes the group's engine; a process that does not give its memory back is replaced."""
+        """Close the group's engine; replace the process if it does not release its memory."""
         child, self._engine_log = self._child, None
         if child is None:
             return
@@ -323,8 +323,8 @@ class Supervisor:
                 if not isinstance(event, EnginesClosed):
                     continue
                 if event.leftover_mb > self._max_leftover_mb or event.processes:
-                    what = f"{event.processes} of its processes" if event.processes else f"{event.leftover_mb:,.0f} MB"
-                    self._view.line(f"{what} stayed behind the closed engine: a new process goes on")
+                    what = f"{event.processes} processes" if event.processes else f"{event.leftover_mb:,.0f} MB of memory"
+                    self._view.line(f"The closed engine left {what} behind: continuing in a new process")
                     self._child = None
                     child.end()
                 return
@@ -335,7 +335,7 @@ class Supervisor:
 
 
 def _did_not_open(failure: Failure) -> bool:
-    """Whether a failure kept an engine from opening: an error of vLLM's, or the end of the process while it opened."""
+    """Whether a failure kept an engine from opening: an engine error, or the end of the process while opening."""
     return failure.kind in ("engine_start", "out_of_memory_loading") or (
         failure.kind in FATAL and failure.phase is Phase.OPENING_ENGINE
     )

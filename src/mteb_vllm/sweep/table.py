@@ -1,4 +1,4 @@
-"""A plan, shown: what a dry run prints."""
+"""The table of planned points that a dry run prints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mteb_vllm.util.console import Console
 
 
 def print_plan(console: Console, points: Sequence[PlannedPoint], *, swept: bool) -> None:
-    """Shows what would be done, point by point."""
+    """Print the planned points as a table, with a summary."""
     header, rows = plan_table(points, swept=swept)
     title = f"Dry run: {len(points)} points" if swept else "Dry run"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -29,7 +29,7 @@ def print_plan(console: Console, points: Sequence[PlannedPoint], *, swept: bool)
 
 
 def plan_table(points: Sequence[PlannedPoint], *, swept: bool) -> tuple[list[str], list[list[str]]]:
-    """A header, and one row a point: what differs, fingerprint, state and why, engine, and the work to be done."""
+    """Return a header, and one row per point: settings that differ, fingerprint, state with reason, engine, and work."""
     keys = list(points[0].differs) if points else []
     header = ["point", *keys, "settings", "state", "engine", "~work", "~tokens"]
     rows = []
@@ -68,5 +68,5 @@ def _summary(points: Sequence[PlannedPoint]) -> str:
         text += f", {len(engines)} {'engine' if len(engines) == 1 else 'engines'} to open ({', '.join(names)})"
     unknown = {task.name for point in points for task in point.pending_tasks if not task.work and task.same_as is None}
     if unknown:
-        text += f"; how large these are, nobody knows: {', '.join(sorted(unknown))}"
+        text += f"; of unknown size: {', '.join(sorted(unknown))}"
     return f"{text}. Work and tokens are estimates from mteb's descriptive statistics."
