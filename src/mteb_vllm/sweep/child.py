@@ -106,7 +106,7 @@ def _execute(command: Command, pipe: Connection) -> Event:
             console = Console(file=lenient(file), width=160)
             progress = functools.partial(_Relay, pipe=pipe)
             return (
-                _first_stage(command, console, progress) if command.first_stage_only else _point(command, console, progress)
+                _run_first_stage(command, console, progress) if command.first_stage_only else _run_point(command, console, progress)
             )
     except Exception as error:
         disk.locate(error, command.folder)
@@ -115,7 +115,7 @@ def _execute(command: Command, pipe: Connection) -> Event:
         return PointFailed(failure_from_exception(error))
 
 
-def _point(command: RunPoint, console: Console, progress: MakeProgress) -> Event:
+def _run_point(command: RunPoint, console: Console, progress: MakeProgress) -> Event:
     version.setbase("1.3")
     setup_globals()
     answer = run_job(
@@ -135,7 +135,7 @@ def _point_with_plan(command: RunPoint) -> PlannedPoint:
     return replace(command.point, plan=unpack(command.point.config, command.plan))
 
 
-def _first_stage(command: RunPoint, console: Console, progress: MakeProgress) -> Event:
+def _run_first_stage(command: RunPoint, console: Console, progress: MakeProgress) -> Event:
     # Not run as a Hydra job, because callbacks would take it for a point.
     setup_globals()
     config = command.config.copy()

@@ -52,7 +52,7 @@ class EngineGroupedLauncher(Launcher):
         assert isinstance(task_function, Job)
         self._context, self._job, self._config = replace(hydra_context), task_function, config
         # The sweeper, which shares this context, would compose every point again although the check has done so.
-        hydra_context.config_loader = _CheckedConfigLoader(hydra_context.config_loader, task_function)  # type: ignore[assignment]
+        hydra_context.config_loader = _CheckedLoader(hydra_context.config_loader, task_function)  # type: ignore[assignment]
         if task_function.points and (composed := task_function.points[0].composed) is not None:
             # Resolve the current time to the same value in the sweep's folder and in the points.
             OmegaConf.copy_cache(composed, config)
@@ -152,7 +152,7 @@ class EngineGroupedLauncher(Launcher):
         return answer
 
 
-class _CheckedConfigLoader:
+class _CheckedLoader:
     """Hydra's configuration loader, except that it returns the points that the check has already composed."""
 
     def __init__(self, loader: Any, job: Job) -> None:
