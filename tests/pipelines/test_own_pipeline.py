@@ -135,7 +135,7 @@ def test_no_result_is_another_pipelines(own: dict[str, Any], tmp_path: Path) -> 
     [
         ("def broken(:", "cannot be read as Python"),
         ("class Count: pass\nraise RuntimeError('no licence')", "cannot be imported: RuntimeError: no licence"),
-        ("x = 1", "defines no 'Count'"),
+        ("x = 1", "does not define 'Count'"),
         (CLASS.replace("def run", "def runs"), "defines no run"),
     ],
     ids=["syntax", "raises", "no class", "abstract"],

@@ -30,12 +30,12 @@ def said(*overrides: str) -> str:
 @pytest.mark.parametrize(
     ("override", "what"),
     [
-        ("model.revision=../../..", "model.revision=../../..: is no commit, branch or tag: is no name of a folder"),
-        ("model.revision=/tmp/elsewhere", "is no commit, branch or tag: is no name of a folder"),
+        ("model.revision=../../..", "model.revision=../../..: is no commit, branch or tag: is not a valid folder name"),
+        ("model.revision=/tmp/elsewhere", "is no commit, branch or tag: is not a valid folder name"),
         ("model.revision=feature/x", "model.revision=feature/x: leads to another folder"),
         ('model.revision="a\tb"', "holds a character that cannot be printed"),
-        (f"model.name=org/{'x' * 300}", "is too long for the name of a folder: 305 bytes, and 255 are possible"),
-        (f"model.name='org/{'é' * 127}'", "is too long for the name of a folder: 259 bytes"),
+        (f"model.name=org/{'x' * 300}", "is too long for a folder name: 305 bytes, of at most 255"),
+        (f"model.name='org/{'é' * 127}'", "is too long for a folder name: 259 bytes"),
         ("model.name='org/a\x07b'", "holds a character that cannot be printed"),
     ],
     ids=["parents", "absolute", "folder", "tab", "long", "bytes", "bell"],
