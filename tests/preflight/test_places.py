@@ -64,7 +64,7 @@ def test_a_first_stages_model_is_checked_as_well(model: str) -> None:
         ("''", "is no folder"),
         ("'  '", "is no folder"),
         ('"a\nb"', "holds a character that cannot be printed"),
-        ("x" * 300, "the name of a folder may have 255 bytes"),
+        ("x" * 300, "a folder name may have at most 255 bytes"),
         ("/".join(["x" * 100] * 40), "is too long: results below it would have no name"),
     ],
     ids=["empty", "blank", "line", "name", "path"],

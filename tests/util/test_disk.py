@@ -101,7 +101,7 @@ def test_a_full_disk_is_a_mistake_found_beforehand(full: Path) -> None:
 @pytest.mark.parametrize("key", ["results.dir", "hydra.run.dir", "hydra.sweep.dir"])
 def test_a_place_where_nobody_can_write_is_a_mistake(key: str) -> None:
     mode = ["hydra.mode=MULTIRUN", "engine.seed=1,2"] if key == "hydra.sweep.dir" else []
-    with pytest.raises(ConfigError, match=f"{key}=/proc/x: nothing can be written into /proc: no such file"):
+    with pytest.raises(ConfigError, match=f"{key}=/proc/x: /proc is not writable: no such file"):
         check([*mode, f"{key}=/proc/x"])
 
 
@@ -110,7 +110,7 @@ def test_what_is_in_the_way_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     assert disk.why_not_writable(tmp_path / "file" / "x") == f"{tmp_path / 'file'} is not a folder"
     assert disk.why_not_writable(tmp_path / "link") == f"{tmp_path / 'link'} is not a folder"
-    assert disk.why_not_writable(tmp_path / ("x" * 300)) == "the name of a folder may have 255 bytes"
+    assert disk.why_not_writable(tmp_path / ("x" * 300)) == "a folder name may have at most 255 bytes"
     assert disk.why_not_writable(tmp_path / "a" / "b") is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
