@@ -42,14 +42,14 @@ def lay(fault: str, when: str, point: int, marker: str) -> None:
     from mteb_vllm.sweep import child
 
     now: list[int] = []
-    follow = child._follow
+    execute = child._execute
 
-    def followed(order: Any, pipe: Any) -> Any:
-        if hasattr(order, "config"):
-            now[:] = [int(order.config.hydra.job.num)]
-        return follow(order, pipe)
+    def executed(command: Any, pipe: Any) -> Any:
+        if hasattr(command, "config"):
+            now[:] = [int(command.config.hydra.job.num)]
+        return execute(command, pipe)
 
-    child._follow = followed
+    child._execute = executed
 
     def happens() -> None:
         if now == [point] and not Path(marker).exists():

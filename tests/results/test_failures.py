@@ -1,4 +1,4 @@
-"""Failures: what kind an exception or the end of a process is, and what is remembered of it."""
+"""Failures: the kinds of exceptions and process exits, and their storage."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_the_kind_of_a_process_that_ends(status: int, log: list[str], task: str 
     assert doing in str(failure)
 
 
-def test_every_kind_says_what_to_try_or_says_it_itself() -> None:
-    own = {"first_stage", "model", "missing_package", "interrupted"}  # their messages hold the way out, or need none
+def test_every_kind_has_advice_or_gives_it_in_its_message() -> None:
+    own = {"first_stage", "model", "missing_package", "interrupted"}  # their messages contain the advice, or need none
     assert set(failures._TRY) == set(get_args(Kind)) - own
     assert "hydra.launcher.point_timeout" in failure_from_timeout(60, Phase.OPENING_ENGINE, "opening vLLM").advice
     said = errors.EngineStartError("vLLM did not open x: y", "lower engine.max_model_len")
@@ -98,17 +98,17 @@ def test_every_kind_says_what_to_try_or_says_it_itself() -> None:
     assert failure_from_exception(said).advice == ""
 
 
-def test_onednn_says_little_where_memory_runs_out() -> None:
+def test_the_out_of_memory_message_of_onednn_is_recognised() -> None:
     failed = "vLLM's engine failed at work: RuntimeError: could not create a primitive"
     assert failure_from_exception(errors.EngineError(failed)).kind == "out_of_memory_encoding"
     assert failure_from_exception(errors.EngineError(f"{failed} descriptor for a matmul")).kind == "engine_died"
 
 
-def test_a_log_may_say_what_an_engine_in_a_process_of_its_own_could_not() -> None:
+def test_a_log_can_reveal_that_an_engine_process_ran_out_of_memory() -> None:
     started = Failure("engine_start", "Engine core initialization failed. See root cause above.")
     lines = ["INFO Available KV cache memory: 3.2 GiB", "torch.OutOfMemoryError: CUDA out of memory."]
     assert add_log(started, lines).kind == "out_of_memory_loading"
-    assert add_log(started, lines[:1]).kind == "engine_start", "what vLLM says every time is no sign"
+    assert add_log(started, lines[:1]).kind == "engine_start", "a line that vLLM always prints is no evidence"
     other = add_log(Failure("task", "x", "STS12"), lines)
     assert (other.kind, other.log) == ("task", lines)
 
@@ -121,7 +121,7 @@ def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
     assert lines[-1] == "x" * 400 and len(lines) <= failures.LOG_LINES
 
 
-def test_a_process_that_hangs_says_where(tmp_path: Path) -> None:
+def test_the_stack_of_a_hanging_process(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
     frames = [f'  File "x.py", line {at} in f{at}' for at in range(60)]
     one, current = "Thread 0x1 (most recent call first):", "Current thread 0x2 (most recent call first):"
@@ -132,12 +132,12 @@ def test_a_process_that_hangs_says_where(tmp_path: Path) -> None:
     assert failures.last_stack(log) == ["INFO ..."]
 
 
-def test_what_failed_is_remembered_until_there_is_a_score(tmp_path: Path) -> None:
+def test_failures_are_stored_until_there_is_a_score(tmp_path: Path) -> None:
     one, whole = Failure("task", "x", "STS12"), Failure("killed", "y")
     save_failures(tmp_path, "abc", [one, whole, Failure("interrupted", "KeyboardInterrupt")], [])
     assert load_failures(tmp_path, "abc") == {"STS12": one, "": whole}
     save_failures(tmp_path, "abc", [replace(one, kind="data", tried=False)], [])
-    assert load_failures(tmp_path, "abc") == {"STS12": one, "": whole}, "what was not tried is no news"
+    assert load_failures(tmp_path, "abc") == {"STS12": one, "": whole}, "failures that were not tried are not stored"
     found = earlier_failure(load_failures(tmp_path, "abc"), "STS13")
     assert found is not None and (found.kind, found.task) == ("killed", "STS13"), (
         "the whole point failed, and STS13 with it"
@@ -149,7 +149,7 @@ def test_what_failed_is_remembered_until_there_is_a_score(tmp_path: Path) -> Non
     assert not any((tmp_path / "failures").iterdir())
 
 
-def test_a_memory_of_the_wrong_types_is_none_and_is_repaired(
+def test_a_damaged_failures_file_is_ignored_and_rewritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = Failure("task", "x", "STS12")
@@ -171,7 +171,7 @@ def test_a_memory_of_the_wrong_types_is_none_and_is_repaired(
         path.mkdir() if harm is None else path.write_text(harm)
         assert load_failures(tmp_path, "abc") == {}
         save_failures(tmp_path, "abc", [], [])
-        assert path.exists() == (harm is None), "what nobody can read says nothing"
+        assert path.exists() == (harm is None), "an unreadable file is treated as missing"
         save_failures(tmp_path, "abc", [one], [])
         assert load_failures(tmp_path, "abc") == {"STS12": one}
     write_note(tmp_path, path, {"STS12": {"kind": "task", "cause": "of a later version"}})
@@ -179,7 +179,7 @@ def test_a_memory_of_the_wrong_types_is_none_and_is_repaired(
     locked = []
     monkeypatch.setattr(failures, "lock", lambda *_, **__: locked.append(1))
     save_failures(tmp_path, "other", [], ["STS12"])
-    assert not locked, "a folder that cannot be written is no trouble where there is nothing to say"
+    assert not locked, "no lock is taken when there is nothing to store"
 
     def no_lock(*_: object, **__: object) -> None:
         raise OSError(13, "Permission denied")

@@ -1,4 +1,4 @@
-"""What a store holds, read without mteb: the same answers as the store's own, and why a result is stale."""
+"""Look-ups without mteb: they agree with the store, and explain why a result is stale."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SETTINGS = {"engine": {"model": "org/model", "revision": "abc", "versions": {"vl
 
 
 def info(task: Any) -> TaskInfo:
-    """A task of mteb's as the catalogue has it."""
+    """Return the catalogue entry for a task of mteb's."""
     meta = task.metadata
     return TaskInfo(
         name=meta.name, type=str(meta.type), modalities=("text",), languages=(), main_score=meta.main_score, prompt=None,
@@ -48,7 +48,7 @@ def info(task: Any) -> TaskInfo:
     )  # fmt: skip
 
 
-def test_it_says_what_the_store_says(tmp_path: Path) -> None:
+def test_result_status_agrees_with_the_store(tmp_path: Path) -> None:
     store, whole = ResultsStore(tmp_path), mock_tasks.MockMultilingualSTSTask()
     path = result_path(tmp_path, SETTINGS, whole.metadata.name, "aaaa")
     meta = Model("aaaa").mteb_model_meta
@@ -75,7 +75,7 @@ def test_it_says_what_the_store_says(tmp_path: Path) -> None:
     assert seen() == ("missing", False), "the store has quarantined it"
 
 
-def test_only_the_splits_that_count_are_looked_for(tmp_path: Path) -> None:
+def test_only_the_requested_splits_are_required(tmp_path: Path) -> None:
     path = result_path(tmp_path, SETTINGS, "X", "aaaa")
     task = replace(info(mock_tasks.MockSTSTask()), name="X", splits=("dev", "test"), subsets={"default": ()})
     scores = {"test": [{"hf_subset": "default", "main_score": 0.5}]}
@@ -91,7 +91,7 @@ def test_only_the_splits_that_count_are_looked_for(tmp_path: Path) -> None:
     ]
 
 
-def test_data_in_a_folder_of_the_working_directory_are_known_by_their_content(
+def test_data_in_the_working_directory_is_identified_by_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -104,7 +104,7 @@ def test_data_in_a_folder_of_the_working_directory_are_known_by_their_content(
     assert result_status(tmp_path, path, task) == "other data"
 
 
-def test_predictions_outside_of_a_store_are_nobodys_to_verify(tmp_path: Path) -> None:
+def test_predictions_outside_a_store_are_not_verified(tmp_path: Path) -> None:
     assert not predictions_changed(Path("/x_predictions.json"))
     name = "org__model/abc/experiments/settings_1/X_predictions.json"
     for folder, changed in (("predictions", True), ("elsewhere", False)):
@@ -123,7 +123,7 @@ def test_a_model_without_an_organisation_has_a_folder_of_its_own(tmp_path: Path)
     )
 
 
-def test_an_aggregate_has_one_score_whatever_the_subsets_of_its_parts() -> None:
+def test_an_aggregate_has_one_score_regardless_of_its_parts_subsets() -> None:
     own = {"test": [{"hf_subset": "default", "main_score": 0.5}]}
     assert is_complete(own, ["test"], ["en", "de"], aggregate=True)
     assert not is_complete(own, ["test"], ["en", "de"], aggregate=False)
@@ -131,7 +131,7 @@ def test_an_aggregate_has_one_score_whatever_the_subsets_of_its_parts() -> None:
     assert not is_complete(own, ["test", "train"], ["default"], aggregate=False)
 
 
-def test_notes_of_the_wrong_types_count_as_absent_and_are_repaired(tmp_path: Path) -> None:
+def test_notes_of_the_wrong_type_are_ignored_and_rewritten(tmp_path: Path) -> None:
     path = result_path(tmp_path, SETTINGS, "STS12", "aaaa")
     files = [tmp_path / "settings" / f"{fingerprint(SETTINGS)}.json"]
     files += [tmp_path / "settings" / "same" / "bbbb.json", tmp_path / "settings" / "measured" / "aaaa" / "STS12.json"]
@@ -180,7 +180,7 @@ RERANK = [
 
 
 @pytest.mark.parametrize("overrides", [["prompts=e5"], [*RERANK, "tasks.names=[SciFact,AskUbuntuDupQuestions]"]])
-def test_a_plan_knows_where_the_wrapper_will_put_its_results(overrides: list[str], tmp_path: Path) -> None:
+def test_a_plan_and_the_wrapper_agree_on_the_path_of_results(overrides: list[str], tmp_path: Path) -> None:
     planned: Plan = make_plan(check(overrides)[0].config)
     model, store = planned.wrapper(), ResultsStore(tmp_path)
     for task in planned.tasks:
@@ -193,7 +193,7 @@ def test_a_plan_knows_where_the_wrapper_will_put_its_results(overrides: list[str
     assert len(hashes) == (2 if planned.stage is not None else 1)
 
 
-def test_a_result_is_stale_where_only_the_surroundings_differ(tmp_path: Path) -> None:
+def test_a_result_is_stale_if_only_the_environment_differs(tmp_path: Path) -> None:
     def kept(name: str, **engine: Any) -> dict[str, Any]:
         settings = {**SETTINGS, "engine": {**SETTINGS["engine"], **engine}, "prompts": {"values": {"query": name}}}
         save_settings(tmp_path, settings)
@@ -209,7 +209,7 @@ def test_a_result_is_stale_where_only_the_surroundings_differ(tmp_path: Path) ->
     (tmp_path / "settings" / "half.json").write_text("{")
     stale = StaleResults(tmp_path)
     assert stale.reason(now, task) == "vllm 0.26.0 -> 0.32.0, device None -> cuda: NVIDIA H200"
-    assert stale.reason({**now, "prompts": {"values": {"query": "new: "}}}, task) is None, "that is another question"
+    assert stale.reason({**now, "prompts": {"values": {"query": "new: "}}}, task) is None, "the configuration differs"
     assert stale.reason(now, info(mock_tasks.MockRetrievalTask())) is None
 
 
@@ -223,4 +223,4 @@ def test_it_needs_neither_mteb_nor_torch(tmp_path: Path) -> None:
         "print(sorted({'mteb', 'torch', 'vllm', 'transformers', 'datasets'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n" and not (tmp_path / "none").exists(), "and writes nothing"
+    assert done.stdout == "[]\n" and not (tmp_path / "none").exists(), "nothing is written"

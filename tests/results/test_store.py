@@ -1,4 +1,4 @@
-"""The results store: mteb's layout, whole files only."""
+"""The results store: mteb's layout, atomic writes, verified reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mteb_vllm.wrappers import model_meta
 
 
 class Model:
-    """A model of mteb's protocol that costs nothing."""
+    """A trivial model that follows mteb's protocol."""
 
     def __init__(self, settings: str) -> None:
         from mteb_vllm.models.files import Model as Found
@@ -55,23 +55,23 @@ def evaluate(store: ResultsStore, settings: str, task: Any) -> Model:
     return model
 
 
-def test_mteb_itself_reads_what_is_stored_and_tells_settings_apart(tmp_path: Path, sts: Any) -> None:
+def test_mteb_reads_the_store_and_distinguishes_settings(tmp_path: Path, sts: Any) -> None:
     store = ResultsStore(tmp_path)
     one = evaluate(store, "aaaa", sts)
     files = {path.name for path in (tmp_path / "results/org__model/abc/experiments/settings_aaaa").iterdir()}
     name = f"{sts.metadata.name}.json"
     assert files == {name, f"{name}.sha256", "model_meta.json", "run_settings.jsonl"}
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == [".locks", "results"] and not any((tmp_path / ".locks").iterdir()), "nothing is left of the writing"
+    assert left == [".locks", "results"] and not any((tmp_path / ".locks").iterdir()), "no temporary files are left"
     assert store.cached_result(sts, one.mteb_model_meta) is not None
     assert store.cached_result(sts, Model("bbbb").mteb_model_meta) is None
-    assert evaluate(store, "bbbb", sts).calls > 0, "another setting computes"
-    assert evaluate(store, "aaaa", sts).calls == 0, "the same one does not"
+    assert evaluate(store, "bbbb", sts).calls > 0, "other settings compute"
+    assert evaluate(store, "aaaa", sts).calls == 0, "the same settings do not"
     loaded = mteb.ResultCache(tmp_path).load_results(models=["org/model"], load_experiments="match_name")
     assert len([result for model in loaded.model_results for result in model.task_results]) == 2
 
 
-def test_other_data_is_not_the_same_result(tmp_path: Path, sts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_on_other_data_is_not_reused(tmp_path: Path, sts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ResultsStore(tmp_path)
     meta = evaluate(store, "aaaa", sts).mteb_model_meta
     path = store.get_task_result_path(sts.metadata.name, meta)
@@ -83,7 +83,7 @@ def test_other_data_is_not_the_same_result(tmp_path: Path, sts: Any, monkeypatch
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A store with a result, not to be written to, and its model's metadata."""
+    """A read-only store with a result, and its model's metadata."""
     root = tmp_path_factory.mktemp("computed")
     return root, evaluate(ResultsStore(root), "aaaa", mock_tasks.MockSTSTask()).mteb_model_meta
 
@@ -95,7 +95,7 @@ def edited(content: bytes, score: Any) -> bytes:
 
 
 def flipped(content: bytes, at: int) -> bytes:
-    """The content with the lowest bit of one character changed: of a digit it makes another one."""
+    """Return the content with the lowest bit of one character flipped, which turns a digit into another digit."""
     return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
@@ -132,7 +132,7 @@ def test_a_damaged_result_is_quarantined_named_and_computed_again(
 
     from mteb_vllm.results.lookup import result_status
 
-    assert result_status(root, path, info(sts)) == "unreadable" and path.exists(), "looking changes nothing"
+    assert result_status(root, path, info(sts)) == "unreadable" and path.exists(), "a look-up changes nothing"
     assert store.cached_result(sts, meta) is None and not store.has_partial_result(sts, meta)
     aside = path.with_name(f"{path.name}.broken")
     assert store.quarantined == [aside] and aside.exists() and not path.exists()
@@ -142,7 +142,7 @@ def test_a_damaged_result_is_quarantined_named_and_computed_again(
     assert right is not None and again is not None and again.get_score() == right.get_score()
 
 
-def test_results_are_read_where_locks_cannot_be_written(computed: tuple[Path, Any], tmp_path: Path, sts: Any) -> None:
+def test_results_can_be_read_without_writable_locks(computed: tuple[Path, Any], tmp_path: Path, sts: Any) -> None:
     before, meta = computed
     root = shutil.copytree(before, tmp_path / "root")
     shutil.rmtree(root / ".locks")
@@ -153,7 +153,7 @@ def test_results_are_read_where_locks_cannot_be_written(computed: tuple[Path, An
         pass
 
 
-def test_what_others_left_in_a_results_folder_costs_no_result(tmp_path: Path, sts: Any) -> None:
+def test_foreign_files_in_a_results_folder_are_tolerated(tmp_path: Path, sts: Any) -> None:
     for at, settings in enumerate((b"5", b'{"task": "x", "splits": 5, "subsets": 7}\n', b"\xff\xfe", None)):
         store, meta = ResultsStore(tmp_path / str(at)), Model("aaaa").mteb_model_meta
         folder = store.get_task_result_path(sts.metadata.name, meta).parent
@@ -169,7 +169,7 @@ def test_what_others_left_in_a_results_folder_costs_no_result(tmp_path: Path, st
         assert json.loads(line)["task"] == sts.metadata.name
 
 
-def test_a_writer_that_is_killed_before_its_result_appears_harms_no_earlier_one(
+def test_a_writer_killed_before_its_result_appears_leaves_the_earlier_one_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, task = ResultsStore(tmp_path), mock_tasks.MockMultilingualSTSTask()
@@ -187,7 +187,7 @@ def test_a_writer_that_is_killed_before_its_result_appears_harms_no_earlier_one(
         patch.setattr(Path, "replace", killed)
         (path.parent / "model_meta.json").unlink()
         evaluate(store, "aaaa", task)
-    assert (path.parent / "model_meta.json").exists(), "the result comes last"
+    assert (path.parent / "model_meta.json").exists(), "the result is written last"
     assert store.has_partial_result(task, meta) and store.cached_result(half, meta) is not None and not store.quarantined
     evaluate(store, "aaaa", task)
     assert store.cached_result(task, meta) is not None
@@ -212,10 +212,10 @@ def test_a_result_is_adopted_only_as_it_was_written(computed: tuple[Path, Any], 
     third.parent.mkdir()
     shutil.copy(path, third)
     shutil.copy(f"{path}.sha256", f"{third}.sha256")
-    assert store.cached_result(sts, Model("cccc").mteb_model_meta) is None, "a copy by hand is another setting's"
+    assert store.cached_result(sts, Model("cccc").mteb_model_meta) is None, "a manual copy belongs to other settings"
 
 
-def test_a_missing_subset_is_not_known(tmp_path: Path) -> None:
+def test_a_result_without_a_subset_is_not_complete(tmp_path: Path) -> None:
     store, task = ResultsStore(tmp_path), mock_tasks.MockMultilingualSTSTask()
     assert len(task.hf_subsets) > 1
     meta = evaluate(
@@ -224,7 +224,7 @@ def test_a_missing_subset_is_not_known(tmp_path: Path) -> None:
     assert store.has_partial_result(task, meta.mteb_model_meta) and store.cached_result(task, meta.mteb_model_meta) is None
 
 
-def test_a_score_that_is_no_number_is_not_known(tmp_path: Path, sts: Any) -> None:
+def test_a_nan_score_is_not_a_result(tmp_path: Path, sts: Any) -> None:
     store = ResultsStore(tmp_path)
     model = Model("aaaa")
     model.encode = lambda inputs, **_: np.ones((len(inputs.dataset), 8), dtype=np.float32)  # type: ignore[method-assign]
@@ -233,7 +233,7 @@ def test_a_score_that_is_no_number_is_not_known(tmp_path: Path, sts: Any) -> Non
     assert store.cached_result(sts, model.mteb_model_meta) is None
 
 
-def test_a_passing_read_error_harms_no_file(tmp_path: Path, sts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transient_read_error_does_not_quarantine_a_file(tmp_path: Path, sts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ResultsStore(tmp_path)
     meta = evaluate(store, "aaaa", sts).mteb_model_meta
 
@@ -247,7 +247,7 @@ def test_a_passing_read_error_harms_no_file(tmp_path: Path, sts: Any, monkeypatc
     assert store.cached_result(sts, meta) is not None
 
 
-def test_a_result_that_cannot_be_written_lasts_as_long_as_the_run(
+def test_a_result_that_cannot_be_written_is_kept_in_memory(
     tmp_path: Path, sts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = evaluate(ResultsStore(tmp_path / "fine"), "aaaa", sts)
@@ -260,7 +260,7 @@ def test_a_result_that_cannot_be_written_lasts_as_long_as_the_run(
     monkeypatch.setattr(ResultsStore, "staging", full)
     with disk.collect_unwritten() as unwritten:
         model = evaluate(store, "aaaa", sts)
-    assert store.result(sts, model.mteb_model_meta).get_score() == expected, "to the last digit that is stored"
+    assert store.result(sts, model.mteb_model_meta).get_score() == expected, "rounded as on disk"
     ((path, _),) = {str(path): error for path, error in unwritten}.items()
     assert path.endswith(f"{sts.metadata.name}.json") and not Path(path).exists()
     monkeypatch.undo()
