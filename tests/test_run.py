@@ -33,7 +33,7 @@ def result_files(tmp_path: Path) -> list[Path]:
 @pytest.fixture(autouse=True)
 def stays_open(minilm: Any) -> None:
     """Keep the default engine open for runs, in case an earlier test has opened another."""
-    minilm.engine  # noqa: B018 - opened where it is closed
+    minilm.engine  # noqa: B018 - opens it if it is closed
 
 
 @pytest.fixture(scope="module")
