@@ -91,7 +91,7 @@ def test_the_kind_of_a_process_that_ends(status: int, log: list[str], task: str 
 
 def test_every_kind_has_advice_or_gives_it_in_its_message() -> None:
     own = {"first_stage", "model", "missing_package", "interrupted"}  # their messages contain the advice, or need none
-    assert set(failures._TRY) == set(get_args(Kind)) - own
+    assert set(failures._ADVICE) == set(get_args(Kind)) - own
     assert "hydra.launcher.point_timeout" in failure_from_timeout(60, Phase.OPENING_ENGINE, "opening vLLM").advice
     said = errors.EngineStartError("vLLM did not open x: y", "lower engine.max_model_len")
     assert str(said) == "vLLM did not open x: y\n  What to try: lower engine.max_model_len."

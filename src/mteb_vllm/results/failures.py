@@ -61,7 +61,7 @@ FATAL: tuple[Kind, ...] = (
     "killed", "timeout",
 )  # fmt: skip
 
-_TRY: dict[Kind, str] = {
+_ADVICE: dict[Kind, str] = {
     "out_of_memory_loading": "lower engine.gpu_memory_utilization or engine.max_model_len, or use a smaller dtype",
     "out_of_memory_encoding": "lower engine.max_num_batched_tokens or engine.max_num_seqs, or use a smaller dtype",
     "engine_start": "see the log for details; set engine.enforce_eager=true to rule out compilation",
@@ -154,7 +154,7 @@ def failure_from_exception(error: BaseException, task: str | None = None) -> Fai
         found = disk.cause(error)
         at = f"{found.filename}: " if found is not None and found.filename else ""
         message = f"{at}{disk.reason(error)}"
-    advice = cause.advice if isinstance(cause, DataError) else _TRY.get(kind, "")
+    advice = cause.advice if isinstance(cause, DataError) else _ADVICE.get(kind, "")
     # Some of our own errors already contain advice.
     return Failure(kind, message, task, [], "" if isinstance(cause, EngineStartError) and cause.advises else advice)
 
@@ -173,7 +173,7 @@ def failures_from_unwritten(unwritten: Sequence[tuple[Path, BaseException]]) -> 
     for reason, paths in alike.items():
         folder = os.path.commonpath([path.parent for path in paths])
         names = ", ".join(dict.fromkeys(path.name for path in paths))
-        failures.append(Failure("disk", f"{folder}: {reason} ({names})", advice=_TRY["disk"]))
+        failures.append(Failure("disk", f"{folder}: {reason} ({names})", advice=_ADVICE["disk"]))
     return failures
 
 
@@ -186,7 +186,7 @@ def add_log(failure: Failure, lines: Sequence[str]) -> Failure:
     kind = failure.kind
     if kind in ("engine_start", "engine_died") and any(map(_MEMORY.search, lines)):
         kind = "out_of_memory_loading" if kind == "engine_start" else "out_of_memory_encoding"
-        return replace(failure, kind=kind, log=list(lines), advice=_TRY[kind])
+        return replace(failure, kind=kind, log=list(lines), advice=_ADVICE[kind])
     return replace(failure, log=list(lines))
 
 
@@ -210,7 +210,7 @@ def failure_from_exit(status: int, phase: Phase, doing: str, log: Sequence[str] 
         kind = "segmentation_fault"
     elif status in (-signal.SIGKILL, -signal.SIGTERM):
         kind = "killed"
-    return Failure(kind, f"the process ended ({name}) while {doing}", task, list(log), _TRY[kind], phase=phase)
+    return Failure(kind, f"the process ended ({name}) while {doing}", task, list(log), _ADVICE[kind], phase=phase)
 
 
 def _signal(number: int) -> str:
@@ -225,7 +225,7 @@ def failure_from_timeout(
 ) -> Failure:
     """Return the failure of a point that took longer than `seconds`; for the other arguments see `failure_from_exit`."""
     message = f"timed out after {seconds:g} s while {doing}"
-    return Failure("timeout", message, task, list(log), _TRY["timeout"], phase=phase)
+    return Failure("timeout", message, task, list(log), _ADVICE["timeout"], phase=phase)
 
 
 def one_line_message(error: BaseException) -> str:
@@ -246,7 +246,7 @@ def failure_from_damage(why: str, task: str | None = None) -> Failure:
         why: What is wrong with it, including its path.
         task: The task whose result it is; None for a whole run or folder.
     """
-    return Failure("damaged", why, task, [], _TRY["damaged"])
+    return Failure("damaged", why, task, [], _ADVICE["damaged"])
 
 
 def last_lines(log: Path, n: int = LOG_LINES, *, since: int = 0) -> list[str]:
