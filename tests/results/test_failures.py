@@ -15,13 +15,13 @@ from mteb_vllm.results.digests import write_note
 from mteb_vllm.results.failures import (
     Failure,
     Kind,
+    add_log,
     earlier_failure,
     failure_from_exception,
     failure_from_exit,
     failure_from_timeout,
-    save_failures,
     load_failures,
-    add_log,
+    save_failures,
 )
 from mteb_vllm.util.phase import Phase
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mteb_vllm.errors import LockError
-from mteb_vllm.results.failures import Failure, save_failures, load_failures
+from mteb_vllm.results.failures import Failure, load_failures, save_failures
 from mteb_vllm.results.locks import BusyError, clear, lock, staging
 
 HOLD = """

@@ -21,15 +21,15 @@ from mteb_vllm.preflight.command import check
 from mteb_vllm.results.counters import Measured
 from mteb_vllm.results.lookup import (
     StaleResults,
-    predictions_changed,
-    is_complete,
     copy_measured,
-    save_measured,
-    save_shared_result,
-    save_settings,
+    is_complete,
+    predictions_changed,
     read_measured,
     result_path,
     result_status,
+    save_measured,
+    save_settings,
+    save_shared_result,
     shared_result,
 )
 from mteb_vllm.results.store import ResultsStore

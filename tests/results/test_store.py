@@ -188,7 +188,9 @@ def test_a_writer_killed_before_its_result_appears_leaves_the_earlier_one_intact
         (path.parent / "model_meta.json").unlink()
         evaluate(store, "aaaa", task)
     assert (path.parent / "model_meta.json").exists(), "the result is written last"
-    assert store.has_partial_result(task, meta) and store.cached_result(half, meta) is not None and not store.quarantined
+    assert (
+        store.has_partial_result(task, meta) and store.cached_result(half, meta) is not None and not store.quarantined
+    )
     evaluate(store, "aaaa", task)
     assert store.cached_result(task, meta) is not None
 
@@ -221,7 +223,9 @@ def test_a_result_without_a_subset_is_not_complete(tmp_path: Path) -> None:
     meta = evaluate(
         store, "aaaa", mock_tasks.MockMultilingualSTSTask().filter_languages(None, hf_subsets=task.hf_subsets[:1])
     )
-    assert store.has_partial_result(task, meta.mteb_model_meta) and store.cached_result(task, meta.mteb_model_meta) is None
+    assert (
+        store.has_partial_result(task, meta.mteb_model_meta) and store.cached_result(task, meta.mteb_model_meta) is None
+    )
 
 
 def test_a_nan_score_is_not_a_result(tmp_path: Path, sts: Any) -> None:
@@ -233,7 +237,9 @@ def test_a_nan_score_is_not_a_result(tmp_path: Path, sts: Any) -> None:
     assert store.cached_result(sts, model.mteb_model_meta) is None
 
 
-def test_a_transient_read_error_does_not_quarantine_a_file(tmp_path: Path, sts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transient_read_error_does_not_quarantine_a_file(
+    tmp_path: Path, sts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = ResultsStore(tmp_path)
     meta = evaluate(store, "aaaa", sts).mteb_model_meta
 

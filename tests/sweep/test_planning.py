@@ -14,8 +14,8 @@ from mteb_vllm import run
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import Failure, save_failures
-from mteb_vllm.results.lookup import save_shared_result, save_settings, predictions_path, result_path
-from mteb_vllm.sweep.planning import PlannedPoint, group_by_engine, add_task_states, plan_points
+from mteb_vllm.results.lookup import predictions_path, result_path, save_settings, save_shared_result
+from mteb_vllm.sweep.planning import PlannedPoint, add_task_states, group_by_engine, plan_points
 from mteb_vllm.sweep.table import plan_table, print_plan
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.fingerprint import fingerprint

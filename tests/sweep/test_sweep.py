@@ -191,7 +191,9 @@ def test_a_fault_in_a_prefetched_first_stage(tmp_path: Path, monkeypatch: pytest
     records: Any = run(words, multirun=True, show=False)
     (failure,) = records[0].failures
     assert (failure.kind, failure.task) == ("killed", "StdlibDocsRetrieval") and "first stage" in failure.message
-    assert records[1].status == "ok" and records[1].first_stage.work.computed > 2000, "the second first stage was prefetched"
+    assert records[1].status == "ok" and records[1].first_stage.work.computed > 2000, (
+        "the second first stage was prefetched"
+    )
     again: Any = run(words, multirun=True, show=False)
     assert statuses(again) == ["computed", "cached"] and summary_of(again)["engines_opened"] == 1
 
@@ -224,9 +226,7 @@ def test_data_that_cannot_be_loaded_is_a_data_failure(tmp_path: Path, control: A
 
 
 @pytest.mark.slow
-def test_a_killed_engine_process_is_detected(
-    tmp_path: Path, control: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_engine_process_is_detected(tmp_path: Path, control: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "START", faults.start("core killed", "encoding", 1, tmp_path / "happened"))
     apart = ["+engine.env.VLLM_ENABLE_V1_MULTIPROCESSING=1", "engine.max_num_seqs=32"]
     records = sweep(tmp_path / "out", *apart, axes=["+prompts.Classification=a,b,c"])

@@ -10,7 +10,7 @@ from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import RunRecord, TaskOutcome
 from mteb_vllm.sweep.messages import Activity, TaskDone, TaskProgress
-from mteb_vllm.sweep.planning import group_by_engine, add_task_states, plan_points
+from mteb_vllm.sweep.planning import add_task_states, group_by_engine, plan_points
 from mteb_vllm.sweep.view import View
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.phase import Phase

@@ -21,8 +21,8 @@ from mteb_vllm.api import build_report, storage_errors
 from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.errors import ConfigError, DataError, MtebVllmError, StorageError
 from mteb_vllm.preflight.command import check
-from mteb_vllm.report.one_run import print_summary, print_run
-from mteb_vllm.results.failures import failure_from_exception, failures_from_unwritten, save_failures, load_failures
+from mteb_vllm.report.one_run import print_run, print_summary
+from mteb_vllm.results.failures import failure_from_exception, failures_from_unwritten, load_failures, save_failures
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 from mteb_vllm.runner import finish
 from mteb_vllm.sweep.job import Job

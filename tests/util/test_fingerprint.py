@@ -270,7 +270,9 @@ def test_a_callable_with_state_has_a_unique_identifier() -> None:
         def __call__(self, instruction: str) -> str:
             return instruction
 
-    assert "plain#" in module.callable_identity(plain) and module.callable_identity(plain) == module.callable_identity(plain)
+    assert "plain#" in module.callable_identity(plain) and module.callable_identity(plain) == module.callable_identity(
+        plain
+    )
     for one in (with_closure, with_default, with_keyword, Called()):
         name = module.callable_identity(one)
         assert name.startswith(f"{type(one).__name__}#") and name == module.callable_identity(one)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.engines.timing import replaced
 from mteb_vllm.errors import EngineError, MissingPackageError, ModelError, PartialResultError
-from mteb_vllm.results.failures import is_fatal, failure_from_exception
+from mteb_vllm.results.failures import failure_from_exception, is_fatal
 from mteb_vllm.results.locks import BusyError
-from mteb_vllm.results.lookup import copy_measured, save_measured, save_shared_result, read_measured, shared_result
+from mteb_vllm.results.lookup import copy_measured, read_measured, save_measured, save_shared_result, shared_result
 from mteb_vllm.results.record import Status, TaskOutcome
 from mteb_vllm.tasks import loading as data
 from mteb_vllm.tasks.loading import Unit
@@ -387,7 +387,10 @@ def failed(task: AbsTask, error: Exception) -> TaskOutcome:
 def _partly(task: AbsTask, error: PartialResultError, store: ResultsStore, meta: ModelMeta) -> TaskOutcome:
     """Return a failed task's outcome with the scores of those subsets that have some."""
     outcome = failed(task, error)
-    if store.has_partial_result(task, meta) and (result := store.load_task_result(task.metadata.name, meta)) is not None:
+    if (
+        store.has_partial_result(task, meta)
+        and (result := store.load_task_result(task.metadata.name, meta)) is not None
+    ):
         # mteb's own filter gives subsets that are missing a score of NaN.
         units, scores = data.units(task), _scores(result)
         outcome.scores = {

@@ -190,7 +190,9 @@ def add_log(failure: Failure, lines: Sequence[str]) -> Failure:
     return replace(failure, log=list(lines))
 
 
-def failure_from_exit(status: int, phase: Phase, doing: str, log: Sequence[str] = (), task: str | None = None) -> Failure:
+def failure_from_exit(
+    status: int, phase: Phase, doing: str, log: Sequence[str] = (), task: str | None = None
+) -> Failure:
     """Return the failure for a process that ended.
 
     Args:

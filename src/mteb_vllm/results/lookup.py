@@ -180,7 +180,9 @@ def result_status(root: Path, path: Path, task: TaskInfo, splits: Sequence[str] 
         return "other data"
     wanted = [split for split in task.splits if not splits or split in splits]
     return (
-        "complete" if is_complete(found["scores"], wanted, task.subsets, aggregate=bool(task.aggregate_of)) else "partial"
+        "complete"
+        if is_complete(found["scores"], wanted, task.subsets, aggregate=bool(task.aggregate_of))
+        else "partial"
     )
 
 

@@ -34,15 +34,15 @@ from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.runner import prefetch_first_stage
 from mteb_vllm.sweep.job import Job
 from mteb_vllm.sweep.messages import (
-    FirstStageDone,
-    EnginesClosed,
-    CloseEngines,
     Activity,
-    EngineOpened,
+    CloseEngines,
     Command,
+    EngineOpened,
+    EnginesClosed,
+    Event,
+    FirstStageDone,
     PointDone,
     PointFailed,
-    Event,
     RunPoint,
     TaskDone,
     TaskProgress,
@@ -106,7 +106,9 @@ def _execute(command: Command, pipe: Connection) -> Event:
             console = Console(file=lenient(file), width=160)
             progress = functools.partial(_Relay, pipe=pipe)
             return (
-                _run_first_stage(command, console, progress) if command.first_stage_only else _run_point(command, console, progress)
+                _run_first_stage(command, console, progress)
+                if command.first_stage_only
+                else _run_point(command, console, progress)
             )
     except Exception as error:
         disk.locate(error, command.folder)
@@ -144,7 +146,9 @@ def _run_first_stage(command: RunPoint, console: Console, progress: MakeProgress
     HydraConfig.instance().set_config(config)
     configure_log(config.hydra.job_logging, config.hydra.verbose)
     point = _point_with_plan(command)
-    return FirstStageDone(prefetch_first_stage(point.config, point.plan, command.folder, console=console, progress=progress))
+    return FirstStageDone(
+        prefetch_first_stage(point.config, point.plan, command.folder, console=console, progress=progress)
+    )
 
 
 class _Relay(Progress):

@@ -106,7 +106,10 @@ class EngineGroupedLauncher(Launcher):
                     supervisor.run()
             finally:
                 self._job.records += [supervisor.records[number] for number in sorted(supervisor.records)]
-        return [supervisor.job_returns[point.planned.number] or self._job_return(point, supervisor.records) for point in points]
+        return [
+            supervisor.job_returns[point.planned.number] or self._job_return(point, supervisor.records)
+            for point in points
+        ]
 
     def _compose_unchecked(self, overrides: Sequence[str]) -> Point:
         """Compose a point that has not been checked."""

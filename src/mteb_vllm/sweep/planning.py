@@ -22,7 +22,14 @@ from mteb_vllm.models.architectures import position_limit
 from mteb_vllm.pipelines.base import FirstStage
 from mteb_vllm.plan import Plan, make_plan
 from mteb_vllm.results.failures import Failure, earlier_failure, failure_from_exception, load_failures
-from mteb_vllm.results.lookup import StaleResults, is_intact, predictions_path, result_path, result_status, shared_result
+from mteb_vllm.results.lookup import (
+    StaleResults,
+    is_intact,
+    predictions_path,
+    result_path,
+    result_status,
+    shared_result,
+)
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.tasks.estimates import Estimate, estimate
 from mteb_vllm.tasks.selection import brings_candidates

@@ -10,18 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.plan import pack
-from mteb_vllm.results.failures import FATAL, Failure, last_lines, failure_from_exception, failure_from_exit, failure_from_timeout, last_stack
+from mteb_vllm.results.failures import (
+    FATAL,
+    Failure,
+    failure_from_exception,
+    failure_from_exit,
+    failure_from_timeout,
+    last_lines,
+    last_stack,
+)
 from mteb_vllm.results.record import RunRecord, TaskOutcome
 from mteb_vllm.runner import LOG, PrefetchedFirstStage, finish, started_record
 from mteb_vllm.sweep.messages import (
-    FirstStageDone,
-    EnginesClosed,
-    CloseEngines,
     Activity,
+    CloseEngines,
     EngineOpened,
+    EnginesClosed,
+    Event,
+    FirstStageDone,
     PointDone,
     PointFailed,
-    Event,
     RunPoint,
     TaskDone,
     TaskProgress,
@@ -189,7 +197,14 @@ class Supervisor:
         packed = pack(made) if made is not None else None
         child.send(
             RunPoint(
-                planned, packed, point.config, self._context, point.folder, registered(), step.first_stage_only, prefetched
+                planned,
+                packed,
+                point.config,
+                self._context,
+                point.folder,
+                registered(),
+                step.first_stage_only,
+                prefetched,
             )
         )
         while True:
@@ -198,7 +213,9 @@ class Supervisor:
             except EOFError:
                 status = child.reap()
                 self._child = None
-                failure = failure_from_exit(status, running.phase, running.doing, self._log(point, written), running.task)
+                failure = failure_from_exit(
+                    status, running.phase, running.doing, self._log(point, written), running.task
+                )
                 return self._fail(point, failure, running.tasks, started)
             self._view.heard(event)
             if event is not None:
@@ -323,7 +340,9 @@ class Supervisor:
                 if not isinstance(event, EnginesClosed):
                     continue
                 if event.leftover_mb > self._max_leftover_mb or event.processes:
-                    what = f"{event.processes} processes" if event.processes else f"{event.leftover_mb:,.0f} MB of memory"
+                    what = (
+                        f"{event.processes} processes" if event.processes else f"{event.leftover_mb:,.0f} MB of memory"
+                    )
                     self._view.line(f"The closed engine left {what} behind: continuing in a new process")
                     self._child = None
                     child.end()
