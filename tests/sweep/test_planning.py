@@ -89,7 +89,7 @@ def test_a_dense_first_stage_is_prefetched_for_the_rerankers_that_use_it(tmp_pat
     assert order(after) == [["1*", "3*"], ["0", "1"], ["2", "3"]] and after[0].tokens < after[1].tokens
     path.write_bytes(b"[]")
     assert order(planned(*RERANK, *DENSE, *axes, f"results.dir={tmp_path}")) == order(matrix), (
-        "what is damaged is not there"
+        "damaged predictions are treated as missing"
     )
 
 
