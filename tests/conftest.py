@@ -1,4 +1,4 @@
-"""What tests share: a real engine, real data, and nothing of the machine's own settings."""
+"""Shared fixtures: a real engine, real data, and isolation from the machine's settings."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mteb_vllm.util import masking
 SHARED = Path(os.environ.get("MTEB_VLLM_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 _SCRATCH = tempfile.TemporaryDirectory(prefix="mteb-vllm-tests-")
 
-# Before anything imports torch, as a run on a CPU sets them: waiting threads do not spin.
+# Set before torch is imported, as in a run on a CPU, so that waiting threads do not spin.
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
-# Before anything imports `datasets` or mteb: both read these once. No test may depend on a network or on a user's caches.
+# Set before `datasets` or mteb is imported, which read these once. Tests must not depend on a network or a user's caches.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = str(Path(_SCRATCH.name) / "datasets")
 os.environ["MTEB_CACHE"] = str(Path(_SCRATCH.name) / "mteb")
 
 
-# The files that take longest, first: files are handed to workers whole, and none shall be left for the end.
+# The slowest files, which run first, because a worker runs a whole file and none of these should start last.
 SLOWEST = (
     "sweep/test_sweep.py", "test_run.py", "pipelines/rerank/test_rerank.py", "inference/test_scoring.py",
     "pipelines/parity/test_parity.py", "wrappers/test_wrappers.py", "tasks/test_demo.py", "test_catalogue.py",
@@ -42,14 +42,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_secrets() -> Iterator[None]:
-    """What one test has made a secret would be masked in the files that the next one writes."""
+    """Forget secrets after each test, so that they are not masked in the files of the next one."""
     yield
     masking.forget()
 
 
 @pytest.fixture(scope="session")
 def published_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real data sets in a cache as `datasets` keeps them; skips, loudly, where the folder with the data is absent."""
+    """Real data sets in a cache of `datasets`; skips with a message if the folder with the data is missing."""
     if not (SHARED / "hub" / "build_cache.py").exists():
         pytest.skip(f"NOT TESTED: published scores, since {SHARED}/hub with the data sets is absent")
     cache = tmp_path_factory.mktemp("published") / "datasets"
@@ -59,7 +59,7 @@ def published_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub_cache(published_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The real data sets, for one test and the processes that it starts: others shall find no data on the machine."""
+    """The real data sets, visible only to one test and the processes that it starts."""
     import datasets.config
 
     monkeypatch.setenv("HF_DATASETS_CACHE", str(published_data))
@@ -69,7 +69,7 @@ def hub_cache(published_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def minilm_args() -> dict[str, Any]:
-    """Constructor arguments of a wrapper for the real MiniLM in float32, as the preset of the CPU has them."""
+    """Constructor arguments of a wrapper for the real MiniLM in float32, from the CPU preset."""
     from mteb_vllm.engines.arguments import resolve_arguments
     from mteb_vllm.models.files import package_folder
 
@@ -84,16 +84,16 @@ def minilm_args() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def minilm(minilm_args: dict[str, Any]) -> Iterator[Any]:
-    """The real MiniLM in the real vLLM; tests that ask for the same one share an engine."""
+    """The real MiniLM in the real vLLM; tests that use it share an engine."""
     from mteb_vllm.wrappers import VllmEncoderWrapper
 
     yield VllmEncoderWrapper(**minilm_args)
 
 
 class FakeEngine:
-    """An engine of the same interface whose embeddings are made of hashes; counts what it is given.
+    """An engine with the same interface, whose embeddings are derived from hashes; it records its inputs.
 
-    It exists for what a real one cannot show: memory over hundreds of thousands of texts, and NaN on demand.
+    Only for what a real engine cannot test: memory over hundreds of thousands of texts, and NaN on demand.
     """
 
     def __init__(self, dim: int = 384, max_model_len: int = 256, broken: str | None = None) -> None:

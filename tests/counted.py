@@ -38,7 +38,7 @@ def install(setattr_: Callable[[Any, str, Any], None] = setattr, file: Path | No
     setattr_(
         ConfigLoaderImpl, "load_configuration", counted(ConfigLoaderImpl.load_configuration, lambda *_: "composed")
     )
-    setattr_(plan, "_planned", counted(plan._planned, lambda *_: "planned"))
+    setattr_(plan, "_plan_model", counted(plan._plan_model, lambda *_: "planned"))
     build = counted(schema.build, lambda cls, *_: cls.__name__)
     setattr_(schema, "build", build)
     setattr_(factory, "build", build)

@@ -1,7 +1,7 @@
-"""Real faults for a sweep's child process: it is killed, runs out of memory, crashes or hangs at a chosen moment.
+"""Real faults in a sweep's child process: it is killed, runs out of memory, crashes or hangs at a chosen moment.
 
-The child starts here instead of in `mteb_vllm.sweep.child`, lays the fault, and goes on as it would. Nothing of the package
-knows of it.
+The child process imports this module first, installs the fault, and then runs as usual. The package itself has no code for
+this.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ _OWN = "from mteb_vllm.sweep.child import main"
 
 
 def start(fault: str, when: str, point: int, marker: Path) -> str:
-    """What a child runs that has a fault.
+    """Return the start code of a child process with a fault.
 
     Args:
-        fault: One of the functions below.
+        fault: A key of `_FAULTS`.
         when: loading, encoding, scoring or writing.
-        point: The point that shall fail.
-        marker: A file that is there once the fault has happened: it happens once.
+        point: The point that is to fail.
+        marker: A file that is written when the fault happens, so that it happens only once.
     """
-    lay = f"import faults; faults.lay({fault!r}, {when!r}, {point}, {str(marker)!r})"
+    install = f"import faults; faults.install({fault!r}, {when!r}, {point}, {str(marker)!r})"
     assert _OWN in process.START
-    return process.START.replace(_OWN, f"{lay}\n{_OWN}")
+    return process.START.replace(_OWN, f"{install}\n{_OWN}")
 
 
-def lay(fault: str, when: str, point: int, marker: str) -> None:
-    """Lays the fault in this process."""
+def install(fault: str, when: str, point: int, marker: str) -> None:
+    """Install the fault in this process."""
     from mteb_vllm.sweep import child
 
     now: list[int] = []
-    follow = child._follow
+    execute = child._execute
 
-    def followed(order: Any, pipe: Any) -> Any:
-        if hasattr(order, "config"):
-            now[:] = [int(order.config.hydra.job.num)]
-        return follow(order, pipe)
+    def executed(command: Any, pipe: Any) -> Any:
+        if hasattr(command, "config"):
+            now[:] = [int(command.config.hydra.job.num)]
+        return execute(command, pipe)
 
-    child._follow = followed
+    child._execute = executed
 
     def happens() -> None:
         if now == [point] and not Path(marker).exists():
@@ -71,7 +71,7 @@ def _before(owner: Any, name: str, happens: Callable[[], None]) -> None:
 
 
 def _loading(happens: Callable[[], None]) -> None:
-    # Looked at at the very moment when vLLM's LLM is made.
+    # Called immediately before vLLM's LLM is constructed.
     from mteb_vllm.engines import vllm
 
     _before(vllm, "shorter_context", happens)
@@ -90,7 +90,7 @@ def _scoring(happens: Callable[[], None]) -> None:
 
 
 def _writing(happens: Callable[[], None]) -> None:
-    # Between a file that is written and its appearing in the store.
+    # Between writing a file and moving it into the store.
     real = Path.replace
 
     def replaced(self: Path, target: Any) -> Any:
@@ -121,7 +121,7 @@ def _segmentation_fault() -> None:
 
 
 def _out_of_memory() -> None:
-    # As much address space as there is now, and a little: no weights, and no activations, fit into it.
+    # Limit the address space to the current size and 1 MiB, so that neither weights nor activations fit.
     _, size = 0, int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + 2**20, size + 2**20))
 
@@ -153,4 +153,4 @@ _FAULTS: dict[str, Callable[[], None]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit("the child of a test's sweep, no program")
+    sys.exit("this module is for the child process of a test's sweep, not a program")

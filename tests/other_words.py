@@ -35,7 +35,7 @@ def install(setattr_: Any = setattr) -> None:
         own(self)
 
     setattr_(failures.Failure, "__post_init__", failure)
-    for message in (messages.Doing, messages.Working):
+    for message in (messages.Activity, messages.TaskProgress):
         setattr_(message, "__init__", _in_other_words(message.__init__))
     setattr_(errors.MtebVllmError, "__str__", lambda self: words())
 

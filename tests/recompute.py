@@ -243,7 +243,7 @@ def total(run: dict[str, Any], figure: str) -> int | None:
     """What a run computed or found stored: nothing, for results that were there."""
     known = []
     for task in run["tasks"]:
-        if task["status"] == "reused":
+        if task["status"] == "cached":
             known.append(0)
         elif task.get(figure) is not None:
             known.append(task[figure])
@@ -251,7 +251,7 @@ def total(run: dict[str, Any], figure: str) -> int | None:
 
 
 def figures(task: dict[str, Any]) -> dict[str, Any]:
-    if task["status"] == "reused" and task.get("measured"):
+    if task["status"] == "cached" and task.get("measured"):
         return dict(task["measured"])
     return {**task, "seconds": task["seconds"].get("encode")}
 

@@ -1,13 +1,13 @@
-"""Reverses every condition in what decides about reuse, one at a time, and lists those that no test notices.
+"""Reverse every condition in the code that decides about reuse, one at a time, and list those that no test detects.
 
     make test-conditions                                         # all of them
     python tests/reverse_conditions.py results.lookup           # those of some modules
     python tests/reverse_conditions.py results.lookup:120       # the one in line 120 of a module
 
 A condition is the test of an `if`, a `while`, a conditional expression or an `assert`, the filter of a comprehension, a
-comparison, a negation, and each operand of an `and`, and of an `or` of truth values; where an `or` or an `and` is a value
-(`found or {}`), they also change places. Each mutant runs in a process forked after mteb and torch have been imported, with
-the changed module in the place of the real one; the fitting test files stop at the first failure, which is what notices it.
+comparison, a negation, and each operand of an `and`, and of an `or` of truth values. `and` and `or` are also swapped. Each
+mutant runs in a process forked after mteb and torch have been imported, with the changed module in place of the real one. It
+is detected if a test in the module's test files fails; they stop at the first failure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent
 SOURCES = ROOT.parent / "src"
 
-# Module to the test files that shall notice, the quickest to do so first.
+# Module to the test files that should detect its mutants, the fastest first.
 TESTS = {
     "util.fingerprint": ["util/test_fingerprint.py"],
     "util.machine": ["util/test_fingerprint.py"],
@@ -50,7 +50,7 @@ TESTS = {
     ],
 }
 
-# Imported once, before the processes part; nothing of ours.
+# Imported once before forking; none of this package's own modules.
 HEAVY = (
     "datasets", "sklearn.linear_model", "scipy.stats", "mteb", "mteb.mocks.mock_tasks", "bm25s", "Stemmer",
     "mteb.models.model_implementations.bm25",
@@ -65,7 +65,7 @@ WITHOUT_MTEB = (
     "inference.embedding_cache.cache",
 )
 
-# A mutant that hangs is noticed: one that takes so many times as long as its module's tests do unchanged, and a minute.
+# A mutant counts as detected if it hangs, i.e. takes a minute more than this many times the unchanged tests' duration.
 PATIENCE = 5
 
 AT_ONCE = 2
@@ -77,13 +77,13 @@ class Mutant:
 
     Attributes:
         module: Its module, without the package.
-        line: Where it is.
+        line: Its line.
         before: The condition.
-        after: What has taken its place.
-        tree: The module's tree with that; None where nothing is changed.
-        verdict: What became of it.
-        output: What pytest wrote.
-        seconds: How long that took.
+        after: Its replacement.
+        tree: The changed module's syntax tree; None for the unchanged module.
+        verdict: "detected" or "survived".
+        output: The file with pytest's output.
+        seconds: Duration of the tests.
     """
 
     module: str
@@ -104,7 +104,7 @@ def path_of(module: str) -> Path:
 
 
 def mutants(module: str) -> Iterator[Mutant]:
-    """Yields a module's mutants, each once, in the order of their lines."""
+    """Yield a module's mutants without duplicates, in the order of their lines."""
     tree = ast.parse(path_of(module).read_text(encoding="utf-8"))
     nodes = list(ast.walk(tree))
     truths = {id(node) for node in truth_values(nodes)}
@@ -130,7 +130,7 @@ def mutants(module: str) -> Iterator[Mutant]:
 
 
 def truth_values(nodes: list[ast.AST]) -> Iterator[ast.expr]:
-    """Yields the expressions of which only the truth counts."""
+    """Yield the expressions of which only the truth value is used."""
     open_: list[ast.expr] = []
     for node in nodes:
         if isinstance(node, (ast.If, ast.While, ast.IfExp, ast.Assert)):
@@ -151,7 +151,7 @@ def truth_values(nodes: list[ast.AST]) -> Iterator[ast.expr]:
 
 
 def reversed_condition(node: ast.expr) -> ast.expr:
-    # `not` before an assignment needs no brackets in a tree.
+    # Work on the syntax tree, where `not` before an assignment expression needs no parentheses.
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         return copy.deepcopy(node.operand)
     return ast.copy_location(ast.UnaryOp(ast.Not(), copy.deepcopy(node)), node)
@@ -169,7 +169,7 @@ def replace(tree: ast.AST, node: ast.AST, by: ast.AST) -> None:
 
 
 class InPlaceOf(importlib.abc.MetaPathFinder):
-    """Finds one module changed, and no other."""
+    """Import hook that replaces one module by a mutant."""
 
     def __init__(self, mutant: Mutant) -> None:
         self._name, self._path = f"mteb_vllm.{mutant.module}", str(path_of(mutant.module))
@@ -188,7 +188,7 @@ class InPlaceOf(importlib.abc.MetaPathFinder):
 
 
 class CheapFirst:
-    """Lets tests that need nothing computed run before the others, file by file."""
+    """Pytest plugin that runs the tests without expensive fixtures first, file by file."""
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         files = list(dict.fromkeys(item.path for item in items))
@@ -198,7 +198,7 @@ class CheapFirst:
 
 
 def run_tests(mutant: Mutant) -> int:
-    """Runs the tests of a mutant's module; returns pytest's exit status."""
+    """Run the tests of a mutant's module; return pytest's exit status."""
     import pytest
 
     output = os.open(mutant.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -208,18 +208,18 @@ def run_tests(mutant: Mutant) -> int:
         sys.meta_path.insert(0, InPlaceOf(mutant))
     files = [str(ROOT / name) for name in TESTS[mutant.module]]
     temporary = f"--basetemp={mutant.output.with_suffix('')}"
-    # What kills writers or counts memory takes long, and has another aim.
+    # Leave out slow tests with another purpose: those that kill writers or measure memory.
     quick = ["-m", "not slow and not vllm", "-k", "not twenty_killed and not thirty_bytes"]
     return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", temporary, *quick, *files], [CheapFirst()]))
 
 
 def judge(all_of_them: list[Mutant], folder: Path, usual: dict[str, float]) -> None:
-    """Runs mutants, some at a time, and notes whether a test failed.
+    """Run mutants, several at a time, and set their verdicts.
 
     Args:
         all_of_them: The mutants.
-        folder: For what pytest writes.
-        usual: Module to the seconds that its tests take unchanged.
+        folder: The folder for pytest's output.
+        usual: Module to the duration of its unchanged tests in seconds.
     """
     waiting, running = list(reversed(all_of_them)), dict[int, tuple[Mutant, float]]()
     for at, mutant in enumerate(all_of_them):
@@ -241,8 +241,8 @@ def judge(all_of_them: list[Mutant], folder: Path, usual: dict[str, float]) -> N
         if child:
             mutant, since = running.pop(child)
             mutant.seconds = time.monotonic() - since
-            mutant.verdict = "survived" if os.waitstatus_to_exitcode(status) == 0 else "noticed"
-            print("SURVIVED" if mutant.verdict == "survived" else "noticed ", mutant, flush=True)
+            mutant.verdict = "survived" if os.waitstatus_to_exitcode(status) == 0 else "detected"
+            print("SURVIVED" if mutant.verdict == "survived" else "detected", mutant, flush=True)
             continue
         for child, (mutant, since) in running.items():
             if time.monotonic() - since > PATIENCE * usual.get(mutant.module, math.inf) + 60:
@@ -255,7 +255,7 @@ def main(names: list[str]) -> int:
 
     sys.path.insert(0, str(ROOT))
     sys.path.insert(0, str(SOURCES))
-    import conftest  # noqa: F401 - what it puts into the environment has to be there before mteb
+    import conftest  # noqa: F401 - sets environment variables that are needed before mteb is imported
 
     wanted: dict[str, set[str]] = {}
     for name in names or TESTS:
@@ -276,8 +276,8 @@ def main(names: list[str]) -> int:
     left = [one for one in found if one.verdict == "survived"]
     for module in wanted:
         own = [one for one in found if one.module == module]
-        print(f"{module:24} {len(own):4} conditions, {sum(one in left for one in own):3} that no test noticed")
-    print(f"{len(found)} conditions reversed, {len(found) - len(left)} noticed")
+        print(f"{module:24} {len(own):4} conditions, {sum(one in left for one in own):3} that no test detected")
+    print(f"{len(found)} conditions reversed, {len(found) - len(left)} detected")
     for one in left:
         print(" ", one)
     return 1 if left else 0

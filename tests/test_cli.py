@@ -123,7 +123,7 @@ def test_mistakes_have_status_2_and_no_traceback(run: Any, words: list[str], sai
     done = run(*words)
     assert (done.status, done.out, done.jobs) == (2, "", [])
     assert said in done.err and "Traceback" not in done.err
-    assert done.err.startswith("1 mistake in the configuration:\n  - ")
+    assert done.err.startswith("1 error in the configuration:\n  - ")
 
 
 def test_what_only_hydra_finds_wrong_has_no_traceback_either(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_what_only_hydra_finds_wrong_has_no_traceback_either(run: Any, monkeypat
     monkeypatch.setattr(launcher, "register", refuse)
     done = run()
     assert (done.status, done.out) == (2, "")
-    assert done.err == "1 mistake in the configuration:\n  - command line: a plug-in does not like it\n"
+    assert done.err == "1 error in the configuration:\n  - command line: a plug-in does not like it\n"
 
 
 def test_a_flag_that_there_is_not(run: Any) -> None:

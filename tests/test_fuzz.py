@@ -28,7 +28,7 @@ from mteb_vllm.report.comparison import compare
 from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.page import page
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
-from mteb_vllm.results.failures import Failure, remember
+from mteb_vllm.results.failures import Failure, save_failures
 from mteb_vllm.tasks import demo
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.files import cache_dir, read_with_checksum
@@ -253,7 +253,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         assert all(record.status == "ok" for record in records), [record.failures for record in records]
         for number, more in enumerate((["prompts=none"], ["prompts=e5"])):
             run_again(check([*base, texts, *more])[0].config, out, f"sweeps/sweep/{number}", point=number)
-        remember(out, records[0].fingerprint, [Failure("task", "it failed once", "STS12")], [])
+        save_failures(out, records[0].fingerprint, [Failure("task", "it failed once", "STS12")], [])
         yield Store(root, configs, records, shown_scores(out / "runs", out / "sweeps", out / "results"), made)
         close_engines()
     catalogue.mteb_catalogue.cache_clear()
@@ -299,7 +299,7 @@ def test_500_damages_show_no_wrong_score(store: Store, tmp_path: Path, monkeypat
 def read_everything(store: Store, out: Path, path: Path) -> None:
     """Reads what is left of a store in which one file was damaged: in a report, in a plan, and in the same runs again."""
     from mteb_vllm.preflight.command import Point
-    from mteb_vllm.sweep.planning import look_up, plan_points
+    from mteb_vllm.sweep.planning import add_task_states, plan_points
 
     found = shown_scores(out / "runs", out / "sweeps", out / "results")
     wrong = {key: score for key, score in found.items() if score != store.truth.get(key, score)}
@@ -307,7 +307,7 @@ def read_everything(store: Store, out: Path, path: Path) -> None:
     assert not wrong and not new
     clear_model_cache()
     configs = [replace(config, results=replace(config.results, dir=str(out))) for config in store.configs]
-    planned = look_up(plan_points([Point((), config, False) for config in configs]))
+    planned = add_task_states(plan_points([Point((), config, False) for config in configs]))
     assert not any(point.failure for point in planned)
     if path.relative_to(out.parent).parts[1] in ("runs", "sweeps"):
         return  # no run reads what another one has recorded

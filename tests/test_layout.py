@@ -1,4 +1,4 @@
-"""The package's layout: imports point downwards, nothing goes in a circle, and paths in strings lead somewhere."""
+"""The package's layout: imports point downwards and have no cycles, and modules named in strings exist."""
 
 from __future__ import annotations
 
@@ -19,20 +19,18 @@ from mteb_vllm import errors
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "mteb_vllm"
 
-# Modules that are named in strings, which import-linter cannot see: file to what it names, and why.
+# Modules named in strings, which import-linter cannot see: file to names, with the reason.
 IN_STRINGS = {
-    "__init__.py": {"mteb_vllm."},  # the public names, imported when they are used
-    "catalogue.py": {"mteb_vllm.tasks.describe", "mteb_vllm.engines.describe"},  # run as processes of their own
-    "config/schema.py": {"mteb_vllm.pipelines."},  # what a `_target_` may name
+    "__init__.py": {"mteb_vllm."},  # the public names, imported on first use
+    "catalogue.py": {"mteb_vllm.tasks.describe", "mteb_vllm.engines.describe"},  # run as separate processes
+    "config/schema.py": {"mteb_vllm.pipelines."},  # allowed prefix of a `_target_`
     "engines/base.py": {"mteb_vllm.engines."},  # the module of a backend
-    "models/score_templates.py": {
-        "mteb_vllm.models.score_templates"
-    },  # templates are rendered in a process of their own
+    "models/score_templates.py": {"mteb_vllm.models.score_templates"},  # templates are rendered in a separate process
     "report/run_records.py": {"mteb_vllm.pipelines."},  # the prefix of a `_target_`
     "sweep/process.py": {"mteb_vllm.sweep.child"},  # the process that runs points
 }
 
-# `Any` in the annotations of parameters and of what is returned, in the whole package. It only goes down.
+# The number of `Any` in annotations of parameters and return values in the whole package. It must not increase.
 MOST_ANYS = 180
 
 
@@ -65,7 +63,7 @@ def test_the_contracts_are_kept(copied: Path) -> None:
     ],
     ids=["upwards in a function", "upwards", "circle"],
 )
-def test_a_planted_import_breaks_them(copied: Path, file: str, line: str, broken: str) -> None:
+def test_a_forbidden_import_breaks_the_contracts(copied: Path, file: str, line: str, broken: str) -> None:
     path = copied / "src" / "mteb_vllm" / file
     before = path.read_text()
     path.write_text(f"{before}\n\n{line}\n")
@@ -76,7 +74,7 @@ def test_a_planted_import_breaks_them(copied: Path, file: str, line: str, broken
     assert done.returncode == 1 and re.search(rf"{broken} BROKEN", done.stdout), done.stdout
 
 
-def test_modules_that_strings_name_are_there() -> None:
+def test_modules_named_in_strings_exist() -> None:
     found: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
@@ -108,7 +106,7 @@ def anys(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return sum(isinstance(node, ast.Name) and node.id == "Any" for node in nodes)
 
 
-def test_signatures_hold_no_more_any_than_before() -> None:
+def test_signatures_contain_no_more_any_than_before() -> None:
     found = {
         f"{path.relative_to(PACKAGE)}:{node.lineno}": anys(node)
         for path in PACKAGE.rglob("*.py")

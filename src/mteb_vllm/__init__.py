@@ -53,7 +53,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The wrappers need mteb, whose import takes seconds: nobody pays for it who only asks for --help.
+    # The wrappers import mteb, which takes seconds, so they are imported on first use.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = "api" if name == "run" else "wrappers" if name.startswith("Vllm") else "errors"

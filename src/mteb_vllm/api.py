@@ -1,4 +1,4 @@
-"""The command line as one Python call, and what both share: dry runs and reports."""
+"""The Python equivalent of the command line, and the code that both share: dry runs and reports."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ logger = logging.getLogger(__name__)
 def run(
     overrides: Sequence[str] = (), *, multirun: bool = False, config_dir: str | None = None, show: bool = True
 ) -> RunRecord | list[RunRecord] | list[PlannedPoint] | Comparison:
-    """Does what the command line does, for notebooks and tests.
+    """Run the command line from Python, e.g. in a notebook or a test.
 
     Args:
         overrides: As on the command line: `["model=minilm", "tasks=sts12"]`.
-        multirun: Whether commas sweep (`-m`); an experiment may be a sweep without.
+        multirun: Whether comma-separated values define a sweep (`-m`). An experiment may define one without this.
         config_dir: A folder of your own configuration files.
-        show: Whether progress and tables are shown.
+        show: Whether to show progress and tables.
 
     Returns:
-        the run's record; of a sweep the records of all points, in their order; of a dry run (`dry_run=true`), what would be
-        done, point by point; of `pipeline=report`, the comparison.
+        the record of a run; of a sweep, the records of all points (a point is one combination of the sweep's values), in
+        order; of a dry run (`dry_run=true`), the planned points; of `pipeline=report`, the comparison.
 
     Raises:
-        ConfigError: with every mistake, before anything is loaded.
+        ConfigError: if the configuration has errors; it lists all of them, and nothing has been loaded.
         MissingPackageError: if vLLM is not installed.
-        StorageError: if the folder of the run, of the sweep or of the report cannot be written to.
+        StorageError: if the folder of the run, sweep or report is not writable.
     """
     from mteb_vllm.config.schema import CONFIG_NAME, composer
     from mteb_vllm.preflight.command import check
@@ -60,7 +60,7 @@ def run(
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             start_job = hydra.multirun if swept else hydra.run
-            mode = ["hydra.mode=MULTIRUN"] if swept else []  # as Hydra's own command line says it
+            mode = ["hydra.mode=MULTIRUN"] if swept else []  # as Hydra's own command line does
             start_job(CONFIG_NAME, job, [*overrides, *mode], with_log_configuration=False)
 
     done = execute(points, terminal() if show else quiet_console(), start, close_owned=False)
@@ -72,16 +72,16 @@ def run(
 def execute(
     points: Sequence[Point], console: Console, start: Callable[[Job], object], *, close_owned: bool = True
 ) -> Job | list[PlannedPoint] | Comparison:
-    """Do what a checked command is for: a report, a dry run, or a run or sweep.
+    """Execute a checked command: a report, a dry run, a run or a sweep.
 
     Args:
         points: The points of the command.
         console: Where progress and tables are shown.
-        start: Has Hydra call the job for each point.
-        close_owned: Whether engines that a caller still owns are closed at the end, too.
+        start: Makes Hydra call the job for each point.
+        close_owned: Whether to also close engines that a caller still owns.
 
     Returns:
-        the job that was done; of a dry run, what would be done, point by point; of a report, the comparison.
+        the finished job; of a dry run, the planned points; of a report, the comparison.
     """
     from mteb_vllm.engines.base import close_engines
     from mteb_vllm.sweep.job import Job
@@ -106,11 +106,11 @@ def execute(
 
 
 def report(point: Point, console: Console) -> Comparison:
-    """Compares what other runs have left; shows and writes it.
+    """Compare existing runs, and show and write the report.
 
     Raises:
-        ConfigError: if there is nothing under one of `runs`, or no point has the baseline's name.
-        StorageError: if something of it cannot be written.
+        ConfigError: if one of `runs` contains no results, or no point has the baseline's name.
+        StorageError: if the report cannot be written.
     """
     config, made = point.config, point.pipeline
     assert made is not None
@@ -123,10 +123,10 @@ def report(point: Point, console: Console) -> Comparison:
 
 @contextlib.contextmanager
 def storage_errors(points: Sequence[Point]) -> Iterator[None]:
-    """Let Hydra write its own files; where it cannot, say so by folder and reason.
+    """Convert disk errors, e.g. from Hydra's own files, into errors that name the folder and the reason.
 
     Raises:
-        StorageError: if a disk is full, or a folder cannot be written to.
+        StorageError: if a disk is full, or a folder is not writable.
     """
     try:
         yield
@@ -138,10 +138,10 @@ def storage_errors(points: Sequence[Point]) -> Iterator[None]:
 
 
 def dry_run(points: Sequence[PlannedPoint], console: Console, *, swept: bool) -> list[PlannedPoint]:
-    """Says what a command would do, point by point; nothing is loaded, opened or written."""
-    from mteb_vllm.sweep.planning import look_up
+    """Print what a command would do, point by point, without loading, opening or writing anything."""
+    from mteb_vllm.sweep.planning import add_task_states
     from mteb_vllm.sweep.table import print_plan
 
-    planned = look_up(points)
+    planned = add_task_states(points)
     print_plan(console, planned, swept=swept)
     return planned

@@ -49,7 +49,7 @@ _REFUSED = {
 def main() -> NoReturn:
     """Runs `mteb-vllm`.
 
-    Exit status: 0 all is well; 1 something failed; 2 a mistake in the configuration, or a package is missing;
+    Exit status: 0 all is well; 1 something failed; 2 an error in the configuration, or a package is missing;
     130 Ctrl-C; 141 nobody reads what is printed (`| head -1`); 143 a sweep that was asked to end (SIGTERM).
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")

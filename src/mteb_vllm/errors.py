@@ -1,20 +1,20 @@
-"""Everything that can go wrong, as one tree.
+"""The exception hierarchy.
 
 MtebVllmError
-├── ConfigError           the user's mistakes, all of them at once; exit status 2, no traceback
-├── MissingPackageError   something has to be installed first; exit status 2
-├── CatalogueError        mteb or vLLM is installed, but cannot be read; exit status 2
-├── ModelError            the model cannot be had or is not one that vLLM knows
-├── EngineError           vLLM stopped working
-│   └── EngineStartError  vLLM did not open
-├── StorageError          a disk is full, or a folder cannot be written to
+├── ConfigError           errors in the configuration, all of them at once; exit status 2, no traceback
+├── MissingPackageError   a required package is not installed; exit status 2
+├── CatalogueError        mteb or vLLM is installed but cannot be inspected; exit status 2
+├── ModelError            the model cannot be found or loaded, or vLLM does not support it
+├── EngineError           the engine failed
+│   └── EngineStartError  the engine did not open
+├── StorageError          a disk is full, or a folder is not writable
 ├── DataError             a task's data cannot be loaded
 ├── LockError             the results store cannot be locked
-├── PartialResultError    some subsets of a task failed; the others' results are stored
+├── PartialResultError    some subsets of a task failed; the results of the others are stored
 ├── TemplateError         a score template does not fit the model's tokenizer, or a callable template cannot be imported
-├── MeasureError          what is to be measured cannot be had: texts of such a length, or such tasks
-├── FirstStageError       a first stage's predictions cannot be had, or belong to something else
-└── NonFiniteError        NaN or Inf came out of the engine
+├── MeasureError          a measurement is not possible: texts of such a length, or such tasks, are not available
+├── FirstStageError       a first stage's predictions cannot be read, or belong to something else
+└── NonFiniteError        the engine returned NaN or Inf
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from typing import Literal
 
 from mteb_vllm.util.masking import mask
 
-# What kind of mistake it is, as far as anything is decided by it or a program may want to know it.
+# The machine-readable kind of a mistake.
 Code = Literal[
-    "invalid",  # a value that is not allowed where it stands
-    "syntax",  # a text that Hydra, YAML or OmegaConf cannot read or resolve
-    "unknown_key",  # a key that there is not
-    "unknown_choice",  # a value, file or name that there is not
-    "missing",  # something that has to be set
-    "model_kind",  # a model of a kind that the pipeline does not take
-    "conflict",  # right by itself, and not beside something else that is set
+    "invalid",  # a value that is not allowed for its key
+    "syntax",  # text that Hydra, YAML or OmegaConf cannot parse or resolve
+    "unknown_key",  # a key that does not exist
+    "unknown_choice",  # a value, file or name that does not exist
+    "missing",  # a required setting is missing
+    "model_kind",  # a kind of model that the pipeline does not support
+    "conflict",  # valid by itself, but incompatible with another setting
     "refused",  # refused for safety: code, secrets, Hydra's own settings
     "not_installed",  # a package that is not installed
-    "not_writable",  # a folder that cannot be written to
+    "not_writable",  # a folder that is not writable
 ]
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """One mistake of the user's, and the way out.
+    """One error in the configuration, and how to correct it.
 
-    The texts are for people; whatever is decided about a mistake is decided by its code and its key.
+    The texts are for people; programs should use the code and the key.
 
     Attributes:
-        key: The key of the configuration that it is about, as `engine.dtype`; else what it is about, as a file.
+        key: The configuration key concerned, e.g. `engine.dtype`, or else the file or other subject.
         what: What is wrong with it.
-        allowed: What would be right, in words; empty where `what` says it.
-        nearest: The nearest right names, best first.
-        value: The key's value, where that is what is wrong; None where it is not shown.
-        written: What the user wrote, where that is shown in place of the key and its value.
-        code: What kind of mistake it is.
+        allowed: What is allowed, in words; empty if `what` already says it.
+        nearest: The nearest valid names, best first.
+        value: The key's value, if the value is wrong; None if it is not shown.
+        written: The user's own text, if it is shown in place of the key and its value.
+        code: The kind of error.
     """
 
     key: str
@@ -66,12 +66,12 @@ class Mistake:
 
     @property
     def where(self) -> str:
-        """Where it is, as shown: `engine.dtype=flaot32` or `prompts.qury`."""
+        """The location as shown to the user: `engine.dtype=flaot32` or `prompts.qury`."""
         return self.written or (self.key if self.value is None else f"{self.key}={self.value}")
 
     @property
     def section(self) -> str:
-        """The part of the configuration that it is about, as `engine`."""
+        """The section of the configuration concerned, e.g. `engine`."""
         return self.key.partition(".")[0].partition("/")[0].partition("@")[0]
 
     def __str__(self) -> str:
@@ -84,14 +84,14 @@ class Mistake:
 
 
 class MtebVllmError(Exception):
-    """Base class of all errors that this package raises on purpose."""
+    """Base class of all errors raised by this package."""
 
 
 class ConfigError(MtebVllmError, ValueError):
-    """Every mistake found in a configuration, reported together.
+    """All errors found in a configuration, reported together.
 
     Attributes:
-        mistakes: The mistakes, in the order in which they were found, each once.
+        mistakes: The errors in the order in which they were found, without duplicates.
     """
 
     def __init__(self, mistakes: Sequence[Mistake]) -> None:
@@ -100,31 +100,31 @@ class ConfigError(MtebVllmError, ValueError):
 
     def __str__(self) -> str:
         count = len(self.mistakes)
-        head = "1 mistake" if count == 1 else f"{count} mistakes"
+        head = "1 error" if count == 1 else f"{count} errors"
         return "\n".join([f"{head} in the configuration:", *(f"  - {mistake}" for mistake in self.mistakes)])
 
 
 class MissingPackageError(MtebVllmError, ImportError):
-    """A package that is needed now is not installed; the message holds the install line."""
+    """A required package is not installed; the message contains the install command."""
 
 
 class CatalogueError(MtebVllmError, RuntimeError):
-    """mteb or vLLM could not be read; the message ends with what the child process wrote last."""
+    """mteb or vLLM could not be inspected; the message ends with the last output of the child process."""
 
 
 class ModelError(MtebVllmError):
-    """The model cannot be found, may not be read, or is of a kind that this vLLM does not know."""
+    """The model cannot be found, must not be accessed, or is not supported by this vLLM."""
 
 
 class EngineError(MtebVllmError):
-    """vLLM stopped working, or does not start to."""
+    """The engine failed or did not start."""
 
 
 class EngineStartError(EngineError):
-    """vLLM did not open with these arguments.
+    """The engine did not open with these arguments.
 
     Attributes:
-        advises: Whether the message says what to try.
+        advises: Whether the message already contains advice.
     """
 
     def __init__(self, message: str, advice: str = "") -> None:
@@ -133,14 +133,16 @@ class EngineStartError(EngineError):
 
 
 class StorageError(MtebVllmError):
-    """A disk is full or broken, or a folder cannot be written to; the message names the folder and the reason."""
+    """A disk is full or broken, or a folder is not writable; the message names the folder and the reason."""
 
 
-DATA_ADVICE = "correct the data set, or put a right copy of it into a folder of its name in the working directory"
+DATA_ADVICE = (
+    "correct the data set, or put a correct copy of it into a folder of the same name in the working directory"
+)
 
 
 class DataError(MtebVllmError, LookupError):
-    """A task's data cannot be loaded, or are not what the task needs.
+    """A task's data cannot be loaded, or does not have the required form.
 
     Attributes:
         advice: What to try.
@@ -155,7 +157,7 @@ class PartialResultError(MtebVllmError):
     """Some subsets of a task, or parts of an aggregate, could not be evaluated; the results of the others are stored.
 
     Attributes:
-        failed: What could not be evaluated, and why.
+        failed: The name of each failed subset or part, with its error.
     """
 
     def __init__(self, failed: Mapping[str, Exception], n_all: int, what: str) -> None:
@@ -170,23 +172,23 @@ class PartialResultError(MtebVllmError):
 
 
 class TemplateError(MtebVllmError):
-    """A template cannot be used: a score template changes its texts with this model, or a callable cannot be imported."""
+    """A score template does not preserve its texts with this model, or a callable template cannot be imported."""
 
 
 class FirstStageError(MtebVllmError):
-    """Predictions of a first stage cannot be read, or are those of another task, split or corpus."""
+    """Predictions of a first stage cannot be read, or belong to another task, split or corpus."""
 
 
 class MeasureError(MtebVllmError):
-    """What shall be measured cannot be had: texts of such a length, or such tasks."""
+    """A measurement is not possible: texts of the requested length, or the requested tasks, are not available."""
 
 
 class LockError(MtebVllmError, OSError):
-    """The results store cannot be locked, so that nothing may be written into it."""
+    """The results store cannot be locked, so nothing may be written to it."""
 
 
 class NonFiniteError(MtebVllmError, ArithmeticError):
-    """The engine returned NaN or Inf, which no metric survives."""
+    """The engine returned NaN or Inf, for which no metric is defined."""
 
 
 def _alternatives(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a checked configuration comes down to on this machine, before anything is loaded."""
+"""The plan of a run: a checked configuration resolved for this machine, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from mteb_vllm.models.score_templates import ScoreTemplate
 from mteb_vllm.pipelines.base import FirstStage, Pipeline
 from mteb_vllm.pipelines.factory import PipelineParts, import_pipeline, make_parts
 from mteb_vllm.pipelines.rerank.first_stages import Dense, EncoderStage
-from mteb_vllm.results.failures import Failure, before, remembered
-from mteb_vllm.results.lookup import look, result_path
+from mteb_vllm.results.failures import Failure, earlier_failure, load_failures
+from mteb_vllm.results.lookup import result_path, result_status
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.util.fingerprint import fingerprint
 
-# What of a reranking run's settings says where the candidates come from.
-_OF_CANDIDATES = ("candidates", "first_stage", "top_k", "tasks")
+# The settings of a reranking run that determine its candidates.
+_CANDIDATE_KEYS = ("candidates", "first_stage", "top_k", "tasks")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a configuration comes down to: made once, by the command that was checked, and passed on to whatever runs it.
+    """A resolved configuration, made once when the command is checked and passed to the process that runs it.
 
     Attributes:
-        pipeline: What is done.
-        spec: The engine that it needs.
-        prompts: The prompts, wherever they come from; of a cross-encoder, its instructions.
-        template: What a cross-encoder reads a pair through; None for other models.
-        stage: What retrieves the candidates of a reranker; None where nothing is reranked.
+        pipeline: The pipeline.
+        spec: The engine of the evaluated model.
+        prompts: The resolved prompts; for a cross-encoder, its instructions.
+        template: The score template of a cross-encoder; None for other models.
+        stage: The first stage of a reranking run; None otherwise.
         tasks: The tasks' metadata.
-        parts: The same, with the parts of an aggregate in its place.
-        settings: Everything but the tasks that results depend on, as plain values.
-        reference: What the engine is compared with, where it is.
+        parts: The same, with aggregates replaced by their parts.
+        settings: Everything that results depend on, except the tasks, as plain values.
+        reference: The plan of the reference engine, if the run compares with one.
     """
 
     pipeline: Pipeline
@@ -58,27 +58,27 @@ class Plan:
 
     @property
     def engines(self) -> list[EngineSpec]:
-        """Its engines, the one that it is about first."""
+        """All engines of the run, that of the evaluated model first."""
         stage = self.stage.spec if self.stage is not None else None
         reference = self.reference.spec if self.reference is not None else None
         return [self.spec, *(spec for spec in (stage, reference) if spec is not None)]
 
     def settings_for(self, task: TaskInfo) -> dict[str, Any]:
-        """What the result of one task depends on: of reranking, that task's own candidates.
+        """Return the settings that one task's result depends on; for reranking, with that task's own candidates.
 
         Raises:
             FirstStageError: if saved predictions cannot be read.
         """
         if self.stage is None:
             return self.settings
-        own = {key: value for key, value in self.settings.items() if key not in _OF_CANDIDATES}
+        own = {key: value for key, value in self.settings.items() if key not in _CANDIDATE_KEYS}
         return own | self.pipeline.candidate_settings(self.stage, task.type, task.aggregate_of or (task.name,))
 
     def input_fingerprint(self, task: TaskInfo) -> str | None:
-        """Return the hash of what one task's result depends on, of the prompts only those that its texts are prefixed with.
+        """Return the hash of everything that one task's result depends on, with only those prompts that apply to the task.
 
-        Runs that differ in other prompts have the same result. None where that cannot be known before mteb is imported, or
-        depends on more.
+        Runs that differ only in other prompts share the result. None if the input texts cannot be determined from the
+        prompts alone, without importing mteb.
         """
         if not self.pipeline.cached or self.stage is not None:
             return None
@@ -92,7 +92,7 @@ class Plan:
         return fingerprint({**own, "task": task.name, "read": read})
 
     def wrapper(self) -> Any:
-        """The model, as mteb knows it; its engine opens when it is needed."""
+        """Return the wrapper of the model for mteb; its engine opens on first use."""
         from mteb_vllm.wrappers import VllmCrossEncoderWrapper, VllmEncoderReranker, VllmEncoderWrapper
 
         window = self.pipeline.window
@@ -106,65 +106,64 @@ class Plan:
         return wrapper
 
 
-def plan(config: RunConfig, made: PipelineParts | None = None) -> Plan:
-    """Works out what a checked configuration means on this machine.
+def make_plan(config: RunConfig, made: PipelineParts | None = None) -> Plan:
+    """Resolve a checked configuration for this machine.
 
     Args:
         config: The configuration.
-        made: Its pipeline, as its check has made it; None: it is made here.
+        made: Its pipeline, if the check has already built it.
 
     Raises:
-        ModelError: if a model cannot be had.
+        ModelError: if a model cannot be found.
     """
     made = made if made is not None else make_parts(config)
-    planned = _planned(config, made.pipeline, made.first_stage)
+    planned = _plan_model(config, made.pipeline, made.first_stage)
     if made.reference is not None:
-        reference = _planned(made.reference.applied_to(config), made.pipeline, made.first_stage)
-        compared = _compared(made.pipeline, reference, getattr(made.reference, "runs", None))
+        reference = _plan_model(made.reference.applied_to(config), made.pipeline, made.first_stage)
+        compared = _reference_settings(made.pipeline, reference, getattr(made.reference, "runs", None))
         planned = replace(planned, reference=reference, settings=planned.settings | {"reference": compared})
     return planned
 
 
 def current_plan(config: RunConfig, made: Plan | None) -> Plan:
-    """Return the plan of a checked configuration as it holds in this process now.
+    """Return a plan that is valid in this process now: the given one, or a new one if it is outdated.
 
-    That is the plan that was made when the command was checked. But a sweep's last point runs long after its check, in
-    another process: where the weights, a file that is read or the environment are other ones than those that the plan
-    counts, its results would be kept under settings that they do not have, and the plan is made anew.
+    The last point of a sweep runs long after the command was checked, in another process. If the weights, another file or
+    the environment have changed since, results would be stored under the wrong settings.
 
     Args:
         config: The configuration.
-        made: Its plan; None where it could not be made, or could not be passed on.
+        made: The plan made when the command was checked; None if there is none.
 
     Raises:
-        ModelError: if a model cannot be had.
+        ModelError: if a model cannot be found.
     """
-    return made if made is not None and _is_current(made) else plan(config)
+    return made if made is not None and _is_current(made) else make_plan(config)
 
 
 def pack(made: Plan) -> bytes | None:
-    """Return a plan as bytes, for another process; None where an object of the user's in it cannot be pickled."""
+    """Return a plan as bytes for another process; None if it holds a user's object that cannot be pickled."""
     try:
         return pickle.dumps(made)
-    except Exception:  # a class of the user's does what it likes when it is pickled
+    except Exception:  # a user's class may raise anything when it is pickled
         return None
 
 
 def unpack(config: RunConfig, packed: bytes | None) -> Plan | None:
-    """Return the plan of a configuration that `pack` made bytes of; None where this process has to make it itself."""
+    """Return the plan that `pack` turned into bytes; None if this process has to make it itself."""
     if packed is None:
         return None
     try:
-        # First, so that a module of the user's is known by its source, and is not an older one in this process.
+        # First, so that an edited module of the user's is reloaded before the plan refers to it.
         import_pipeline(config)
         made: Plan = pickle.loads(packed)
-    except Exception:  # likewise; `plan` will say what is wrong with it
+    except Exception:  # a user's class may raise anything; `make_plan` will report the problem
         return None
     return made
 
 
 def _is_current(made: Plan) -> bool:
-    """Return whether `plan` would make the same now: of what can change, everything that the settings count."""
+    """Whether `make_plan` would return the same plan now; compares everything that the settings cover."""
     if any(spec.model.has_changed() for spec in made.engines):
         return False
     prompts = (made.prompts, made.reference and made.reference.prompts, made.stage and made.stage.prompts)
@@ -175,14 +174,14 @@ def _is_current(made: Plan) -> bool:
         settings = _settings(made)
         if made.reference is not None:
             reference = replace(made.reference, settings=_settings(made.reference))
-            settings["reference"] = _compared(made.pipeline, reference, made.settings["reference"]["runs"])
-    except ValueError:  # a module of the user's that cannot be read any more
+            settings["reference"] = _reference_settings(made.pipeline, reference, made.settings["reference"]["runs"])
+    except ValueError:  # a user's module that can no longer be read
         return False
     return settings == made.settings
 
 
-def _planned(config: RunConfig, pipeline: Pipeline, first_stage: Any) -> Plan:
-    spec, prompts = _encoder(config.model, config.engine, config.prompts, config.instruction)
+def _plan_model(config: RunConfig, pipeline: Pipeline, first_stage: Any) -> Plan:
+    spec, prompts = _spec_and_prompts(config.model, config.engine, config.prompts, config.instruction)
     template = None
     if config.model.kind == "cross_encoder":
         template = score_templates.resolve(
@@ -196,7 +195,7 @@ def _planned(config: RunConfig, pipeline: Pipeline, first_stage: Any) -> Plan:
 
 
 def _settings(planned: Plan) -> dict[str, Any]:
-    """Return everything but the tasks and the reference that a plan's results depend on, as it is now."""
+    """Return the current settings of a plan: everything that its results depend on, except tasks and reference."""
     pipeline, prompts, template = planned.pipeline, planned.prompts, planned.template
     settings: dict[str, Any] = {"engine": planned.spec.settings()}
     if template is not None:
@@ -210,8 +209,8 @@ def _settings(planned: Plan) -> dict[str, Any]:
     return settings
 
 
-def _compared(pipeline: Pipeline, reference: Plan, runs: Any) -> dict[str, Any]:
-    """Return what of a reference's settings counts among those of the run that is compared with it."""
+def _reference_settings(pipeline: Pipeline, reference: Plan, runs: Any) -> dict[str, Any]:
+    """Return the part of a reference's settings that belongs to the settings of the run compared with it."""
     own = pipeline.settings(_kind(reference), ())
     return {key: value for key, value in reference.settings.items() if key not in own} | {"runs": runs}
 
@@ -221,31 +220,31 @@ def _kind(planned: Plan) -> str:
 
 
 def failed_before(config: RunConfig, planned: Plan) -> dict[str, Failure]:
-    """The tasks that failed before under the very same settings and have no result since."""
+    """Return the stored failures of tasks that failed under the same settings and have no result since."""
     root = Path(config.results.dir)
-    earlier = remembered(root, fingerprint(planned.settings))
+    earlier = load_failures(root, fingerprint(planned.settings))
     found = {}
     for task in planned.tasks:
-        failure = before(earlier, task.name)
+        failure = earlier_failure(earlier, task.name)
         if failure is None:
             continue
         with contextlib.suppress(FirstStageError):
             settings = planned.settings_for(task)
             path = result_path(root, settings, task.name, fingerprint(settings))
-            if look(root, path, task, config.tasks.splits) == "whole":
+            if result_status(root, path, task, config.tasks.splits) == "complete":
                 continue
         found[task.name] = failure
     return found
 
 
-def _encoder(
+def _spec_and_prompts(
     recipe: ModelConfig, engine: Mapping[str, Any], prompts: Mapping[str, Any], instruction: InstructionConfig
 ) -> tuple[EngineSpec, Prompts]:
     model = refresh_recipe_model(recipe)
     cross_encoder = recipe.kind == "cross_encoder"
     resolved = resolve(
         prompts,
-        # A reranker's instruction goes into its score template.
+        # A reranker's instruction is part of its score template.
         InstructionConfig() if cross_encoder else instruction,
         recipe=recipe.prompts,
         recipe_instruction=recipe.instruction,
@@ -260,17 +259,17 @@ def _stage(stage: Any, pipeline: Pipeline) -> FirstStage:
     if not isinstance(stage, Dense):
         made: FirstStage = stage
         return made
-    spec, prompts = _encoder(stage.model, stage.engine, stage.prompts, stage.instruction)
+    spec, prompts = _spec_and_prompts(stage.model, stage.engine, stage.prompts, stage.instruction)
     return EncoderStage(spec, prompts, pipeline.window)
 
 
 def _candidates(pipeline: Pipeline, stage: FirstStage, chosen: list[TaskInfo]) -> dict[str, Any]:
-    """What the candidates depend on; task by task where that differs."""
+    """Return the settings that the candidates depend on, by task where they differ."""
     each: dict[str, Any] = {}
     for task in chosen:
         try:
             each[task.name] = pipeline.candidate_settings(stage, task.type, task.aggregate_of or (task.name,))
         except FirstStageError as error:
-            each[task.name] = {"failed": str(error)}  # that task will
+            each[task.name] = {"failed": str(error)}  # the task itself will report it
     different = {str(candidates): candidates for candidates in each.values()}
     return next(iter(different.values())) if len(different) == 1 else {"tasks": each}

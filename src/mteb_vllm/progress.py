@@ -121,8 +121,8 @@ class Progress:
         head = f"[{self.n_done}/{self.n_tasks}] {outcome.name}"
         if outcome.status == "failed":
             text = f"{head}: failed: {outcome.reason}"
-        elif outcome.status == "reused":
-            text = f"{head}: {outcome.metric} {outcome.main_score:.5f} (known already, not computed again)"
+        elif outcome.status == "cached":
+            text = f"{head}: {outcome.metric} {outcome.main_score:.5f} (cached)"
         else:
             rate = outcome.texts_per_second
             speed = f", {rate:,.0f} {outcome.unit}/s" if rate else ""

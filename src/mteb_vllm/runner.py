@@ -1,4 +1,4 @@
-"""The whole story of one run, from a checked configuration to its record."""
+"""Execution of one run, from a checked configuration to its record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mteb_vllm.announce import announce, prompts_in_effect
 from mteb_vllm.config.schema import RunConfig
 from mteb_vllm.engines import environment
 from mteb_vllm.engines.base import engine_processes
@@ -25,20 +24,21 @@ from mteb_vllm.pipelines.base import RunContext
 from mteb_vllm.plan import Plan, current_plan, failed_before
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console
 from mteb_vllm.report import one_run
-from mteb_vllm.report.one_run import conclude, cut_by_first_stage, cut_texts, late_variables
+from mteb_vllm.report.one_run import cut_by_first_stage, cut_texts, late_variables, print_summary
 from mteb_vllm.results.failures import (
     Failure,
-    before,
+    add_log,
+    earlier_failure,
+    failure_from_exception,
+    failures_from_unwritten,
     last_lines,
-    of_exception,
-    of_unwritten,
-    remember,
-    remembered,
-    with_log,
+    load_failures,
+    save_failures,
 )
-from mteb_vllm.results.lookup import keep_settings
+from mteb_vllm.results.lookup import save_settings
 from mteb_vllm.results.measurements import EngineRecord, Memory
 from mteb_vllm.results.record import FirstStageRecord, RunRecord, TaskOutcome, write_record
+from mteb_vllm.run_header import print_run_header, prompts_in_effect
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.util import disk
 from mteb_vllm.util.escape import visible
@@ -52,17 +52,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A run's log in its folder, as `conf/hydra/job_logging/file.yaml` has it.
+# The name of a run's log file, as set in `conf/hydra/job_logging/file.yaml`.
 LOG = "mteb_vllm.log"
 
 
 @dataclass(frozen=True)
-class Ahead:
-    """What a first stage that ran ahead has to say.
+class PrefetchedFirstStage:
+    """The outcome of a first stage that was run before the rest of its point.
 
     Attributes:
-        record: The run's record of it.
-        failures: What went wrong, task by task; the run itself will meet it again.
+        record: Its record.
+        failures: Its failures by task; the run itself will encounter them again.
     """
 
     record: FirstStageRecord
@@ -78,27 +78,33 @@ def run_config(
     point: int | None = None,
     console: Console | None = None,
     progress: MakeProgress = Progress,
-    ahead: Ahead | None = None,
+    prefetched: PrefetchedFirstStage | None = None,
 ) -> RunRecord:
-    """Runs one configuration and writes its record.
+    """Run one configuration and write its record.
 
     Args:
         config: A checked configuration.
-        planned: Its plan; None where none could be made, or passed on to this process: it is made here, and if it cannot
-            be, the record says why.
-        output_dir: Where `run.json`, `scores.csv` and `report.md` go.
-        overrides: What made the configuration, for the record.
+        planned: Its plan; if None, it is made here, and a failure to do so is recorded.
+        output_dir: The folder for `run.json`, `scores.csv` and `report.md`.
+        overrides: The overrides of the configuration, for the record.
         point: Its number in a sweep.
         console: Where progress is shown; None shows nothing.
-        progress: Makes what shows it, of a console and a number of tasks.
-        ahead: What `retrieve_ahead` said, if the first stage ran ahead.
+        progress: Called with a console and the number of tasks to make the progress display.
+        prefetched: The result of `prefetch_first_stage`, if the first stage has been run already.
 
     Returns:
-        the record; a failure is in it, not raised, and so is what could not be written.
+        the record, which also holds failures and write errors; they are not raised.
     """
-    with disk.collected():
+    with disk.collect_unwritten():
         return _run_config(
-            config, planned, output_dir, overrides, point=point, console=console, progress=progress, ahead=ahead
+            config,
+            planned,
+            output_dir,
+            overrides,
+            point=point,
+            console=console,
+            progress=progress,
+            prefetched=prefetched,
         )
 
 
@@ -111,7 +117,7 @@ def _run_config(
     point: int | None,
     console: Console | None,
     progress: MakeProgress,
-    ahead: Ahead | None,
+    prefetched: PrefetchedFirstStage | None,
 ) -> RunRecord:
     started = time.perf_counter()
     reset_peak_memory(engine_processes())
@@ -122,66 +128,66 @@ def _run_config(
         record.settings = planned.settings
         record.fingerprint = fingerprint(record.settings)
         record.prompts = prompts_in_effect(planned)
-        announce(console, planned, record)
+        print_run_header(console, planned, record)
         for spec in reversed(planned.engines):
             environment.set_threading_variables(spec.env)
-        _run(config, planned, record, console, progress, ahead)
+        _run(config, planned, record, console, progress, prefetched)
     except MtebVllmError as error:
         logger.exception("the run failed")
-        record.failure = of_exception(error)
+        record.failure = failure_from_exception(error)
     except Exception as error:
         logger.exception("the run failed")
-        record.failure = of_exception(error)
+        record.failure = failure_from_exception(error)
         if record.failure.kind != "disk":
-            # A bug, of ours or of a library's: it is shown whole, and costs the other points of a sweep nothing.
+            # A bug in this package or a library: print the full traceback, but let a sweep go on.
             print(visible(traceback.format_exc()), file=sys.stderr)
     except BaseException as error:
-        record.failure = of_exception(error)
+        record.failure = failure_from_exception(error)
         record.peak_memory_mb = Memory(**peak_memory(engine_processes()))
-        finish(record, started)  # Ctrl-C: what is done so far is kept
+        finish(record, started)  # Ctrl-C: keep what is done so far
         raise
     if record.failure is not None:
-        record.failure = with_log(record.failure, last_lines(output_dir / LOG))
+        record.failure = add_log(record.failure, last_lines(output_dir / LOG))
     record.peak_memory_mb = Memory(**peak_memory(engine_processes()))
     record.warnings += late_variables(record)
     finish(record, started)
     one_run.print_run(console, record)
-    conclude(console, record)
+    print_summary(console, record)
     return record
 
 
-def retrieve_ahead(
+def prefetch_first_stage(
     config: RunConfig,
     planned: Plan | None,
     output_dir: Path,
     *,
     console: Console,
     progress: MakeProgress = Progress,
-) -> Ahead:
-    """Does the dense first stage of a run that reranks, so that its engine need not open again among rerankers'.
+) -> PrefetchedFirstStage:
+    """Run only the dense first stage of a reranking run, so that a sweep opens the first stage's engine just once.
 
     Args:
         config: A checked configuration.
-        planned: Its plan; None: it is made here.
-        output_dir: The point's folder, where its log goes.
+        planned: Its plan; if None, it is made here.
+        output_dir: The point's folder, which contains its log.
         console: Where progress is shown.
-        progress: Makes what shows it, of a console and a number of tasks.
+        progress: Called with a console and the number of tasks to make the progress display.
 
     Raises:
-        ModelError: if a model cannot be had.
+        ModelError: if a model cannot be found or loaded.
     """
     planned = current_plan(config, planned)
     environment.set_threading_variables(planned.engines[-1].env)
     log = output_dir / LOG
     skipped = {} if config.retry_failed else failed_before(config, planned)
-    with _working(config, planned, log, console, progress, skipped) as work:
+    with _session(config, planned, log, console, progress, skipped) as work:
         errors = planned.pipeline.retrieve(work.context)
-        failures = [with_log(of_exception(error, task), last_lines(log)) for task, error in errors.items()]
-    return Ahead(_first_stage_record(planned), failures)
+        failures = [add_log(failure_from_exception(error, task), last_lines(log)) for task, error in errors.items()]
+    return PrefetchedFirstStage(_first_stage_record(planned), failures)
 
 
 def started_record(config: RunConfig, output_dir: Path, overrides: Sequence[str], point: int | None) -> RunRecord:
-    """The record of a run that has just begun."""
+    """Return the record of a run that has just started."""
     return RunRecord(
         overrides=list(overrides),
         point=point,
@@ -192,15 +198,15 @@ def started_record(config: RunConfig, output_dir: Path, overrides: Sequence[str]
 
 
 def finish(record: RunRecord, started: float) -> None:
-    """Write a run's record and report, and remember what failed; what cannot be written is in the record.
+    """Write a run's record and report, and store its failures; write errors are added to the record.
 
     Args:
         record: The record.
-        started: When the run began, by `time.perf_counter`.
+        started: When the run started, by `time.perf_counter`.
     """
     folder, root = Path(record.output_dir), Path(record.config["results"]["dir"])
-    with disk.collected() as unwritten:
-        record.unwritten = of_unwritten(unwritten)
+    with disk.collect_unwritten() as unwritten:
+        record.unwritten = failures_from_unwritten(unwritten)
         if record.failures or record.deviates:
             record.status = "failed"
         record.seconds = time.perf_counter() - started
@@ -210,28 +216,28 @@ def finish(record: RunRecord, started: float) -> None:
         if record.fingerprint:
             settled = [task.name for task in record.tasks if task.status != "failed"]
             settled += [""] if record.throughput is not None and record.failure is None else []
-            remember(root, record.fingerprint, record.failures, settled)
+            save_failures(root, record.fingerprint, record.failures, settled)
         if unwritten:
-            record.unwritten, record.status = of_unwritten(unwritten), "failed"
+            record.unwritten, record.status = failures_from_unwritten(unwritten), "failed"
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What a run works with: what its pipeline is given, and the embedding cache."""
+class _Session:
+    """The context of a run's pipeline, and its embedding cache."""
 
     context: RunContext
     embeddings: EmbeddingCache | None
 
 
 @contextlib.contextmanager
-def _working(
+def _session(
     config: RunConfig,
     planned: Plan,
     log: Path,
     console: Console,
     make_progress: MakeProgress,
     skip: Collection[str] = (),
-) -> Iterator[_Work]:
+) -> Iterator[_Session]:
     names = [task.name for task in planned.tasks if task.name not in skip]
     with quiet_libraries(), errors_into(log), make_progress(console, len(names)) as progress:
         progress.note(Phase.IMPORTING, "Importing mteb")
@@ -256,16 +262,16 @@ def _working(
         embeddings = _embedding_cache(config)
         stage = planned.stage.encoder if planned.stage is not None else None
         for model in filter(None, (context.model, context.reference, stage)):
-            # What is timed, or compared with a reference, is what the engine computes now.
+            # Timings and comparisons need embeddings that the engine computes in this run.
             if isinstance(model, EmbeddingWrapper) and (planned.pipeline.cached or model is not context.model):
                 model.embedding_cache = embeddings
             model.progress = progress.encoded
             model.opening = functools.partial(progress.opening, model.spec)
-        yield _Work(context, embeddings)
+        yield _Session(context, embeddings)
 
 
 def _embedding_cache(config: RunConfig) -> EmbeddingCache | None:
-    """Embeddings on disk; none where the user wants none, or wants everything computed again."""
+    """Return the embedding cache; None if it is disabled or everything is to be recomputed."""
     use = config.embedding_cache.use
     if use == "never" or (use == "auto" and config.results.reuse == "none"):
         return None
@@ -278,37 +284,40 @@ def _run(
     record: RunRecord,
     console: Console,
     progress: MakeProgress,
-    ahead: Ahead | None,
+    prefetched: PrefetchedFirstStage | None,
 ) -> None:
-    """Open what is needed and let the pipeline work; fills the record."""
+    """Run the pipeline and fill the record."""
     log, root, pipeline = Path(record.output_dir) / LOG, Path(config.results.dir), planned.pipeline
     skipped: dict[str, Failure] = {}
     if not config.retry_failed and pipeline.scores_tasks:
         skipped = failed_before(config, planned)
-    elif not config.retry_failed and (earlier := before(remembered(root, record.fingerprint), "")) is not None:
+    elif (
+        not config.retry_failed
+        and (earlier := earlier_failure(load_failures(root, record.fingerprint), "")) is not None
+    ):
         record.failure = earlier
         record.warnings.append("This point failed before and was not tried again (retry_failed=false).")
         return
     names = [task.name for task in planned.tasks]
-    with _working(config, planned, log, console, progress, skipped) as work:
+    with _session(config, planned, log, console, progress, skipped) as work:
         context = work.context
         for task in planned.tasks if pipeline.cached else ():
-            with contextlib.suppress(FirstStageError):  # that task will fail, and say why
-                keep_settings(root, planned.settings_for(task))
+            with contextlib.suppress(FirstStageError):  # the task itself will report it
+                save_settings(root, planned.settings_for(task))
         try:
             for outcome in pipeline.run(context):
                 if outcome.failure is not None:
                     lines = [*_engine_lines(context.model, log), *last_lines(log)]
-                    outcome.failure = with_log(outcome.failure, lines)
+                    outcome.failure = add_log(outcome.failure, lines)
                 record.tasks.append(outcome)
         finally:
             record.throughput, record.parity = context.throughput, context.parity
             record.engine = context.model.engine_record()
             record.warnings += _engine_warnings(record.engine)
         record.warnings += [
-            f"{path} is not what was written there: it was quarantined under this name, and computed again."
+            f"A stored file was damaged. It was quarantined as {path}, and its content computed again."
             for path in [
-                *context.store.set_aside,
+                *context.store.quarantined,
                 *(work.embeddings.quarantined if work.embeddings is not None else []),
             ]
         ]
@@ -316,8 +325,8 @@ def _run(
             record.embedding_cache = work.embeddings.record()
         if planned.stage is not None:
             record.first_stage = _first_stage_record(planned)
-            if ahead is not None and ahead.record.work is not None and ahead.record.work.texts:
-                record.first_stage = ahead.record
+            if prefetched is not None and prefetched.record.work is not None and prefetched.record.work.texts:
+                record.first_stage = prefetched.record
             record.warnings += cut_by_first_stage(record.first_stage)
             record.warnings += _engine_warnings(record.first_stage.engine)
     for task in planned.tasks:
@@ -330,12 +339,12 @@ def _run(
 
 
 def _engine_warnings(engine: EngineRecord | None) -> list[str]:
-    """Return what vLLM warned of while it opened."""
+    """Return the warnings that vLLM gave while it opened."""
     return [f"vLLM: {text}" for text in engine.warnings] if engine is not None else []
 
 
 def _engine_lines(model: Any, log: Path) -> list[str]:
-    """The last lines of what an engine in a process of its own has written, which is in the log of who opened it."""
+    """Return the last log lines of an engine that was opened by another run, whose log it still writes to."""
     engine = model.last_engine
     apart = engine is not None and engine.log is not None and engine.log != log.absolute()
     return last_lines(engine.log) if apart else []
@@ -348,13 +357,13 @@ def _first_stage_record(planned: Plan) -> FirstStageRecord:
         depends: dict[str, Any] = {}
         for part in planned.parts:
             if not tasks.brings_candidates(part.type):
-                with contextlib.suppress(FirstStageError):  # its task has failed, and says why
+                with contextlib.suppress(FirstStageError):  # its task has reported it
                     depends[part.name] = stage.settings(part.name)
         return FirstStageRecord(stage.name, depends, dict(vars(stage)))
     return FirstStageRecord(
         stage.name,
         encoder.settings(),
         engine=encoder.engine_record(),
-        prompts={f"{task}: {side or 'texts'}": said for (task, side), said in encoder.applied.items()},
+        prompts={f"{task}: {side or 'texts'}": prompt for (task, side), prompt in encoder.applied.items()},
         work=replace(encoder.work),
     )

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from mteb_vllm.announce import prompts_in_effect
 from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.config.schema import InstructionConfig, ScoreTemplateConfig
 from mteb_vllm.models.prompts import Prompts, applying_keys, load_template, resolve
 from mteb_vllm.pipelines.rerank.first_stages import EncoderStage
 from mteb_vllm.report.one_run import prompts_in_words
+from mteb_vllm.run_header import prompts_in_effect
 from mteb_vllm.util.fingerprint import fingerprint
 
 TASK = SimpleNamespace(name="SciFact", type="Retrieval", prompt={"query": "Find evidence"})
@@ -249,12 +249,12 @@ def chosen_for(config: Any, recipe: str, chosen: str, instruction: str) -> Any:
 
 
 def test_every_combination_for_an_encoder_has_the_expected_texts_and_matching_fingerprints() -> None:
-    from mteb_vllm.plan import plan
+    from mteb_vllm.plan import make_plan
 
     config = config_for()
     known: dict[Any, set[Any]] = {}
     for combination in COMBINATIONS:
-        planned = plan(chosen_for(config, *combination))
+        planned = make_plan(chosen_for(config, *combination))
         retrieval, classification = planned.tasks
         query, document, text = expected_texts(*combination)
         assert planned.prompts.prefix(retrieval, "query").text == query, combination
@@ -273,11 +273,11 @@ def test_every_combination_for_an_encoder_has_the_expected_texts_and_matching_fi
 
 
 def test_no_prompts_and_a_recipes_template_are_two_settings() -> None:
-    from mteb_vllm.plan import plan
+    from mteb_vllm.plan import make_plan
 
     config = config_for()
     auto, none, explicit = (
-        plan(chosen_for(config, "template", *choice))
+        make_plan(chosen_for(config, "template", *choice))
         for choice in (("auto", "auto"), ("none", "auto"), ("none", "qwen"))
     )
     assert len({fingerprint(made.settings) for made in (auto, none, explicit)}) == 3
@@ -285,12 +285,12 @@ def test_no_prompts_and_a_recipes_template_are_two_settings() -> None:
     words = prompts_in_words(prompts_in_effect(auto))
     assert words == r"Instructions: the tasks' own; template: 'R: {instruction}\n' (the recipe), not for documents"
     assert "(the configuration)" in prompts_in_words(prompts_in_effect(explicit))
-    bare = plan(chosen_for(config, "bare", "auto", "auto"))
+    bare = make_plan(chosen_for(config, "bare", "auto", "auto"))
     assert fingerprint(bare.settings) == fingerprint(none.settings), "equal inputs share a result"
 
 
 def test_a_dense_first_stage_and_a_reference_follow_the_same_rules() -> None:
-    from mteb_vllm.plan import plan
+    from mteb_vllm.plan import make_plan
 
     retrieval = "tasks.names=[StdlibDocsRetrieval]"
     rerank = config_for(retrieval, "pipeline=rerank", "pipeline.scoring=cosine", "pipeline/first_stage=dense")
@@ -304,7 +304,7 @@ def test_a_dense_first_stage_and_a_reference_follow_the_same_rules() -> None:
             "prompts": CHOSEN[combination[1]],
             "instruction": asdict(INSTRUCTIONS[combination[2]]),
         }
-        planned = plan(replace(rerank, pipeline={**rerank.pipeline, "first_stage": stage_config}))
+        planned = make_plan(replace(rerank, pipeline={**rerank.pipeline, "first_stage": stage_config}))
         (task,) = planned.tasks
         assert isinstance(planned.stage, EncoderStage)
         rendered = tuple(planned.stage.prompts.prefix(task, side).text for side in ("query", "document"))
@@ -322,18 +322,18 @@ def test_a_dense_first_stage_and_a_reference_follow_the_same_rules() -> None:
         compared = replace(
             chosen_for(parity, combination[0], "none", "none"), pipeline={**parity.pipeline, "reference": reference}
         )
-        made = plan(compared)
+        made = make_plan(compared)
         assert made.reference is not None and made.prompts.prefix(task, "query").text == ""
         assert made.reference.prompts.prefix(task, "query").text == query, combination
         assert prompts_in_effect(made)["reference"] == prompts_in_effect(made.reference)
         # An encoder that reranks by cosine similarity has the same prompts.
-        cosine = plan(chosen_for(rerank, *combination))
+        cosine = make_plan(chosen_for(rerank, *combination))
         assert tuple(cosine.prompts.prefix(task, side).text for side in ("query", "document")) == (query, document)
     assert all(len(found) == 1 for found in by_stage.values()), "one fingerprint, one text"
 
 
 def test_a_score_template_is_kept_without_prompts() -> None:
-    from mteb_vllm.plan import plan
+    from mteb_vllm.plan import make_plan
 
     score = ScoreTemplateConfig(template="{{ instruction }}|{{ messages[0].content }}|{{ messages[1].content }}")
     config = config_for("tasks.names=[StdlibDocsRetrieval]", "pipeline=rerank", "model.kind=cross_encoder")
@@ -341,7 +341,7 @@ def test_a_score_template_is_kept_without_prompts() -> None:
     made: dict[str, set[str]] = {}
     for recipe, chosen, instruction in COMBINATIONS:
         of_run = chosen_for(config, recipe, chosen, instruction)
-        planned = plan(replace(of_run, model=replace(of_run.model, score_template=score)))
+        planned = make_plan(replace(of_run, model=replace(of_run.model, score_template=score)))
         assert planned.template is not None and planned.prompts.template is None
         text = planned.template.render("q", "d", planned.prompts.instruction(planned.tasks[0], "query").text)
         values: dict[str, Any] = {

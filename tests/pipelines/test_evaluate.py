@@ -95,7 +95,7 @@ def test_runs_whose_inputs_are_the_same_share_a_result(tmp_path: Path, monkeypat
         return str(outcome.status)
 
     assert status("a", "same") == "computed"
-    assert status("b", "same") == "reused" and status("b", None) == "reused", "and it has a place of its own now"
+    assert status("b", "same") == "cached" and status("b", None) == "cached", "and it has a place of its own now"
     assert status("c", "other") == "computed" and status("d", None) == "computed"
     assert status("e", "same", reuse=False) == "computed"
     # A side that the catalogue does not know was not part of the hash.
@@ -112,7 +112,7 @@ def test_one_tasks_failure_costs_no_other_anything(tmp_path: Path) -> None:
     failed, fine = evaluate(tmp_path, model, sts, retrieval)
     assert failed.status == "failed" and "died" in failed.reason and fine.status == "computed"
     again = evaluate(tmp_path, Encoder(), mock_tasks.MockSTSTask(), mock_tasks.MockRetrievalTask())
-    assert [outcome.status for outcome in again] == ["computed", "reused"], "only what is missing"
+    assert [outcome.status for outcome in again] == ["computed", "cached"], "only what is missing"
 
 
 def test_an_engine_that_does_not_open_is_tried_once(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_an_engine_that_does_not_open_is_tried_once(tmp_path: Path) -> None:
     outcomes = evaluate(
         tmp_path, model, mock_tasks.MockSTSTask(), mock_tasks.MockRetrievalTask(), mock_tasks.MockSTSTask()
     )
-    assert [outcome.status for outcome in outcomes] == ["failed", "reused", "failed"] and model.tried == 1
+    assert [outcome.status for outcome in outcomes] == ["failed", "cached", "failed"] and model.tried == 1
 
 
 def test_a_score_that_is_no_number_is_a_failed_task(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_an_aggregate_computes_the_parts_that_are_missing(tmp_path: Path) -> Non
     (outcome,) = evaluate(tmp_path, model, task)
     assert outcome.status == "computed" and set(model.encoded) == set(parts[1:])
     (again,) = evaluate(tmp_path, Encoder(opens=False), task)
-    assert again.status == "reused" and again.main_score == outcome.main_score
+    assert again.status == "cached" and again.main_score == outcome.main_score
     model = Encoder()
     (forced,) = evaluate(tmp_path, model, task, reuse=False)
     assert set(model.encoded) == set(parts) and forced.main_score == pytest.approx(outcome.main_score)
@@ -171,7 +171,7 @@ def test_computing_a_subset_again_keeps_the_others(tmp_path: Path) -> None:
     (outcome,) = evaluate(tmp_path, Encoder(), part, reuse=False)
     assert list(outcome.scores["test"]) == whole.hf_subsets[:1]
     (again,) = evaluate(tmp_path, Encoder(opens=False), mock_tasks.MockMultilingualSTSTask())
-    assert again.status == "reused"
+    assert again.status == "cached"
 
 
 def test_a_task_that_another_run_computes_comes_last_and_is_not_computed_again(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_task_that_another_run_computes_comes_last_and_is_not_computed_again(t
     here = threading.Thread(target=lambda: outcomes.extend(evaluate(tmp_path, model, one, other)))
     with store.claim(one, model.mteb_model_meta):  # as another run does
         here.start()
-        while store.known(mock_tasks.MockClassificationTask(), model.mteb_model_meta) is None:
+        while store.cached_result(mock_tasks.MockClassificationTask(), model.mteb_model_meta) is None:
             assert here.is_alive() or outcomes
             time.sleep(0.01)
         computing = mock_tasks.MockSTSTask()
@@ -188,7 +188,7 @@ def test_a_task_that_another_run_computes_comes_last_and_is_not_computed_again(t
         assert set(model.encoded) == {other.metadata.name}
     here.join(60)
     statuses = [(outcome.name, outcome.status) for outcome in outcomes]
-    assert statuses == [(other.metadata.name, "computed"), (one.metadata.name, "reused")]
+    assert statuses == [(other.metadata.name, "computed"), (one.metadata.name, "cached")]
     assert set(model.encoded) == {other.metadata.name}
 
 

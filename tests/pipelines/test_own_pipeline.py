@@ -11,7 +11,7 @@ import pytest
 
 from mteb_vllm import run
 from mteb_vllm.errors import ConfigError
-from mteb_vllm.plan import plan
+from mteb_vllm.plan import make_plan
 from mteb_vllm.preflight.command import check
 from mteb_vllm.results import record
 from mteb_vllm.util.fingerprint import fingerprint
@@ -106,7 +106,7 @@ def test_no_result_is_another_pipelines(own: dict[str, Any], tmp_path: Path) -> 
         (tmp_path / "conf" / "pipeline" / f"{name}.yaml").write_text(f"_target_: {target}\n")
 
     def planned(*overrides: str) -> tuple[Any, str]:
-        made = plan(check([*overrides, ALLOWED], **own)[0].config)
+        made = make_plan(check([*overrides, ALLOWED], **own)[0].config)
         (task,) = made.tasks
         wanted, model = fingerprint(made.settings_for(task)), made.wrapper()
         if made.stage is not None:
@@ -136,7 +136,7 @@ def test_no_result_is_another_pipelines(own: dict[str, Any], tmp_path: Path) -> 
     [
         ("def broken(:", "cannot be read as Python"),
         ("class Count: pass\nraise RuntimeError('no licence')", "cannot be imported: RuntimeError: no licence"),
-        ("x = 1", "defines no 'Count'"),
+        ("x = 1", "does not define 'Count'"),
         (CLASS.replace("def run", "def runs"), "defines no run"),
     ],
     ids=["syntax", "raises", "no class", "abstract"],

@@ -94,7 +94,7 @@ def test_three_mistakes_on_the_command_line(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, *THREE], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("3 mistakes in the configuration:\n") and done.stderr.count("\n  - ") == 3
+    assert done.stderr.startswith("3 errors in the configuration:\n") and done.stderr.count("\n  - ") == 3
     assert "Traceback" not in done.stderr
     assert not {"mteb", "torch", "vllm", "transformers"} & set(json.loads(loaded.read_text()))
     assert [path.name for path in tmp_path.iterdir()] == ["modules.json"]  # nothing was begun

@@ -64,7 +64,7 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_only_plugins_of_hydras_and_handlers_of_logging_are_made(marker: Path, overrides: list[str]) -> None:
     text = said(*overrides)
-    assert text.startswith("1 mistake") and not marker.exists()
+    assert text.startswith("1 error") and not marker.exists()
 
 
 def test_the_same_in_a_file_with_the_mistakes_of_all_points(marker: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def names(points: list[Point]) -> list[str]:
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
-    known = TaskOutcome("A", "STS", "reused", "m", 0.5)
+    known = TaskOutcome("A", "STS", "cached", "m", 0.5)
     pairs = TaskOutcome(
         "B", "Reranking", "computed", "m", 0.6, seconds={"encode": 1.0}, texts=9, computed=8, tokens=7,
         first_stage=0.4, ceiling=0.9, prompts={"default pair": {"key": None, "example": ""}},
@@ -104,7 +104,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_what_was_measured_before_counts_as_measured(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", TaskOutcome("A", "STS", "reused", "m", 0.5))
+    folder = write_run(tmp_path / "run", TaskOutcome("A", "STS", "cached", "m", 0.5))
     record = json.loads((folder / "run.json").read_text())
     measured = {"computed": 8, "stored": 2, "tokens": 70, "seconds": 4.0, "unit": "pairs"}
     del record["sha256"]
@@ -119,7 +119,7 @@ def test_what_was_measured_before_counts_as_measured(tmp_path: Path) -> None:
 
 def test_the_start_of_an_engine_is_that_of_those_who_computed_the_results(tmp_path: Path) -> None:
     noted = [
-        TaskOutcome(name, "STS", "reused", "m", 0.5, measured=Measured(computed=8, seconds=4.0, engine_seconds=seconds))
+        TaskOutcome(name, "STS", "cached", "m", 0.5, measured=Measured(computed=8, seconds=4.0, engine_seconds=seconds))
         for name, seconds in {"A": 20.0, "B": 30.0, "C": None}.items()
     ]
     own = replace(OPENED, seconds=5.0)
@@ -161,7 +161,8 @@ def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
     points = read_runs([tmp_path])
     assert [len(point.tasks) for point in points] == [1, 0, 0], "and nothing else of it is in the report"
     for point, schema in zip(points[1:], (0, SCHEMA + 1), strict=True):
-        what = f"another version of mteb-vllm (0.0.1) wrote it, in version {schema} of the format, not {SCHEMA}: run it again"
+        version = f"in version {schema} of the format, not {SCHEMA}: run it again"
+        what = f"it was written by another version of mteb-vllm (0.0.1), {version}"
         assert f"{point.folder}/run.json" in point.failures[0].message and what in point.failures[0].message
 
 
@@ -171,7 +172,7 @@ def test_a_record_is_read_back_as_it_was(tmp_path: Path) -> None:
         run.first_stage = FirstStageRecord("dense", {"engine": {"model": "m"}}, engine=run.engine, work=Work(texts=3))
         run.failure = Failure("task", "gone", "T", ["log"], "try", phase=Phase.ENCODING)
         run.tasks.append(
-            TaskOutcome("T", "STS", "reused", "m", 0.5, scores={"test": {"en": {"m": 0.5}}}, measured=Measured(3))
+            TaskOutcome("T", "STS", "cached", "m", 0.5, scores={"test": {"en": {"m": 0.5}}}, measured=Measured(3))
         )
         write_record(run, tmp_path)
         assert read_record(tmp_path / "run.json") == run

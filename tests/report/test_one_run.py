@@ -24,7 +24,7 @@ FINE = TaskOutcome(
 FAILED = TaskOutcome(
     "NFCorpus", "Retrieval", "failed", "ndcg_at_10", failure=Failure("data", "ConnectionError: no [bold]network", "NFCorpus")
 )  # fmt: skip
-REUSED = TaskOutcome("SciFact", "Retrieval", "reused", "ndcg_at_10", 0.64508)
+REUSED = TaskOutcome("SciFact", "Retrieval", "cached", "ndcg_at_10", 0.64508)
 
 
 def record(*tasks: TaskOutcome, overrides: tuple[str, ...] = (), point: int | None = None) -> RunRecord:
@@ -49,7 +49,7 @@ def test_failures_come_first_and_rates_count_what_was_computed() -> None:
     _, rows = one_run.task_table(record(FINE, REUSED, FAILED))
     assert [row[0] for row in rows] == ["NFCorpus", "STS12", "SciFact", "mean of 2 of 3"]
     assert rows[1][2:] == ("0.72369", "200", "2,000", "5.5", "")
-    assert rows[2][3:] == ("", "", "", "known already")
+    assert rows[2][3:] == ("", "", "", "cached")
     assert rows[3][2] == "0.68439"
 
 
@@ -59,7 +59,7 @@ def test_a_reranking_run_shows_both_stages_and_the_ceiling() -> None:
         "SciFact", "Retrieval", "computed", "ndcg_at_10", 0.75, seconds={"encode": 2.0}, texts=20, computed=10, tokens=100,
         prompts=pair, candidates="first stage", first_stage=0.5, ceiling=0.875,
     )  # fmt: skip
-    own = TaskOutcome("AskUbuntu", "Reranking", "reused", "map_at_1000", 0.25, candidates="own", ceiling=1.0)
+    own = TaskOutcome("AskUbuntu", "Reranking", "cached", "map_at_1000", 0.25, candidates="own", ceiling=1.0)
     columns, (first, second, mean) = one_run.task_table(record(one, own))
     assert columns[2:8] == ("first stage", "reranked", "gain", "ceiling", "share", "pairs/s")
     assert first[2:9] == ("0.50000", "0.75000", "+0.25000", "0.87500", "85.7%", "5", "50")
@@ -107,7 +107,7 @@ def test_progress_is_plain_lines_when_piped_and_a_bar_on_a_terminal() -> None:
                 progress.end_task(outcome)
         text = console.file.getvalue()  # type: ignore[attr-defined]
         assert "[1/3] STS12: cosine_spearman 0.72369 in 5.5 s, 200 texts/s" in text
-        assert "[2/3] SciFact: ndcg_at_10 0.64508 (known already, not computed again)" in text
+        assert "[2/3] SciFact: ndcg_at_10 0.64508 (cached)" in text
         assert "[3/3] NFCorpus: failed: ConnectionError: no [bold]network" in text
         if not terminal:
             assert text.count("\n") == 3 and "\x1b" not in text

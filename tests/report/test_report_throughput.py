@@ -213,7 +213,7 @@ def test_without_a_difference_or_a_speed_there_is_no_place(tmp_path: Path) -> No
     silent = parity(0.0)
     silent.tasks = [TaskVerdict(task.task, reasons=["the engine failed: out of memory"]) for task in silent.tasks]
     silent.passed = False
-    reused = replace(outcome("STS12", 0.7, 1.0), status="reused", seconds={}, computed=None, tokens=None)
+    reused = replace(outcome("STS12", 0.7, 1.0), status="cached", seconds={}, computed=None, tokens=None)
     runs = [
         record(0, "pipeline=parity", parity=silent, tasks=(outcome("STS12", 0.7, 1.0),)),
         record(1, "pipeline=parity", dtype="bfloat16", parity=parity(-1e-3), tasks=(reused,)),

@@ -32,7 +32,7 @@ def shown(comparison: Comparison, width: int = 160) -> str:
 def outcome(
     name: str, score: float | None, work: tuple[int, int, float] | None, failure: Failure | None = None
 ) -> TaskOutcome:
-    status: Any = "failed" if failure else "computed" if work else "reused"
+    status: Any = "failed" if failure else "computed" if work else "cached"
     made = TaskOutcome(name, TYPES[name], status, "m", score, failure=failure)
     if work is not None:
         made.computed, made.tokens, made.seconds = work[0], work[1], {"load": 9.0, "encode": work[2]}
@@ -108,7 +108,7 @@ def test_every_figure_is_recomputed_from_the_files(sweep: Path) -> None:
         check(
             row,
             "stored",
-            0 if any(task["status"] == "reused" for task in record["tasks"]) else None,
+            0 if any(task["status"] == "cached" for task in record["tasks"]) else None,
         )
         check(row, "engine_start_seconds", record["engine"]["seconds"] if record["engine"]["opened"] else None)
         check(row, "seconds", record["seconds"])

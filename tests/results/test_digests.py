@@ -1,4 +1,4 @@
-"""Stored files are verified: what was changed, moved or swapped is not what was written."""
+"""Digests of stored files: changed, moved and swapped files are detected."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 
 from mteb_vllm.results.digests import DamagedError, has_digest, read_note, read_verified, write_digest, write_note
 from mteb_vllm.results.locks import clear, staging
-from mteb_vllm.util.files import make_way, quarantine
+from mteb_vllm.util.files import clear_path, quarantine
 
 PLACE = Path("results/org__model/abc/experiments/settings_1/Task.json")
 
 
 def put(root: Path, path: Path, content: bytes) -> Path:
-    """Writes a verified file as the store does."""
+    """Write a file with its digest, as the store does."""
     with staging(root) as scratch:
         write_digest(root, path, content, scratch)
     path.write_bytes(content)
@@ -34,7 +34,7 @@ def refused(root: Path, path: Path) -> bool:
     return False
 
 
-def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+def test_every_flipped_bit_is_detected(tmp_path: Path) -> None:
     content = json.dumps({"main_score": 0.21}).encode()
     path = put(tmp_path, tmp_path / PLACE, content)
     assert read_verified(tmp_path, path) == content and has_digest(path)
@@ -50,13 +50,13 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
     assert refused(tmp_path, path) and not has_digest(path)
     beside.mkdir()
     assert refused(tmp_path, path)
-    assert read_verified(tmp_path, put(tmp_path, path, content)) == content, "what was in the way is quarantined"
+    assert read_verified(tmp_path, put(tmp_path, path, content)) == content, "obstacles are quarantined"
     with pytest.raises(FileNotFoundError):
         read_verified(tmp_path, path.with_name("Other.json"))
 
 
 @pytest.mark.parametrize("part", range(len(PLACE.parts)))
-def test_a_file_in_the_place_of_another_is_refused_with_its_digest_too(part: int, tmp_path: Path) -> None:
+def test_a_file_copied_over_another_is_rejected_even_with_its_digest(part: int, tmp_path: Path) -> None:
     path = put(tmp_path, tmp_path / PLACE, b"{}")
     names = list(PLACE.parts)
     names[part] = f"other{Path(names[part]).suffix}"
@@ -67,27 +67,27 @@ def test_a_file_in_the_place_of_another_is_refused_with_its_digest_too(part: int
     assert refused(tmp_path, other) and not refused(tmp_path, path)
 
 
-def test_the_whole_store_may_be_moved(tmp_path: Path) -> None:
+def test_a_store_can_be_moved(tmp_path: Path) -> None:
     put(tmp_path / "one", tmp_path / "one" / PLACE, b"{}")
     (tmp_path / "one").rename(tmp_path / "two")
     assert read_verified(tmp_path / "two", tmp_path / "two" / PLACE) == b"{}"
 
 
-def test_a_writer_killed_between_digest_and_file_harms_nothing(tmp_path: Path) -> None:
+def test_a_writer_killed_between_digest_and_file_does_no_damage(tmp_path: Path) -> None:
     path = put(tmp_path, tmp_path / PLACE, b"first")
-    write_digest(tmp_path, path, b"second", tmp_path)  # and no more
+    write_digest(tmp_path, path, b"second", tmp_path)  # killed before the file itself is replaced
     assert read_verified(tmp_path, path) == b"first"
     path.write_bytes(b"second")
     assert read_verified(tmp_path, path) == b"second"
     put(tmp_path, path, b"third")
     path.write_bytes(b"first")
-    assert refused(tmp_path, path), "only what the file was just before"
+    assert refused(tmp_path, path), "only the immediately preceding content stays valid"
     path.write_bytes(b"changed")
     write_digest(tmp_path, path, b"new", tmp_path)
-    assert refused(tmp_path, path), "what was damaged stays so"
+    assert refused(tmp_path, path), "a new digest does not make a damaged file valid"
 
 
-def test_what_can_never_be_read_is_damaged_and_what_cannot_be_read_now_is_not(
+def test_permanent_read_errors_mean_damage_and_transient_ones_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = put(tmp_path, tmp_path / PLACE, b"{}")
@@ -112,10 +112,10 @@ def test_what_can_never_be_read_is_damaged_and_what_cannot_be_read_now_is_not(
     assert refused(tmp_path, path)
     path.unlink()
     os.mkfifo(path)
-    assert refused(tmp_path, path), "which would block for ever"
+    assert refused(tmp_path, path), "reading it would block forever"
 
 
-def test_a_note_is_read_back_or_counts_as_absent(tmp_path: Path) -> None:
+def test_a_note_is_read_back_or_treated_as_missing(tmp_path: Path) -> None:
     value = {"kind": "task", "figures": [1, 0.1, None, "é"]}
     path = tmp_path / "settings" / "same" / "abc.json"
     assert read_note(tmp_path, path) is None
@@ -129,7 +129,7 @@ def test_a_note_is_read_back_or_counts_as_absent(tmp_path: Path) -> None:
         path.write_bytes(harm)
         assert read_note(tmp_path, path) is None
     path.with_name("other.json").write_bytes(content)
-    assert read_note(tmp_path, path.with_name("other.json")) is None, "another one's"
+    assert read_note(tmp_path, path.with_name("other.json")) is None, "it belongs to another path"
     path.unlink()
     path.mkdir()
     (path / "x").touch()
@@ -138,7 +138,7 @@ def test_a_note_is_read_back_or_counts_as_absent(tmp_path: Path) -> None:
     assert read_note(tmp_path, path) == value and path.with_name("abc.json.broken").is_dir()
 
 
-def test_nothing_of_a_digest_stays_beside_the_result_where_its_writer_is_killed(
+def test_a_killed_writer_leaves_no_partial_digest_next_to_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "results" / "m" / "T.json"
@@ -159,7 +159,7 @@ def test_nothing_of_a_digest_stays_beside_the_result_where_its_writer_is_killed(
     ]  # fmt: skip
 
 
-def test_notes_that_killed_runs_were_writing_are_removed_and_those_being_written_stay(tmp_path: Path) -> None:
+def test_temporary_files_of_notes_are_removed_only_once_abandoned(tmp_path: Path) -> None:
     left = [tmp_path / folder / ".abc.json.x1.tmp" for folder in ("settings/same", "settings/measured/a", "failures")]
     for path in left:
         path.parent.mkdir(parents=True)
@@ -185,37 +185,37 @@ def test_a_note_that_cannot_be_written_is_only_logged(
     assert "No space left" in caplog.text and "abc.json" in caplog.text
 
 
-def test_what_is_in_the_way_is_quarantined_below_the_root_only(tmp_path: Path) -> None:
+def test_obstacles_are_quarantined_only_below_the_root(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (root / "settings").write_text("a file")
     path = root / "settings" / "same" / "abc.json"
-    make_way(path, root)
+    clear_path(path, root)
     assert path.parent.is_dir() and (root / "settings.broken").read_text() == "a file"
     path.mkdir()
-    make_way(path, root)
-    make_way(path, root)
+    clear_path(path, root)
+    clear_path(path, root)
     assert not path.exists() and [one.name for one in path.parent.iterdir()] == ["abc.json.broken"]
     path.write_text("fine")
-    make_way(path, root)
+    clear_path(path, root)
     assert path.read_text() == "fine"
-    # Links stay, and what is not below the root.
+    # Links are kept, and so is everything outside the root.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     link = root / "link"
     link.symlink_to(elsewhere)
-    make_way(link, root)
+    clear_path(link, root)
     (root / "to_file").symlink_to(path)
     with pytest.raises(OSError):
-        make_way(root / "to_file" / "x", root)
+        clear_path(root / "to_file" / "x", root)
     assert link.is_symlink() and (root / "to_file").is_symlink()
     (tmp_path / "file").write_text("somebody's")
     with pytest.raises(OSError):
-        make_way(tmp_path / "file" / "settings" / "x", tmp_path / "file")
+        clear_path(tmp_path / "file" / "settings" / "x", tmp_path / "file")
     assert (tmp_path / "file").read_text() == "somebody's"
 
 
-def test_quarantining_never_replaces_what_was_quarantined_before(tmp_path: Path) -> None:
+def test_quarantining_never_replaces_an_earlier_quarantined_file(tmp_path: Path) -> None:
     names = []
     for content in ("one", "two", "three"):
         (tmp_path / "x.json").write_text(content)

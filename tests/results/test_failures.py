@@ -1,4 +1,4 @@
-"""Failures: what kind an exception or the end of a process is, and what is remembered of it."""
+"""Failures: the kinds of exceptions and process exits, and their storage."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mteb_vllm.results.digests import write_note
 from mteb_vllm.results.failures import (
     Failure,
     Kind,
-    before,
-    of_exception,
-    of_exit,
-    of_timeout,
-    remember,
-    remembered,
-    with_log,
+    add_log,
+    earlier_failure,
+    failure_from_exception,
+    failure_from_exit,
+    failure_from_timeout,
+    load_failures,
+    save_failures,
 )
 from mteb_vllm.util.phase import Phase
 
@@ -62,7 +62,7 @@ NODE = ValueError(
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_the_kind_of_an_exception(error: BaseException, task: str | None, kind: str) -> None:
-    failure = of_exception(error, task)
+    failure = failure_from_exception(error, task)
     assert (failure.kind, failure.task) == (kind, task)
     assert failure.message and "\n" not in failure.message
 
@@ -83,33 +83,33 @@ def test_the_kind_of_an_exception(error: BaseException, task: str | None, kind: 
 )  # fmt: skip
 def test_the_kind_of_a_process_that_ends(status: int, log: list[str], task: str | None, kind: str) -> None:
     phase, doing = (Phase.ENCODING, "at queries of STS12") if task else (Phase.OPENING_ENGINE, "opening vLLM: org/name")
-    failure = of_exit(status, phase, doing, log, task)
+    failure = failure_from_exit(status, phase, doing, log, task)
     assert failure.phase is phase
     assert (failure.kind, failure.log) == (kind, log) and failure.advice
     assert doing in str(failure)
 
 
-def test_every_kind_says_what_to_try_or_says_it_itself() -> None:
-    own = {"first_stage", "model", "missing_package", "interrupted"}  # their messages hold the way out, or need none
-    assert set(failures._TRY) == set(get_args(Kind)) - own
-    assert "hydra.launcher.point_timeout" in of_timeout(60, Phase.OPENING_ENGINE, "opening vLLM").advice
+def test_every_kind_has_advice_or_gives_it_in_its_message() -> None:
+    own = {"first_stage", "model", "missing_package", "interrupted"}  # their messages contain the advice, or need none
+    assert set(failures._ADVICE) == set(get_args(Kind)) - own
+    assert "hydra.launcher.point_timeout" in failure_from_timeout(60, Phase.OPENING_ENGINE, "opening vLLM").advice
     said = errors.EngineStartError("vLLM did not open x: y", "lower engine.max_model_len")
     assert str(said) == "vLLM did not open x: y\n  What to try: lower engine.max_model_len."
-    assert of_exception(said).advice == ""
+    assert failure_from_exception(said).advice == ""
 
 
-def test_onednn_says_little_where_memory_runs_out() -> None:
+def test_the_out_of_memory_message_of_onednn_is_recognised() -> None:
     failed = "vLLM's engine failed at work: RuntimeError: could not create a primitive"
-    assert of_exception(errors.EngineError(failed)).kind == "out_of_memory_encoding"
-    assert of_exception(errors.EngineError(f"{failed} descriptor for a matmul")).kind == "engine_died"
+    assert failure_from_exception(errors.EngineError(failed)).kind == "out_of_memory_encoding"
+    assert failure_from_exception(errors.EngineError(f"{failed} descriptor for a matmul")).kind == "engine_died"
 
 
-def test_a_log_may_say_what_an_engine_in_a_process_of_its_own_could_not() -> None:
+def test_a_log_can_reveal_that_an_engine_process_ran_out_of_memory() -> None:
     started = Failure("engine_start", "Engine core initialization failed. See root cause above.")
     lines = ["INFO Available KV cache memory: 3.2 GiB", "torch.OutOfMemoryError: CUDA out of memory."]
-    assert with_log(started, lines).kind == "out_of_memory_loading"
-    assert with_log(started, lines[:1]).kind == "engine_start", "what vLLM says every time is no sign"
-    other = with_log(Failure("task", "x", "STS12"), lines)
+    assert add_log(started, lines).kind == "out_of_memory_loading"
+    assert add_log(started, lines[:1]).kind == "engine_start", "a line that vLLM always prints is no evidence"
+    other = add_log(Failure("task", "x", "STS12"), lines)
     assert (other.kind, other.log) == ("task", lines)
 
 
@@ -121,40 +121,40 @@ def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
     assert lines[-1] == "x" * 400 and len(lines) <= failures.LOG_LINES
 
 
-def test_a_process_that_hangs_says_where(tmp_path: Path) -> None:
+def test_the_stack_of_a_hanging_process(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
     frames = [f'  File "x.py", line {at} in f{at}' for at in range(60)]
     one, current = "Thread 0x1 (most recent call first):", "Current thread 0x2 (most recent call first):"
     log.write_text("\n".join(["INFO ...", one, *frames, current, '  File "y.py", line 7 in hang', *frames]))
-    lines = failures.where_it_stood(log)
+    lines = failures.last_stack(log)
     assert lines[1] == '  File "y.py", line 7 in hang' and len(lines) == failures.LOG_LINES
     log.write_text("INFO ...")
-    assert failures.where_it_stood(log) == ["INFO ..."]
+    assert failures.last_stack(log) == ["INFO ..."]
 
 
-def test_what_failed_is_remembered_until_there_is_a_score(tmp_path: Path) -> None:
+def test_failures_are_stored_until_there_is_a_score(tmp_path: Path) -> None:
     one, whole = Failure("task", "x", "STS12"), Failure("killed", "y")
-    remember(tmp_path, "abc", [one, whole, Failure("interrupted", "KeyboardInterrupt")], [])
-    assert remembered(tmp_path, "abc") == {"STS12": one, "": whole}
-    remember(tmp_path, "abc", [replace(one, kind="data", tried=False)], [])
-    assert remembered(tmp_path, "abc") == {"STS12": one, "": whole}, "what was not tried is no news"
-    found = before(remembered(tmp_path, "abc"), "STS13")
+    save_failures(tmp_path, "abc", [one, whole, Failure("interrupted", "KeyboardInterrupt")], [])
+    assert load_failures(tmp_path, "abc") == {"STS12": one, "": whole}
+    save_failures(tmp_path, "abc", [replace(one, kind="data", tried=False)], [])
+    assert load_failures(tmp_path, "abc") == {"STS12": one, "": whole}, "failures that were not tried are not stored"
+    found = earlier_failure(load_failures(tmp_path, "abc"), "STS13")
     assert found is not None and (found.kind, found.task) == ("killed", "STS13"), (
         "the whole point failed, and STS13 with it"
     )
-    remember(tmp_path, "abc", [], ["STS13"])
-    assert before(remembered(tmp_path, "abc"), "STS13") is None
-    assert before(remembered(tmp_path, "abc"), "STS12") == replace(one, tried=False)
-    remember(tmp_path, "abc", [], ["STS12"])
+    save_failures(tmp_path, "abc", [], ["STS13"])
+    assert earlier_failure(load_failures(tmp_path, "abc"), "STS13") is None
+    assert earlier_failure(load_failures(tmp_path, "abc"), "STS12") == replace(one, tried=False)
+    save_failures(tmp_path, "abc", [], ["STS12"])
     assert not any((tmp_path / "failures").iterdir())
 
 
-def test_a_memory_of_the_wrong_types_is_none_and_is_repaired(
+def test_a_damaged_failures_file_is_ignored_and_rewritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = Failure("task", "x", "STS12")
     path = tmp_path / "failures" / "abc.json"
-    remember(tmp_path, "abc", [one], [])
+    save_failures(tmp_path, "abc", [one], [])
     right = path.read_text()
     bare = '{"StdlibDocsClassification": {"kind": 5, "message": 7}}'
     for harm in (
@@ -169,21 +169,21 @@ def test_a_memory_of_the_wrong_types_is_none_and_is_repaired(
     ):
         path.unlink(missing_ok=True)
         path.mkdir() if harm is None else path.write_text(harm)
-        assert remembered(tmp_path, "abc") == {}
-        remember(tmp_path, "abc", [], [])
-        assert path.exists() == (harm is None), "what nobody can read says nothing"
-        remember(tmp_path, "abc", [one], [])
-        assert remembered(tmp_path, "abc") == {"STS12": one}
+        assert load_failures(tmp_path, "abc") == {}
+        save_failures(tmp_path, "abc", [], [])
+        assert path.exists() == (harm is None), "an unreadable file is treated as missing"
+        save_failures(tmp_path, "abc", [one], [])
+        assert load_failures(tmp_path, "abc") == {"STS12": one}
     write_note(tmp_path, path, {"STS12": {"kind": "task", "cause": "of a later version"}})
-    assert remembered(tmp_path, "abc") == {}
+    assert load_failures(tmp_path, "abc") == {}
     locked = []
     monkeypatch.setattr(failures, "lock", lambda *_, **__: locked.append(1))
-    remember(tmp_path, "other", [], ["STS12"])
-    assert not locked, "a folder that cannot be written is no trouble where there is nothing to say"
+    save_failures(tmp_path, "other", [], ["STS12"])
+    assert not locked, "no lock is taken when there is nothing to store"
 
     def no_lock(*_: object, **__: object) -> None:
         raise OSError(13, "Permission denied")
 
     monkeypatch.setattr(failures, "lock", no_lock)
-    remember(tmp_path, "abc", [one], [])
+    save_failures(tmp_path, "abc", [one], [])
     assert "Permission denied" in caplog.text

@@ -1,4 +1,4 @@
-"""What a store holds, read without mteb: the same answers as the store's own, and why a result is stale."""
+"""Look-ups without mteb: they agree with the store, and explain why a result is stale."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from test_digests import put
 from test_store import Model, evaluate
 
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
-from mteb_vllm.plan import Plan, plan
+from mteb_vllm.plan import Plan, make_plan
 from mteb_vllm.preflight.command import check
 from mteb_vllm.results.counters import Measured
 from mteb_vllm.results.lookup import (
-    Stale,
-    changed_since,
-    complete,
+    StaleResults,
     copy_measured,
-    keep_measured,
-    keep_same,
-    keep_settings,
-    look,
+    is_complete,
+    predictions_changed,
     read_measured,
     result_path,
-    same_result,
+    result_status,
+    save_measured,
+    save_settings,
+    save_shared_result,
+    shared_result,
 )
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.util.fingerprint import fingerprint
@@ -39,7 +39,7 @@ SETTINGS = {"engine": {"model": "org/model", "revision": "abc", "versions": {"vl
 
 
 def info(task: Any) -> TaskInfo:
-    """A task of mteb's as the catalogue has it."""
+    """Return the catalogue entry for a task of mteb's."""
     meta = task.metadata
     return TaskInfo(
         name=meta.name, type=str(meta.type), modalities=("text",), languages=(), main_score=meta.main_score, prompt=None,
@@ -48,44 +48,50 @@ def info(task: Any) -> TaskInfo:
     )  # fmt: skip
 
 
-def test_it_says_what_the_store_says(tmp_path: Path) -> None:
+def test_result_status_agrees_with_the_store(tmp_path: Path) -> None:
     store, whole = ResultsStore(tmp_path), mock_tasks.MockMultilingualSTSTask()
     path = result_path(tmp_path, SETTINGS, whole.metadata.name, "aaaa")
     meta = Model("aaaa").mteb_model_meta
     assert path == store.get_task_result_path(whole.metadata.name, meta)
 
     def seen() -> tuple[str, bool]:
-        return look(tmp_path, path, info(whole), None), store.known(whole, meta) is not None
+        return result_status(tmp_path, path, info(whole), None), store.cached_result(whole, meta) is not None
 
-    assert seen() == ("nothing", False)
+    assert seen() == ("missing", False)
     evaluate(
         store, "aaaa", mock_tasks.MockMultilingualSTSTask().filter_languages(None, hf_subsets=whole.hf_subsets[:1])
     )
-    assert seen() == ("part", False)
+    assert seen() == ("partial", False)
     evaluate(store, "aaaa", mock_tasks.MockMultilingualSTSTask())
-    assert seen() == ("whole", True)
+    assert seen() == ("complete", True)
     content = path.read_bytes()
     put(tmp_path, path, json.dumps({**json.loads(content), "dataset_revision": "of another time"}).encode())
     assert seen() == ("other data", False)
     for odd in (b"NaN", b"null", b'"x"'):
         put(tmp_path, path, content.replace(b'"main_score": ', b'"main_score": ' + odd + b', "was": '))
-        assert seen() == ("part", False)
+        assert seen() == ("partial", False)
     path.write_bytes(content[:200])
     assert seen() == ("unreadable", False)
-    assert seen() == ("nothing", False), "the store has quarantined it"
+    assert seen() == ("missing", False), "the store has quarantined it"
 
 
-def test_only_the_splits_that_count_are_looked_for(tmp_path: Path) -> None:
+def test_only_the_requested_splits_are_required(tmp_path: Path) -> None:
     path = result_path(tmp_path, SETTINGS, "X", "aaaa")
     task = replace(info(mock_tasks.MockSTSTask()), name="X", splits=("dev", "test"), subsets={"default": ()})
     scores = {"test": [{"hf_subset": "default", "main_score": 0.5}]}
     content = {"task_name": "X", "dataset_revision": task.dataset_revision, "scores": scores}
     put(tmp_path, path, json.dumps(content).encode())
     asked: list[Any] = [None, [], ["dev"], ["test"], ["dev", "test"]]
-    assert [look(tmp_path, path, task, splits) for splits in asked] == ["part", "part", "part", "whole", "part"]
+    assert [result_status(tmp_path, path, task, splits) for splits in asked] == [
+        "partial",
+        "partial",
+        "partial",
+        "complete",
+        "partial",
+    ]
 
 
-def test_data_in_a_folder_of_the_working_directory_are_known_by_their_content(
+def test_data_in_the_working_directory_is_identified_by_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -93,20 +99,20 @@ def test_data_in_a_folder_of_the_working_directory_are_known_by_their_content(
     task = replace(info(mock_tasks.MockSTSTask()), name="X", dataset_path="org/data")
     scores = {split: [{"hf_subset": name, "main_score": 0.5} for name in task.subsets] for split in task.splits}
     put(tmp_path, path, json.dumps({"dataset_revision": task.dataset_revision, "scores": scores}).encode())
-    assert look(tmp_path, path, task) == "whole"
+    assert result_status(tmp_path, path, task) == "complete"
     Path("org/data").mkdir(parents=True)
-    assert look(tmp_path, path, task) == "other data"
+    assert result_status(tmp_path, path, task) == "other data"
 
 
-def test_predictions_outside_of_a_store_are_nobodys_to_verify(tmp_path: Path) -> None:
-    assert not changed_since(Path("/x_predictions.json"))
+def test_predictions_outside_a_store_are_not_verified(tmp_path: Path) -> None:
+    assert not predictions_changed(Path("/x_predictions.json"))
     name = "org__model/abc/experiments/settings_1/X_predictions.json"
     for folder, changed in (("predictions", True), ("elsewhere", False)):
         path = tmp_path / folder / name
         put(tmp_path, path, b"{}")
-        assert not changed_since(path)
+        assert not predictions_changed(path)
         path.write_bytes(b"[]")
-        assert changed_since(path) is changed
+        assert predictions_changed(path) is changed
 
 
 def test_a_model_without_an_organisation_has_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -117,26 +123,26 @@ def test_a_model_without_an_organisation_has_a_folder_of_its_own(tmp_path: Path)
     )
 
 
-def test_an_aggregate_has_one_score_whatever_the_subsets_of_its_parts() -> None:
+def test_an_aggregate_has_one_score_regardless_of_its_parts_subsets() -> None:
     own = {"test": [{"hf_subset": "default", "main_score": 0.5}]}
-    assert complete(own, ["test"], ["en", "de"], aggregate=True)
-    assert not complete(own, ["test"], ["en", "de"], aggregate=False)
-    assert not complete({"test": [{"hf_subset": "default", "main_score": None}]}, ["test"], ["en"], aggregate=True)
-    assert not complete(own, ["test", "train"], ["default"], aggregate=False)
+    assert is_complete(own, ["test"], ["en", "de"], aggregate=True)
+    assert not is_complete(own, ["test"], ["en", "de"], aggregate=False)
+    assert not is_complete({"test": [{"hf_subset": "default", "main_score": None}]}, ["test"], ["en"], aggregate=True)
+    assert not is_complete(own, ["test", "train"], ["default"], aggregate=False)
 
 
-def test_notes_of_the_wrong_types_count_as_absent_and_are_repaired(tmp_path: Path) -> None:
+def test_notes_of_the_wrong_type_are_ignored_and_rewritten(tmp_path: Path) -> None:
     path = result_path(tmp_path, SETTINGS, "STS12", "aaaa")
     files = [tmp_path / "settings" / f"{fingerprint(SETTINGS)}.json"]
     files += [tmp_path / "settings" / "same" / "bbbb.json", tmp_path / "settings" / "measured" / "aaaa" / "STS12.json"]
 
     def write() -> None:
-        keep_settings(tmp_path, SETTINGS)
-        keep_same(tmp_path, "bbbb", path)
-        keep_measured(tmp_path, path, Measured(texts=5))
+        save_settings(tmp_path, SETTINGS)
+        save_shared_result(tmp_path, "bbbb", path)
+        save_measured(tmp_path, path, Measured(texts=5))
 
     def read() -> list[Any]:
-        return [Stale(tmp_path)._all, same_result(tmp_path, "bbbb"), read_measured(tmp_path, path)]
+        return [StaleResults(tmp_path)._all, shared_result(tmp_path, "bbbb"), read_measured(tmp_path, path)]
 
     write()
     right = read()
@@ -148,7 +154,7 @@ def test_notes_of_the_wrong_types_count_as_absent_and_are_repaired(tmp_path: Pat
             file.unlink()
             file.mkdir() if harm is None else file.write_bytes(harm)
         assert read()[:2] == [{}, None] and (harm == contents[2] or read()[2] is None)
-        assert Stale(tmp_path).why(SETTINGS, info(mock_tasks.MockSTSTask())) is None
+        assert StaleResults(tmp_path).reason(SETTINGS, info(mock_tasks.MockSTSTask())) is None
         there = read()[2]
         copy_measured(tmp_path, path, path.with_name(f"{at}.json"))
         assert read_measured(tmp_path, path.with_name(f"{at}.json")) == there
@@ -174,8 +180,8 @@ RERANK = [
 
 
 @pytest.mark.parametrize("overrides", [["prompts=e5"], [*RERANK, "tasks.names=[SciFact,AskUbuntuDupQuestions]"]])
-def test_a_plan_knows_where_the_wrapper_will_put_its_results(overrides: list[str], tmp_path: Path) -> None:
-    planned: Plan = plan(check(overrides)[0].config)
+def test_a_plan_and_the_wrapper_agree_on_the_path_of_results(overrides: list[str], tmp_path: Path) -> None:
+    planned: Plan = make_plan(check(overrides)[0].config)
     model, store = planned.wrapper(), ResultsStore(tmp_path)
     for task in planned.tasks:
         if planned.stage is not None:
@@ -187,10 +193,10 @@ def test_a_plan_knows_where_the_wrapper_will_put_its_results(overrides: list[str
     assert len(hashes) == (2 if planned.stage is not None else 1)
 
 
-def test_a_result_is_stale_where_only_the_surroundings_differ(tmp_path: Path) -> None:
+def test_a_result_is_stale_if_only_the_environment_differs(tmp_path: Path) -> None:
     def kept(name: str, **engine: Any) -> dict[str, Any]:
         settings = {**SETTINGS, "engine": {**SETTINGS["engine"], **engine}, "prompts": {"values": {"query": name}}}
-        keep_settings(tmp_path, settings)
+        save_settings(tmp_path, settings)
         return settings
 
     task = info(mock_tasks.MockSTSTask())
@@ -201,10 +207,10 @@ def test_a_result_is_stale_where_only_the_surroundings_differ(tmp_path: Path) ->
         path.write_text("{}")
     now = {**before, "engine": {**before["engine"], "versions": {"vllm": "0.32.0"}, "device": "cuda: NVIDIA H200"}}
     (tmp_path / "settings" / "half.json").write_text("{")
-    stale = Stale(tmp_path)
-    assert stale.why(now, task) == "vllm 0.26.0 -> 0.32.0, device None -> cuda: NVIDIA H200"
-    assert stale.why({**now, "prompts": {"values": {"query": "new: "}}}, task) is None, "that is another question"
-    assert stale.why(now, info(mock_tasks.MockRetrievalTask())) is None
+    stale = StaleResults(tmp_path)
+    assert stale.reason(now, task) == "vllm 0.26.0 -> 0.32.0, device None -> cuda: NVIDIA H200"
+    assert stale.reason({**now, "prompts": {"values": {"query": "new: "}}}, task) is None, "the configuration differs"
+    assert stale.reason(now, info(mock_tasks.MockRetrievalTask())) is None
 
 
 def test_it_needs_neither_mteb_nor_torch(tmp_path: Path) -> None:
@@ -217,4 +223,4 @@ def test_it_needs_neither_mteb_nor_torch(tmp_path: Path) -> None:
         "print(sorted({'mteb', 'torch', 'vllm', 'transformers', 'datasets'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n" and not (tmp_path / "none").exists(), "and writes nothing"
+    assert done.stdout == "[]\n" and not (tmp_path / "none").exists(), "nothing is written"

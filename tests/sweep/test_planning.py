@@ -1,4 +1,4 @@
-"""A sweep before it runs: its order, what is known of it, and a dry run that says so."""
+"""Planning of a sweep: the order of points, their states, and the dry run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from test_digests import put
 from mteb_vllm import run
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.preflight.command import check
-from mteb_vllm.results.failures import Failure, remember
-from mteb_vllm.results.lookup import keep_same, keep_settings, predictions_path, result_path
-from mteb_vllm.sweep.planning import PlannedPoint, grouped, look_up, plan_points
+from mteb_vllm.results.failures import Failure, save_failures
+from mteb_vllm.results.lookup import predictions_path, result_path, save_settings, save_shared_result
+from mteb_vllm.sweep.planning import PlannedPoint, add_task_states, group_by_engine, plan_points
 from mteb_vllm.sweep.table import plan_table, print_plan
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.fingerprint import fingerprint
@@ -25,19 +25,19 @@ DENSE = ["pipeline/first_stage=dense", "model@pipeline.first_stage.model=minilm"
 
 
 def planned(*overrides: str) -> list[PlannedPoint]:
-    return look_up(plan_points(check(overrides, multirun=True)))
+    return add_task_states(plan_points(check(overrides, multirun=True)))
 
 
 def order(points: list[PlannedPoint]) -> list[list[str]]:
-    """Group by group, the numbers of the steps; `*` is a first stage alone."""
+    """Return the point numbers of the steps by group; `*` marks a first stage alone."""
     return [
         [f"{step.point.number}{'*' if step.first_stage_only else ''}" for step in group.steps]
-        for group in grouped(points)
+        for group in group_by_engine(points)
     ]
 
 
-def known(point: PlannedPoint, task: str, tmp_path: Path, **changed: Any) -> None:
-    """Puts a whole result of a task into the store, under a point's settings or others."""
+def put_result(point: PlannedPoint, task: str, tmp_path: Path, **changed: Any) -> None:
+    """Store a complete result of a task under a point's settings, with optional changes."""
     import json
 
     from mteb_vllm.catalogue import mteb_catalogue
@@ -45,42 +45,42 @@ def known(point: PlannedPoint, task: str, tmp_path: Path, **changed: Any) -> Non
     assert point.plan is not None
     info = mteb_catalogue().tasks[task]
     settings = {**point.plan.settings, **changed}
-    keep_settings(tmp_path, settings)
+    save_settings(tmp_path, settings)
     path = result_path(tmp_path, settings, task, fingerprint(settings))
     scores = {split: [{"hf_subset": name, "main_score": 0.5} for name in info.subsets] for split in info.splits}
     put(tmp_path, path, json.dumps({"dataset_revision": info.dataset_revision, "scores": scores}).encode())
 
 
-def test_points_of_an_engine_follow_each_other_whatever_the_order_of_the_axes() -> None:
+def test_points_are_grouped_by_engine_regardless_of_the_order_of_the_axes() -> None:
     points = planned("prompts=none,e5", "engine.max_num_seqs=32,64", "tasks=sts12")
     assert order(points) == [["0", "2"], ["1", "3"]] and [point.group for point in points] == [1, 2, 1, 2]
     assert order(planned("tasks=sts12", "prompts=none,e5", "tasks.splits=[test]")) == [["0", "1"]]
 
 
-def test_engines_that_can_share_a_process_follow_each_other() -> None:
+def test_engines_that_can_share_a_process_are_adjacent() -> None:
     points = planned("engine=vllm_cpu,sentence_transformers", "engine.dtype=float32,bfloat16", "tasks=sts12")
     interleaved = [points[at] for at in (0, 2, 1, 3)]
     assert order(interleaved) == [["0"], ["1"], ["2"], ["3"]]
-    groups = [group.engine for group in grouped(interleaved) if group.engine is not None]
+    groups = [group.engine for group in group_by_engine(interleaved) if group.engine is not None]
     assert [engine.process[0] for engine in groups] == ["vllm"] * 2 + ["sentence_transformers"] * 2
     threads = planned("engine=vllm_cpu", "+engine.env.OMP_NUM_THREADS=1,2", "engine.max_num_seqs=8,16", "tasks=sts12")
     assert order(threads) == [["0"], ["1"], ["2"], ["3"]]
     assert len({point.plan.spec.process for point in threads if point.plan is not None}) == 2
 
 
-def test_a_dense_first_stage_runs_ahead_of_the_rerankers_that_read_it(tmp_path: Path) -> None:
+def test_a_dense_first_stage_is_prefetched_for_the_rerankers_that_use_it(tmp_path: Path) -> None:
     axes = ["engine.max_num_seqs=32,64", "pipeline.first_stage.engine.max_num_seqs=8,16"]
     matrix = planned(*RERANK, *DENSE, *axes)
     assert order(matrix) == [["0*", "2*"], ["1*", "3*"], ["0", "1"], ["2", "3"]], "four engines, each opened once"
     assert [point.group for point in matrix] == [3, 3, 4, 4]
-    # The first stage of one may be the engine of another.
+    # The first stage of one point may use the engine of another.
     same = planned(*RERANK, *DENSE, "engine.max_num_seqs=32,64", "pipeline.first_stage.engine.max_num_seqs=64")
     assert order(same) == [["0*", "1*", "1"], ["0"]]
     again = planned(*RERANK, *DENSE, *axes[:1], "results.reuse=none")
-    assert order(again) == [["0"], ["1"]], "nothing would find what ran ahead"
+    assert order(again) == [["0"], ["1"]], "no run would find what was prefetched"
     assert order(planned(*RERANK, "pipeline.top_k=10,20")) == [["0", "1"]]
-    # What has been retrieved needs no engine.
-    stage = matrix[0].ahead
+    # Stored predictions need no engine.
+    stage = matrix[0].pending_first_stage
     assert stage is not None and {one.unit for one in matrix[0].work} == {"texts"}
     settings = stage.settings("StdlibDocsRetrieval")
     path = predictions_path(tmp_path, settings, "StdlibDocsRetrieval", fingerprint(settings))
@@ -89,26 +89,26 @@ def test_a_dense_first_stage_runs_ahead_of_the_rerankers_that_read_it(tmp_path: 
     assert order(after) == [["1*", "3*"], ["0", "1"], ["2", "3"]] and after[0].tokens < after[1].tokens
     path.write_bytes(b"[]")
     assert order(planned(*RERANK, *DENSE, *axes, f"results.dir={tmp_path}")) == order(matrix), (
-        "what is damaged is not there"
+        "damaged predictions are treated as missing"
     )
 
 
-def test_a_point_says_what_is_known_of_it(tmp_path: Path) -> None:
+def test_the_states_of_points(tmp_path: Path) -> None:
     words = ["tasks.names=[STS12,STS13]", "prompts=none", "engine.max_num_seqs=1,2,3,4", f"results.dir={tmp_path}"]
     fresh = planned(*words)
     assert [point.state for point in fresh] == ["to run"] * 4
     (work,) = fresh[0].work
     assert work.texts > 5_000 and fresh[0].tokens > work.texts
     for task in ("STS12", "STS13"):
-        known(fresh[0], task, tmp_path)
-    known(fresh[1], "STS12", tmp_path)
+        put_result(fresh[0], task, tmp_path)
+    put_result(fresh[1], "STS12", tmp_path)
     assert fresh[2].plan is not None
     older = {
         **fresh[2].plan.settings["engine"],
         "versions": {**fresh[2].plan.settings["engine"]["versions"], "vllm": "0.26"},
     }
-    known(fresh[2], "STS13", tmp_path, engine=older)
-    remember(tmp_path, fresh[3].fingerprint, [Failure("killed", "the process ended", "STS12")], [])
+    put_result(fresh[2], "STS13", tmp_path, engine=older)
+    save_failures(tmp_path, fresh[3].fingerprint, [Failure("killed", "the process ended", "STS12")], [])
     points = planned(*words)
     assert [point.state for point in points] == ["done", "to run", "stale", "failed before"]
     assert [point.group for point in points] == [None, 1, 2, 3] and order(points) == [["0"], ["1"], ["2"], ["3"]]
@@ -125,22 +125,22 @@ def test_a_point_says_what_is_known_of_it(tmp_path: Path) -> None:
     assert "3 of 4 points to run, 3 engines to open" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_task_that_points_read_in_the_same_way_is_computed_once(tmp_path: Path) -> None:
+def test_a_task_with_the_same_input_fingerprint_is_computed_once(tmp_path: Path) -> None:
     words = ["tasks.names=[SciFact,STS12]", "prompts=none", "prompts.query=null,'q: '", f"results.dir={tmp_path}"]
     first, other = planned(*words)
     assert [(task.name, task.same_as) for task in other.tasks] == [("SciFact", None), ("STS12", 0)]
     assert other.tasks[1].work == () and 0 < other.tokens < first.tokens
     again = planned(*words, "results.reuse=none")[1]
     assert [task.same_as for task in again.tasks] == [None, None]
-    # Once the first is computed, the other is known, but not in a run that reads it in another way.
-    known(first, "STS12", tmp_path)
+    # Once the first is computed, the other is done, unless its input texts differ.
+    put_result(first, "STS12", tmp_path)
     assert first.plan is not None
     (input_fingerprint,) = {
         point.plan.input_fingerprint(point.plan.tasks[1]) for point in (first, other) if point.plan is not None
     }
     assert input_fingerprint is not None
     settings = first.plan.settings
-    keep_same(tmp_path, input_fingerprint, result_path(tmp_path, settings, "STS12", fingerprint(settings)))
+    save_shared_result(tmp_path, input_fingerprint, result_path(tmp_path, settings, "STS12", fingerprint(settings)))
     first, other = planned(*words)
     assert [[task.state for task in point.tasks] for point in (first, other)] == [["to run", "done"]] * 2
     ((behind,),) = (
@@ -151,7 +151,7 @@ def test_a_task_that_points_read_in_the_same_way_is_computed_once(tmp_path: Path
         assert planned(*words[:1], *words[3:], *changed)[0].tasks[1].state == "to run"
 
 
-def test_a_model_that_is_gone_since_the_check_is_one_points_failure(
+def test_a_model_deleted_after_the_check_fails_only_its_own_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
@@ -169,14 +169,14 @@ def test_a_model_that_is_gone_since_the_check_is_one_points_failure(
     ]
     checked = check(words, multirun=True)
     shutil.rmtree(weights)
-    gone, fine = look_up(plan_points(checked))
+    gone, fine = add_task_states(plan_points(checked))
     assert gone.failure is not None and gone.failure.kind == "model" and gone.group is None
     assert fine.failure is None and order([gone, fine]) == [["1"]]
 
 
-def test_a_hundred_points_are_planned_in_no_time_and_the_last_ones_mistake_is_found(tmp_path: Path) -> None:
+def test_a_hundred_points_are_planned_quickly_and_the_last_ones_error_is_found(tmp_path: Path) -> None:
     words = ["dry_run=true", f"results.dir={tmp_path}", "engine.max_num_seqs=range(1,51)"]
-    check(["tasks=sts12"])  # the catalogues are there
+    check(["tasks=sts12"])  # build the catalogues first
     started = time.perf_counter()
     points: Any = run([*words, "prompts=none,e5"], multirun=True, show=False)
     assert len(points) == 100 and time.perf_counter() - started < 20

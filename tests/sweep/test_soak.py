@@ -1,4 +1,4 @@
-"""A soak: a sweep's whole process tree is killed again and again, and what it leaves is never wrong."""
+"""Soak test: killing a sweep's whole process tree repeatedly never leaves wrong results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def started(root: Path) -> subprocess.Popen[bytes]:
 
 
 def moment(root: Path, folder: Path, phase: str, nth: int) -> bool:
-    """Whether the sweep in `folder` is in a phase now: of loading an engine, or of its nth point that is computed."""
+    """Whether the sweep in `folder` is currently in a phase: loading an engine, or computing its nth point."""
     logs = [path.read_text(errors="replace") for path in folder.glob("*/mteb_vllm.log")]
     if phase == "loading":
         return any("opening vLLM" in log and "vLLM opened" not in log for log in logs)
@@ -47,7 +47,7 @@ def moment(root: Path, folder: Path, phase: str, nth: int) -> bool:
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL, to all of them, the sweep last or first as it comes."""
+    """Send SIGKILL to all processes, in arbitrary order."""
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     random.shuffle(family)
     for one in family:
@@ -59,7 +59,7 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def scores(root: Path) -> dict[str, Any]:
-    """Every result of a store; each is read whole, or this fails."""
+    """Return every result of a store; fails if one is damaged."""
     found = {}
     for file in root.glob("results/*/*/experiments/*/*.json"):
         content = json.loads(file.read_text())
@@ -68,7 +68,7 @@ def scores(root: Path) -> dict[str, Any]:
     return found
 
 
-def test_twenty_kills_and_the_results_are_those_of_an_undisturbed_sweep(tmp_path: Path) -> None:
+def test_twenty_killed_sweeps_give_the_results_of_an_undisturbed_one(tmp_path: Path) -> None:
     draw = random.Random(SEED)
     print(f"\nseed {SEED} (MTEB_VLLM_SOAK_SEED={SEED} repeats it)", flush=True)
     control, root = tmp_path / "control", tmp_path / "out"

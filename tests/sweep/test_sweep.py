@@ -1,4 +1,4 @@
-"""Sweeps on real vLLM: each engine opened once, whatever one point does, and the same command goes on from there.
+"""Sweeps on real vLLM: each engine opens once, points are isolated from each other, and a repeated command resumes.
 
 The faults are real ones (tests/faults.py): the child is killed, runs out of address space, touches memory that is not its
 own, hangs.
@@ -25,18 +25,18 @@ import recompute
 from mteb_vllm import run
 from mteb_vllm.preflight.command import check
 from mteb_vllm.sweep import child, process
-from mteb_vllm.sweep.messages import Doing, PointFailed, RunPoint, Working
+from mteb_vllm.sweep.messages import Activity, PointFailed, RunPoint, TaskProgress
 from mteb_vllm.sweep.planning import plan_points
-from mteb_vllm.sweep.supervisor import _Running
+from mteb_vllm.sweep.supervisor import _StepState
 from mteb_vllm.util.phase import Phase
 
 pytestmark = pytest.mark.vllm
 
 TASK = "StdlibDocsClassification"
 AXES = ["engine.max_num_seqs=32,64", "prompts=none,e5"]  # two engines, two points each
-BASE = [f"tasks.names=[{TASK}]", "engine.max_model_len=128"]  # half of the context: a third of the time
+BASE = [f"tasks.names=[{TASK}]", "engine.max_model_len=128"]  # half the context takes a third of the time
 
-# fault, when, point, kind: the point that is first on its engine is the one that loads it.
+# fault, when, point, kind: the first point of an engine is the one that loads it.
 SHORT = [("killed", "encoding", 1, "killed")]
 LONG = [
     ("out of memory", "loading", 2, "out_of_memory_loading"),
@@ -52,7 +52,7 @@ LONG = [
 ]
 
 
-# Goes on in this process, which has imported everything already: what is known is known to any launcher.
+# Resume in this process, which has imported everything already: any launcher finds cached results.
 HERE = "hydra/launcher=basic"
 
 
@@ -60,8 +60,8 @@ def sweep(folder: Path, *more: str, axes: list[str] = AXES) -> Any:
     return run([f"results.dir={folder}", *BASE, *axes, *more], multirun=True, show=False)
 
 
-def told(records: Any) -> dict[str, Any]:
-    """What a sweep says of itself."""
+def summary_of(records: Any) -> dict[str, Any]:
+    """Return the sweep's `sweep.json`."""
     content: dict[str, Any] = json.loads((Path(records[0].output_dir).parent / "sweep.json").read_text())
     return content
 
@@ -78,14 +78,14 @@ def nothing_is_left(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def control(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The sweep without a fault."""
+    """The records of a sweep without a fault."""
     return sweep(tmp_path_factory.mktemp("control"))
 
 
-def test_each_engine_opens_once_and_results_come_in_the_points_order(control: Any) -> None:
+def test_each_engine_opens_once_and_records_are_in_point_order(control: Any) -> None:
     assert [record.point for record in control] == [0, 1, 2, 3] and statuses(control) == ["computed"] * 4
     assert control[0].scores == control[2].scores != control[1].scores, "max_num_seqs changes no score here, prompts do"
-    about = told(control)
+    about = summary_of(control)
     assert (about["engines_opened"], about["children"]) == (2, 1)
     assert [engine["points"] for engine in about["engines"]] == [[0, 1], [2, 3]]
     assert [record.engine.opened for record in control] == [1, 0, 1, 0]
@@ -102,14 +102,14 @@ def test_each_engine_opens_once_and_results_come_in_the_points_order(control: An
 def test_more_points_compute_only_what_is_missing(control: Any) -> None:
     axes = ["engine.max_num_seqs=16,32", "prompts=none,e5"]
     more = sweep(Path(control[0].config["results"]["dir"]), HERE, axes=axes)
-    assert statuses(more) == ["computed", "computed", "reused", "reused"]
+    assert statuses(more) == ["computed", "computed", "cached", "cached"]
     assert [record.scores for record in more[2:]] == [record.scores for record in control[:2]]
 
 
 @pytest.mark.parametrize(
     ("fault", "when", "point", "kind"), [*SHORT, *(pytest.param(*one, marks=pytest.mark.slow) for one in LONG)]
 )
-def test_one_points_fault_costs_no_other_point_anything(
+def test_a_fault_in_one_point_does_not_affect_others(
     fault: str, when: str, point: int, kind: str, control: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "START", faults.start(fault, when, point, tmp_path / "happened"))
@@ -120,11 +120,11 @@ def test_one_points_fault_costs_no_other_point_anything(
     assert (failure.kind, failure.task) in ((kind, TASK), (kind, None)) and records[point].status == "failed"
     assert failure.message and failure.advice and failure.log
     if kind == "timeout":
-        assert any("faults.py" in line and "_hang" in line for line in failure.log), "it shows where it stood"
+        assert any("faults.py" in line and "_hang" in line for line in failure.log), "the log shows where it hung"
     others = [at for at in range(4) if at != point]
     assert [records[at].scores for at in others] == [control[at].scores for at in others]
     assert [record.point for record in records] == [0, 1, 2, 3]
-    about = told(records)
+    about = summary_of(records)
     assert about["points"][point]["failures"][0]["kind"] == kind
     assert about["children"] == (1 if kind == "task" else 2)
     written = json.loads((Path(records[point].output_dir) / "run.json").read_text())
@@ -137,36 +137,36 @@ def test_one_points_fault_costs_no_other_point_anything(
     left = sweep(tmp_path / "out", "retry_failed=false", *later)
     assert [record.status for record in left] == ["failed" if at == point else "ok" for at in range(4)]
     assert "computed" not in statuses(left) and not any(record.engine for record in left)
-    assert left[point].failures == [replace(failure, task=TASK, tried=False)], "still what it was, in its own words"
+    assert left[point].failures == [replace(failure, task=TASK, tried=False)], "the stored failure, unchanged"
     again = sweep(tmp_path / "out", *later)
-    assert statuses(again) == ["computed" if at == point else "reused" for at in range(4)]
+    assert statuses(again) == ["computed" if at == point else "cached" for at in range(4)]
     assert [record.scores for record in again] == [record.scores for record in control]
     nothing_is_left(tmp_path / "out")
 
 
 @pytest.mark.slow
-def test_an_engine_that_never_opens_is_tried_twice_and_others_are_not_harmed(tmp_path: Path) -> None:
+def test_an_engine_that_never_opens_is_tried_twice_and_others_still_run(tmp_path: Path) -> None:
     axes = ["engine.gpu_memory_utilization=1.0,0.3", "+prompts.Classification=a,b,c"]
     records = sweep(tmp_path, axes=axes)
     assert [record.status for record in records] == ["failed"] * 3 + ["ok"] * 3
     assert {failure.kind for record in records for failure in record.failures} == {"out_of_memory_loading"}
     assert "lower engine.gpu_memory_utilization" in records[0].failures[0].message
     assert ["not tried" in record.failures[0].message for record in records[:3]] == [False, False, True]
-    about = told(records)
-    assert about["children"] == 3 and about["engines_opened"] == 1, "each try in a process of its own"
+    about = summary_of(records)
+    assert about["children"] == 3 and about["engines_opened"] == 1, "each attempt in a new process"
     left = sweep(tmp_path, "retry_failed=false", HERE, axes=axes)
     assert [record.status for record in left] == ["failed"] * 3 + ["ok"] * 3
     assert [record.failures[0].tried for record in left[:3]] == [False, False, True], (
         "the third had not been tried before"
     )
-    # What is only told from before is no sign of how an engine is.
+    # A failure from an earlier run does not count as a failed attempt to open the engine.
     again = sweep(tmp_path, "retry_failed=false", axes=axes)
-    assert [record.status for record in again] == ["failed"] * 3 + ["ok"] * 3 and told(again)["children"] == 1
+    assert [record.status for record in again] == ["failed"] * 3 + ["ok"] * 3 and summary_of(again)["children"] == 1
 
 
 @pytest.mark.slow
-def test_nothing_is_decided_from_a_text_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Failure kinds, giving up on an engine, time-outs and the end are what they were, in random words."""
+def test_no_decision_depends_on_the_text_of_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failure kinds, giving up on an engine, time-outs and exit are the same with random message texts."""
     other_words.install(monkeypatch.setattr)
     axes = ["engine.gpu_memory_utilization=1.0,0.3", "+prompts.Classification=a,b,c"]
     code = faults.start("hang", "loading", 3, tmp_path / "happened")
@@ -179,11 +179,11 @@ def test_nothing_is_decided_from_a_text_of_ours(tmp_path: Path, monkeypatch: pyt
     assert "open" not in records[3].failures[0].message
     assert [record.status for record in records] == ["failed"] * 4 + ["ok"] * 2
     again = sweep(tmp_path / "out", "retry_failed=false", axes=axes)
-    assert [record.status for record in again] == ["failed"] * 4 + ["ok"] * 2 and told(again)["children"] == 1
+    assert [record.status for record in again] == ["failed"] * 4 + ["ok"] * 2 and summary_of(again)["children"] == 1
 
 
 @pytest.mark.slow
-def test_a_fault_in_a_first_stage_that_runs_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_a_prefetched_first_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["pipeline=rerank", "model=minilm", "pipeline.scoring=cosine", "tasks=demo_retrieval", "engine.dtype=bfloat16",
              "pipeline/first_stage=dense", "model@pipeline.first_stage.model=minilm", "pipeline.top_k=5,10",
              f"results.dir={tmp_path / 'out'}"]  # fmt: skip
@@ -191,49 +191,49 @@ def test_a_fault_in_a_first_stage_that_runs_ahead(tmp_path: Path, monkeypatch: p
     records: Any = run(words, multirun=True, show=False)
     (failure,) = records[0].failures
     assert (failure.kind, failure.task) == ("killed", "StdlibDocsRetrieval") and "first stage" in failure.message
-    assert records[1].status == "ok" and records[1].first_stage.work.computed > 2000, "the second one's ran ahead of it"
+    assert records[1].status == "ok" and records[1].first_stage.work.computed > 2000, (
+        "the second first stage was prefetched"
+    )
     again: Any = run(words, multirun=True, show=False)
-    assert statuses(again) == ["computed", "reused"] and told(again)["engines_opened"] == 1
+    assert statuses(again) == ["computed", "cached"] and summary_of(again)["engines_opened"] == 1
 
 
-def test_a_point_that_cannot_begin_ends_as_a_failure(tmp_path: Path) -> None:
+def test_a_point_that_cannot_start_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (point,) = plan_points(check([]))
-    said = child._follow(RunPoint(point, None, None, None, tmp_path / "file" / "0"), None)
-    assert isinstance(said, PointFailed) and "NotADirectoryError" in said.failure.message
+    event = child._execute(RunPoint(point, None, None, None, tmp_path / "file" / "0"), None)
+    assert isinstance(event, PointFailed) and "NotADirectoryError" in event.failure.message
 
 
-def test_no_time_counts_while_another_run_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_another_run_does_not_count_towards_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([1.0, 2.0, 62.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    running = _Running()
-    running.hear(Working("STS12", Phase.ENCODING, "texts", 1, 2))
+    running = _StepState()
+    running.update(TaskProgress("STS12", Phase.ENCODING, "texts", 1, 2))
     assert (running.doing, running.task, running.waits_since) == ("at texts of STS12", "STS12", None)
-    running.hear(Doing(Phase.WAITING, "Waiting for another run that computes STS12"))
+    running.update(Activity(Phase.WAITING, "Waiting for another run that computes STS12"))
     assert running.waits_since == 2.0
-    running.hear(Doing(Phase.OPENING_ENGINE, "Opening vLLM: org/name"))
+    running.update(Activity(Phase.OPENING_ENGINE, "Opening vLLM: org/name"))
     assert (running.waited, running.waits_since) == (60.0, None)
     assert (running.doing, running.task) == ("opening vLLM: org/name", None)
 
 
 @pytest.mark.slow
-def test_data_that_cannot_be_loaded_is_a_failure_of_its_own_kind(tmp_path: Path, control: Any) -> None:
+def test_data_that_cannot_be_loaded_is_a_data_failure(tmp_path: Path, control: Any) -> None:
     records = sweep(tmp_path, axes=["tasks.names=[NFCorpus],[StdlibDocsClassification]", "prompts=none,e5"])
     assert [[failure.kind for failure in record.failures] for record in records] == [["data"], ["data"], [], []]
-    assert statuses(records[2:]) == ["computed"] * 2, "the very settings of no point of the control"
+    assert statuses(records[2:]) == ["computed"] * 2, "these settings do not occur in the control sweep"
 
 
 @pytest.mark.slow
-def test_an_engine_process_that_is_killed_is_noticed(
-    tmp_path: Path, control: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_engine_process_is_detected(tmp_path: Path, control: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "START", faults.start("core killed", "encoding", 1, tmp_path / "happened"))
     apart = ["+engine.env.VLLM_ENABLE_V1_MULTIPROCESSING=1", "engine.max_num_seqs=32"]
     records = sweep(tmp_path / "out", *apart, axes=["+prompts.Classification=a,b,c"])
     assert [[failure.kind for failure in record.failures] for record in records] == [[], ["engine_died"], []]
-    assert told(records)["children"] == 2
+    assert summary_of(records)["children"] == 2
     again = sweep(tmp_path / "out", *apart, axes=["+prompts.Classification=a,b,c"])
-    assert statuses(again) == ["reused", "computed", "reused"]
+    assert statuses(again) == ["cached", "computed", "cached"]
     nothing_is_left(tmp_path / "out")
 
 
@@ -249,7 +249,7 @@ def command(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def wait_for(pattern: str, folder: Path, text: str = "", seconds: float = 300) -> None:
-    """Waits for a file that holds a text."""
+    """Wait for a file that contains a text."""
     deadline = time.monotonic() + seconds
     while not any(text in path.read_text() for path in folder.glob(pattern)):
         assert time.monotonic() < deadline, f"{pattern} never came"
@@ -257,10 +257,10 @@ def wait_for(pattern: str, folder: Path, text: str = "", seconds: float = 300) -
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_asked_to_end_says_what_is_done_and_goes_on_later(tmp_path: Path, control: Any) -> None:
+def test_a_terminated_sweep_lists_what_is_not_done_and_can_be_resumed(tmp_path: Path, control: Any) -> None:
     running = command(tmp_path / "out", *AXES)
     wait_for(f"results/*/*/experiments/*/{TASK}.json", tmp_path / "out")
-    wait_for("sweeps/*/*/1/mteb_vllm.log", tmp_path / "out", "prefix 'query: '")  # it encodes
+    wait_for("sweeps/*/*/1/mteb_vllm.log", tmp_path / "out", "prefix 'query: '")  # it is encoding
     family = psutil.Process(running.pid).children(recursive=True)
     assert family
     running.send_signal(signal.SIGTERM)
@@ -273,14 +273,14 @@ def test_a_sweep_that_is_asked_to_end_says_what_is_done_and_goes_on_later(tmp_pa
         == "interrupted"
     )
     again = sweep(tmp_path / "out", HERE)
-    assert statuses(again)[0] == "reused" and [record.scores for record in again] == [
+    assert statuses(again)[0] == "cached" and [record.scores for record in again] == [
         record.scores for record in control
     ]
     nothing_is_left(tmp_path / "out")
 
 
 @pytest.mark.slow
-def test_two_sweeps_at_once_share_the_work(tmp_path: Path, control: Any) -> None:
+def test_two_concurrent_sweeps_share_the_work(tmp_path: Path, control: Any) -> None:
     both = [command(tmp_path / "out", *AXES) for _ in range(2)]
     for one in both:
         out, err = one.communicate(timeout=400)
@@ -288,9 +288,9 @@ def test_two_sweeps_at_once_share_the_work(tmp_path: Path, control: Any) -> None
     records = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("sweeps/*/*/?/run.json")]
     assert len(records) == 8
     computed = [record["overrides"] for record in records for task in record["tasks"] if task["status"] == "computed"]
-    assert len(computed) == 4, "each point once in all"
+    assert len(computed) == 4, "each point is computed by only one of them"
     again = sweep(tmp_path / "out")
-    assert set(statuses(again)) == {"reused"} and [record.scores for record in again] == [
+    assert set(statuses(again)) == {"cached"} and [record.scores for record in again] == [
         record.scores for record in control
     ]
     nothing_is_left(tmp_path / "out")

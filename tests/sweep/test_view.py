@@ -9,24 +9,24 @@ from measured_runs import parity, throughput
 from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import RunRecord, TaskOutcome
-from mteb_vllm.sweep.messages import Doing, TaskDone, Working
-from mteb_vllm.sweep.planning import grouped, look_up, plan_points
+from mteb_vllm.sweep.messages import Activity, TaskDone, TaskProgress
+from mteb_vllm.sweep.planning import add_task_states, group_by_engine, plan_points
 from mteb_vllm.sweep.view import View
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.phase import Phase
 
 
 def shown(*, terminal: bool) -> str:
-    """A sweep of three points: one computed, one failed, one known already."""
+    """A sweep of three points: one computed, one failed, one cached."""
     words = ["tasks.names=[STS12,STS13]", "prompts=none", "engine.max_num_seqs=1,2,3"]
-    points = look_up(plan_points(check(words, multirun=True)))
+    points = add_task_states(plan_points(check(words, multirun=True)))
     console = Console(file=io.StringIO(), width=160, force_terminal=terminal)
     fine = TaskOutcome("STS12", "STS", "computed", "cosine_spearman", 0.5)
     with View(console, points) as view:
-        view.engine(grouped(points)[0])
+        view.engine(group_by_engine(points)[0])
         view.started(points[0], False)
-        view.heard(Doing(Phase.OPENING_ENGINE, "Opening vLLM: [a/b]"))
-        view.heard(Working("STS12", Phase.ENCODING, "texts", 1_200, 4_000))
+        view.heard(Activity(Phase.OPENING_ENGINE, "Opening vLLM: [a/b]"))
+        view.heard(TaskProgress("STS12", Phase.ENCODING, "texts", 1_200, 4_000))
         view._bar.refresh()
         view.heard(TaskDone(fine))
         view.heard(None)
@@ -35,7 +35,7 @@ def shown(*, terminal: bool) -> str:
         view.ended(
             RunRecord(point=1, status="failed", failure=Failure("killed", "the process ended (SIGKILL)", "STS12"))
         )
-        view.ended(RunRecord(point=2, tasks=[TaskOutcome("STS12", "STS", "reused", "cosine_spearman", 0.25)]))
+        view.ended(RunRecord(point=2, tasks=[TaskOutcome("STS12", "STS", "cached", "cosine_spearman", 0.25)]))
         view._bar.refresh()
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())  # type: ignore[attr-defined]
 
@@ -46,7 +46,7 @@ def test_piped_output_is_plain_lines() -> None:
         "  point 0: STS12 0.50000",
         "[1/3] point 0 engine.max_num_seqs=1: 0.50000 in 12.3 s",
         "[2/3] point 1 engine.max_num_seqs=2: failed: killed in STS12: the process ended (SIGKILL)",
-        "[3/3] point 2 engine.max_num_seqs=3: 0.25000 (known already)",
+        "[3/3] point 2 engine.max_num_seqs=3: 0.25000 (cached)",
     ]
 
 
@@ -64,7 +64,7 @@ def test_a_terminal_shows_how_far_it_is_and_how_long_it_takes() -> None:
 
 def test_a_point_that_was_timed_or_compared_says_what_came_out_of_it() -> None:
     words = ["tasks.names=[STS12]", "prompts=none", "engine.max_num_seqs=1,2"]
-    points = look_up(plan_points(check(words, multirun=True)))
+    points = add_task_states(plan_points(check(words, multirun=True)))
     console = Console(file=io.StringIO(), width=160)
     timed = throughput()
     timed.saturated.requests_per_second = 1234.56

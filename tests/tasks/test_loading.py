@@ -26,7 +26,7 @@ from mteb_vllm.pipelines.rerank.pipeline import Rerank
 from mteb_vllm.pipelines.throughput.pipeline import Throughput
 from mteb_vllm.progress import Progress, quiet_console
 from mteb_vllm.results import lookup as stored
-from mteb_vllm.results.failures import of_exception
+from mteb_vllm.results.failures import failure_from_exception
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.tasks import data_checks
 from mteb_vllm.tasks import selection as tasks
@@ -203,7 +203,7 @@ def test_one_bad_subset_costs_no_other_anything(
     (same,) = evaluate(tmp_path / "results", again, load("XQuADRetrieval", subsets=["de", "en", "es"]))
     assert (again.tried, same.subset_scores()) == (0, outcome.subset_scores()), "what is known is not computed again"
     (good,) = evaluate(tmp_path / "results", Encoder(), load("XQuADRetrieval", subsets=["en", "es"]))
-    assert good.status == "reused"
+    assert good.status == "cached"
 
 
 class Choosy(Encoder):
@@ -243,7 +243,7 @@ def test_the_parts_of_an_aggregate_after_a_bad_one_are_computed(tmp_path: Path) 
     finally:
         del bad.load_data
     assert outcome.failure.kind == "data" and bad.metadata.name in outcome.reason and "no such disk" in outcome.reason
-    assert all(one.status == "reused" for one in evaluate(tmp_path, Encoder(opens=False), *others))
+    assert all(one.status == "cached" for one in evaluate(tmp_path, Encoder(opens=False), *others))
 
 
 def test_a_missing_data_set_is_found_before_an_engine_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,4 +350,4 @@ def test_the_kind_of_a_partial_failure_is_that_of_its_cause() -> None:
     outer = FirstStageError("first stage: ...")
     outer.__cause__ = error
     for one in (error, outer):
-        assert (of_exception(one, "T").kind, of_exception(one, "T").advice) == ("data", "mend it")
+        assert (failure_from_exception(one, "T").kind, failure_from_exception(one, "T").advice) == ("data", "mend it")

@@ -1,4 +1,4 @@
-"""Full and unwritable disks: found beforehand, told in a line, and no reason to lose what was computed."""
+"""Full and unwritable disks: found by the check, reported in one line, and without loss of computed results."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mteb_vllm.api import build_report, storage_errors
 from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.errors import ConfigError, DataError, MtebVllmError, StorageError
 from mteb_vllm.preflight.command import check
-from mteb_vllm.report.one_run import conclude, print_run
-from mteb_vllm.results.failures import of_exception, of_unwritten, remember, remembered
+from mteb_vllm.report.one_run import print_run, print_summary
+from mteb_vllm.results.failures import failure_from_exception, failures_from_unwritten, load_failures, save_failures
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 from mteb_vllm.runner import finish
 from mteb_vllm.sweep.job import Job
-from mteb_vllm.sweep.planning import look_up, plan_points
+from mteb_vllm.sweep.planning import add_task_states, plan_points
 from mteb_vllm.sweep.view import View
 from mteb_vllm.util import disk
 from mteb_vllm.util.console import Console
@@ -38,7 +38,7 @@ TASK = "StdlibDocsClassification"
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Any]:
-    """Make file systems of so many kB."""
+    """A function that makes a file system of this many kB."""
     made: list[Path] = []
 
     def mount(kilobytes: int) -> Path:
@@ -57,7 +57,7 @@ def small(tmp_path: Path) -> Iterator[Any]:
 
 @pytest.fixture
 def full(small: Any) -> Path:
-    """A disk that is full."""
+    """A full file system."""
     folder: Path = small(16)
     (folder / "fill").write_bytes(bytes(16 * 1024))
     return folder
@@ -79,11 +79,11 @@ def record_in(folder: Path, results: Path) -> RunRecord:
 def shown(record: RunRecord) -> str:
     out = io.StringIO()
     print_run(Console(file=out, width=160), record)
-    conclude(Console(file=out, width=160), record)
+    print_summary(Console(file=out, width=160), record)
     return out.getvalue()
 
 
-def test_a_full_disk_is_a_mistake_found_beforehand(full: Path) -> None:
+def test_a_full_disk_is_found_by_the_check(full: Path) -> None:
     for overrides in (
         [f"results.dir={full}/out"],
         [f"hydra.run.dir={full}/run"],
@@ -95,29 +95,29 @@ def test_a_full_disk_is_a_mistake_found_beforehand(full: Path) -> None:
         (mistake,) = raised.value.mistakes
         assert mistake.where == overrides[-1] and str(full) in mistake.what
         assert mistake.what.endswith("no space left on device")
-    assert [path.name for path in full.iterdir()] == ["fill"], "nothing of the check stays"
+    assert [path.name for path in full.iterdir()] == ["fill"], "the check leaves nothing behind"
 
 
 @pytest.mark.parametrize("key", ["results.dir", "hydra.run.dir", "hydra.sweep.dir"])
-def test_a_place_where_nobody_can_write_is_a_mistake(key: str) -> None:
+def test_an_unwritable_folder_is_a_configuration_error(key: str) -> None:
     mode = ["hydra.mode=MULTIRUN", "engine.seed=1,2"] if key == "hydra.sweep.dir" else []
-    with pytest.raises(ConfigError, match=f"{key}=/proc/x: nothing can be written into /proc: no such file"):
+    with pytest.raises(ConfigError, match=f"{key}=/proc/x: /proc is not writable: no such file"):
         check([*mode, f"{key}=/proc/x"])
 
 
-def test_what_is_in_the_way_of_a_folder(tmp_path: Path) -> None:
+def test_reasons_why_a_folder_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     assert disk.why_not_writable(tmp_path / "file" / "x") == f"{tmp_path / 'file'} is not a folder"
     assert disk.why_not_writable(tmp_path / "link") == f"{tmp_path / 'link'} is not a folder"
-    assert disk.why_not_writable(tmp_path / ("x" * 300)) == "the name of a folder may have 255 bytes"
+    assert disk.why_not_writable(tmp_path / ("x" * 300)) == "a folder name may have at most 255 bytes"
     assert disk.why_not_writable(tmp_path / "a" / "b") is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
-def test_a_record_that_cannot_be_written_is_told_with_its_scores_and_all_else_is_written(small: Any) -> None:
+def test_an_unwritten_record_is_reported_with_its_scores_and_other_files_are_written(small: Any) -> None:
     folder = small(16)
-    (folder / "fill").write_bytes(bytes(8 * 1024))  # two blocks are left, and run.json takes more
+    (folder / "fill").write_bytes(bytes(8 * 1024))  # only two blocks are left for run.json, which needs more
     record = record_in(folder / "run", folder / "out")
     record.warnings.append("x" * 20_000)
     finish(record, 0.0)
@@ -130,39 +130,39 @@ def test_a_record_that_cannot_be_written_is_told_with_its_scores_and_all_else_is
     assert "Failed" not in text
 
 
-def test_what_was_written_before_is_told_apart_by_reason_and_named_once(tmp_path: Path) -> None:
+def test_unwritten_files_are_grouped_by_reason_and_named_once(tmp_path: Path) -> None:
     full, quota = OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded")
-    with disk.collected() as unwritten:
+    with disk.collect_unwritten() as unwritten:
         disk.note(tmp_path / "results" / "STS12.json", full)
-        with disk.collected() as inner, disk.attempt(tmp_path / "run" / "run.json"):
+        with disk.collect_unwritten() as inner, disk.attempt(tmp_path / "run" / "run.json"):
             raise full
         assert inner is unwritten
         disk.note(tmp_path / "failures" / "abc.json", quota)
         disk.note(tmp_path / "results" / "STS12.json", full)
-    assert [failure.message for failure in of_unwritten(unwritten)] == [
+    assert [failure.message for failure in failures_from_unwritten(unwritten)] == [
         f"{tmp_path}: no space left on device (STS12.json, run.json)",
         f"{tmp_path}/failures: disk quota exceeded (abc.json)",
     ]
-    disk.note(tmp_path, full)  # outside of a run
+    disk.note(tmp_path, full)  # outside a run, nothing is collected
     assert len(unwritten) == 4
 
 
 @pytest.mark.parametrize(
     "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ENAMETOOLONG]
 )
-def test_an_error_of_the_disks_is_a_failure_of_its_kind(number: int, tmp_path: Path) -> None:
+def test_a_disk_error_is_a_disk_failure(number: int, tmp_path: Path) -> None:
     error = OSError(number, os.strerror(number))
     disk.locate(error, tmp_path / "not" / "there")
-    failure = of_exception(error)
+    failure = failure_from_exception(error)
     assert failure.kind == "disk" and failure.message.startswith(f"{tmp_path}: ") and failure.advice
     wrapped = MtebVllmError("cannot be locked")
     wrapped.__cause__ = error
-    assert disk.cause(wrapped) is error and of_exception(wrapped, "STS12").kind == "disk"
-    assert of_exception(StorageError("x")).kind == "disk"
+    assert disk.cause(wrapped) is error and failure_from_exception(wrapped, "STS12").kind == "disk"
+    assert failure_from_exception(StorageError("x")).kind == "disk"
     assert disk.cause(FileNotFoundError(errno.ENOENT, "no such file")) is None
-    assert of_exception(DataError("x"), "STS12").kind == "data"
-    remember(tmp_path, "abc", [failure], [])
-    assert remembered(tmp_path, "abc") == {}, "another disk, another day"
+    assert failure_from_exception(DataError("x"), "STS12").kind == "data"
+    save_failures(tmp_path, "abc", [failure], [])
+    assert load_failures(tmp_path, "abc") == {}, "disk failures are not stored"
 
 
 def test_a_file_that_cannot_be_written_is_named(full: Path) -> None:
@@ -178,15 +178,15 @@ def test_a_log_on_a_full_disk_shows_no_traceback(full: Path, capsys: pytest.Capt
     log.handle(record)
     assert capsys.readouterr().err == ""
     log.handle(logging.LogRecord("name", logging.INFO, "path", 1, "%d", ("no number",), None))
-    assert "Logging error" in capsys.readouterr().err, "a bug is still one"
+    assert "Logging error" in capsys.readouterr().err, "other logging errors are still shown"
     with contextlib.suppress(OSError):
         log.close()
 
 
-def test_hydras_own_files_on_a_full_disk_end_in_one_line(
+def test_a_full_disk_for_hydras_own_files_gives_a_one_line_error(
     small: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = small(8)  # room for the check, and none for Hydra's copies of the configuration
+    folder = small(8)  # enough for the check, but not for Hydra's copies of the configuration
     monkeypatch.setattr(sys, "argv", ["mteb-vllm", f"results.dir={folder}/out"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -195,12 +195,12 @@ def test_hydras_own_files_on_a_full_disk_end_in_one_line(
     assert error.startswith(f"{folder}/out/runs/") and error.endswith(": no space left on device\n")
 
 
-def test_other_errors_are_not_taken_for_the_disks() -> None:
+def test_other_errors_are_not_disk_errors() -> None:
     with pytest.raises(ZeroDivisionError), storage_errors([]):
         raise ZeroDivisionError
 
 
-def test_a_report_that_cannot_be_written_is_shown_and_written_as_far_as_it_goes(small: Any, tmp_path: Path) -> None:
+def test_an_unwritten_report_is_shown_and_partly_written(small: Any, tmp_path: Path) -> None:
     write_record(record_in(tmp_path / "run", tmp_path), tmp_path / "run")
     folder, out = small(16), io.StringIO()
     with pytest.raises(StorageError, match=rf"{folder}/report: no space left on device \(report.html"):
@@ -209,7 +209,7 @@ def test_a_report_that_cannot_be_written_is_shown_and_written_as_far_as_it_goes(
     assert {"report.md", "report.csv"} <= {path.name for path in (folder / "report").iterdir()}
 
 
-def test_a_sweep_shows_the_points_that_have_left_no_record(full: Path, tmp_path: Path) -> None:
+def test_a_sweep_shows_the_points_whose_record_could_not_be_written(full: Path, tmp_path: Path) -> None:
     out = io.StringIO()
     lost, fine = record_in(full / "1", tmp_path), record_in(tmp_path / "0", tmp_path)
     lost.point = 1
@@ -219,7 +219,7 @@ def test_a_sweep_shows_the_points_that_have_left_no_record(full: Path, tmp_path:
     job = Job(Console(file=out, width=160), [point, point], [fine, lost], folder=tmp_path)
     job.end_sweep()
     assert job.reported and job.failed and (tmp_path / "report.html").exists()
-    assert "Point 1, which has left no record:" in out.getvalue() and "Point 0" not in out.getvalue()
+    assert "Point 1, whose record could not be written:" in out.getvalue() and "Point 0" not in out.getvalue()
     assert out.getvalue().count("0.80000") >= 2
     job.folder = full / "sweep"
     job.end_sweep()
@@ -228,7 +228,7 @@ def test_a_sweep_shows_the_points_that_have_left_no_record(full: Path, tmp_path:
 
 def test_a_point_whose_record_cannot_be_written_still_has_its_score_in_the_view(full: Path, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=160)
-    points = look_up(plan_points(check(["tasks.names=[STS12]"])))
+    points = add_task_states(plan_points(check(["tasks.names=[STS12]"])))
     record = record_in(full / "0", tmp_path)
     finish(record, 0.0)
     View(console, points).ended(record)
@@ -237,7 +237,7 @@ def test_a_point_whose_record_cannot_be_written_still_has_its_score_in_the_view(
 
 
 @pytest.mark.parametrize("override", ["~pipeline", "hydra.launcher._target_=os.system", "hydra.run.dir='${nope}'"])
-def test_what_hydra_would_only_find_at_work_is_a_mistake(
+def test_errors_that_hydra_finds_only_at_run_time_are_configuration_errors(
     override: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -246,13 +246,13 @@ def test_what_hydra_would_only_find_at_work_is_a_mistake(
         monkeypatch.setattr(sys, "argv", ["mteb-vllm", override])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == 2 and "1 mistake in the configuration:" in capsys.readouterr().err
+    assert ended.value.code == 2 and "1 error in the configuration:" in capsys.readouterr().err
 
 
 @pytest.mark.vllm
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [8, 40, 64])
-def test_a_disk_that_is_filled_by_a_run_leaves_its_score_on_the_terminal(kilobytes: int, small: Any) -> None:
+def test_a_run_that_fills_the_disk_still_prints_its_score(kilobytes: int, small: Any) -> None:
     folder = small(kilobytes)
     env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
     command = [sys.executable, "-m", "mteb_vllm", f"tasks.names=[{TASK}]", f"results.dir={folder}/out"]

@@ -1,4 +1,4 @@
-"""Text of others reaches terminal, CSV, Markdown and page as text, whatever is in it."""
+"""Foreign text appears literally on the terminal, in CSV, in Markdown and on the page."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ HOSTILE = [
         ("\ud800", r"\ud800"),
     ],
 )
-def test_what_steers_is_visible(text: str, shown: str) -> None:
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
     assert visible(text) == shown == visible(shown)
 
 
@@ -68,13 +68,13 @@ def test_no_cell_is_a_formula(value: object, cell: object) -> None:
 
 
 def tokens(text: str) -> list[Token]:
-    """All that a renderer makes of Markdown, what is in lines included."""
+    """Return all tokens of parsed Markdown, including inline ones."""
     found = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text)
     return [*found, *(child for token in found for child in token.children or ())]
 
 
 def texts_of(text: str) -> list[str]:
-    """The texts of a table's cells as they are rendered."""
+    """Return the rendered texts of a table's cells."""
     cells = [token for token in tokens(text) if token.type == "inline"]
     shown = []
     for cell in cells:
@@ -87,7 +87,7 @@ def texts_of(text: str) -> list[str]:
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
 @pytest.mark.parametrize("how", [inline, code])
-def test_a_text_in_a_table_of_markdown_is_that_text(text: str, how: object) -> None:
+def test_text_in_a_markdown_table_renders_literally(text: str, how: object) -> None:
     table = "\n".join(markdown(["a", "b"], [[how(text), "end"]]))  # type: ignore[operator]
     wanted = visible(text).replace("\n", " " if how is inline else "⏎")
     assert texts_of(table) == ["a", "b", wanted, "end"]
@@ -96,7 +96,7 @@ def test_a_text_in_a_table_of_markdown_is_that_text(text: str, how: object) -> N
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-def test_a_text_in_a_line_of_markdown_is_that_text(text: str) -> None:
+def test_text_in_a_line_of_markdown_renders_literally(text: str) -> None:
     shown = tokens(f"- {inline(text)}")
     assert {token.type for token in shown} <= {
         "bullet_list_open", "list_item_open", "paragraph_open", "inline", "text", "text_special", "paragraph_close",
@@ -113,7 +113,7 @@ def shown_on(console: Console) -> str:
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-def test_a_text_on_the_terminal_is_that_text(text: str) -> None:
+def test_text_on_the_terminal_is_printed_literally(text: str) -> None:
     console = Console(file=io.StringIO(), width=200, force_terminal=True)
     console.print(text, style="red")
     assert re.sub(r"\x1b\[\d*m", "", shown_on(console)).rstrip("\n") == visible(text)
@@ -180,7 +180,7 @@ def test_a_hostile_comparison_is_shown_and_written() -> None:
     assert json.loads(data)["rows"][0]["name"] == HOSTILE[0]
 
 
-def test_there_is_one_way_to_the_terminal_and_to_csv() -> None:
+def test_all_output_to_terminal_and_csv_is_escaped() -> None:
     for path in SOURCES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         imported = {
@@ -190,7 +190,7 @@ def test_there_is_one_way_to_the_terminal_and_to_csv() -> None:
             for name in node.names
         }
         if path.name != "console.py":
-            # As a type a console of rich's may be named, in a block of its own (TYPE_CHECKING).
+            # rich's Console may be used as a type, imported under TYPE_CHECKING.
             assert not imported & {"rich.markup.escape", "rich.progress.TextColumn", "rich.text.Text", "rich.print"}, (
                 path
             )
@@ -204,7 +204,7 @@ def test_there_is_one_way_to_the_terminal_and_to_csv() -> None:
                 assert "csv_cell" in said or all(
                     isinstance(part, (ast.Constant, ast.List, ast.Load)) for part in ast.walk(call.args[0])
                 ), f"{path}: {said}"
-            # The log of a sweep's child is shown by lines, and those are escaped.
+            # The log of a sweep's child process is shown line by line, and lines are escaped.
             assert not name.endswith("print_exc") or path.name == "child.py", f"{path}: {said}"
             if name == "print" and "sys.stderr" in said and path.name == "cli.py" and "error" in said:
                 assert "visible" in said, f"{path}: {said}"

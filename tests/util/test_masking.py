@@ -1,4 +1,4 @@
-"""Secrets reach the engine, and nothing that is written, printed or hashed."""
+"""Secrets reach the engine, but nothing that is written, printed or hashed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from mteb_vllm import cli
 from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.errors import ConfigError, EngineStartError, Mistake
 from mteb_vllm.models.files import Model
-from mteb_vllm.plan import plan
+from mteb_vllm.plan import make_plan
 from mteb_vllm.preflight.command import check
-from mteb_vllm.results.failures import of_exception
+from mteb_vllm.results.failures import failure_from_exception
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.runner import finish, started_record
 from mteb_vllm.sweep import job
@@ -57,7 +57,7 @@ def test_names_of_secrets_are_whole_words() -> None:
     ):
         assert not is_secret_name(name), name
     assert is_secret_field(("hf_token",)) and is_secret_field(("env", "HF_TOKEN"))
-    # A token of a text.
+    # A text token.
     assert not is_secret_field(("hf_overrides", "pad_token")) and is_secret_field(("hf_overrides", "api_key"))
 
 
@@ -68,23 +68,23 @@ ENGINE = [
 ]
 
 
-def test_engines_get_the_values_and_fingerprints_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_get_secrets_and_fingerprints_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", KEY)
     plain, (point,) = check([])[0].config, check([*ENGINE, "+engine.env.B=${oc.env:HARMLESS}"])
-    made = plan(point.config)
+    made = make_plan(point.config)
     args, env = made.spec.args, made.spec.env
     assert (args["hf_token"], env["MY_API_KEY"], env["URL"]) == (TOKEN, KEY, f"db:{PASSWORD}")
     assert f"Bearer {args['hf_token']}" == f"Bearer {TOKEN}" and pickle.loads(pickle.dumps(args["hf_token"])) == TOKEN
     assert repr(args).count("***") == 1 and TOKEN not in repr(args)
     settings = made.settings["engine"]
-    assert "hf_token" not in settings["args"] and set(settings["env"]) == {*plan(plain).spec.env, "B"}
-    assert settings["env"]["B"] == "QbRx-harmless", "any other variable counts by its value"
+    assert "hf_token" not in settings["args"] and set(settings["env"]) == {*make_plan(plain).spec.env, "B"}
+    assert settings["env"]["B"] == "QbRx-harmless", "other variables are included with their values"
     assert "VLLM_API_KEY" not in settings["shell"]
     (secretless,) = check(["+engine.env.B=QbRx-harmless"])
-    assert plan(secretless.config).settings == made.settings
+    assert make_plan(secretless.config).settings == made.settings
 
 
-def test_a_secret_where_results_depend_on_it_is_a_mistake() -> None:
+def test_a_secret_in_a_setting_that_results_depend_on_is_an_error() -> None:
     for text in ("+prompts.STS=${oc.env:HF_TOKEN}", "model.name='org/${oc.env:DB_PASSWORD}'"):
         with pytest.raises(ConfigError, match="takes a secret, and results depend on it") as caught:
             check([text])
@@ -104,14 +104,14 @@ def test_no_folder_is_named_after_a_secret() -> None:
     assert check(named[:1]), "without a secret any name is fine"
 
 
-def test_mistakes_do_not_show_a_secret() -> None:
+def test_error_messages_do_not_show_a_secret() -> None:
     for words in (["+engine.hf_token='a b'c"], [f"engine.hf_token={KEY}"], [*ENGINE, f"+engine.max_modl_len={KEY}"]):
         with pytest.raises(ConfigError) as caught:
             check(words)
         assert "QbRx" not in str(caught.value)
 
 
-def test_wrappers_arguments_are_protected_by_their_names() -> None:
+def test_secrets_in_arguments_of_wrappers_are_found_by_name() -> None:
     spec = EngineSpec(
         Model("a/b", "1", "a/b", None, {}), "embed", {"hf_token": TOKEN, "hf_overrides": {"pad_token": "x"}}
     )
@@ -130,7 +130,7 @@ def test_every_form_of_a_value_is_masked_and_short_ones_only_as_words() -> None:
     print("a", PASSWORD, file=lenient(stream))
     assert stream.getvalue() == "a ***\n"
     assert "QbRx" not in str(Mistake(f"engine.x={PASSWORD}", "wrong", PASSWORD))
-    assert "QbRx" not in str(of_exception(EngineStartError(f"vLLM: {PASSWORD}")))
+    assert "QbRx" not in str(failure_from_exception(EngineStartError(f"vLLM: {PASSWORD}")))
 
 
 def leaks(*places: Path) -> list[str]:
@@ -139,10 +139,10 @@ def leaks(*places: Path) -> list[str]:
     return [str(file) for file in files if b"QbRx" in file.read_bytes().replace(b"QbRx-harmless", b"")]
 
 
-def test_what_a_command_leaves_holds_no_secret(
+def test_files_of_a_command_contain_no_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All but the engine is real: Hydra's folder, the log, the record, the report, the terminal."""
+    """Everything except the engine is real: Hydra's folder, log, record, report, terminal."""
 
     def run_config(config: Any, planned: Any, output_dir: Path, overrides: Any, **_: Any) -> RunRecord:
         record = started_record(config, output_dir, overrides, None)
@@ -153,7 +153,7 @@ def test_what_a_command_leaves_holds_no_secret(
             raise EngineStartError(f"refused: {token}")
         except EngineStartError as error:
             logging.getLogger("vllm").exception("failed")
-            record.failure = of_exception(error)
+            record.failure = failure_from_exception(error)
         print("out", token)
         print("err", token, file=sys.stderr)
         finish(record, 0.0)
@@ -168,7 +168,7 @@ def test_what_a_command_leaves_holds_no_secret(
     words = [*ENGINE[1:], f'+engine.hf_token="{TOKEN}"', "experiment=own", "results.dir=out", "--config-dir", "mine"]
     with monkeypatch.context() as patched:
         patched.setattr(sys, "argv", ["mteb-vllm", *words])
-        patched.setattr(sys, "stdout", sys.stdout)  # put back afterwards
+        patched.setattr(sys, "stdout", sys.stdout)  # restored afterwards
         patched.setattr(sys, "stderr", sys.stderr)
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -185,7 +185,7 @@ def test_what_a_command_leaves_holds_no_secret(
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_what_runs_and_sweeps_of_a_real_engine_leave_holds_no_secret(tmp_path: Path) -> None:
+def test_files_of_runs_and_sweeps_with_a_real_engine_contain_no_secret(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "mteb_vllm", "tasks.names=[StdlibDocsClassification]", f"results.dir={tmp_path}/out"]
     literal = [f"+engine.env.MY_API_KEY={KEY}", f'+engine.hf_token="{TOKEN}"']
     commands = {

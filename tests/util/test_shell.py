@@ -1,4 +1,4 @@
-"""Overrides as they are written for a shell: what bash, Hydra's parser and OmegaConf read back is the value."""
+"""Overrides quoted for a shell: bash, Hydra's parser and OmegaConf read back the original value."""
 
 import random
 import subprocess
@@ -17,7 +17,7 @@ PIECES = [
 
 
 def pasted(lines: list[str]) -> list[list[str]]:
-    """What bash makes of lines: the arguments of each, whose first word is left out."""
+    """Return the arguments that bash passes for each line, without the first word."""
     script = "f() { printf '%s\\0' \"$@\"; printf '\\1\\0'; }\n" + "".join(f"f {line}\n" for line in lines)
     done = subprocess.run(["bash", "-c", script], capture_output=True, check=True, timeout=30)
     words = done.stdout.decode().split("\0")[:-1]
@@ -31,7 +31,7 @@ def pasted(lines: list[str]) -> list[list[str]]:
 
 
 def read(override: str):
-    """The value that Hydra sets."""
+    """Return the value that Hydra sets."""
     (parsed,) = OverridesParser.create().parse_overrides([override])
     config = OmegaConf.create({"at": {}})
     OmegaConf.update(config, "at.key", parsed.value(), force_add=True)
@@ -43,7 +43,7 @@ def texts(count: int, seed: int) -> list[str]:
     return ["".join(chance.choice(PIECES) for _ in range(chance.randint(0, 8))) for _ in range(count)]
 
 
-def test_any_text_comes_through_bash_and_hydra_as_it_is() -> None:
+def test_any_text_survives_bash_and_hydra() -> None:
     values = texts(1500, seed=1)
     argv = pasted([shell.suggest("at.key", value) for value in values])
     assert [len(words) for words in argv] == [1] * len(values)
@@ -58,13 +58,13 @@ def test_any_text_comes_through_bash_and_hydra_as_it_is() -> None:
         {"dimensions": 64}, {"a": {"b": ["it's", "${x}"]}, "odd key:": "x"}, "MTEB(eng, v2)", "/folder/with space",
     ],
 )  # fmt: skip
-def test_any_value_comes_through_with_its_type(value: object) -> None:
+def test_any_value_survives_with_its_type(value: object) -> None:
     ((word,),) = pasted([shell.suggest("at.key", value)])
     found = read(word)
     assert found == value and type(found) is type(value)
 
 
-def test_a_command_is_what_bash_reads() -> None:
+def test_a_command_survives_bash() -> None:
     words = ["pipeline=report", shell.override("runs", "it's ${here}")]
     assert pasted([shell.command(*words)]) == [["mteb-vllm", *words]]
 
@@ -86,5 +86,5 @@ def test_a_backslash_and_an_n_are_a_line_break(written: object, meant: object) -
     assert with_line_breaks(written) == meant
 
 
-def test_only_a_pair_of_quotes_is_taken_away() -> None:
+def test_only_a_pair_of_quotes_is_removed() -> None:
     assert [shell.unquoted(text) for text in ('"a"', "'a'", "\"a'", '"', "it's")] == ["a", "a", "\"a'", '"', "it's"]

@@ -1,4 +1,4 @@
-"""What a module defines is found by its source: nothing of it is executed."""
+"""Definitions of modules are found from their source, without executing it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write(folder: Path, **files: str) -> None:
         path.write_text(text)
 
 
-def test_a_definition_is_found_wherever_it_stands(here: Path) -> None:
+def test_definitions_of_all_forms_are_found(here: Path) -> None:
     write(here, s_plain=BOMB + "def mine(instruction, prompt_type):\n    return instruction\n")
     found = find_callable_source("s_plain:mine")
     assert (found.module, found.name, found.file) == ("s_plain", "mine", here / "s_plain.py")
@@ -45,16 +45,16 @@ def test_a_definition_is_found_wherever_it_stands(here: Path) -> None:
     write(here, s_star=BOMB + "from os import *\n", s_lazy=BOMB + "def __getattr__(name): ...\n")
     for unsure in ("s_star:mine", "s_lazy:mine"):
         assert find_callable_source(unsure).node is None
-    assert find_callable_source("math:sqrt").file is None, "no source in Python"
+    assert find_callable_source("math:sqrt").file is None, "no Python source"
 
 
-def test_a_name_is_followed_to_the_module_that_defines_it(here: Path) -> None:
+def test_a_reexported_name_is_followed_to_its_definition(here: Path) -> None:
     write(here, pkg__init="from .inner.deep import real as mine\n" + BOMB, pkg__inner__deep="from ..base import real\n")
     write(here, pkg__base=BOMB + "def real(a, b): ...\n")
     found = find_callable_source("pkg:mine")
     assert (found.module, found.name, found.file) == ("pkg.base", "real", here / "pkg" / "base.py")
     write(here, ring_a="from ring_b import mine\n", ring_b="from ring_a import mine\n")
-    with pytest.raises(ValueError, match="without end"):
+    with pytest.raises(ValueError, match="or in a circle"):
         find_callable_source("ring_a:mine")
     assert not {"pkg", "ring_a", "ring_b"} & set(sys.modules)
 
@@ -64,12 +64,12 @@ def test_a_name_is_followed_to_the_module_that_defines_it(here: Path) -> None:
     [
         ("no_such_module:f", "there is no module no_such_module"),
         ("s_empty.nothing:f", "there is no module s_empty.nothing"),
-        ("s_empty:f", "defines no 'f'"),
+        ("s_empty:f", "does not define 'f'"),
         ("s_bad:f", "cannot be read as Python"),
-        ("s_parent.child", "is a module, and no callable"),
+        ("s_parent.child", "is a module, not a callable"),
     ],
 )
-def test_what_is_not_there(here: Path, path: str, said: str) -> None:
+def test_missing_modules_and_names(here: Path, path: str, said: str) -> None:
     write(here, s_empty="", s_bad="def f(:\n", s_parent__init=BOMB, s_parent__child="")
     with pytest.raises(ValueError, match=said):
         find_callable_source(path)
@@ -86,15 +86,15 @@ def test_a_package_with_weights_is_found_without_importing_its_parents(here: Pat
     assert find_module("w_parent.weights") is not None and "w_parent" not in sys.modules
 
 
-def test_a_callable_template_is_imported_when_it_is_called_and_known_by_its_source(here: Path) -> None:
+def test_a_callable_template_is_imported_when_called_and_identified_by_its_source(here: Path) -> None:
     texts = {}
     for at, body in enumerate(("'1 ' + instruction", "'2 ' + instruction", "'1 ' + instruction")):
         write(here, t_mine=f"PREFIX = 'x'\ndef mine(instruction, prompt_type):\n    return {body}{' ' * at}\n")
         template = load_template("t_mine:mine")
         assert isinstance(template, ImportedTemplate) and ("t_mine" in sys.modules) == (at > 0)
         texts[Prompts(template=template).settings()["template"]] = template("do", None)
-    assert list(texts.values()) == ["1 do", "2 do", "1 do"], "an edited module is imported anew"
-    # What a function uses of its module counts as well.
+    assert list(texts.values()) == ["1 do", "2 do", "1 do"], "an edited module is reloaded"
+    # The identifier covers the whole module, since the function may use any of it.
     write(here, t_mine="PREFIX = 'y'\ndef mine(instruction, prompt_type):\n    return '1 ' + instruction\n")
     assert Prompts(template=load_template("t_mine:mine")).settings()["template"] not in texts
 
@@ -106,7 +106,7 @@ def test_installed_modules_are_never_reloaded(path: str) -> None:
     assert import_current(module, name, find_callable_source(path)) is before
 
 
-def test_a_template_that_cannot_be_imported_says_so_when_it_is_needed(here: Path) -> None:
+def test_a_template_that_cannot_be_imported_raises_when_called(here: Path) -> None:
     write(here, t_bomb="1 / 0\ndef mine(a, b): ...\n", t_none="def mine(a, b): ...\nmine, x = 1, 2\n")
     for path, said in (("t_bomb:mine", "ZeroDivisionError"), ("t_none:mine", "not callable, but int")):
         template = load_template(path)

@@ -31,7 +31,7 @@ from mteb_vllm.models.files import Model
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.models.sentence_transformers_files import Applied, apply_files
 from mteb_vllm.util import masking
-from mteb_vllm.util.fingerprint import METHOD, fingerprint, identity
+from mteb_vllm.util.fingerprint import METHOD, callable_identity, fingerprint
 from mteb_vllm.util.machine import device, versions
 from mteb_vllm.util.plain import Json, JsonObject
 from mteb_vllm.util.setting_names import SettingNames
@@ -415,5 +415,5 @@ def _plain(value: object) -> Json:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if callable(value):
-        return identity(value)
+        return callable_identity(value)
     return f"{type(value).__name__}: {value!r}"

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Mapping
 
-from mteb_vllm.util.fingerprint import uncounted_variable
+from mteb_vllm.util.fingerprint import is_ignored_variable
 from mteb_vllm.util.masking import is_secret_name
 
 # OpenMP (libgomp, libiomp5) and the math libraries of torch.
@@ -81,7 +81,7 @@ def shell_variables(chosen: Mapping[str, str]) -> dict[str, str]:
     return {
         key: value
         for key, value in sorted(outer_variables().items())
-        if _is_vllm_variable(key) and key not in chosen and not (uncounted_variable(key) or is_secret_name(key))
+        if _is_vllm_variable(key) and key not in chosen and not (is_ignored_variable(key) or is_secret_name(key))
     }
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.config.schema import InstructionConfig
 from mteb_vllm.errors import Mistake, TemplateError
-from mteb_vllm.util.fingerprint import identity
+from mteb_vllm.util.fingerprint import callable_identity
 from mteb_vllm.util.plain import JsonObject
 from mteb_vllm.util.setting_names import SettingNames
 from mteb_vllm.util.shell import suggest
@@ -242,12 +242,12 @@ class ImportedTemplate:
         Without a source only the loaded object identifies it, so a dry run cannot tell whether its result is cached.
         """
         if self.source.digest is None:
-            return identity(self)
+            return callable_identity(self)
         return f"{self.source.module}:{self.source.name}#{self.source.digest[:16]}"
 
 
 def _identity(template: Callable[..., object]) -> str:
-    return template.identity() if isinstance(template, ImportedTemplate) else identity(template)
+    return template.identity() if isinstance(template, ImportedTemplate) else callable_identity(template)
 
 
 def load_template(template: str, names: SettingNames = SettingNames.CONFIGURATION) -> Template:

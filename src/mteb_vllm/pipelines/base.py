@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.errors import Mistake
-from mteb_vllm.util.fingerprint import identity
+from mteb_vllm.util.fingerprint import callable_identity
 from mteb_vllm.util.plain import JsonObject
 from mteb_vllm.util.sources import find_callable_source
 
@@ -176,7 +176,7 @@ class Pipeline(ABC):
         module, name = type(self).__module__, type(self).__qualname__
         if module.partition(".")[0] == __name__.partition(".")[0]:
             return {}
-        digest = find_callable_source(f"{module}.{name}").digest or identity(type(self))
+        digest = find_callable_source(f"{module}.{name}").digest or callable_identity(type(self))
         fields: JsonObject = asdict(self) if is_dataclass(self) else {}
         return {"pipeline": {"class": f"{module}.{name}", "source": digest, **fields}}
 

@@ -12,7 +12,7 @@ from mteb_vllm.config.schema import TARGETS, RunConfig, build
 from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.pipelines.base import Pipeline
 from mteb_vllm.pipelines.report import Report
-from mteb_vllm.results.failures import in_one_line
+from mteb_vllm.results.failures import one_line_message
 from mteb_vllm.util.shell import suggest
 from mteb_vllm.util.sources import find_callable_source, import_current
 
@@ -87,7 +87,7 @@ def build_target(
     try:
         cls: Any = _class(target)
     except Exception as error:  # a module of the user's does what it likes when it is imported
-        return None, [wrong(f"cannot be imported: {in_one_line(error)}")]
+        return None, [wrong(f"cannot be imported: {one_line_message(error)}")]
     if not (hasattr(cls, mark) and hasattr(cls, "__dataclass_fields__")):
         return None, [wrong(f"is no {where.rpartition('.')[2].replace('_', ' ')}")]
     if missing := getattr(cls, "__abstractmethods__", None):

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.engines.timing import replace_attributes
 from mteb_vllm.errors import EngineError, MissingPackageError, ModelError, PartialResultError
-from mteb_vllm.results.failures import is_fatal, of_exception
+from mteb_vllm.results.failures import failure_from_exception, is_fatal
 from mteb_vllm.results.locks import BusyError
-from mteb_vllm.results.lookup import copy_measured, keep_measured, keep_same, read_measured, same_result
+from mteb_vllm.results.lookup import copy_measured, read_measured, save_measured, save_shared_result, shared_result
 from mteb_vllm.results.record import Status, TaskOutcome
 from mteb_vllm.tasks import loading as data
 from mteb_vllm.tasks.loading import Unit
@@ -105,7 +105,7 @@ def evaluated(
         if (
             reuse
             and input_fingerprint is not None
-            and (other := same_result(store.root, input_fingerprint)) is not None
+            and (other := shared_result(store.root, input_fingerprint)) is not None
         ):
             result = store.adopt(task, meta, other)
             if result is not None:
@@ -115,10 +115,10 @@ def evaluated(
             outcome = computed_outcome(model, task, store, reuse=reuse, start=start, prepare=prepare)
         except PartialResultError as error:
             return _partly(task, error, store, meta)
-        took = outcome.what_it_took(model.engine_record())
-        keep_measured(store.root, store.get_task_result_path(task.metadata.name, meta), took)
+        took = outcome.to_measured(model.engine_record())
+        save_measured(store.root, store.get_task_result_path(task.metadata.name, meta), took)
         if input_fingerprint is not None and _on_known_sides(model, task):
-            keep_same(store.root, input_fingerprint, store.get_task_result_path(task.metadata.name, meta))
+            save_shared_result(store.root, input_fingerprint, store.get_task_result_path(task.metadata.name, meta))
         return outcome
 
 
@@ -185,7 +185,7 @@ def compute(
 
 def known(store: ResultsStore, task: AbsTask, meta: ModelMeta, *, predictions: bool = False) -> TaskResult | None:
     """A task's whole result, if it is known; with `predictions`, only if these are known as well."""
-    result = store.known(task, meta)
+    result = store.cached_result(task, meta)
     if predictions and result is not None and any(store.predictions(part, meta) is None for part in parts_of(task)):
         return None
     return result
@@ -229,17 +229,17 @@ def evaluate_loaded(
     Raises:
         PartialResultError: if there are such, when all others have been evaluated.
     """
-    from mteb_vllm.results.store import ResultsInMemory
+    from mteb_vllm.results.store import InMemoryResults
 
     meta = model.mteb_model_meta
     # Parts of a result are read only where they are of the same data: mteb itself asks that of whole ones only.
-    before = store.load_task_result(task.metadata.name, meta) if store.started(task, meta) else None
+    before = store.load_task_result(task.metadata.name, meta) if store.has_partial_result(task, meta) else None
     # Where predictions are kept, all of them are made: they are whole or nothing.
     again = before is not None and (predictions or not reuse)
     failed = dict(broken or {})
     with store.staging() if predictions else contextlib.nullcontext(None) as folder:
         # What is known stays as it is until all is there that takes its place: mteb would write a subset at a time.
-        cache = ResultsInMemory(store.root) if again else store
+        cache = InMemoryResults(store.root) if again else store
         left = [unit for unit in data.units(task) if unit not in failed]
         if before is not None and not again:
             missing = before.get_missing_evaluations(task)
@@ -260,7 +260,7 @@ def evaluate_loaded(
                 failed[unit], done = error, [unit]
             left = [unit for unit in left if unit not in done]
         if folder is not None and (written := folder / task.prediction_file_name).exists():
-            store.keep_predictions(task, meta, written)
+            store.save_predictions(task, meta, written)
         if before is not None and again and (result := cache.load_task_result(task.metadata.name, meta)) is not None:
             # Splits and subsets that were not asked for now stay as they are.
             store.save_to_cache(before.merge(result), meta)
@@ -288,7 +288,7 @@ def _evaluate(model: MTEBModels, task: AbsTask, cache: ResultsStore, predictions
         model,
         task,
         cache=cache,
-        overwrite_strategy="only-missing" if cache.started(task, model.mteb_model_meta) else "always",
+        overwrite_strategy="only-missing" if cache.has_partial_result(task, model.mteb_model_meta) else "always",
         encode_kwargs={"batch_size": 512, "show_progress_bar": False},
         prediction_folder=predictions,
         show_progress_bar=False,
@@ -335,7 +335,7 @@ def _scores(result: TaskResult) -> dict[str, dict[str, ScoresDict]]:
 
 def reused(task: AbsTask, result: TaskResult, store: ResultsStore, meta: ModelMeta) -> TaskOutcome:
     """A known result, with what the run that computed it has noted."""
-    outcome = outcome_of(task, result, "reused")
+    outcome = outcome_of(task, result, "cached")
     outcome.measured = read_measured(store.root, store.get_task_result_path(task.metadata.name, meta))
     return outcome
 
@@ -364,7 +364,7 @@ def computed_outcome(
         "store": work.store_seconds,
         "score": time.perf_counter() - started - loading - opening - work.seconds - work.store_seconds,
     }
-    outcome.take(work)
+    outcome.set_work(work)
     parts = parts_of(task)
     names = {part.metadata.name: f"{part.metadata.name}: " if len(parts) > 1 else "" for part in parts}
     outcome.prompts = {
@@ -380,14 +380,17 @@ def failed(task: AbsTask, error: Exception) -> TaskOutcome:
         type=str(task.metadata.type),
         status="failed",
         metric=str(task.metadata.main_score),
-        failure=of_exception(error, task=task.metadata.name),
+        failure=failure_from_exception(error, task=task.metadata.name),
     )
 
 
 def _partly(task: AbsTask, error: PartialResultError, store: ResultsStore, meta: ModelMeta) -> TaskOutcome:
     """Return a failed task's outcome with the scores of those subsets that have some."""
     outcome = failed(task, error)
-    if store.started(task, meta) and (result := store.load_task_result(task.metadata.name, meta)) is not None:
+    if (
+        store.has_partial_result(task, meta)
+        and (result := store.load_task_result(task.metadata.name, meta)) is not None
+    ):
         # mteb's own filter gives subsets that are missing a score of NaN.
         units, scores = data.units(task), _scores(result)
         outcome.scores = {

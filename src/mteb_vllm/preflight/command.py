@@ -48,7 +48,7 @@ from mteb_vllm.pipelines.factory import PipelineParts, is_report
 from mteb_vllm.preflight.checks import check_config, folder_mistakes
 from mteb_vllm.preflight.hydra import hydra_mistakes, named_after_secrets, refers_outside, search_path_mistakes
 from mteb_vllm.util.masking import find_secrets, in_engine, mask, protect, register_fields, register_written
-from mteb_vllm.util.shell import answering, suggest
+from mteb_vllm.util.shell import keep_prefixes, suggest
 
 # What a file that somebody wrote can make Hydra raise.
 _NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError)
@@ -112,7 +112,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
             composed, config, found = composition.point(overrides_of_point)
             if config is not None:
                 found += _target_mistakes(config, typed)
-                with answering(typed):
+                with keep_prefixes(typed):
                     broken = unread | {mistake.section for mistake in found}
                     made, of_point = check_config(config, broken=broken)
                 found += of_point

@@ -14,7 +14,7 @@ from mteb_vllm.report.answer import conclusion
 from mteb_vllm.report.comparison import Comparison, compare
 from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
-from mteb_vllm.results.failures import of_unwritten
+from mteb_vllm.results.failures import failures_from_unwritten
 from mteb_vllm.util import disk
 from mteb_vllm.util.files import write_atomically
 
@@ -53,7 +53,7 @@ def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, conso
     comparison = compare(points, baseline=config.baseline, epsilon=config.epsilon)
     print_comparison(console, comparison)
     title = comparison.constants.get("model", "Several models")
-    with disk.collected() as unwritten:
+    with disk.collect_unwritten() as unwritten:
         with disk.attempt(folder / "report.md"):
             write_atomically(folder / "report.md", comparison_markdown(comparison))
         with disk.attempt(folder / "report.csv"):
@@ -63,7 +63,7 @@ def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, conso
         with disk.attempt(folder / "pictures"):
             write_plots(comparison, folder)
     if unwritten:
-        raise StorageError("; ".join(failure.message for failure in of_unwritten(unwritten)))
+        raise StorageError("; ".join(failure.message for failure in failures_from_unwritten(unwritten)))
     console.print_line(f"Report: {folder}/report.html")
     return comparison
 

@@ -11,7 +11,7 @@ from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.report.points import Point
 from mteb_vllm.report.result_folders import read_results
 from mteb_vllm.report.run_records import FoundRun, read_run
-from mteb_vllm.results.failures import of_damage
+from mteb_vllm.results.failures import failure_from_damage
 from mteb_vllm.util.files import expand_user
 
 _LOOKED_FOR = (
@@ -89,7 +89,9 @@ def _run_folders(folder: Path) -> tuple[list[Path], list[FoundRun]]:
 
     def note(error: OSError) -> None:
         if not isinstance(error, NotADirectoryError):
-            failed = Point("", Path(error.filename), failures=[of_damage(f"{error.filename}: {error.strerror}")])
+            failed = Point(
+                "", Path(error.filename), failures=[failure_from_damage(f"{error.filename}: {error.strerror}")]
+            )
             unreadable.append(FoundRun(failed, None, ""))
 
     for root, folders, files in os.walk(folder, onerror=note):

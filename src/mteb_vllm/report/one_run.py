@@ -89,7 +89,7 @@ def _print_texts(
     """Print the prompts in effect and, a row each, the rendered texts, which are the last cells."""
     console.print_line(prompts_in_words(record), style="italic")
     table = Table(box=None, pad_edge=False)
-    for column in (*columns, "what the model reads"):
+    for column in (*columns, "input text"):
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row[:-1], repr(row[-1])[1:-1])
@@ -147,9 +147,7 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
     for task in sorted(record.tasks, key=lambda task: task.status != "failed"):
         seconds = number(task.total_seconds, 1) if task.status == "computed" else ""
         stored = f"{task.stored:,} from the embedding cache" if task.stored else ""
-        state = {"computed": stored, "reused": "known already", "failed": f"failed: {task.reason or 'not done'}"}[
-            task.status
-        ]
+        state = {"computed": stored, "cached": "cached", "failed": f"failed: {task.reason or 'not done'}"}[task.status]
         speed = (number(task.texts_per_second), number(task.tokens_per_second))
         scores = _rerank_scores([task]) if reranked else (number(task.main_score, 5),)
         rows.append((task.name, task.metric, *scores, *speed, seconds, state))
@@ -221,7 +219,7 @@ def run_markdown(record: RunRecord) -> str:
         said = [inline(prompts_in_words(record.prompts)), ""] if record.prompts else []
         lines += [
             "",
-            "## What the model read",
+            "## Input texts",
             "",
             *said,
             *markdown(("task", "side", "prompt key", "first text"), rows),
@@ -293,11 +291,11 @@ def _in_effect(resolved: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def conclude(console: Console, record: RunRecord) -> None:
-    """Show how many results were known already, what became of the embeddings, and where it all is."""
-    reused = sum(task.status == "reused" for task in record.tasks)
-    if reused:
-        text = f"{reused} of {len(record.tasks)} results were known already; to compute them again: results.reuse=none"
+def print_summary(console: Console, record: RunRecord) -> None:
+    """Show how many results were cached, what the embedding cache did, and where results and record are."""
+    cached = sum(task.status == "cached" for task in record.tasks)
+    if cached:
+        text = f"{cached} of {len(record.tasks)} results were cached; to recompute them: results.reuse=none"
         console.print_line(text)
     kept = record.embedding_cache
     if kept is not None and (kept.read or kept.written or kept.passed):

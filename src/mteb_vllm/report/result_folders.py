@@ -12,7 +12,7 @@ from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
 from mteb_vllm.report.points import Point, TaskScore
 from mteb_vllm.report.run_records import describe_error, short_text
 from mteb_vllm.results.digests import DamagedError, has_digest, read_verified
-from mteb_vllm.results.failures import of_damage
+from mteb_vllm.results.failures import failure_from_damage
 from mteb_vllm.results.lookup import CEILING, model_folder
 from mteb_vllm.util.files import parse_json, read_file
 
@@ -58,7 +58,7 @@ def _point(folder: Path, files: Sequence[Path]) -> Point | None:
     facts, problem = _facts(folder)
     if facts["model"] == CEILING:
         return None  # of ours, beside reranking runs: no model
-    failures = [of_damage(why, file.stem) for file, why in sorted((damaged | others).items())]
+    failures = [failure_from_damage(why, file.stem) for file, why in sorted((damaged | others).items())]
     tasks += [TaskScore(failure.task or "", failed=True) for failure in failures]
     facts |= {"versions.mteb": short_text(", ".join(sorted(versions))), "incomplete": ", ".join(incomplete)}
     known = [one for one in seconds if one is not None]
@@ -69,7 +69,7 @@ def _point(folder: Path, files: Sequence[Path]) -> Point | None:
         facts={key: text for key, text in facts.items() if text},
         tasks=sorted(tasks, key=lambda task: task.name),
         seconds=sum(known) if known and len(known) == len(seconds) else None,
-        failures=[*failures, *([of_damage(problem)] if problem else [])],
+        failures=[*failures, *([failure_from_damage(problem)] if problem else [])],
     )
 
 

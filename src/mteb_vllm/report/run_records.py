@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.report.points import MEASURING, Point, TaskScore
-from mteb_vllm.results.failures import of_damage
+from mteb_vllm.results.failures import failure_from_damage
 from mteb_vllm.results.record import RunRecord, TaskOutcome, read_record
 from mteb_vllm.util.fingerprint import fingerprint
 
@@ -51,7 +51,7 @@ def read_run(folder: Path) -> FoundRun:
         why = f"{folder} holds no run.json: the run has not ended, or was killed, or the file is gone"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         why = f"{path} is no record that can be read ({describe_error(error)})"
-    return FoundRun(Point("", folder, failures=[of_damage(why)]), number, "")
+    return FoundRun(Point("", folder, failures=[failure_from_damage(why)]), number, "")
 
 
 def describe_error(error: Exception) -> str:
@@ -97,7 +97,7 @@ def _override(text: str) -> tuple[str, str]:
 
 
 def _task(task: TaskOutcome) -> TaskScore:
-    measured = task.measured or task.what_it_took(None)
+    measured = task.measured or task.to_measured(None)
     return TaskScore(
         name=task.name,
         type=task.type,
@@ -110,7 +110,7 @@ def _task(task: TaskOutcome) -> TaskScore:
         stored=measured.stored,
         tokens=measured.tokens,
         seconds=measured.seconds,
-        reused=task.status == "reused",
+        reused=task.status == "cached",
     )
 
 

@@ -1,4 +1,4 @@
-"""What an engine has done for a model, counted; and what computing a result took."""
+"""Counters of the work that an engine does for a model, and the recorded cost of a result."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from mteb_vllm.results.measurements import Amount, Count, Unit
 
 @dataclass
 class Work:
-    """What encoding or scoring did; adds up over calls.
+    """Counts of encoding or scoring work, summed over calls.
 
     Attributes:
-        texts: Texts, or pairs of texts, that were asked for.
-        computed: Different ones, which the engine computed.
-        stored: Different ones, which came from the embedding cache.
-        tokens: Tokens that the engine was given.
-        cached_tokens: Those of them that it had in its prefix cache.
-        blank: Of the texts asked for, those without a token, which no engine is given: their embedding is zero. Of pairs,
-            likewise, with the score 0.
-        truncated: Of the texts asked for, those that were longer than the context; of pairs, those whose document was cut.
-        truncated_queries: Pairs, of those asked for, whose query was too long for the context by itself, and was cut.
+        texts: Requested texts, or pairs of texts.
+        computed: Distinct ones that the engine computed.
+        stored: Distinct ones that came from the embedding cache.
+        tokens: Tokens passed to the engine.
+        cached_tokens: Those of them found in the engine's prefix cache.
+        blank: Requested texts without a token, which are not passed to the engine: their embedding is zero. Pairs without a
+            token get the score 0.
+        truncated: Requested texts longer than the context; of pairs, those whose document was truncated.
+        truncated_queries: Requested pairs whose query alone exceeds the context and was truncated.
         seconds: Wall time, without that of the embedding cache.
-        store_seconds: Wall time of looking up and storing embeddings.
+        store_seconds: Wall time of reading and writing the embedding cache.
     """
 
     texts: int = 0
@@ -37,27 +37,27 @@ class Work:
     store_seconds: float = 0.0
 
     def add(self, other: Work) -> None:
-        """Adds another call's."""
+        """Add the counts of another call."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
     def since(self, before: Work) -> Work:
-        """What was done after `before`."""
+        """Return the difference to an earlier state of these counts."""
         return Work(**{name: value - getattr(before, name) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What computing a task's result took: noted beside the result, for runs that will find it.
+    """The cost of computing a task's result, stored with the result for runs that reuse it.
 
     Attributes:
-        texts: Texts, or pairs of texts, that mteb asked for.
-        computed: Different ones, which the engine computed.
-        stored: Different ones, which came from the embedding cache.
-        tokens: Tokens that the engine was given.
+        texts: Texts, or pairs of texts, requested by mteb.
+        computed: Distinct ones that the engine computed.
+        stored: Distinct ones that came from the embedding cache.
+        tokens: Tokens passed to the engine.
         seconds: Wall time of the engine's work.
-        unit: What is counted.
-        engine_seconds: What opening the engine took; None where it was open.
+        unit: Whether texts or pairs are counted.
+        engine_seconds: Time to open the engine; None if it was already open.
     """
 
     texts: Count | None = None

@@ -1,8 +1,8 @@
-"""Stored files that are verified before they are used.
+"""Digests of stored files, verified before the files are used.
 
-A result and a file of predictions have a digest beside them, `<file>.sha256`: the SHA-256 of the file's place in the store
-(model, revision, settings, task) and of its content. Neither a changed file nor one that belongs elsewhere matches it. Notes,
-small JSON files that a run can do without, hold theirs themselves.
+Each result and file of predictions has a digest file next to it, `<file>.sha256`: the SHA-256 of the file's path in the store
+(model, revision, settings, task) and of its content, so neither a modified nor a moved file matches. Notes, small JSON files
+that a run can do without, contain their own digest.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.util import disk
-from mteb_vllm.util.files import make_way, read_file, read_json, write_atomically
+from mteb_vllm.util.files import clear_path, read_file, read_json, write_atomically
 from mteb_vllm.util.masking import mask
 
-# Errors that the same file will give again (None: what is no regular file); any other one says nothing about the file.
-_LASTING = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.EPERM, None)
+# Errors that reading the same file raises again (None: not a regular file); any other one is no sign of damage.
+_PERMANENT_ERRORS = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.EPERM, None)
 
 
 class DamagedError(ValueError):
@@ -27,7 +27,7 @@ class DamagedError(ValueError):
 
 
 def read_verified(root: Path, path: Path) -> bytes:
-    """Return the content of a file that has a digest beside it.
+    """Return the content of a file, verified against its digest file.
 
     Args:
         root: The root of the results store.
@@ -35,45 +35,45 @@ def read_verified(root: Path, path: Path) -> bytes:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        DamagedError: if it is not what was written there, or can never be read.
-        OSError: if it cannot be read now.
+        DamagedError: if the content does not match the digest, or the file can never be read.
+        OSError: if it cannot be read at the moment.
     """
-    # The file before its digest: a writer writes them in the other order.
+    # Read the file before its digest, because writers write the digest first.
     content = _read(path)
     try:
-        digests = _read(_beside(path)).split()
+        digests = _read(_digest_path(path)).split()
     except (FileNotFoundError, DamagedError):
         digests = []
     if _digest(root, path, content).encode() not in digests:
-        raise DamagedError(f"it does not match its digest {_beside(path).name}")
+        raise DamagedError(f"it does not match its digest {_digest_path(path).name}")
     return content
 
 
 def has_digest(path: Path) -> bool:
-    """Whether a file has a digest beside it."""
-    return _beside(path).exists()
+    """Whether a file has a digest file."""
+    return _digest_path(path).exists()
 
 
 def write_digest(root: Path, path: Path, content: bytes, scratch: Path) -> None:
-    """Write the digest of a file's content, before the file itself appears by rename.
+    """Write the digest of a file's new content, before the file itself is replaced by rename.
 
-    The digest of the content that is there until then stays valid, so that a process that is killed in between harms nothing.
+    The digest of the current content stays valid until then, so that a process killed in between does no damage.
 
     Args:
         root: The root of the results store.
         path: The file.
-        content: Its content.
-        scratch: A folder of `locks.staging`, where the digest is written before it appears by rename.
+        content: Its new content.
+        scratch: A folder of `locks.staging`, from which the digest is moved into place.
 
     Raises:
         OSError: if it cannot be written.
     """
     digests = [_digest(root, path, content)]
-    with contextlib.suppress(OSError, DamagedError):  # then there is nothing that has to stay valid
+    with contextlib.suppress(OSError, DamagedError):  # then no current content has to stay valid
         digests.append(_digest(root, path, read_verified(root, path)))
-    target, written = _beside(path), scratch / _beside(path).name
+    target, written = _digest_path(path), scratch / _digest_path(path).name
     try:
-        make_way(target, root)
+        clear_path(target, root)
         write_atomically(written, "\n".join(dict.fromkeys(digests)) + "\n")
         written.replace(target)
     except OSError as error:
@@ -82,10 +82,10 @@ def write_digest(root: Path, path: Path, content: bytes, scratch: Path) -> None:
 
 
 def write_note(root: Path, path: Path, value: Any) -> None:
-    """Write a note; where that is not possible, the log says so, and nothing else happens."""
-    value = json.loads(mask(json.dumps(value)))  # before its digest
+    """Write a note; failure to do so is only logged."""
+    value = json.loads(mask(json.dumps(value)))  # mask before computing the digest
     try:
-        make_way(path, root)
+        clear_path(path, root)
         write_atomically(
             path, json.dumps({"note": value, "sha256": _digest_of_note(root, path, value)}, indent=1) + "\n"
         )
@@ -94,7 +94,7 @@ def write_note(root: Path, path: Path, value: Any) -> None:
 
 
 def read_note(root: Path, path: Path) -> Any:
-    """Return the value of a note; None where there is none, or not what was written."""
+    """Return the value of a note; None if there is none or it is damaged."""
     try:
         found = read_json(path)
         if found["sha256"] == _digest_of_note(root, path, found["note"]):
@@ -108,12 +108,12 @@ def _read(path: Path) -> bytes:
     try:
         return read_file(path)
     except OSError as error:
-        if error.errno in _LASTING:
+        if error.errno in _PERMANENT_ERRORS:
             raise DamagedError(str(error)) from error
         raise
 
 
-def _beside(path: Path) -> Path:
+def _digest_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 

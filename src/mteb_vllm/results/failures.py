@@ -1,6 +1,6 @@
-"""What went wrong with a point or a task: a kind, a message, the last lines of the log, and what to try.
+"""Typed failures of points and tasks: a kind, a message, the last lines of the log, and advice.
 
-Failures are also remembered beside the results, so that a later run can say what failed before, and leave it alone:
+Failures are also stored with the results, so that a later run can report and skip what failed before:
 
     <root>/failures/<fingerprint>.json
 """
@@ -35,46 +35,47 @@ from mteb_vllm.util.masking import mask
 from mteb_vllm.util.phase import Phase
 
 Kind = Literal[
-    "out_of_memory_loading",  # memory ran out, or would, while the engine opened
-    "out_of_memory_encoding",  # memory ran out at work
-    "engine_start",  # vLLM did not open for another reason
-    "engine_died",  # vLLM's engine core ended, or gave wrong answers
-    "segmentation_fault",  # the process touched memory that is not its own
-    "crash",  # the process ended itself in another way
-    "killed",  # by a signal from outside, as the kernel sends where memory runs out
+    "out_of_memory_loading",  # memory was, or would have been, exhausted while the engine opened
+    "out_of_memory_encoding",  # memory was exhausted while encoding or scoring
+    "engine_start",  # the engine did not open for another reason
+    "engine_died",  # vLLM's engine core ended, or returned invalid output
+    "segmentation_fault",
+    "crash",  # the process ended in another way
+    "killed",  # by a signal from outside, such as the kernel's when memory runs out
     "timeout",  # longer than hydra.launcher.point_timeout
-    "disk",  # a disk is full, or a folder cannot be written to
+    "disk",  # a disk is full, or a folder is not writable
     "data",  # a task's data cannot be loaded
     "task",  # an exception in a task
-    "first_stage",  # a first stage's predictions cannot be had
+    "first_stage",  # a first stage's predictions cannot be read or computed
     "not_finite",  # NaN or Inf
-    "model",  # the model cannot be had
+    "model",  # the model cannot be found or loaded
     "missing_package",
-    "damaged",  # what a run has left is not what was written, or cannot be read
+    "damaged",  # a stored file is damaged or unreadable
     "interrupted",  # Ctrl-C or SIGTERM
     "error",  # anything else: a bug
 ]
 
-# Those after which nothing of an engine, or of the process that it is in, is to be relied on.
+# Failures after which the engine and its process can no longer be trusted.
 FATAL: tuple[Kind, ...] = (
     "out_of_memory_loading", "out_of_memory_encoding", "engine_start", "engine_died", "segmentation_fault", "crash",
     "killed", "timeout",
 )  # fmt: skip
 
-_TRY: dict[Kind, str] = {
-    "out_of_memory_loading": "lower engine.gpu_memory_utilization or engine.max_model_len, or take a smaller dtype",
-    "out_of_memory_encoding": "lower engine.max_num_batched_tokens or engine.max_num_seqs, or take a smaller dtype",
-    "engine_start": "the log says more; engine.enforce_eager=true rules out compilation",
-    "engine_died": "the log says why; where it does not, memory may have run out: lower engine.max_num_seqs",
-    "segmentation_fault": "the log shows where; engine.enforce_eager=true rules out compiled code",
-    "crash": "the log shows where",
-    "killed": "the kernel does this where memory runs out (dmesg says so): lower engine.max_num_seqs or "
-    "engine.max_num_batched_tokens, or take a smaller dtype",
-    "timeout": "the log shows where it stood; allow more with hydra.launcher.point_timeout, in seconds",
-    "disk": "free space there, or choose another folder with results.dir=...; the same command again does what is missing",
+_ADVICE: dict[Kind, str] = {
+    "out_of_memory_loading": "lower engine.gpu_memory_utilization or engine.max_model_len, or use a smaller dtype",
+    "out_of_memory_encoding": "lower engine.max_num_batched_tokens or engine.max_num_seqs, or use a smaller dtype",
+    "engine_start": "see the log for details; set engine.enforce_eager=true to rule out compilation",
+    "engine_died": "see the log for the reason; if it shows none, memory may have run out: lower engine.max_num_seqs",
+    "segmentation_fault": "see the log for the stack; set engine.enforce_eager=true to rule out compiled code",
+    "crash": "see the log for the stack",
+    "killed": "the kernel kills processes when memory runs out (see dmesg): lower engine.max_num_seqs or "
+    "engine.max_num_batched_tokens, or use a smaller dtype",
+    "timeout": "see the log for the stack; allow more time with hydra.launcher.point_timeout, in seconds",
+    "disk": "free space there, or choose another folder with results.dir=...; then repeat the command, which computes only "
+    "what is missing",
     "data": DATA_ADVICE,
-    "task": "the log holds the traceback",
-    "not_finite": "take another dtype: float16 overflows in models that were trained in bfloat16",
+    "task": "see the log for the traceback",
+    "not_finite": "use another dtype: float16 overflows in models that were trained in bfloat16",
     "damaged": "run it again, or leave it out of the report",
     "error": "this may be a bug: please report it with the log",
 }
@@ -83,17 +84,17 @@ _MEMORY = re.compile(
     r"out of memory|can(?:no|')t allocate memory|bad_alloc|unable to allocate|failed to allocate|not enough memory|"
     r"memoryerror|available memory on node.* less than|free memory on device.* less than|"
     r"no available memory for the cache|larger than the available kv cache memory|"
-    # All that oneDNN says where there is no memory for its code.
+    # oneDNN's only message when there is no memory for its code.
     r"could not create a primitive(?! descriptor)",
     re.IGNORECASE,
 )
 
-# What says nothing of the settings under which it happened.
-_PASSING: tuple[Kind, ...] = ("interrupted", "disk")
+# Failures that have nothing to do with the settings, and are not stored.
+_TRANSIENT: tuple[Kind, ...] = ("interrupted", "disk")
 
 LOG_LINES = 20
 
-# How a sweep's child process ends when a process of its engine has ended and vLLM does not notice (sysexits.h: EX_SOFTWARE).
+# Exit status of a sweep's child process when a process of its engine has died unnoticed by vLLM (sysexits.h: EX_SOFTWARE).
 ENGINE_DIED = 70
 
 
@@ -102,13 +103,13 @@ class Failure:
     """One failure.
 
     Attributes:
-        kind: Of which kind it is.
+        kind: Its kind.
         message: What happened, in one line or a few.
-        task: In which task; None where no task was at work.
+        task: The task in which it happened; None if outside of any task.
         log: The last lines of the log.
         advice: What to try.
-        tried: Whether it happened now; else it is told from before, or of another point on the same engine.
-        phase: What was being done when a process ended or took too long; None where an exception tells.
+        tried: Whether it happened in this run; false if it comes from an earlier run or another point.
+        phase: The phase in which a process ended or timed out; None for an exception.
     """
 
     kind: Kind
@@ -121,8 +122,8 @@ class Failure:
 
     def __post_init__(self) -> None:
         if self.phase is not None:
-            object.__setattr__(self, "phase", Phase(self.phase))  # from a file, a text
-        # Texts of others', who know of no secrets.
+            object.__setattr__(self, "phase", Phase(self.phase))  # a string when read from a file
+        # Messages and logs of libraries may contain secrets.
         object.__setattr__(self, "message", mask(self.message))
         object.__setattr__(self, "log", [mask(line) for line in self.log])
 
@@ -131,40 +132,40 @@ class Failure:
         return f"{self.kind.replace('_', ' ')}{at}: {self.message}"
 
 
-def of_exception(error: BaseException, task: str | None = None) -> Failure:
-    """The failure that an exception means.
+def failure_from_exception(error: BaseException, task: str | None = None) -> Failure:
+    """Return the failure for an exception.
 
     Args:
-        error: The exception; its causes count, too.
-        task: The task at work.
+        error: The exception; its causes are considered as well.
+        task: The current task.
     """
     cause = error
     while isinstance(cause, (FirstStageError, PartialResultError)) and cause.__cause__ is not None:
         cause = cause.__cause__
-    words = [f"{type(one).__name__}: {one}" for one in causes(error)]
+    words = [f"{type(one).__name__}: {one}" for one in error_chain(error)]
     kind: Kind
-    if any(isinstance(one, MemoryError) for one in causes(error)) or any(map(_MEMORY.search, words)):
+    if any(isinstance(one, MemoryError) for one in error_chain(error)) or any(map(_MEMORY.search, words)):
         kind = "out_of_memory_loading" if isinstance(cause, EngineStartError) else "out_of_memory_encoding"
     else:
         other: Kind = "disk" if disk.cause(error) is not None else "task" if task else "error"
         kind = next((kind for cls, kind in _KINDS if isinstance(cause, cls)), other)
-    message = str(error) if isinstance(error, MtebVllmError) else in_one_line(error)
+    message = str(error) if isinstance(error, MtebVllmError) else one_line_message(error)
     if kind == "disk" and not isinstance(error, MtebVllmError):
         found = disk.cause(error)
         at = f"{found.filename}: " if found is not None and found.filename else ""
         message = f"{at}{disk.reason(error)}"
-    advice = cause.advice if isinstance(cause, DataError) else _TRY.get(kind, "")
-    # Some of our own errors say themselves what to try.
+    advice = cause.advice if isinstance(cause, DataError) else _ADVICE.get(kind, "")
+    # Some of our own errors already contain advice.
     return Failure(kind, message, task, [], "" if isinstance(cause, EngineStartError) and cause.advises else advice)
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Return whether an error ends a task at once, since what follows in it would need the engine or the model, too."""
-    return of_exception(error).kind in (*FATAL, "model", "missing_package", "disk")
+    """Whether an error ends the whole task, because its remaining subsets need the same engine or model."""
+    return failure_from_exception(error).kind in (*FATAL, "model", "missing_package", "disk")
 
 
-def of_unwritten(unwritten: Sequence[tuple[Path, BaseException]]) -> list[Failure]:
-    """Return a failure for each reason for which files could not be written, with the folder that they are all in."""
+def failures_from_unwritten(unwritten: Sequence[tuple[Path, BaseException]]) -> list[Failure]:
+    """Return one failure per reason for which files could not be written, naming the files and their common folder."""
     alike: dict[str, dict[Path, None]] = {}
     for path, error in unwritten:
         alike.setdefault(disk.reason(error), {})[path.absolute()] = None
@@ -172,28 +173,34 @@ def of_unwritten(unwritten: Sequence[tuple[Path, BaseException]]) -> list[Failur
     for reason, paths in alike.items():
         folder = os.path.commonpath([path.parent for path in paths])
         names = ", ".join(dict.fromkeys(path.name for path in paths))
-        failures.append(Failure("disk", f"{folder}: {reason} ({names})", advice=_TRY["disk"]))
+        failures.append(Failure("disk", f"{folder}: {reason} ({names})", advice=_ADVICE["disk"]))
     return failures
 
 
-def with_log(failure: Failure, lines: Sequence[str]) -> Failure:
-    """The failure with the last lines of its log, where alone an engine core in a process of its own says why it ended."""
+def add_log(failure: Failure, lines: Sequence[str]) -> Failure:
+    """Return a failure with the last lines of its log.
+
+    An engine failure becomes an out-of-memory failure if the log shows one: an engine core in a separate process reports its
+    reason only there.
+    """
     kind = failure.kind
     if kind in ("engine_start", "engine_died") and any(map(_MEMORY.search, lines)):
         kind = "out_of_memory_loading" if kind == "engine_start" else "out_of_memory_encoding"
-        return replace(failure, kind=kind, log=list(lines), advice=_TRY[kind])
+        return replace(failure, kind=kind, log=list(lines), advice=_ADVICE[kind])
     return replace(failure, log=list(lines))
 
 
-def of_exit(status: int, phase: Phase, doing: str, log: Sequence[str] = (), task: str | None = None) -> Failure:
-    """The failure that the end of a process means.
+def failure_from_exit(
+    status: int, phase: Phase, doing: str, log: Sequence[str] = (), task: str | None = None
+) -> Failure:
+    """Return the failure for a process that ended.
 
     Args:
-        status: Its exit status as `subprocess` has it: below 0, the signal that ended it.
+        status: Its exit status as in `subprocess`: if negative, the signal that ended it.
         phase: What it was doing.
-        doing: The same in words, as "opening vLLM".
+        doing: The same in words, e.g. "opening vLLM".
         log: The last lines of its log.
-        task: The task at work.
+        task: The current task.
     """
     name = _signal(-status) if status < 0 else f"exit status {status}"
     kind: Kind = "crash"
@@ -205,7 +212,7 @@ def of_exit(status: int, phase: Phase, doing: str, log: Sequence[str] = (), task
         kind = "segmentation_fault"
     elif status in (-signal.SIGKILL, -signal.SIGTERM):
         kind = "killed"
-    return Failure(kind, f"the process ended ({name}) while {doing}", task, list(log), _TRY[kind], phase=phase)
+    return Failure(kind, f"the process ended ({name}) while {doing}", task, list(log), _ADVICE[kind], phase=phase)
 
 
 def _signal(number: int) -> str:
@@ -215,35 +222,43 @@ def _signal(number: int) -> str:
         return f"signal {number}"
 
 
-def of_timeout(seconds: float, phase: Phase, doing: str, log: Sequence[str] = (), task: str | None = None) -> Failure:
-    """Return the failure of a point that took longer than `seconds`; the other arguments are those of `of_exit`."""
-    message = f"longer than {seconds:g} s; stopped while {doing}"
-    return Failure("timeout", message, task, list(log), _TRY["timeout"], phase=phase)
+def failure_from_timeout(
+    seconds: float, phase: Phase, doing: str, log: Sequence[str] = (), task: str | None = None
+) -> Failure:
+    """Return the failure of a point that took longer than `seconds`; for the other arguments see `failure_from_exit`."""
+    message = f"timed out after {seconds:g} s while {doing}"
+    return Failure("timeout", message, task, list(log), _ADVICE["timeout"], phase=phase)
 
 
-def in_one_line(error: BaseException) -> str:
-    """An error in one line, without the words that say nothing."""
+def one_line_message(error: BaseException) -> str:
+    """Return an error's type and the first line of its message, with a hint if the cause is the Hub's offline mode."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kind = type(error).__name__
     offline = "OfflineModeIsEnabled" in kind or any(
         "HF_HUB_OFFLINE" in line or "offline mode" in line.lower() for line in lines
     )
     text = f"{kind}: {lines[0]}" if lines else kind
-    return text + (" (HF_HUB_OFFLINE is set: fetch the data beforehand where there is a network)" if offline else "")
+    return text + (" (HF_HUB_OFFLINE is set: download the data first on a machine with a network)" if offline else "")
 
 
-def of_damage(why: str, task: str | None = None) -> Failure:
-    """Return the failure that a file means that a report cannot read or believe.
+def failure_from_damage(why: str, task: str | None = None) -> Failure:
+    """Return the failure for a file that a report cannot read, or that is damaged.
 
     Args:
-        why: What is wrong with it, and its path.
+        why: What is wrong with it, including its path.
         task: The task whose result it is; None for a whole run or folder.
     """
-    return Failure("damaged", why, task, [], _TRY["damaged"])
+    return Failure("damaged", why, task, [], _ADVICE["damaged"])
 
 
 def last_lines(log: Path, n: int = LOG_LINES, *, since: int = 0) -> list[str]:
-    """The last lines of a log, from a byte on; none where there is none."""
+    """Return the last non-empty lines of a log.
+
+    Args:
+        log: The file; if it does not exist, there are no lines.
+        n: The maximum number of lines.
+        since: The byte offset from which lines count.
+    """
     try:
         with log.open("rb") as file:
             file.seek(0, 2)
@@ -254,31 +269,31 @@ def last_lines(log: Path, n: int = LOG_LINES, *, since: int = 0) -> list[str]:
     return [line[:400] for line in lines if line.strip()][-n:]
 
 
-def where_it_stood(log: Path) -> list[str]:
-    """What a process that was asked where it is wrote last, from its main thread on (faulthandler's form)."""
+def last_stack(log: Path) -> list[str]:
+    """Return the stack that faulthandler last dumped into a log, starting with the current thread."""
     lines = last_lines(log, 400)
     found = [at for at, line in enumerate(lines) if line.startswith("Current thread")]
     return lines[found[-1] :][:LOG_LINES] if found else lines[-LOG_LINES:]
 
 
-def remember(root: Path, fingerprint: str, failures: Sequence[Failure], settled: Sequence[str]) -> None:
-    """Notes what failed under some settings, in the place of what failed before.
+def save_failures(root: Path, fingerprint: str, failures: Sequence[Failure], settled: Sequence[str]) -> None:
+    """Update the stored failures of some settings.
 
     Args:
         root: The results' root.
-        fingerprint: Of the settings.
-        failures: What failed now.
-        settled: Tasks that have a score now.
+        fingerprint: The settings' hash.
+        failures: The failures of this run.
+        settled: Tasks that have a score now, whose stored failures are removed.
     """
     path = _path(root, fingerprint)
-    news = {failure.task or "": failure for failure in failures if failure.tried and failure.kind not in _PASSING}
+    news = {failure.task or "": failure for failure in failures if failure.tried and failure.kind not in _TRANSIENT}
     if not news and not path.exists():
         return
     try:
         with lock(root, f"{fingerprint}.failures"):
-            known = remembered(root, fingerprint)
-            # A failure outside of any task is settled when some task has a score.
-            kept = {key: found for key, found in known.items() if key not in settled and (key or not settled)} | news
+            stored = load_failures(root, fingerprint)
+            # A failure outside of any task is removed once any task has a score.
+            kept = {key: found for key, found in stored.items() if key not in settled and (key or not settled)} | news
             if kept:
                 write_note(root, path, {key: asdict(found) for key, found in kept.items()})
             elif path.is_file():
@@ -287,17 +302,17 @@ def remember(root: Path, fingerprint: str, failures: Sequence[Failure], settled:
         disk.note(path, error, optional=True)
 
 
-def remembered(root: Path, fingerprint: str) -> dict[str, Failure]:
-    """What failed before under some settings: task to failure, "" for one outside of any task."""
+def load_failures(root: Path, fingerprint: str) -> dict[str, Failure]:
+    """Return the stored failures of some settings: task to failure, with "" for one outside of any task."""
     found = read_note(root, _path(root, fingerprint)) or {}
     try:
         return {task: Failure(**failure) for task, failure in found.items()}
-    except (TypeError, ValueError):  # of another version of this program
+    except (TypeError, ValueError):  # written by an incompatible version
         return {}
 
 
-def before(failures: Mapping[str, Failure], task: str) -> Failure | None:
-    """Why a task failed before, by itself or with its whole point."""
+def earlier_failure(failures: Mapping[str, Failure], task: str) -> Failure | None:
+    """Return the stored failure of a task, or else that of its whole point, marked as not tried now."""
     found = failures.get(task) or failures.get("")
     return replace(found, task=task, tried=False) if found is not None else None
 
@@ -306,8 +321,8 @@ def _path(root: Path, fingerprint: str) -> Path:
     return root / "failures" / f"{fingerprint}.json"
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, and what it comes from."""
+def error_chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and the errors that caused it."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:

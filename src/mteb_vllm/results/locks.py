@@ -1,7 +1,7 @@
-"""Locks by which several runs share one results store, on the operating system's file locks (filelock).
+"""Locks that let several runs share one results store, built on the operating system's file locks (filelock).
 
-The system lets go of a lock when its holder dies, however it dies: a stale one is taken over at once. Lock files go with
-their locks; those of killed runs are cleared away.
+The operating system releases a lock when its holder dies, so no lock is ever stale. Lock files are removed when the lock is
+released; those of killed runs are removed by `clear`.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mteb_vllm.errors import LockError
-from mteb_vllm.util.files import make_way
+from mteb_vllm.util.files import clear_path
 
 _STAGING = ".writing-"
-# Folders of notes, which are written in place, and after how many seconds a file that is still being written is abandoned.
+# Folders of notes, whose temporary files lie next to them, and the age in seconds after which one counts as abandoned.
 _NOTES = ("settings", "failures")
 _ABANDONED = 3600
 
 
 class BusyError(Exception):
-    """Somebody else holds the lock."""
+    """Another process holds the lock."""
 
 
 @contextmanager
 def lock(root: Path, name: str, *, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Holds a lock of a results store.
+    """Hold a lock of a results store.
 
     Args:
         root: The store's root.
-        name: What is locked.
-        wait: Whether to wait for whoever holds it.
-        on_wait: Called before a wait.
+        name: The name of what is locked.
+        wait: Whether to wait if the lock is held.
+        on_wait: Called before waiting.
 
     Raises:
-        BusyError: if somebody else holds it and `wait` is false.
-        LockError: if the lock's file cannot be written.
+        BusyError: if the lock is held and `wait` is false.
+        LockError: if the lock file cannot be written.
     """
     path = root / ".locks" / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.lock"
     held = FileLock(path)
     try:
-        make_way(path, root)
+        clear_path(path, root)
         held.acquire(blocking=False)
     except Timeout:
         if not wait:
@@ -58,15 +58,15 @@ def lock(root: Path, name: str, *, wait: bool = True, on_wait: Callable[[], None
     try:
         yield
     finally:
-        with suppress(OSError):  # a lock file that stays is harmless
-            # Whoever has opened the file meanwhile finds it gone once he holds it, and starts over: filelock looks.
+        with suppress(OSError):  # a leftover lock file is harmless
+            # A process that has opened the file in the meantime finds it deleted and retries: filelock checks for this.
             path.unlink()
         held.release()
 
 
 @contextmanager
 def staging(root: Path) -> Iterator[Path]:
-    """A folder on the store's file system where files are written before they appear in it by rename."""
+    """Create a temporary folder on the store's file system, from which files are moved into the store by rename."""
     import uuid
 
     folder = root / f"{_STAGING}{uuid.uuid4().hex[:12]}"
@@ -79,7 +79,7 @@ def staging(root: Path) -> Iterator[Path]:
 
 
 def clear(root: Path) -> None:
-    """Remove what killed runs have left: folders and notes that they were writing, and lock files that nobody holds."""
+    """Remove what killed runs left behind: staging folders, temporary files of notes, and lock files that are not held."""
     left = [path.name for path in root.glob(f"{_STAGING}*")]
     left += [path.stem for path in (root / ".locks").glob("*.lock")]
     for name in dict.fromkeys(left):
@@ -87,7 +87,7 @@ def clear(root: Path) -> None:
             with lock(root, name, wait=False):
                 if name.startswith(_STAGING):
                     shutil.rmtree(root / name, ignore_errors=True)
-        except (BusyError, OSError):  # in use, or not ours to remove
+        except (BusyError, OSError):  # in use, or not removable by this user
             pass
     for folder in _NOTES:
         for path in (root / folder).rglob(".*.tmp"):

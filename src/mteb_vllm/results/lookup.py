@@ -1,16 +1,15 @@
-"""What a results store holds, read without mteb: what a dry run says of a point before anything is loaded.
+"""Look-ups in a results store without importing mteb, as a dry run needs them.
 
-A result is verified before it is used (`digests`). Beside the results lie the settings that their hashes stand for, so that a
-result under other settings can say why it is not this run's:
+Results are verified before use (see `digests`). The store also holds the settings behind each hash, to explain why a result
+under other settings does not apply:
 
     <root>/settings/<hash>.json
 
-and, for each way in which a task's texts are read, where its result is: a prompt that does not concern a task makes it no
-other result.
+for each input fingerprint of a task, the path of its result, because prompts that do not concern the task do not change it:
 
     <root>/settings/same/<hash>.json
 
-and what computing it took, so that a report over a resumed sweep still knows its speeds.
+and the cost of computing each result, so that a report on a resumed sweep still has its speeds:
 
     <root>/settings/measured/<hash>/<Task>.json
 """
@@ -31,28 +30,28 @@ from mteb_vllm.results.counters import Measured
 from mteb_vllm.results.digests import DamagedError, has_digest, read_note, read_verified, write_note
 from mteb_vllm.util import disk
 from mteb_vllm.util.data_revisions import aggregate_revision, data_revision
-from mteb_vllm.util.files import make_way, name_problem, parse_json, read_json, write_atomically
+from mteb_vllm.util.files import clear_path, name_problem, parse_json, read_json, write_atomically
 from mteb_vllm.util.fingerprint import fingerprint
 
-# What of a run's settings no configuration says: where only this differs, an earlier result is the same one, gone stale.
-_SURROUNDINGS = re.compile(r"(^|\.)(versions\..*|device|method|weights|shell\..*|revision)$")
-# The name under which the results of a perfect reranker are kept.
+# Settings that come from the environment rather than from the configuration: a result that differs only in these is stale.
+_ENVIRONMENT = re.compile(r"(^|\.)(versions\..*|device|method|weights|shell\..*|revision)$")
+# The model name under which the results of a perfect reranker are stored.
 CEILING = "mteb-vllm/ceiling"
 
 
-def keep_settings(root: Path, settings: Mapping[str, Any]) -> None:
-    """Write down what a hash of settings stands for; where that is not possible, only the log says so."""
+def save_settings(root: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings behind their hash; failure to do so is only logged."""
     path = root / "settings" / f"{fingerprint(settings)}.json"
     if _settings(path) is None:
         try:
-            make_way(path, root)
+            clear_path(path, root)
             write_atomically(path, json.dumps(settings, indent=1, sort_keys=True) + "\n")
         except OSError as error:
             disk.note(path, error, optional=True)
 
 
 def _settings(path: Path) -> dict[str, Any] | None:
-    """Return the settings in a file; None where they are not those that its name is the hash of."""
+    """Return the settings in a file; None if they do not match the hash in its name."""
     try:
         found: dict[str, Any] = read_json(path)
         return found if fingerprint(found) == path.stem else None
@@ -61,16 +60,16 @@ def _settings(path: Path) -> dict[str, Any] | None:
 
 
 def result_path(root: Path, settings: Mapping[str, Any], task: str, fingerprint: str) -> Path:
-    """Return where the result of a task is, in mteb's layout.
+    """Return the path of a task's result, in mteb's layout.
 
     Args:
-        root: The folder that `results` is in.
-        settings: The settings; the model's name and revision count.
+        root: The folder that contains `results`.
+        settings: The settings, of which the model's name and revision are used.
         task: The task.
         fingerprint: The settings' hash.
 
     Raises:
-        ValueError: if a name would lead to another place.
+        ValueError: if a name is not usable as the name of one file or folder.
     """
     folder, revision = model_folder(str(settings["engine"]["model"])), str(settings["engine"]["revision"])
     for name in (folder, revision, f"{task}.json"):
@@ -80,18 +79,18 @@ def result_path(root: Path, settings: Mapping[str, Any], task: str, fingerprint:
 
 
 def model_folder(name: str) -> str:
-    """Return the name of the folder that a model's results are in, as mteb makes it."""
+    """Return the name of a model's results folder, as mteb derives it."""
     return (name if "/" in name else f"local/{name}").replace("/", "__").replace(" ", "_")
 
 
 def predictions_path(root: Path, settings: Mapping[str, Any], task: str, fingerprint: str) -> Path:
-    """Where the predictions of a first stage are; for the arguments see `result_path`."""
+    """Return the path of a first stage's predictions; see `result_path` for the arguments."""
     result = result_path(root, settings, task, fingerprint)
     return root / "predictions" / result.parent.relative_to(root / "results") / f"{task}_predictions.json"
 
 
-def intact(root: Path, path: Path) -> bool:
-    """Whether a file of predictions is what was written there; it is not read again while it stays the same."""
+def is_intact(root: Path, path: Path) -> bool:
+    """Whether a file of predictions matches its digest; an unchanged file is read only once per process."""
     try:
         status = path.stat()
     except OSError:
@@ -99,11 +98,11 @@ def intact(root: Path, path: Path) -> bool:
     return _intact(root, path, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
-def changed_since(path: Path) -> bool:
-    """Whether a file of predictions in a results store is not what was written there; False where it has no digest."""
+def predictions_changed(path: Path) -> bool:
+    """Whether a file of predictions in a results store does not match its digest; False if it has none."""
     places = path.absolute().parents
     inside = len(places) > 5 and places[4].name == "predictions"
-    return inside and has_digest(path) and not intact(places[5], path.absolute())
+    return inside and has_digest(path) and not is_intact(places[5], path.absolute())
 
 
 @functools.lru_cache(maxsize=1024)
@@ -115,13 +114,13 @@ def _intact(root: Path, path: Path, stamp: tuple[int, ...]) -> bool:
         return False
 
 
-def keep_same(root: Path, input_fingerprint: str, result: Path) -> None:
-    """Notes where the result is of all runs that read a task in the same way."""
+def save_shared_result(root: Path, input_fingerprint: str, result: Path) -> None:
+    """Record the path of the result for an input fingerprint."""
     write_note(root, _same(root, input_fingerprint), str(result.relative_to(root)))
 
 
-def same_result(root: Path, input_fingerprint: str) -> Path | None:
-    """Where the result may be of a run that has read a task in the same way; None where there was none."""
+def shared_result(root: Path, input_fingerprint: str) -> Path | None:
+    """Return the path at which a result for an input fingerprint was stored; None if there was none."""
     found = read_note(root, _same(root, input_fingerprint))
     return None if found is None else root / found
 
@@ -130,19 +129,19 @@ def _same(root: Path, input_fingerprint: str) -> Path:
     return root / "settings" / "same" / f"{input_fingerprint}.json"
 
 
-def keep_measured(root: Path, result: Path, measured: Measured) -> None:
-    """Note what computing a result took.
+def save_measured(root: Path, result: Path, measured: Measured) -> None:
+    """Record the cost of computing a result.
 
     Args:
         root: The results' root.
-        result: Where the result is.
-        measured: What it took.
+        result: The path of the result.
+        measured: The cost.
     """
     write_note(root, _measured(root, result), asdict(measured))
 
 
 def read_measured(root: Path, result: Path) -> Measured | None:
-    """Return what computing a result took; None where nobody noted it, or another version of this program did."""
+    """Return the cost of computing a result; None if it was not recorded, or by an incompatible version."""
     try:
         return Measured(**read_note(root, _measured(root, result)))
     except TypeError:
@@ -150,40 +149,44 @@ def read_measured(root: Path, result: Path) -> Measured | None:
 
 
 def copy_measured(root: Path, source: Path, target: Path) -> None:
-    """Notes for one result what is noted for another, whose copy it is."""
+    """Copy the recorded cost of one result to a copy of that result."""
     if (measured := read_measured(root, source)) is not None:
-        keep_measured(root, target, measured)
+        save_measured(root, target, measured)
 
 
 def _measured(root: Path, result: Path) -> Path:
     return root / "settings" / "measured" / result.parent.name.removeprefix("settings_") / result.name
 
 
-Found = Literal["whole", "part", "other data", "unreadable", "nothing"]
+ResultStatus = Literal["complete", "partial", "other data", "unreadable", "missing"]
 
 
-def look(root: Path, path: Path, task: TaskInfo, splits: Sequence[str] | None = None) -> Found:
-    """What is there of a task's result; "whole" is what `ResultsStore.known` takes for one.
+def result_status(root: Path, path: Path, task: TaskInfo, splits: Sequence[str] | None = None) -> ResultStatus:
+    """Return the status of a task's result; "complete" agrees with `ResultsStore.cached_result`.
 
     Args:
         root: The results' root.
-        path: Where it is.
-        task: The task, with the subsets that count.
-        splits: The splits that count; None: the task's own.
+        path: The path of the result.
+        task: The task, with the requested subsets.
+        splits: The requested splits; None for all of the task's.
     """
     try:
         found = parse_json(read_verified(root, path))
     except FileNotFoundError:
-        return "nothing"
+        return "missing"
     except (OSError, DamagedError):
         return "unreadable"
     if found["dataset_revision"] != _revision(task):
         return "other data"
     wanted = [split for split in task.splits if not splits or split in splits]
-    return "whole" if complete(found["scores"], wanted, task.subsets, aggregate=bool(task.aggregate_of)) else "part"
+    return (
+        "complete"
+        if is_complete(found["scores"], wanted, task.subsets, aggregate=bool(task.aggregate_of))
+        else "partial"
+    )
 
 
-def complete(
+def is_complete(
     scores: Mapping[str, Iterable[Mapping[str, Any]]],
     splits: Iterable[str],
     subsets: Collection[str],
@@ -194,9 +197,9 @@ def complete(
 
     Args:
         scores: Split to the scores of its subsets, as in mteb's results.
-        splits: The splits that count.
-        subsets: The subsets that count.
-        aggregate: Whether the task is an aggregate, which has one score of its own, whatever the subsets of its parts are.
+        splits: The requested splits.
+        subsets: The requested subsets.
+        aggregate: Whether the task is an aggregate, which has a single score regardless of its parts' subsets.
     """
     found = {(split, entry["hf_subset"]): entry["main_score"] for split, entries in scores.items() for entry in entries}
     wanted = [(split, subset) for split in splits for subset in (("default",) if aggregate else subsets)]
@@ -204,15 +207,15 @@ def complete(
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """Settings under which something was computed before."""
+class EarlierSettings:
+    """Settings of an earlier run."""
 
     fingerprint: str
     settings: dict[str, Any]
 
 
-class Stale:
-    """Finds results that are this run's but for what no configuration says: versions, the machine, weights, data.
+class StaleResults:
+    """Results of the same configuration that are outdated: the versions, machine, weights or data have changed since.
 
     Args:
         root: The results' root.
@@ -221,11 +224,11 @@ class Stale:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def why(self, settings: Mapping[str, Any], task: TaskInfo) -> str | None:
-        """Why the newest such result of a task is stale, as "vllm 0.26.0 -> 0.32.0"; None where there is none."""
+    def reason(self, settings: Mapping[str, Any], task: TaskInfo) -> str | None:
+        """Return why the newest such result of a task is stale, e.g. "vllm 0.26.0 -> 0.32.0"; None if there is none."""
         found = [
             (path.stat().st_mtime, earlier.settings)
-            for earlier in self._all.get(_chosen(settings), [])
+            for earlier in self._all.get(_configuration_hash(settings), [])
             if (path := result_path(self._root, earlier.settings, task.name, earlier.fingerprint)).exists()
         ]
         if not found:
@@ -234,17 +237,17 @@ class Stale:
         return ", ".join(_differences(before, settings)[:3])
 
     @functools.cached_property
-    def _all(self) -> dict[str, list[Earlier]]:
-        found: dict[str, list[Earlier]] = {}
+    def _all(self) -> dict[str, list[EarlierSettings]]:
+        found: dict[str, list[EarlierSettings]] = {}
         for path in (self._root / "settings").glob("*.json"):
-            if (settings := _settings(path)) is not None:  # it only explains
-                found.setdefault(_chosen(settings), []).append(Earlier(path.stem, settings))
+            if (settings := _settings(path)) is not None:  # damaged ones are skipped: they only serve as explanation
+                found.setdefault(_configuration_hash(settings), []).append(EarlierSettings(path.stem, settings))
         return found
 
 
-def _chosen(settings: Mapping[str, Any]) -> str:
-    """The hash of what a configuration says."""
-    return fingerprint({key: value for key, value in _leaves(settings) if not _SURROUNDINGS.search(key)})
+def _configuration_hash(settings: Mapping[str, Any]) -> str:
+    """Return the hash of the settings that come from the configuration."""
+    return fingerprint({key: value for key, value in _leaves(settings) if not _ENVIRONMENT.search(key)})
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -265,7 +268,7 @@ def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _revision(task: TaskInfo) -> str:
-    # As tasks.load has it: a folder of the working directory stands in for the Hub's data.
+    # As in `tasks.loading`: a folder in the working directory takes the place of the Hub's data.
     if not task.aggregate_of:
         return data_revision(task.dataset_path, task.dataset_revision)
     parts = (mteb_catalogue().tasks[name] for name in task.aggregate_of)

@@ -1,7 +1,6 @@
-"""What a run notes of its engines: how they opened, what they held, and how fast they were.
+"""The parts of a `RunRecord` about engines: how they opened, their memory, and their speed.
 
-These are parts of a `RunRecord`, written and read back by the same classes. Fields that are None are not known, unless their
-description says otherwise.
+Fields that are None are unknown, unless their description says otherwise.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
-# What a record may hold, and is checked for where it is read back.
+# Ranges of the numbers in a record, validated when it is read.
 Score = Annotated[float, Interval(ge=-1e6, le=1e6)]
 Count = Annotated[int, Interval(ge=0, le=10**15)]
 Amount = Annotated[float, Interval(ge=0, le=1e15)]
@@ -27,12 +26,12 @@ class EngineRecord:
     Attributes:
         backend: "vllm" or "sentence_transformers".
         preset: The preset of its arguments.
-        fingerprint: The hash of all that its results depend on.
-        opened: How often this run opened it; 0 where it was open already, from a run before.
-        seconds: What opening took, imports included.
-        resolved: Argument to value: what unset arguments became.
-        threading: The variables of the threading runtime that its process found.
-        late: Those of `engine.env` that were set after that runtime had been loaded, and are not in effect.
+        fingerprint: The hash of everything that its results depend on.
+        opened: How often this run opened it; 0 if it was still open from an earlier run.
+        seconds: Time to open it, including imports.
+        resolved: Argument to value, as resolved by the engine.
+        threading: The threading runtime's environment variables, as its process saw them.
+        late: Variables of `engine.env` set after that runtime was loaded, which are not in effect.
         warnings: Warnings about the model while it opened.
     """
 
@@ -49,14 +48,14 @@ class EngineRecord:
 
 @dataclass
 class CacheRecord:
-    """What a run read from the embedding cache, and wrote to it.
+    """A run's use of the embedding cache.
 
     Attributes:
-        folder: Where the cache is.
-        read: Embeddings that were read.
-        written: Embeddings that were written.
-        passed: Embeddings that were not kept.
-        stopped: Why not; None where all were kept.
+        folder: The folder of the cache.
+        read: Number of embeddings read.
+        written: Number of embeddings written.
+        passed: Number of embeddings that were computed and not written.
+        stopped: Why not; None if all were written.
     """
 
     folder: str
@@ -68,12 +67,12 @@ class CacheRecord:
 
 @dataclass
 class Memory:
-    """The most memory that was held, in MiB.
+    """Peak memory, in MiB.
 
     Attributes:
-        process: By the process that ran.
-        engine_processes: By its engine's processes together.
-        device: In use on the GPUs; None where there is none.
+        process: Of the main process.
+        engine_processes: Of the engine's processes together.
+        device: In use on the GPUs; None without a GPU.
     """
 
     process: Amount
@@ -82,21 +81,21 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """By all processes, in MiB."""
+        """Of all processes, in MiB."""
         return self.process + self.engine_processes
 
 
 @dataclass
 class Lengths:
-    """How long the texts of a throughput run are, in tokens.
+    """The lengths of a throughput run's texts, in tokens.
 
     Attributes:
         kind: "fixed" (all equally long), "varied" (drawn from a distribution) or "tasks" (texts of tasks).
-        tokens: The length, or the mean, that was requested; None for texts of tasks.
+        tokens: The requested length, or mean length; None for texts of tasks.
         distribution: The distribution of varied lengths.
-        mean: The mean length; this and what follows is None until everything was timed once.
-        min: The smallest.
-        max: The largest.
+        mean: The measured mean length; like the next two, None until all requests have been timed once.
+        min: The measured minimum.
+        max: The measured maximum.
     """
 
     kind: Literal["fixed", "varied", "tasks"]
@@ -107,7 +106,7 @@ class Lengths:
     max: Count | None = None
 
     def __str__(self) -> str:
-        """Return how long the texts are, in words."""
+        """Return a description of the lengths."""
         if self.kind == "fixed":
             return f"{self.tokens:,} tokens each"
         words = "the tasks' own texts" if self.kind == "tasks" else f"varied ({self.distribution or 'a distribution'})"
@@ -128,11 +127,11 @@ class Latency:
 
 @dataclass
 class PhaseTimes:
-    """Parts of what a caller waits for; they add up to the whole.
+    """The parts of a call's latency; they add up to it.
 
     Attributes:
-        tokenise: Waiting for texts to become tokens.
-        engine: The model at work, and what schedules it.
+        tokenise: Waiting for tokenisation.
+        engine: The model and the engine's scheduler.
         collect: The rest.
     """
 
@@ -143,15 +142,15 @@ class PhaseTimes:
 
 @dataclass
 class Step:
-    """Timed calls at one batch size.
+    """Measurements at one batch size.
 
     Attributes:
-        batch_size: Requests of a call.
-        steps: How many calls were timed.
-        requests_per_second: Their rate.
-        tokens_per_second: The same, in tokens.
+        batch_size: Requests per call.
+        steps: Number of timed calls.
+        requests_per_second: Request throughput.
+        tokens_per_second: Token throughput.
         latency_ms: The latency of a call.
-        phases_ms: The mean parts of a call.
+        phases_ms: The parts of a call, on average.
         spread: The interquartile range of the latency, as a share of the median.
     """
 
@@ -166,16 +165,16 @@ class Step:
 
 @dataclass
 class Saturated:
-    """Throughput where all requests are given in one call.
+    """Offline (saturated) throughput: all requests in one call.
 
     Attributes:
-        repeats: How often that was timed.
-        seconds: Each time.
-        requests_per_second: At the median of the repeats.
-        tokens_per_second: The same, in tokens.
+        repeats: Number of timed repeats.
+        seconds: The time of each repeat.
+        requests_per_second: Request throughput at the median of the repeats.
+        tokens_per_second: Token throughput at the median of the repeats.
         spread: (largest - smallest) / median of the repeats.
         cached_share: The share of the tokens that came from the engine's prefix cache.
-        phases_s: The parts of the repeat next to the median.
+        phases_s: The parts of the repeat closest to the median.
     """
 
     repeats: Count
@@ -189,15 +188,15 @@ class Saturated:
 
 @dataclass
 class Roofline:
-    """The tokens a second that a machine can compute at most.
+    """The roofline: the tokens per second that the machine can compute at most.
 
     Attributes:
-        unknown: Why that is not known; all else is None then.
+        unknown: Why it is unknown; all numbers are None then.
         dtype: The dtype in which the machine was measured.
         device: The device.
-        flops_per_second: Floating-point operations a second, of a large matrix product.
-        flops_per_token: Floating-point operations of the model for a token, on average.
-        tokens_per_second: The first over the second.
+        flops_per_second: Floating-point operations per second of a large matrix product.
+        flops_per_token: Floating-point operations of the model per token, on average.
+        tokens_per_second: `flops_per_second / flops_per_token`.
         mfu: Model FLOPs utilisation: the share of `tokens_per_second` that the engine reached.
     """
 
@@ -212,17 +211,17 @@ class Roofline:
 
 @dataclass
 class ThroughputRecord:
-    """How fast an engine answers. A run that was cut short has what was timed until then.
+    """The measurements of a throughput run. If the run was interrupted, those made until then.
 
     Attributes:
-        unit: What a request is: a text, or a pair.
-        requests: How many there are.
-        lengths: How long they are.
-        warm_up_seconds: What the first calls took.
-        steps: By batch size, ascending.
-        saturated: With everything given at once.
-        memory_mb: The most memory that was held until then.
-        roofline: The most that the machine could compute.
+        unit: Whether a request is a text or a pair.
+        requests: Number of requests.
+        lengths: Their lengths.
+        warm_up_seconds: Time of the warm-up calls.
+        steps: Measurements by batch size, ascending.
+        saturated: Offline (saturated) throughput.
+        memory_mb: Peak memory.
+        roofline: The machine's roofline.
     """
 
     unit: Unit
@@ -236,19 +235,19 @@ class ThroughputRecord:
 
     @property
     def requests_per_second(self) -> float | None:
-        """With everything given at once; this and what follows is None where that was not reached."""
+        """Offline request throughput; None if it was not measured."""
         return self.saturated.requests_per_second if self.saturated is not None else None
 
     @property
     def tokens_per_second(self) -> float | None:
-        """The same, in tokens."""
+        """Offline token throughput; None if it was not measured."""
         return self.saturated.tokens_per_second if self.saturated is not None else None
 
     @property
     def spread(self) -> float | None:
-        """(largest - smallest) / median of the repeats."""
+        """(largest - smallest) / median of the offline repeats; None if they were not measured."""
         return self.saturated.spread if self.saturated is not None else None
 
     def p50(self, batch_size: int) -> float | None:
-        """Return the median latency of calls of this size, in ms; None where there are none."""
+        """Return the median latency in ms of calls of this batch size; None if it was not measured."""
         return next((step.latency_ms.p50 for step in self.steps if step.batch_size == batch_size), None)

@@ -1,4 +1,4 @@
-"""What a comparison with a reference found out, as a run's record holds it: see `RunRecord.parity`."""
+"""The part of a `RunRecord` about the comparison with a reference."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mteb_vllm.results.measurements import Amount, Count, EngineRecord, Score
 
 @dataclass
 class SplitVerdict:
-    """A main score on both sides.
+    """A main score of the engine and of the reference.
 
     Attributes:
         split: The split.
         subset: The subset.
         metric: The name of the main score.
-        reference: The reference's; None where it is not a number.
-        engine: The engine's; likewise.
-        difference: The engine's less the reference's; None where one of them is not a number.
-        passed: Whether it is within the tolerance.
+        reference: The reference's score; None if it is not a number.
+        engine: The engine's score; None if it is not a number.
+        difference: The engine's score minus the reference's; None if either is not a number.
+        passed: Whether the difference is within the tolerance.
     """
 
     split: str
@@ -34,16 +34,16 @@ class SplitVerdict:
 
 @dataclass
 class VectorAgreement:
-    """The cosines of texts' two embeddings, and the ratios of their lengths.
+    """Cosines of the two embeddings of each text, and ratios of their lengths.
 
     Attributes:
-        texts: How many texts were compared.
+        texts: Number of texts compared.
         min: The lowest cosine.
         p001: The 0.001 quantile of the cosines.
         p01: The 0.01 quantile.
         p10: The 0.1 quantile.
         p50: The median.
-        length: The smallest and the largest ratio of the engine's length to the reference's; None for infinity.
+        length: The smallest and the largest ratio of the engine's vector length to the reference's; None for infinity.
     """
 
     texts: Count
@@ -57,14 +57,14 @@ class VectorAgreement:
 
 @dataclass
 class ScoreAgreement:
-    """The differences of pairs' scores.
+    """Differences between the two scores of each pair.
 
     Attributes:
-        pairs: How many pairs were compared.
+        pairs: Number of pairs compared.
         max: The largest absolute difference.
         p99: The 0.99 quantile of the absolute differences.
         p50: The median.
-        pearson: The correlation of the two sides; None where one side's scores are all equal.
+        pearson: The correlation of the engine's and the reference's scores; None if one side's scores are all equal.
     """
 
     pairs: Count
@@ -76,7 +76,7 @@ class ScoreAgreement:
 
 @dataclass
 class SimilarityAgreement:
-    """The correlation of two sides' similarities of the same pairs of texts."""
+    """The correlation of the engine's and the reference's similarities of the same pairs of texts."""
 
     pearson: Score
     spearman: Score
@@ -85,13 +85,13 @@ class SimilarityAgreement:
 
 @dataclass
 class RankingAgreement:
-    """How alike two sides' rankings are.
+    """Agreement between the engine's and the reference's rankings.
 
     Attributes:
-        k: How many documents of a ranking count.
-        overlap: The share of the first k that both have, the mean over queries.
-        kendall: Kendall's tau-b, the mean over queries; None where it is defined for none.
-        queries: How many queries there are.
+        k: Number of top documents compared.
+        overlap: The share of the top k that both rankings contain, averaged over queries.
+        kendall: Kendall's tau-b, averaged over queries; None if it is undefined for all.
+        queries: Number of queries.
     """
 
     k: Count
@@ -106,7 +106,7 @@ class DifferingText:
 
     Attributes:
         text: Its beginning.
-        side: The task's side that it belongs to.
+        side: The side of the task that it belongs to, e.g. "query".
         cosine: The cosine of its two embeddings.
     """
 
@@ -117,18 +117,18 @@ class DifferingText:
 
 @dataclass
 class TaskVerdict:
-    """Whether one task passed.
+    """The comparison for one task.
 
     Attributes:
         task: The task.
-        passed: Whether it did.
-        reasons: Why not.
-        splits: Its main scores.
-        cosine: Its embeddings; None where none were compared.
+        passed: Whether it passed.
+        reasons: Why it did not pass.
+        splits: The main scores.
+        cosine: The agreement of embeddings; None if none were compared.
         worst: The texts that differ most.
-        pair_scores: The scores of its pairs; None where none were compared.
-        ranking: Its rankings, of a task of retrieval.
-        similarities: Its similarities, of a task of similarity.
+        pair_scores: The agreement of pair scores; None if none were compared.
+        ranking: The agreement of rankings, for retrieval tasks.
+        similarities: The agreement of similarities, for STS tasks.
     """
 
     task: str
@@ -144,12 +144,12 @@ class TaskVerdict:
 
 @dataclass(frozen=True)
 class Tolerances:
-    """Up to what the two sides may differ.
+    """The tolerances of a comparison.
 
     Attributes:
-        score: The difference of a main score, either way.
-        cosine: The smallest cosine of a text's two embeddings; of rerankers, the smallest correlation of the pairs' scores.
-        length: The difference from 1 of the ratio of their lengths.
+        score: Largest absolute difference of a main score.
+        cosine: Smallest cosine of a text's two embeddings; for rerankers, smallest correlation of the pair scores.
+        length: Largest deviation from 1 of the ratio of the vector lengths.
     """
 
     score: float
@@ -159,13 +159,13 @@ class Tolerances:
 
 @dataclass(frozen=True)
 class Hint:
-    """A cause of a difference that was measured.
+    """A possible cause of a difference, supported by a measurement.
 
     Attributes:
         cause: The cause.
-        says: What was measured, in one sentence.
-        worst: The worst cosine, or the largest difference of a pair's scores, that is left; None for infinity.
-        median: The median one.
+        says: The measurement in one sentence.
+        worst: The worst remaining cosine, or largest remaining difference of pair scores; None for infinity.
+        median: The median of the same.
     """
 
     cause: str
@@ -179,14 +179,14 @@ class Hint:
 
 @dataclass
 class ReferenceRecord:
-    """What an engine was compared with.
+    """The reference of a comparison.
 
     Attributes:
-        kind: "engine", or "stored" for scores that there were.
-        says: The same in words.
-        backend: The reference engine's; None for stored scores.
+        kind: "engine", or "stored" for existing scores.
+        says: A description of it.
+        backend: The reference engine's backend; None for stored scores.
         dtype: Its dtype.
-        engine: How it was opened; None for stored scores, and where it was not.
+        engine: The record of its engine; None for stored scores, or if it was not opened.
     """
 
     kind: Literal["engine", "stored"]
@@ -197,7 +197,7 @@ class ReferenceRecord:
 
 
 class Worst(NamedTuple):
-    """The difference of a main score, and the task that it is of; None and "" where there is none."""
+    """The difference of a main score and its task; None and "" if there is none."""
 
     difference: float | None
     task: str
@@ -205,15 +205,15 @@ class Worst(NamedTuple):
 
 @dataclass
 class ParityRecord:
-    """Whether an engine's results are a reference's.
+    """The comparison of an engine with a reference.
 
     Attributes:
         passed: Whether all tasks passed.
-        reference: What it was compared with.
-        tolerances: How far the two may differ.
+        reference: The reference.
+        tolerances: The tolerances.
         tasks: The verdict on each task.
         hints: Causes of the differences, the best explanation first.
-        notes: What else was found out about causes.
+        notes: Other findings about causes.
     """
 
     passed: bool
@@ -225,7 +225,7 @@ class ParityRecord:
 
     @property
     def worst(self) -> Worst:
-        """The difference of a main score whose absolute value is the largest."""
+        """The main-score difference with the largest absolute value."""
         found = [
             Worst(split.difference, task.task)
             for task in self.tasks
@@ -236,10 +236,10 @@ class ParityRecord:
 
     @property
     def lowest_cosine(self) -> float | None:
-        """The lowest cosine of a text's two embeddings; None where none were compared."""
+        """The lowest cosine of a text's two embeddings; None if none were compared."""
         return min((task.cosine.min for task in self.tasks if task.cosine is not None), default=None)
 
     @property
     def reasons(self) -> Iterator[str]:
-        """Why tasks did not pass."""
+        """The reasons why tasks did not pass, each prefixed with its task."""
         return (f"{task.task}: {reason}" for task in self.tasks for reason in task.reasons)

@@ -1,6 +1,6 @@
-"""What a run leaves behind: its record, as `run.json` and `scores.csv`.
+"""The record of a run, stored as `run.json` and `scores.csv`.
 
-`run.json` is written from the dataclasses here and read back into them, and checked on the way: see `write_record` and
+`run.json` is written from the dataclasses here, and validated when it is read back into them; see `write_record` and
 `read_record`.
 """
 
@@ -35,48 +35,47 @@ from mteb_vllm.util.disk import attempt
 from mteb_vllm.util.escape import csv_cell
 from mteb_vllm.util.files import check_seal, dump_sealed, parse_json, read_file, write_atomically
 from mteb_vllm.util.machine import device, gpu_count, versions
-from mteb_vllm.util.masking import masked
+from mteb_vllm.util.masking import mask_values
 from mteb_vllm.util.plain import json_value
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict, TypeAdapter
 
-# The version of `run.json`: it goes up where a record could be misread, or not be read, by the program of before.
-SCHEMA = 1
+# The version of the format of `run.json`, raised whenever another version of the program could not read it, or misread it.
+SCHEMA = 2
 
-Status = Literal["computed", "reused", "failed"]
+Status = Literal["computed", "cached", "failed"]
 
 
 @dataclass
 class TaskOutcome:
-    """What became of one task.
+    """The outcome of one task.
 
     Attributes:
         name: The task.
         type: Its type.
-        status: Computed now, read from the results store, or failed.
+        status: Computed by this run, read from the results store, or failed.
         metric: The name of its main score.
         main_score: The mean over splits and subsets; None if it failed.
-        scores: Split to subset to all scores; of a failed task, of those subsets that have some.
-        failure: Why it failed.
-        seconds: Wall time by phase: load, encode, store (embeddings looked up in the cache and kept there), score.
-        texts: Texts, or pairs of texts, that mteb asked for. This and what follows is None where nothing was computed now.
-        computed: Different ones, which the engine computed.
-        stored: Different ones, whose embeddings were in the embedding cache.
-        tokens: Tokens that the engine was given.
-        cached_tokens: Those of them that it had in its prefix cache.
-        blank: Texts without a token, which are embedded as zeros; of pairs, those with the score 0 for that reason.
-        truncated: Texts that were longer than the context; of pairs, those whose document was cut.
-        truncated_queries: Pairs whose query was too long by itself, and was cut.
+        scores: Split to subset to all scores; of a failed task, only of the subsets that have scores.
+        failure: The failure, if it failed.
+        seconds: Wall time by phase: load, encode, store (reading and writing the embedding cache), score.
+        texts: Texts, or pairs of texts, requested by mteb. This and the following counts are None if nothing was computed.
+        computed: Distinct ones that the engine computed.
+        stored: Distinct ones that came from the embedding cache.
+        tokens: Tokens passed to the engine.
+        cached_tokens: Those of them found in the engine's prefix cache.
+        blank: Texts without a token, which are embedded as zeros; of pairs, those scored 0 for that reason.
+        truncated: Texts longer than the context; of pairs, those whose document was truncated.
+        truncated_queries: Pairs whose query alone exceeds the context and was truncated.
         prompts: For each side, the prefix, its key, and a rendered example.
-        candidates: Where a reranker's candidates come from: "first stage", or "own" where the task brings them.
-        first_stage: The first stage's main score; None where there is none or it is not known.
-        ceiling: What a perfect reranker would reach with the same candidates; likewise.
-        predictions: Where the first stage's predictions are.
-        measured: Of a result that was reused, what the run that computed it noted of texts, tokens and seconds; None where
-            nobody noted it.
-        settings: Of a reranking run, the hash that names the result's folder in the store: tasks may differ in candidates.
-        warnings: What a user should know of it.
+        candidates: Where a reranker's candidates come from: "first stage", or "own" if the task brings them.
+        first_stage: The first stage's main score; None if there is no first stage or the score is unknown.
+        ceiling: The score of a perfect reranker on the same candidates; None in the same cases.
+        predictions: Paths of the first stage's predictions.
+        measured: For a cached result, the cost recorded by the run that computed it; None if it was not recorded.
+        settings: For reranking, the hash in the name of the result's folder: tasks may differ in their candidates.
+        warnings: Warnings to show to the user.
     """
 
     name: str
@@ -106,11 +105,11 @@ class TaskOutcome:
 
     @property
     def reason(self) -> str | None:
-        """Why it failed, in one line."""
+        """The failure's message in one line."""
         return " ".join(self.failure.message.split()) if self.failure is not None else None
 
     def subset_scores(self) -> list[tuple[str, float]]:
-        """Return the main score of each subset and split that has one, by `subset/split`."""
+        """Return pairs of `subset/split` and main score, for those that have a score."""
         return [
             (f"{subset}/{split}", float(scores[self.metric]))
             for split, subsets in self.scores.items()
@@ -120,11 +119,11 @@ class TaskOutcome:
 
     @property
     def unit(self) -> Unit:
-        """What is counted: texts, or pairs of a query and a document."""
+        """Whether the counts are of texts, or of pairs of a query and a document."""
         return "pairs" if "pair" in {side.rpartition(" ")[2] for side in self.prompts} else "texts"
 
-    def take(self, work: Work) -> None:
-        """Notes what was computed."""
+    def set_work(self, work: Work) -> None:
+        """Set the counts from the work that was done."""
         for name in (
             "texts",
             "computed",
@@ -137,11 +136,11 @@ class TaskOutcome:
         ):
             setattr(self, name, getattr(work, name))
 
-    def what_it_took(self, engine: EngineRecord | None) -> Measured:
-        """Return what computing it took, for runs that will find its result.
+    def to_measured(self, engine: EngineRecord | None) -> Measured:
+        """Return the cost of computing this result, to be stored with it.
 
         Args:
-            engine: How its engine was opened; None if none was.
+            engine: The record of its engine; None if none was opened.
         """
         return Measured(
             texts=self.texts,
@@ -155,12 +154,12 @@ class TaskOutcome:
 
     @property
     def gain(self) -> float | None:
-        """What reranking adds to the first stage's main score."""
+        """The difference between the reranked and the first stage's main score."""
         return None if self.main_score is None or self.first_stage is None else self.main_score - self.first_stage
 
     @property
     def share(self) -> float | None:
-        """The share of the ceiling that reranking reaches."""
+        """The main score as a share of the ceiling."""
         return None if self.main_score is None or not self.ceiling else self.main_score / self.ceiling
 
     @property
@@ -170,26 +169,26 @@ class TaskOutcome:
 
     @property
     def texts_per_second(self) -> float | None:
-        """Computed texts a second of encoding; None where nothing was computed."""
+        """Computed texts per second of encoding; None if nothing was computed."""
         return _rate(self.computed, self.seconds.get("encode"))
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Computed tokens a second of encoding; None where nothing was computed."""
+        """Computed tokens per second of encoding; None if nothing was computed."""
         return _rate(self.tokens, self.seconds.get("encode"))
 
 
 @dataclass
 class FirstStageRecord:
-    """The first stage of a run that reranks.
+    """The first stage of a reranking run.
 
     Attributes:
-        kind: What it is called, as in the configuration: "bm25", "dense", ...
-        settings: What its candidates depend on: of a dense one, of all tasks; else task by task.
-        options: Its fields, but those of a dense one, which are in its settings.
-        engine: How the engine of a dense one was opened; None where it was not.
-        prompts: What a dense one's texts were prefixed with: `task: side` to the prefix, its key and an example.
-        work: What a dense one computed; None of others.
+        kind: Its name in the configuration: "bm25", "dense", ...
+        settings: The settings that its candidates depend on: one set for a dense first stage, else one per task.
+        options: Its options; empty for a dense one, whose options are in `settings`.
+        engine: The record of a dense one's engine; None if it was not opened.
+        prompts: The prompts of a dense one: `task: side` to the prefix, its key and an example.
+        work: The counts of a dense one's work; None for others.
     """
 
     kind: str
@@ -201,19 +200,19 @@ class FirstStageRecord:
 
     @property
     def model(self) -> str | None:
-        """The name of a dense one's model."""
+        """The name of a dense first stage's model; None for others."""
         engine = self.settings.get("engine")
         return engine.get("model") if self.kind == "dense" and isinstance(engine, dict) else None
 
 
 @dataclass
 class Hardware:
-    """The kind of machine.
+    """The machine that a run used.
 
     Attributes:
-        device: What engines compute on.
-        gpus: How many GPUs there are.
-        cores: How many cores this process may use.
+        device: The kind of device that engines compute on.
+        gpus: The number of visible GPUs.
+        cores: The number of CPU cores available to the process.
         memory_mb: The machine's memory in MiB.
         platform: The operating system.
     """
@@ -227,36 +226,36 @@ class Hardware:
 
 @dataclass
 class RunRecord:
-    """One run, as it is kept in `run.json`.
+    """One run, as stored in `run.json`.
 
     Attributes:
         schema: The version of this format.
-        status: Whether every task has a score, and a comparison with a reference passed.
-        fingerprint: The hash of everything but the tasks that the scores depend on.
+        status: "ok" if every task has a score and, for a parity run, the comparison passed.
+        fingerprint: The hash of everything that the scores depend on, except the tasks.
         overrides: The command-line overrides of this run.
         point: Its number in a sweep.
-        settings: What the fingerprint is made of.
+        settings: The settings of which the fingerprint is the hash.
         config: The resolved configuration.
-        prompts: Values, source and template, and which keys apply to nothing here.
-        tasks: What became of each task.
-        embedding_cache: What was read from the embedding cache, and written to it; None where there is none.
-        engine: How it was opened; None where known results needed none.
-        first_stage: The first stage of a run that reranks.
-        throughput: How fast the engine was, of a run that measures that.
-        parity: Whether the engine's results are a reference's, of a run that compares them.
-        failure: Why the run as a whole failed.
-        unwritten: Which files could not be written, and why; scores are none the worse for it.
-        warnings: What a user should know of this run.
+        prompts: Values, source and template of the prompts, and the keys that apply to no task.
+        tasks: The outcome of each task.
+        embedding_cache: Counts of reads and writes of the embedding cache; None if it was not used.
+        engine: The record of the engine; None if all results were cached.
+        first_stage: The first stage of a reranking run.
+        throughput: The measurements of a throughput run.
+        parity: The comparison of a parity run.
+        failure: The failure of the run as a whole, if any.
+        unwritten: Failures to write files; the scores are not affected by these.
+        warnings: Warnings to show to the user.
         seconds: Wall time of the run.
-        peak_memory_mb: The most memory that was held; None where the process has ended before it could say.
-        started: When, in ISO format with the time zone.
-        output_dir: Where this record is.
-        versions: The versions of the packages that matter; None of one that is not installed.
-        hardware: The kind of machine.
-        git: The commit of the checkout that the program ran from; None of an installed package.
+        peak_memory_mb: Peak memory; None if the process ended before it could be recorded.
+        started: The start time in ISO format with time zone.
+        output_dir: The folder of this record.
+        versions: Versions of the relevant packages; None for one that is not installed.
+        hardware: The machine.
+        git: The commit of the checkout that the program ran from; None for an installed package.
     """
 
-    # Of this class and, as pydantic has it, of the dataclasses in its fields.
+    # Pydantic applies this to the dataclasses in the fields as well.
     __pydantic_config__: ClassVar[ConfigDict] = {"strict": True, "allow_inf_nan": False}
 
     schema: int = SCHEMA
@@ -286,13 +285,13 @@ class RunRecord:
 
     @property
     def failures(self) -> list[Failure]:
-        """All that went wrong, what concerns the whole run first, and what could not be written last."""
+        """All failures: first that of the whole run, then of tasks, then of files that could not be written."""
         found = [self.failure, *(task.failure for task in self.tasks), *self.unwritten]
         return [failure for failure in found if failure is not None]
 
     @property
     def deviates(self) -> bool:
-        """Whether it was compared with a reference, and did not pass."""
+        """Whether a comparison with a reference did not pass."""
         return self.parity is not None and not self.parity.passed
 
     @property
@@ -302,17 +301,17 @@ class RunRecord:
 
 
 def write_record(record: RunRecord, folder: Path) -> None:
-    """Write `run.json`, with its checksum, and `scores.csv` into a run's folder; what cannot be written is noted.
+    """Write `run.json`, with its checksum, and `scores.csv` into a run's folder; write errors are collected, not raised.
 
-    The record gets versions, hardware and the commit of a checkout first.
+    Versions, hardware and git commit are added to the record first.
     """
     record.versions = {"mteb-vllm": __version__, "python": platform.python_version(), **versions()}
     record.hardware, record.git = hardware(), git_revision()
-    # Whatever is in it must not cost the record: what has another type than it should is named where it is read.
+    # An invalid value must not cost the whole record; it is reported when the record is read.
     values = _adapter().dump_python(record, warnings="none")
     content = {key: json_value(value) for key, value in values.items()}
     with attempt(folder / "run.json"):
-        write_atomically(folder / "run.json", dump_sealed(masked(content)))
+        write_atomically(folder / "run.json", dump_sealed(mask_values(content)))
     with attempt(folder / "scores.csv"):
         write_atomically(folder / "scores.csv", scores_csv(record))
 
@@ -322,24 +321,24 @@ def read_record(path: Path, *, scores: bool = True) -> RunRecord:
 
     Args:
         path: The file.
-        scores: Whether to read the scores of each split and subset, which are nine tenths of it.
+        scores: Whether to read the scores of each split and subset, which are nine tenths of the file.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is no record, was changed after it was written, or is of another version of this program.
+        OSError: if the file cannot be read.
+        ValueError: if it is not a record, was modified after it was written, or has another format version.
     """
     text = read_file(path)
     sealed = check_seal(text)
     text = text if scores else _without_scores(text)
     content = parse_json(text)
     if not isinstance(content, dict):
-        raise ValueError("it is not a record of a run")
+        raise ValueError("it is not the record of a run")
     if (schema := content.get("schema")) != SCHEMA:
         version = (
             (content.get("versions") or {}).get("mteb-vllm") if isinstance(content.get("versions"), dict) else None
         )
-        what = f"another version of mteb-vllm{f' ({version})' if version else ''} wrote it, in version {schema or 0} of the"
-        raise ValueError(f"{what} format, not {SCHEMA}: run it again")
+        origin = f"it was written by another version of mteb-vllm{f' ({version})' if version else ''}"
+        raise ValueError(f"{origin}, in version {schema or 0} of the format, not {SCHEMA}: run it again")
     if not sealed:
         raise ValueError("it was changed after it was written")
     return _adapter().validate_json(text)
@@ -347,8 +346,8 @@ def read_record(path: Path, *, scores: bool = True) -> RunRecord:
 
 @functools.cache
 def _adapter() -> TypeAdapter[RunRecord]:
-    """Return what writes records, and checks types and ranges where it reads them."""
-    # Imported late: what only asks for --help needs none of it.
+    """Return the adapter that writes records, and validates types and ranges when reading them."""
+    # Imported here because --help does not need pydantic.
     from pydantic import TypeAdapter
 
     return TypeAdapter(RunRecord)
@@ -357,8 +356,8 @@ def _adapter() -> TypeAdapter[RunRecord]:
 def _without_scores(text: bytes) -> bytes:
     """Return a record without the scores of each split and subset.
 
-    They are cut out by the indentation that `write_record` gives them: no string of JSON holds a line break. Where they stand
-    in another way, they stay.
+    They are located by the indentation that `write_record` produces, which is safe because JSON strings contain no line
+    breaks. Scores in any other layout are kept.
     """
     start, end = b'\n      "scores": {\n', b"\n      }"
     parts, at = [], 0
@@ -369,7 +368,7 @@ def _without_scores(text: bytes) -> bytes:
 
 
 def scores_csv(record: RunRecord) -> str:
-    """One line for each task, split, subset and score."""
+    """Return CSV with one line per task, split, subset and score."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["task", "type", "split", "subset", "metric", "value", "main", "status"])
@@ -387,7 +386,7 @@ def scores_csv(record: RunRecord) -> str:
 
 
 def hardware() -> Hardware:
-    """Return the kind of machine that this process is on."""
+    """Return a description of this machine."""
     return Hardware(
         device=device(),
         gpus=gpu_count(),
@@ -398,21 +397,21 @@ def hardware() -> Hardware:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean, if all of them are there."""
+    """Return the mean of the values; None if there are none or one is None."""
     found = list(values)
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known and len(known) == len(found) else None
 
 
 def git_revision() -> str | None:
-    """The commit of the checkout that this package runs from, with `-dirty` where files differ; None elsewhere."""
+    """Return the commit of the checkout that this package runs from, with `-dirty` if modified; None if installed."""
     here = Path(__file__).resolve().parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):
         return None
-    # An installed package may lie inside somebody else's repository.
+    # An installed package may be inside an unrelated repository.
     return answer.stdout.strip() or None if (here.parents[2] / ".git").exists() else None
 
 

@@ -1,15 +1,15 @@
-"""The results store: mteb's own layout, so that its loaders and leaderboard tooling read it.
+"""The results store, in mteb's own layout, which mteb's loaders and leaderboard tools can read.
 
     <root>/results/<org__name>/<revision>/experiments/settings_<hash>/<Task>.json, model_meta.json, run_settings.jsonl
                                                                       <Task>.json.sha256
 
-The hash in the folder's name is that of everything but the task that a result depends on. What a first stage retrieved lies
-beside it, in mteb's own form of predictions:
+The hash in the folder's name covers everything that a result depends on except the task. The candidates that a first stage
+retrieved are stored in mteb's format for predictions:
 
     <root>/predictions/<org__name>/<revision>/experiments/settings_<hash>/<Task>_predictions.json
 
-Files appear by rename. Results and predictions are verified whenever they are read (`digests`): one that is not what was
-written there is quarantined (`<file>.broken`) and named in the run's warnings, and its task computed again.
+Files appear by rename. Results and predictions are verified against their digests on every read (see `digests`). A file that
+does not match is quarantined as `<file>.broken` and named in the run's warnings, and its task is computed again.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from mteb.results import TaskResult
 
 from mteb_vllm.results.digests import DamagedError, read_verified, write_digest
 from mteb_vllm.results.locks import lock, staging
-from mteb_vllm.results.lookup import complete
+from mteb_vllm.results.lookup import is_complete
 from mteb_vllm.util import disk
-from mteb_vllm.util.files import make_way, parse_json, quarantine
+from mteb_vllm.util.files import clear_path, parse_json, quarantine
 
 logger = logging.getLogger(__name__)
 
@@ -40,92 +40,93 @@ _T = TypeVar("_T")
 
 
 class ResultsStore(ResultCache):
-    """mteb's result cache, with atomic writes, shared by several runs at a time.
+    """mteb's result cache with atomic writes and verified reads, safe to share between concurrent runs.
 
     Attributes:
-        set_aside: What was not what had been written there, by the names that it has now.
+        quarantined: The damaged files that were found, under their new names.
     """
 
     def __init__(self, cache_path: Path | str) -> None:
         super().__init__(cache_path)
-        self.set_aside: list[Path] = []
-        # Results that could not be written: they last as long as the run.
+        self.quarantined: list[Path] = []
+        # Results that could not be written to disk; they are kept until the run ends.
         self._unwritten: dict[Path, TaskResult] = {}
 
     @property
     def root(self) -> Path:
-        """The folder that `results` is in."""
+        """The folder that contains `results`."""
         return Path(self.cache_path)
 
     def claim(
         self, task: AbsTask, meta: ModelMeta, *, wait: bool = True, on_wait: Callable[[], None] | None = None
     ) -> AbstractContextManager[None]:
-        """Holds the lock of one result, so that of several runs only one computes it.
+        """Hold the lock of one result, so that only one of several runs computes it.
 
         Args:
             task: The task.
             meta: The model's metadata, with the hash of the settings.
-            wait: Whether to wait for another run that holds it.
-            on_wait: Called before a wait.
+            wait: Whether to wait for another run that holds the lock.
+            on_wait: Called before waiting.
 
         Raises:
-            BusyError: if another run holds it and `wait` is false.
+            BusyError: if another run holds the lock and `wait` is false.
         """
         return lock(self.root, f"{meta.experiment_name}.{task.metadata.name}", wait=wait, on_wait=on_wait)
 
     def staging(self) -> AbstractContextManager[Path]:
-        """A folder on the store's file system where files are written before they appear in it."""
+        """Return a temporary folder on the store's file system, from which files are moved into the store."""
         return staging(self.root)
 
-    def known(self, task: AbsTask, meta: ModelMeta) -> TaskResult | None:
-        """The whole result of a task under these settings: all its splits and subsets, of the same data; else None.
+    def cached_result(self, task: AbsTask, meta: ModelMeta) -> TaskResult | None:
+        """Return the complete result of a task under these settings, or None.
 
-        A score that is not a number is no result. `stored.look` says the same without mteb.
+        A complete result is of the same dataset revision and has a finite main score for every split and subset.
+        `lookup.result_status` makes the same decision without importing mteb.
         """
         result = self.load_task_result(task.metadata.name, meta)
-        return None if result is None or not _answers(result, task) else result.validate_and_filter_scores(task)
+        return None if result is None or not _is_complete(result, task) else result.validate_and_filter_scores(task)
 
     def adopt(self, task: AbsTask, meta: ModelMeta, other: Path) -> TaskResult | None:
-        """Takes over the result of a run that differs in nothing that concerns the task; None if it is not whole.
+        """Copy the result of a run whose settings differ only in what does not concern the task; None if it is incomplete.
 
         Args:
             task: The task.
-            meta: The model's metadata, with the hash of the settings that the result is to be found under.
-            other: Where the result is.
+            meta: The model's metadata, with the hash of the settings under which the copy is stored.
+            other: The path of the result.
         """
         try:
             result = TaskResult.model_validate_json(read_verified(self.root, other))
-        except (OSError, DamagedError):  # whatever became of it meanwhile: it is computed
+        except (OSError, DamagedError):  # then it is computed
             return None
-        if not _answers(result, task):
+        if not _is_complete(result, task):
             return None
         self.save_to_cache(result, meta)
-        return self.known(task, meta)
+        return self.cached_result(task, meta)
 
     def result(self, task: AbsTask, meta: ModelMeta) -> TaskResult:
-        """The whole result of a task that was just computed.
+        """Return the complete result of a task that was just computed.
 
         Raises:
-            ArithmeticError: if its score is not a number.
+            ArithmeticError: if its main score is not a number.
         """
-        result = self.known(task, meta)
+        result = self.cached_result(task, meta)
         if result is None:
             raise ArithmeticError(
-                "its main score is not a number: the embeddings may be all alike, or the metric is not defined on these data"
+                "the main score is not a number: the embeddings may all be identical, or the metric is undefined on this data"
             )
         return result
 
-    def started(self, task: AbsTask, meta: ModelMeta) -> bool:
-        """Whether a part of the task's result is there, of the same data, so that only the rest needs computing."""
+    def has_partial_result(self, task: AbsTask, meta: ModelMeta) -> bool:
+        """Whether part of the task's result is stored for the same dataset revision, so that only the rest is computed."""
         result = self.load_task_result(task.metadata.name, meta)
         return result is not None and result.dataset_revision == task.metadata.revision
 
     def predictions(self, task: AbsTask, meta: ModelMeta) -> Path | None:
-        """Where the predictions for all of a task's splits and subsets are, of the same data; None if they are not known."""
+        """Return the path of complete predictions for a task and its current data; None if there are none."""
         return None if self.read_predictions(task, meta) is None else self.predictions_path(task, meta)
 
     def read_predictions(self, task: AbsTask, meta: ModelMeta) -> dict[str, Any] | None:
-        """Return the predictions for all of a task's splits and subsets, of the same data; None if they are not known.
+        """Return the predictions for all of a task's splits and subsets and its current data; None if there are none.
 
         Returns:
             hf_subset to split to query to document to score.
@@ -137,13 +138,13 @@ class ResultsStore(ResultCache):
         return found if whole else None
 
     def predictions_path(self, task: AbsTask, meta: ModelMeta) -> Path:
-        """Where the predictions of a model for a task belong, whether they are there or not."""
+        """Return the path at which the predictions of a model for a task are stored, whether or not it exists."""
         result = self.get_task_result_path(task.metadata.name, meta)
         folder = result.parent.relative_to(self.cache_path / "results")
         return Path(self.cache_path) / "predictions" / folder / task.prediction_file_name
 
-    def keep_predictions(self, task: AbsTask, meta: ModelMeta, written: Path) -> None:
-        """Takes over a file of predictions that mteb has written; subsets and splits that are known already stay."""
+    def save_predictions(self, task: AbsTask, meta: ModelMeta, written: Path) -> None:
+        """Store a file of predictions that mteb has written, merged with the subsets and splits already stored."""
         path = self.predictions_path(task, meta)
         found = json.loads(written.read_text(encoding="utf-8"))
         about = {"task": task.metadata.name, "dataset_revision": task.metadata.revision}
@@ -157,20 +158,20 @@ class ResultsStore(ResultCache):
         whole.write_bytes(content)
         with self._folder(path.parent):
             write_digest(self.root, path, content, written.parent)
-            make_way(path, self.root)
+            clear_path(path, self.root)
             whole.replace(path)
 
     def load_task_result(
         self, task_name: str, model_name: str | ModelMeta, *args: Any, **kwargs: Any
     ) -> TaskResult | None:
-        """mteb's, but only what was written there is read; anything else is quarantined instead of ending the run."""
+        """Load a result as mteb does, after verifying it; a damaged file is quarantined instead of raising."""
         path = self.get_task_result_path(task_name, model_name)
         if (kept := self._unwritten.get(path)) is not None:
             return kept.model_copy(deep=True)
         return self._verified(path, TaskResult.model_validate_json)
 
     def _verified(self, path: Path, read: Callable[[bytes], _T]) -> _T | None:
-        """Return what `read` makes of a file's content; None where there is no file, or not what was written there."""
+        """Return `read` of a file's content; None if there is no such file, or it is damaged and was quarantined."""
         try:
             return read(read_verified(self.root, path))
         except FileNotFoundError:
@@ -183,13 +184,13 @@ class ResultsStore(ResultCache):
             except FileNotFoundError:
                 return None
             except DamagedError as error:
-                aside = quarantine(path)
-                self.set_aside.append(aside)
-                logger.warning("%s is damaged (%s); quarantined as %s", path, error, aside.name)
+                moved_to = quarantine(path)
+                self.quarantined.append(moved_to)
+                logger.warning("%s is damaged (%s); quarantined as %s", path, error, moved_to.name)
                 return None
 
     def _folder(self, folder: Path) -> AbstractContextManager[None]:
-        """Holds the lock under which files of a folder are exchanged."""
+        """Hold the lock under which files of a folder are replaced."""
         return lock(self.root, f"{folder.name}.folder")
 
     def save_to_cache(
@@ -200,7 +201,7 @@ class ResultsStore(ResultCache):
         *,
         encode_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        """mteb's, but every file appears whole; a result that cannot be written is kept for the run, and noted."""
+        """Save a result as mteb does, but atomically; one that cannot be written is kept in memory and reported."""
         path = self.get_task_result_path(task_result.task_name, model_name, model_revision)
         try:
             self._save(task_result, model_name, model_revision, encode_kwargs)
@@ -225,33 +226,33 @@ class ResultsStore(ResultCache):
     ) -> None:
         path = self.get_task_result_path(task_result.task_name, model_name, model_revision)
         target = path.parent
-        # mteb writes in place; so it writes into a folder of its own on the same file system, and the files move over.
+        # mteb writes files in place, so it writes into a staging folder from which they are moved.
         with self.staging() as staging, self._folder(target):
             inner = ResultCache(staging)
             result = inner.get_task_result_path(task_result.task_name, model_name, model_revision)
             result.parent.mkdir(parents=True)
             settings = result.with_name("run_settings.jsonl")
-            with contextlib.suppress(OSError):  # mteb adds to it: what it says of other tasks, nobody can do without
+            with contextlib.suppress(OSError):  # mteb appends to this file, which holds the entries of other tasks
                 shutil.copy2(target / settings.name, settings)
             try:
                 inner.save_to_cache(task_result, model_name, model_revision, encode_kwargs=encode_kwargs)
-            except (TypeError, ValueError):  # what was in it was not mteb's
+            except (TypeError, ValueError):  # the existing file was not in mteb's format
                 settings.unlink(missing_ok=True)
                 inner.save_to_cache(task_result, model_name, model_revision, encode_kwargs=encode_kwargs)
             write_digest(self.root, path, result.read_bytes(), staging)
-            # The result comes last: where it is, the rest is.
+            # The result is moved last: where it exists, so do the other files.
             for file in sorted(result.parent.iterdir(), key=lambda file: file == result):
-                make_way(target / file.name, self.root)
+                clear_path(target / file.name, self.root)
                 file.replace(target / file.name)
 
 
-class ResultsInMemory(ResultsStore):
-    """Results that are not written, and last as long as this."""
+class InMemoryResults(ResultsStore):
+    """A results store that keeps its results in memory and writes nothing."""
 
     def load_task_result(
         self, task_name: str, model_name: str | ModelMeta, *args: Any, **kwargs: Any
     ) -> TaskResult | None:
-        """Return what was kept of a task."""
+        """Return a copy of the result kept for a task, or None."""
         kept = self._unwritten.get(self.get_task_result_path(task_name, model_name))
         return None if kept is None else kept.model_copy(deep=True)
 
@@ -263,12 +264,12 @@ class ResultsInMemory(ResultsStore):
         *,
         encode_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        """Keep a result as it would be read back."""
+        """Keep a result, rounded as mteb would write it."""
         self._keep(task_result, self.get_task_result_path(task_result.task_name, model_name, model_revision))
 
 
-def _answers(result: TaskResult, task: AbsTask) -> bool:
-    """Whether a result is of the same data, and has all of a task's splits and subsets."""
+def _is_complete(result: TaskResult, task: AbsTask) -> bool:
+    """Whether a result is of the task's data and has all of its splits and subsets."""
     if result.dataset_revision != task.metadata.revision:
         return False
-    return complete(result.scores, task.eval_splits, task.hf_subsets, aggregate=task.is_aggregate)
+    return is_complete(result.scores, task.eval_splits, task.hf_subsets, aggregate=task.is_aggregate)

@@ -1,11 +1,15 @@
-"""Sweeps: planned before anything is loaded, grouped by engine, run in a child process, survived and resumed.
+"""Sweeps over settings, run in child processes, grouped by engine, and resumable.
 
-planning    what each point comes down to: what is known of it, what it costs, which engine it needs
-table       the plan, shown
-launcher    Hydra's side of it
-job         the function that Hydra calls for a point, and the end of a sweep
-supervisor  gives points to a child process, watches it, replaces it
-child       the process that runs points
-messages    what they tell each other
-view        what a user sees while it goes on
+A point is one combination of a sweep's values.
+
+planning    the state, estimated work and engine of each point, and the order in which points run
+table       the plan as a table
+launcher    the Hydra launcher
+job         the function that Hydra calls for each point, and the end of a sweep
+supervisor  runs points in a child process, monitors it and replaces it
+process     the child process as seen by the supervisor
+child       the program of the child process
+messages    the messages between them
+summary     the file `sweep.json`
+view        the live view
 """

@@ -1,6 +1,6 @@
-"""The process that runs a sweep's points, one after another, as it is told.
+"""The child process of a sweep, which runs points one after another on command.
 
-It ends when whoever started it does, however that ends, and takes the processes of its engines with it.
+It exits when its parent exits for whatever reason, and kills the processes of its engines.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from mteb_vllm.engines.base import EngineSpec, close_engines, dead_processes, en
 from mteb_vllm.engines.memory import leftover_mb
 from mteb_vllm.plan import unpack
 from mteb_vllm.progress import MakeProgress, Progress
-from mteb_vllm.results.failures import ENGINE_DIED, of_exception
+from mteb_vllm.results.failures import ENGINE_DIED, failure_from_exception
 from mteb_vllm.results.record import TaskOutcome
-from mteb_vllm.runner import retrieve_ahead
+from mteb_vllm.runner import prefetch_first_stage
 from mteb_vllm.sweep.job import Job
 from mteb_vllm.sweep.messages import (
-    AheadDone,
-    Closed,
+    Activity,
     CloseEngines,
-    Doing,
-    Opened,
-    Order,
+    Command,
+    EngineOpened,
+    EnginesClosed,
+    Event,
+    FirstStageDone,
     PointDone,
     PointFailed,
-    Report,
     RunPoint,
     TaskDone,
-    Working,
+    TaskProgress,
 )
 from mteb_vllm.sweep.planning import PlannedPoint
 from mteb_vllm.util import disk
@@ -56,15 +56,15 @@ from mteb_vllm.util.streams import lenient, open_standard_streams
 
 logger = logging.getLogger(__name__)
 
-# How long vLLM may take to notice that a process of its own has ended, in seconds.
+# Seconds that vLLM may take to notice that one of its processes has died.
 _NOTICE_WITHIN = 10.0
 
-# How often a phase's progress is told, in seconds.
-_TELL_EVERY = 0.2
+# Minimum number of seconds between two progress events.
+_SEND_EVERY = 0.2
 
 
 def main(orders: int, lifeline: int) -> None:
-    """Does what it is told until it is told nothing more.
+    """Execute commands until the pipe closes.
 
     Args:
         orders: File descriptor of the pipe to the sweep.
@@ -73,7 +73,7 @@ def main(orders: int, lifeline: int) -> None:
     for descriptor in (orders, lifeline):
         os.set_inheritable(descriptor, False)  # an engine's processes must not hold them open
     open_standard_streams()
-    # A crash, and a hang that is asked about, show where they are; standard error goes into the point's log.
+    # Write stacks to standard error, which goes into the point's log, on a crash and on SIGUSR1.
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
@@ -82,125 +82,129 @@ def main(orders: int, lifeline: int) -> None:
     with Connection(orders) as pipe:
         try:
             while True:
-                pipe.send(_follow(pipe.recv(), pipe))
+                pipe.send(_execute(pipe.recv(), pipe))
         except (EOFError, BrokenPipeError):
             pass
         except KeyboardInterrupt:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             _close_engines()
-            # Ended by it, as whoever waits for this process shall see.
+            # End by the signal itself, so that the parent sees it in the exit status.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _follow(order: Order, pipe: Connection) -> Report:
-    if isinstance(order, CloseEngines):
+def _execute(command: Command, pipe: Connection) -> Event:
+    if isinstance(command, CloseEngines):
         return _close_engines()
-    # Hydra resolves the configuration once more for its own files, and the log begins.
+    # Hydra will resolve the configuration again for its own files, so secrets have to be registered first.
     watch_environment()
-    for value in order.secrets:
+    for value in command.secrets:
         register(value)
     try:
-        order.folder.mkdir(parents=True, exist_ok=True)
-        with (order.folder / "output.txt").open("a", encoding="utf-8") as file:
+        command.folder.mkdir(parents=True, exist_ok=True)
+        with (command.folder / "output.txt").open("a", encoding="utf-8") as file:
             console = Console(file=lenient(file), width=160)
             progress = functools.partial(_Relay, pipe=pipe)
             return (
-                _first_stage(order, console, progress) if order.first_stage_only else _point(order, console, progress)
+                _run_first_stage(command, console, progress)
+                if command.first_stage_only
+                else _run_point(command, console, progress)
             )
     except Exception as error:
-        disk.locate(error, order.folder)
+        disk.locate(error, command.folder)
         logger.exception("the point failed")
         traceback.print_exc()
-        return PointFailed(of_exception(error))
+        return PointFailed(failure_from_exception(error))
 
 
-def _point(order: RunPoint, console: Console, progress: MakeProgress) -> Report:
+def _run_point(command: RunPoint, console: Console, progress: MakeProgress) -> Event:
     version.setbase("1.3")
     setup_globals()
     answer = run_job(
-        Job(console, [_planned(order)], progress=progress, ahead=order.ahead),
-        order.config,
+        Job(console, [_point_with_plan(command)], progress=progress, prefetched=command.prefetched),
+        command.config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
-        hydra_context=order.context,
+        hydra_context=command.context,
     )
     if answer.status != JobStatus.COMPLETED:
-        # The exception itself need not survive the pipe.
-        return PointFailed(of_exception(answer._return_value))
+        # The exception itself may not be picklable.
+        return PointFailed(failure_from_exception(answer._return_value))
     return PointDone(answer)
 
 
-def _planned(order: RunPoint) -> PlannedPoint:
-    return replace(order.point, plan=unpack(order.point.config, order.plan))
+def _point_with_plan(command: RunPoint) -> PlannedPoint:
+    return replace(command.point, plan=unpack(command.point.config, command.plan))
 
 
-def _first_stage(order: RunPoint, console: Console, progress: MakeProgress) -> Report:
-    # No job of Hydra's, whose callbacks would take it for a point of its own.
+def _run_first_stage(command: RunPoint, console: Console, progress: MakeProgress) -> Event:
+    # Not run as a Hydra job, because callbacks would take it for a point.
     setup_globals()
-    config = order.config.copy()
+    config = command.config.copy()
     with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
-        config.hydra.runtime.output_dir = str(order.folder.absolute())
+        config.hydra.runtime.output_dir = str(command.folder.absolute())
     HydraConfig.instance().set_config(config)
     configure_log(config.hydra.job_logging, config.hydra.verbose)
-    point = _planned(order)
-    return AheadDone(retrieve_ahead(point.config, point.plan, order.folder, console=console, progress=progress))
+    point = _point_with_plan(command)
+    return FirstStageDone(
+        prefetch_first_stage(point.config, point.plan, command.folder, console=console, progress=progress)
+    )
 
 
 class _Relay(Progress):
-    """Progress that goes into the point's own file, and to the sweep."""
+    """Progress that is written to the point's own file and sent to the sweep."""
 
     def __init__(self, console: Console, n_tasks: int, pipe: Connection) -> None:
         super().__init__(console, n_tasks)
         self._pipe = pipe
-        self._told = 0.0
+        self._last_sent = 0.0
 
     def note(self, phase: Phase, text: str) -> None:
         super().note(phase, text)
-        self._pipe.send(Doing(phase, text))
+        self._pipe.send(Activity(phase, text))
 
     @contextlib.contextmanager
     def opening(self, engine: EngineSpec) -> Iterator[None]:
         with super().opening(engine):
             yield
-        self._pipe.send(Opened(engine.fingerprint))
-        self._work(Phase.ENCODING, "encoding")
+        self._pipe.send(EngineOpened(engine.fingerprint))
+        self._send_progress(Phase.ENCODING, "encoding")
 
     def start_task(self, name: str, what: str = "") -> None:
         super().start_task(name, what)
-        self._work(Phase.LOADING_DATA, "loading data")
+        self._send_progress(Phase.LOADING_DATA, "loading data")
 
     def encoded(self, what: str, done: int, total: int, unit: str = "texts") -> None:
         super().encoded(what, done, total, unit)
         now = time.perf_counter()
-        if now - self._told > _TELL_EVERY or done >= total:
-            self._told = now
+        if now - self._last_sent > _SEND_EVERY or done >= total:
+            self._last_sent = now
             if done >= total:
-                self._pipe.send(Working(self._task, Phase.SCORING, "scoring"))
+                self._pipe.send(TaskProgress(self._task, Phase.SCORING, "scoring"))
             else:
-                self._work(Phase.ENCODING, what, done, total)
+                self._send_progress(Phase.ENCODING, what, done, total)
 
-    def _work(self, phase: Phase, text: str, done: int = 0, total: int = 0) -> None:
-        self._pipe.send(Working(self._task, phase, f"{self._what} {text}".lstrip(), done, total))
+    def _send_progress(self, phase: Phase, text: str, done: int = 0, total: int = 0) -> None:
+        self._pipe.send(TaskProgress(self._task, phase, f"{self._what} {text}".lstrip(), done, total))
 
     def end_task(self, outcome: TaskOutcome) -> None:
         super().end_task(outcome)
         self._pipe.send(TaskDone(outcome))
 
 
-def _close_engines() -> Closed:
+def _close_engines() -> EnginesClosed:
     processes = engine_processes()
     close_engines()
     _, alive = psutil.wait_procs(processes, timeout=10)
-    return Closed(leftover_mb(), len(alive))
+    return EnginesClosed(leftover_mb(), len(alive))
 
 
 def _watch_engines() -> None:
-    """Ends this process when one of an engine's has ended and vLLM does not notice."""
+    """Exit this process when a process of an engine has died and vLLM has not noticed."""
     missing: set[int] = set()
     while True:
         time.sleep(_NOTICE_WITHIN)
-        # Between two looks vLLM says so itself, and the engine closes.
+        # Normally vLLM notices between two checks, and the engine closes.
         dead = set(dead_processes())
         if still := dead & missing:
             logger.error("a process of the engine has ended (%s) and vLLM has not noticed", sorted(still))
@@ -210,7 +214,7 @@ def _watch_engines() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    # As Ctrl-C: the record of what is done is written, and engines close.
+    # As on Ctrl-C, write the record so far and close engines.
     raise KeyboardInterrupt
 
 

@@ -13,7 +13,7 @@ from mteb_vllm.progress import MakeProgress, Progress
 from mteb_vllm.report.build import build_report
 from mteb_vllm.report.one_run import print_run
 from mteb_vllm.results.record import RunRecord
-from mteb_vllm.runner import Ahead, run_config
+from mteb_vllm.runner import PrefetchedFirstStage, run_config
 from mteb_vllm.sweep.planning import PlannedPoint
 from mteb_vllm.util.masking import find_secrets, mask, protect, register_fields, scrub, watch_environment
 from mteb_vllm.util.shell import command, override
@@ -26,16 +26,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Job:
-    """What Hydra calls for each point; the records gather in it.
+    """The function that Hydra calls for each point; it collects the records.
 
     Attributes:
-        console: Where it is shown what goes on.
-        points: The command's points, planned, in their order.
-        records: What became of them, in their order.
-        folder: The sweep's folder; None where each point's parent is.
-        reported: Whether the sweep's report could be made.
-        progress: Makes what shows the progress of a point.
-        ahead: What is known of the first stage of a point where that ran ahead.
+        console: Where progress and results are shown.
+        points: The command's planned points, in order.
+        records: The records of the finished points, in order.
+        folder: The sweep's folder; None for the parent of the points' folders.
+        reported: Whether the sweep's report was written.
+        progress: Makes the progress display of a point.
+        prefetched: The outcome of the point's first stage, if it has been run already.
     """
 
     console: Console
@@ -44,7 +44,7 @@ class Job:
     folder: Path | None = None
     reported: bool = True
     progress: MakeProgress = Progress
-    ahead: Ahead | None = None
+    prefetched: PrefetchedFirstStage | None = None
 
     def __call__(self, cfg: Any) -> RunRecord:
         """Run the point that Hydra composed."""
@@ -54,79 +54,79 @@ class Job:
 
         hydra = HydraConfig.get()
         register_fields(HydraConfig.instance().cfg)
-        # Hydra has just written the configuration there.
+        # Hydra has just written its copies of the configuration there.
         scrub(Path(hydra.runtime.output_dir))
-        written: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # a `\${` stays as it was written
+        written: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # keeps `\${` as it was typed
         overrides = [mask(str(text)) for text in written]
         point = int(hydra.job.num) if hydra.mode == RunMode.MULTIRUN else None
         if point is not None:
             self.console.print_line(f"\nPoint {point}: {' '.join(overrides)}")
-        # Hydra composes a single run for itself, and a point where another launcher runs it. What runs is what was checked:
-        # a reference to a clock, say, may have another value in each composition.
+        # Hydra composes a single run again, and another launcher may compose a point again. Run the configuration that was
+        # checked, because values such as the current time may differ in each composition.
         planned = self.points[0] if point is None else self.point(point, written)
         record = run_config(
-            planned.config if planned is not None else typed(cfg),
+            planned.config if planned is not None else parse_composed(cfg),
             planned.plan if planned is not None else None,
             Path(hydra.runtime.output_dir),
             overrides,
             point=point,
             console=self.console,
             progress=self.progress,
-            ahead=self.ahead,
+            prefetched=self.prefetched,
         )
         self.records.append(record)
         return record
 
     def point(self, number: int, overrides: Sequence[str]) -> PlannedPoint | None:
-        """Return a point of the sweep; None for one that only a sweeper of another kind has made, which was not checked.
+        """Return a checked point; None for one that was not checked, because another sweeper has generated it.
 
         Args:
             number: Its number.
-            overrides: What makes it, as Hydra hands it to a launcher.
+            overrides: Its overrides, as Hydra passes them to a launcher.
         """
         launched = tuple(map(str, overrides))
         return next((one for one in self.points if (one.number, one.launched) == (number, launched)), None)
 
     @property
     def failed(self) -> bool:
-        """Whether something went wrong with a point or the report."""
+        """Whether a point or the report failed."""
         return not self.reported or any(record.status != "ok" for record in self.records)
 
     def end_sweep(self) -> None:
-        """Make the report of a sweep, beside the points' folders, and say what is not done."""
+        """Write the report of a sweep next to the points' folders, and list the points that were not run."""
         records = sorted(self.records, key=lambda record: record.point or 0)
         done = {record.point for record in records}
         missing = [str(at) for at in range(len(self.points)) if at not in done]
         if records:
             folder = self.folder or Path(records[0].output_dir).parent
-            scrub(folder)  # the sweeper has written the configuration there
+            scrub(folder)  # the sweeper has written its copy of the configuration there
             how = self.points[0].config.report
             written = [record for record in records if Path(record.output_dir, "run.json").exists()]
             for record in records:
                 if record not in written:
-                    self.console.print_line(f"\nPoint {record.point}, which has left no record:")
+                    self.console.print_line(f"\nPoint {record.point}, whose record could not be written:")
                     print_run(self.console, record)
             try:
                 if written:
                     build_report([record.output_dir for record in written], folder, how, self.console)
-            except Exception as error:  # the points are done, whatever becomes of their report
+            except Exception as error:  # a failing report does not invalidate the points
                 logger.exception("the report failed")
                 self.reported = False
-                said = str(error) if isinstance(error, MtebVllmError) else f"{type(error).__name__}: {error}"
-                text = f"The report could not be made: {said}. To try again: {_again(folder)}"
+                message = str(error) if isinstance(error, MtebVllmError) else f"{type(error).__name__}: {error}"
+                text = f"The report could not be written: {message}. To try again: {_report_command(folder)}"
                 self.console.print_line(text, style="red")
             self.console.print_line(f"Sweep: {folder}")
         if missing:
             text = f"Not done: {len(missing)} of {len(self.points)} points ({', '.join(missing)})."
-            self.console.print_line(f"{text} The same command goes on from there.")
+            self.console.print_line(f"{text} Repeat the command to run them.")
 
 
-def _again(folder: Path) -> str:
+def _report_command(folder: Path) -> str:
     return command("pipeline=report", *(override(key, str(folder)) for key in ("runs", "pipeline.dir")))
 
 
-def typed(cfg: Any) -> Any:
-    """Hydra's configuration of a point as a `RunConfig`."""
+def parse_composed(cfg: Any) -> Any:
+    """Return Hydra's configuration of a point as a `RunConfig`."""
     from omegaconf import OmegaConf
 
     from mteb_vllm.config.schema import parse

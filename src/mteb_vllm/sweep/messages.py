@@ -1,4 +1,4 @@
-"""What a sweep and its child process tell each other, pickled over a pipe of their own."""
+"""The messages between a sweep and its child process, pickled over a dedicated pipe."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Any
 
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import TaskOutcome
-from mteb_vllm.runner import Ahead
+from mteb_vllm.runner import PrefetchedFirstStage
 from mteb_vllm.sweep.planning import PlannedPoint
 from mteb_vllm.util.phase import Phase
 
 
 @dataclass(frozen=True)
 class RunPoint:
-    """To the child: run a point, or only its first stage.
+    """Command: run a point, or only its first stage.
 
     Attributes:
         point: The point, without its plan.
-        plan: Its plan as bytes, which are read where a failure to do so costs only this point; None: the child makes it.
-        config: Hydra's configuration of it.
+        plan: Its pickled plan, unpickled by the child so that a failure affects only this point; None if the child has to
+            make it.
+        config: Hydra's configuration of the point.
         context: Hydra's context, for its callbacks.
         folder: The point's folder.
-        secrets: What the child is to mask in every text.
-        first_stage_only: Whether only the first stage is wanted now.
-        ahead: What was said of the first stage, if it ran ahead.
+        secrets: The values to mask in all output.
+        first_stage_only: Whether to run only the first stage.
+        prefetched: The first stage's outcome, if it has been run already.
     """
 
     point: PlannedPoint
@@ -35,21 +36,21 @@ class RunPoint:
     folder: Path
     secrets: tuple[str, ...] = field(default=(), repr=False)
     first_stage_only: bool = False
-    ahead: Ahead | None = None
+    prefetched: PrefetchedFirstStage | None = None
 
 
 @dataclass(frozen=True)
 class CloseEngines:
-    """To the child: close what is open, and say what stays behind."""
+    """Command: close all engines, and report what remains of them."""
 
 
 @dataclass(frozen=True)
-class Doing:
-    """From the child: what goes on outside of any task, as the start of an engine.
+class Activity:
+    """Event: an activity outside of any task, such as opening an engine.
 
     Attributes:
-        phase: What is being done; while it is `Phase.WAITING`, no time counts.
-        text: The same in words.
+        phase: The phase; the time spent in `Phase.WAITING` does not count towards the time limit.
+        text: A description.
     """
 
     phase: Phase
@@ -57,22 +58,22 @@ class Doing:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """From the child: an engine has opened."""
+class EngineOpened:
+    """Event: an engine has opened."""
 
     fingerprint: str
 
 
 @dataclass(frozen=True)
-class Working:
-    """From the child: how far a task is.
+class TaskProgress:
+    """Event: the progress of a task.
 
     Attributes:
         task: The task.
-        phase: What is being done.
-        text: The same in words, as "de query".
-        done: How many texts or pairs are computed.
-        total: How many there are; 0 where nobody knows.
+        phase: The phase.
+        text: A description, e.g. "de query".
+        done: Number of texts or pairs computed.
+        total: Their total number; 0 if unknown.
     """
 
     task: str
@@ -84,44 +85,44 @@ class Working:
 
 @dataclass(frozen=True)
 class TaskDone:
-    """From the child: a task has ended, one way or another."""
+    """Event: a task has ended, successfully or not."""
 
     outcome: TaskOutcome
 
 
 @dataclass(frozen=True)
-class AheadDone:
-    """From the child: a first stage alone has ended."""
+class FirstStageDone:
+    """Event: a first stage that was run by itself has ended."""
 
-    ahead: Ahead
+    prefetched: PrefetchedFirstStage
 
 
 @dataclass(frozen=True)
 class PointDone:
-    """From the child: a point has ended; `answer` is Hydra's `JobReturn`, with its record."""
+    """Event: a point has ended; `answer` is Hydra's `JobReturn`, which holds its record."""
 
     answer: Any
 
 
 @dataclass(frozen=True)
 class PointFailed:
-    """From the child: a point, or its first stage, has ended without a record."""
+    """Event: a point, or its first stage, has ended without a record."""
 
     failure: Failure
 
 
 @dataclass(frozen=True)
-class Closed:
-    """From the child: its engines are closed.
+class EnginesClosed:
+    """Event: all engines are closed.
 
     Attributes:
-        leftover_mb: Memory that it holds more than before it opened its first engine.
-        processes: Processes of its engines that are still there.
+        leftover_mb: The child's memory in excess of that before it opened its first engine, in MB.
+        processes: Number of engine processes that are still alive.
     """
 
     leftover_mb: float
     processes: int
 
 
-Order = RunPoint | CloseEngines
-Report = Doing | Opened | Working | TaskDone | AheadDone | PointDone | PointFailed | Closed
+Command = RunPoint | CloseEngines
+Event = Activity | EngineOpened | TaskProgress | TaskDone | FirstStageDone | PointDone | PointFailed | EnginesClosed

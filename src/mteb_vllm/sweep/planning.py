@@ -1,7 +1,7 @@
-"""What a sweep's points come down to before anything is loaded, and in which order they run.
+"""Planning of a sweep's points and of the order in which they run, before anything is loaded.
 
-Points that need the same engine follow each other; a dense first stage runs ahead of the rerankers that read it, so that
-each engine opens once.
+Points with the same engine run one after another, and dense first stages run before the rerankers that use them, so each
+engine opens once.
 """
 
 from __future__ import annotations
@@ -20,9 +20,16 @@ from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.models.architectures import position_limit
 from mteb_vllm.pipelines.base import FirstStage
-from mteb_vllm.plan import Plan, plan
-from mteb_vllm.results.failures import Failure, before, of_exception, remembered
-from mteb_vllm.results.lookup import Stale, intact, look, predictions_path, result_path, same_result
+from mteb_vllm.plan import Plan, make_plan
+from mteb_vllm.results.failures import Failure, earlier_failure, failure_from_exception, load_failures
+from mteb_vllm.results.lookup import (
+    StaleResults,
+    is_intact,
+    predictions_path,
+    result_path,
+    result_status,
+    shared_result,
+)
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.tasks.estimates import Estimate, estimate
 from mteb_vllm.tasks.selection import brings_candidates
@@ -36,20 +43,20 @@ State = Literal["to run", "done", "stale", "failed before"]
 
 @dataclass(frozen=True)
 class TaskState:
-    """What is known of one task under a point's settings.
+    """The state of one task under a point's settings.
 
     Attributes:
         name: The task.
-        state: "done" is not computed again; "failed before" only with `retry_failed`; the other two are.
-        why: Why it is stale, or failed; or what of it is there.
-        work: What engines will be given for it, pairs apart from texts; empty where it is done or nobody knows.
+        state: "to run" and "stale" tasks are computed, "failed before" only with `retry_failed`, "done" never.
+        reason: An explanation of the state.
+        work: The estimated work, for texts and pairs separately; empty if it is done or its size is unknown.
         first_stage: Whether a dense first stage has to retrieve for it.
-        same_as: The number of an earlier point that computes the same; None where there is none.
+        same_as: The number of an earlier point that computes the same result, if any.
     """
 
     name: str
     state: State
-    why: str = ""
+    reason: str = ""
     work: tuple[Estimate, ...] = ()
     first_stage: bool = False
     same_as: int | None = None
@@ -57,19 +64,19 @@ class TaskState:
 
 @dataclass(frozen=True)
 class PlannedPoint:
-    """One point of a sweep, or a single run, as far as it is known before anything is loaded.
+    """A planned point, i.e. one combination of a sweep's values, or a single run.
 
     Attributes:
         number: Its number in the sweep.
-        overrides: What makes it.
-        differs: Those of them in which the points differ: key to value.
+        overrides: Its overrides.
+        differs: Key to value, for the overrides in which the points differ.
         config: Its configuration.
-        launched: What makes it, as Hydra hands it to a launcher; empty of a single run.
-        composed: Hydra's configuration of it, which its check has composed; None of a single run.
-        plan: What that comes down to; None where it cannot be planned.
-        failure: Why it cannot be planned.
-        tasks: What is known of its tasks.
-        group: The number of the engine that it shares with others, from 1; None where it needs none.
+        launched: Its overrides as Hydra passes them to a launcher; empty for a single run.
+        composed: Hydra's configuration of it, composed when it was checked; None for a single run.
+        plan: Its plan; None if planning failed.
+        failure: Why planning failed.
+        tasks: The states of its tasks.
+        group: The number of its engine group, from 1; None if it needs no engine.
     """
 
     number: int
@@ -85,44 +92,44 @@ class PlannedPoint:
 
     @property
     def fingerprint(self) -> str:
-        """The hash of its settings; empty where it cannot be planned."""
+        """The hash of its settings; empty if planning failed."""
         return fingerprint(self.plan.settings) if self.plan is not None else ""
 
     @property
-    def to_do(self) -> list[TaskState]:
+    def pending_tasks(self) -> list[TaskState]:
         """Its tasks that will be computed."""
         settled = ("done",) if self.config.retry_failed else ("done", "failed before")
         return [task for task in self.tasks if task.state not in settled]
 
     @property
     def state(self) -> State:
-        """The state of the point: of its tasks, the one that a user wants to know first."""
+        """The state of the point: the most important of its tasks' states."""
         states = {task.state for task in self.tasks}
         order: tuple[State, ...] = ("failed before", "stale", "to run", "done")
         return next((state for state in order if state in states), "failed before")
 
     @property
     def work(self) -> tuple[Estimate, ...]:
-        """What engines will be given, as far as that is known, pairs apart from texts."""
-        return _added(one for task in self.to_do for one in task.work)
+        """The estimated work, for texts and pairs separately, of the tasks for which it is known."""
+        return _sum_by_unit(one for task in self.pending_tasks for one in task.work)
 
     @property
     def tokens(self) -> int:
-        """The tokens in that."""
+        """The estimated number of tokens."""
         return sum(one.tokens for one in self.work)
 
     @property
-    def ahead(self) -> FirstStage | None:
-        """The dense first stage that has to retrieve; None where there is none, or all of it is known."""
+    def pending_first_stage(self) -> FirstStage | None:
+        """The dense first stage that has to retrieve; None if there is none, or all of its predictions are stored."""
         stage = self.plan.stage if self.plan is not None else None
-        if stage is None or stage.spec is None or not any(task.first_stage for task in self.to_do):
+        if stage is None or stage.spec is None or not any(task.first_stage for task in self.pending_tasks):
             return None
         return stage
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is done at a time: a point, or only its first stage."""
+    """A unit of work: a point, or only its first stage."""
 
     point: PlannedPoint
     first_stage_only: bool = False
@@ -133,9 +140,9 @@ class Group:
     """Steps that share an engine.
 
     Attributes:
-        number: From 1; 0 where the steps need no engine.
-        engine: The engine that it opens; None where none is needed.
-        steps: In the order in which they run.
+        number: From 1; 0 if the steps need no engine.
+        engine: The engine; None if none is needed.
+        steps: The steps, in the order in which they run.
     """
 
     number: int
@@ -144,7 +151,7 @@ class Group:
 
 
 def plan_points(points: Sequence[Point], first: int = 0) -> list[PlannedPoint]:
-    """Plan checked points, in their order, each once; what is known of their tasks, `look_up` adds.
+    """Plan checked points, in order; the states of their tasks are added by `add_task_states`.
 
     Args:
         points: The points.
@@ -155,15 +162,15 @@ def plan_points(points: Sequence[Point], first: int = 0) -> list[PlannedPoint]:
     for number, (checked, differs) in enumerate(zip(points, differences, strict=True), first):
         point = PlannedPoint(number, checked.overrides, differs, checked.config, checked.launched, checked.composed)
         try:
-            planned.append(replace(point, plan=plan(checked.config, checked.pipeline)))
+            planned.append(replace(point, plan=make_plan(checked.config, checked.pipeline)))
         except MtebVllmError as error:
-            planned.append(replace(point, failure=of_exception(error)))
+            planned.append(replace(point, failure=failure_from_exception(error)))
     return planned
 
 
-def look_up(points: Sequence[PlannedPoint]) -> list[PlannedPoint]:
-    """Find out what is known of the tasks of planned points now, and which engines they share."""
-    stale, earlier = functools.cache(Stale), _Earlier()
+def add_task_states(points: Sequence[PlannedPoint]) -> list[PlannedPoint]:
+    """Return the points with the current states of their tasks and the numbers of their engine groups."""
+    stale, earlier = functools.cache(StaleResults), _EarlierPoints()
     found = []
     for point in points:
         config, made = point.config, point.plan
@@ -173,93 +180,93 @@ def look_up(points: Sequence[PlannedPoint]) -> list[PlannedPoint]:
         states = _states(config, made, stale(Path(config.results.dir)))
         if config.results.reuse == "exact" and made.pipeline.cached:
             both = zip(made.tasks, states, strict=True)
-            states = [earlier.told(point.number, made, task, state) for task, state in both]
+            states = [earlier.mark_shared(point.number, made, task, state) for task, state in both]
         found.append(replace(point, tasks=states))
-    return _numbered(found)
+    return _number_groups(found)
 
 
-class _Earlier:
-    """Finds tasks that an earlier point of the same sweep reads in the same way: they are computed once."""
+class _EarlierPoints:
+    """Finds tasks that have the same input fingerprint as in an earlier point of the sweep, and so are computed once."""
 
     def __init__(self) -> None:
         self._first: dict[str, int] = {}
 
-    def told(self, number: int, made: Plan, task: TaskInfo, state: TaskState) -> TaskState:
-        """The state of a point's task, with what an earlier point will have done for it."""
+    def mark_shared(self, number: int, made: Plan, task: TaskInfo, state: TaskState) -> TaskState:
+        """Return a task's state, marked if an earlier point computes the same result."""
         input_fingerprint = made.input_fingerprint(task)
         if input_fingerprint is None or state.state in ("done", "failed before"):
             return state
         first = self._first.setdefault(input_fingerprint, number)
-        return state if first == number else replace(state, why=f"as point {first}", work=(), same_as=first)
+        return state if first == number else replace(state, reason=f"as point {first}", work=(), same_as=first)
 
 
-def grouped(points: Sequence[PlannedPoint]) -> list[Group]:
-    """The order in which points run: those that need no engine, then engine by engine.
+def group_by_engine(points: Sequence[PlannedPoint]) -> list[Group]:
+    """Return the points in the order in which they run: those that need no engine, then engine by engine.
 
-    Points that cannot be planned are in no group.
+    Points whose planning failed are left out.
     """
     free: list[Step] = []
-    ahead: dict[str, list[Step]] = {}
+    prefetch: dict[str, list[Step]] = {}
     by_engine: dict[str, list[Step]] = {}
     specs: dict[str, EngineSpec] = {}
     for point in points:
         if point.plan is None:
             continue
-        if not point.to_do:
+        if not point.pending_tasks:
             free.append(Step(point))
             continue
-        own, stage = point.plan.spec, point.ahead.spec if point.ahead is not None else None
+        own, stage = point.plan.spec, point.pending_first_stage.spec if point.pending_first_stage is not None else None
         key = own.fingerprint
-        # Where nothing is reused, a first stage that ran before would not be found again.
+        # With results.reuse=none, the predictions of a prefetched first stage would not be read.
         if stage is not None and point.config.results.reuse == "none":
             key = f"{stage.fingerprint}+{key}"
         elif stage is not None:
             specs[stage.fingerprint] = stage
-            ahead.setdefault(stage.fingerprint, []).append(Step(point, first_stage_only=True))
+            prefetch.setdefault(stage.fingerprint, []).append(Step(point, first_stage_only=True))
         specs[key] = own
         by_engine.setdefault(key, []).append(Step(point))
-    # A group of first stages comes before what reads them, even where it has points of its own. Engines that can share a
-    # process follow each other.
-    order = [*_by_process(ahead, specs), *_by_process((key for key in by_engine if key not in ahead), specs)]
+    # Groups with first stages come before the rerankers that use them, even if they also have points of their own. Engines
+    # that can share a process are adjacent.
+    order = [*_by_process(prefetch, specs), *_by_process((key for key in by_engine if key not in prefetch), specs)]
     groups = [Group(0, None, free)] if free else []
     for number, key in enumerate(order, 1):
-        groups.append(Group(number, specs[key], [*ahead.get(key, []), *by_engine.get(key, [])]))
+        groups.append(Group(number, specs[key], [*prefetch.get(key, []), *by_engine.get(key, [])]))
     return groups
 
 
 def _by_process(keys: Iterable[str], specs: Mapping[str, EngineSpec]) -> list[str]:
-    """Return engines in their order, but those of one kind of process together."""
+    """Return engines in order, but those that can share a process together."""
     found: dict[object, list[str]] = {}
     for key in keys:
         found.setdefault(specs[key].process, []).append(key)
     return [key for together in found.values() for key in together]
 
 
-def _numbered(points: list[PlannedPoint]) -> list[PlannedPoint]:
-    """Notes the number of its engine on each point."""
+def _number_groups(points: list[PlannedPoint]) -> list[PlannedPoint]:
+    """Return the points with the numbers of their engine groups."""
     numbers = {
         step.point.number: group.number
-        for group in grouped(points)
+        for group in group_by_engine(points)
         for step in group.steps
         if group.engine is not None and not step.first_stage_only
     }
     return [replace(point, group=numbers.get(point.number)) for point in points]
 
 
-def _states(config: RunConfig, made: Plan, stale: Stale) -> list[TaskState]:
+def _states(config: RunConfig, made: Plan, stale: StaleResults) -> list[TaskState]:
     root = Path(config.results.dir)
-    earlier = remembered(root, fingerprint(made.settings))
+    earlier = load_failures(root, fingerprint(made.settings))
     if not made.pipeline.scores_tasks:
-        # One thing to do, and nothing that could be known of it.
-        failure, work = before(earlier, ""), made.pipeline.estimate_all(config.model.kind)
+        # A single step, whose result is never cached.
+        failure, work = earlier_failure(earlier, ""), made.pipeline.estimate_all(config.model.kind)
         state: State = "to run" if failure is None else "failed before"
         return [TaskState(made.pipeline.name, state, str(failure or ""), (work,) if work is not None else ())]
-    return [_state(config, made, task, stale, before(earlier, task.name)) for task in made.tasks]
+    return [_state(config, made, task, stale, earlier_failure(earlier, task.name)) for task in made.tasks]
 
 
-def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: Stale, failure: Failure | None) -> TaskState:
+def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: StaleResults, failure: Failure | None) -> TaskState:
     root = Path(config.results.dir)
-    first_stage = _retrieves(config, made, task)
+    first_stage = _needs_first_stage(config, made, task)
     state = functools.partial(
         TaskState, task.name, work=_work(config, made, task, first_stage), first_stage=first_stage
     )
@@ -270,34 +277,34 @@ def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: Stale, failure:
     if not made.pipeline.cached:
         return state("to run") if failure is None else state("failed before", str(failure))
     path = result_path(root, settings, task.name, fingerprint(settings))
-    found = look(root, path, task, config.tasks.splits)
+    found = result_status(root, path, task, config.tasks.splits)
     input_fingerprint = made.input_fingerprint(task)
     if (
-        found != "whole"
+        found != "complete"
         and input_fingerprint is not None
-        and (other := same_result(root, input_fingerprint)) is not None
+        and (other := shared_result(root, input_fingerprint)) is not None
     ):
-        found = "whole" if look(root, other, task, config.tasks.splits) == "whole" else found
-    if found == "whole" and config.results.reuse == "exact":
+        found = "complete" if result_status(root, other, task, config.tasks.splits) == "complete" else found
+    if found == "complete" and config.results.reuse == "exact":
         return TaskState(task.name, "done")
     if failure is not None:
         return state("failed before", str(failure))
     if found == "other data":
         return state("stale", "the data's revision")
-    why = {"part": "some of it is there", "unreadable": f"{path} cannot be read", "whole": "results.reuse=none"}
-    if found == "nothing" and (differs := stale.why(settings, task)):
+    reasons = {"partial": "partly computed", "unreadable": f"{path} cannot be read", "complete": "results.reuse=none"}
+    if found == "missing" and (differs := stale.reason(settings, task)):
         return state("stale", differs)
-    return state("to run", why.get(found, ""))
+    return state("to run", reasons.get(found, ""))
 
 
-def _retrieves(config: RunConfig, made: Plan, task: TaskInfo) -> bool:
+def _needs_first_stage(config: RunConfig, made: Plan, task: TaskInfo) -> bool:
     """Whether a dense first stage has to retrieve for a task."""
     stage = made.stage
     if stage is None or stage.spec is None or brings_candidates(task.type):
         return False
     root = Path(config.results.dir)
     known = [
-        intact(root, predictions_path(root, settings, part.name, fingerprint(settings)))
+        is_intact(root, predictions_path(root, settings, part.name, fingerprint(settings)))
         for part in tasks.parts([task], mteb_catalogue())
         for settings in [stage.settings(part.name)]
     ]
@@ -305,13 +312,13 @@ def _retrieves(config: RunConfig, made: Plan, task: TaskInfo) -> bool:
 
 
 def _work(config: RunConfig, made: Plan, task: TaskInfo, first_stage: bool) -> tuple[Estimate, ...]:
-    """What engines will be given for a task; nothing where of any part nobody knows."""
+    """Return the estimated work for a task; empty if the size of any part is unknown."""
     splits, parts = config.tasks.splits, tasks.parts([task], mteb_catalogue())
     kind, limit = config.model.kind, _context(made.spec)
     found = [made.pipeline.estimate(part, splits, kind, limit) for part in parts]
     if first_stage and made.stage is not None and made.stage.spec is not None:
         found += [estimate(part, splits, max_tokens=_context(made.stage.spec)) for part in parts]
-    return _added(one for one in found if one is not None) if None not in found else ()
+    return _sum_by_unit(one for one in found if one is not None) if None not in found else ()
 
 
 def _context(spec: EngineSpec) -> int | None:
@@ -319,8 +326,8 @@ def _context(spec: EngineSpec) -> int | None:
     return limit if isinstance(limit, int) else None
 
 
-def _added(estimates: Iterable[Estimate]) -> tuple[Estimate, ...]:
-    """One sum for each unit."""
+def _sum_by_unit(estimates: Iterable[Estimate]) -> tuple[Estimate, ...]:
+    """Return the sums of estimates by unit."""
     by_unit: dict[str, Estimate] = {}
     for one in estimates:
         by_unit[one.unit] = by_unit[one.unit] + one if one.unit in by_unit else one

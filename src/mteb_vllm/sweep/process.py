@@ -1,4 +1,4 @@
-"""A sweep's child process, seen from outside: started, told, listened to, ended."""
+"""The child process of a sweep, as seen by its parent."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from multiprocessing import Pipe
 from pathlib import Path
 
 from mteb_vllm.engines import environment
-from mteb_vllm.sweep.messages import Order, Report
+from mteb_vllm.sweep.messages import Command, Event
 
-# The child imports from where this process does.
+# The child gets this process's import path.
 START = """
 import json, sys
 sys.path[:], orders, lifeline = json.loads(sys.argv[1])
@@ -24,7 +24,7 @@ from mteb_vllm.sweep.child import main
 main(orders, lifeline)
 """
 
-# How long a child may take to end by itself, in seconds: an engine closes, a record is written.
+# Seconds that a child may take to exit, which includes closing an engine and writing a record.
 _END_WITHIN = 30.0
 
 
@@ -32,8 +32,8 @@ class Child:
     """A process that runs points.
 
     Args:
-        log: Where goes what it writes outside of any point.
-        variables: Environment variables that it starts with, beside those of the shell.
+        log: The file for its output outside of any point.
+        variables: Environment variables for it, in addition to those of the shell.
     """
 
     def __init__(self, log: Path, variables: Mapping[str, str]) -> None:
@@ -47,9 +47,9 @@ class Child:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 pass_fds=descriptors,
-                # Variables of an engine that is open here would count as settings of the shell's there.
+                # Variables set by an engine that is open in this process would be taken for the shell's in the child.
                 env={**environment.outer_variables(), **variables},
-                # Ctrl-C goes to the sweep, which ends its child in order; and the child's processes can be ended with it.
+                # Ctrl-C reaches only the sweep, which then ends the child cleanly; and the child's processes form one group.
                 start_new_session=True,
             )
         theirs.close()
@@ -57,52 +57,52 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Its process id."""
         return self._process.pid
 
-    def tell(self, order: Order) -> None:
-        """Gives it something to do."""
-        with contextlib.suppress(BrokenPipeError):  # that it has ended, listening says
-            self._pipe.send(order)
+    def send(self, command: Command) -> None:
+        """Send a command."""
+        with contextlib.suppress(BrokenPipeError):  # `receive` will report that the child has ended
+            self._pipe.send(command)
 
-    def listen(self, seconds: float) -> Report | None:
-        """What it says next; None if it says nothing for so long.
+    def receive(self, seconds: float) -> Event | None:
+        """Return the next event; None if there is none within this many seconds.
 
         Raises:
-            EOFError: if it has ended.
+            EOFError: if the child has ended.
         """
         try:
             if not self._pipe.poll(seconds):
                 if self._process.poll() is not None:
-                    raise EOFError  # somebody whom it forked may still hold its end
+                    raise EOFError  # a process that it forked may still hold its end of the pipe
                 return None
-            said: Report = self._pipe.recv()
-            return said
+            event: Event = self._pipe.recv()
+            return event
         except (EOFError, ConnectionError):
             raise EOFError from None
 
-    def show_where(self) -> None:
-        """Lets it write into its log where it is."""
+    def dump_stacks(self) -> None:
+        """Make the child write the stacks of its threads to its log."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGUSR1)
         time.sleep(1)
 
     def end(self) -> None:
-        """Asks it to end, and ends it if it does not."""
+        """Terminate the child, and kill it if it does not exit in time."""
         try:
             self._process.terminate()
             deadline = time.monotonic() + _END_WITHIN
-            # It may still be saying something, and would wait to be heard.
+            # Keep reading, because the child may block while sending events.
             with contextlib.suppress(EOFError):
                 while time.monotonic() < deadline:
-                    self.listen(0.2)
+                    self.receive(0.2)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(max(0.1, deadline - time.monotonic()))
         finally:
             self.kill()
 
     def kill(self) -> int:
-        """Ends it and all of its processes; returns its exit status as `subprocess` has it."""
+        """Kill the child and all of its processes; return its exit status as in `subprocess`."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         status = self._process.wait()
@@ -112,8 +112,8 @@ class Child:
         self._lifeline = -1
         return status
 
-    def ended(self) -> int:
-        """The exit status of a child that has ended by itself; what it leaves of its processes is ended."""
+    def reap(self) -> int:
+        """Kill the remaining processes of a child that has ended, and return its exit status."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
         return self.kill()

@@ -1,4 +1,4 @@
-"""What a sweep leaves of itself, beside its points' folders: `sweep.json`."""
+"""The summary of a sweep, stored as `sweep.json` next to its points' folders."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mteb_vllm.util.files import write_atomically
 
 @dataclass
 class Summary:
-    """A sweep as it is kept in `sweep.json`, beside its points' folders.
+    """A sweep's summary.
 
     Attributes:
-        points: For each point that has ended its number, folder, fingerprint, status, failures and seconds.
-        engines: For each engine, by fingerprint, its model and the points on it.
-        opened: How often each engine was opened, by fingerprint.
-        children: How many child processes were started.
+        points: Point number to the point's number, folder, fingerprint, status, failures and seconds, for ended points.
+        engines: Engine fingerprint to the engine's model and points.
+        opened: Engine fingerprint to how often the engine was opened.
+        children: Number of child processes started.
         seconds: Wall time.
     """
 
@@ -30,7 +30,7 @@ class Summary:
     seconds: float = 0.0
 
     def write(self, folder: Path) -> None:
-        """Writes it, whole or not at all."""
+        """Write it atomically to `sweep.json`."""
         content = {
             "points": [self.points[number] for number in sorted(self.points)],
             "engines": [{"fingerprint": key, **one, "opened": self.opened[key]} for key, one in self.engines.items()],

@@ -1,4 +1,4 @@
-"""Runs the points of a sweep in child processes, so that whatever one of them does costs no other point anything."""
+"""The supervisor of a sweep, which runs points in child processes so that one point's failure does not affect others."""
 
 from __future__ import annotations
 
@@ -10,23 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.plan import pack
-from mteb_vllm.results.failures import FATAL, Failure, last_lines, of_exception, of_exit, of_timeout, where_it_stood
+from mteb_vllm.results.failures import (
+    FATAL,
+    Failure,
+    failure_from_exception,
+    failure_from_exit,
+    failure_from_timeout,
+    last_lines,
+    last_stack,
+)
 from mteb_vllm.results.record import RunRecord, TaskOutcome
-from mteb_vllm.runner import LOG, Ahead, finish, started_record
+from mteb_vllm.runner import LOG, PrefetchedFirstStage, finish, started_record
 from mteb_vllm.sweep.messages import (
-    AheadDone,
-    Closed,
+    Activity,
     CloseEngines,
-    Doing,
-    Opened,
+    EngineOpened,
+    EnginesClosed,
+    Event,
+    FirstStageDone,
     PointDone,
     PointFailed,
-    Report,
     RunPoint,
     TaskDone,
-    Working,
+    TaskProgress,
 )
-from mteb_vllm.sweep.planning import Group, PlannedPoint, Step, grouped
+from mteb_vllm.sweep.planning import Group, PlannedPoint, Step, group_by_engine
 from mteb_vllm.sweep.process import Child
 from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.view import View
@@ -34,21 +42,21 @@ from mteb_vllm.util import disk
 from mteb_vllm.util.masking import registered, scrub
 from mteb_vllm.util.phase import Phase
 
-# How often the view moves while a child says nothing, in seconds.
+# Seconds between updates of the view while the child sends nothing.
 _TICK = 0.5
 
-# How long engines may take to close, in seconds.
+# Seconds that engines may take to close.
 _CLOSE_WITHIN = 120.0
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """A point as it runs.
+    """A point to run.
 
     Attributes:
-        planned: What it comes down to.
+        planned: The planned point.
         config: Hydra's configuration of it.
-        folder: Where its record goes.
+        folder: The folder for its record.
     """
 
     planned: PlannedPoint
@@ -57,8 +65,8 @@ class SweepPoint:
 
 
 @dataclass
-class _Running:
-    """A step as far as the child has told of it."""
+class _StepState:
+    """The state of a running step, according to the child's events."""
 
     phase: Phase = Phase.STARTING
     doing: str = "starting"
@@ -67,38 +75,38 @@ class _Running:
     waited: float = 0.0
     waits_since: float | None = None
 
-    def hear(self, said: Report) -> None:
+    def update(self, event: Event) -> None:
         now = time.perf_counter()
         if self.waits_since is not None:
             self.waited, self.waits_since = self.waited + now - self.waits_since, None
-        if isinstance(said, Doing):
-            self.phase, self.doing = said.phase, said.text[:1].lower() + said.text[1:]
-            if said.phase is Phase.WAITING:
+        if isinstance(event, Activity):
+            self.phase, self.doing = event.phase, event.text[:1].lower() + event.text[1:]
+            if event.phase is Phase.WAITING:
                 self.waits_since = now
             else:
                 self.task = None
-        elif isinstance(said, Working):
-            self.phase, self.doing, self.task = said.phase, f"at {said.text} of {said.task}", said.task
-        elif isinstance(said, TaskDone):
-            self.tasks.append(said.outcome)
-            self.phase, self.doing, self.task = Phase.BETWEEN_TASKS, f"after {said.outcome.name}", None
+        elif isinstance(event, TaskProgress):
+            self.phase, self.doing, self.task = event.phase, f"at {event.text} of {event.task}", event.task
+        elif isinstance(event, TaskDone):
+            self.tasks.append(event.outcome)
+            self.phase, self.doing, self.task = Phase.BETWEEN_TASKS, f"after {event.outcome.name}", None
 
 
 class Supervisor:
-    """Gives points to a child process, watches it, and replaces it when it fails.
+    """Sends points to a child process, monitors it, and replaces it when it fails.
 
     Args:
         points: The sweep's points.
         context: Hydra's context.
         folder: The sweep's folder.
-        view: Shows what goes on.
-        summary: Where it is written down.
-        point_timeout: Seconds that a point may take; None: no limit.
-        max_leftover_mb: Memory that may stay behind a closed engine before its process is replaced.
+        view: The live view.
+        summary: The sweep's summary, which is updated.
+        point_timeout: Time limit for a point in seconds; None for no limit.
+        max_leftover_mb: Memory in MB that a closed engine may leave allocated before its process is replaced.
 
     Attributes:
-        answers: What became of the points: Hydra's `JobReturn` by number, None where Hydra could not say.
-        records: Their records.
+        job_returns: Point number to Hydra's `JobReturn`; None if the point ended without one.
+        records: Point number to record.
     """
 
     def __init__(
@@ -119,36 +127,36 @@ class Supervisor:
         self._process: tuple[str, tuple[tuple[str, str], ...]] | None = None
         self._child_log = folder / "child.log"
         self._engine_log: Path | None = None
-        self._ahead: dict[int, Ahead] = {}
+        self._prefetched: dict[int, PrefetchedFirstStage] = {}
         self._started = time.perf_counter() - summary.seconds
         self._unwritten = False
-        self.answers: dict[int, Any] = {}
+        self.job_returns: dict[int, Any] = {}
         self.records: dict[int, RunRecord] = {}
 
     def run(self) -> None:
-        """Runs all points.
+        """Run all points.
 
         Raises:
-            KeyboardInterrupt: on Ctrl-C; the child has ended, and what is done is in `records`.
+            KeyboardInterrupt: on Ctrl-C; the child has been ended, and `records` holds what is done.
         """
         try:
             for point in self._points.values():
                 if point.planned.failure is not None:
                     self._fail(point, point.planned.failure)
-            groups = grouped([point.planned for point in self._points.values()])
+            groups = group_by_engine([point.planned for point in self._points.values()])
             self._process = next((group.engine.process for group in groups if group.engine is not None), None)
             for group in groups:
                 self._run_group(group)
         finally:
             if self._child is not None:
                 self._child.end()
-            self._summarise()
+            self._write_summary()
             scrub(self._folder)
 
     def _run_group(self, group: Group) -> None:
         if group.engine is not None:
             if group.engine.process != self._process:
-                # What computes, and how its threads are made, a process cannot change.
+                # A process cannot change its device or threading runtime.
                 self._end_child()
                 self._process = group.engine.process
             self._view.engine(group)
@@ -160,15 +168,15 @@ class Supervisor:
         for step in group.steps:
             point = self._points[step.point.number]
             if point.planned.number in self.records:
-                continue  # its first stage has failed, and it with it
+                continue  # it has failed with its first stage
             if given_up is not None:
-                said = f"{given_up.message} (not tried: this engine did not open twice in a row)"
-                self._fail(point, replace(given_up, message=said, task=None, tried=False))
+                message = f"{given_up.message} (not tried: this engine has failed to open twice in a row)"
+                self._fail(point, replace(given_up, message=message, task=None, tried=False))
                 continue
             failure = self._run_step(step, point)
             if failure is not None and not _did_not_open(failure):
                 failure = None
-            # The second time was in a new process: a third will be no better.
+            # The second attempt was in a new process, so a third would fail as well.
             given_up = failure if failure is not None and last is not None and failure.kind == last.kind else None
             last = failure
         self._close_engines()
@@ -176,70 +184,79 @@ class Supervisor:
             self._end_child()
 
     def _run_step(self, step: Step, point: SweepPoint) -> Failure | None:
-        """Runs a step in the child; returns what went wrong with it, if anything did."""
-        started, running = time.perf_counter(), _Running()
+        """Run a step in the child; return its failure, if any."""
+        started, running = time.perf_counter(), _StepState()
         self._view.started(point.planned, step.first_stage_only)
         try:
-            child = self._the_child()
+            child = self._running_child()
             written = self._child_log.stat().st_size
         except OSError as error:  # its log cannot be written
-            return self._fail(point, of_exception(error), (), started)
-        ahead = self._ahead.get(point.planned.number)
+            return self._fail(point, failure_from_exception(error), (), started)
+        prefetched = self._prefetched.get(point.planned.number)
         planned, made = replace(point.planned, plan=None, composed=None), point.planned.plan
         packed = pack(made) if made is not None else None
-        child.tell(
+        child.send(
             RunPoint(
-                planned, packed, point.config, self._context, point.folder, registered(), step.first_stage_only, ahead
+                planned,
+                packed,
+                point.config,
+                self._context,
+                point.folder,
+                registered(),
+                step.first_stage_only,
+                prefetched,
             )
         )
         while True:
             try:
-                said = child.listen(_TICK)
+                event = child.receive(_TICK)
             except EOFError:
-                status = child.ended()
+                status = child.reap()
                 self._child = None
-                failure = of_exit(status, running.phase, running.doing, self._log(point, written), running.task)
+                failure = failure_from_exit(
+                    status, running.phase, running.doing, self._log(point, written), running.task
+                )
                 return self._fail(point, failure, running.tasks, started)
-            self._view.heard(said)
-            if said is not None:
-                running.hear(said)
-            if isinstance(said, Opened):
-                self._summary.opened[said.fingerprint] += 1
+            self._view.heard(event)
+            if event is not None:
+                running.update(event)
+            if isinstance(event, EngineOpened):
+                self._summary.opened[event.fingerprint] += 1
                 self._engine_log = point.folder / LOG
-            elif isinstance(said, AheadDone):
-                return self._first_stage_done(point, said.ahead)
-            elif isinstance(said, PointDone):
-                return self._point_done(point, said.answer)
-            elif isinstance(said, PointFailed):
-                failure = replace(said.failure, log=self._log(point, written))
+            elif isinstance(event, FirstStageDone):
+                return self._first_stage_done(point, event.prefetched)
+            elif isinstance(event, PointDone):
+                return self._point_done(point, event.answer)
+            elif isinstance(event, PointFailed):
+                failure = replace(event.failure, log=self._log(point, written))
                 self._replace_child_after([failure])
                 return self._fail(point, failure, running.tasks, started)
             if self._timeout is None or running.waits_since is not None:
                 continue
             if time.perf_counter() > started + self._timeout + running.waited:
-                child.show_where()
+                child.dump_stacks()
                 child.kill()
                 self._child = None
-                log = where_it_stood(point.folder / LOG) or self._log(point, written)
-                failure = of_timeout(self._timeout, running.phase, running.doing, log, running.task)
+                log = last_stack(point.folder / LOG) or self._log(point, written)
+                failure = failure_from_timeout(self._timeout, running.phase, running.doing, log, running.task)
                 return self._fail(point, failure, running.tasks, started)
 
-    def _first_stage_done(self, point: SweepPoint, ahead: Ahead) -> Failure | None:
-        self._ahead[point.planned.number] = ahead
-        self._replace_child_after(ahead.failures)
-        dead = next((failure for failure in ahead.failures if _did_not_open(failure)), None)
-        # Anything else the point itself will meet, task by task.
+    def _first_stage_done(self, point: SweepPoint, prefetched: PrefetchedFirstStage) -> Failure | None:
+        self._prefetched[point.planned.number] = prefetched
+        self._replace_child_after(prefetched.failures)
+        dead = next((failure for failure in prefetched.failures if _did_not_open(failure)), None)
+        # Other failures will recur, task by task, when the point itself runs.
         return self._fail(point, dead) if dead is not None else None
 
     def _point_done(self, point: SweepPoint, answer: Any) -> Failure | None:
         record: RunRecord = answer.return_value
-        self._take(point.planned.number, record, answer)
+        self._add_record(point.planned.number, record, answer)
         tried = [failure for failure in record.failures if failure.tried]
         self._replace_child_after(tried)
         return next((failure for failure in tried if _did_not_open(failure)), None)
 
     def _replace_child_after(self, failures: Sequence[Failure]) -> None:
-        """Lets the child go if what went wrong in it says that it is not to be relied on."""
+        """End the child if one of the failures means that its process can no longer be trusted."""
         if any(failure.kind in FATAL for failure in failures):
             self._end_child()
 
@@ -255,7 +272,7 @@ class Supervisor:
         tasks: Sequence[TaskOutcome] = (),
         started: float | None = None,
     ) -> Failure:
-        """Writes the record of a point that could not write its own."""
+        """Write the record of a point that could not write its own."""
         planned = point.planned
         record = started_record(planned.config, point.folder, planned.overrides, planned.number)
         if planned.plan is not None:
@@ -269,11 +286,11 @@ class Supervisor:
                 if task.name not in done
             ]
         finish(record, started if started is not None else time.perf_counter())
-        self._take(planned.number, record, None)
+        self._add_record(planned.number, record, None)
         return failure
 
-    def _take(self, number: int, record: RunRecord, answer: Any) -> None:
-        self.records[number], self.answers[number] = record, answer
+    def _add_record(self, number: int, record: RunRecord, answer: Any) -> None:
+        self.records[number], self.job_returns[number] = record, answer
         scrub(self._points[number].folder)
         self._summary.points[number] = {
             "point": number,
@@ -284,10 +301,10 @@ class Supervisor:
             "failures": [asdict(failure) for failure in record.failures],
             "seconds": record.seconds,
         }
-        self._summarise()
+        self._write_summary()
         self._view.ended(record)
 
-    def _summarise(self) -> None:
+    def _write_summary(self) -> None:
         self._summary.seconds = time.perf_counter() - self._started
         try:
             self._summary.write(self._folder)
@@ -297,13 +314,13 @@ class Supervisor:
             self._unwritten = True
 
     def _log(self, point: SweepPoint, written: int) -> list[str]:
-        """The last lines of a point's log, and of where else its engine writes to; else of what the child itself has said."""
+        """Return the last lines of a point's log and of its engine's, or else of the child's own output."""
         log = point.folder / LOG
         engine = self._engine_log
         lines = [*(last_lines(engine) if engine is not None and engine != log else []), *last_lines(log)]
         return lines or last_lines(self._child_log, since=written)
 
-    def _the_child(self) -> Child:
+    def _running_child(self) -> Child:
         if self._child is None:
             self._child = Child(self._child_log, dict(self._process[1]) if self._process is not None else {})
             self._engine_log = None
@@ -311,20 +328,22 @@ class Supervisor:
         return self._child
 
     def _close_engines(self) -> None:
-        """Closes the group's engine; a process that does not give its memory back is replaced."""
+        """Close the group's engine; replace the process if it does not release its memory."""
         child, self._engine_log = self._child, None
         if child is None:
             return
-        child.tell(CloseEngines())
+        child.send(CloseEngines())
         deadline = time.monotonic() + _CLOSE_WITHIN
         try:
             while time.monotonic() < deadline:
-                said = child.listen(_TICK)
-                if not isinstance(said, Closed):
+                event = child.receive(_TICK)
+                if not isinstance(event, EnginesClosed):
                     continue
-                if said.leftover_mb > self._max_leftover_mb or said.processes:
-                    what = f"{said.processes} of its processes" if said.processes else f"{said.leftover_mb:,.0f} MB"
-                    self._view.line(f"{what} stayed behind the closed engine: a new process goes on")
+                if event.leftover_mb > self._max_leftover_mb or event.processes:
+                    what = (
+                        f"{event.processes} processes" if event.processes else f"{event.leftover_mb:,.0f} MB of memory"
+                    )
+                    self._view.line(f"The closed engine left {what} behind: continuing in a new process")
                     self._child = None
                     child.end()
                 return
@@ -335,7 +354,7 @@ class Supervisor:
 
 
 def _did_not_open(failure: Failure) -> bool:
-    """Whether a failure kept an engine from opening: an error of vLLM's, or the end of the process while it opened."""
+    """Whether a failure kept an engine from opening: an engine error, or the end of the process while opening."""
     return failure.kind in ("engine_start", "out_of_memory_loading") or (
         failure.kind in FATAL and failure.phase is Phase.OPENING_ENGINE
     )

@@ -1,4 +1,4 @@
-"""A plan, shown: what a dry run prints."""
+"""The table of planned points that a dry run prints."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from mteb_vllm.sweep.planning import PlannedPoint, grouped
+from mteb_vllm.sweep.planning import PlannedPoint, group_by_engine
 from mteb_vllm.util.console import Console
 
 
 def print_plan(console: Console, points: Sequence[PlannedPoint], *, swept: bool) -> None:
-    """Shows what would be done, point by point."""
+    """Print the planned points as a table, with a summary."""
     header, rows = plan_table(points, swept=swept)
     title = f"Dry run: {len(points)} points" if swept else "Dry run"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -29,7 +29,7 @@ def print_plan(console: Console, points: Sequence[PlannedPoint], *, swept: bool)
 
 
 def plan_table(points: Sequence[PlannedPoint], *, swept: bool) -> tuple[list[str], list[list[str]]]:
-    """A header, and one row a point: what differs, fingerprint, state and why, engine, and the work to be done."""
+    """Return a header, and one row per point: settings that differ, fingerprint, state with reason, engine, and work."""
     keys = list(points[0].differs) if points else []
     header = ["point", *keys, "settings", "state", "engine", "~work", "~tokens"]
     rows = []
@@ -51,22 +51,22 @@ def plan_table(points: Sequence[PlannedPoint], *, swept: bool) -> tuple[list[str
 def _state(point: PlannedPoint) -> str:
     if point.failure is not None:
         return "cannot be planned"
-    to_do = point.to_do
+    pending_tasks = point.pending_tasks
     text: str = point.state
-    if to_do and len(to_do) < len(point.tasks):
-        text += f" ({len(to_do)} of {len(point.tasks)} tasks: {', '.join(task.name for task in to_do)})"
-    why = dict.fromkeys(task.why for task in point.tasks if task.why and task.state == point.state)
-    return f"{text}: {'; '.join(why)}" if why else text
+    if pending_tasks and len(pending_tasks) < len(point.tasks):
+        text += f" ({len(pending_tasks)} of {len(point.tasks)} tasks: {', '.join(task.name for task in pending_tasks)})"
+    reasons = dict.fromkeys(task.reason for task in point.tasks if task.reason and task.state == point.state)
+    return f"{text}: {'; '.join(reasons)}" if reasons else text
 
 
 def _summary(points: Sequence[PlannedPoint]) -> str:
-    engines = [group for group in grouped(points) if group.engine is not None]
-    to_run = [point for point in points if point.to_do]
+    engines = [group for group in group_by_engine(points) if group.engine is not None]
+    to_run = [point for point in points if point.pending_tasks]
     text = f"{len(to_run)} of {len(points)} points to run"
     if engines:
         names = dict.fromkeys(group.engine.model.name for group in engines if group.engine is not None)
         text += f", {len(engines)} {'engine' if len(engines) == 1 else 'engines'} to open ({', '.join(names)})"
-    unknown = {task.name for point in points for task in point.to_do if not task.work and task.same_as is None}
+    unknown = {task.name for point in points for task in point.pending_tasks if not task.work and task.same_as is None}
     if unknown:
-        text += f"; how large these are, nobody knows: {', '.join(sorted(unknown))}"
+        text += f"; of unknown size: {', '.join(sorted(unknown))}"
     return f"{text}. Work and tokens are estimates from mteb's descriptive statistics."

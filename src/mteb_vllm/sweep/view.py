@@ -10,8 +10,8 @@ from rich.progress import BarColumn, Progress
 
 from mteb_vllm.report.parity import headline
 from mteb_vllm.results.record import RunRecord, mean
-from mteb_vllm.sweep.messages import Doing, Report, TaskDone, Working
-from mteb_vllm.sweep.planning import Group, PlannedPoint, grouped
+from mteb_vllm.sweep.messages import Activity, Event, TaskDone, TaskProgress
+from mteb_vllm.sweep.planning import Group, PlannedPoint, group_by_engine
 from mteb_vllm.util.console import Column, Console
 
 
@@ -29,7 +29,7 @@ class View:
         self._left = _weights(points)
         self._passed = 0.0
         self._began: float | None = None  # when the first point that needs an engine did
-        self._n_engines = sum(group.engine is not None for group in grouped(points))
+        self._n_engines = sum(group.engine is not None for group in group_by_engine(points))
         self._done = self._failed = 0
         self._now = ""
         self._bar = Progress(
@@ -70,11 +70,11 @@ class View:
         self._now = f"point {point.number}{' first stage' if first_stage_only else ''}"
         self._show(self._now)
 
-    def heard(self, said: Report | None) -> None:
+    def heard(self, said: Event | None) -> None:
         """The child has said something, or nothing for a while."""
-        if isinstance(said, Doing):
+        if isinstance(said, Activity):
             self._show(f"{self._now}: {said.text}")
-        elif isinstance(said, Working):
+        elif isinstance(said, TaskProgress):
             self._show(f"{self._now}: {said.task} {said.text}", said.done, said.total)
         elif isinstance(said, TaskDone) and not self._console.is_terminal:
             outcome = said.outcome
@@ -98,8 +98,8 @@ class View:
             verdict = headline(record.parity) if record.parity is not None else ""
             self.line(f"{head}: {'; '.join(kinds) or verdict}", "red")
         else:
-            known = record.tasks and all(task.status == "reused" for task in record.tasks)
-            self.line(f"{head}: {_came_out(record)}{'(known already)' if known else f'in {record.seconds:.1f} s'}")
+            known = record.tasks and all(task.status == "cached" for task in record.tasks)
+            self.line(f"{head}: {_came_out(record)}{'(cached)' if known else f'in {record.seconds:.1f} s'}")
         count = f"{self._done}/{len(self._points)}"
         self._bar.update(self._all, completed=self._done, count=count, more=self._summary())
         self._show(f"point {record.point} has ended")
@@ -127,7 +127,7 @@ def _came_out(record: RunRecord) -> str:
 
 def _weights(points: Sequence[PlannedPoint]) -> dict[int, float]:
     """How much of a sweep's time each point is expected to take; known ones nothing, unknown ones as much as the mean."""
-    tokens = {point.number: float(point.tokens) for point in points if point.to_do}
+    tokens = {point.number: float(point.tokens) for point in points if point.pending_tasks}
     known = [weight for weight in tokens.values() if weight]
     mean_of_known = sum(known) / len(known) if known else 1.0
     return {number: weight or mean_of_known for number, weight in tokens.items()}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.engines.timing import replace_attributes
 from mteb_vllm.errors import DataError, LockError
-from mteb_vllm.results.failures import causes, in_one_line
+from mteb_vllm.results.failures import error_chain, one_line_message
 from mteb_vllm.tasks.data_checks import problem
 from mteb_vllm.tasks.selection import brings_candidates
 from mteb_vllm.util.data_revisions import data_revision, is_local, local_folder
@@ -197,14 +197,14 @@ def _broken_parts(task: AbsTask) -> dict[Unit, Exception]:
 def _is_missing(error: BaseException) -> bool:
     """Return whether a data set is not there at all, or cannot be reached."""
     names = ("DatasetNotFoundError", "OfflineModeIsEnabled", "LocalEntryNotFoundError")
-    return any(isinstance(one, ConnectionError) or type(one).__name__ in names for one in causes(error))
+    return any(isinstance(one, ConnectionError) or type(one).__name__ in names for one in error_chain(error))
 
 
 def _root(error: BaseException) -> str:
     """Return what an error comes from, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return in_one_line(error)
+    return one_line_message(error)
 
 
 def _listed(broken: Mapping[Unit, Exception]) -> str:
@@ -216,7 +216,7 @@ def _explained(task: AbsTask, error: Exception, broken: Mapping[Unit, Exception]
     """Return the failure that an error at loading means, with where the data are looked for and how to have them."""
     path, pinned = task.metadata.dataset["path"], type(task).metadata.revision
     folder, command = Path(path).absolute(), download_command(path, pinned)
-    said = in_one_line(error)
+    said = one_line_message(error)
     if isinstance(error, DataError):
         said = _listed(broken) or str(error)
     elif _root(error) != said:

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of models or tasks: files, digests, escaping, masking, streams."""
+"""Helpers that are independent of models and tasks: files, digests, escaping, masking, streams."""

@@ -1,8 +1,7 @@
-"""Data sets in a folder `org/name` of the working directory, which `datasets` takes before it asks the Hub.
+"""Revisions of data sets, including those in a folder `org/name` of the working directory, which `datasets` prefers.
 
-`datasets` caches what it reads from such a folder by the patterns in its README, not by the content of its files: an edited
-file, and another working directory, are given what was cached for the first one. So such a folder is read anew, into a
-cache of its own, each time that a task loads.
+`datasets` caches such a folder by the patterns in its README and not by content, so it would return stale data for an edited
+file or another working directory. Such a folder is therefore read into a fresh cache each time a task is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _LOCAL = "local-"
 
 
 def local_folder(path: str) -> Path | None:
-    """Return the folder of the working directory that stands in for a data set of the Hub, None if there is none.
+    """Return the folder in the working directory that takes the place of a data set of the Hub; None if there is none.
 
     Args:
         path: The data set's name on the Hub, `org/name`.
@@ -27,7 +26,7 @@ def local_folder(path: str) -> Path | None:
 
 
 def data_revision(path: str, pinned: str) -> str:
-    """Return the revision of a data set as it is read here: `local-<digest>` of a folder, else the one that mteb pins.
+    """Return the revision of a data set: `local-<digest>` for a folder in the working directory, else the pinned commit.
 
     Args:
         path: The data set's name on the Hub.
@@ -38,12 +37,12 @@ def data_revision(path: str, pinned: str) -> str:
 
 
 def is_local(revision: str) -> bool:
-    """Return whether a revision is that of a folder of the working directory."""
+    """Whether a revision is that of a folder in the working directory."""
     return revision.startswith(_LOCAL)
 
 
 def aggregate_revision(parts: Mapping[str, str], own: str) -> str:
-    """Return the revision of an aggregate's data: its own, unless a part's data lie in a folder of the working directory.
+    """Return the revision of an aggregate's data: its own, unless a part's data is in a folder of the working directory.
 
     Args:
         parts: Task name to the revision of its data.

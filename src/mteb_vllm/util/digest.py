@@ -1,4 +1,4 @@
-"""The digest of a folder's files."""
+"""The digest of a folder's files, as used for local models and data sets."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _SETTLED_NS = 2_000_000_000
 
 
 def folder_digest(folder: Path, counts: Callable[[str], bool] = lambda name: True) -> str:
-    """SHA-256 over the names and contents of a folder's files.
+    """Return the SHA-256 over the names and contents of a folder's files.
 
-    A file's own digest is kept by its path, size, inode, and times of modification and of change, of which no program can
-    set the last: large weights are read once.
+    Digests of files are cached by path, size, inode, mtime and ctime (which programs cannot set), so that large weights are
+    read only once.
 
     Args:
-        folder: The folder; links in it are followed, hidden files and folders are not counted.
-        counts: Whether a file of this name counts.
+        folder: The folder. Links in it are followed; hidden files and folders are ignored.
+        counts: Whether to include a file of this name.
 
     Raises:
-        OSError: naming the file that cannot be read, as a link that leads nowhere.
+        OSError: if a file cannot be read, e.g. because it is a broken link; it names the file.
     """
     memory_file = cache_dir() / "digests.json"
     try:
         memory = dict(json.loads(read_with_checksum(memory_file)))
-    except (OSError, ValueError, TypeError):  # a damaged digest could pass other weights for these
+    except (OSError, ValueError, TypeError):  # missing or damaged: compute all digests again
         memory = {}
     whole, known = hashlib.sha256(), dict(memory)
     for file in sorted(_files(folder.resolve(), counts)):
@@ -41,7 +41,7 @@ def folder_digest(folder: Path, counts: Callable[[str], bool] = lambda name: Tru
         digest = known.get(key)
         if not isinstance(digest, str):
             with file.open("rb") as content:
-                # hashlib.file_digest is Python 3.11's.
+                # hashlib.file_digest needs Python 3.11.
                 one = hashlib.sha256()
                 while block := content.read(1 << 20):
                     one.update(block)
@@ -50,7 +50,7 @@ def folder_digest(folder: Path, counts: Callable[[str], bool] = lambda name: Tru
                 known[key] = digest
         whole.update(f"{file.relative_to(folder.resolve()).as_posix()} {digest}\n".encode())
     if known != memory:
-        with contextlib.suppress(OSError):  # a read-only home: the digest is computed anew each time
+        with contextlib.suppress(OSError):  # with a read-only home, digests are computed each time
             write_with_checksum(memory_file, json.dumps(known).encode())
     return whole.hexdigest()
 
@@ -64,6 +64,6 @@ def _files(folder: Path, counts: Callable[[str], bool]) -> Iterator[Path]:
         if any(here.samefile(above) for above in here.parents if above.is_relative_to(folder)):
             folders[:] = []  # a link to a folder above itself
             continue
-        # Training's own: its checkpoints change no result of the model that lies beside them.
+        # Checkpoints and logs of training do not affect the results of the model next to them.
         folders[:] = [name for name in folders if not name.startswith((".", "checkpoint-")) and name != "runs"]
         yield from (here / name for name in names if not name.startswith(".") and counts(name))

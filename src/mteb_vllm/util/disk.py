@@ -1,7 +1,7 @@
-"""Full and unwritable disks: recognised by what the system says, looked for beforehand, and told once at a run's end.
+"""Full and unwritable disks: recognised from error codes, checked for in advance, and reported at the end of a run.
 
-What was computed is worth more than what is written about it: a file that cannot be written ends nothing. It is noted here,
-and the run's exit status and one line for each reason say so.
+A file that cannot be written does not end a run, because the computed results are worth more than the files about them. The
+error is collected here, and reported by the exit status and one line per reason.
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# A full disk, a quota, a file system that is read-only, a folder of somebody else's, a broken device.
-_OF_THE_DISK = {
+# A full disk, a quota, a read-only file system, missing permissions, a broken device.
+_DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG,
     errno.ESTALE,
 }  # fmt: skip
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
-# What a run writes at least before it begins, in bytes.
-_LEAST = 4096
+# Number of bytes to write when testing whether a folder is writable.
+_TEST_BYTES = 4096
 
 _Unwritten = list[tuple[Path, BaseException]]
 _unwritten: ContextVar[_Unwritten | None] = ContextVar("unwritten", default=None)
 
 
 def cause(error: BaseException) -> OSError | None:
-    """Return the error of the disk's that another error is, or comes of; None where there is none."""
+    """Return the disk error that is, or caused, another error; None if there is none."""
     one: BaseException | None = error
     while one is not None:
-        if isinstance(one, OSError) and one.errno in _OF_THE_DISK:
+        if isinstance(one, OSError) and one.errno in _DISK_ERRORS:
             return one
         one = one.__cause__
     return None
 
 
 def reason(error: BaseException) -> str:
-    """Return in a few words why something cannot be written, as "no space left on device"."""
+    """Return the reason of a write error in a few words, e.g. "no space left on device"."""
     found = cause(error) or error
     text = found.strerror if isinstance(found, OSError) and found.strerror else str(found) or type(found).__name__
     return text[:1].lower() + text[1:]
 
 
 def locate(error: BaseException, folder: Path) -> None:
-    """Put a folder into an error of the disk's that names no file, as one that comes of a write.
+    """Add a folder to a disk error that does not name a file, as is the case for failed writes.
 
     Args:
-        error: The error, or one that comes of it.
-        folder: Where something was written; where it is not there, the nearest folder above it is named.
+        error: The disk error, or one caused by it.
+        folder: The folder that was written to; if it does not exist, its nearest existing parent is used.
     """
     if (found := cause(error)) is not None and found.filename is None:
         place = folder.absolute()
@@ -62,13 +62,13 @@ def locate(error: BaseException, folder: Path) -> None:
 
 
 def why_not_writable(folder: Path) -> str | None:
-    """Return why no folder and no small file can be made at a place; None where they can.
+    """Return why a folder cannot be created or written to; None if it can.
 
-    A nameless file is written into the place, or into the nearest folder above it that exists: only the file system itself
-    knows of quotas, of space that is kept for root, and of folders in which root cannot write either. Nothing of it stays.
+    Writes a temporary file into the folder, or into its nearest existing parent. Only an actual write reveals quotas, space
+    reserved for root, and folders that even root cannot write to.
 
     Args:
-        folder: The place; need not exist.
+        folder: The folder; it need not exist.
     """
     place = folder.absolute()
     try:
@@ -77,20 +77,20 @@ def why_not_writable(folder: Path) -> str | None:
             return f"{existing} is not a folder"
         longest = os.pathconf(existing, "PC_NAME_MAX")
         if any(len(os.fsencode(name)) > longest for name in place.relative_to(existing).parts):
-            return f"the name of a folder may have {longest} bytes"
+            return f"a folder name may have at most {longest} bytes"
     except OSError as error:
         return reason(error)
     try:
         with tempfile.TemporaryFile(dir=existing, buffering=0) as file:
-            file.write(bytes(_LEAST))
+            file.write(bytes(_TEST_BYTES))
     except OSError as error:
-        return f"nothing can be written into {existing}: {reason(error)}"
+        return f"{existing} is not writable: {reason(error)}"
     return None
 
 
 @contextlib.contextmanager
-def collected() -> Iterator[_Unwritten]:
-    """Collect the files that cannot be written, and why; inside of another collection, in that one."""
+def collect_unwritten() -> Iterator[_Unwritten]:
+    """Collect files that cannot be written, with the errors. A nested call shares the outer collection."""
     if (outer := _unwritten.get()) is not None:
         yield outer
         return
@@ -103,12 +103,12 @@ def collected() -> Iterator[_Unwritten]:
 
 
 def note(path: Path, error: BaseException, *, optional: bool = False) -> None:
-    """Note that a file cannot be written.
+    """Log and collect a write error.
 
     Args:
         path: The file.
-        error: Why.
-        optional: Whether nobody misses it: then it counts only where the disk is full or broken.
+        error: The error.
+        optional: Whether the file is dispensable, so that the error is only collected if the disk is full or broken.
     """
     logger.warning("%s cannot be written: %s", path, error)
     found, why = _unwritten.get(), cause(error)
@@ -118,7 +118,7 @@ def note(path: Path, error: BaseException, *, optional: bool = False) -> None:
 
 @contextlib.contextmanager
 def attempt(path: Path) -> Iterator[None]:
-    """Write a file; that it cannot be written is noted, and ends nothing."""
+    """Collect, instead of raising, an error in writing a file inside the block."""
     try:
         yield
     except OSError as error:

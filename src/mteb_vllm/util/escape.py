@@ -1,6 +1,6 @@
-"""Text of others where it leaves the program: names, prompts, exceptions, records. One function for each target.
+"""Escaping of foreign text (names, prompts, exceptions, records) in the program's output; one function per format.
 
-What is stored stays as it is; a text is escaped once, where it is written for a reader.
+Stored text is not escaped. Text is escaped once, when it is written for a reader.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# Control characters but line feed and tab, what turns the direction of writing or is invisible, and halves of characters.
-_STEERING = re.compile(
+# Control characters except line feed and tab, bidirectional and invisible characters, and surrogates.
+_CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f]"
 )
-# A spreadsheet takes these for the beginning of a formula.
-_FORMULA = re.compile("[=+\\-@\t\r\n＝＋－＠]")  # noqa: RUF001 - full-width ones too
+# Spreadsheets interpret a cell that starts with one of these as a formula.
+_FORMULA = re.compile("[=+\\-@\t\r\n＝＋－＠]")  # noqa: RUF001 - including full-width ones
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _MARKDOWN = re.compile(
     r"""\\(?=[!-/:-@\[-`{-~]|$)  # a backslash that would escape what follows
@@ -27,12 +27,12 @@ _MARKDOWN = re.compile(
 
 
 def visible(text: str) -> str:
-    r"""Return a text in which nothing steers a terminal, turns the direction of writing or is invisible: `\x1b`, `\u202e`."""
-    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    r"""Return a text with control, bidirectional and invisible characters escaped, as in `\x1b` or `\u202e`."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def csv_cell(value: object) -> object:
-    """Return a value for a cell of CSV; a text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    """Return a value for a CSV cell; text that a spreadsheet would take for a formula is prefixed with an apostrophe."""
     if not isinstance(value, str):
         return value
     text = visible(value)
@@ -40,13 +40,13 @@ def csv_cell(value: object) -> object:
 
 
 class Markdown(str):
-    """A text that is Markdown already, as `markupsafe.Markup` is HTML."""
+    """A string that is already Markdown, in analogy to `markupsafe.Markup` for HTML."""
 
     __slots__ = ()
 
 
 def inline(text: str) -> Markdown:
-    """Return a text as one line of Markdown that shows it: no HTML, link, image or cell of a table comes of it."""
+    """Return a text as one line of Markdown that renders literally, without HTML, links, images or table cells."""
     if isinstance(text, Markdown):
         return text
     line = " ".join(visible(text).splitlines())
@@ -54,9 +54,9 @@ def inline(text: str) -> Markdown:
 
 
 def code(text: str) -> Markdown:
-    """Return a text as a code span of Markdown, in one line, that can stand in a table, too."""
+    """Return a text as a one-line Markdown code span, which is also valid inside a table."""
     line = "⏎".join(visible(text).splitlines())
-    if "|" in line:  # in a code span of a table, no backslash can stand before it
+    if "|" in line:  # in a table, a code span cannot escape it with a backslash
         entities = _PUNCTUATION.sub(lambda found: f"&#{ord(found[0])};", line)
         return Markdown(f"<code>{entities}</code>")
     fence = _fence(line, 2)
@@ -64,7 +64,7 @@ def code(text: str) -> Markdown:
 
 
 def fenced(lines: Iterable[str]) -> list[str]:
-    """Return lines as a block of code of Markdown that none of them ends."""
+    """Return lines as a Markdown code block, with a fence longer than any in the lines."""
     shown = [visible(line) for line in lines]
     fence = _fence("\n".join(shown), 3)
     return [fence, *shown, fence]

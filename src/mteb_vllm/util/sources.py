@@ -1,4 +1,4 @@
-"""Finds Python modules and what they define by their source, so that nothing is executed before it has to be."""
+"""Analysis of Python modules from their source, without executing them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from sysconfig import get_path
 from types import ModuleType
 
-# Modules that a name may be re-exported through before the search ends.
+# Number of re-exporting modules to follow before giving up.
 _REEXPORTS = 10
 
 
@@ -23,12 +23,12 @@ class CallableSource:
     """Where a name is defined.
 
     Attributes:
-        module: The module that defines it, which another one may re-export.
-        name: Its name there.
-        file: The source of that module; None where it has none, as a built-in or extension module.
-        node: What the name is bound to: a function or class definition, or the expression that is assigned to it. None where
-            the source does not say, as behind `from m import *`.
-        digest: SHA-256 of the source, in hexadecimal digits; None where there is none.
+        module: The module that defines it, as opposed to one that re-exports it.
+        name: Its name in that module.
+        file: The module's source; None for a built-in or extension module.
+        node: The function or class definition, or the expression assigned to the name. None if the source does not show it,
+            e.g. with `from m import *`.
+        digest: SHA-256 of the source, in hexadecimal digits; None without a source.
     """
 
     module: str
@@ -39,19 +39,19 @@ class CallableSource:
 
     @property
     def arguments(self) -> ast.arguments | None:
-        """The arguments of a function or lambda; None where they are not known."""
+        """The arguments of a function or lambda; None if unknown."""
         return self.node.args if isinstance(self.node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) else None
 
     @property
     def is_no_callable(self) -> bool:
-        """Whether the source says for certain that the name is bound to something that cannot be called."""
+        """Whether the name is certainly bound to something that is not callable."""
         return isinstance(self.node, (ast.Constant, ast.JoinedStr, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.BinOp))
 
 
 def find_module(name: str) -> ModuleSpec | None:
-    """Return the spec of a module, or None where there is none.
+    """Return the spec of a module, or None if there is no such module.
 
-    `importlib.util.find_spec` imports the parents of a dotted name; this does not.
+    In contrast to `importlib.util.find_spec`, this does not import the parents of a dotted name.
     """
     top, *inner = name.split(".")
     try:
@@ -66,7 +66,7 @@ def find_module(name: str) -> ModuleSpec | None:
         folders = list(spec.submodule_search_locations)
         try:
             spec = PathFinder.find_spec(path, folders)
-        except KeyError:  # a package without __init__.py, which asks for its parent in sys.modules
+        except KeyError:  # a namespace package, for which PathFinder looks up the parent in sys.modules
             spec = ModuleSpec(path, None, is_package=True)
             spec.submodule_search_locations = [str(at) for folder in folders if (at := Path(folder, part)).is_dir()]
     return spec
@@ -76,7 +76,7 @@ def find_callable_source(path: str) -> CallableSource:
     """Return where a callable is defined, given its import path: `package.module:name` or `package.module.name`.
 
     Raises:
-        ValueError: if there is no such module, its source cannot be parsed, or it certainly does not define the name.
+        ValueError: if there is no such module, its source cannot be parsed, or it does not define the name.
     """
     module, _, name = path.replace(":", ".").rpartition(".")
     for _ in range(_REEXPORTS):
@@ -95,10 +95,10 @@ def find_callable_source(path: str) -> CallableSource:
         source = CallableSource(module, name, file, None, hashlib.sha256(content).hexdigest())
         if not found:
             if find_module(f"{module}.{name}") is not None:
-                raise ValueError(f"{module}.{name} is a module, and no callable")
+                raise ValueError(f"{module}.{name} is a module, not a callable")
             if any(True for name in ("*", "__getattr__") for _ in _bindings(tree.body, name)):
                 return source
-            raise ValueError(f"{file} defines no {name!r}")
+            raise ValueError(f"{file} does not define {name!r}")
         node = found[-1]
         if not isinstance(node, ast.ImportFrom):
             known = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.expr)
@@ -106,26 +106,26 @@ def find_callable_source(path: str) -> CallableSource:
         origin = _absolute(node, module, is_package=file.name == "__init__.py")
         name = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
         module = origin
-    raise ValueError(f"{path} is imported from module to module without end")
+    raise ValueError(f"{path} is re-exported by more than {_REEXPORTS} modules, or in a circle")
 
 
-# Module to the digest of the source that it was imported from.
+# Module to the digest of the source from which it was imported.
 _IMPORTED: dict[str, str] = {}
 
 
 def import_current(module: str, name: str, source: CallableSource) -> object:
-    """Import something of a user's; a module that was edited since its import is imported anew.
+    """Import a name from a user's module, reloading the module if it was edited since it was imported.
 
     Modules of this package, of the standard library and of installed packages are not: reloading one would replace its
     classes, and objects made before would no longer be instances of them.
 
     Args:
-        module: The module that it is imported from.
-        name: Its name there.
+        module: The module from which to import it.
+        name: Its name in that module.
         source: Where it is defined.
 
     Raises:
-        Exception: whatever the module raises, and AttributeError if it has no such name.
+        Exception: whatever the module raises, or AttributeError if it has no such name.
     """
     if source.digest is not None and _IMPORTED.get(source.module) != source.digest:
         for one in dict.fromkeys((source.module, module)):
@@ -151,7 +151,7 @@ def _is_installed(module: ModuleType) -> bool:
 
 
 def _bindings(body: Sequence[ast.stmt], name: str) -> Iterator[ast.AST]:
-    """Yield what binds a name at a module's top level, `if`, `try` and `with` included, in order."""
+    """Yield the nodes that bind a name at a module's top level, including in `if`, `try` and `with`, in order."""
     for node in body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             if node.name == name:
@@ -172,7 +172,7 @@ def _bindings(body: Sequence[ast.stmt], name: str) -> Iterator[ast.AST]:
 
 
 def _absolute(node: ast.ImportFrom, module: str, *, is_package: bool) -> str:
-    """Return the module that a `from` statement imports from, by its full name."""
+    """Return the full name of the module from which a `from` statement imports."""
     if not node.level:
         return node.module or ""
     parts = module.split(".")

@@ -1,9 +1,9 @@
-"""Standard output and error that never end a run: closed or full ones are given up, unknown characters are replaced.
+"""Standard output and error that never end a run: write errors are ignored, and unencodable characters replaced.
 
-Secrets are masked in what is written to them.
+Secrets are masked in everything that is written.
 
-A run goes on for hours and writes its files, whoever has stopped reading what it prints. What became of standard output is
-said once, by the exit status.
+A run takes hours and writes its files even if nobody reads its output any more. A failure to write to standard output is
+reported once, through the exit status.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from mteb_vllm.util.masking import mask
 
 
 class Lenient:
-    """A text stream whose writes do not fail; all else is the stream's own.
+    """A wrapper of a text stream whose writes do not fail; everything else is delegated to the stream.
 
-    After the first error the stream's descriptor leads to `os.devnull`, so that what is still buffered, and what child
-    processes write to the same place, goes there as well.
+    After the first error the stream's descriptor is redirected to `os.devnull`, which also discards buffered text and the
+    output of child processes.
 
     Args:
         stream: The stream.
 
     Attributes:
-        error: The first error; None where all was written.
+        error: The first error; None if there was none.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -36,13 +36,13 @@ class Lenient:
         self.error: Exception | None = None
 
     def write(self, text: str) -> int:
-        """Write the text, secrets masked, as far as the stream takes it; characters outside its encoding become `?`."""
+        """Write the text with secrets masked; characters that the stream cannot encode become `?`."""
         try:
             self._stream.write(mask(text))
         except UnicodeEncodeError:
             encoding = self._stream.encoding
             return self.write(text.encode(encoding, errors="replace").decode(encoding))
-        except (OSError, ValueError) as error:  # a ValueError where it is closed
+        except (OSError, ValueError) as error:  # ValueError if it is closed
             self._give_up(error)
         return len(text)
 
@@ -65,24 +65,24 @@ class Lenient:
             os.close(nowhere)
 
 
-# This process's standard output, which others may wrap again.
+# This process's standard output, kept because other code may wrap it again.
 _standard_output: Lenient | None = None
 
 
 def lenient(stream: TextIO | None) -> TextIO:
-    """Return a stream whose writes do not fail: the stream itself, or `os.devnull` where there is none."""
+    """Return a stream, or `os.devnull` in place of None, wrapped so that writes do not fail."""
     if stream is None:
-        stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long-lived as what it stands for
+        stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - stays open as long as the process
     return stream if isinstance(stream, Lenient) else cast("TextIO", Lenient(stream))
 
 
 def open_standard_streams() -> None:
-    """Make this process's standard streams usable for good, those that whoever started it has closed included."""
+    """Replace this process's standard streams by ones that never fail, and open those that were closed by the parent."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            # The next file that anything opens would get the number, and what is printed would end up in it.
+            # Otherwise the next file to be opened would get this number, and receive the printed output.
             nowhere = os.open(os.devnull, os.O_RDWR)
             if nowhere != descriptor:
                 os.dup2(nowhere, descriptor)
@@ -94,14 +94,14 @@ def open_standard_streams() -> None:
 
 
 def exit_status(status: int) -> int:
-    """Return the exit status of the process, which also says that standard output could not be written to.
+    """Return the exit status of the process, taking into account whether standard output could be written.
 
     Args:
-        status: What it would be otherwise.
+        status: The exit status of the command itself.
 
     Returns:
-        `status` where all was written or there was a failure anyway; 141 for a pipe that nobody reads, as of a process that
-        SIGPIPE has ended; 1 for anything else, which is said on standard error.
+        `status` if everything was written or `status` is not 0; 141, as for a process ended by SIGPIPE, for a closed pipe;
+        1 for any other error, which is printed to standard error.
     """
     sys.stdout.flush()
     out = _standard_output

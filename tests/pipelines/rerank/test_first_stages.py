@@ -19,7 +19,7 @@ from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.pipelines.rerank.candidates import Ceiling, DrawnSearch, SavedSearch
 from mteb_vllm.pipelines.rerank.first_stages import BM25, Oracle, Random, Saved
 from mteb_vllm.pipelines.rerank.pipeline import take_candidates
-from mteb_vllm.results.lookup import intact
+from mteb_vllm.results.lookup import is_intact
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.util.fingerprint import fingerprint
 
@@ -120,11 +120,11 @@ def test_predictions_are_mtebs_own_and_kept_whole(task: Any, tmp_path: Path) -> 
     for at, harm in enumerate((whole[:1000], json.dumps(half).encode(), b"[]", b"")):
         path.write_bytes(harm)
         store, meta = ResultsStore(tmp_path), BM25().searcher(task).mteb_model_meta
-        assert not intact(tmp_path, path)
-        assert store.predictions(task, meta) is None and len(store.set_aside) == 1 and not path.exists()
-        assert len(list(path.parent.glob("*.broken*"))) == at + 1 and not intact(tmp_path, path)
+        assert not is_intact(tmp_path, path)
+        assert store.predictions(task, meta) is None and len(store.quarantined) == 1 and not path.exists()
+        assert len(list(path.parent.glob("*.broken*"))) == at + 1 and not is_intact(tmp_path, path)
     score(BM25(), task, tmp_path)
-    assert kept(BM25(), task, tmp_path).read_bytes() == whole and intact(tmp_path, path)
+    assert kept(BM25(), task, tmp_path).read_bytes() == whole and is_intact(tmp_path, path)
 
 
 def test_candidates_of_all_queries_or_a_failure(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
@@ -134,7 +134,7 @@ def test_candidates_of_all_queries_or_a_failure(task: Any, tmp_path: Path, bm25:
     content = json.loads(kept(BM25(), task, bm25[0]).read_text())
     written, queries = tmp_path / "x.json", content["default"]["test"]
     written.write_text(json.dumps(content))
-    store.keep_predictions(task, meta, written)
+    store.save_predictions(task, meta, written)
     assert take_candidates(task, store, meta, 3) == 0
     assert {len(one) for one in task.dataset["default"]["test"]["top_ranked"].values()} == {3}
     gone = next(iter(queries))
@@ -142,7 +142,7 @@ def test_candidates_of_all_queries_or_a_failure(task: Any, tmp_path: Path, bm25:
     written.write_text(
         json.dumps({**content, "default": {"test": {key: queries[key] for key in queries if key != gone}}})
     )
-    store.keep_predictions(task, meta, written)
+    store.save_predictions(task, meta, written)
     with pytest.raises(FirstStageError, match=f"no predictions for 1 of the .* queries of default/test .*{gone!r}"):
         take_candidates(task, store, meta, 3)
     task.dataset["default"]["test"]["relevant_docs"][gone] = {}  # as mteb leaves it out
@@ -157,7 +157,7 @@ def test_predictions_for_another_subset_join_those_that_are_there(tmp_path: Path
         score(BM25(), part, tmp_path)
     content = json.loads(kept(BM25(), whole, tmp_path).read_text())
     assert {first, second} <= set(content)
-    assert ResultsStore(tmp_path).known(whole, BM25().searcher(whole).mteb_model_meta) is not None
+    assert ResultsStore(tmp_path).cached_result(whole, BM25().searcher(whole).mteb_model_meta) is not None
 
 
 def test_saved_predictions_score_as_what_made_them(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:

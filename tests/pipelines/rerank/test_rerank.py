@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def test_the_same_again_computes_nothing(first: tuple[Path, Any], small: list[st
     folder, record = first
     before = predictions(folder)[0].stat().st_mtime_ns
     again = one(folder, *small)
-    assert again.tasks[0].status == "reused" and again.engine is None and again.fingerprint == record.fingerprint
+    assert again.tasks[0].status == "cached" and again.engine is None and again.fingerprint == record.fingerprint
     known = [(task.main_score, task.first_stage, task.ceiling) for task in (*record.tasks, *again.tasks)]
     assert known[0] == known[1]
     assert predictions(folder)[0].stat().st_mtime_ns == before
@@ -104,7 +105,7 @@ def test_top_k_first_stage_and_score_template_each_make_another_result(
     assert read.tasks[0].first_stage == record.tasks[0].first_stage
     for other, changed in zip(records[1:], ("pipeline.top_k=2", "pipeline/first_stage=random", template), strict=True):
         overrides = [text for text in small if text.split("=")[0] != changed.split("=")[0]]
-        assert one(folder, *overrides, changed).tasks[0].status == "reused", other.overrides
+        assert one(folder, *overrides, changed).tasks[0].status == "cached", other.overrides
 
 
 def test_the_demo_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +137,7 @@ def test_a_matrix_computes_each_first_stage_once(tmp_path: Path, small: list[str
     assert dense[0].tasks[0].first_stage == pytest.approx(0.482, abs=5e-3)
     # The dense stage's score is that of an evaluation of the same model, and is found as one.
     evaluated = one(tmp_path, "tasks=demo_retrieval")
-    assert evaluated.tasks[0].status == "reused"
+    assert evaluated.tasks[0].status == "cached"
     assert evaluated.tasks[0].main_score == dense[0].tasks[0].first_stage
 
 
@@ -148,7 +149,7 @@ def test_an_aggregate_is_reranked_part_by_part(tmp_path: Path, minilm: Any) -> N
         outcome, again = (aggregate(tmp_path, minilm, parts, stage) for _ in range(2))
         assert outcome.status == "computed", outcome.reason
         assert outcome.first_stage is not None and 0 < outcome.main_score <= outcome.ceiling <= 1
-        assert again.status == "reused" and again.first_stage == outcome.first_stage
+        assert again.status == "cached" and again.first_stage == outcome.first_stage
         assert all(part._top_k == 1000 for part in parts), "parts are shared, and stay as they were"
 
 
@@ -291,8 +292,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small: list[str], mon
 
     done = subprocess.run(command(killed), cwd=local, env=env, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "(known already)" in done.stdout and kept.stat().st_mtime_ns == stamp
-    assert "AskUbuntuDupQuestions: map_at_1000" in done.stdout and "known already, not computed again" in done.stdout
+    assert re.search(r"First stage: .*\(cached\)", done.stdout) and kept.stat().st_mtime_ns == stamp
+    assert re.search(r"AskUbuntuDupQuestions: map_at_1000 .*\(cached\)", done.stdout)
     monkeypatch.chdir(local)
     undisturbed = one(tmp_path / "undisturbed", *overrides)
     assert undisturbed.status == "ok" and scores(killed) == scores(tmp_path / "undisturbed")
@@ -334,7 +335,7 @@ def test_a_reranking_task_from_a_folder_in_the_hubs_layout(
         assert "own candidates" in (Path(record.output_dir) / "report.md").read_text()
         # Whatever the first stage is, it has no say.
         again = one(tmp_path / "outputs", *small, "tasks.names=[AskUbuntuDupQuestions]", "pipeline/first_stage=random")
-        assert again.tasks[0].status == "reused"
+        assert again.tasks[0].status == "cached"
     else:
         assert task.status == "failed" and "candidate lists (top_ranked)" in task.reason
         assert "put a copy of the data set into a folder mteb/AskUbuntuDupQuestions" in task.reason

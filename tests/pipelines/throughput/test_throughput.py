@@ -104,7 +104,7 @@ def test_every_figure_is_that_of_an_engine_of_known_speed() -> None:
 def test_what_was_timed_before_an_engine_dies_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mteb_vllm.errors import EngineError
     from mteb_vllm.report.one_run import write_run
-    from mteb_vllm.results.failures import of_exception
+    from mteb_vllm.results.failures import failure_from_exception
     from mteb_vllm.results.record import RunRecord
 
     engine, _ = sleeping()
@@ -123,7 +123,7 @@ def test_what_was_timed_before_an_engine_dies_is_kept(tmp_path: Path, monkeypatc
     with pytest.raises(EngineError, match="out of memory") as caught:
         measure(engine, requests, figures, batch_sizes=[1, 4], **how)
     assert engine.llm is None and [step.batch_size for step in figures.steps] == [1]
-    record = RunRecord(throughput=figures, failure=of_exception(caught.value), status="failed")
+    record = RunRecord(throughput=figures, failure=failure_from_exception(caught.value), status="failed")
     write_run(record, tmp_path)
     said = (tmp_path / "report.md").read_text()
     assert "out of memory" in said and "varied (uniform)" in said and (tmp_path / "throughput.png").exists()

@@ -14,7 +14,7 @@ from mteb_vllm.pipelines.parity.search import Search
 from mteb_vllm.pipelines.parity.sides import SideRunner
 from mteb_vllm.pipelines.parity.stored import stored_scores
 from mteb_vllm.pipelines.parity.verdict import MainScores, Side, judge
-from mteb_vllm.results.failures import causes, in_one_line
+from mteb_vllm.results.failures import error_chain, one_line_message
 from mteb_vllm.results.parity import Hint, ParityRecord, ReferenceRecord, TaskVerdict, Tolerances
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.util.machine import versions
@@ -104,7 +104,7 @@ class Comparison:
         try:
             outcome, self.ours[task.metadata.name] = self.engine.evaluate(task)
         except Exception as error:
-            if any(isinstance(one, NonFiniteError) for one in causes(error)):
+            if any(isinstance(one, NonFiniteError) for one in error_chain(error)):
                 self.not_finite.append(task.metadata.name)
             raise
         return outcome
@@ -210,4 +210,4 @@ def _apart(one: MainScores, other: MainScores) -> float:
 
 
 def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, MtebVllmError) else in_one_line(error)
+    return str(error) if isinstance(error, MtebVllmError) else one_line_message(error)

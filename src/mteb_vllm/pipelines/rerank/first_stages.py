@@ -20,7 +20,7 @@ from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.errors import FirstStageError, Mistake
 from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.pipelines.rerank.candidates import DrawnSearch, SavedSearch, search_meta
-from mteb_vllm.results.lookup import changed_since
+from mteb_vllm.results.lookup import predictions_changed
 from mteb_vllm.util.files import read_json
 from mteb_vllm.util.fingerprint import METHOD
 from mteb_vllm.util.plain import JsonObject
@@ -205,7 +205,7 @@ class Saved(_Configured):
             name, revision = str(made_by["model_name"]), str(made_by["revision"])
         except (KeyError, TypeError) as error:
             raise FirstStageError(f"{file} holds no predictions of mteb's: {type(error).__name__} {error}") from None
-        if changed_since(file):
+        if predictions_changed(file):
             raise FirstStageError(f"{file} was changed after it was written: it does not match its digest")
         about = content.get("mteb_vllm")
         about = about if isinstance(about, dict) else {}

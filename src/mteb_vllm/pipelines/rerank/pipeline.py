@@ -17,7 +17,7 @@ from mteb_vllm.errors import FirstStageError, Mistake, MtebVllmError, PartialRes
 from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.pipelines.base import FirstStage, Pipeline, RunContext
 from mteb_vllm.pipelines.rerank.candidates import DEPTH, Ceiling, ceiling_meta
-from mteb_vllm.results.failures import in_one_line
+from mteb_vllm.results.failures import one_line_message
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.tasks.estimates import Estimate, estimate_pairs
 from mteb_vllm.tasks.loading import Unit, narrowed, unit_name, units
@@ -107,7 +107,7 @@ class Rerank(Pipeline):
             error = failures.get(task.metadata.name)
             # What a first stage has done of a task can be reranked.
             if error is not None and not (isinstance(error, PartialResultError) and mteb_run.parts_of(task) == [task]):
-                said = str(error) if isinstance(error, MtebVllmError) else in_one_line(error)
+                said = str(error) if isinstance(error, MtebVllmError) else one_line_message(error)
                 raise FirstStageError(f"first stage: {said}") from error
             why = error.failed if isinstance(error, PartialResultError) else {}
             return self._rerank(
@@ -172,7 +172,7 @@ class Rerank(Pipeline):
                     part._top_k = depth  # type: ignore[attr-defined]
         score = _score(store, task, lambda part: stage.searcher(part).mteb_model_meta)
         shown = "" if score is None else f" {score:.5f}"
-        how = "computed" if computed else "known already"
+        how = "computed" if computed else "cached"
         progress.line(f"First stage: {task.metadata.name} {task.metadata.main_score}{shown} ({how})")
 
     def _rerank(
@@ -276,7 +276,7 @@ def take_candidates(
 def _score(store: ResultsStore, task: AbsTask, meta_of: Callable[[AbsTask], ModelMeta]) -> float | None:
     """A main score, if it is known; an aggregate's, of its parts."""
     parts = mteb_run.parts_of(task)
-    results = [result for part in parts if (result := store.known(part, meta_of(part))) is not None]
+    results = [result for part in parts if (result := store.cached_result(part, meta_of(part))) is not None]
     if len(results) < len(parts):
         return None
     whole = task.combine_task_results(results) if parts[0] is not task else results[0]  # type: ignore[attr-defined]
