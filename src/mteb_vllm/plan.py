@@ -95,13 +95,13 @@ class Plan:
         """The model, as mteb knows it; its engine opens when it is needed."""
         from mteb_vllm.wrappers import VllmCrossEncoderWrapper, VllmEncoderReranker, VllmEncoderWrapper
 
-        window = self.pipeline.window
+        chunk_size = self.pipeline.chunk_size
         if self.template is not None:
-            wrapper: Any = VllmCrossEncoderWrapper.planned(self.spec, self.template, self.prompts, window)
+            wrapper: Any = VllmCrossEncoderWrapper.planned(self.spec, self.template, self.prompts, chunk_size)
         elif self.pipeline.reranks:
-            wrapper = VllmEncoderReranker.planned(self.spec, self.prompts, window)
+            wrapper = VllmEncoderReranker.planned(self.spec, self.prompts, chunk_size)
         else:
-            wrapper = VllmEncoderWrapper.planned(self.spec, self.prompts, window)
+            wrapper = VllmEncoderWrapper.planned(self.spec, self.prompts, chunk_size)
         wrapper.count_always(self.pipeline.code)
         return wrapper
 
@@ -261,7 +261,7 @@ def _stage(stage: Any, pipeline: Pipeline) -> FirstStage:
         made: FirstStage = stage
         return made
     spec, prompts = _encoder(stage.model, stage.engine, stage.prompts, stage.instruction)
-    return EncoderStage(spec, prompts, pipeline.window)
+    return EncoderStage(spec, prompts, pipeline.chunk_size)
 
 
 def _candidates(pipeline: Pipeline, stage: FirstStage, chosen: list[TaskInfo]) -> dict[str, Any]:

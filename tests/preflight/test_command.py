@@ -102,11 +102,16 @@ def test_three_mistakes_on_the_command_line(tmp_path: Path) -> None:
 
 def test_mistakes_of_all_kinds_are_found_together(tmp_path: Path) -> None:
     found = mistakes(
-        "tasks.nmes=[STS12]", "results.reuse=exactt", "engine.max_num_seqs=-1", "prompts=e6", "pipeline.window=x",
+        "tasks.nmes=[STS12]", "results.reuse=exactt", "engine.max_num_seqs=-1", "prompts=e6", "pipeline.chunk_size=x",
         f"model.path={tmp_path}", "prompts.query=(", "foo", "tasks.names=5",
     )  # fmt: skip
     assert len(found) == 9
-    assert {str(mistake.where) for mistake in found} >= {"prompts.query=(", "foo", "tasks.names=5", "pipeline.window=x"}
+    assert {str(mistake.where) for mistake in found} >= {
+        "prompts.query=(",
+        "foo",
+        "tasks.names=5",
+        "pipeline.chunk_size=x",
+    }
 
 
 def test_what_follows_from_a_mistake_is_no_second_one() -> None:
@@ -184,8 +189,8 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ("model=custom", "no model is named"),
         ("model.path=/nowhere", "there is no folder /nowhere"),
         ("model.package=no_such_package/model", "is not installed: pip install no-such-package"),
-        ("pipeline.window=x", "should be a valid integer"),
-        ("+pipeline.widow=1", "Did you mean pipeline.window?"),
+        ("pipeline.chunk_size=x", "should be a valid integer"),
+        ("+pipeline.chunk_sise=1", "Did you mean pipeline.chunk_size?"),
         ("pipeline._target_=mteb_vllm.pipelines.evaluate.Evalaute", "cannot be imported"),
         ("pipeline._target_=mteb_vllm.pipelines.evaluate.TaskOutcome", "is no pipeline"),
         ("results.dir=/proc/version/x", "/proc/version is not a folder"),
@@ -307,7 +312,7 @@ def test_a_model_is_looked_for_once_in_a_command_and_anew_in_the_next(monkeypatc
         ["prompts=[none,e5]"],
         ["+prompts.StdlibDocsRetrieval-query=x"],
         ["model=custom", f"model.path={MINILM}", "model.name=me/mine"],
-        ["results.dir=${oc.env:HOME}/x", "engine.max_num_seqs=${pipeline.window}"],
+        ["results.dir=${oc.env:HOME}/x", "engine.max_num_seqs=${pipeline.chunk_size}"],
         ["+model.prompts.query=a", "instruction=qwen"],
         ["hydra.sweep.subdir=x${hydra.job.num}", "engine.seed=1"],
         ["hydra.run.dir=elsewhere", "hydra.job.name=x", "hydra/job_logging=default", "results.dir=${hydra:job.name}"],
@@ -437,7 +442,7 @@ def test_a_sweep_composes_each_set_of_files_once(monkeypatch: pytest.MonkeyPatch
         ['prompts.query="a, b","c "', "engine.dtype=null", "engine.hf_overrides={a: 1},{b: 2}"],
         ["prompts=e5", "~prompts.document", "engine.seed=1,2"],
         ["engine.seed=range(1,3)", "hydra.sweep.subdir=x${hydra.job.num}", "hydra.job.name=mine", "tasks.names=[STS12]"],
-        ["engine.max_num_seqs=4,${pipeline.window}", "++engine.block_size=16", "engine.seed=1", "engine.seed=2,1"],
+        ["engine.max_num_seqs=4,${pipeline.chunk_size}", "++engine.block_size=16", "engine.seed=1", "engine.seed=2,1"],
         ["pipeline=rerank", "pipeline.scoring=cosine", "tasks=demo_retrieval", "pipeline.top_k=5,10",
          "pipeline/first_stage=dense", "model@pipeline.first_stage.model=minilm"],
         ["prompts=glob(*,exclude=bge*)", "tasks.names=[STS12,STS13],[STS14]", "~experiment"],
@@ -480,7 +485,7 @@ def test_a_sweeps_points_are_those_that_hydra_would_compose(mine: Any, overrides
         ["engine.dtype=flaot32", "prompts=e6", "tasks.names=STS21"],
         ["model=minilm", "model.kind=cross_encoder", "instruction.template='{instruction}'", "tasks=sts12"],
         ["experiment=wrong"],
-        ["prompts.query=(", "foo", "tasks.names=5", "pipeline.window=x"],
+        ["prompts.query=(", "foo", "tasks.names=5", "pipeline.chunk_size=x"],
         ["tasks=sts12", "prompts.query=q", "model.path=/nowhere"],
         ["prompts=none", "prompts.qury=x", "tasks.names=[]", "engine.seed=1,2"],
         ["pipeline=report"],

@@ -109,7 +109,7 @@ class Pipeline(ABC):
         scores_tasks: Whether it yields an outcome for each task; else it measures the model itself.
         own_process: Whether each of its engines needs a process that no other has worked in.
         reranks: Whether an embedding model is given to mteb as a reranker.
-        window: How many different texts or pairs are handed to the engine at once.
+        chunk_size: How many different texts or pairs are handed to the engine at once.
         first_stage: The configuration of its first stage; None where it has none.
         reference: The configuration of its reference; None where it has none.
     """
@@ -119,7 +119,7 @@ class Pipeline(ABC):
     scores_tasks: ClassVar[bool] = True
     own_process: ClassVar[bool] = False
     reranks: ClassVar[bool] = False
-    window: int = 8192
+    chunk_size: int = 8192
     first_stage: Mapping[str, Any] | None = None
     reference: Mapping[str, Any] | None = None
 

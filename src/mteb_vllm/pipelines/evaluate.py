@@ -20,10 +20,10 @@ class Evaluate(Pipeline):
     """Evaluates an embedding model.
 
     Attributes:
-        window: How many different texts are handed to the engine at once.
+        chunk_size: How many different texts are handed to the engine at once.
     """
 
-    window: Count = 8192
+    chunk_size: Count = 8192
 
     def run(self, context: RunContext) -> Iterator[TaskOutcome]:
         """Evaluate task by task; one task's failure costs no other anything."""

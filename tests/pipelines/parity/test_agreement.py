@@ -70,11 +70,11 @@ def test_similarities() -> None:
     assert similarity_agreement([1.0, 1.0], [1.0, 2.0]) is None
 
 
-def tap(texts: list[str], limit: int, *, window: int = 3) -> Captured:
+def tap(texts: list[str], limit: int, *, chunk_size: int = 3) -> Captured:
     """What a tap keeps of texts whose embedding is their number."""
     listening = Tap(limit)
-    for at in range(0, len(texts), window):
-        part = texts[at : at + window]
+    for at in range(0, len(texts), chunk_size):
+        part = texts[at : at + chunk_size]
         assert list(listening.watch("task", None, part)) == part
         listening.take(np.array([[float(text)] for text in part], dtype=np.float32))
     found = listening.captured()
@@ -84,7 +84,7 @@ def tap(texts: list[str], limit: int, *, window: int = 3) -> Captured:
 
 def test_both_sides_keep_the_same_texts_whatever_their_order(tmp_path: Path) -> None:
     texts = [str(number) for number in range(100)]
-    one, other = tap([*texts, *texts[:7]], 10), tap(texts[::-1], 10, window=40)
+    one, other = tap([*texts, *texts[:7]], 10), tap(texts[::-1], 10, chunk_size=40)
     assert len(one.keys) == 10 and one.keys == other.keys and one.items == other.items
     assert all(float(item[2][0]) == value for item, value in zip(one.items, one.values[:, 0], strict=True))
     one.save(tmp_path / "kept")

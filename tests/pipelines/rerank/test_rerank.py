@@ -254,7 +254,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small: list[str], mon
     local = tmp_path / "work"
     write_local_task(local, "mteb/AskUbuntuDupQuestions", with_candidates=True)
     overrides = [text for text in small if not text.startswith("tasks")]
-    overrides += [f"tasks.names=[AskUbuntuDupQuestions,{TASK}]", "pipeline.window=64"]
+    overrides += [f"tasks.names=[AskUbuntuDupQuestions,{TASK}]", "pipeline.chunk_size=64"]
     env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
     env |= {"HF_DATASETS_CACHE": str(tmp_path / "datasets")}
 
@@ -392,8 +392,8 @@ def test_templates_that_would_lose_or_change_a_text_are_refused(small: list[str]
 
 
 def test_odd_values_are_mistakes_and_no_crashes(small: list[str]) -> None:
-    assert "greater than 0" in mistakes(*small, "pipeline.window=0")
-    assert "greater than 0" in mistakes("pipeline.window=-1")
+    assert "greater than 0" in mistakes(*small, "pipeline.chunk_size=0")
+    assert "greater than 0" in mistakes("pipeline.chunk_size=-1")
     stage = [*small, "pipeline/first_stage=saved"]
     assert "no such file or folder" in mistakes(*stage, "pipeline.first_stage.path='~nosuchuser/x'")
     assert "no such file or folder" in mistakes(*stage, f"pipeline.first_stage.path={'x' * 300}")

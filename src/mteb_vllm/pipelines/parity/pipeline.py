@@ -81,7 +81,7 @@ class Parity(Pipeline):
         candidates: How many documents of BM25's a reranker reads for each query, where a task brings no candidates.
         max_texts: How many texts, or pairs, of a task are compared.
         worst: How many of the worst texts are shown.
-        window: How many different texts are handed to the engine at once.
+        chunk_size: How many different texts are handed to the engine at once.
         reference: The configuration of the reference.
     """
 
@@ -94,7 +94,7 @@ class Parity(Pipeline):
     candidates: Count = 20
     max_texts: PositiveInt = 10_000
     worst: Count = 5
-    window: Count = 8192
+    chunk_size: Count = 8192
     reference: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -132,14 +132,14 @@ class EncoderStage:
     Attributes:
         spec: Its engine.
         prompts: Its prompts.
-        window: How many different texts are handed to the engine at once.
+        chunk_size: How many different texts are handed to the engine at once.
     """
 
     name: ClassVar[str] = "dense"
 
     spec: EngineSpec
     prompts: Prompts
-    window: int = 8192
+    chunk_size: int = 8192
 
     def settings(self, task: str) -> JsonObject:
         """Return those of the encoder."""
@@ -151,7 +151,7 @@ class EncoderStage:
         """The wrapper; its engine opens when the first text is embedded."""
         from mteb_vllm.wrappers import VllmEncoderWrapper
 
-        return VllmEncoderWrapper.planned(self.spec, self.prompts, self.window)
+        return VllmEncoderWrapper.planned(self.spec, self.prompts, self.chunk_size)
 
     def searcher(self, task: AbsTask) -> VllmEncoderWrapper:
         """Return the encoder."""

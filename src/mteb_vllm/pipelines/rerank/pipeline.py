@@ -43,7 +43,7 @@ class Rerank(Pipeline):
     Attributes:
         top_k: How many of the first stage's documents are reranked for each query.
         scoring: "cross_encoder", or "cosine" of an embedding model's embeddings.
-        window: How many different pairs, or texts, are handed to the engine at once.
+        chunk_size: How many different pairs, or texts, are handed to the engine at once.
         first_stage: The configuration of the first stage.
     """
 
@@ -54,7 +54,7 @@ class Rerank(Pipeline):
 
     top_k: int = 100
     scoring: Literal["cross_encoder", "cosine"] = "cross_encoder"
-    window: Count = 8192
+    chunk_size: Count = 8192
     first_stage: dict[str, Any] = field(default_factory=dict)
 
     @property
