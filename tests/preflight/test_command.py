@@ -146,7 +146,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ("engine.gpu_memory_utilization=90", "is a share of the memory, above 0 and up to 1"),
         ("engine.pooler_config=MEAN", "vLLM wants dict here, this is str"),
         ("engine.preset=gpu", "there is no such preset\n    Presets: auto, vllm, vllm_cpu."),
-        ("engine.block_size=16", "has no name in conf/engine/ yet\n    Add it with a plus: +engine.block_size=16"),
+        ("engine.block_size=16", "is not listed in conf/engine/\n    Add it with a plus: +engine.block_size=16"),
         ("+engine.blok_size=16", "has no such engine argument\n    Did you mean +engine.block_size?"),
         ("engine.nope.x=1", "has no such engine argument"),
         ("+engine.model=x", "is set by the model and the pipeline"),
@@ -166,7 +166,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ('prompts.query="cost ${"', """A literal ${ is written \\${: 'prompts.query="cost \\${"'"""),
         ("+engine.kv_cache_dtype=fp9", "Did you mean +engine.kv_cache_dtype=fp8"),
         ("prompts.query=5", "a prompt is a text, this is int\n    Quote a text for Hydra and for the shell: '"),
-        ("prompts.query=passage ", "takes away the space around this text\n    Quote a text for Hydra and for the shell: "
+        ("prompts.query=passage ", "strips the white space around this text\n    Quote a text for Hydra and for the shell: "
          "'prompts.query=\"passage \"'"),
         ("instruction.template=Instruct", "must contain the string '{instruction}'"),
         ("instruction.template=nowhere.at_all:mine", "leads nowhere"),
@@ -206,9 +206,9 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ("+hydra.job.env_set.VLLM_X=1", "+engine.env.VLLM_X"),
         ("dry_run=perhaps", "input should be a valid boolean"),
         ("hydra/launcher=submitit", "there is no file submitit.yaml in hydra/launcher/"),
-        ("experiment=null", "To take a group away: ~experiment"),
+        ("experiment=null", "To remove a group: ~experiment"),
         ("float32", "is not of the form key=value"),
-        ("prompts.query=[a", "Hydra cannot read this value"),
+        ("prompts.query=[a", "Hydra cannot parse this value"),
         ("prompts.query=a,b", "several values, but no sweep\n    To sweep over them, add -m. A list: 'prompts.query=[a,b]'. "
          "A text with a comma: 'prompts.query=\"a,b\"'."),
     ],
