@@ -159,9 +159,9 @@ def test_prompts_of_an_aggregate_are_named_after_its_parts(tmp_path: Path) -> No
 
 def test_mteb_evaluates_at_once_what_is_left_of_every_subset_and_split() -> None:
     whole = [(subset, split) for split in ("dev", "test") for subset in ("en", "de")]
-    assert mteb_run._block(whole) == whole
-    assert mteb_run._block(whole[1:]) == [("de", "dev")], "mteb would evaluate en of dev again"
-    assert mteb_run._block(whole[2:]) == whole[2:] and mteb_run._block(whole[::2]) == whole[::2]
+    assert mteb_run._next_block(whole) == whole
+    assert mteb_run._next_block(whole[1:]) == [("de", "dev")], "mteb would evaluate en of dev again"
+    assert mteb_run._next_block(whole[2:]) == whole[2:] and mteb_run._next_block(whole[::2]) == whole[::2]
 
 
 def test_computing_a_subset_again_keeps_the_others(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_no_result_is_another_pipelines(own: dict[str, Any], tmp_path: Path) -> 
         ("def broken(:", "cannot be read as Python"),
         ("class Count: pass\nraise RuntimeError('no licence')", "cannot be imported: RuntimeError: no licence"),
         ("x = 1", "defines no 'Count'"),
-        (CLASS.replace("def run", "def runs"), "defines no run"),
+        (CLASS.replace("def run", "def runs"), "does not define run"),
     ],
     ids=["syntax", "raises", "no class", "abstract"],
 )
@@ -151,7 +151,7 @@ def test_only_the_command_line_allows_it(own: dict[str, Any], tmp_path: Path) ->
     with pytest.raises(ConfigError) as caught:
         check([one for one in words(tmp_path) if one != ALLOWED], **own)
     text = str(caught.value)
-    assert "my_package.counting.Count: is not a class that a configuration may name" in text
+    assert "my_package.counting.Count: is not a class that a configuration may use" in text
     assert "allowed_targets=" in text
     folder = Path(own["config_dir"]) / "experiment"
     folder.mkdir()
@@ -170,5 +170,5 @@ def test_what_is_no_package_is_not_allowed(own: dict[str, Any], tmp_path: Path, 
 
 
 def test_a_class_that_is_no_pipeline_is_a_mistake(own: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no pipeline"):
+    with pytest.raises(ConfigError, match="is not a pipeline class"):
         check([*words(tmp_path), "pipeline._target_=my_package.counting.TaskOutcome"], **own)

@@ -192,7 +192,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ("pipeline.chunk_size=x", "should be a valid integer"),
         ("+pipeline.chunk_sise=1", "Did you mean pipeline.chunk_size?"),
         ("pipeline._target_=mteb_vllm.pipelines.evaluate.Evalaute", "cannot be imported"),
-        ("pipeline._target_=mteb_vllm.pipelines.evaluate.TaskOutcome", "is no pipeline"),
+        ("pipeline._target_=mteb_vllm.pipelines.evaluate.TaskOutcome", "is not a pipeline class"),
         ("results.dir=/proc/version/x", "/proc/version is not a folder"),
         ("results.reuse=exactt", "Did you mean results.reuse=exact?"),
         ("dtype=float32", "there is no such key\n    Did you mean engine.dtype?"),
@@ -223,7 +223,7 @@ def test_a_pipeline_from_elsewhere_is_refused_and_never_imported(
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     for target in ("evil.Evil", "mteb_vllm.pipelinesevil.X", "os.system", "mteb_vllm.runner.run"):
-        assert "is not a class that a configuration may name" in only(f"pipeline._target_={target}")
+        assert "is not a class that a configuration may use" in only(f"pipeline._target_={target}")
 
 
 def test_a_callable_template_is_named_by_its_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

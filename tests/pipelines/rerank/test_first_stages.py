@@ -18,7 +18,7 @@ from mteb_vllm.errors import FirstStageError
 from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.pipelines.rerank.candidates import Ceiling, DrawnSearch, SavedSearch
 from mteb_vllm.pipelines.rerank.first_stages import BM25, Oracle, Random, Saved
-from mteb_vllm.pipelines.rerank.pipeline import take_candidates
+from mteb_vllm.pipelines.rerank.pipeline import set_candidates
 from mteb_vllm.results.lookup import intact
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.util.fingerprint import fingerprint
@@ -129,13 +129,13 @@ def test_predictions_are_mtebs_own_and_kept_whole(task: Any, tmp_path: Path) -> 
 
 def test_candidates_of_all_queries_or_a_failure(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
     store, meta = ResultsStore(tmp_path), BM25().searcher(task).mteb_model_meta
-    with pytest.raises(FirstStageError, match="are gone"):
-        take_candidates(task, store, meta, 3)
+    with pytest.raises(FirstStageError, match="are missing"):
+        set_candidates(task, store, meta, 3)
     content = json.loads(kept(BM25(), task, bm25[0]).read_text())
     written, queries = tmp_path / "x.json", content["default"]["test"]
     written.write_text(json.dumps(content))
     store.keep_predictions(task, meta, written)
-    assert take_candidates(task, store, meta, 3) == 0
+    assert set_candidates(task, store, meta, 3) == 0
     assert {len(one) for one in task.dataset["default"]["test"]["top_ranked"].values()} == {3}
     gone = next(iter(queries))
     shutil.rmtree(tmp_path / "predictions")
@@ -144,9 +144,9 @@ def test_candidates_of_all_queries_or_a_failure(task: Any, tmp_path: Path, bm25:
     )
     store.keep_predictions(task, meta, written)
     with pytest.raises(FirstStageError, match=f"no predictions for 1 of the .* queries of default/test .*{gone!r}"):
-        take_candidates(task, store, meta, 3)
+        set_candidates(task, store, meta, 3)
     task.dataset["default"]["test"]["relevant_docs"][gone] = {}  # as mteb leaves it out
-    assert take_candidates(task, store, meta, 3) == 1, "but it is told"
+    assert set_candidates(task, store, meta, 3) == 1, "but it is told"
 
 
 def test_predictions_for_another_subset_join_those_that_are_there(tmp_path: Path) -> None:
@@ -207,15 +207,15 @@ def test_saved_predictions_of_something_else_are_refused_with_the_reason(
     def nothing(file: Any) -> None:
         file.clear()
 
-    assert "holds the predictions for SciFact, and not for StdlibDocsRetrieval" in refused(another_task)
+    assert "contains predictions for SciFact, not for StdlibDocsRetrieval" in refused(another_task)
     assert "for NFCorpus" in refused(lambda file: file.pop("mteb_vllm"), "NFCorpus_predictions.json")
     assert "revision v0" in refused(another_revision)
-    assert "holds no predictions for default/test; it holds default/train" in refused(another_split)
+    assert "has no predictions for default/test; it has default/train" in refused(another_split)
     assert "another split or task: 1 of the" in refused(another_query)
     assert "another corpus: it retrieves 'doc-1'" in refused(another_corpus)
-    assert "no predictions of mteb's" in refused(nothing)
+    assert "is not a predictions file in mteb's format" in refused(nothing)
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(FirstStageError, match="no predictions of mteb's"):
+    with pytest.raises(FirstStageError, match="is not a predictions file in mteb's format"):
         Saved(path=str(tmp_path / "broken.json")).searcher(task)
     with pytest.raises(FirstStageError, match="cannot be read"):
         Saved(path=str(tmp_path / "nowhere.json")).settings("SciFact")
@@ -229,11 +229,11 @@ def test_saved_predictions_of_other_types_are_refused(odd: Any, tmp_path: Path) 
         return made.search({"id": ["q"]}, hf_split="test", hf_subset="default")
 
     assert search({"default": {"test": {"q": {"doc": 1}, "unused": odd}}}) == {"q": {"doc": 1}}
-    with pytest.raises(FirstStageError, match="holds no scores of documents for the query 'q' of default/test"):
+    with pytest.raises(FirstStageError, match="has no valid document scores for the query 'q' of default/test"):
         search({"default": {"test": {"q": odd}}})
     if not isinstance(odd, dict):
         for content in ({"default": odd}, {"default": {"test": odd}}):
-            with pytest.raises(FirstStageError, match="holds no predictions for default/test"):
+            with pytest.raises(FirstStageError, match="has no predictions for default/test"):
                 search(content)
 
 
@@ -252,7 +252,7 @@ def test_saved_predictions_in_a_store_are_verified(task: Any, tmp_path: Path, bm
     best = next(iter(content["default"]["test"].values()))
     best[next(iter(best))] += 100
     path.write_text(json.dumps(content))
-    with pytest.raises(FirstStageError, match="does not match its digest"):
+    with pytest.raises(FirstStageError, match="its hash does not match"):
         Saved(path=str(path)).searcher(task)
     copy = shutil.copy(path, tmp_path / path.name)
     shutil.copy(f"{path}.sha256", f"{copy}.sha256")
@@ -285,9 +285,9 @@ def test_what_is_wrong_with_a_first_stage_is_said_before_it_runs(tmp_path: Path)
     assert "It holds: no predictions." in said(tmp_path, "A")
     (tmp_path / "A_predictions.json").touch()
     assert said(tmp_path, "A") == "" == said(tmp_path / "A_predictions.json", "A")
-    assert "holds no B_predictions.json" in said(tmp_path, "A", "B")
+    assert "contains no B_predictions.json" in said(tmp_path, "A", "B")
     assert "It holds: A_predictions.json." in said(tmp_path, "A", "B")
-    assert "is one file, and there are 2 tasks" in said(tmp_path / "A_predictions.json", "A", "B")
+    assert "is a single file, but there are 2 tasks" in said(tmp_path / "A_predictions.json", "A", "B")
     (tmp_path / "B_predictions.json").touch()
     assert said(tmp_path, "A", "B") == "" and Saved(path=str(tmp_path)).file("B").name == "B_predictions.json"
 

@@ -280,7 +280,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small: list[str], mon
     time.sleep(1.0)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert any("brings its own candidates" in line for line in lines), lines
+    assert any("has its own candidates" in line for line in lines), lines
     (kept,) = predictions(killed)
     stamp = kept.stat().st_mtime_ns
     assert not list(killed.glob(f"results/test__bert/*/experiments/*/{TASK}.json")), "it was killed too late"
@@ -291,7 +291,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small: list[str], mon
 
     done = subprocess.run(command(killed), cwd=local, env=env, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "(known already)" in done.stdout and kept.stat().st_mtime_ns == stamp
+    assert "(cached)" in done.stdout and kept.stat().st_mtime_ns == stamp
     assert "AskUbuntuDupQuestions: map_at_1000" in done.stdout and "known already, not computed again" in done.stdout
     monkeypatch.chdir(local)
     undisturbed = one(tmp_path / "undisturbed", *overrides)
@@ -348,7 +348,7 @@ def test_mtebs_mock_reranking_tasks(tmp_path: Path, minilm: Any) -> None:
     outcomes = reranked(tmp_path, minilm, tasks, BM25(), out)
     assert [outcome.status for outcome in outcomes] == ["computed"] * 3, [outcome.reason for outcome in outcomes]
     assert [outcome.candidates for outcome in outcomes] == ["own", "own", "first stage"]
-    assert out.getvalue().count("brings its own candidates: it needs no first stage") == 2
+    assert out.getvalue().count("has its own candidates: no first stage needed") == 2
     assert all(0 < outcome.main_score <= outcome.ceiling <= 1 for outcome in outcomes)
 
 
@@ -400,7 +400,7 @@ def test_odd_values_are_mistakes_and_no_crashes(small: list[str]) -> None:
     assert "cannot be read" in mistakes(*small, "score_template.file='~nosuchuser/x.jinja'")
     for name in ("_Configured", "METHOD"):
         target = f"pipeline.first_stage._target_=mteb_vllm.pipelines.rerank.first_stages.{name}"
-        assert "is no first stage" in mistakes(*small, target)
+        assert "is not a first stage class" in mistakes(*small, target)
     text = mistakes(*small, "pipeline.first_stage.stemmer_language=engilsh")
     assert "Did you mean pipeline.first_stage.stemmer_language=english?" in text
     assert "less than or equal to 1" in mistakes(*small, "pipeline.first_stage.b=7")

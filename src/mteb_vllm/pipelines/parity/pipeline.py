@@ -142,7 +142,7 @@ class Parity(Pipeline):
                 for task in tasks:
                     comparison.theirs[task.metadata.name] = comparison.ask_reference(task)
                 close_engines()
-            for outcome in mteb_run.each_task(tasks, progress, comparison.ask_engine):
+            for outcome in mteb_run.evaluate_tasks(tasks, progress, comparison.ask_engine):
                 comparison.judge(outcome)
                 context.parity = comparison.verdict()
                 yield outcome

@@ -15,7 +15,7 @@ from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.pipelines.parity.capture import Captured, Tap
 from mteb_vllm.pipelines.parity.verdict import MainScores, Side
 from mteb_vllm.pipelines.rerank.first_stages import BM25
-from mteb_vllm.pipelines.rerank.pipeline import take_candidates
+from mteb_vllm.pipelines.rerank.pipeline import set_candidates
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.tasks.loading import Unit
@@ -57,7 +57,7 @@ class SideRunner:
 
         def prepare(part: AbsTask, broken: MutableMapping[Unit, Exception]) -> None:
             if (retrieved_by := lists.get(part.metadata.name)) is not None:
-                take_candidates(part, self.shared, retrieved_by, self.candidates, broken)
+                set_candidates(part, self.shared, retrieved_by, self.candidates, broken)
 
         for part in parts:
             _as_new(part)
