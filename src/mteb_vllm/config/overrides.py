@@ -108,7 +108,9 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
         mistakes = []
         if not (override.is_add() or override.is_force_add()):
             missing = list(_missing_keys(key, value, config))
-            mistakes = [found for path in missing if (found := _missing_key_mistake(path, override, config)) is not None]
+            mistakes = [
+                found for path in missing if (found := _missing_key_mistake(path, override, config)) is not None
+            ]
             local = [path.removeprefix(_MOUNTED) for path in missing]
             if any(not path.startswith(_OPEN) or (path.count(".") > 1 and mistakes) for path in local):
                 return mistakes  # further errors would only follow from these

@@ -228,7 +228,9 @@ def conf_dir() -> Path:
     for candidate in (here.parent / "conf", here.parents[2] / "conf"):
         if (candidate / f"{CONFIG_NAME}.yaml").is_file():
             return candidate
-    raise FileNotFoundError(f"mteb-vllm was installed without its configuration: there is no {CONFIG_NAME}.yaml near {here}")
+    raise FileNotFoundError(
+        f"mteb-vllm was installed without its configuration: there is no {CONFIG_NAME}.yaml near {here}"
+    )
 
 
 @contextmanager

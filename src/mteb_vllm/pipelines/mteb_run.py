@@ -267,7 +267,11 @@ def evaluate_loaded(
             left = [unit for unit in left if unit not in done]
         if folder is not None and (written := folder / task.prediction_file_name).exists():
             store.keep_predictions(task, meta, written)
-        if before is not None and recompute and (result := cache.load_task_result(task.metadata.name, meta)) is not None:
+        if (
+            before is not None
+            and recompute
+            and (result := cache.load_task_result(task.metadata.name, meta)) is not None
+        ):
             # Keep the scores of splits and subsets that are not part of this run.
             store.save_to_cache(before.merge(result), meta)
     if failed:

@@ -168,7 +168,10 @@ class Rerank(Pipeline):
             of = f" of {part.metadata.name}" if len(parts) > 1 else ""
             progress.start_task(task.metadata.name, f"first stage{of}")
             with store.claim(part, searcher.mteb_model_meta, on_wait=progress.waiting):
-                if reuse and mteb_run.cached_result(store, part, searcher.mteb_model_meta, predictions=True) is not None:
+                if (
+                    reuse
+                    and mteb_run.cached_result(store, part, searcher.mteb_model_meta, predictions=True) is not None
+                ):
                     continue  # computed by another run in the meantime
                 computed = True
                 depth = part._top_k  # type: ignore[attr-defined]
@@ -221,7 +224,9 @@ class Rerank(Pipeline):
         outcome.settings = (model.mteb_model_meta.experiment_kwargs or {})["settings"]
         outcome.candidates = "own" if own else "first stage"
         outcome.warnings += warnings
-        if task.metadata.main_score != "p-MRR":  # it compares two rankings, so ranking by relevance does not maximise it
+        if (
+            task.metadata.main_score != "p-MRR"
+        ):  # it compares two rankings, so ranking by relevance does not maximise it
             outcome.ceiling = _score(store, task, lambda part: ceiling_meta(candidates))
         if not own:
             metas = {part.metadata.name: stage.searcher(part).mteb_model_meta for part in mteb_run.parts_of(task)}
