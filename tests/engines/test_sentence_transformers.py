@@ -135,8 +135,8 @@ def test_what_cannot_be_timed_is_a_mistake() -> None:
     assert "none of its keys (query) applies" in said
     check(["pipeline=throughput", "prompts={query: 'query: '}", "pipeline.side=query"])
     said = mistakes("pipeline=throughput", "pipeline.batch_sizes=[1,1024]", "engine.max_model_len=64")
-    assert "pipeline.batch_sizes=[1024]: there are 512 different requests" in said
-    assert "pipeline.tokens=128: the context is 64 tokens (engine.max_model_len)" in said
+    assert "pipeline.batch_sizes=[1024]: these exceed the number of requests, 512" in said
+    assert "pipeline.tokens=128: exceeds the context length of 64 tokens (engine.max_model_len)" in said
 
 
 def test_what_cannot_be_compared_is_a_mistake(tmp_path: Path) -> None:

@@ -78,8 +78,8 @@ class RunContext:
         reuse: Whether stored results are used.
         prompts: The prompts; for a cross-encoder, its instructions.
         template: The score template of a cross-encoder; None for other models.
-        input_fingerprints: Task name to the hash of its settings and effective prefixes. A result of another run with the same
-            hash is valid for this run; None if the hash cannot be known.
+        input_fingerprints: Task name to the hash of its settings and effective prefixes; None if it cannot be known. A result
+            of another run with the same hash is valid for this run.
         stage: The first stage, for a pipeline that reranks.
         reference: The wrapper of the reference, for a pipeline that compares with one.
         throughput: Filled by a pipeline that times the engine; kept even if the run fails.

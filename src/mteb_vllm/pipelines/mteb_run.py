@@ -90,8 +90,8 @@ def evaluate_task(
         wait: Whether to wait for another run that is computing the same result.
         start: Opens the model's engine after the task's data are loaded.
         progress: Receives progress events.
-        input_fingerprint: The hash of the task's settings and effective prefixes; a result of another run with the same hash is
-            used. None if the hash cannot be known.
+        input_fingerprint: The hash of the task's settings and effective prefixes; None if it cannot be known. A result of
+            another run with the same hash is used.
         prepare: Called with each loaded part before it is evaluated.
 
     Raises:
@@ -124,7 +124,7 @@ def evaluate_task(
 
 
 def _used_known_sides(model: Wrapper, task: AbsTask) -> bool:
-    """Whether mteb encoded texts only of those sides of a task that the catalogue lists; the input fingerprint covers these."""
+    """Whether mteb encoded only those sides of a task that the catalogue lists, and the input fingerprint covers."""
     names = {part.metadata.name for part in parts_of(task)}
     known = mteb_catalogue().tasks
     return all(side in known[of].sides for of, side in ((of, side or "") for of, side in model.applied) if of in names)
@@ -360,7 +360,7 @@ def computed_outcome(
     prepare: Prepare | None = None,
     predictions: bool = False,
 ) -> TaskOutcome:
-    """Compute a task with a wrapper of this package; the outcome includes times and counts. For the arguments see `compute`."""
+    """Compute a task with a wrapper of this package; return its outcome with times and counts. See `compute`."""
     meta = model.mteb_model_meta
     before, started, opening = copy.copy(model.work), time.perf_counter(), start.seconds
     loading = compute(model, task, store, reuse=reuse, start=start, prepare=prepare, predictions=predictions)

@@ -1,4 +1,4 @@
-"""Variants of a reranker in sentence-transformers: template, prefixes, instructions, activation, truncation, special tokens."""
+"""Variants of a reranker in sentence-transformers: template, prefixes, instructions, activation, truncation, and so on."""
 
 from __future__ import annotations
 

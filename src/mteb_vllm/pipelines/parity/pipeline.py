@@ -1,7 +1,7 @@
 """`pipeline=parity`: run the same tasks through an engine and a reference, and compare embeddings and scores.
 
-The reference finishes all tasks before the engine under test opens, such that both need not fit into memory together. Where the
-two differ, the reference is varied until it reproduces the engine; the change that does so is reported as a hint.
+The reference finishes all tasks before the engine under test opens, so they need not fit into memory together. Where the two
+differ, the reference is varied until it reproduces the engine; the change that does so is reported as a hint.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Parity(Pipeline):
 
     Attributes:
         tolerance: The maximum absolute difference of main scores; None: 0.0005 for encoders, 0.002 for rerankers.
-        min_cosine: The minimum cosine of a text's two embeddings; for rerankers, the minimum Pearson correlation of the pairs'
-            scores.
+        min_cosine: The minimum cosine of a text's two embeddings; for rerankers, the minimum Pearson correlation of the
+            pairs' scores.
         length_tolerance: The maximum deviation from 1 of the ratio of the two embeddings' norms.
         top_k: The number of top documents per query whose rankings are compared.
         candidates: The number of BM25 candidates per query for a reranker, in tasks without candidates of their own.
@@ -113,8 +113,8 @@ class Parity(Pipeline):
     def run(self, context: RunContext) -> Iterator[TaskOutcome]:
         """Run all tasks with the reference, then with the engine; a failure of one task does not affect the others.
 
-        `context.parity` is updated after each task. No result is read from the store or written to it. If stored scores are the
-        reference, `context.reference` is run only for tasks whose scores differ.
+        `context.parity` is updated after each task. No result is read from the store or written to it. If stored scores are
+        the reference, `context.reference` is run only for tasks whose scores differ.
 
         Raises:
             ConfigError: if the stored scores cannot be read.

@@ -96,7 +96,7 @@ class Rerank(Pipeline):
     def run(self, context: RunContext) -> Iterator[TaskOutcome]:
         """Retrieve for all tasks, then rerank task by task; a failure of one task does not affect the others.
 
-        The first stage finishes all tasks before the reranker's engine opens, such that both need not fit into memory together.
+        The first stage finishes all tasks before the reranker's engine opens, so they need not fit into memory together.
         """
         model, stage = context.model, context.stage
         assert stage is not None
@@ -246,8 +246,8 @@ def set_candidates(
 ) -> int:
     """Set a first stage's predictions as the candidates of a loaded task.
 
-    Replaces mteb's `convert_to_reranking`, whose changes outlive the task's data and which needs the predictions of splits and
-    subsets that were not selected.
+    Replaces mteb's `convert_to_reranking`, whose changes outlive the task's data and which needs the predictions of splits
+    and subsets that were not selected.
 
     Args:
         task: The task.
