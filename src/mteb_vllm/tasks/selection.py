@@ -97,8 +97,8 @@ def load(config: TasksConfig, names: Iterable[str]) -> list[AbsTask]:
 def _pin_local_data(task: AbsTask) -> None:
     """Set the revision of a task whose data are in a local folder to one computed from its files.
 
-    `datasets` prefers a folder of the data set's name in the working directory over the Hub, whatever the revision. Its scores
-    must not be mistaken for those of the Hub's data.
+    `datasets` prefers a folder of the data set's name in the working directory over the Hub, whatever the revision. Its
+    scores must not be mistaken for those of the Hub's data.
     """
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
 

@@ -282,11 +282,11 @@ def test_what_is_wrong_with_a_first_stage_is_said_before_it_runs(tmp_path: Path)
         return "\n".join(map(str, Saved(path=str(path)).mistakes("first", tasks)))
 
     assert "there is no such file or folder" in said(tmp_path / "nowhere", "A")
-    assert "It holds: no predictions." in said(tmp_path, "A")
+    assert "It contains: no predictions." in said(tmp_path, "A")
     (tmp_path / "A_predictions.json").touch()
     assert said(tmp_path, "A") == "" == said(tmp_path / "A_predictions.json", "A")
     assert "contains no B_predictions.json" in said(tmp_path, "A", "B")
-    assert "It holds: A_predictions.json." in said(tmp_path, "A", "B")
+    assert "It contains: A_predictions.json." in said(tmp_path, "A", "B")
     assert "is a single file, but there are 2 tasks" in said(tmp_path / "A_predictions.json", "A", "B")
     (tmp_path / "B_predictions.json").touch()
     assert said(tmp_path, "A", "B") == "" and Saved(path=str(tmp_path)).file("B").name == "B_predictions.json"
