@@ -277,7 +277,7 @@ class StdlibDocsClustering(AbsTaskClustering):
     max_documents_per_cluster = 4 * N_MODULES * N_PER_MODULE
     metadata = _metadata(
         name="StdlibDocsClustering",
-        description="Group docstrings of Python's standard library by the module that they stand in.",
+        description="Group docstrings of Python's standard library by the module that they are in.",
         type="Clustering",
         category="t2c",
         task_subtypes=["Thematic clustering"],
