@@ -118,7 +118,7 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
     except OmegaConfBaseException as error:
         return [replace(reference_mistake(error, [override]), key=key, written=written)]
     except (AttributeError, TypeError, ValueError) as error:
-        return [Mistake(key, in_words(error), written=written)]
+        return [Mistake(key, describe_error(error), written=written)]
     return mistakes or _stripped_space_mistakes(override)
 
 
@@ -149,7 +149,7 @@ def _delete(override: Override, current: Any, config: DictConfig) -> list[Mistak
     return []
 
 
-def in_words(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return the message of an error of Hydra's or OmegaConf's in one line, without Hydra's internal search path and keys."""
     text = str(error) or str(error.__cause__ or type(error).__name__)
     lines = (line.strip() for line in text.split("Config search path:")[0].splitlines())
@@ -172,7 +172,7 @@ def reference_mistake(error: OmegaConfBaseException, overrides: Sequence[Overrid
     elif "nterpolation" in str(error) or "grammar" in str(error).lower():
         way = "A literal ${ is written \\${ (also in a YAML file)."
     written = "" if override is None else str(override.input_line)
-    return Mistake(key, in_words(error), way, written=written, code="syntax")
+    return Mistake(key, describe_error(error), way, written=written, code="syntax")
 
 
 def _missing_keys(key: str, value: Any, config: DictConfig) -> Iterator[str]:
