@@ -235,7 +235,7 @@ def _near_keys(key: str, config: DictConfig) -> tuple[str, ...]:
     return tuple(f"{group}.{parts[-1]}" for group, fields in groups.items() if parts[-1] in fields)
 
 
-def differing(runs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+def differing_overrides(runs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
     """Return for each run of a sweep the overrides in which the runs differ.
 
     Args:
