@@ -190,7 +190,7 @@ def _planned(config: RunConfig, pipeline: Pipeline, first_stage: Any) -> Plan:
         )
     chosen = tasks.select(config.tasks, mteb_catalogue())[0] if pipeline.needs_tasks else []
     stage = _stage(first_stage, pipeline) if first_stage is not None else None
-    parts = [*pipeline.prompted(tasks.parts(chosen, mteb_catalogue()))]
+    parts = [*pipeline.prompted_tasks(tasks.parts(chosen, mteb_catalogue()))]
     planned = Plan(pipeline, spec, prompts, template, stage, chosen, parts, {})
     return replace(planned, settings=_settings(planned))
 

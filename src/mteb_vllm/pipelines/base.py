@@ -138,7 +138,7 @@ class Pipeline(ABC):
         """Whether it uses the data of tasks."""
         return True
 
-    def prompted(self, parts: Sequence[TaskInfo]) -> Sequence[TaskInfo]:
+    def prompted_tasks(self, parts: Sequence[TaskInfo]) -> Sequence[TaskInfo]:
         """Return the tasks whose texts get a prompt.
 
         Args:

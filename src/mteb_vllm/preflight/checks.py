@@ -55,7 +55,7 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> tuple[Pi
     )
     if sure and not mistakes and not pipeline and parts is not None:
         prompts = {key: value for key, value in config.prompts.items() if key != "from_model"}
-        prompted = parts.pipeline.prompted(task_selection.parts(chosen, mteb))
+        prompted = parts.pipeline.prompted_tasks(task_selection.parts(chosen, mteb))
         mistakes += _applies_nowhere(prompts, prompted, config)
     if not reranker and config.score_template != ScoreTemplateConfig(from_model=config.score_template.from_model):
         what = "is what a cross-encoder reads pairs through, and the model is an encoder"

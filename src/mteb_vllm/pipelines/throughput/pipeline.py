@@ -83,7 +83,7 @@ class Throughput(Pipeline):
         """Whether the texts come from tasks."""
         return self.lengths == "tasks"
 
-    def prompted(self, parts: Sequence[TaskInfo]) -> Sequence[TaskInfo]:
+    def prompted_tasks(self, parts: Sequence[TaskInfo]) -> Sequence[TaskInfo]:
         """Return the tasks; if the texts do not come from tasks, the placeholder task that prompts are chosen for."""
         return parts if self.needs_tasks else [self.workload.task]
 
