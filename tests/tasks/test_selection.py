@@ -84,7 +84,7 @@ def test_filters_do_not_restore_subsets_excluded_by_a_benchmark() -> None:
     assert loaded(benchmark=EN, languages=["eng"])["STS22.v2"].hf_subsets == ["en"]
     assert selected(benchmark=EN, languages=["deu"]) == []
     assert "no task of the benchmark 'MTEB(eng, v2)' matches the filters" in str(
-        tasks.why_none(TasksConfig(benchmark=EN, languages=["deu"]))
+        tasks.no_tasks_mistake(TasksConfig(benchmark=EN, languages=["deu"]))
     )
 
 

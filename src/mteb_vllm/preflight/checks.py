@@ -42,7 +42,7 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> tuple[Pi
     reranker = config.model.kind == "cross_encoder"
     chosen, found = task_selection.select(config.tasks, mteb)
     if not chosen and not found and "tasks" not in broken:
-        found = [task_selection.why_none(config.tasks)]
+        found = [task_selection.no_tasks_mistake(config.tasks)]
     needed = {"tasks", "prompts", "pipeline", *(["model", "score_template"] if reranker else [])}
     sure = not found and not needed & set(broken)
     mistakes = engine_mistakes("", config.model, config.engine)

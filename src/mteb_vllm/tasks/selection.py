@@ -52,7 +52,7 @@ def parts(chosen: Iterable[TaskInfo], catalogue: MtebCatalogue) -> list[TaskInfo
     ]
 
 
-def why_none(config: TasksConfig) -> Mistake:
+def no_tasks_mistake(config: TasksConfig) -> Mistake:
     """Return the error of a selection without unknown names that selects no task."""
     if config.names is not None and not config.names:
         return Mistake("tasks.names", "the list of tasks is empty", value="[]", code="missing")
