@@ -21,7 +21,7 @@ def selected(**config: Any) -> list[str]:
     return [task.name for task in chosen]
 
 
-def loaded(**config: Any) -> dict[str, Any]:
+def load_selected(**config: Any) -> dict[str, Any]:
     return {task.metadata.name: task for task in tasks.load(TasksConfig(**config), selected(**config))}
 
 
@@ -68,12 +68,12 @@ def test_the_demo_is_a_benchmark_of_its_own() -> None:
     demo = ["StdlibDocsRetrieval", "StdlibDocsClassification", "StdlibDocsClustering"]
     assert selected(benchmark="demo") == demo
     assert selected(benchmark="demo", types=["Clustering"]) == ["StdlibDocsClustering"]
-    assert list(loaded(benchmark="demo")) == demo
+    assert list(load_selected(benchmark="demo")) == demo
     assert not set(demo) & set(selected(languages=["eng"]))
 
 
 def test_a_benchmark_has_its_own_subsets_and_splits() -> None:
-    ours, theirs = loaded(benchmark=EN), {task.metadata.name: task for task in mteb.get_benchmark(EN).tasks}
+    ours, theirs = load_selected(benchmark=EN), {task.metadata.name: task for task in mteb.get_benchmark(EN).tasks}
     assert {name: (task.hf_subsets, task.eval_splits) for name, task in ours.items()} == {
         name: (task.hf_subsets, task.eval_splits) for name, task in theirs.items()
     }
@@ -81,7 +81,7 @@ def test_a_benchmark_has_its_own_subsets_and_splits() -> None:
 
 
 def test_filters_do_not_restore_subsets_excluded_by_a_benchmark() -> None:
-    assert loaded(benchmark=EN, languages=["eng"])["STS22.v2"].hf_subsets == ["en"]
+    assert load_selected(benchmark=EN, languages=["eng"])["STS22.v2"].hf_subsets == ["en"]
     assert selected(benchmark=EN, languages=["deu"]) == []
     assert "no task of the benchmark 'MTEB(eng, v2)' matches the filters" in str(
         tasks.no_tasks_mistake(TasksConfig(benchmark=EN, languages=["deu"]))
@@ -90,16 +90,18 @@ def test_filters_do_not_restore_subsets_excluded_by_a_benchmark() -> None:
 
 def test_points_of_a_sweep_do_not_affect_each_others_tasks() -> None:
     names = {"benchmark": "MTEB(Multilingual, v2)", "types": ["STS"]}
-    before = loaded(**names)["STS22.v2"].hf_subsets
-    narrow = loaded(**names, subsets=["de", "fr"], splits=["train"])["STS22.v2"]
+    before = load_selected(**names)["STS22.v2"].hf_subsets
+    narrow = load_selected(**names, subsets=["de", "fr"], splits=["train"])["STS22.v2"]
     assert (sorted(narrow.hf_subsets), narrow.eval_splits) == (["de", "fr"], ["train"])
-    after = loaded(**names, subsets=["en", "de"])["STS22.v2"]
+    after = load_selected(**names, subsets=["en", "de"])["STS22.v2"]
     assert (sorted(after.hf_subsets), after.eval_splits) == (["de", "en"], ["test"])
-    assert loaded(**names)["STS22.v2"].hf_subsets == before
+    assert load_selected(**names)["STS22.v2"].hf_subsets == before
 
 
 def test_a_subset_must_match_both_filters() -> None:
-    assert loaded(names=["STS22.v2"], languages=["deu"], subsets=["de", "en", "de-en"])["STS22.v2"].hf_subsets == [
+    assert load_selected(names=["STS22.v2"], languages=["deu"], subsets=["de", "en", "de-en"])[
+        "STS22.v2"
+    ].hf_subsets == [
         "de",
         "de-en",
     ]
@@ -109,7 +111,7 @@ def test_a_subset_must_match_both_filters() -> None:
 
 def test_splits_that_a_task_does_not_evaluate_can_be_selected() -> None:
     assert selected(names=["STSBenchmark"], splits=["validation"]) == ["STSBenchmark"]
-    assert loaded(names=["STSBenchmark"], splits=["validation"])["STSBenchmark"].eval_splits == ["validation"]
+    assert load_selected(names=["STSBenchmark"], splits=["validation"])["STSBenchmark"].eval_splits == ["validation"]
     _, (mistake,) = tasks.select(TasksConfig(names=["STSBenchmark"], splits=["tset"]), mteb_catalogue())
     assert (mistake.where, mistake.nearest) == ("tasks.splits=tset", ("test",))
 
@@ -117,7 +119,7 @@ def test_splits_that_a_task_does_not_evaluate_can_be_selected() -> None:
 @pytest.mark.parametrize("benchmark", [EN, "MTEB(cmn, v1)"])
 def test_a_benchmarks_own_splits_and_subsets_are_in_the_catalogue(benchmark: str) -> None:
     chosen, _ = tasks.select(TasksConfig(benchmark=benchmark), mteb_catalogue())
-    made = loaded(benchmark=benchmark)
+    made = load_selected(benchmark=benchmark)
     assert {one.name: (one.splits, set(one.subsets)) for one in chosen if not one.aggregate_of} == {
         name: (tuple(task.eval_splits), set(task.hf_subsets))
         for name, task in made.items()

@@ -209,7 +209,7 @@ def _compute_part(
     if start is not None:
         start.check()
     started = time.perf_counter()
-    with data.loaded(task, store) as broken:
+    with data.open_data(task, store) as broken:
         if prepare is not None:
             prepare(task, broken)
         seconds = time.perf_counter() - started
@@ -255,7 +255,7 @@ def evaluate_loaded(
         while left:
             block = _next_block(left)
             try:
-                with data.narrowed(task, block), _track_unit(task) as current:
+                with data.restrict_to(task, block), _track_unit(task) as current:
                     _evaluate(model, task, cache, folder)
                 done = block
             except Exception as error:

@@ -45,7 +45,7 @@ def unit_name(unit: Unit) -> str:
     return f"split {split}" if subset == "default" else f"subset {subset}, split {split}"
 
 
-def narrowed(task: AbsTask, chosen: Sequence[Unit]) -> contextlib.AbstractContextManager[None]:
+def restrict_to(task: AbsTask, chosen: Sequence[Unit]) -> contextlib.AbstractContextManager[None]:
     """Restrict a task to the subsets and splits that occur in `chosen`, for the duration of the context."""
     subsets = [subset for subset in task.hf_subsets if any(subset == one for one, _ in chosen)]
     splits = [split for split in task.eval_splits if any(split == one for _, one in chosen)]
@@ -53,7 +53,7 @@ def narrowed(task: AbsTask, chosen: Sequence[Unit]) -> contextlib.AbstractContex
 
 
 @contextlib.contextmanager
-def loaded(task: AbsTask, store: ResultsStore) -> Iterator[dict[Unit, Exception]]:
+def open_data(task: AbsTask, store: ResultsStore) -> Iterator[dict[Unit, Exception]]:
     """Load a task's data for the duration of the context. Data in a local folder are always read again from its files.
 
     Args:
@@ -76,7 +76,7 @@ def loaded(task: AbsTask, store: ResultsStore) -> Iterator[dict[Unit, Exception]
                     scratch = stack.enter_context(store.staging())
                 except (OSError, LockError):  # the store is read-only
                     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mteb-vllm-")))
-                with cached_in(scratch):
+                with use_cache_folder(scratch):
                     broken = load(task)
             yield broken
         finally:
@@ -135,7 +135,7 @@ def _load(task: AbsTask) -> None:
 
 def _load_only(task: AbsTask, chosen: Sequence[Unit]) -> None:
     task.data_loaded = False
-    with narrowed(task, chosen):
+    with restrict_to(task, chosen):
         _load(task)
 
 
@@ -285,7 +285,7 @@ def _lists_only_default(path: str, revision: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def cached_in(folder: Path) -> Iterator[None]:
+def use_cache_folder(folder: Path) -> Iterator[None]:
     """Make `datasets` use an otherwise empty folder as its cache, instead of the user's, for the duration of the context."""
     import datasets
 

@@ -34,7 +34,7 @@ def select(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[TaskInfo
     if config.splits and chosen:
         mistakes += _split_mistakes(config.splits, chosen, catalogue)
     if config.languages or config.subsets:
-        chosen = [narrow for task in chosen if (narrow := _narrowed(task, config)).subsets]
+        chosen = [narrow for task in chosen if (narrow := _restrict(task, config)).subsets]
     return chosen, mistakes
 
 
@@ -166,7 +166,7 @@ def _candidates(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[Tas
     ], []
 
 
-def _narrowed(task: TaskInfo, config: TasksConfig) -> TaskInfo:
+def _restrict(task: TaskInfo, config: TasksConfig) -> TaskInfo:
     languages = config.languages
     matching = [
         name

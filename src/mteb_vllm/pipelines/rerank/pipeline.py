@@ -20,7 +20,7 @@ from mteb_vllm.pipelines.rerank.candidates import DEPTH, Ceiling, ceiling_meta
 from mteb_vllm.results.failures import in_one_line
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.tasks.estimates import Estimate, estimate_pairs
-from mteb_vllm.tasks.loading import Unit, narrowed, unit_name, units
+from mteb_vllm.tasks.loading import Unit, restrict_to, unit_name, units
 from mteb_vllm.tasks.selection import brings_candidates
 from mteb_vllm.util.fingerprint import fingerprint
 from mteb_vllm.util.plain import JsonObject
@@ -263,7 +263,7 @@ def set_candidates(
         FirstStageError: if the predictions are missing, or lack some of the queries.
     """
     good = [unit for unit in units(task) if unit not in (broken or {})]
-    with narrowed(task, good):
+    with restrict_to(task, good):
         predictions = store.read_predictions(task, meta)
     if predictions is None:
         raise FirstStageError(f"the first stage's predictions for {task.metadata.name} are missing")
