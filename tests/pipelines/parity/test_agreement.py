@@ -11,7 +11,7 @@ import pytest
 from mteb_vllm.pipelines.parity.agreement import (
     cosines,
     deviations,
-    length_ratios,
+    norm_ratios,
     ranking_agreement,
     score_agreement,
     similarity_agreement,
@@ -33,9 +33,9 @@ OTHER = np.array([[4, 3], [0, 1], [0, 0], [1, 0], [1, 0]], dtype=np.float32)
 ALLOWED = Tolerances(score=5e-4, cosine=0.99, length=0.01)
 
 
-def test_cosines_lengths_and_deviations() -> None:
+def test_cosines_norms_and_deviations() -> None:
     assert cosines(ONE, OTHER).tolist() == pytest.approx([24 / 25, 0, 1, 0, 1])
-    assert length_ratios(ONE, OTHER).tolist() == pytest.approx([1, 1, 1, 0, 2])
+    assert norm_ratios(ONE, OTHER).tolist() == pytest.approx([1, 1, 1, 0, 2])
     # (r + 1/r)/2 - cosine: for twice the norm, 1.25 - 1.
     assert deviations(ONE, OTHER).tolist() == pytest.approx([1 / 25, 1, 0, np.inf, 0.25])
     broken = np.array([[np.nan, 1]], dtype=np.float32)

@@ -34,7 +34,7 @@ def cosines(one: Floats, other: Floats) -> npt.NDArray[np.float64]:
     return np.where(both_zero, 1.0, np.clip(found, -1.0, 1.0))
 
 
-def length_ratios(one: Floats, reference: Floats) -> npt.NDArray[np.float64]:
+def norm_ratios(one: Floats, reference: Floats) -> npt.NDArray[np.float64]:
     """Return the ratio of each row's norm to the reference's; 1 if both are zero, infinite if only the reference's is.
 
     Args:
@@ -78,7 +78,7 @@ def vector_agreement(one: Floats, reference: Floats) -> VectorAgreement:
         one: Shape (n, dim), n at least 1.
         reference: Shape (n, dim).
     """
-    found, ratios = cosines(one, reference), length_ratios(one, reference)
+    found, ratios = cosines(one, reference), norm_ratios(one, reference)
     p001, p01, p10, p50 = (float(value) for value in np.quantile(found, (0.001, 0.01, 0.1, 0.5)))
     length = (float(ratios.min()), float(ratios.max()))
     return VectorAgreement(len(found), float(found.min()), p001, p01, p10, p50, length)

@@ -40,7 +40,7 @@ class Options:
 
     tolerance: float | None
     min_cosine: float
-    length_tolerance: float
+    norm_tolerance: float
     top_k: int
     candidates: int
     max_texts: int
@@ -76,7 +76,7 @@ class Comparison:
         self.options, self.progress = options, progress
         self.engine, self.reference = runner(model, "engine"), runner(reference, "reference")
         tolerance = SCORE_TOLERANCE[model.spec.convert] if options.tolerance is None else options.tolerance
-        self.allowed = Tolerances(tolerance, options.min_cosine, options.length_tolerance)
+        self.allowed = Tolerances(tolerance, options.min_cosine, options.norm_tolerance)
         self.engine_sides: dict[str, Side] = {}
         self.reference_sides: dict[str, Side] = {}
         # With stored scores as the reference: sentence-transformers on the tasks whose scores differ.

@@ -76,7 +76,7 @@ class Parity(Pipeline):
         tolerance: The maximum absolute difference of main scores; None: 0.0005 for encoders, 0.002 for rerankers.
         min_cosine: The minimum cosine of a text's two embeddings; for rerankers, the minimum Pearson correlation of the
             pairs' scores.
-        length_tolerance: The maximum deviation from 1 of the ratio of the two embeddings' norms.
+        norm_tolerance: The maximum deviation from 1 of the ratio of the two embeddings' norms.
         top_k: The number of top documents per query whose rankings are compared.
         candidates: The number of BM25 candidates per query for a reranker, in tasks without candidates of their own.
         max_texts: The maximum number of texts, or pairs, compared per task.
@@ -89,7 +89,7 @@ class Parity(Pipeline):
 
     tolerance: NotNegative | None = None
     min_cosine: Cosine = 0.99
-    length_tolerance: NotNegative = 0.01
+    norm_tolerance: NotNegative = 0.01
     top_k: Count = 10
     candidates: Count = 20
     max_texts: PositiveInt = 10_000
@@ -126,7 +126,7 @@ class Parity(Pipeline):
         options = Options(
             tolerance=self.tolerance,
             min_cosine=self.min_cosine,
-            length_tolerance=self.length_tolerance,
+            norm_tolerance=self.norm_tolerance,
             top_k=self.top_k,
             candidates=self.candidates,
             max_texts=self.max_texts,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mteb_vllm.engines.sentence_transformers import SentenceTransformersEngine
-from mteb_vllm.pipelines.parity.agreement import cosines, deviations, length_ratios
+from mteb_vllm.pipelines.parity.agreement import cosines, deviations, norm_ratios
 from mteb_vllm.pipelines.parity.causes import Change, Measured
 from mteb_vllm.pipelines.parity.trials import SPECIAL_TOKENS, Limits, Sample, Trials, Values
 
@@ -112,7 +112,7 @@ class VectorTrials(Trials):
 
     def compare(self, one: Values, other: Values) -> Measured:
         """Return the distance between two sides' embeddings, shape (n, dim) each."""
-        apart, found, ratios = deviations(one, other), cosines(one, other), length_ratios(one, other)
+        apart, found, ratios = deviations(one, other), cosines(one, other), norm_ratios(one, other)
         worst, median = float(found.min()), float(np.median(found))
         words = f"the worst cosine is {worst:.5f}"
         low, high = float(ratios.min()), float(ratios.max())
