@@ -22,6 +22,8 @@ from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.pipelines.base import RunContext
 from mteb_vllm.pipelines.evaluate import Evaluate
 from mteb_vllm.pipelines.mteb_run import compute
+from mteb_vllm.plan import plan
+from mteb_vllm.preflight.command import check
 from mteb_vllm.progress import Progress
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.tasks.loading import check_candidates
@@ -276,3 +278,19 @@ def test_closing_an_engine_restores_the_environment(monkeypatch: pytest.MonkeyPa
     engine.close()
     assert left == [0] and engine.llm is None and not engines._open
     assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "4" and "VLLM_X" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["tasks=sts12"],
+        ["pipeline=rerank", "pipeline.scoring=cosine", "tasks=demo_retrieval", "pipeline/first_stage=dense"],
+    ],
+    ids=["evaluate", "rerank"],
+)
+def test_results_do_not_depend_on_the_chunk_size(overrides: list[str]) -> None:
+    one, other = (plan(check([*overrides, f"pipeline.chunk_size={size}"])[0].config) for size in (64, 8192))
+    assert (one.pipeline.chunk_size, other.pipeline.chunk_size) == (64, 8192)
+    assert one.settings == other.settings
+    assert [one.settings_for(task) for task in one.tasks] == [other.settings_for(task) for task in other.tasks]
+    assert one.wrapper().mteb_model_meta.experiment_kwargs == other.wrapper().mteb_model_meta.experiment_kwargs
