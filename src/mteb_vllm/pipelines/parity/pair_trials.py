@@ -78,7 +78,7 @@ class PairTrials(Trials):
             if activation != own.activation:
                 change = {"activation": activation}
                 found.append(Change("activation", "activation", change, words, f"{way}.activation"))
-        return [*found, *self.lengths(length), SPECIAL_TOKENS]
+        return [*found, *self.truncations(length), SPECIAL_TOKENS]
 
     def vary(self, parts: Mapping[str, Any]) -> Values | None:
         """Return the scores of a variant, shape (n,); None if the model cannot be varied so."""

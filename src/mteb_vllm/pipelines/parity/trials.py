@@ -107,7 +107,7 @@ class Trials(abc.ABC):
         made = self.vary(parts)
         return None if made is None or made.shape != self.observed.shape else self.compare(made, self.observed)
 
-    def lengths(self, length: int, longest: float = float("inf")) -> list[Change]:
+    def truncations(self, length: int, longest: float = float("inf")) -> list[Change]:
         """Return the changes of the context length: to that of the engine under test, and to half and twice the own.
 
         Args:

@@ -71,7 +71,7 @@ class VectorTrials(Trials):
         words = "without normalisation" if self.normalises else "with normalisation"
         way = "engine.pooler_config (use_activation)"
         found.append(Change("normalisation", "normalise", not self.normalises, words, way))
-        found += self.lengths(length, self._longest())
+        found += self.truncations(length, self._longest())
         sample, way = self.sample, "prompts and instruction"
         if sample.own != sample.other:
             words = "with the engine's prompts" if any(sample.other) else "without prompts"
