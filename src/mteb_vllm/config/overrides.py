@@ -198,13 +198,13 @@ def _missing_key_mistake(key: str, override: Override, config: DictConfig) -> Mi
     what = ""
     if key.removeprefix(_MOUNTED).startswith("engine.env."):
         if vllm is None or not inner.startswith("VLLM_") or inner in vllm.env:
-            what = "a new environment variable needs a plus"
+            what = "this environment variable is not set yet"
     elif group == "engine":
         if vllm is None or field in vllm.args:
             what = f"{key} is not set yet" if inner else "this engine argument is not listed in conf/engine/"
     elif group == "prompts":
         if known_prompt_key(rest, mteb_catalogue()):
-            what = "only query and document are declared; other keys need a plus"
+            what = "this prompt key is not set yet"
     elif key.removeprefix(_MOUNTED).startswith(_OPEN):
         what = f"{key} is not set yet"
     else:
