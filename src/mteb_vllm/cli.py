@@ -119,9 +119,9 @@ def _main() -> int:
         # What is only printed is not checked, and Hydra may have a view of its own of a command.
         if not (printing or isinstance(error, HydraException) or _raised_in_hydra(error)):
             raise
-        from mteb_vllm.config.overrides import in_words
+        from mteb_vllm.config.overrides import describe_error
 
-        raise ConfigError([Mistake("command line", in_words(error))]) from None
+        raise ConfigError([Mistake("command line", describe_error(error))]) from None
     if isinstance(done, Job):
         return int(done.failed)
     return int(isinstance(done, list) and any(point.failure is not None for point in done))

@@ -95,13 +95,13 @@ class Plan:
         """Return the wrapper of the model for mteb; its engine opens on first use."""
         from mteb_vllm.wrappers import VllmCrossEncoderWrapper, VllmEncoderReranker, VllmEncoderWrapper
 
-        window = self.pipeline.window
+        chunk_size = self.pipeline.chunk_size
         if self.template is not None:
-            wrapper: Any = VllmCrossEncoderWrapper.from_spec(self.spec, self.template, self.prompts, window)
+            wrapper: Any = VllmCrossEncoderWrapper.from_spec(self.spec, self.template, self.prompts, chunk_size)
         elif self.pipeline.reranks:
-            wrapper = VllmEncoderReranker.from_spec(self.spec, self.prompts, window)
+            wrapper = VllmEncoderReranker.from_spec(self.spec, self.prompts, chunk_size)
         else:
-            wrapper = VllmEncoderWrapper.from_spec(self.spec, self.prompts, window)
+            wrapper = VllmEncoderWrapper.from_spec(self.spec, self.prompts, chunk_size)
         wrapper.set_fixed_settings(self.pipeline.code)
         return wrapper
 
@@ -189,7 +189,7 @@ def _plan_model(config: RunConfig, pipeline: Pipeline, first_stage: Any) -> Plan
         )
     chosen = tasks.select(config.tasks, mteb_catalogue())[0] if pipeline.needs_tasks else []
     stage = _stage(first_stage, pipeline) if first_stage is not None else None
-    parts = [*pipeline.prompted(tasks.parts(chosen, mteb_catalogue()))]
+    parts = [*pipeline.prompted_tasks(tasks.parts(chosen, mteb_catalogue()))]
     planned = Plan(pipeline, spec, prompts, template, stage, chosen, parts, {})
     return replace(planned, settings=_settings(planned))
 
@@ -260,7 +260,7 @@ def _stage(stage: Any, pipeline: Pipeline) -> FirstStage:
         made: FirstStage = stage
         return made
     spec, prompts = _spec_and_prompts(stage.model, stage.engine, stage.prompts, stage.instruction)
-    return EncoderStage(spec, prompts, pipeline.window)
+    return EncoderStage(spec, prompts, pipeline.chunk_size)
 
 
 def _candidates(pipeline: Pipeline, stage: FirstStage, chosen: list[TaskInfo]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The pipeline over tasks: a failure costs one task, an aggregate is its parts, a dead engine is opened again."""
+"""Evaluation of tasks: failures limited to single tasks, aggregates, shared results, and engines that fail."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.pipelines.base import RunContext
 from mteb_vllm.pipelines.evaluate import Evaluate
 from mteb_vllm.pipelines.mteb_run import compute
+from mteb_vllm.plan import plan
+from mteb_vllm.preflight.command import check
 from mteb_vllm.progress import Progress
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.tasks.loading import check_candidates
@@ -30,7 +32,7 @@ from mteb_vllm.wrappers import VllmEncoderWrapper
 
 
 class Encoder:
-    """A model of the wrapper's interface: embeddings by hash, and whatever goes wrong on demand."""
+    """A model with a wrapper's interface: embeddings by hash, and failures on demand."""
 
     def __init__(self, *, opens: bool = True, fails: tuple[str, ...] = (), alike: bool = False) -> None:
         from mteb_vllm.results.counters import Work
@@ -73,7 +75,7 @@ def evaluate(tmp_path: Path, model: Any, *tasks: Any, reuse: bool = True) -> lis
     return list(Evaluate().run(RunContext(model, tasks, ResultsStore(tmp_path), progress, reuse=reuse)))
 
 
-def test_runs_whose_inputs_are_the_same_share_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_with_the_same_inputs_share_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mteb_vllm.pipelines import mteb_run
     from mteb_vllm.wrappers import model_meta
 
@@ -95,24 +97,24 @@ def test_runs_whose_inputs_are_the_same_share_a_result(tmp_path: Path, monkeypat
         return str(outcome.status)
 
     assert status("a", "same") == "computed"
-    assert status("b", "same") == "cached" and status("b", None) == "cached", "and it has a place of its own now"
+    assert status("b", "same") == "cached" and status("b", None) == "cached", "adopted results are stored for the run"
     assert status("c", "other") == "computed" and status("d", None) == "computed"
     assert status("e", "same", reuse=False) == "computed"
-    # A side that the catalogue does not know was not part of the hash.
+    # A side that the catalogue does not list was not part of the hash.
     assert status("f", "query's", side="query") == "computed" and status("g", "query's") == "computed"
-    # What is not whole is nobody's.
+    # A damaged result is not shared.
     for path in tmp_path.glob(f"results/*/*/experiments/*/{name}.json"):
         path.write_bytes(b"{}")
     assert status("h", "same") == "computed"
 
 
-def test_one_tasks_failure_costs_no_other_anything(tmp_path: Path) -> None:
+def test_a_failure_of_one_task_does_not_affect_the_others(tmp_path: Path) -> None:
     sts, retrieval = mock_tasks.MockSTSTask(), mock_tasks.MockRetrievalTask()
     model = Encoder(fails=(sts.metadata.name,))
     failed, fine = evaluate(tmp_path, model, sts, retrieval)
     assert failed.status == "failed" and "died" in failed.reason and fine.status == "computed"
     again = evaluate(tmp_path, Encoder(), mock_tasks.MockSTSTask(), mock_tasks.MockRetrievalTask())
-    assert [outcome.status for outcome in again] == ["computed", "cached"], "only what is missing"
+    assert [outcome.status for outcome in again] == ["computed", "cached"], "only missing results are computed"
 
 
 def test_an_engine_that_does_not_open_is_tried_once(tmp_path: Path) -> None:
@@ -124,13 +126,13 @@ def test_an_engine_that_does_not_open_is_tried_once(tmp_path: Path) -> None:
     assert [outcome.status for outcome in outcomes] == ["failed", "cached", "failed"] and model.tried == 1
 
 
-def test_a_score_that_is_no_number_is_a_failed_task(tmp_path: Path) -> None:
+def test_a_score_that_is_not_a_number_fails_the_task(tmp_path: Path) -> None:
     for _ in range(2):
         (outcome,) = evaluate(tmp_path, Encoder(alike=True), mock_tasks.MockSTSTask())
         assert outcome.status == "failed" and "not a number" in outcome.reason
 
 
-def test_an_aggregate_computes_the_parts_that_are_missing(tmp_path: Path) -> None:
+def test_an_aggregate_computes_only_missing_parts(tmp_path: Path) -> None:
     task = mock_tasks.MockAggregatedTask()
     parts = [part.metadata.name for part in task.metadata.tasks]
     assert len(parts) > 1
@@ -154,31 +156,31 @@ def test_prompts_of_an_aggregate_are_named_after_its_parts(tmp_path: Path) -> No
     assert outcome.prompts == {f"{one}: texts": {"key": "a"}, f"{other}: query": {"key": "b"}}
     model.applied = {(alone.metadata.name, None): {"key": "a"}, (one, None): {"key": "c"}}
     (outcome,) = evaluate(tmp_path / "alone", model, alone)
-    assert outcome.prompts == {"texts": {"key": "a"}}, "one task needs no name"
+    assert outcome.prompts == {"texts": {"key": "a"}}, "a single task is not named"
 
 
-def test_mteb_evaluates_at_once_what_is_left_of_every_subset_and_split() -> None:
-    whole = [(subset, split) for split in ("dev", "test") for subset in ("en", "de")]
-    assert mteb_run._block(whole) == whole
-    assert mteb_run._block(whole[1:]) == [("de", "dev")], "mteb would evaluate en of dev again"
-    assert mteb_run._block(whole[2:]) == whole[2:] and mteb_run._block(whole[::2]) == whole[::2]
+def test_the_next_block_never_repeats_a_finished_subset() -> None:
+    units = [(subset, split) for split in ("dev", "test") for subset in ("en", "de")]
+    assert mteb_run._next_block(units) == units
+    assert mteb_run._next_block(units[1:]) == [("de", "dev")], "mteb would evaluate en of dev again"
+    assert mteb_run._next_block(units[2:]) == units[2:] and mteb_run._next_block(units[::2]) == units[::2]
 
 
-def test_computing_a_subset_again_keeps_the_others(tmp_path: Path) -> None:
-    whole = mock_tasks.MockMultilingualSTSTask()
-    evaluate(tmp_path, Encoder(), whole)
-    part = mock_tasks.MockMultilingualSTSTask().filter_languages(None, hf_subsets=whole.hf_subsets[:1])
+def test_recomputing_a_subset_keeps_the_others(tmp_path: Path) -> None:
+    complete = mock_tasks.MockMultilingualSTSTask()
+    evaluate(tmp_path, Encoder(), complete)
+    part = mock_tasks.MockMultilingualSTSTask().filter_languages(None, hf_subsets=complete.hf_subsets[:1])
     (outcome,) = evaluate(tmp_path, Encoder(), part, reuse=False)
-    assert list(outcome.scores["test"]) == whole.hf_subsets[:1]
+    assert list(outcome.scores["test"]) == complete.hf_subsets[:1]
     (again,) = evaluate(tmp_path, Encoder(opens=False), mock_tasks.MockMultilingualSTSTask())
     assert again.status == "cached"
 
 
-def test_a_task_that_another_run_computes_comes_last_and_is_not_computed_again(tmp_path: Path) -> None:
+def test_a_task_that_another_run_is_computing_is_postponed_and_not_recomputed(tmp_path: Path) -> None:
     one, other = mock_tasks.MockSTSTask(), mock_tasks.MockClassificationTask()
     store, model, outcomes = ResultsStore(tmp_path), Encoder(), []
     here = threading.Thread(target=lambda: outcomes.extend(evaluate(tmp_path, model, one, other)))
-    with store.claim(one, model.mteb_model_meta):  # as another run does
+    with store.claim(one, model.mteb_model_meta):  # like another run
         here.start()
         while store.cached_result(mock_tasks.MockClassificationTask(), model.mteb_model_meta) is None:
             assert here.is_alive() or outcomes
@@ -192,7 +194,7 @@ def test_a_task_that_another_run_computes_comes_last_and_is_not_computed_again(t
     assert set(model.encoded) == {other.metadata.name}
 
 
-def test_reranking_without_its_candidates_is_refused() -> None:
+def test_a_reranking_task_without_candidates_is_refused() -> None:
     task = mock_tasks.MockRerankingTask()
     task.load_data()
     check_candidates(task)
@@ -218,23 +220,23 @@ def dead_engine(error: BaseException, unfinished: bool = False) -> tuple[VllmEng
     return Dying(SimpleNamespace(), llm, 0.0, "float32", 8, 4, {}), closed  # type: ignore[arg-type]
 
 
-def test_an_engine_is_sound_after_a_call_or_closed() -> None:
+def test_an_engine_is_closed_after_errors_that_leave_requests_behind() -> None:
     engine, closed = dead_engine(ValueError("too long"))
     with pytest.raises(ValueError, match="too long"):
         engine.call("encode", ["a"])
-    assert not closed, "vLLM takes the requests of an ordinary error back"
+    assert not closed, "vLLM removes the requests after an ordinary error"
     engine, closed = dead_engine(ValueError("in a step"), unfinished=True)
     with pytest.raises(EngineError, match="failed: ValueError: in a step"):
         engine.call("encode", ["a"])
-    assert closed, "it would answer the next call with the texts that it still has"
+    assert closed, "the next call would return results of unfinished requests"
     engine, closed = dead_engine(RuntimeError("can't allocate memory"))
     with pytest.raises(EngineError, match="failed: RuntimeError: can't allocate memory"):
         engine.call("encode", ["a"])
-    assert closed, "in the middle of a step"
+    assert closed, "the error may have occurred within a step"
     engine, closed = dead_engine(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         engine.call("encode", ["a"])
-    assert closed, "after Ctrl-C it would answer the next call with the last one's texts"
+    assert closed, "after Ctrl-C, the next call would return results of the interrupted one"
     engine, closed = dead_engine(type("EngineDeadError", (Exception,), {})())
     with pytest.raises(EngineError, match="died"):
         engine.call("encode", ["a"])
@@ -242,7 +244,7 @@ def test_an_engine_is_sound_after_a_call_or_closed() -> None:
 
 
 @pytest.mark.vllm
-def test_an_interrupted_call_harms_no_later_one(minilm: Any) -> None:
+def test_an_interrupted_call_does_not_affect_later_ones(minilm: Any) -> None:
     from mteb_vllm.inference.encoding import encode_texts
 
     texts = [f"text number {at}" for at in range(300)]
@@ -259,7 +261,7 @@ def test_an_interrupted_call_harms_no_later_one(minilm: Any) -> None:
     assert VllmEncoderWrapper.from_spec(minilm.spec, Prompts()).engine is minilm.engine
 
 
-def test_an_engine_that_closes_leaves_the_shells_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_an_engine_restores_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     from mteb_vllm.engines import base as engines
     from mteb_vllm.engines import environment
 
@@ -278,3 +280,19 @@ def test_an_engine_that_closes_leaves_the_shells_variables(monkeypatch: pytest.M
     engine.close()
     assert left == [0] and engine.llm is None and not engines._open
     assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "4" and "VLLM_X" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["tasks=sts12"],
+        ["pipeline=rerank", "pipeline.scoring=cosine", "tasks=demo_retrieval", "pipeline/first_stage=dense"],
+    ],
+    ids=["evaluate", "rerank"],
+)
+def test_results_do_not_depend_on_the_chunk_size(overrides: list[str]) -> None:
+    one, other = (plan(check([*overrides, f"pipeline.chunk_size={size}"])[0].config) for size in (64, 8192))
+    assert (one.pipeline.chunk_size, other.pipeline.chunk_size) == (64, 8192)
+    assert one.settings == other.settings
+    assert [one.settings_for(task) for task in one.tasks] == [other.settings_for(task) for task in other.tasks]
+    assert one.wrapper().mteb_model_meta.experiment_kwargs == other.wrapper().mteb_model_meta.experiment_kwargs

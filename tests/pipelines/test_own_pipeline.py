@@ -1,4 +1,4 @@
-"""A pipeline of a user's own: one class in a package, one YAML file, and nothing else touched."""
+"""A user's own pipeline: one class in a package and one YAML file, without any other change."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     (tmp_path / "conf" / "pipeline" / "count.yaml").write_text(YAML)
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
-        monkeypatch.delitem(sys.modules, name)  # another test's
+        monkeypatch.delitem(sys.modules, name)  # imported by another test
     return {"config_dir": str(tmp_path / "conf")}
 
 
@@ -61,7 +61,7 @@ def words(tmp_path: Path, *more: str) -> list[str]:
     return ["pipeline=count", f"tasks.names=[{TASK}]", f"results.dir={tmp_path / 'out'}", ALLOWED, *more]
 
 
-def test_it_runs_singly_in_a_sweep_in_a_dry_run_and_in_a_report(own: dict[str, Any], tmp_path: Path) -> None:
+def test_it_works_in_a_run_a_sweep_a_dry_run_and_a_report(own: dict[str, Any], tmp_path: Path) -> None:
     planned: Any = run(words(tmp_path, "dry_run=true"), show=False, **own)
     assert [task.state for task in planned[0].tasks] == ["to run"]
     record: Any = run(words(tmp_path), show=False, **own)
@@ -97,8 +97,8 @@ class Second(Rerank):
 """
 
 
-def test_no_result_is_another_pipelines(own: dict[str, Any], tmp_path: Path) -> None:
-    """A class that derives from a shipped one has results of its own, and others when its source is another."""
+def test_results_are_not_shared_between_pipelines(own: dict[str, Any], tmp_path: Path) -> None:
+    """A class derived from a shipped one has its own results, and new ones when its source changes."""
     file = tmp_path / "my_package" / "derived.py"
     file.write_text(DERIVED)
     scripts = {"mine": "my_package.derived.Mine", "shipped": "mteb_vllm.pipelines.evaluate.Evaluate"}
@@ -111,7 +111,7 @@ def test_no_result_is_another_pipelines(own: dict[str, Any], tmp_path: Path) -> 
         wanted, model = fingerprint(made.settings_for(task)), made.wrapper()
         if made.stage is not None:
             model.set_extra_settings(made.pipeline.candidate_settings(made.stage, task.type, [task.name]))
-        # A result is found under the hash that the wrapper counts, and planned by the hash of the plan.
+        # The wrapper, which stores results, and the plan, which looks them up, must use the same hash.
         assert model.mteb_model_meta.experiment_kwargs == {"settings": wanted}
         return made, wanted
 
@@ -125,34 +125,34 @@ def test_no_result_is_another_pipelines(own: dict[str, Any], tmp_path: Path) -> 
     assert mine()[1] == first
     file.write_text(DERIVED.replace("version = 1", "version = 20"))
     edited, second = mine()
-    assert second != first and edited.pipeline.version == 20, "it is imported anew as well"
+    assert second != first and edited.pipeline.version == 20, "the edited module is imported again"
     rerank = ["pipeline=rerank", "pipeline.scoring=cosine", "tasks=demo_retrieval"]
     _, shipped_rerank = planned(*rerank)
     assert planned(*rerank, "pipeline._target_=my_package.derived.Second")[1] != shipped_rerank
 
 
 @pytest.mark.parametrize(
-    ("source", "why"),
+    ("source", "message"),
     [
         ("def broken(:", "cannot be read as Python"),
         ("class Count: pass\nraise RuntimeError('no licence')", "cannot be imported: RuntimeError: no licence"),
         ("x = 1", "does not define 'Count'"),
-        (CLASS.replace("def run", "def runs"), "defines no run"),
+        (CLASS.replace("def run", "def runs"), "does not define run"),
     ],
     ids=["syntax", "raises", "no class", "abstract"],
 )
-def test_a_module_that_cannot_be_used_is_a_mistake(own: dict[str, Any], tmp_path: Path, source: str, why: str) -> None:
+def test_an_unusable_module_is_an_error(own: dict[str, Any], tmp_path: Path, source: str, message: str) -> None:
     (tmp_path / "my_package" / "counting.py").write_text(source)
     with pytest.raises(ConfigError) as caught:
         check(words(tmp_path), **own)
-    assert why in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_only_the_command_line_allows_it(own: dict[str, Any], tmp_path: Path) -> None:
+def test_targets_can_be_allowed_only_on_the_command_line(own: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         check([one for one in words(tmp_path) if one != ALLOWED], **own)
     text = str(caught.value)
-    assert "my_package.counting.Count: is not a class that a configuration may name" in text
+    assert "my_package.counting.Count: is not a class that a configuration may use" in text
     assert "allowed_targets=" in text
     folder = Path(own["config_dir"]) / "experiment"
     folder.mkdir()
@@ -165,13 +165,13 @@ def test_only_the_command_line_allows_it(own: dict[str, Any], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("prefix", ["''", "os", "my_package", "'my package.'", "."])
-def test_what_is_no_package_is_not_allowed(own: dict[str, Any], tmp_path: Path, prefix: str) -> None:
+def test_allowed_targets_must_be_packages(own: dict[str, Any], tmp_path: Path, prefix: str) -> None:
     with pytest.raises(ConfigError, match="is no package: a name and a dot"):
         check([*words(tmp_path)[:3], f"allowed_targets=[{prefix}]"], **own)
 
 
-def test_a_class_that_is_no_pipeline_is_a_mistake(own: dict[str, Any], tmp_path: Path) -> None:
+def test_a_class_that_is_not_a_pipeline_is_an_error(own: dict[str, Any], tmp_path: Path) -> None:
     before = record.TaskOutcome
-    with pytest.raises(ConfigError, match="is no pipeline"):
+    with pytest.raises(ConfigError, match="is not a pipeline class"):
         check([*words(tmp_path), "pipeline._target_=my_package.counting.TaskOutcome"], **own)
     assert record.TaskOutcome is before, "a module of this package was reloaded"

@@ -1,4 +1,4 @@
-"""Real data, real weights, real vLLM: the published main scores of all-MiniLM-L6-v2 (embeddings-benchmark/results)."""
+"""Published main scores of all-MiniLM-L6-v2 (embeddings-benchmark/results), reproduced with real data and real vLLM."""
 
 from __future__ import annotations
 

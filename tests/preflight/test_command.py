@@ -102,11 +102,16 @@ def test_three_mistakes_on_the_command_line(tmp_path: Path) -> None:
 
 def test_mistakes_of_all_kinds_are_found_together(tmp_path: Path) -> None:
     found = mistakes(
-        "tasks.nmes=[STS12]", "results.reuse=exactt", "engine.max_num_seqs=-1", "prompts=e6", "pipeline.window=x",
+        "tasks.nmes=[STS12]", "results.reuse=exactt", "engine.max_num_seqs=-1", "prompts=e6", "pipeline.chunk_size=x",
         f"model.path={tmp_path}", "prompts.query=(", "foo", "tasks.names=5",
     )  # fmt: skip
     assert len(found) == 9
-    assert {str(mistake.where) for mistake in found} >= {"prompts.query=(", "foo", "tasks.names=5", "pipeline.window=x"}
+    assert {str(mistake.where) for mistake in found} >= {
+        "prompts.query=(",
+        "foo",
+        "tasks.names=5",
+        "pipeline.chunk_size=x",
+    }
 
 
 def test_what_follows_from_a_mistake_is_no_second_one() -> None:
@@ -141,7 +146,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ("engine.gpu_memory_utilization=90", "must be a fraction of the memory, above 0 and at most 1"),
         ("engine.pooler_config=MEAN", "must be dict, got str"),
         ("engine.preset=gpu", "there is no such preset\n    Presets: auto, vllm, vllm_cpu."),
-        ("engine.block_size=16", "has no name in conf/engine/ yet\n    Add it with a plus: +engine.block_size=16"),
+        ("engine.block_size=16", "is not listed in conf/engine/\n    Add it with a plus: +engine.block_size=16"),
         ("+engine.blok_size=16", "has no such engine argument\n    Did you mean +engine.block_size?"),
         ("engine.nope.x=1", "has no such engine argument"),
         ("+engine.model=x", "is set by the model and the pipeline"),
@@ -153,7 +158,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ("+prompts.STS12-qeury=x", "Did you mean +prompts.STS12-query?"),
         ("+prompts.STS21-query=x", "Did you mean +prompts.STS12-query or +prompts.STS22-query?"),
         ("+prompts.Retreival=x", "Did you mean +prompts.Retrieval?"),
-        ("prompts.STS12=x", "others are added\n    Add it with a plus: +prompts.STS12=x"),
+        ("prompts.STS12=x", "this prompt key is not set yet\n    Add it with a plus: +prompts.STS12=x"),
         ("engine.blok_size=16", "Did you mean +engine.block_size?"),
         ("+prompts.STS12=true", "this is bool\n    Quote a text for Hydra and for the shell: '+prompts.STS12=\"true\"'"),
         ("+prompts.STS12=it's: ", """shell: '+prompts.STS12="it'"'"'s: "'"""),
@@ -161,20 +166,20 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ('prompts.query="cost ${"', """A literal ${ is written \\${: 'prompts.query="cost \\${"'"""),
         ("+engine.kv_cache_dtype=fp9", "Did you mean +engine.kv_cache_dtype=fp8"),
         ("prompts.query=5", "a prompt is a text, this is int\n    Quote a text for Hydra and for the shell: '"),
-        ("prompts.query=passage ", "takes away the space around this text\n    Quote a text for Hydra and for the shell: "
+        ("prompts.query=passage ", "strips the white space around this text\n    Quote a text for Hydra and for the shell: "
          "'prompts.query=\"passage \"'"),
         ("instruction.template=Instruct", "must contain the string '{instruction}'"),
         ("instruction.template=nowhere.at_all:mine", "is not the import path of a callable"),
         ("tasks.names=[STS21]", "Did you mean STS12 or STS22?"),
-        ("tasks.names=[CIFAR10]", "the task holds image; only tasks of text"),
-        ("tasks.names=[]", "no task is named"),
+        ("tasks.names=[CIFAR10]", "the task contains image; only text tasks are supported"),
+        ("tasks.names=[]", "the list of tasks is empty"),
         ("tasks.benchmark='MTEB(eng, v3)'", "Did you mean MTEB(eng, v1) or MTEB(eng, v2)?"),
-        ("tasks.benchmark='MIEB(eng)'", "some of its tasks hold image"),
+        ("tasks.benchmark='MIEB(eng)'", "some of its tasks contain image"),
         ("tasks.types=[retreival]", "Did you mean Retrieval?"),
         ("tasks.languages=[egn]", "Did you mean eng"),
         ("tasks.splits=[tset]", "Did you mean test?"),
         ("tasks.subsets=[defautl]", "Did you mean default?"),
-        ("tasks=mteb", "nothing says which tasks\n    Set tasks.names"),
+        ("tasks=mteb", "no tasks are selected\n    Set tasks.names"),
         ("tasks=sts21", "there is no file sts21.yaml in tasks/\n    Did you mean tasks=sts12?\n    Files: banking77"),
         ("model.kind=cross_encoder", "the pipeline evaluate needs a model of kind encoder"),
         ("model.kind=encodr", "Did you mean model.kind=encoder?\n    Allowed: encoder, cross_encoder."),
@@ -184,10 +189,10 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ("model=custom", "no model is named"),
         ("model.path=/nowhere", "there is no folder /nowhere"),
         ("model.package=no_such_package/model", "is not installed: pip install no-such-package"),
-        ("pipeline.window=x", "should be a valid integer"),
-        ("+pipeline.widow=1", "Did you mean pipeline.window?"),
+        ("pipeline.chunk_size=x", "should be a valid integer"),
+        ("+pipeline.chunk_sise=1", "Did you mean pipeline.chunk_size?"),
         ("pipeline._target_=mteb_vllm.pipelines.evaluate.Evalaute", "cannot be imported"),
-        ("pipeline._target_=mteb_vllm.pipelines.evaluate.TaskOutcome", "is no pipeline"),
+        ("pipeline._target_=mteb_vllm.pipelines.evaluate.TaskOutcome", "is not a pipeline class"),
         ("results.dir=/proc/version/x", "/proc/version is not a folder"),
         ("results.reuse=exactt", "Did you mean results.reuse=exact?"),
         ("dtype=float32", "there is no such key\n    Did you mean engine.dtype?"),
@@ -201,9 +206,9 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ("+hydra.job.env_set.VLLM_X=1", "+engine.env.VLLM_X"),
         ("dry_run=perhaps", "input should be a valid boolean"),
         ("hydra/launcher=submitit", "there is no file submitit.yaml in hydra/launcher/"),
-        ("experiment=null", "To take a group away: ~experiment"),
+        ("experiment=null", "To remove a group: ~experiment"),
         ("float32", "is not of the form key=value"),
-        ("prompts.query=[a", "Hydra cannot read this value"),
+        ("prompts.query=[a", "Hydra cannot parse this value"),
         ("prompts.query=a,b", "several values, but no sweep\n    To sweep over them, add -m. A list: 'prompts.query=[a,b]'. "
          "A text with a comma: 'prompts.query=\"a,b\"'."),
     ],
@@ -218,7 +223,7 @@ def test_a_pipeline_from_elsewhere_is_refused_and_never_imported(
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     for target in ("evil.Evil", "mteb_vllm.pipelinesevil.X", "os.system", "mteb_vllm.runner.run"):
-        assert "is not a class that a configuration may name" in only(f"pipeline._target_={target}")
+        assert "is not a class that a configuration may use" in only(f"pipeline._target_={target}")
 
 
 def test_a_callable_template_is_named_by_its_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +312,7 @@ def test_a_model_is_looked_for_once_in_a_command_and_anew_in_the_next(monkeypatc
         ["prompts=[none,e5]"],
         ["+prompts.StdlibDocsRetrieval-query=x"],
         ["model=custom", f"model.path={MINILM}", "model.name=me/mine"],
-        ["results.dir=${oc.env:HOME}/x", "engine.max_num_seqs=${pipeline.window}"],
+        ["results.dir=${oc.env:HOME}/x", "engine.max_num_seqs=${pipeline.chunk_size}"],
         ["+model.prompts.query=a", "instruction=qwen"],
         ["hydra.sweep.subdir=x${hydra.job.num}", "engine.seed=1"],
         ["hydra.run.dir=elsewhere", "hydra.job.name=x", "hydra/job_logging=default", "results.dir=${hydra:job.name}"],
@@ -437,7 +442,7 @@ def test_a_sweep_composes_each_set_of_files_once(monkeypatch: pytest.MonkeyPatch
         ['prompts.query="a, b","c "', "engine.dtype=null", "engine.hf_overrides={a: 1},{b: 2}"],
         ["prompts=e5", "~prompts.document", "engine.seed=1,2"],
         ["engine.seed=range(1,3)", "hydra.sweep.subdir=x${hydra.job.num}", "hydra.job.name=mine", "tasks.names=[STS12]"],
-        ["engine.max_num_seqs=4,${pipeline.window}", "++engine.block_size=16", "engine.seed=1", "engine.seed=2,1"],
+        ["engine.max_num_seqs=4,${pipeline.chunk_size}", "++engine.block_size=16", "engine.seed=1", "engine.seed=2,1"],
         ["pipeline=rerank", "pipeline.scoring=cosine", "tasks=demo_retrieval", "pipeline.top_k=5,10",
          "pipeline/first_stage=dense", "model@pipeline.first_stage.model=minilm"],
         ["prompts=glob(*,exclude=bge*)", "tasks.names=[STS12,STS13],[STS14]", "~experiment"],
@@ -480,7 +485,7 @@ def test_a_sweeps_points_are_those_that_hydra_would_compose(mine: Any, overrides
         ["engine.dtype=flaot32", "prompts=e6", "tasks.names=STS21"],
         ["model=minilm", "model.kind=cross_encoder", "instruction.template='{instruction}'", "tasks=sts12"],
         ["experiment=wrong"],
-        ["prompts.query=(", "foo", "tasks.names=5", "pipeline.window=x"],
+        ["prompts.query=(", "foo", "tasks.names=5", "pipeline.chunk_size=x"],
         ["tasks=sts12", "prompts.query=q", "model.path=/nowhere"],
         ["prompts=none", "prompts.qury=x", "tasks.names=[]", "engine.seed=1,2"],
         ["pipeline=report"],
@@ -562,7 +567,7 @@ def test_files_may_be_looked_for_elsewhere_by_hydras_own_setting(mine: Any) -> N
         ("names: [STS12]\n".encode("utf-16"), "tasks/mine.yaml: is not UTF-8 (the byte 0xff in line 1)"),
         (b"names: [STS12]\0\n", 'tasks/mine.yaml", position 14'),
         (b"names:\n\t- STS12\n", 'tasks/mine.yaml", line 2'),
-        (b"", "nothing says which tasks"),
+        (b"", "no tasks are selected"),
     ],
 )
 def test_a_file_that_is_no_text_is_named(mine: Any, tmp_path: Path, content: bytes, said: str) -> None:

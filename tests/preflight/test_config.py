@@ -1,4 +1,4 @@
-"""Every shipped file composes, and what wins over what."""
+"""The shipped configuration: every file composes and is documented; precedence, and the schema."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONF = conf_dir()
 GROUPS = ("model", "engine", "prompts", "instruction", "score_template", "tasks", "pipeline", "experiment")
 FILES = sorted(path.relative_to(CONF) for group in GROUPS for path in (CONF / group).rglob("*.yaml"))
 
-# A file that sets nothing by itself, and what makes a run of it.
+# Overrides without which a file's choice is not a valid run.
 NEEDS = {
     "pipeline/report.yaml": ["runs=outputs"],
     "model/custom.yaml": ["model.name=org/name"],
@@ -33,7 +33,7 @@ NEEDS = {
     "tasks/fields.yaml": ["tasks.names=[STS12]"],
     "tasks/mteb.yaml": ["tasks.types=[STS]", "tasks.languages=[eng]"],
 }
-# A prompt file needs a task that has the side which it speaks of.
+# Prompt files need a task with the sides that they set; rerankers need a pipeline for them.
 RERANK = ["pipeline=rerank", "tasks=demo_retrieval"]
 RERANKERS = [path for path in FILES if "kind: cross_encoder" in (CONF / path).read_text()]
 NEEDS |= {path.as_posix(): RERANK for path in RERANKERS}
@@ -66,7 +66,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Callable[[str, str], str]:
-    """Writes a file into a user's folder; returns the folder."""
+    """A function that writes a file into a user's configuration folder and returns the folder."""
 
     def write(name: str, text: str) -> str:
         path = tmp_path / name
@@ -83,7 +83,7 @@ def config_of(*overrides: str, **options: Any) -> RunConfig:
 
 
 def raw(*overrides: str, config_dir: str | None = None) -> dict[str, Any]:
-    """What Hydra composes, before it becomes a `RunConfig`."""
+    """Return the configuration composed by Hydra as plain containers."""
     with composer(config_dir):
         plain: Any = OmegaConf.to_container(compose_config(overrides))
     del plain["hydra"]
@@ -91,7 +91,7 @@ def raw(*overrides: str, config_dir: str | None = None) -> dict[str, Any]:
 
 
 def prompts_of(config: RunConfig) -> dict[str, str]:
-    """The prompts that a run would use, the recipe's included."""
+    """Return the prompts that a run would use, including the recipe's."""
     resolved = resolve(
         config.prompts,
         config.instruction,
@@ -107,7 +107,7 @@ def prompts_of(config: RunConfig) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_every_file_composes_and_passes(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_file_composes_and_passes_the_checks(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("saved").mkdir()
     Path("saved", "StdlibDocsRetrieval_predictions.json").write_text("{}")
@@ -118,7 +118,7 @@ def test_every_file_composes_and_passes(file: Path, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("file", [path for path in FILES if path.parent.name == "experiment"], ids=str)
-def test_an_experiment_opens_with_the_command_that_runs_it(file: Path) -> None:
+def test_an_experiment_starts_with_the_command_that_runs_it(file: Path) -> None:
     package, command, *_ = (CONF / file).read_text().splitlines()
     assert package == "# @package _global_"
     assert command == f"# mteb-vllm experiment={file.stem}"
@@ -127,17 +127,28 @@ def test_an_experiment_opens_with_the_command_that_runs_it(file: Path) -> None:
 
 
 @pytest.mark.parametrize("group", ["engine", "model", "score_template", "tasks"])
-def test_every_field_has_a_comment_and_is_unset(group: str) -> None:
-    lines = (CONF / group / "fields.yaml").read_text().splitlines()
-    keys = [line for line in lines if re.match(r"\w", line)]
-    assert keys and all("  # " in line or "null # " in line for line in keys)
+def test_fields_are_unset(group: str) -> None:
     values = OmegaConf.load(CONF / group / "fields.yaml")
     assert {key: value for key, value in values.items() if value not in (None, {})} in ({}, {"kind": "encoder"})
 
 
-def test_every_other_file_says_what_it_is() -> None:
-    others = [path for path in CONF.rglob("*.yaml") if path.stem != "fields" and "hydra" not in path.parts]
-    assert [path for path in others if not path.read_text().startswith("#")] == []
+# Recipes and prompt files are documented by their headers and by conf/model/fields.yaml.
+DOCUMENTED = [
+    *(CONF / group / "fields.yaml" for group in ("engine", "model", "score_template", "tasks")),
+    *(CONF / "pipeline").rglob("*.yaml"),
+    *(CONF / "instruction").glob("*.yaml"),
+    CONF / "prompts" / "auto.yaml",
+]
+
+
+@pytest.mark.parametrize("file", DOCUMENTED, ids=lambda path: path.relative_to(CONF).as_posix())
+def test_every_key_has_a_comment(file: Path) -> None:
+    keys = [line for line in file.read_text().splitlines() if re.match(r" *(?!_target_|from_model|defaults)\w+:", line)]
+    assert [line for line in keys if not re.search(r"\S +# \S", line)] == []
+
+
+def test_every_file_starts_with_a_comment() -> None:
+    assert [path for path in CONF.rglob("*.yaml") if not path.read_text().startswith("# ")] == []
 
 
 def test_fields_are_those_of_the_schema() -> None:
@@ -167,7 +178,7 @@ def test_hub_recipes_pin_a_commit() -> None:
             assert re.fullmatch(r"[0-9a-f]{40}", recipe.revision), path
 
 
-def test_the_default_is_what_the_readme_runs() -> None:
+def test_the_default_is_the_offline_demo() -> None:
     config = config_of()
     assert (config.model.name, config.model.package) == (
         "sentence-transformers/all-MiniLM-L6-v2",
@@ -177,10 +188,10 @@ def test_the_default_is_what_the_readme_runs() -> None:
     assert all(value is None for key, value in config.engine.items() if key not in ("preset", "env"))
 
 
-# What wins
+# Precedence
 
 
-def test_command_line_over_experiment_over_file_over_recipe(mine: Callable[[str, str], str]) -> None:
+def test_precedence_is_command_line_experiment_file_recipe(mine: Callable[[str, str], str]) -> None:
     mine("model/recipe.yaml", "name: org/name\nengine: {dtype: float16, seed: 1, max_num_seqs: 1, max_model_len: 1}\n")
     mine("engine/file.yaml", "seed: 2\nmax_num_seqs: 2\nmax_model_len: 2\n")
     folder = mine("experiment/mine.yaml", "# @package _global_\nengine:\n  max_num_seqs: 3\n  max_model_len: 3\n")
@@ -192,7 +203,7 @@ def test_command_line_over_experiment_over_file_over_recipe(mine: Callable[[str,
     assert got == ["float16", 2, 3, 4]
 
 
-def test_choices_of_the_command_line_win_over_an_experiments(mine: Callable[[str, str], str]) -> None:
+def test_choices_on_the_command_line_override_an_experiments(mine: Callable[[str, str], str]) -> None:
     text = "# @package _global_\ndefaults:\n  - override /prompts: e5\n  - override /tasks: scifact\n"
     folder = mine("experiment/mine.yaml", text)
     config = config_of("experiment=mine", config_dir=folder)
@@ -201,7 +212,7 @@ def test_choices_of_the_command_line_win_over_an_experiments(mine: Callable[[str
     assert (config.prompts["query"], config.tasks.names) == (None, ["STS12"])
 
 
-def test_a_recipe_is_what_auto_says_and_nothing_else() -> None:
+def test_recipes_apply_with_auto_only() -> None:
     e5 = config_of("model=multilingual_e5_small")
     assert prompts_of(e5)["document"] == "passage: " and e5.model.engine == {"dtype": "float32"}
     assert prompts_of(config_of("model=multilingual_e5_small", "prompts=none")) == {}
@@ -243,7 +254,7 @@ def test_groups_of_a_users_own_files(mine: Callable[[str, str], str]) -> None:
         assert "mine" in group_options("model") and "minilm" in group_options("model")
 
 
-def test_another_hydra_that_is_open_stays_as_it_was(tmp_path: Path) -> None:
+def test_the_state_of_another_hydra_is_restored(tmp_path: Path) -> None:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
@@ -257,7 +268,7 @@ def test_another_hydra_that_is_open_stays_as_it_was(tmp_path: Path) -> None:
 # The schema
 
 
-def test_every_wrong_key_and_type_is_named_at_once() -> None:
+def test_all_wrong_keys_and_types_are_reported_together() -> None:
     config = raw()
     config["tasks"] |= {"nmaes": ["STS12"], "names": 5}
     config["model"] |= {"kind": "encodr", "prompts": {"query": 1}, "instruction": {"tmplate": "x"}}
@@ -265,25 +276,25 @@ def test_every_wrong_key_and_type_is_named_at_once() -> None:
     config |= {"results": {"dir": 2024}, "task": "STS12"}
     with pytest.raises(ConfigError) as caught:
         parse(config)
-    said = {mistake.where: (mistake.nearest, mistake.allowed) for mistake in caught.value.mistakes}
-    assert set(said) == {
+    found = {mistake.where: (mistake.nearest, mistake.allowed) for mistake in caught.value.mistakes}
+    assert set(found) == {
         "tasks.nmaes", "tasks.names=5", "model.kind=encodr", "model.prompts.query=1", "model.instruction.tmplate",
         "instruction.apply_to_documents=maybe", "results.dir=2024", "task",
     }  # fmt: skip
-    assert said["tasks.nmaes"][0] == ("tasks.names",)
-    assert said["model.instruction.tmplate"][0] == ("model.instruction.template",)
-    assert said["model.kind=encodr"] == (("model.kind=encoder",), "Allowed: encoder, cross_encoder.")
-    assert said["task"][0] == ("tasks",)
-    assert "'results.dir=\"2024\"'" in said["results.dir=2024"][1]
+    assert found["tasks.nmaes"][0] == ("tasks.names",)
+    assert found["model.instruction.tmplate"][0] == ("model.instruction.template",)
+    assert found["model.kind=encodr"] == (("model.kind=encoder",), "Allowed: encoder, cross_encoder.")
+    assert found["task"][0] == ("tasks",)
+    assert "'results.dir=\"2024\"'" in found["results.dir=2024"][1]
 
 
-def test_one_name_needs_no_list() -> None:
+def test_a_single_name_needs_no_list() -> None:
     config = raw("tasks=sts12")
     config["tasks"]["names"] = "STS13"
     assert parse(config).tasks.names == ["STS13"]
 
 
-def test_a_section_that_is_missing_is_named() -> None:
+def test_a_missing_section_is_named() -> None:
     config = raw()
     del config["pipeline"]
     with pytest.raises(ConfigError, match="pipeline: a value is needed"):

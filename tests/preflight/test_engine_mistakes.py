@@ -115,9 +115,9 @@ def test_a_key_of_config_json_that_is_nearly_one() -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "pipeline.min_cosine=2", "pipeline.min_cosine=-1.5", "pipeline.min_cosine=.nan", "pipeline.length_tolerance=-1",
-        "pipeline.tolerance=-1", "pipeline.top_k=0", "pipeline.max_texts=0", "pipeline.window=0", "pipeline.worst=-1",
-        "pipeline.window=100000000000", "report.epsilon=-1", "report.epsilon=inf", "embedding_cache.max_bytes=0",
+        "pipeline.min_cosine=2", "pipeline.min_cosine=-1.5", "pipeline.min_cosine=.nan", "pipeline.norm_tolerance=-1",
+        "pipeline.tolerance=-1", "pipeline.top_k=0", "pipeline.max_texts=0", "pipeline.chunk_size=0", "pipeline.worst=-1",
+        "pipeline.chunk_size=100000000000", "report.epsilon=-1", "report.epsilon=inf", "embedding_cache.max_bytes=0",
         "hydra.launcher.point_timeout=inf", "hydra.launcher.max_leftover_mb=0",
     ],
 )  # fmt: skip

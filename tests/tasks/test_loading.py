@@ -1,4 +1,4 @@
-"""A task's data: read as they are now, checked before an engine opens; one bad subset costs no other anything."""
+"""Loading of data: always the current files, checked before an engine opens, with errors limited to single subsets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TEXTS = ["cats chase mice", "rain falls in spring", "a baker makes bread", "a tr
 
 
 def write(root: Path, configs: dict[str, tuple[str, Any]]) -> None:
-    """A data set as on the Hub: config to its split, and its rows."""
+    """Write a data set in the Hub's format; `configs` maps each config to its split and rows."""
     lines = []
     for config, (split, rows) in configs.items():
         file = root / config / f"{split}.parquet"
@@ -104,7 +104,7 @@ NO_QRELS = pa.table(
 )
 
 
-def test_an_edited_folder_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edited_folder_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Path(os.environ["HF_DATASETS_CACHE"])
     before = set(cache.rglob("*"))
     scores = []
@@ -144,19 +144,22 @@ def test_an_aggregate_has_the_revision_of_its_parts(tmp_path: Path, monkeypatch:
         part.mkdir(parents=True, exist_ok=True)
         (part / "data.txt").write_text(content)
         revisions.append(load(info.name).metadata.revision)
-        assert stored._revision(info) == revisions[-1], "a dry run sees the same one"
+        assert stored._revision(info) == revisions[-1], "a dry run computes the same revision"
     assert len(set(revisions)) == 3 and data_revision("no/such", "abc") == "abc"
     (part / "data.txt").unlink()
     part.rmdir()
-    assert load(info.name).metadata.revision == revisions[0], "what another point has pinned is gone"
+    assert load(info.name).metadata.revision == revisions[0], "pinned metadata of another point is reset"
 
 
 @pytest.mark.parametrize(
-    ("changed", "says"),
+    ("changed", "message"),
     [
         ({"corpus": counted(CORPUS, title=None)}, "2 of 4 documents have a null title, the first is d0"),
         ({"corpus": counted(CORPUS, text=None)}, "2 of 4 documents have a null text, the first is d0"),
-        ({"corpus": [{**row, "text": 7} for row in CORPUS]}, "the column text of the documents holds int64, not texts"),
+        (
+            {"corpus": [{**row, "text": 7} for row in CORPUS]},
+            "the column text of the documents has the type int64, not text",
+        ),
         ({"corpus": [{"_id": row["_id"]} for row in CORPUS]}, "the documents have no column text"),
         ({"queries": [*QUERIES[:3], {"_id": "q3", "text": None}]}, "1 of 4 queries has a null text, the first is q3"),
         ({"default": NO_QRELS}, "split test: there are no relevance judgements"),
@@ -166,18 +169,18 @@ def test_an_aggregate_has_the_revision_of_its_parts(tmp_path: Path, monkeypatch:
     ],
     ids=["title", "text", "number", "column", "query", "no-qrels", "no-relevant", "no-queries", "no-score"],
 )
-def test_what_is_wrong_with_retrieval_data_is_said_before_an_engine_opens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], says: str
+def test_errors_in_retrieval_data_are_found_before_an_engine_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], message: str
 ) -> None:
     write_scifact(tmp_path, **changed)
     monkeypatch.chdir(tmp_path)
     model = Encoder()
     (outcome,) = evaluate(tmp_path / "results", model, load("SciFact"))
-    assert outcome.failure.kind == "data" and says in outcome.reason, outcome.reason
+    assert outcome.failure.kind == "data" and message in outcome.reason, outcome.reason
     assert model.tried == 0 and outcome.failure.advice
 
 
-def test_good_retrieval_data_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_valid_retrieval_data_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_scifact(tmp_path)
     monkeypatch.chdir(tmp_path)
     (outcome,) = evaluate(tmp_path / "results", Encoder(), load("SciFact"))
@@ -185,7 +188,7 @@ def test_good_retrieval_data_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("text", [None, "missing"])
-def test_one_bad_subset_costs_no_other_anything(
+def test_an_error_in_one_subset_does_not_affect_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
 ) -> None:
     write_xquad(tmp_path, de=["ein Bäcker", None, "ein Zug"], en=list(TEXTS), es=["un gato", "el pan"])
@@ -201,13 +204,13 @@ def test_one_bad_subset_costs_no_other_anything(
     assert set(outcome.scores["validation"]) == {"en", "es"} and len(outcome.subset_scores()) == 2
     again = Encoder()
     (same,) = evaluate(tmp_path / "results", again, load("XQuADRetrieval", subsets=["de", "en", "es"]))
-    assert (again.tried, same.subset_scores()) == (0, outcome.subset_scores()), "what is known is not computed again"
+    assert (again.tried, same.subset_scores()) == (0, outcome.subset_scores()), "cached subsets are not recomputed"
     (good,) = evaluate(tmp_path / "results", Encoder(), load("XQuADRetrieval", subsets=["en", "es"]))
     assert good.status == "cached"
 
 
-class Choosy(Encoder):
-    """Fails for one subset."""
+class FailingEncoder(Encoder):
+    """An encoder that fails for one subset."""
 
     def __init__(self, bad: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -224,17 +227,17 @@ class Choosy(Encoder):
 def test_a_subset_whose_evaluation_fails_is_named_and_computed_next_time(tmp_path: Path, again: bool) -> None:
     task = mock_tasks.MockMultilingualSTSTask()
     first, *others = task.hf_subsets
-    if again:  # what is known stays until there is something in its place
+    if again:  # existing scores are kept until they are replaced
         evaluate(tmp_path, Encoder(), mock_tasks.MockMultilingualSTSTask())
-    (outcome,) = evaluate(tmp_path, Choosy(first), task, reuse=not again)
+    (outcome,) = evaluate(tmp_path, FailingEncoder(first), task, reuse=not again)
     assert outcome.failure.kind == "task" and f"subset {first}, split test: ValueError: an odd text" in outcome.reason
     assert set(outcome.scores["test"]) == ({first, *others} if again else set(others))
-    model = Choosy("none")
-    (mended,) = evaluate(tmp_path, model, mock_tasks.MockMultilingualSTSTask())
-    assert set(model.subsets) == (set() if again else {first}) and set(mended.scores["test"]) == {first, *others}
+    model = FailingEncoder("none")
+    (complete,) = evaluate(tmp_path, model, mock_tasks.MockMultilingualSTSTask())
+    assert set(model.subsets) == (set() if again else {first}) and set(complete.scores["test"]) == {first, *others}
 
 
-def test_the_parts_of_an_aggregate_after_a_bad_one_are_computed(tmp_path: Path) -> None:
+def test_the_parts_of_an_aggregate_after_a_failed_one_are_computed(tmp_path: Path) -> None:
     task = mock_tasks.MockAggregatedTask()
     bad, *others = task.metadata.tasks
     bad.load_data = lambda **_: (_ for _ in ()).throw(OSError("no such disk"))
@@ -298,35 +301,35 @@ def test_missing_data_of_throughput_and_parity_are_found_before_an_engine_opens(
 
 
 def test_columns_and_rows_of_other_tasks() -> None:
-    def said(task: Any, **columns: Any) -> str | None:
+    def problem(task: Any, **columns: Any) -> str | None:
         task.dataset = DatasetDict({"test": Dataset.from_dict(columns), "train": Dataset.from_dict(columns)})
-        return data_checks.problem(task, "default", "test")
+        return data_checks.find_problem(task, "default", "test")
 
     sts = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "score": [1.0, 2.0]}
     task: Any = mock_tasks.MockSTSTask()
-    assert said(task, **sts) is None
-    assert said(task, **{**sts, "sentence2": ["c", None]}) == "1 of 2 rows has a null sentence2, the first is row 1"
-    assert said(task, **{**sts, "score": [None, None]}) == "2 of 2 rows have a null score, the first is row 0"
-    assert "there is no column score" in str(said(task, sentence1=["a"], sentence2=["b"]))
-    assert said(task, sentence1=[], sentence2=[], score=[]) == "there are no rows"
+    assert problem(task, **sts) is None
+    assert problem(task, **{**sts, "sentence2": ["c", None]}) == "1 of 2 rows has a null sentence2, the first is row 1"
+    assert problem(task, **{**sts, "score": [None, None]}) == "2 of 2 rows have a null score, the first is row 0"
+    assert "there is no column score" in str(problem(task, sentence1=["a"], sentence2=["b"]))
+    assert problem(task, sentence1=[], sentence2=[], score=[]) == "there are no rows"
     task.dataset = DatasetDict({"dev": Dataset.from_dict(sts)})
-    assert data_checks.problem(task, "default", "test") == "there is no such split; there are: dev"
+    assert data_checks.find_problem(task, "default", "test") == "there is no such split; there are: dev"
     task = mock_tasks.MockClassificationTask()
-    assert said(task, text=["a", "b"], label=[0, 1]) is None
-    assert said(task, text=["a", "b"], label=[0, None]) == "1 of 2 rows has a null label, the first is row 1"
-    assert said(task, text=[1, 2], label=[0, 1]) == "the column text of the rows holds int64, not texts"
+    assert problem(task, text=["a", "b"], label=[0, 1]) is None
+    assert problem(task, text=["a", "b"], label=[0, None]) == "1 of 2 rows has a null label, the first is row 1"
+    assert problem(task, text=[1, 2], label=[0, 1]) == "the column text of the rows has the type int64, not text"
     task.dataset = DatasetDict({"test": Dataset.from_dict({"text": ["a"], "label": [0]})})
-    assert "there is no split train to train on" in str(data_checks.problem(task, "default", "test"))
+    assert "there is no split train to train on" in str(data_checks.find_problem(task, "default", "test"))
     task = mock_tasks.MockSummarizationTask()
     good: dict[str, Any] = {
         "text": ["a"], "human_summaries": [["b", "c"]], "machine_summaries": [["d"]], "relevance": [[0.5]]
     }  # fmt: skip
-    assert said(task, **good) is None
-    assert "a null machine_summaries" in str(said(task, **{**good, "machine_summaries": [["d", None]]}))
+    assert problem(task, **good) is None
+    assert "a null machine_summaries" in str(problem(task, **{**good, "machine_summaries": [["d", None]]}))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_every_mock_task_of_mtebs_passes_its_checks() -> None:
+def test_all_mock_tasks_of_mteb_pass_the_checks() -> None:
     checked = 0
     for name in dir(mock_tasks):
         kind = getattr(mock_tasks, name)
@@ -340,7 +343,7 @@ def test_every_mock_task_of_mtebs_passes_its_checks() -> None:
             task.convert_v1_dataset_format_to_v2(num_proc=None)
         for split in task.eval_splits:
             for subset in task.hf_subsets:
-                assert data_checks.problem(task, subset, split) is None, name
+                assert data_checks.find_problem(task, subset, split) is None, name
         checked += 1
     assert checked > 10
 

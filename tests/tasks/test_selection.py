@@ -1,4 +1,4 @@
-"""Which tasks a configuration selects, as mteb itself would."""
+"""The selection of tasks agrees with mteb's own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def selected(**config: Any) -> list[str]:
     return [task.name for task in chosen]
 
 
-def loaded(**config: Any) -> dict[str, Any]:
+def load_selected(**config: Any) -> dict[str, Any]:
     return {task.metadata.name: task for task in tasks.load(TasksConfig(**config), selected(**config))}
 
 
@@ -47,7 +47,7 @@ def test_filters_select_what_mteb_selects(filters: dict[str, list[str]]) -> None
     assert sorted(selected(**filters)) == sorted(task.metadata.name for task in theirs)
 
 
-def test_by_name_everything_of_text_can_be_had() -> None:
+def test_all_text_tasks_can_be_selected_by_name() -> None:
     catalogue = mteb_catalogue()
     hidden = [
         next(task.name for task in catalogue.tasks.values() if set(task.modalities) == {"text"} and keep(task))
@@ -60,46 +60,48 @@ def test_by_name_everything_of_text_can_be_had() -> None:
     ]
 
 
-def test_names_win_over_the_benchmark() -> None:
+def test_names_override_the_benchmark() -> None:
     assert selected(names=["STS13"], benchmark="demo") == ["STS13"]
 
 
-def test_the_demo_is_a_benchmark_and_nobody_elses() -> None:
+def test_the_demo_is_a_benchmark_of_its_own() -> None:
     demo = ["StdlibDocsRetrieval", "StdlibDocsClassification", "StdlibDocsClustering"]
     assert selected(benchmark="demo") == demo
     assert selected(benchmark="demo", types=["Clustering"]) == ["StdlibDocsClustering"]
-    assert list(loaded(benchmark="demo")) == demo
+    assert list(load_selected(benchmark="demo")) == demo
     assert not set(demo) & set(selected(languages=["eng"]))
 
 
-def test_a_benchmark_brings_its_own_subsets_and_splits() -> None:
-    ours, theirs = loaded(benchmark=EN), {task.metadata.name: task for task in mteb.get_benchmark(EN).tasks}
+def test_a_benchmark_has_its_own_subsets_and_splits() -> None:
+    ours, theirs = load_selected(benchmark=EN), {task.metadata.name: task for task in mteb.get_benchmark(EN).tasks}
     assert {name: (task.hf_subsets, task.eval_splits) for name, task in ours.items()} == {
         name: (task.hf_subsets, task.eval_splits) for name, task in theirs.items()
     }
     assert ours["STS22.v2"].hf_subsets == ["en"] != list(mteb.get_task("STS22.v2").hf_subsets)
 
 
-def test_filters_do_not_bring_back_what_a_benchmark_left_out() -> None:
-    assert loaded(benchmark=EN, languages=["eng"])["STS22.v2"].hf_subsets == ["en"]
+def test_filters_do_not_restore_subsets_excluded_by_a_benchmark() -> None:
+    assert load_selected(benchmark=EN, languages=["eng"])["STS22.v2"].hf_subsets == ["en"]
     assert selected(benchmark=EN, languages=["deu"]) == []
-    assert "no task of the benchmark 'MTEB(eng, v2)' fits" in str(
-        tasks.why_none(TasksConfig(benchmark=EN, languages=["deu"]))
+    assert "no task of the benchmark 'MTEB(eng, v2)' matches the filters" in str(
+        tasks.no_tasks_mistake(TasksConfig(benchmark=EN, languages=["deu"]))
     )
 
 
-def test_one_point_of_a_sweep_leaves_the_next_ones_tasks_alone() -> None:
+def test_points_of_a_sweep_do_not_affect_each_others_tasks() -> None:
     names = {"benchmark": "MTEB(Multilingual, v2)", "types": ["STS"]}
-    before = loaded(**names)["STS22.v2"].hf_subsets
-    narrow = loaded(**names, subsets=["de", "fr"], splits=["train"])["STS22.v2"]
+    before = load_selected(**names)["STS22.v2"].hf_subsets
+    narrow = load_selected(**names, subsets=["de", "fr"], splits=["train"])["STS22.v2"]
     assert (sorted(narrow.hf_subsets), narrow.eval_splits) == (["de", "fr"], ["train"])
-    after = loaded(**names, subsets=["en", "de"])["STS22.v2"]
+    after = load_selected(**names, subsets=["en", "de"])["STS22.v2"]
     assert (sorted(after.hf_subsets), after.eval_splits) == (["de", "en"], ["test"])
-    assert loaded(**names)["STS22.v2"].hf_subsets == before
+    assert load_selected(**names)["STS22.v2"].hf_subsets == before
 
 
-def test_a_subset_must_fit_both_filters() -> None:
-    assert loaded(names=["STS22.v2"], languages=["deu"], subsets=["de", "en", "de-en"])["STS22.v2"].hf_subsets == [
+def test_a_subset_must_match_both_filters() -> None:
+    assert load_selected(names=["STS22.v2"], languages=["deu"], subsets=["de", "en", "de-en"])[
+        "STS22.v2"
+    ].hf_subsets == [
         "de",
         "de-en",
     ]
@@ -107,17 +109,17 @@ def test_a_subset_must_fit_both_filters() -> None:
     assert selected(names=["STS22.v2", "STS12"], languages=["deu"]) == ["STS22.v2"]
 
 
-def test_splits_that_a_data_set_may_have() -> None:
+def test_splits_that_a_task_does_not_evaluate_can_be_selected() -> None:
     assert selected(names=["STSBenchmark"], splits=["validation"]) == ["STSBenchmark"]
-    assert loaded(names=["STSBenchmark"], splits=["validation"])["STSBenchmark"].eval_splits == ["validation"]
+    assert load_selected(names=["STSBenchmark"], splits=["validation"])["STSBenchmark"].eval_splits == ["validation"]
     _, (mistake,) = tasks.select(TasksConfig(names=["STSBenchmark"], splits=["tset"]), mteb_catalogue())
     assert (mistake.where, mistake.nearest) == ("tasks.splits=tset", ("test",))
 
 
 @pytest.mark.parametrize("benchmark", [EN, "MTEB(cmn, v1)"])
-def test_a_benchmarks_own_splits_and_subsets_are_known_before_anything_is_loaded(benchmark: str) -> None:
+def test_a_benchmarks_own_splits_and_subsets_are_in_the_catalogue(benchmark: str) -> None:
     chosen, _ = tasks.select(TasksConfig(benchmark=benchmark), mteb_catalogue())
-    made = loaded(benchmark=benchmark)
+    made = load_selected(benchmark=benchmark)
     assert {one.name: (one.splits, set(one.subsets)) for one in chosen if not one.aggregate_of} == {
         name: (tuple(task.eval_splits), set(task.hf_subsets))
         for name, task in made.items()

@@ -1,1 +1,1 @@
-"""The configuration: its schema, composition with Hydra, and overrides."""
+"""The configuration: schema, composition with Hydra, overrides."""

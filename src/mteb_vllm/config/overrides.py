@@ -1,4 +1,4 @@
-"""One override at a time: what Hydra would make of it, or what a user should be told where Hydra would refuse it."""
+"""Parse and apply single overrides as Hydra does; where Hydra would stop, return an error with a suggestion instead."""
 
 from __future__ import annotations
 
@@ -22,20 +22,25 @@ from mteb_vllm.errors import Mistake
 from mteb_vllm.util.shell import suggest
 from mteb_vllm.util.suggestions import nearest
 
-# Where texts stand whose white space counts.
+# Keys of texts in which white space is significant.
 _TEXTS = (
     "prompts.", "instruction.", "score_template.", "model.prompts.", "model.instruction.", "model.score_template."
 )  # fmt: skip
 
-# Dicts of any keys: what may stand in them is known by vLLM or mteb, if at all.
+# Dicts with open keys: only vLLM or mteb can tell which keys are valid.
 _OPEN = ("engine.", "prompts.", "model.engine.", "model.prompts.")
 
-# A first stage has a model, an engine and prompts of its own.
+# A first stage has its own model, engine and prompts under this prefix.
 _MOUNTED = "pipeline.first_stage."
 
 
 def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Mistake]]:
-    """Reads overrides as Hydra does, seen from inside `composer`, and names those that its grammar does not admit."""
+    """Parse overrides with Hydra's grammar; call it inside `composer`.
+
+    Returns:
+        overrides: Those that can be parsed.
+        mistakes: One for each that cannot.
+    """
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     parsed: list[Override] = []
     mistakes = []
@@ -44,37 +49,37 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Mist
             parsed += parser.parse_overrides([text])
         except (HydraException, RecursionError):
             key, equals, value = text.partition("=")
-            unread = functools.partial(Mistake, key.lstrip("+~"), written=text, code="syntax")
+            syntax_error = functools.partial(Mistake, key.lstrip("+~"), written=text, code="syntax")
             if not equals:
-                mistakes.append(unread("is not of the form key=value"))
+                mistakes.append(syntax_error("is not of the form key=value"))
             elif re.fullmatch(r"[+~]{0,2}[\w./@-]+", key) is None:
-                mistakes.append(unread(f"Hydra cannot read the key {key!r}"))
+                mistakes.append(syntax_error(f"Hydra cannot parse the key {key!r}"))
             else:
-                mistakes.append(unread("Hydra cannot read this value", quoted(key, value)))
+                mistakes.append(syntax_error("Hydra cannot parse this value", quoted(key, value)))
     return parsed, mistakes
 
 
 def choice_mistake(override: Override, options: Sequence[str]) -> Mistake | None:
-    """What is wrong with the choice of a group's file.
+    """Return the error in the choice of a group's file; None if there is none.
 
     Args:
         override: A choice, as `model=e5_small`.
-        options: The group's files.
+        options: The names of the group's files.
     """
     key, written, value = override.key_or_group, str(override.input_line), override.value()
     names = value if isinstance(value, list) else [value]
     if override.is_delete() and value is None:
         return None
     if not all(isinstance(name, str) for name in names):
-        way = f"To take a group away: ~{override.get_key_element()}"
-        return Mistake(key, "a choice is the name of a file", way, written=written)
+        way = f"To remove a group: ~{override.get_key_element()}"
+        return Mistake(key, "a choice must be the name of a file", way, written=written)
     unknown = next((name for name in names if name not in options), None)
     if unknown is None:
         return None
     return Mistake(
         key,
         f"there is no file {unknown}.yaml in {key}/",
-        f"Files: {', '.join(options)}. Your own go into a folder given with --config-dir.",
+        f"Files: {', '.join(options)}. Put files of your own into a folder and pass it with --config-dir.",
         tuple(suggest(override.get_key_element(), option) for option in nearest(str(unknown), options)),
         written=written,
         code="unknown_choice",
@@ -82,41 +87,43 @@ def choice_mistake(override: Override, options: Sequence[str]) -> Mistake | None
 
 
 def apply(override: Override, config: DictConfig) -> list[Mistake]:
-    """Sets a field as Hydra does; where Hydra would stop, says so and goes on."""
+    """Set a field in `config` as Hydra does; return the errors at which Hydra would stop."""
     key, value, written = override.key_or_group, override.value(), str(override.input_line)
     if override.package is not None:
         near = _near_keys(key, config)
         return [Mistake(key, f"there is no group {key}", nearest=near, written=written, code="unknown_key")]
     try:
-        # What Hydra itself will only know when a point runs, as the job's number, is no mistake of the user's.
-        known = not override.is_hydra_override()
-        current = OmegaConf.select(config, key, throw_on_missing=False, throw_on_resolution_failure=known)
+        # Some of Hydra's own values, such as the job's number, exist only once a point runs: not an error of the user.
+        resolvable = not override.is_hydra_override()
+        current = OmegaConf.select(config, key, throw_on_missing=False, throw_on_resolution_failure=resolvable)
         if override.is_delete():
             return _delete(override, current, config)
         if isinstance(current, Mapping) and isinstance(value, (str, int, float)):
             choice = f"{key.replace('.', '/')}={override.get_value_string()}"
-            way = f"A choice of a file is written with a slash: {shlex.quote(choice)}"
+            way = f"To choose a file, use a slash: {shlex.quote(choice)}"
             return [Mistake(key, f"{key} is a group of fields", way if "." in key else "", written=written)]
         if override.is_add() and current is not None and not isinstance(value, (dict, list)):
-            way = f"To change it, without the plus: {shlex.quote(written.lstrip('+'))}"
-            return [Mistake(key, f"is set already, to {current}", way, written=written)]
+            way = f"To change it, drop the plus: {shlex.quote(written.lstrip('+'))}"
+            return [Mistake(key, f"is already set to {current}", way, written=written)]
         mistakes = []
         if not (override.is_add() or override.is_force_add()):
-            missing = list(_missing(key, value, config))
-            mistakes = [said for path in missing if (said := _unlisted(path, override, config)) is not None]
+            missing = list(_missing_keys(key, value, config))
+            mistakes = [
+                found for path in missing if (found := _missing_key_mistake(path, override, config)) is not None
+            ]
             local = [path.removeprefix(_MOUNTED) for path in missing]
             if any(not path.startswith(_OPEN) or (path.count(".") > 1 and mistakes) for path in local):
-                return mistakes  # what follows from such a key would only be noise
+                return mistakes  # further errors would only follow from these
         OmegaConf.update(config, key, value, merge=True, force_add=True)
     except OmegaConfBaseException as error:
         return [replace(reference_mistake(error, [override]), key=key, written=written)]
     except (AttributeError, TypeError, ValueError) as error:
-        return [Mistake(key, in_words(error), written=written)]
-    return mistakes or _lost_spaces(override)
+        return [Mistake(key, describe_error(error), written=written)]
+    return mistakes or _stripped_space_mistakes(override)
 
 
-def _lost_spaces(override: Override) -> list[Mistake]:
-    """Return a mistake where Hydra takes away the space around a prompt or a template."""
+def _stripped_space_mistakes(override: Override) -> list[Mistake]:
+    """Return an error if Hydra strips the white space around a prompt or a template."""
     value, written = override.value(), str(override.input_line)
     if not (override.key_or_group.removeprefix(_MOUNTED).startswith(_TEXTS) and isinstance(value, str)):
         return []
@@ -125,7 +132,7 @@ def _lost_spaces(override: Override) -> list[Mistake]:
     if not equals or typed == typed.strip() or value != typed.strip():
         return []
     way = quoted(name, typed)
-    return [Mistake(override.key_or_group, "Hydra takes away the space around this text", way, written=written)]
+    return [Mistake(override.key_or_group, "Hydra strips the white space around this text", way, written=written)]
 
 
 def _delete(override: Override, current: Any, config: DictConfig) -> list[Mistake]:
@@ -142,48 +149,48 @@ def _delete(override: Override, current: Any, config: DictConfig) -> list[Mistak
     return []
 
 
-def in_words(error: Exception) -> str:
-    """Hydra's and OmegaConf's errors in one line; without their lists of places, which are Hydra's, not the user's."""
+def describe_error(error: Exception) -> str:
+    """Return the message of an error of Hydra's or OmegaConf's in one line, without Hydra's internal search path and keys."""
     text = str(error) or str(error.__cause__ or type(error).__name__)
     lines = (line.strip() for line in text.split("Config search path:")[0].splitlines())
     return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
 
 
 def reference_mistake(error: OmegaConfBaseException, overrides: Sequence[Override]) -> Mistake:
-    """Return what is wrong with a `${` that stands for nothing, and how a literal one is written.
+    """Return the error of a reference (`${...}`) that cannot be resolved, with how to write a literal `${`.
 
     Args:
-        error: What OmegaConf raised.
-        overrides: The command line's fields.
+        error: The error that OmegaConf raised.
+        overrides: The overrides of fields on the command line.
     """
     key = error.full_key or "configuration"
-    said = next((item for item in reversed(overrides) if item.key_or_group == key), None)
-    value = said.value() if said is not None else None
+    override = next((item for item in reversed(overrides) if item.key_or_group == key), None)
+    value = override.value() if override is not None else None
     way = ""
     if isinstance(value, str) and "${" in value:
-        way = f"A literal ${{ is written \\${{: {suggest(str(said.input_line).partition('=')[0], value)}"  # type: ignore[union-attr]
+        way = f"A literal ${{ is written \\${{: {suggest(str(override.input_line).partition('=')[0], value)}"  # type: ignore[union-attr]
     elif "nterpolation" in str(error) or "grammar" in str(error).lower():
-        way = "A literal ${ is written \\${ (in a YAML file, too)."
-    written = "" if said is None else str(said.input_line)
-    return Mistake(key, in_words(error), way, written=written, code="syntax")
+        way = "A literal ${ is written \\${ (also in a YAML file)."
+    written = "" if override is None else str(override.input_line)
+    return Mistake(key, describe_error(error), way, written=written, code="syntax")
 
 
-def _missing(key: str, value: Any, config: DictConfig) -> Iterator[str]:
-    """The keys that an override would have to add: its own, or some of those in a dict that it gives."""
+def _missing_keys(key: str, value: Any, config: DictConfig) -> Iterator[str]:
+    """Yield the keys that an override would have to add: its own, or those inside a dict that it sets."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
     if isinstance(node, ListConfig):
         if not (name.isdecimal() and int(name) < len(node)):
             yield key
-    elif not isinstance(node, Mapping) or name not in list(node):  # a key whose value is still ??? is there
+    elif not isinstance(node, Mapping) or name not in list(node):  # `name in node` is false for a value of ???
         yield key
     elif isinstance(value, dict) and isinstance(node[name], Mapping):
         for inner, item in value.items():
-            yield from _missing(f"{key}.{inner}", item, config)
+            yield from _missing_keys(f"{key}.{inner}", item, config)
 
 
-def _unlisted(key: str, override: Override, config: DictConfig) -> Mistake | None:
-    """What to say of a key that the configuration does not list; None where preflight says it better."""
+def _missing_key_mistake(key: str, override: Override, config: DictConfig) -> Mistake | None:
+    """Return the error of a key that the configuration does not have; None where preflight has a better message."""
     written = str(override.input_line)
     group, _, rest = key.removeprefix(_MOUNTED).partition(".")
     field, _, inner = rest.partition(".")
@@ -191,26 +198,26 @@ def _unlisted(key: str, override: Override, config: DictConfig) -> Mistake | Non
     what = ""
     if key.removeprefix(_MOUNTED).startswith("engine.env."):
         if vllm is None or not inner.startswith("VLLM_") or inner in vllm.env:
-            what = "a new variable is added"
+            what = "this environment variable is not set yet"
     elif group == "engine":
         if vllm is None or field in vllm.args:
-            what = f"{key} is new" if inner else "this engine argument has no name in conf/engine/ yet"
+            what = f"{key} is not set yet" if inner else "this engine argument is not listed in conf/engine/"
     elif group == "prompts":
         if known_prompt_key(rest, mteb_catalogue()):
-            what = "declared are query and document; others are added"
+            what = "this prompt key is not set yet"
     elif key.removeprefix(_MOUNTED).startswith(_OPEN):
-        what = f"{key} is new"
+        what = f"{key} is not set yet"
     else:
         near = _near_keys(key, config)
         place = written if override.key_or_group == key else f"{written}: {key}"
-        way = "" if near else "mteb-vllm --cfg job prints all keys."
+        way = "" if near else "To print all keys: mteb-vllm --cfg job"
         return Mistake(key, "there is no such key", way, near, written=place, code="unknown_key")
     way = f"Add it with a plus: {shlex.quote(f'+{written}')}"
     return Mistake(key, what, way, written=written, code="unknown_key") if what else None
 
 
 def _near_keys(key: str, config: DictConfig) -> tuple[str, ...]:
-    """The keys that were probably meant: near in the place where the name goes wrong, else of that name elsewhere."""
+    """Return the keys probably meant: similar names at the first unknown part of the path, else the same name elsewhere."""
     parts = key.split(".")
     node: Any = config
     for at, part in enumerate(parts):
@@ -228,8 +235,15 @@ def _near_keys(key: str, config: DictConfig) -> tuple[str, ...]:
     return tuple(f"{group}.{parts[-1]}" for group, fields in groups.items() if parts[-1] in fields)
 
 
-def differing(runs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
-    """For each run of a sweep, given by its overrides, those in which the runs differ: key to value."""
+def differing_overrides(runs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """Return for each run of a sweep the overrides in which the runs differ.
+
+    Args:
+        runs: The overrides of each run.
+
+    Returns:
+        key to value, for each run.
+    """
     parsed = [dict(_key_value(text) for text in overrides) for overrides in runs]
     keys = dict.fromkeys(key for one in parsed for key in one)
     varying = [key for key in keys if len({one.get(key, "") for one in parsed}) > 1]

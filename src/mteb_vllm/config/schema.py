@@ -1,7 +1,7 @@
-"""What a run is made of: the schema as dataclasses, and composition from `conf/`.
+"""The schema of the configuration as dataclasses, and composition from `conf/`.
 
-Hydra composes, then `parse` turns the result into a `RunConfig`; past that point no `DictConfig` travels. Keys of
-`engine` and `prompts` are open here: what they may be is known by the installed vLLM and mteb, and `preflight` asks those.
+Hydra composes, `parse` turns the result into a `RunConfig`; from there on no `DictConfig` is used. The keys of `engine` and
+`prompts` are open here: they depend on the installed vLLM and mteb, and `preflight` checks them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config"
 
-# Which classes a configuration may name. Anything else in a `_target_` is a mistake, never an import.
+# Prefixes of classes that a configuration may name. Any other `_target_` is an error and is never imported.
 TARGETS = ("mteb_vllm.pipelines.",)
 
 T = TypeVar("T")
 
 
 class _OneOrMore:
-    # pydantic is imported where it is used: --help needs none of it.
+    # Imports of pydantic are local, since --help does not need it.
     @staticmethod
     def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
@@ -53,7 +53,7 @@ class _LineBreaks:
         return core_schema.no_info_before_validator_function(with_line_breaks, handler(source))
 
 
-# Texts that reach a model, alone or in a dict: a shell cannot easily write a line break into them.
+# Texts passed to a model, alone or in a dict. They allow \n for a line break, which is hard to type in a shell.
 Text = Annotated[str, _LineBreaks]
 TextsByKey = Annotated[dict[str, Any], _LineBreaks]
 
@@ -70,7 +70,7 @@ def with_line_breaks(value: Any) -> Any:
 
 
 class _Valid:
-    """What a value must be beyond its type, as a schema of pydantic-core's by name."""
+    """Constraints on a value beyond its type: the name of a schema function of pydantic-core, and its arguments."""
 
     def __init__(self, schema: str, **limits: Any) -> None:
         self._schema, self._limits = schema, limits
@@ -86,9 +86,9 @@ PositiveInt = Annotated[int, _Valid("int_schema", gt=0)]
 NotNegativeInt = Annotated[int, _Valid("int_schema", ge=0)]
 Cosine = Annotated[float, _Valid("float_schema", ge=-1, le=1, allow_inf_nan=False)]
 Share = Annotated[float, _Valid("float_schema", ge=0, le=1, allow_inf_nan=False)]
-# What is done so often, or for so long, that nobody means it is a mistake.
+# Counts and times have an upper limit, since larger values are surely unintended.
 Count = Annotated[int, _Valid("int_schema", gt=0, le=10_000_000)]
-# Of a lognormal distribution: with more, one length is all and the others are nothing.
+# Sigma of a lognormal distribution; beyond the limit a single text would hold nearly all tokens.
 Spread = Annotated[float, _Valid("float_schema", ge=0, le=10, allow_inf_nan=False)]
 Seconds = Annotated[float, _Valid("float_schema", gt=0, le=86_400, allow_inf_nan=False)]
 NotNegative = Annotated[float, _Valid("float_schema", ge=0, allow_inf_nan=False)]
@@ -97,19 +97,19 @@ Name = Annotated[str, _Valid("str_schema", coerce_numbers_to_str=True)]
 
 
 class _Strict:
-    # Unknown keys are mistakes everywhere.
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic's own way to say it
+    # Unknown keys are errors everywhere.
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - the form that pydantic requires
 
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionConfig(_Strict):
-    """The instruction template that a text is read through.
+    """The template that turns a task's instruction into a prefix of its texts.
 
     Attributes:
-        from_model: Whether the model's recipe fills in what is null here.
+        from_model: Whether the model's recipe supplies the values that are null here.
         template: A text with `{instruction}`, or the import path of a callable `(instruction, prompt_type) -> str`.
             Null: no instructions.
-        apply_to_documents: Whether documents carry an instruction too. Null: yes.
+        apply_to_documents: Whether documents get an instruction too. Null: yes.
     """
 
     from_model: bool = False
@@ -119,15 +119,15 @@ class InstructionConfig(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTemplateConfig(_Strict):
-    """What a reranker reads a pair through; see `conf/score_template/`.
+    """The template that renders a query-document pair for a reranker; see `conf/score_template/`.
 
     Attributes:
-        from_model: Whether the model's recipe fills in what is null here.
-        template: A jinja template; `messages` holds one of the role `query` and one of the role `document`.
-        file: The same from a file: a path, or the name of a shipped one.
-        query_prefix: What stands in front of each query.
-        document_prefix: What stands in front of each document.
-        activation: What is made of the logit; null: what the model's files say.
+        from_model: Whether the model's recipe supplies the values that are null here.
+        template: A Jinja template; `messages` has one message of the role `query` and one of the role `document`.
+        file: A file with such a template: a path, or the name of a shipped one.
+        query_prefix: Text before each query.
+        document_prefix: Text before each document.
+        activation: The function applied to the logit; null: as in the model's files.
     """
 
     from_model: bool = False
@@ -140,7 +140,7 @@ class ScoreTemplateConfig(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(_Strict):
-    """One model's whole recipe; see `conf/model/`."""
+    """One model's complete recipe; see `conf/model/`."""
 
     name: str | None = None
     revision: str | None = None
@@ -155,7 +155,7 @@ class ModelConfig(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class TasksConfig(_Strict):
-    """Which MTEB tasks, splits and subsets; see `conf/tasks/`."""
+    """The selection of MTEB tasks, splits and subsets; see `conf/tasks/`."""
 
     names: Names | None = None
     benchmark: str | None = None
@@ -167,7 +167,7 @@ class TasksConfig(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class ResultsConfig(_Strict):
-    """Where results live, and when they are used again."""
+    """Where results are stored and when they are reused; see `conf/config.yaml`."""
 
     dir: str = "outputs"
     reuse: Literal["exact", "none"] = "exact"
@@ -175,7 +175,7 @@ class ResultsConfig(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingCacheConfig(_Strict):
-    """Whether embeddings are kept on disk, and how many; see `conf/config.yaml`."""
+    """Whether embeddings are cached on disk, and how much space they may take; see `conf/config.yaml`."""
 
     use: Literal["auto", "always", "never"] = "auto"
     max_bytes: PositiveInt = 10_000_000_000
@@ -191,7 +191,7 @@ class ReportConfig(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class LauncherConfig(_Strict):
-    """How a sweep's points are run; see `conf/hydra/launcher/engine_grouped.yaml`."""
+    """How the points of a sweep are run; see `conf/hydra/launcher/engine_grouped.yaml`."""
 
     point_timeout: Positive | None = None
     max_leftover_mb: Positive = 2000
@@ -199,7 +199,7 @@ class LauncherConfig(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(_Strict):
-    """One run, whole and typed."""
+    """The complete configuration of one run."""
 
     model: ModelConfig
     engine: dict[str, Any]
@@ -219,17 +219,26 @@ class RunConfig(_Strict):
 
 
 def conf_dir() -> Path:
-    """The folder of the shipped configuration: inside an installed wheel, or at the top of a checkout."""
+    """Return the folder of the shipped configuration: inside the installed package, or at the top of a checkout.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
     here = Path(__file__).resolve().parent
     for candidate in (here.parent / "conf", here.parents[2] / "conf"):
         if (candidate / f"{CONFIG_NAME}.yaml").is_file():
             return candidate
-    raise FileNotFoundError(f"mteb-vllm is installed without its configuration: no {CONFIG_NAME}.yaml near {here}")
+    raise FileNotFoundError(
+        f"mteb-vllm was installed without its configuration: there is no {CONFIG_NAME}.yaml near {here}"
+    )
 
 
 @contextmanager
 def composer(config_dir: str | None = None) -> Iterator[None]:
-    """Opens Hydra on `conf/` and, where given, on a user's folder of overlays, for the functions below.
+    """Initialise Hydra with `conf/` and a user's own folder, for the functions below.
+
+    Args:
+        config_dir: The user's folder of configuration files; None for none.
 
     Raises:
         ConfigError: if there is no such folder.
@@ -246,9 +255,9 @@ def composer(config_dir: str | None = None) -> Iterator[None]:
         folder = Path(config_dir).resolve()
         if not folder.is_dir():
             raise ConfigError([Mistake(f"--config-dir {config_dir}", "there is no such folder")])
-        # Where `hydra.main` puts it: after our own files, before the schemas, which must stay last.
+        # Same position as in `hydra.main`: after our own files, before the schemas, which must stay last.
         search_path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
-    # A notebook or another Hydra application may have a Hydra open: it is put back afterwards.
+    # A notebook or another Hydra application may have initialised Hydra already: its state is restored afterwards.
     version.setbase("1.3")
     watch_environment()
     from mteb_vllm.config.limits import bounded_files
@@ -264,11 +273,11 @@ def composer(config_dir: str | None = None) -> Iterator[None]:
 
 
 def group_options(group: str, overrides: Sequence[str] = ()) -> list[str]:
-    """The files of a config group, seen from inside `composer`.
+    """Return the names of a config group's files; call it inside `composer`.
 
     Args:
-        group: As `model` or `hydra/launcher`.
-        overrides: May hold a `hydra.searchpath`, where files are looked for, too.
+        group: The group, as `model` or `hydra/launcher`.
+        overrides: Overrides; a `hydra.searchpath` among them is searched as well.
     """
     from hydra.core.global_hydra import GlobalHydra
 
@@ -277,7 +286,7 @@ def group_options(group: str, overrides: Sequence[str] = ()) -> list[str]:
 
 
 def load_file(path: str) -> dict[str, Any]:
-    """One file of a group by itself, as `model/e5_small`, seen from inside `composer`; empty where there is none."""
+    """Return the content of one file of a group, as `model/e5_small`; empty if there is none. Call it inside `composer`."""
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
@@ -288,19 +297,19 @@ def load_file(path: str) -> dict[str, Any]:
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """Composes one point, seen from inside `composer`, with Hydra's own settings under `hydra`."""
+    """Compose one configuration, with Hydra's own settings under `hydra`; call it inside `composer`."""
     from hydra import compose
 
     return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
 
 
 def quoted(key: str, value: str) -> str:
-    """How a text is written so that both the shell and Hydra leave it as it is."""
+    """Return advice on quoting a text such that neither the shell nor Hydra changes it."""
     return f"Quote a text for Hydra and for the shell: {suggest(key, unquoted(value))}"
 
 
 def parse(config: Mapping[str, Any]) -> RunConfig:
-    """Turns a composed configuration (plain containers, without `hydra`) into a `RunConfig`.
+    """Return a composed configuration (plain containers, without `hydra`) as a `RunConfig`.
 
     Raises:
         ConfigError: with every unknown key and every value of a wrong type.
@@ -309,7 +318,12 @@ def parse(config: Mapping[str, Any]) -> RunConfig:
 
 
 def parse_what_fits(config: Mapping[str, Any]) -> tuple[RunConfig | None, list[Mistake]]:
-    """As `parse`, but names what is wrong and leaves it out, so that the rest can be checked as well."""
+    """Parse a composed configuration without its invalid parts, so that the rest can be checked as well.
+
+    Returns:
+        config: The configuration without the invalid values; None if the rest cannot be parsed either.
+        mistakes: The errors in the values left out.
+    """
     try:
         return parse(config), []
     except ConfigError as error:
@@ -329,11 +343,11 @@ def parse_what_fits(config: Mapping[str, Any]) -> tuple[RunConfig | None, list[M
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """Makes a dataclass of plain values, checking every key and type.
+    """Build a dataclass from plain values, checking every key and type.
 
     Args:
         cls: A dataclass.
-        values: What a YAML file said.
+        values: The values of a YAML file.
         where: The dotted path of these values in the configuration, for messages.
 
     Raises:
@@ -341,7 +355,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """
     from pydantic import ValidationError
 
-    # Classes of pipelines need not know of pydantic, which ignores what it does not know unless a class says otherwise.
+    # pydantic ignores unknown keys of a class that does not forbid them, and pipeline classes need not know about pydantic.
     known = _keys(cls, [])
     prefix = f"{where}." if where else ""
     mistakes = [_no_such_key(f"{prefix}{key}", known) for key in values if key not in known]
@@ -355,10 +369,10 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 
 
 def _mistake(cls: Any, item: Any, prefix: str) -> Mistake:
-    """Return an error of pydantic's as a mistake in our words."""
+    """Return a validation error of pydantic's as a `Mistake`."""
     from mteb_vllm.util.suggestions import nearest
 
-    # The validator of a type stands in the location as well; it is no key of the user's.
+    # The location also contains the names of validator functions, which are not keys of the configuration.
     path = [str(part) for part in item["loc"] if not str(part).startswith("function-")]
     dotted, value = prefix + ".".join(path), item["input"]
     if item["type"] == "unexpected_keyword_argument":
@@ -390,7 +404,7 @@ def _no_such_key(dotted: str, known: Sequence[str]) -> Mistake:
 
 
 def _keys(cls: Any, path: Sequence[str]) -> list[str]:
-    """The field names of the dataclass that stands at `path` below `cls`."""
+    """Return the field names of the dataclass at `path` below `cls`; empty if there is no dataclass."""
     import typing
 
     for part in path:

@@ -1,1 +1,1 @@
-"""What is done with a model and tasks, one module each. A pipeline does not know Hydra."""
+"""Pipelines: what a run does with a model and tasks. They know nothing of Hydra."""

@@ -1,7 +1,7 @@
-"""What every pipeline has in common: what it says of itself, and what it is given to run.
+"""The base class of pipelines, and the context that they run in.
 
 A pipeline is a frozen dataclass whose fields are the values of `pipeline:` in the configuration. It takes a model and tasks
-and yields an outcome for each task; it does not know Hydra. Nothing outside `pipelines/` and `report/` asks for its class.
+and yields an outcome for each task. Nothing outside `pipelines/` and `report/` may depend on a pipeline's class.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 
 
 class FirstStage(Protocol):
-    """What retrieves candidates.
+    """A first stage of reranking: retrieves the candidates.
 
     Attributes:
-        name: What it is called.
-        spec: Its engine; None where it needs none.
-        encoder: The wrapper of its model; None where it has none.
-        prompts: The prompts of its model; likewise.
+        name: Its name in the configuration.
+        spec: The specification of its engine; None if it needs none.
+        encoder: The wrapper of its model; None if it has none.
+        prompts: The prompts of its model; None if it has none.
     """
 
     @property
     def name(self) -> str:
-        """What it is called, as the configuration does."""
+        """Its name in the configuration."""
 
     @property
     def spec(self) -> EngineSpec | None:
-        """Its engine."""
+        """The specification of its engine."""
 
     @property
     def encoder(self) -> VllmEncoderWrapper | None:
@@ -60,30 +60,30 @@ class FirstStage(Protocol):
         """The prompts of its model."""
 
     def settings(self, task: str) -> JsonObject:
-        """What its candidates for a task depend on, as plain values."""
+        """Return the settings that its candidates for a task depend on, as plain values."""
 
     def searcher(self, task: AbsTask) -> EncoderProtocol | SearchProtocol:
-        """A model of mteb's that retrieves: an encoder, or one that searches, with `mteb_model_meta`."""
+        """Return an mteb model that retrieves: an encoder or a search model, with `mteb_model_meta`."""
 
 
 @dataclass
 class RunContext:
-    """What a pipeline is given to run.
+    """The inputs of `Pipeline.run`, and the records that some pipelines fill.
 
     Attributes:
-        model: The wrapper of the model under test; its engine opens when it is needed.
-        tasks: mteb's tasks, without those that are left alone.
-        store: Where results are kept, and read from if `reuse`.
-        progress: Is told what is done.
+        model: The wrapper of the model under test; its engine is opened on first use.
+        tasks: The mteb tasks to run.
+        store: The results store; results are read from it only if `reuse`.
+        progress: Receives progress events.
         reuse: Whether stored results are used.
-        prompts: The prompts; of a cross-encoder, its instructions.
+        prompts: The prompts; for a cross-encoder, its instructions.
         template: The score template of a cross-encoder; None for other models.
-        input_fingerprints: For each task the hash of what its texts are prefixed with, by which a run with other prompts has
-            its result, too; None where it has none.
-        stage: The first stage of a pipeline that reranks.
-        reference: The wrapper of the reference of a pipeline that compares with one.
-        throughput: Set by a pipeline that times the engine; what it has until it fails is kept.
-        parity: Set by a pipeline that compares the engine with a reference; likewise.
+        input_fingerprints: Task name to the hash of its settings and effective prefixes; None if it cannot be known. A result
+            of another run with the same hash is valid for this run.
+        stage: The first stage, for a pipeline that reranks.
+        reference: The wrapper of the reference, for a pipeline that compares with one.
+        throughput: Filled by a pipeline that times the engine; kept even if the run fails.
+        parity: Filled by a pipeline that compares the engine with a reference; kept even if the run fails.
     """
 
     model: Any
@@ -104,14 +104,14 @@ class Pipeline(ABC):
     """One way to use a model on tasks.
 
     Attributes:
-        task_types: The types of task that it takes; None: all.
-        cached: Whether its results are kept, and found again by runs with the same settings.
-        scores_tasks: Whether it yields an outcome for each task; else it measures the model itself.
-        own_process: Whether each of its engines needs a process that no other has worked in.
-        reranks: Whether an embedding model is given to mteb as a reranker.
-        window: How many different texts or pairs are handed to the engine at once.
-        first_stage: The configuration of its first stage; None where it has none.
-        reference: The configuration of its reference; None where it has none.
+        task_types: The supported task types; None: all.
+        cached: Whether its results are stored, and reused by runs with the same settings.
+        scores_tasks: Whether it yields an outcome for each task; otherwise it measures the model itself.
+        own_process: Whether each of its engines needs a fresh process.
+        reranks: Whether an embedding model is passed to mteb as a reranker.
+        chunk_size: The maximum number of distinct texts or pairs passed to the engine at once.
+        first_stage: The configuration of its first stage; None if it has none.
+        reference: The configuration of its reference; None if it has none.
     """
 
     task_types: ClassVar[tuple[str, ...] | None] = None
@@ -119,47 +119,47 @@ class Pipeline(ABC):
     scores_tasks: ClassVar[bool] = True
     own_process: ClassVar[bool] = False
     reranks: ClassVar[bool] = False
-    window: int = 8192
+    chunk_size: int = 8192
     first_stage: Mapping[str, Any] | None = None
     reference: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Its name in records and messages."""
         return type(self).__name__.lower()
 
     @property
     def model_kinds(self) -> tuple[str, ...]:
-        """The kinds of model that it takes: "encoder", "cross_encoder"."""
+        """The supported kinds of model: "encoder", "cross_encoder"."""
         return ("encoder",)
 
     @property
     def needs_tasks(self) -> bool:
-        """Whether it works on the data of tasks."""
+        """Whether it uses the data of tasks."""
         return True
 
-    def prompted(self, parts: Sequence[TaskInfo]) -> Sequence[TaskInfo]:
+    def prompted_tasks(self, parts: Sequence[TaskInfo]) -> Sequence[TaskInfo]:
         """Return the tasks whose texts get a prompt.
 
         Args:
-            parts: The chosen tasks, with the parts of an aggregate in its place.
+            parts: The chosen tasks; an aggregate is replaced by its parts.
         """
         return parts
 
     def types_for(self, kind: str) -> tuple[str, ...] | None:
-        """Return the types of task that it takes with a model of a kind; None: all."""
+        """Return the task types supported for a kind of model; None: all."""
         return self.task_types
 
     def check(self, max_tokens: int | None) -> list[Mistake]:
-        """Return what is wrong with its fields, beyond their types.
+        """Return the errors in its fields that their types do not rule out.
 
         Args:
-            max_tokens: The engine's context; None where it is not known.
+            max_tokens: The engine's context length in tokens; None if unknown.
         """
         return []
 
     def settings(self, kind: str, tasks: Sequence[str]) -> JsonObject:
-        """Return what its results depend on besides the model, a first stage and `code`, as plain values.
+        """Return the settings that its results depend on besides the model, a first stage and `code`, as plain values.
 
         Args:
             kind: The kind of the model.
@@ -169,9 +169,9 @@ class Pipeline(ABC):
 
     @property
     def code(self) -> JsonObject:
-        """What results depend on where the class is a user's own: its module's source, and its fields.
+        """The fields and the hash of the module's source for a user's own class, on both of which results depend.
 
-        Empty for the pipelines of this package: `METHOD` counts their changes.
+        Empty for the pipelines of this package, whose changes are versioned by `METHOD`.
         """
         module, name = type(self).__module__, type(self).__qualname__
         if module.partition(".")[0] == __name__.partition(".")[0]:
@@ -181,12 +181,12 @@ class Pipeline(ABC):
         return {"pipeline": {"class": f"{module}.{name}", "source": digest, **fields}}
 
     def candidate_settings(self, stage: FirstStage, task_type: str, parts: Sequence[str]) -> JsonObject:
-        """Return what the candidates of a task depend on, as plain values; nothing without a first stage.
+        """Return the settings that the candidates of a task depend on, as plain values; empty without a first stage.
 
         Args:
             stage: The first stage.
             task_type: The task's type.
-            parts: Its name, or the names of an aggregate's parts.
+            parts: The task's name, or the names of an aggregate's parts.
 
         Raises:
             FirstStageError: if saved predictions cannot be read.
@@ -194,28 +194,28 @@ class Pipeline(ABC):
         return {}
 
     def estimate_all(self, kind: str) -> Estimate | None:
-        """Return what an engine is given by a pipeline that scores no tasks; None where that is not known."""
+        """Return the engine's work for a pipeline that scores no tasks; None if unknown."""
         return None
 
     def estimate(
         self, part: TaskInfo, splits: Sequence[str] | None, kind: str, max_tokens: int | None
     ) -> Estimate | None:
-        """Return what the engine of the model under test is given for a task; None where that is not known.
+        """Return the work of the engine under test for a task; None if unknown.
 
         Args:
-            part: The task, none of an aggregate.
-            splits: The splits that are evaluated; None: the task's own.
+            part: The task; not an aggregate.
+            splits: The evaluated splits; None: the task's own.
             kind: The kind of the model.
-            max_tokens: The context; None where it is not known.
+            max_tokens: The context length in tokens; None if unknown.
         """
         from mteb_vllm.tasks.estimates import estimate
 
         return estimate(part, splits, max_tokens=max_tokens)
 
     def retrieve(self, context: RunContext) -> dict[str, Exception]:
-        """Run the first stage alone, for all tasks; return what went wrong: task to error."""
+        """Run only the first stage, for all tasks; return the errors by task name."""
         return {}
 
     @abstractmethod
     def run(self, context: RunContext) -> Iterator[TaskOutcome]:
-        """Work task by task, and yield what became of each; one task's failure costs no other anything."""
+        """Run task by task and yield each task's outcome; a failure of one task must not affect the others."""

@@ -1,4 +1,4 @@
-"""Embedding evaluation: every text of every task through the encoder, scored by mteb, task by task."""
+"""`pipeline=evaluate`: embed the texts of each task, and let mteb score the embeddings."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Pipeline):
-    """Evaluates an embedding model.
+    """Evaluation of an embedding model.
 
     Attributes:
-        window: How many different texts are handed to the engine at once.
+        chunk_size: The maximum number of distinct texts passed to the engine at once.
     """
 
-    window: Count = 8192
+    chunk_size: Count = 8192
 
     def run(self, context: RunContext) -> Iterator[TaskOutcome]:
-        """Evaluate task by task; one task's failure costs no other anything."""
+        """Evaluate task by task; a failure of one task does not affect the others."""
         start = mteb_run.EngineStart(context.model)
 
         def evaluate(task: AbsTask, wait: bool) -> TaskOutcome:
-            return mteb_run.evaluated(
+            return mteb_run.evaluate_task(
                 context.model,
                 task,
                 context.store,
@@ -41,4 +41,4 @@ class Evaluate(Pipeline):
                 input_fingerprint=context.input_fingerprints.get(task.metadata.name),
             )
 
-        yield from mteb_run.each_task(context.tasks, context.progress, evaluate)
+        yield from mteb_run.evaluate_tasks(context.tasks, context.progress, evaluate)

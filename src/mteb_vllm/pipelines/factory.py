@@ -1,4 +1,4 @@
-"""What the `_target_`s of a configuration make: its pipeline, and that pipeline's first stage or reference."""
+"""Build a configuration's pipeline, with its first stage or reference, from the classes named by `_target_`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mteb_vllm.util.sources import find_callable_source, import_current
 
 
 def is_report(config: RunConfig) -> bool:
-    """Whether a configuration only compares what other runs have left."""
+    """Whether a configuration only compares finished runs."""
     return config.pipeline.get("_target_") == f"{Report.__module__}.{Report.__name__}"
 
 
 @dataclass(frozen=True)
 class PipelineParts:
-    """What the `_target_`s of one configuration make; made once, by its check, and passed on with it.
+    """The objects built from the `_target_`s of a configuration: built once, when it is checked, and passed on with it.
 
     Attributes:
-        made: The pipeline, or the report that only compares runs.
-        first_stage: The pipeline's first stage; None where it has none.
-        reference: What it compares with; None where it compares with nothing.
+        made: The pipeline, or a report over finished runs.
+        first_stage: The pipeline's first stage; None if it has none.
+        reference: The pipeline's reference; None if it has none.
     """
 
     made: Pipeline | Report
@@ -38,19 +38,19 @@ class PipelineParts:
 
     @property
     def pipeline(self) -> Pipeline:
-        """The pipeline; a report is none."""
+        """The pipeline; the configuration must not be of a report."""
         assert isinstance(self.made, Pipeline)
         return self.made
 
     @property
     def report(self) -> Report:
-        """The report of a configuration that only compares runs."""
+        """The report; the configuration must be of one."""
         assert isinstance(self.made, Report)
         return self.made
 
 
 def make_parts(config: RunConfig) -> PipelineParts:
-    """Make the pipeline of a checked configuration, with its first stage and its reference."""
+    """Build the pipeline of a checked configuration, with its first stage and its reference."""
     pipeline: Pipeline = _make("pipeline", config.pipeline)
     stage = None if pipeline.first_stage is None else _make("pipeline.first_stage", config.pipeline["first_stage"])
     reference = None if pipeline.reference is None else _make("pipeline.reference", config.pipeline["reference"])
@@ -58,7 +58,7 @@ def make_parts(config: RunConfig) -> PipelineParts:
 
 
 def import_pipeline(config: RunConfig) -> None:
-    """Import the class of a checked configuration's pipeline; a module of the user's that was edited is imported anew."""
+    """Import the class of a checked configuration's pipeline; a user's own module that was edited is imported again."""
     _class(config.pipeline["_target_"])
 
 
@@ -69,13 +69,17 @@ def _make(where: str, config: Mapping[str, Any]) -> Any:
 def build_target(
     where: str, config: Mapping[str, Any], mark: str, own: Sequence[str] | None = None
 ) -> tuple[Any, list[Mistake]]:
-    """Return what a part of the configuration with a `_target_` makes, and what is wrong with it.
+    """Build the object of a section with a `_target_`.
 
     Args:
-        where: The part's key.
-        config: The part.
-        mark: An attribute that such classes have.
-        own: Where classes of the user's own may be (`allowed_targets`); None where none may be.
+        where: The section's key, as `pipeline.first_stage`.
+        config: The section.
+        mark: An attribute that identifies suitable classes.
+        own: Import prefixes allowed for the user's own classes (`allowed_targets`); None if none are allowed here.
+
+    Returns:
+        made: The object; None if it cannot be built.
+        mistakes: The errors in the section.
     """
     target = config.get("_target_")
     wrong = functools.partial(Mistake, f"{where}._target_", value=f"{target}")
@@ -83,15 +87,15 @@ def build_target(
     if not isinstance(target, str) or not target.startswith(allowed):
         way = f"Allowed: {', '.join(allowed)}."
         way += "" if own is None else f" A class of your own: {suggest('allowed_targets', ['my_package.'])}"
-        return None, [wrong("is not a class that a configuration may name", way, code="refused")]
+        return None, [wrong("is not a class that a configuration may use", way, code="refused")]
     try:
         cls: Any = _class(target)
-    except Exception as error:  # a module of the user's does what it likes when it is imported
+    except Exception as error:  # importing a user's own module can raise anything
         return None, [wrong(f"cannot be imported: {one_line_message(error)}")]
     if not (hasattr(cls, mark) and hasattr(cls, "__dataclass_fields__")):
-        return None, [wrong(f"is no {where.rpartition('.')[2].replace('_', ' ')}")]
+        return None, [wrong(f"is not a {where.rpartition('.')[2].replace('_', ' ')} class")]
     if missing := getattr(cls, "__abstractmethods__", None):
-        return None, [wrong(f"defines no {', '.join(sorted(missing))}")]
+        return None, [wrong(f"does not define {', '.join(sorted(missing))}")]
     try:
         return build(cls, _fields(config), where), []
     except ConfigError as error:

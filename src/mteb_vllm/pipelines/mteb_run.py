@@ -1,4 +1,4 @@
-"""One task through mteb into the results store, and what a pipeline says of it."""
+"""Evaluate one task with mteb, store its result, and describe it as a `TaskOutcome`."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Called with a loaded task and why subsets and splits of it cannot be evaluated, to which it may add.
+# Called with a loaded task and the errors of its units (subset and split) that cannot be evaluated; may add more errors.
 Prepare = Callable[["AbsTask", MutableMapping[Unit, Exception]], None]
 
 
-def each_task(
+def evaluate_tasks(
     tasks: Sequence[AbsTask], progress: Progress, evaluate: Callable[[AbsTask, bool], TaskOutcome]
 ) -> Iterator[TaskOutcome]:
-    """Evaluates task by task; one task's failure costs no other anything.
+    """Evaluate task by task and yield the outcomes; an error makes a failed outcome and does not affect other tasks.
 
-    A task that another run is computing comes last, when its result may be there.
+    Tasks that another run is computing are postponed to the end, when their results may be available.
 
     Args:
-        tasks: mteb's tasks.
-        progress: Told what is done.
-        evaluate: Evaluates one; may raise. Its second argument says whether to wait for another run that is at it, or to
-            raise `BusyError`.
+        tasks: The mteb tasks.
+        progress: Receives progress events.
+        evaluate: Evaluates a task; may raise. If its second argument is true it waits for another run that is computing the
+            same task, otherwise it raises `BusyError`.
     """
     later: list[AbsTask] = []
     for task, wait in itertools.chain(((task, False) for task in tasks), ((task, True) for task in later)):
@@ -58,17 +58,17 @@ def each_task(
         try:
             outcome = evaluate(task, wait)
         except BusyError:
-            progress.line(f"{task.metadata.name} is being computed by another run: it comes later")
+            progress.line(f"{task.metadata.name} is being computed by another run: postponed to the end")
             later.append(task)
             continue
         except Exception as error:
             logger.exception("%s failed", task.metadata.name)
-            outcome = failed(task, error)
+            outcome = failed_outcome(task, error)
         progress.end_task(outcome)
         yield outcome
 
 
-def evaluated(
+def evaluate_task(
     model: Wrapper,
     task: AbsTask,
     store: ResultsStore,
@@ -80,28 +80,29 @@ def evaluated(
     input_fingerprint: str | None = None,
     prepare: Prepare | None = None,
 ) -> TaskOutcome:
-    """A task's outcome: what is known of it, else what is computed now, by one run at a time.
+    """Return a task's outcome from its cached result, or compute it; only one run computes a result at a time.
 
     Args:
-        model: A wrapper of ours.
+        model: A wrapper of this package.
         task: The task.
-        store: Where results are kept.
-        reuse: Whether known results are used.
-        wait: Whether to wait for another run that computes the same.
-        start: Opens the model's engine, once a task's data are loaded.
-        progress: Told of a wait.
-        input_fingerprint: The hash of how the task's texts are read, by which the result of another run is this one's, too.
+        store: The results store.
+        reuse: Whether cached results are used.
+        wait: Whether to wait for another run that is computing the same result.
+        start: Opens the model's engine after the task's data are loaded.
+        progress: Receives progress events.
+        input_fingerprint: The hash of the task's settings and effective prefixes; None if it cannot be known. A result of
+            another run with the same hash is used.
         prepare: Called with each loaded part before it is evaluated.
 
     Raises:
-        BusyError: if another run computes it and `wait` is false.
+        BusyError: if another run is computing the result and `wait` is false.
     """
     meta = model.mteb_model_meta
-    if reuse and (result := known(store, task, meta)) is not None:
-        return reused(task, result, store, meta)
+    if reuse and (result := cached_result(store, task, meta)) is not None:
+        return cached_outcome(task, result, store, meta)
     with store.claim(task, meta, wait=wait, on_wait=progress.waiting):
-        if reuse and (result := known(store, task, meta)) is not None:
-            return reused(task, result, store, meta)  # by another run, meanwhile
+        if reuse and (result := cached_result(store, task, meta)) is not None:
+            return cached_outcome(task, result, store, meta)  # computed by another run in the meantime
         if (
             reuse
             and input_fingerprint is not None
@@ -110,27 +111,27 @@ def evaluated(
             result = store.adopt(task, meta, other)
             if result is not None:
                 copy_measured(store.root, other, store.get_task_result_path(task.metadata.name, meta))
-                return reused(task, result, store, meta)
+                return cached_outcome(task, result, store, meta)
         try:
             outcome = computed_outcome(model, task, store, reuse=reuse, start=start, prepare=prepare)
         except PartialResultError as error:
-            return _partly(task, error, store, meta)
+            return _partial_outcome(task, error, store, meta)
         took = outcome.to_measured(model.engine_record())
         save_measured(store.root, store.get_task_result_path(task.metadata.name, meta), took)
-        if input_fingerprint is not None and _on_known_sides(model, task):
+        if input_fingerprint is not None and _used_known_sides(model, task):
             save_shared_result(store.root, input_fingerprint, store.get_task_result_path(task.metadata.name, meta))
         return outcome
 
 
-def _on_known_sides(model: Wrapper, task: AbsTask) -> bool:
-    """Whether mteb asked for a task's texts on those sides alone of which the catalogue knows."""
+def _used_known_sides(model: Wrapper, task: AbsTask) -> bool:
+    """Whether mteb encoded only those sides of a task that the catalogue lists, and the input fingerprint covers."""
     names = {part.metadata.name for part in parts_of(task)}
     known = mteb_catalogue().tasks
     return all(side in known[of].sides for of, side in ((of, side or "") for of, side in model.applied) if of in names)
 
 
 def parts_of(task: AbsTask) -> list[AbsTask]:
-    """The tasks with data of their own: an aggregate's parts, or the task itself."""
+    """Return the parts of an aggregate, or the task itself."""
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
     return list(task.metadata.tasks) if isinstance(task, AbsTaskAggregate) else [task]
@@ -146,20 +147,23 @@ def compute(
     prepare: Prepare | None = None,
     predictions: bool = False,
 ) -> float:
-    """Evaluate what is not known of a task into the store; return the seconds that its data took to load.
+    """Evaluate the missing parts of a task and store the result.
 
     Args:
-        model: An encoder, a cross-encoder or a search model of mteb's, with `mteb_model_meta`.
-        task: The task; of an aggregate, the parts are evaluated and combined.
-        store: Where results are kept.
-        reuse: Whether known results are used.
-        start: Opens the model's engine, once data are loaded that need it.
+        model: An mteb encoder, cross-encoder or search model, with `mteb_model_meta`.
+        task: The task; the parts of an aggregate are evaluated and combined.
+        store: The results store.
+        reuse: Whether cached results are used.
+        start: Opens the model's engine after data that need it are loaded.
         prepare: Called with each loaded part before it is evaluated.
-        predictions: Whether what the model retrieved is kept, too.
+        predictions: Whether the model's rankings are stored as well.
+
+    Returns:
+        the time taken to load the data, in seconds.
 
     Raises:
         DataError: if the data cannot be loaded.
-        PartialResultError: if some subsets, or parts, have no result; those of the others are in the store.
+        PartialResultError: if some subsets or parts have no result; the results of the others are in the store.
     """
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
@@ -167,7 +171,7 @@ def compute(
     parts = parts_of(task)
     seconds, failed = 0.0, dict[str, Exception]()
     for part in parts:
-        if reuse and known(store, part, meta, predictions=predictions):
+        if reuse and cached_result(store, part, meta, predictions=predictions):
             continue
         try:
             seconds += _compute_part(model, part, store, reuse, start, prepare, predictions)
@@ -183,8 +187,10 @@ def compute(
     return seconds
 
 
-def known(store: ResultsStore, task: AbsTask, meta: ModelMeta, *, predictions: bool = False) -> TaskResult | None:
-    """A task's whole result, if it is known; with `predictions`, only if these are known as well."""
+def cached_result(
+    store: ResultsStore, task: AbsTask, meta: ModelMeta, *, predictions: bool = False
+) -> TaskResult | None:
+    """Return a task's complete result from the store, or None; with `predictions`, only if these are stored as well."""
     result = store.cached_result(task, meta)
     if predictions and result is not None and any(store.predictions(part, meta) is None for part in parts_of(task)):
         return None
@@ -203,7 +209,7 @@ def _compute_part(
     if start is not None:
         start.check()
     started = time.perf_counter()
-    with data.loaded(task, store) as broken:
+    with data.open_data(task, store) as broken:
         if prepare is not None:
             prepare(task, broken)
         seconds = time.perf_counter() - started
@@ -221,39 +227,39 @@ def evaluate_loaded(
     predictions: bool = False,
     broken: Mapping[Unit, Exception] | None = None,
 ) -> None:
-    """Evaluate what is not known of a task whose data are loaded.
+    """Evaluate the missing subsets and splits of a task whose data are loaded.
 
-    `broken` says why subsets and splits cannot be evaluated. They are left out; so is one whose evaluation fails. For the
-    other arguments see `compute`.
+    Those in `broken`, with the reason as an error, are skipped, and so are those whose evaluation fails. For the other
+    arguments see `compute`.
 
     Raises:
-        PartialResultError: if there are such, when all others have been evaluated.
+        PartialResultError: after all others have been evaluated, if any were skipped.
     """
     from mteb_vllm.results.store import InMemoryResults
 
     meta = model.mteb_model_meta
-    # Parts of a result are read only where they are of the same data: mteb itself asks that of whole ones only.
+    # A partial result is continued only if it is of the same data; mteb checks that for complete results only.
     before = store.load_task_result(task.metadata.name, meta) if store.has_partial_result(task, meta) else None
-    # Where predictions are kept, all of them are made: they are whole or nothing.
-    again = before is not None and (predictions or not reuse)
+    # Predictions cannot be continued: with them, everything is recomputed.
+    recompute = before is not None and (predictions or not reuse)
     failed = dict(broken or {})
     with store.staging() if predictions else contextlib.nullcontext(None) as folder:
-        # What is known stays as it is until all is there that takes its place: mteb would write a subset at a time.
-        cache = InMemoryResults(store.root) if again else store
+        # Collected in memory, since mteb writes one subset at a time: the old result stays until its replacement is complete.
+        cache = InMemoryResults(store.root) if recompute else store
         left = [unit for unit in data.units(task) if unit not in failed]
-        if before is not None and not again:
+        if before is not None and not recompute:
             missing = before.get_missing_evaluations(task)
             left = [unit for unit in left if unit[0] in missing.get(unit[1], [])]
         if left and start is not None:
             start.ensure()
         while left:
-            block = _block(left)
+            block = _next_block(left)
             try:
-                with data.narrowed(task, block), _watched(task) as at:
+                with data.restrict_to(task, block), _track_unit(task) as current:
                     _evaluate(model, task, cache, folder)
                 done = block
             except Exception as error:
-                unit = at[-1] if at else None
+                unit = current[-1] if current else None
                 if unit not in left or len(data.units(task)) == 1 or is_fatal(error):
                     raise
                 logger.exception("%s, %s failed", task.metadata.name, data.unit_name(unit))
@@ -261,8 +267,12 @@ def evaluate_loaded(
             left = [unit for unit in left if unit not in done]
         if folder is not None and (written := folder / task.prediction_file_name).exists():
             store.save_predictions(task, meta, written)
-        if before is not None and again and (result := cache.load_task_result(task.metadata.name, meta)) is not None:
-            # Splits and subsets that were not asked for now stay as they are.
+        if (
+            before is not None
+            and recompute
+            and (result := cache.load_task_result(task.metadata.name, meta)) is not None
+        ):
+            # Keep the scores of splits and subsets that are not part of this run.
             store.save_to_cache(before.merge(result), meta)
     if failed:
         raise PartialResultError(
@@ -272,8 +282,8 @@ def evaluate_loaded(
         )
 
 
-def _block(left: Sequence[Unit]) -> list[Unit]:
-    """Return as many of these as mteb can evaluate at once: all, or those of the first split."""
+def _next_block(left: Sequence[Unit]) -> list[Unit]:
+    """Return the units to evaluate next: all, if every split has the same subsets, else those of the first split."""
     subsets, splits = {subset for subset, _ in left}, {split for _, split in left}
     if len(left) == len(subsets) * len(splits):
         return list(left)
@@ -281,7 +291,7 @@ def _block(left: Sequence[Unit]) -> list[Unit]:
 
 
 def _evaluate(model: MTEBModels, task: AbsTask, cache: ResultsStore, predictions: Path | None) -> None:
-    """Let mteb evaluate what a store has no result of."""
+    """Evaluate with mteb those subsets and splits that have no result in the store."""
     import mteb
 
     answer = mteb.evaluate(
@@ -299,23 +309,23 @@ def _evaluate(model: MTEBModels, task: AbsTask, cache: ResultsStore, predictions
 
 
 @contextlib.contextmanager
-def _watched(task: AbsTask) -> Iterator[list[Unit]]:
-    """Note which subset and split is being evaluated: the last one, if there is one."""
-    at: list[Unit] = []
+def _track_unit(task: AbsTask) -> Iterator[list[Unit]]:
+    """Yield a list whose last item is the subset and split being evaluated; it is empty between evaluations."""
+    current: list[Unit] = []
     evaluate: Callable[..., ScoresDict] = task._evaluate_subset
 
-    def watched(*args: object, hf_split: str, hf_subset: str, **kwargs: object) -> ScoresDict:
-        at.append((hf_subset, hf_split))
+    def evaluate_tracked(*args: object, hf_split: str, hf_subset: str, **kwargs: object) -> ScoresDict:
+        current.append((hf_subset, hf_split))
         scores = evaluate(*args, hf_split=hf_split, hf_subset=hf_subset, **kwargs)
-        at.clear()
+        current.clear()
         return scores
 
-    with replace_attributes(task, _evaluate_subset=watched):
-        yield at
+    with replace_attributes(task, _evaluate_subset=evaluate_tracked):
+        yield current
 
 
 def outcome_of(task: AbsTask, result: TaskResult, status: Status) -> TaskOutcome:
-    """A task's result as a run's record holds it."""
+    """Return a task's result as a `TaskOutcome` for the run record."""
     return TaskOutcome(
         name=task.metadata.name,
         type=str(task.metadata.type),
@@ -333,8 +343,8 @@ def _scores(result: TaskResult) -> dict[str, dict[str, ScoresDict]]:
     }
 
 
-def reused(task: AbsTask, result: TaskResult, store: ResultsStore, meta: ModelMeta) -> TaskOutcome:
-    """A known result, with what the run that computed it has noted."""
+def cached_outcome(task: AbsTask, result: TaskResult, store: ResultsStore, meta: ModelMeta) -> TaskOutcome:
+    """Return the outcome of a cached result, with the measurements of the run that computed it."""
     outcome = outcome_of(task, result, "cached")
     outcome.measured = read_measured(store.root, store.get_task_result_path(task.metadata.name, meta))
     return outcome
@@ -350,12 +360,12 @@ def computed_outcome(
     prepare: Prepare | None = None,
     predictions: bool = False,
 ) -> TaskOutcome:
-    """Computes a task with a wrapper of ours, and says what that took; for the arguments see `compute`."""
+    """Compute a task with a wrapper of this package; return its outcome with times and counts. See `compute`."""
     meta = model.mteb_model_meta
     before, started, opening = copy.copy(model.work), time.perf_counter(), start.seconds
     loading = compute(model, task, store, reuse=reuse, start=start, prepare=prepare, predictions=predictions)
     opening = start.seconds - opening
-    # Read back, so that what is shown now is to the last digit what every later run will read: mteb rounds when it writes.
+    # Read back from the store, since mteb rounds on writing: the score shown now is exactly the one that later runs read.
     outcome = outcome_of(task, store.result(task, meta), "computed")
     work = model.work.since(before)
     outcome.seconds = {
@@ -368,13 +378,13 @@ def computed_outcome(
     parts = parts_of(task)
     names = {part.metadata.name: f"{part.metadata.name}: " if len(parts) > 1 else "" for part in parts}
     outcome.prompts = {
-        f"{names[of]}{side or 'texts'}": dict(said) for (of, side), said in model.applied.items() if of in names
+        f"{names[of]}{side or 'texts'}": dict(applied) for (of, side), applied in model.applied.items() if of in names
     }
     return outcome
 
 
-def failed(task: AbsTask, error: Exception) -> TaskOutcome:
-    """What is said of a task that has no score."""
+def failed_outcome(task: AbsTask, error: Exception) -> TaskOutcome:
+    """Return the outcome of a task that failed."""
     return TaskOutcome(
         name=task.metadata.name,
         type=str(task.metadata.type),
@@ -384,14 +394,11 @@ def failed(task: AbsTask, error: Exception) -> TaskOutcome:
     )
 
 
-def _partly(task: AbsTask, error: PartialResultError, store: ResultsStore, meta: ModelMeta) -> TaskOutcome:
-    """Return a failed task's outcome with the scores of those subsets that have some."""
-    outcome = failed(task, error)
-    if (
-        store.has_partial_result(task, meta)
-        and (result := store.load_task_result(task.metadata.name, meta)) is not None
-    ):
-        # mteb's own filter gives subsets that are missing a score of NaN.
+def _partial_outcome(task: AbsTask, error: PartialResultError, store: ResultsStore, meta: ModelMeta) -> TaskOutcome:
+    """Return the outcome of a task that failed in part, with the scores of the subsets that were evaluated."""
+    outcome = failed_outcome(task, error)
+    if store.has_partial_result(task, meta) and (result := store.load_task_result(task.metadata.name, meta)) is not None:
+        # Not mteb's filter, which gives missing subsets a score of NaN.
         units, scores = data.units(task), _scores(result)
         outcome.scores = {
             split: {subset: scores[split][subset] for subset, of in units if of == split and subset in scores[split]}
@@ -402,39 +409,39 @@ def _partly(task: AbsTask, error: PartialResultError, store: ResultsStore, meta:
 
 
 class EngineStart:
-    """Opens a model's engine before it is needed first, so that its start counts for no task; why it does not open is kept.
+    """Opens a model's engine and times it separately from the tasks; an engine that does not open is tried only once.
 
     Args:
-        model: A wrapper of ours.
+        model: A wrapper of this package.
 
     Attributes:
-        seconds: What opening it has taken.
+        seconds: The time spent on opening the engine.
     """
 
     def __init__(self, model: VllmWrapperBase) -> None:
         self._model = model
-        self._dead: Exception | None = None
+        self._error: Exception | None = None
         self.seconds = 0.0
 
     def check(self) -> None:
-        """Raise what `ensure` raised, if it did."""
-        if self._dead is not None:
-            raise self._dead
+        """Raise the error of an earlier `ensure` again, if there was one."""
+        if self._error is not None:
+            raise self._error
 
     def ensure(self) -> None:
-        """Opens the engine, or says again why it does not open, which no later task will change.
+        """Open the engine, or raise the error of an earlier attempt again: it would fail for every task.
 
         Raises:
-            EngineError: vLLM does not open with these arguments.
-            MissingPackageError: vLLM is not installed.
-            ModelError: the model is not of the kind that is needed.
+            EngineError: if vLLM does not open with these arguments.
+            MissingPackageError: if vLLM is not installed.
+            ModelError: if the model is not of the required kind.
         """
         self.check()
         started = time.perf_counter()
         try:
             self._model.engine  # noqa: B018
         except (EngineError, MissingPackageError, ModelError) as error:
-            self._dead = error
+            self._error = error
             raise
         finally:
             self.seconds += time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""A report over runs that there are: nothing is evaluated."""
+"""`pipeline=report`: compare finished runs, without evaluating anything."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import ClassVar
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Compares runs; which ones, `runs` says, and how, `report`.
+    """A comparison of the runs in the config key `runs`, with the settings of the config group `report`.
 
     Attributes:
-        dir: The folder that the report goes into; None: `<results.dir>/reports/<date>/<time>`.
+        dir: The report's output folder; None: `<results.dir>/reports/<date>/<time>`.
     """
 
     model_kinds: ClassVar[tuple[str, ...]] = ()

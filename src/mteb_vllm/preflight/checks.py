@@ -42,7 +42,7 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> tuple[Pi
     reranker = config.model.kind == "cross_encoder"
     chosen, found = task_selection.select(config.tasks, mteb)
     if not chosen and not found and "tasks" not in broken:
-        found = [task_selection.why_none(config.tasks)]
+        found = [task_selection.no_tasks_mistake(config.tasks)]
     needed = {"tasks", "prompts", "pipeline", *(["model", "score_template"] if reranker else [])}
     sure = not found and not needed & set(broken)
     mistakes = engine_mistakes("", config.model, config.engine)
@@ -55,7 +55,7 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> tuple[Pi
     )
     if sure and not mistakes and not pipeline and parts is not None:
         prompts = {key: value for key, value in config.prompts.items() if key != "from_model"}
-        prompted = parts.pipeline.prompted(task_selection.parts(chosen, mteb))
+        prompted = parts.pipeline.prompted_tasks(task_selection.parts(chosen, mteb))
         mistakes += _applies_nowhere(prompts, prompted, config)
     if not reranker and config.score_template != ScoreTemplateConfig(from_model=config.score_template.from_model):
         what = "is what a cross-encoder reads pairs through, and the model is an encoder"

@@ -28,7 +28,7 @@ from yaml import YAMLError
 
 from mteb_vllm.catalogue import vllm_catalogue, warm
 from mteb_vllm.config.limits import reference_mistakes
-from mteb_vllm.config.overrides import apply, choice_mistake, in_words, parse_overrides, reference_mistake
+from mteb_vllm.config.overrides import apply, choice_mistake, describe_error, parse_overrides, reference_mistake
 from mteb_vllm.config.schema import (
     LauncherConfig,
     RunConfig,
@@ -145,7 +145,7 @@ def register_secrets(overrides: Sequence[str], *, config_dir: str | None = None)
         with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError, OSError), composer(config_dir):
             register_fields(compose_config(overrides))
     except YAMLError as error:
-        raise ConfigError([Mistake("configuration", in_words(error))]) from None
+        raise ConfigError([Mistake("configuration", describe_error(error))]) from None
 
 
 def _hydra_folder_mistakes(point: Point) -> list[Mistake]:
@@ -241,7 +241,11 @@ class _Composition:
                 what = "only pipeline/first_stage=dense has this"
                 return None, None, [*mistakes, _of(mounted[0], what, way)]
             undecoded = list(_not_utf8()) if isinstance(error, UnicodeDecodeError) else []
-            return None, None, [*mistakes, *(undecoded or [Mistake("configuration", in_words(error), code="syntax")])]
+            return (
+                None,
+                None,
+                [*mistakes, *(undecoded or [Mistake("configuration", describe_error(error), code="syntax")])],
+            )
         files = base.hydra.runtime.choices
         config = OmegaConf.masked_copy(base, [str(key) for key in base if key != "hydra"])
         # All points of a command have one clock, as those of a sweep of Hydra's have.
@@ -411,7 +415,7 @@ def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Overrid
             try:
                 values, _ = parse_overrides([f"{key}={value}" for value in override.sweep_string_iterator()])
             except (HydraException, ValueError) as error:
-                mistakes.append(_of(override, in_words(error), code="syntax"))
+                mistakes.append(_of(override, describe_error(error), code="syntax"))
                 continue
             if not values:
                 mistakes.append(_of(override, "there is no value in it", code="missing"))
@@ -429,7 +433,7 @@ def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:
     except ConfigError as error:
         return list(error.mistakes)
     except OmegaConfBaseException as error:
-        return [Mistake("hydra.launcher", in_words(error))]
+        return [Mistake("hydra.launcher", describe_error(error))]
     return []
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mteb_vllm.catalogue import TaskInfo, mteb_catalogue
-from mteb_vllm.config.overrides import differing
+from mteb_vllm.config.overrides import differing_overrides
 from mteb_vllm.config.schema import RunConfig
 from mteb_vllm.engines.arguments import context_limit
 from mteb_vllm.engines.base import EngineSpec
@@ -157,7 +157,7 @@ def plan_points(points: Sequence[Point], first: int = 0) -> list[PlannedPoint]:
         points: The points.
         first: The number of the first.
     """
-    differences = differing([point.overrides for point in points])
+    differences = differing_overrides([point.overrides for point in points])
     planned = []
     for number, (checked, differs) in enumerate(zip(points, differences, strict=True), first):
         point = PlannedPoint(number, checked.overrides, differs, checked.config, checked.launched, checked.composed)

@@ -1,1 +1,1 @@
-"""Tasks: their selection, data, estimates of their work, and the embedded demo tasks."""
+"""Tasks: selection, data, estimates of their work, and the built-in demo tasks."""

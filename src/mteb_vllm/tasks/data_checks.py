@@ -1,4 +1,4 @@
-"""What is wrong with a task's loaded data, found before an engine opens: missing splits, rows and columns, and nulls."""
+"""Find errors in a task's loaded data before an engine opens: missing splits, rows and columns, and nulls."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 
-# mteb's attributes of tasks that evaluate a sample of a split: a null in a row that is not drawn does no harm.
+# Attributes of mteb tasks that evaluate a sample of a split. Nulls are not checked there: they matter only in sampled rows.
 _SAMPLES = ("max_document_to_embed", "max_fraction_of_documents_to_embed", "max_eval_samples")
 _LABELS = ("label_column_name", "relevancy_column_name")
 _LISTS = ("human_summaries_column_name", "machine_summaries_column_name")
 
 
-def problem(task: AbsTask, subset: str, split: str) -> str | None:
-    """Return why a subset of a split cannot be evaluated, in words; None if nothing is found.
+def find_problem(task: AbsTask, subset: str, split: str) -> str | None:
+    """Return why a subset of a split cannot be evaluated, as a message; None if no problem is found.
 
     Args:
-        task: A task whose data are loaded, a retrieval task's in mteb's second format.
+        task: A task whose data are loaded; those of a retrieval task must be in mteb's second format.
         subset: One of its subsets.
         split: One of its splits.
     """
@@ -33,10 +33,10 @@ def problem(task: AbsTask, subset: str, split: str) -> str | None:
     data: Any = task.dataset
     part = data.get(subset, data) if isinstance(data, Mapping) else None
     if not isinstance(part, Mapping):
-        return None  # a form of the task's own
+        return None  # a task-specific format
     if split not in part:
         return f"there is no such split; there are: {', '.join(map(str, part)) or 'none'}"
-    if not _is_mtebs_own(task):
+    if not _is_evaluated_generically(task):
         return None
     if isinstance(task, AbsTaskRetrieval):
         return _retrieval_problem(part[split])
@@ -46,8 +46,8 @@ def problem(task: AbsTask, subset: str, split: str) -> str | None:
     return _rows_problem(task, subset, rows) or _training_problem(task, part)
 
 
-def _is_mtebs_own(task: AbsTask) -> bool:
-    """Return whether mteb's general code evaluates the task: what a task's own code needs is not known here."""
+def _is_evaluated_generically(task: AbsTask) -> bool:
+    """Return whether mteb's generic code evaluates the task; the requirements of task-specific code are unknown."""
     methods = (type(task).evaluate, type(task)._evaluate_subset)
     return all(method.__module__.startswith("mteb.abstasks.") for method in methods)
 
@@ -59,8 +59,8 @@ def _retrieval_problem(part: RetrievalSplitData) -> str | None:
         return "there are no documents"
     if not judged or not any(judged.values()):
         return "there are no relevance judgements"
-    if nameless := [query for query, grades in judged.items() if None in grades.values() or None in grades]:
-        return _count(len(nameless), len(judged), "query", "a judgement without a score or a document", nameless[0])
+    if incomplete := [query for query, grades in judged.items() if None in grades.values() or None in grades]:
+        return _count(len(incomplete), len(judged), "query", "a judgement without a score or a document", incomplete[0])
     if not any(grade > 0 for grades in judged.values() for grade in grades.values()):
         return "there are no relevant documents: no relevance judgement is above 0"
     if queries is None or not len(queries):
@@ -75,10 +75,10 @@ def _retrieval_problem(part: RetrievalSplitData) -> str | None:
     if found:
         return str(found)
     if lists:
-        there = set(corpus["id"])
-        lost = [query for query, names in lists.items() if not there.issuperset(names or ())]
-        if lost:
-            return _count(len(lost), len(lists), "query", "candidates that are not among the documents", lost[0])
+        ids = set(corpus["id"])
+        unknown = [query for query, names in lists.items() if not ids.issuperset(names or ())]
+        if unknown:
+            return _count(len(unknown), len(lists), "query", "candidates that are not among the documents", unknown[0])
     return None
 
 
@@ -112,22 +112,22 @@ def _training_problem(task: AbsTask, part: Mapping[str, Dataset]) -> str | None:
 
 
 def _column_problem(rows: Dataset, name: str, what: str, *, is_text: bool = True) -> str | None:
-    """Return what is wrong with a column of a data set: it is missing, holds no texts, or nulls.
+    """Return the problem with a column of a data set: it is missing, has a type other than text, or contains nulls.
 
     Args:
         rows: The data set.
         name: The column.
-        what: What a row is, for messages.
-        is_text: Whether the column must hold texts, or lists of them.
+        what: The noun for a row, for messages.
+        is_text: Whether the column must contain texts, or lists of them.
     """
     if name not in rows.column_names:
         return f"the {_plural(what)} have no column {name}; there are: {', '.join(rows.column_names)}"
     column = rows.data.column(name)
-    if is_text and not _holds_texts(column.type):
-        return f"the column {name} of the {_plural(what)} holds {column.type}, not texts"
+    if is_text and not _has_texts(column.type):
+        return f"the column {name} of the {_plural(what)} has the type {column.type}, not text"
     if not _has_nulls(column):
         return None
-    # `select` leaves the table as it is: only the rows themselves say which nulls count.
+    # `Dataset.select` does not change the underlying table, so nulls must be looked up in the selected rows.
     nulls = [at for at, value in enumerate(rows[name]) if _is_null(value)]
     if not nulls:
         return None
@@ -136,21 +136,21 @@ def _column_problem(rows: Dataset, name: str, what: str, *, is_text: bool = True
     return _count(len(nulls), len(rows), what, f"a null {name}", f"row {nulls[0]}" if first is None else first)
 
 
-def _count(n: int, total: int, what: str, lack: str, first: str) -> str:
-    whose = f"{n:,} of {total:,} {what if total == 1 else _plural(what)}"
-    return f"{whose} {'has' if n == 1 else 'have'} {lack}, the first is {first}"
+def _count(n: int, total: int, what: str, problem: str, first: str) -> str:
+    subject = f"{n:,} of {total:,} {what if total == 1 else _plural(what)}"
+    return f"{subject} {'has' if n == 1 else 'have'} {problem}, the first is {first}"
 
 
 def _plural(what: str) -> str:
     return {"query": "queries"}.get(what, f"{what}s")
 
 
-def _holds_texts(kind: pa.DataType) -> bool:
+def _has_texts(kind: pa.DataType) -> bool:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _holds_texts(kind.value_type)
-    # A turn of a conversation is a struct; a column that holds nothing but nulls has no type.
+        return _has_texts(kind.value_type)
+    # Conversation turns are structs; a column of nulls only has the null type.
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_dictionary)
-    return any(holds(kind) for holds in (*texts, pa.types.is_struct, pa.types.is_null))
+    return any(is_kind(kind) for is_kind in (*texts, pa.types.is_struct, pa.types.is_null))
 
 
 def _has_nulls(column: pa.ChunkedArray) -> bool:

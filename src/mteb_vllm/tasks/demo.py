@@ -1,39 +1,38 @@
-"""The embedded default tasks (`tasks=demo`): the docstrings of Python's own standard library.
+"""The built-in default tasks (`tasks=demo`), made from the docstrings of Python's standard library.
 
-Real text that every machine already has, so a first run needs no download. Three ordinary mteb tasks are made of it:
+This is real text that every machine already has, so a first run needs no download. There are three ordinary mteb tasks:
 
 ==========================  =========================================================  ==========================
-task                        what is asked                                              main score, chance
+task                        goal                                                       main score, chance level
 ==========================  =========================================================  ==========================
-`StdlibDocsRetrieval`       a docstring's summary line finds the rest of that          ndcg_at_10, below 0.01
-                            docstring among the rests of all docstrings
-`StdlibDocsClassification`  a summary line tells which of 20 packages it documents     accuracy, 0.05
-`StdlibDocsClustering`      whole docstrings fall into the 10 modules they document    v_measure, about 0.05
+`StdlibDocsRetrieval`       retrieve the body of a docstring, among the bodies of all  ndcg_at_10, below 0.01
+                            docstrings, by its summary line
+`StdlibDocsClassification`  predict from a summary line which of 20 packages it is in  accuracy, 0.05
+`StdlibDocsClustering`      group whole docstrings by the 10 modules they are in       v_measure, about 0.05
 ==========================  =========================================================  ==========================
 
 The recipe, version `RECIPE`:
 
-- Source files are parsed, never imported: the modules in `sys.stdlib_module_names` and their submodules, but none with
-  a part of its path that begins with an underscore or is `test` or `tests`. The packages in `DETACHED` are left out
-  because distributions ship the same Python with or without them.
-- Of these, the docstring (`inspect.cleandoc`) of each function, class and method with a public path.
-  The first paragraph, put on one line, is its summary; what follows is its body.
-- Retrieval: the documents are the different bodies of `MIN_BODY_WORDS` to `MAX_BODY_WORDS` words (the few longer ones
-  would take a third of the time). The queries are the summaries of `MIN_SUMMARY_WORDS` to `MAX_SUMMARY_WORDS` words
-  above them, but none that a document of its own repeats. One summary above several bodies is one query with several
-  relevant documents; one body below several summaries is one document. Bodies without a usable summary stay as
-  distractors. Docstrings that are a summary only are no documents: they often answer a query better than the body
-  that counts as relevant.
-- Classification: the `N_PACKAGES` packages with the most summaries of their own (one that stands in two packages has no
-  right answer), `N_TRAIN` + `N_TEST` summaries of each.
-- Clustering: the `N_MODULES` modules with the most docstrings of their own, `N_PER_MODULE` docstrings of each.
-  Neither takes texts of fewer than `MIN_SUMMARY_WORDS` words.
-- Where only some texts are taken, those with the lowest hashes are: no seed and no order of files has a say, and
-  neighbouring versions of Python share most of them.
+- Sources: the modules in `sys.stdlib_module_names` and their submodules, except those with a part of the path that starts
+  with an underscore or is `test` or `tests`. Files are parsed, never imported. The packages in `DETACHED` are excluded,
+  since distributions ship the same Python with or without them.
+- Texts: the docstrings (`inspect.cleandoc`) of functions, classes and methods with a public path. The first paragraph,
+  joined into one line, is the summary; the rest is the body.
+- Retrieval: the documents are the distinct bodies of `MIN_BODY_WORDS` to `MAX_BODY_WORDS` words (the few longer ones
+  would take a third of the time). The queries are their summaries of `MIN_SUMMARY_WORDS` to `MAX_SUMMARY_WORDS` words,
+  except those repeated in one of their own documents. A summary with several bodies is one query with several relevant
+  documents; a body with several summaries is one document. Bodies without a suitable summary remain as distractors.
+  Docstrings without a body are not documents, since they often answer a query better than the relevant body.
+- Classification: the `N_PACKAGES` packages with the most unique summaries (a summary that occurs in two packages has no
+  correct label), `N_TRAIN` + `N_TEST` summaries of each.
+- Clustering: the `N_MODULES` modules with the most unique docstrings, `N_PER_MODULE` docstrings of each. Classification
+  and clustering use only texts of at least `MIN_SUMMARY_WORDS` words.
+- Samples consist of the texts with the lowest hashes, so they depend on no seed and no order of files, and similar
+  versions of Python share most of them.
 
-The dataset revision is the recipe's version, Python's version and a hash of every source file that is read: the same
-revision means the same texts. The reverse does not hold, since a changed comment is a new revision, too: a hash of the
-texts themselves would cost two seconds of parsing wherever a task is only named.
+The dataset revision consists of the recipe's version, Python's version and a hash of all source files, so equal revisions
+imply equal texts. The reverse does not hold, since a changed comment changes the revision as well; hashing the texts
+themselves would need two seconds of parsing wherever a task is only named.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ __all__ = [
     "statistics",
 ]
 
-RECIPE = "v1"  # goes up with every change below that changes a text, a label or a score
+RECIPE = "v1"  # raise it with every change below that affects a text, a label or a score
 DETACHED = frozenset({"distutils", "ensurepip", "idlelib", "lib2to3", "test", "tkinter", "turtledemo"})
 MIN_SUMMARY_WORDS, MAX_SUMMARY_WORDS = 3, 30
 MIN_BODY_WORDS, MAX_BODY_WORDS = 8, 100
@@ -73,7 +72,7 @@ N_MODULES, N_PER_MODULE = 10, 50
 
 
 class Docstring(NamedTuple):
-    """One docstring: where it stands, and its two parts (`body` is empty where there is only a summary)."""
+    """A docstring: its location and its two parts; `body` is empty if there is only a summary."""
 
     module: str
     name: str
@@ -83,23 +82,23 @@ class Docstring(NamedTuple):
 
     @property
     def package(self) -> str:
-        """Return the package that defines it."""
+        """The top-level package that defines it."""
         return self.module.partition(".")[0]
 
     @property
     def text(self) -> str:
-        """Return both parts as one text."""
+        """Both parts as one text."""
         return f"{self.summary}\n\n{self.body}".strip()
 
     @property
     def place(self) -> str:
-        """Unique: a property and its setter share a name, but no line."""
+        """A unique id; it includes the line, since a property and its setter have the same name."""
         return f"{self.module}.{self.name}:{self.line}"
 
 
 @cache
 def _sources() -> dict[str, Path]:
-    """Module name -> source file, sorted by name; empty where Python came without sources."""
+    """Return module name -> source file, sorted by name; empty if Python was installed without sources."""
     root = Path(sysconfig.get_path("stdlib"))
     found = {}
     for top in sys.stdlib_module_names - DETACHED:
@@ -120,7 +119,7 @@ def _revision() -> str:
 
 
 def _public(node: ast.AST, path: tuple[str, ...] = ()) -> Iterator[tuple[str, int, str]]:
-    """Name, line and docstring of what is defined publicly below `node`, in the order of the file."""
+    """Yield name, line and docstring of each public definition below `node`, in the order of the file."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             if child.name.startswith("_"):
@@ -136,15 +135,15 @@ def _public(node: ast.AST, path: tuple[str, ...] = ()) -> Iterator[tuple[str, in
 
 @cache
 def docstrings() -> tuple[Docstring, ...]:
-    """All docstrings of the recipe, by module and line (about two seconds, once per process).
+    """Return all docstrings of the recipe, by module and line (takes about two seconds, once per process).
 
     Raises:
-        FileNotFoundError: This Python came without the sources of its standard library.
+        FileNotFoundError: if this Python was installed without the sources of its standard library.
     """
     if not _sources():
         raise FileNotFoundError(
-            "The demo tasks are made of the docstrings of Python's standard library, but this Python has no sources "
-            f"of it in {sysconfig.get_path('stdlib')}. Use a Python that has, or other tasks, for example tasks=sts12."
+            "The demo tasks are made from the docstrings of Python's standard library, but this Python has no sources "
+            f"in {sysconfig.get_path('stdlib')}. Use a Python with sources, or other tasks, for example tasks=sts12."
         )
     found = []
     for module, path in _sources().items():
@@ -155,12 +154,12 @@ def docstrings() -> tuple[Docstring, ...]:
 
 
 def _normal(text: str) -> str:
-    """The same for texts that differ only in case, white space or a full stop at the end."""
+    """Return a text without differences in case, white space and trailing full stops."""
     return " ".join(text.split()).casefold().rstrip(".")
 
 
 def _largest_classes(labelled: Iterable[tuple[str, str]], n_classes: int, size: int) -> dict[str, list[str]]:
-    """From (label, text) pairs, the labels with the most texts of their own, and up to `size` of these texts each."""
+    """Return the labels with the most unique texts, and up to `size` of these texts for each, from (label, text) pairs."""
     labels: dict[str, set[str]] = defaultdict(set)
     texts: dict[str, str] = {}
     for label, text in labelled:
@@ -200,7 +199,7 @@ def _metadata(**fields: Any) -> TaskMetadata:
 
 
 class StdlibDocsRetrieval(AbsTaskRetrieval):
-    """A docstring's summary line finds the rest of that docstring."""
+    """Retrieve the body of a docstring by its summary line."""
 
     metadata = _metadata(
         name="StdlibDocsRetrieval",
@@ -213,7 +212,7 @@ class StdlibDocsRetrieval(AbsTaskRetrieval):
     )
 
     def load_data(self, num_proc: int | None = None, **kwargs: object) -> None:
-        """Make queries of the summaries, and documents of the bodies."""
+        """Build queries from the summaries and documents from the bodies."""
         if self.data_loaded:
             return
         corpus: dict[str, Docstring] = {}
@@ -244,7 +243,7 @@ class StdlibDocsRetrieval(AbsTaskRetrieval):
 
 
 class StdlibDocsClassification(AbsTaskClassification):
-    """A summary line tells which package of the standard library it stands in."""
+    """Predict from a summary line which package of the standard library it is in."""
 
     metadata = _metadata(
         name="StdlibDocsClassification",
@@ -257,7 +256,7 @@ class StdlibDocsClassification(AbsTaskClassification):
     )
 
     def load_data(self, num_proc: int | None = None, **kwargs: object) -> None:
-        """Make the training texts and the test texts of the largest packages."""
+        """Build the training and test texts from the largest packages."""
         if self.data_loaded:
             return
         classes = _largest_classes(((doc.package, doc.summary) for doc in docstrings()), N_PACKAGES, N_TRAIN + N_TEST)
@@ -269,15 +268,16 @@ class StdlibDocsClassification(AbsTaskClassification):
 
 
 class StdlibDocsClustering(AbsTaskClustering):
-    """Docstrings fall into the modules they stand in."""
+    """Group docstrings by the modules they are in."""
 
     max_fraction_of_documents_to_embed = None
-    # Each experiment draws this many with replacement. mteb's 16,384 give the same score for eight times the k-means;
-    # one draw a text leaves so few different texts that random vectors reach 0.08 instead of 0.05.
+    # The number of texts drawn with replacement per experiment. mteb's default of 16,384 gives the same score with eight
+    # times the k-means work; drawing only as many as there are texts leaves so few distinct ones that random vectors score
+    # 0.08 instead of 0.05.
     max_documents_per_cluster = 4 * N_MODULES * N_PER_MODULE
     metadata = _metadata(
         name="StdlibDocsClustering",
-        description="Group docstrings of Python's standard library by the module that they stand in.",
+        description="Group docstrings of Python's standard library by the module that they are in.",
         type="Clustering",
         category="t2c",
         task_subtypes=["Thematic clustering"],
@@ -286,7 +286,7 @@ class StdlibDocsClustering(AbsTaskClustering):
     )
 
     def load_data(self, num_proc: int | None = None, **kwargs: object) -> None:
-        """Make one set of the texts of the largest modules."""
+        """Build one set from the texts of the largest modules."""
         if self.data_loaded:
             return
         classes = _largest_classes(((doc.module, doc.text) for doc in docstrings()), N_MODULES, N_PER_MODULE)
@@ -300,19 +300,19 @@ TASKS: dict[str, type[AbsTask]] = {
 
 
 def statistics(task: type[AbsTask]) -> dict[str, dict[str, object]] | None:
-    """A demo task's descriptive statistics, in the form of the files that mteb brings for its own tasks.
+    """Return a demo task's descriptive statistics, in the format of the files that mteb ships for its own tasks.
 
     Args:
         task: One of `TASKS`.
 
     Returns:
-        split -> what mteb counts in it, the training split included; None where that cannot be had.
+        split -> statistics, including the training split; None if they cannot be computed.
     """
     made = task()
     splits = [*made.eval_splits, *([made.train_split] if isinstance(made, AbsTaskClassification) else [])]
     try:
         made.load_data()
-        # mteb's public way to them writes them into its own package.
+        # A private method, since mteb's public one writes the statistics into mteb's own package.
         return {split: dict(made._calculate_descriptive_statistics_from_split(split)) for split in splits}
-    except (FileNotFoundError, AttributeError, TypeError):  # an mteb that does it otherwise is no reason to fail
+    except (FileNotFoundError, AttributeError, TypeError):  # optional: another version of mteb must not make this fail
         return None

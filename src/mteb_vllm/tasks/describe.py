@@ -1,4 +1,4 @@
-"""Write down what the installed mteb and our demo tasks offer; run as a child process of `mteb_vllm.catalogue`."""
+"""Write the catalogue of the installed mteb and the demo tasks; run as a child process by `mteb_vllm.catalogue`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _read_task(task: AbsTask | type[AbsTask]) -> dict[str, object]:
 def _read_sampling(task: AbsTask | type[AbsTask]) -> dict[str, object]:
     found = {name: getattr(task, name) for name in SAMPLING if hasattr(task, name)}
     fraction = "max_fraction_of_documents_to_embed"
-    # Two tasks set this to None when they have loaded their data, and not before.
+    # Two tasks set this to None only after loading their data.
     names = getattr(getattr(task.dataset_transform, "__code__", None), "co_names", ())
     return found | {fraction: None} if fraction in names else found
 

@@ -1,31 +1,31 @@
-"""How much work a task will be, before anything of it is loaded: an estimate, from mteb's descriptive statistics.
+"""Estimate the work of a task from mteb's descriptive statistics, without loading the task's data.
 
-mteb brings a file of statistics for nearly every task: how many texts there are, how many different ones, how many
-characters. What it does with them is known from its evaluators:
+mteb ships a file of statistics for nearly every task: the numbers of texts, distinct texts and characters. Which texts are
+encoded follows from its evaluators:
 
 =============================  ========================================================================================
-task                           what is encoded
+task                           encoded texts
 =============================  ========================================================================================
 retrieval, reranking           all queries and all documents
 STS, pair classification       both sides
-bitext mining                  both sides; of parallel corpora each language once
-summarization                  the summaries, not the texts that they are of
-clustering                     all texts, or a sample; in older tasks each set of texts by itself, where a text that
-                               stands in ten sets is encoded ten times
-classification, regression     the evaluated split, or a sample of it, and the training texts that any experiment draws;
-                               in cross-validation all of one split
+bitext mining                  both sides; in parallel corpora, each language once
+summarization                  the summaries, not the source texts
+clustering                     all texts, or a sample; in older tasks, each set of texts separately, so that a text in ten
+                               sets is encoded ten times
+classification, regression     the evaluated split, or a sample of it, and the training texts drawn by any experiment;
+                               in cross-validation, all of one split
 =============================  ========================================================================================
 
-Texts are counted as an engine computes them: the different ones of each of these, for each split and subset. Of samples
-it is their expected number, where texts have several labels only roughly. A few too many are counted where queries have
-nothing relevant, which mteb leaves out, and where one set of an older clustering repeats a text; too few where a corpus of
-more than 50,000 documents, which is encoded piece by piece, repeats some.
+Texts are counted as an engine computes them: the distinct ones within each of these, per split and subset. For samples it is
+their expected number, which is approximate for multilabel texts. The estimate is slightly too high for queries without
+relevant documents, which mteb skips, and for repeated texts within a set of an older clustering task; it is too low for
+repeated documents in corpora of more than 50,000 documents, which are encoded in several pieces.
 
 Tokens are estimated from characters, by script. `CHARACTERS_PER_TOKEN` are means of two multilingual tokenizers
-(XLM-RoBERTa's and Mistral's) on XQuAD and the Universal Declaration of Human Rights; `ENGLISH` is BERT's on SciFact, STS12
-and others (3.9 to 4.9). A tokenizer that has seen little of a language makes two or three times as many tokens, and BERT's
-own hides whole words of a script that it cannot read behind one. Where texts are cut to a context, it is the average text
-that is cut here: too many tokens are estimated where some texts are longer than the context and others are shorter.
+(XLM-RoBERTa's and Mistral's) on XQuAD and the Universal Declaration of Human Rights; `ENGLISH` is that of BERT's tokenizer on
+SciFact, STS12 and others (3.9 to 4.9). A tokenizer trained on little text of a language produces two to three times as many
+tokens, while BERT's replaces whole words of unsupported scripts by one token. Truncation is applied to the average text, so
+the estimate is too high if only some texts are longer than the context.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ CHARACTERS_PER_TOKEN = {
 }
 
 _QUERIES, _DOCUMENTS = "queries_text_statistics", "documents_text_statistics"
-# What is encoded whole, if it is there. A side of pairs is in one of the two languages that a subset may have.
-_WHOLE: dict[str, slice] = {
+# Texts that are always encoded completely: the name of their statistics, and which of a subset's two languages they are in.
+_COMPLETE: dict[str, slice] = {
     _QUERIES: slice(None),
     _DOCUMENTS: slice(None),
     "text1_statistics": slice(0, 1),
@@ -81,12 +81,12 @@ _WHOLE: dict[str, slice] = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """About how much an engine will have to do.
+    """The estimated work of an engine.
 
     Attributes:
-        texts: Different texts, or pairs of texts, that it will be given.
-        tokens: Tokens in them; special tokens and prompts are not counted.
-        unit: What `texts` counts.
+        texts: The number of distinct texts, or pairs.
+        tokens: Their number of tokens, without special tokens and prompts.
+        unit: The unit of `texts`.
     """
 
     texts: int
@@ -95,12 +95,12 @@ class Estimate:
 
     def __add__(self, other: Estimate) -> Estimate:
         if self.unit != other.unit:
-            raise ValueError(f"{self.unit} and {other.unit} do not add up")
+            raise ValueError(f"cannot add {self.unit} and {other.unit}")
         return Estimate(self.texts + other.texts, self.tokens + other.tokens, self.unit)
 
 
 class _Part(NamedTuple):
-    """One split of one subset: its languages, what mteb counts in it, and in the split that classifiers learn from."""
+    """One split of one subset: its languages, its statistics, and those of the training split."""
 
     split: str
     subset: str
@@ -110,22 +110,22 @@ class _Part(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Texts that are encoded together: how many different ones, and the tokens of the average one."""
+    """Texts that are encoded together: the number of distinct ones, and their mean number of tokens."""
 
     texts: float
     tokens: float
 
 
 def estimate(task: TaskInfo, splits: Sequence[str] | None = None, *, max_tokens: int | None = None) -> Estimate | None:
-    """What encoding a task takes.
+    """Return the estimated work of encoding a task.
 
     Args:
-        task: The task, with the subsets that are evaluated.
-        splits: The splits that are; None: the task's own.
-        max_tokens: The context that texts are cut to.
+        task: The task, with the evaluated subsets.
+        splits: The evaluated splits; None: the task's own.
+        max_tokens: The context length in tokens; None for no limit.
 
     Returns:
-        the estimate; None where mteb has no statistics for one of these splits and subsets, or there is more than text.
+        the estimate; None if mteb lacks statistics for one of the splits and subsets, or the task is not only of text.
     """
     parts = _parts(task, splits)
     if parts is None:
@@ -133,7 +133,7 @@ def estimate(task: TaskInfo, splits: Sequence[str] | None = None, *, max_tokens:
     parallel = task.sampling.get("parallel_subsets", False)
     batches: dict[tuple[str, ...], _Batch] = {}
     for part in parts:
-        # A parallel corpus has one column for each language, whatever pairs are made of them.
+        # A parallel corpus has one column per language, shared by all pairs of languages.
         columns = part.subset.split("-") if parallel else ()
         for at, (name, batch) in enumerate(_encoded(task, part)):
             batches[(part.split, columns[at]) if columns else (part.split, part.subset, name)] = batch
@@ -145,16 +145,16 @@ def estimate(task: TaskInfo, splits: Sequence[str] | None = None, *, max_tokens:
 def estimate_pairs(
     task: TaskInfo, splits: Sequence[str] | None = None, *, top_k: int, max_tokens: int | None = None
 ) -> Estimate | None:
-    """What reranking for a task takes: each query with each of its candidates.
+    """Return the estimated work of reranking a task: all pairs of a query and one of its candidates.
 
     Args:
-        task: The task, with the subsets that are evaluated.
-        splits: The splits that are; None: the task's own.
-        top_k: How many candidates a first stage finds for each query. Tasks that bring lists of their own keep these.
-        max_tokens: The context that pairs are cut to.
+        task: The task, with the evaluated subsets.
+        splits: The evaluated splits; None: the task's own.
+        top_k: The number of candidates per query; tasks with their own candidate lists use all of these.
+        max_tokens: The context length of a pair in tokens; None for no limit.
 
     Returns:
-        the estimate, in pairs; None as for `estimate`, and where nothing is ranked.
+        the estimate, in pairs; None as for `estimate`, and if the task has no queries.
     """
     parts = _parts(task, splits)
     if parts is None:
@@ -175,31 +175,31 @@ def estimate_pairs(
 
 
 def _parts(task: TaskInfo, splits: Sequence[str] | None) -> list[_Part] | None:
-    """What is evaluated; None where any of it is not known."""
+    """Return the evaluated splits and subsets; None if statistics are missing for one of them."""
     found = task.statistics or _statistics(task.type, task.name)
     if set(task.modalities) != {"text"} or not found:
         return None
     parts = []
     for split in splits or task.splits:
         for subset, languages in task.subsets.items():
-            counted = _of(found, split, subset)
-            train = _of(found, task.sampling["train_split"], subset) if "train_split" in task.sampling else {}
+            counted = _counts(found, split, subset)
+            train = _counts(found, task.sampling["train_split"], subset) if "train_split" in task.sampling else {}
             if counted is None or train is None:
                 return None
             parts.append(_Part(split, subset, languages, counted, train))
     return parts
 
 
-def _of(found: dict[str, Any], split: str, subset: str) -> dict[str, Any] | None:
-    whole: dict[str, Any] = found.get(split, {})
-    by_subset: dict[str, Any] = whole.get("hf_subset_descriptive_stats", {"default": whole} if whole else {})
+def _counts(found: dict[str, Any], split: str, subset: str) -> dict[str, Any] | None:
+    of_split: dict[str, Any] = found.get(split, {})
+    by_subset: dict[str, Any] = of_split.get("hf_subset_descriptive_stats", {"default": of_split} if of_split else {})
     return by_subset.get(subset)
 
 
 @functools.cache
 def _statistics(task_type: str, name: str) -> dict[str, Any] | None:
-    """What the file of a task holds; None without one."""
-    spec = importlib.util.find_spec("mteb")  # imports nothing
+    """Return the content of a task's statistics file; None if there is none."""
+    spec = importlib.util.find_spec("mteb")  # does not import mteb
     if spec is None or spec.origin is None:
         return None
     try:
@@ -211,10 +211,10 @@ def _statistics(task_type: str, name: str) -> dict[str, Any] | None:
 
 
 def _encoded(task: TaskInfo, part: _Part) -> Iterator[tuple[str, _Batch]]:
-    """What is encoded of a part, each batch by its name."""
-    whole = [name for name in _WHOLE if part.counted.get(name)]
-    if whole:
-        yield from ((name, _batch(part, name)) for name in whole)
+    """Yield name and batch of the texts encoded for a part."""
+    complete = [name for name in _COMPLETE if part.counted.get(name)]
+    if complete:
+        yield from ((name, _batch(part, name)) for name in complete)
         return
     rows, sampling = _rows(part.counted), task.sampling
     if "train_split" in sampling:
@@ -226,49 +226,49 @@ def _encoded(task: TaskInfo, part: _Part) -> Iterator[tuple[str, _Batch]]:
         taken = int(fraction * rows) if fraction is not None else rows if most is None else most
         yield "texts", _sampled(part, taken)
     else:
-        yield "texts", _batch(part, "text_statistics")._replace(texts=rows)  # an older clustering
+        yield "texts", _batch(part, "text_statistics")._replace(texts=rows)  # an older clustering task
 
 
 def _sampled(part: _Part, taken: float) -> _Batch:
-    """The different texts that are expected among some rows of a part, where each text is repeated equally often."""
+    """Return the expected distinct texts among `taken` random rows of a part, if all texts are repeated equally often."""
     batch = _batch(part, "text_statistics")
     rows = _rows(part.counted)
     return batch._replace(texts=_expected(batch.texts, taken / rows, rows / batch.texts))
 
 
 def _drawn(sampling: dict[str, Any], train: dict[str, Any]) -> float:
-    """How many of the training rows at least one experiment is expected to draw."""
+    """Return the expected number of training rows that at least one experiment draws."""
     rows, experiments = _rows(train), sampling["n_experiments"]
-    if "n_samples" in sampling:  # a regression: its rows have no labels
+    if "n_samples" in sampling:  # regression: rows have no labels
         return _expected(rows, sampling["n_samples"] / rows, experiments)
     counts: dict[str, int] = {name: label["count"] for name, label in train["label_statistics"]["labels"].items()}
-    # Rows of a multilabel task may have none, and are not drawn then; or several, and are drawn for all of these at once.
+    # Rows of a multilabel task without labels are never drawn; rows with several labels are drawn for each of them.
     without = counts.pop("None", 0) if "max_eval_samples" in sampling else 0
     drawn = sum(_expected(count, sampling["samples_per_label"] / count, experiments) for count in counts.values())
     return drawn * (rows - without) / sum(counts.values())
 
 
 def _expected(count: float, share: float, draws: float) -> float:
-    """How many are expected to be in at least one of several draws, each of a share of all."""
+    """Return the expected number of items in at least one of several draws, each of a fraction `share` of `count` items."""
     left_out: float = (1 - min(1, share)) ** draws
     return count * (1 - left_out)
 
 
 def _batch(part: _Part, name: str) -> _Batch:
     statistics = part.counted[name]
-    languages = part.languages[_WHOLE.get(name, slice(None))] if len(part.languages) == 2 else part.languages
+    languages = part.languages[_COMPLETE.get(name, slice(None))] if len(part.languages) == 2 else part.languages
     return _Batch(statistics["unique_texts"], statistics["average_text_length"] * _tokens_per_character(languages))
 
 
 def _rows(counted: dict[str, Any], name: str = "text_statistics") -> int:
-    # `num_samples` counts labels where texts have several; one file has no total.
+    # Not `num_samples`, which counts labels in multilabel tasks; but one file lacks the total length.
     texts: dict[str, float] = counted[name]
     rows: int = counted["num_samples"]
     return round(texts["total_text_length"] / texts["average_text_length"]) if "total_text_length" in texts else rows
 
 
 def _tokens_per_character(languages: Sequence[str]) -> float:
-    """The mean over languages, each as `eng-Latn`."""
+    """Return the mean over languages, given as `eng-Latn`."""
     rates = [
         1 / (ENGLISH if code == "eng-Latn" else CHARACTERS_PER_TOKEN.get(code.split("-")[-1], OTHER_SCRIPTS))
         for code in languages

@@ -1,7 +1,7 @@
-"""A task's data: loaded for as long as they are needed, checked, and refused where they are not what the task needs.
+"""Load, check and unload the data of tasks.
 
-What is wrong with one subset costs no other anything: the subsets and splits that cannot be evaluated are named, with their
-reasons, and the others are.
+An error in one subset does not affect the others: subsets and splits that cannot be evaluated are reported with their errors,
+and the others are evaluated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mteb_vllm.engines.timing import replace_attributes
 from mteb_vllm.errors import DataError, LockError
 from mteb_vllm.results.failures import error_chain, one_line_message
-from mteb_vllm.tasks.data_checks import problem
+from mteb_vllm.tasks.data_checks import find_problem
 from mteb_vllm.tasks.selection import brings_candidates
 from mteb_vllm.util.data_revisions import data_revision, is_local, local_folder
 
@@ -30,38 +30,38 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A subset and a split of a task: what is evaluated at a time.
+# A subset and a split of a task, which are evaluated together.
 Unit = tuple[str, str]
 
 
 def units(task: AbsTask) -> list[Unit]:
-    """Return the subsets and splits of a task that are evaluated, in mteb's order."""
+    """Return the evaluated subsets and splits of a task, in mteb's order."""
     return [(subset, split) for split in task.eval_splits for subset in task.hf_subsets]
 
 
 def unit_name(unit: Unit) -> str:
-    """Return how messages name a subset and a split."""
+    """Return the name of a subset and split for messages."""
     subset, split = unit
     return f"split {split}" if subset == "default" else f"subset {subset}, split {split}"
 
 
-def narrowed(task: AbsTask, chosen: Sequence[Unit]) -> contextlib.AbstractContextManager[None]:
-    """Let a task have only the subsets and splits that are in some of these."""
+def restrict_to(task: AbsTask, chosen: Sequence[Unit]) -> contextlib.AbstractContextManager[None]:
+    """Restrict a task to the subsets and splits that occur in `chosen`, for the duration of the context."""
     subsets = [subset for subset in task.hf_subsets if any(subset == one for one, _ in chosen)]
     splits = [split for split in task.eval_splits if any(split == one for _, one in chosen)]
     return replace_attributes(task, hf_subsets=subsets, _eval_splits=splits)
 
 
 @contextlib.contextmanager
-def loaded(task: AbsTask, store: ResultsStore) -> Iterator[dict[Unit, Exception]]:
-    """Load a task's data for the time of the context; those in a folder of the working directory as they are now.
+def open_data(task: AbsTask, store: ResultsStore) -> Iterator[dict[Unit, Exception]]:
+    """Load a task's data for the duration of the context. Data in a local folder are always read again from its files.
 
     Args:
         task: The task.
-        store: Beside its results lies, until the context ends, what `datasets` makes of such a folder.
+        store: The results store; a temporary folder in it holds the files that `datasets` makes from a local folder.
 
     Yields:
-        why single subsets and splits cannot be evaluated.
+        the errors of single subsets and splits that cannot be evaluated.
 
     Raises:
         DataError: if nothing of the task can be evaluated.
@@ -74,9 +74,9 @@ def loaded(task: AbsTask, store: ResultsStore) -> Iterator[dict[Unit, Exception]
             else:
                 try:
                     scratch = stack.enter_context(store.staging())
-                except (OSError, LockError):  # a store that can only be read
+                except (OSError, LockError):  # the store is read-only
                     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mteb-vllm-")))
-                with cached_in(scratch):
+                with use_cache_folder(scratch):
                     broken = load(task)
             yield broken
         finally:
@@ -84,37 +84,37 @@ def loaded(task: AbsTask, store: ResultsStore) -> Iterator[dict[Unit, Exception]
                 task.unload_data()
             task.dataset = None
             if pinned is not None:
-                # mteb takes an object's own metadata away with its data: the revision of data in a local folder is there.
+                # mteb deletes a task's own metadata on unloading, but they contain the revision of data in a local folder.
                 task.metadata = pinned
 
 
 def load(task: AbsTask) -> dict[Unit, Exception]:
-    """Load a task's data and check them; a reranking task whose candidate lists got lost is refused.
+    """Load a task's data and check them; a reranking task without candidate lists is refused.
 
-    `datasets` lists only the config `default` of an offline cache, and mteb then drops the candidate lists without a word:
-    it would silently score full retrieval instead.
+    `datasets` lists only the config `default` of an offline cache. mteb then drops the candidate lists without a warning, and
+    would score full retrieval instead.
 
     Returns:
-        why single subsets and splits cannot be evaluated.
+        the errors of single subsets and splits that cannot be evaluated.
 
     Raises:
-        DataError: if nothing of the task can be evaluated, with what to do.
+        DataError: if nothing of the task can be evaluated, with advice.
     """
     broken: dict[Unit, Exception] = {}
     try:
         _load(task)
-    except Exception as error:  # networks, caches and files fail in many ways
+    except Exception as error:  # network, cache and file errors are of many types
         if not _is_missing(error):
             broken = _broken_parts(task)
         good = [unit for unit in units(task) if unit not in broken]
         if not broken or not good:
-            raise _explained(task, error, broken) from error
+            raise _explain_error(task, error, broken) from error
         _load_only(task, good)
     path, revision = task.metadata.dataset["path"], task.metadata.revision
     if is_local(revision) and data_revision(path, revision) != revision:
-        raise DataError(f"the files in {Path(path).absolute()} have changed since the run began: run again")
+        raise DataError(f"the files in {Path(path).absolute()} have changed since the run began: start the run again")
     for unit in units(task):
-        if unit not in broken and (found := problem(task, *unit)):
+        if unit not in broken and (found := find_problem(task, *unit)):
             broken[unit] = DataError(found)
     if len(broken) == len(units(task)):
         raise DataError(_listed(broken))
@@ -135,12 +135,12 @@ def _load(task: AbsTask) -> None:
 
 def _load_only(task: AbsTask, chosen: Sequence[Unit]) -> None:
     task.data_loaded = False
-    with narrowed(task, chosen):
+    with restrict_to(task, chosen):
         _load(task)
 
 
 def _load_split(loader: RetrievalDatasetLoader, config: str, num_proc: int | None) -> Dataset:
-    """Load one config of a retrieval task as mteb does, but say which one fails, and that one without rows is empty."""
+    """Load one config of a retrieval task as mteb does, but name it in errors, and raise if it has no rows."""
     from datasets import load_dataset
 
     what = next((word for name, word in _CONFIGS.items() if config.endswith(name)), "relevance judgements")
@@ -168,7 +168,7 @@ _CONFIGS = {
 
 
 def _is_empty(path: str, config: str, split: str) -> bool:
-    """Return whether the parquet files of a config hold no row of a split: `datasets` fails over those without saying so."""
+    """Return whether the parquet files of a config have no rows for a split; `datasets` raises an unclear error for these."""
     import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
     from datasets import load_dataset_builder
 
@@ -176,12 +176,12 @@ def _is_empty(path: str, config: str, split: str) -> bool:
         files = load_dataset_builder(path, config).config.data_files
         chosen = files[split] if split in files else [file for one in files.values() for file in one]
         return bool(chosen) and sum(pq.read_metadata(file).num_rows for file in chosen) == 0
-    except Exception:  # it only explains
+    except Exception:  # this only improves the message of another error
         return False
 
 
 def _broken_parts(task: AbsTask) -> dict[Unit, Exception]:
-    """Return which subsets cannot be loaded, of a task with one subset which splits, by loading each alone."""
+    """Load each subset separately (each split, if there is only one subset), and return the errors of those that fail."""
     broken: dict[Unit, Exception] = {}
     at = 0 if len(task.hf_subsets) > 1 else 1
     for name in task.eval_splits if at else task.hf_subsets:
@@ -195,13 +195,13 @@ def _broken_parts(task: AbsTask) -> dict[Unit, Exception]:
 
 
 def _is_missing(error: BaseException) -> bool:
-    """Return whether a data set is not there at all, or cannot be reached."""
+    """Return whether an error means that a data set does not exist or cannot be reached."""
     names = ("DatasetNotFoundError", "OfflineModeIsEnabled", "LocalEntryNotFoundError")
     return any(isinstance(one, ConnectionError) or type(one).__name__ in names for one in error_chain(error))
 
 
 def _root(error: BaseException) -> str:
-    """Return what an error comes from, in one line."""
+    """Return the message of an error's root cause, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return one_line_message(error)
@@ -212,29 +212,27 @@ def _listed(broken: Mapping[Unit, Exception]) -> str:
     return "; ".join(named + ([f"and {len(broken) - 3} more"] if len(broken) > 3 else []))
 
 
-def _explained(task: AbsTask, error: Exception, broken: Mapping[Unit, Exception]) -> DataError:
-    """Return the failure that an error at loading means, with where the data are looked for and how to have them."""
+def _explain_error(task: AbsTask, error: Exception, broken: Mapping[Unit, Exception]) -> DataError:
+    """Return an error at loading as a `DataError`, with the location of the data and how to get them."""
     path, pinned = task.metadata.dataset["path"], type(task).metadata.revision
     folder, command = Path(path).absolute(), download_command(path, pinned)
-    said = one_line_message(error)
+    message = one_line_message(error)
     if isinstance(error, DataError):
-        said = _listed(broken) or str(error)
-    elif _root(error) != said:
-        said += f" (from {_root(error)})"
+        message = _listed(broken) or str(error)
+    elif _root(error) != message:
+        message += f" (from {_root(error)})"
     if folder.is_dir():
-        advice = f"repair the data set in {folder}, or remove the folder, for which the Hub's data set is taken then"
-        return DataError(f"the data set in the folder {folder} cannot be loaded: {said}", advice)
-    advice = (
-        f"where there is a network, run `{command}` in {Path.cwd()}: a folder {folder} is taken before the Hub is asked"
-    )
-    return DataError(f"the data set {path} cannot be loaded: {said}", advice)
+        advice = f"repair the data set in {folder}, or delete the folder to use the data set on the Hub"
+        return DataError(f"the data set in the folder {folder} cannot be loaded: {message}", advice)
+    advice = f"with network access, run `{command}` in {Path.cwd()}: the folder {folder} takes precedence over the Hub"
+    return DataError(f"the data set {path} cannot be loaded: {message}", advice)
 
 
 def check_candidates(task: AbsTask) -> None:
-    """Refuse a loaded reranking task without its candidate lists.
+    """Raise if a loaded reranking task lacks its candidate lists.
 
     Raises:
-        DataError: with what to do.
+        DataError: with advice.
     """
     if not brings_candidates(task.metadata.type):
         return
@@ -243,52 +241,52 @@ def check_candidates(task: AbsTask) -> None:
         part = data.get(subset, {}).get(split)
         if part is not None and not part.get("top_ranked"):
             raise DataError(
-                f"the candidate lists (top_ranked) of {subset}/{split} are missing, as happens with an offline data-set "
-                "cache; " + _copy_of(task)
+                f"the candidate lists (top_ranked) of {subset}/{split} are missing, as happens with an offline cache of "
+                "data sets; " + _copy_advice(task)
             )
 
 
 def check_instructions(task: AbsTask) -> None:
-    """Refuse a loaded task of instructions that lost them, as happens with candidate lists.
+    """Raise if a loaded instruction task may lack its instructions, for the same reason as candidate lists.
 
     Raises:
-        DataError: with what to do.
+        DataError: with advice.
     """
     if not str(task.metadata.type).startswith("Instruction"):
         return
     data: Any = task.dataset
     columns = {name for splits in data.values() for part in splits.values() for name in part["queries"].column_names}
     path, revision = task.metadata.dataset["path"], task.metadata.dataset.get("revision")
-    if "instruction" in columns or not _lists_too_little(path, revision):
+    if "instruction" in columns or not _lists_only_default(path, revision):
         return
     raise DataError(
-        f"whether {task.metadata.name} has instructions cannot be known from an offline data-set cache, and without them it "
-        f"is another task; {_copy_of(task)}"
+        f"an offline cache of data sets does not show whether {task.metadata.name} has instructions, and without them it "
+        f"is a different task; {_copy_advice(task)}"
     )
 
 
-def _copy_of(task: AbsTask) -> str:
+def _copy_advice(task: AbsTask) -> str:
     path = task.metadata.dataset["path"]
     command = download_command(path, type(task).metadata.revision)
     return (
-        f"put a copy of the data set into a folder {path} of the working directory ({Path(path).absolute()}; where there is "
-        f"a network: `{command}`), or load it online"
+        f"put a copy of the data set into the folder {path} of the working directory ({Path(path).absolute()}; with network "
+        f"access: `{command}`), or load it online"
     )
 
 
-def _lists_too_little(path: str, revision: str | None) -> bool:
-    """Return whether `datasets` lists only one configuration of a data set that has several: what an offline cache does."""
+def _lists_only_default(path: str, revision: str | None) -> bool:
+    """Return whether `datasets` lists only the config `default`, as it does for an offline cache."""
     from datasets import get_dataset_config_names
 
     try:
         return list(get_dataset_config_names(path, revision)) == ["default"]
-    except Exception:  # a task whose data come from elsewhere
+    except Exception:  # the task's data come from elsewhere
         return False
 
 
 @contextlib.contextmanager
-def cached_in(folder: Path) -> Iterator[None]:
-    """Let `datasets` cache what it loads in a folder that nothing else is in, instead of the user's cache."""
+def use_cache_folder(folder: Path) -> Iterator[None]:
+    """Make `datasets` use an otherwise empty folder as its cache, instead of the user's, for the duration of the context."""
     import datasets
 
     downloads = folder / datasets.config.DOWNLOADED_DATASETS_DIR
@@ -302,7 +300,7 @@ def cached_in(folder: Path) -> Iterator[None]:
 
 
 def download_command(path: str, revision: str) -> str:
-    """Return the command that fetches a data set of the Hub into the folder where it is looked for."""
+    """Return the command that downloads a data set from the Hub into the local folder that takes precedence over the Hub."""
     return shlex.join(
         ["hf", "download", path, "--repo-type", "dataset", "--revision", revision, "--local-dir", path]
     )  # fmt: skip

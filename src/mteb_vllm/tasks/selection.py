@@ -1,6 +1,6 @@
-"""From the config group `tasks` to mteb's tasks.
+"""Select tasks by the config group `tasks`.
 
-`select` works on the catalogue and finds mistakes before anything is loaded; `load` makes the same tasks with mteb.
+`select` works on the catalogue and finds errors without importing mteb; `load` returns the same tasks as mteb's objects.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def select(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[TaskInfo], list[Mistake]]:
-    """The tasks that a configuration names, with the splits and subsets that it leaves them, and what is wrong with it."""
+    """Return the selected tasks, restricted to the selected splits and subsets, and the errors in the selection."""
     chosen, mistakes = _candidates(config, catalogue)
     mistakes += _unknown("tasks.types", config.types, catalogue.task_types)
     if config.languages:
@@ -34,17 +34,17 @@ def select(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[TaskInfo
     if config.splits and chosen:
         mistakes += _split_mistakes(config.splits, chosen, catalogue)
     if config.languages or config.subsets:
-        chosen = [narrow for task in chosen if (narrow := _narrowed(task, config)).subsets]
+        chosen = [narrow for task in chosen if (narrow := _restrict(task, config)).subsets]
     return chosen, mistakes
 
 
 def brings_candidates(task_type: str) -> bool:
-    """Whether tasks of a type bring candidate lists of their own to rerank."""
+    """Whether tasks of a type have their own candidate lists for reranking."""
     return task_type in ("Reranking", "InstructionReranking")
 
 
 def parts(chosen: Iterable[TaskInfo], catalogue: MtebCatalogue) -> list[TaskInfo]:
-    """The tasks with texts of their own: an aggregate is its parts, whose prompts count."""
+    """Return the tasks with each aggregate replaced by its parts."""
     return [
         catalogue.tasks[name] if name != task.name else task
         for task in chosen
@@ -52,39 +52,39 @@ def parts(chosen: Iterable[TaskInfo], catalogue: MtebCatalogue) -> list[TaskInfo
     ]
 
 
-def why_none(config: TasksConfig) -> Mistake:
-    """Why a configuration without a wrong name in it selects nothing."""
+def no_tasks_mistake(config: TasksConfig) -> Mistake:
+    """Return the error of a selection without unknown names that selects no task."""
     if config.names is not None and not config.names:
-        return Mistake("tasks.names", "no task is named", value="[]", code="missing")
+        return Mistake("tasks.names", "the list of tasks is empty", value="[]", code="missing")
     if all(value is None for value in (config.names, config.benchmark, config.types, config.languages)):
         way = "Set tasks.names, tasks.benchmark, tasks.types or tasks.languages."
-        return Mistake("tasks", "nothing says which tasks", way, code="missing")
-    where = f"the benchmark {config.benchmark!r}" if config.benchmark and config.names is None else "these"
-    return Mistake("tasks", f"no task of {where} fits the filters", "To filter all of MTEB: tasks=mteb.")
+        return Mistake("tasks", "no tasks are selected", way, code="missing")
+    where = f"the benchmark {config.benchmark!r}" if config.benchmark and config.names is None else "tasks.names"
+    return Mistake("tasks", f"no task of {where} matches the filters", "To filter all of MTEB: tasks=mteb.")
 
 
 def load(config: TasksConfig, names: Iterable[str]) -> list[AbsTask]:
-    """Return mteb's tasks by their names, narrowed to the languages, splits and subsets of the configuration."""
+    """Return mteb's tasks by name, restricted to the selected languages, splits and subsets."""
     import mteb
 
     from mteb_vllm.tasks import demo
 
     from_benchmark = {}
     if config.names is None and config.benchmark not in (None, DEMO):
-        # A benchmark's tasks bring their own splits and subsets along.
+        # A benchmark's tasks have their own splits and subsets.
         from_benchmark = {task.metadata.name: task for task in mteb.get_benchmark(str(config.benchmark)).tasks}
     tasks = []
     for name in names:
         if name in from_benchmark:
-            # mteb hands out the same objects each time: another point of a sweep must not find them narrowed.
-            # Their random state moves on with every evaluation, too.
+            # mteb returns the same objects each time. They are copied, since restricting a task for one point of a sweep must
+            # not affect the next, and since evaluations advance their random state.
             task = copy.deepcopy(from_benchmark[name])
         elif name in demo.TASKS:
             task = demo.TASKS[name]()
         else:
             task = mteb.get_task(name)
         if config.languages or config.subsets:
-            # mteb's filter starts from all of a task's subsets: what a benchmark left out stays out.
+            # mteb's filter starts from all subsets of a task, so those excluded by the benchmark are removed here.
             kept = [subset for subset in task.hf_subsets if not config.subsets or subset in config.subsets]
             task = task.filter_languages(config.languages, hf_subsets=kept)
         if config.splits:
@@ -95,9 +95,10 @@ def load(config: TasksConfig, names: Iterable[str]) -> list[AbsTask]:
 
 
 def _pin_local_data(task: AbsTask) -> None:
-    """Give a task whose data lie in a folder of the working directory a revision of its own.
+    """Set the revision of a task whose data are in a local folder to one computed from its files.
 
-    `datasets` takes such a folder before it asks the Hub, whatever the revision: its scores must not pass for the Hub's.
+    `datasets` prefers a folder of the data set's name in the working directory over the Hub, whatever the revision. Its
+    scores must not be mistaken for those of the Hub's data.
     """
     from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
@@ -106,7 +107,7 @@ def _pin_local_data(task: AbsTask) -> None:
         return
     revisions = {}
     for part in task.metadata.tasks:
-        # mteb hands out the same parts each time, with what another point has pinned.
+        # mteb returns the same parts each time, with the metadata pinned for another point.
         part.__dict__.pop("metadata", None)
         revisions[part.metadata.name] = data_revision(part.metadata.dataset["path"], part.metadata.revision)
         _pin(part, revisions[part.metadata.name])
@@ -120,7 +121,7 @@ def _pin(task: AbsTask, revision: str) -> None:
 
 
 def _candidates(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[TaskInfo], list[Mistake]]:
-    """The tasks before any filter."""
+    """Return the tasks before any filter, and the errors in their names."""
     tasks = catalogue.tasks
     if config.names is not None:
         mistakes = _unknown("tasks.names", config.names, tasks, "mteb has no such task")
@@ -128,7 +129,7 @@ def _candidates(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[Tas
         mistakes += [
             Mistake(
                 "tasks.names",
-                f"the task holds {others}; only tasks of text can be evaluated here",
+                f"the task contains {others}; only text tasks are supported",
                 value=task.name,
             )
             for task in chosen
@@ -140,21 +141,21 @@ def _candidates(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[Tas
             return [], _unknown(
                 "tasks.benchmark", [config.benchmark], catalogue.benchmarks, "there is no such benchmark"
             )
-        # What a benchmark left out of a task is not there to be filtered.
+        # Splits and subsets excluded by the benchmark are removed before filtering.
         splits = catalogue.benchmark_splits.get(config.benchmark, {})
         chosen = [
             replace(_with_subsets(tasks[name], taken), splits=splits.get(name, tasks[name].splits))
             for name, taken in catalogue.benchmarks[config.benchmark].items()
         ]
         if others := _other_modalities(chosen):
-            what = f"some of its tasks hold {others}; only tasks of text can be evaluated here"
+            what = f"some of its tasks contain {others}; only text tasks are supported"
             return chosen, [
-                Mistake("tasks.benchmark", what, "Name its tasks of text in tasks.names.", value=f"{config.benchmark}")
+                Mistake("tasks.benchmark", what, "List its text tasks in tasks.names.", value=f"{config.benchmark}")
             ]
         return chosen, []
     if not (config.types or config.languages):
         return [], []
-    # As mteb.get_tasks has it, without aggregates, whose parts are tasks themselves.
+    # The defaults of mteb.get_tasks, without aggregates, whose parts are tasks themselves.
     return [
         task
         for name, task in tasks.items()
@@ -165,12 +166,14 @@ def _candidates(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[Tas
     ], []
 
 
-def _narrowed(task: TaskInfo, config: TasksConfig) -> TaskInfo:
+def _restrict(task: TaskInfo, config: TasksConfig) -> TaskInfo:
     languages = config.languages
-    spoken = [
-        name for name, codes in task.subsets.items() if not languages or any(_speaks(code, languages) for code in codes)
+    matching = [
+        name
+        for name, codes in task.subsets.items()
+        if not languages or any(_matches_language(code, languages) for code in codes)
     ]
-    return _with_subsets(task, [name for name in spoken if not config.subsets or name in config.subsets])
+    return _with_subsets(task, [name for name in matching if not config.subsets or name in config.subsets])
 
 
 def _with_subsets(task: TaskInfo, names: Collection[str] | None) -> TaskInfo:
@@ -179,7 +182,7 @@ def _with_subsets(task: TaskInfo, names: Collection[str] | None) -> TaskInfo:
     return replace(task, subsets={name: codes for name, codes in task.subsets.items() if name in names})
 
 
-def _speaks(code: str, languages: Iterable[str]) -> bool:
+def _matches_language(code: str, languages: Iterable[str]) -> bool:
     return any(code == language or code.split("-")[0] == language for language in languages)
 
 
@@ -187,7 +190,7 @@ def _split_mistakes(splits: Sequence[str], chosen: Sequence[TaskInfo], catalogue
     own = {split for task in chosen for split in task.splits}
     if own.issuperset(splits):
         return []
-    # A data set may hold splits that its task does not evaluate, as train: only what no task has is surely a mistake.
+    # A data set may have splits that its task does not evaluate, such as train: only names that no task has are errors.
     all_splits = {split for task in catalogue.tasks.values() for split in task.splits}
     unknown = [split for split in splits if split not in own | all_splits]
     allowed = f"The chosen tasks' own: {', '.join(sorted(own))}."

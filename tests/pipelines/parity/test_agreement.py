@@ -1,4 +1,4 @@
-"""How well two sides agree, by numbers that were computed by hand; and which texts are compared."""
+"""Measures of agreement against values computed by hand, the selection of texts, and verdicts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from mteb_vllm.pipelines.parity.agreement import (
     cosines,
     deviations,
-    length_ratios,
+    norm_ratios,
     ranking_agreement,
     score_agreement,
     similarity_agreement,
     vector_agreement,
 )
-from mteb_vllm.pipelines.parity.capture import Captured, Tap
+from mteb_vllm.pipelines.parity.capture import Captured, Recorder
 from mteb_vllm.pipelines.parity.verdict import Side, judge, sample_rows
 from mteb_vllm.results.parity import (
     DifferingText,
@@ -33,10 +33,10 @@ OTHER = np.array([[4, 3], [0, 1], [0, 0], [1, 0], [1, 0]], dtype=np.float32)
 ALLOWED = Tolerances(score=5e-4, cosine=0.99, length=0.01)
 
 
-def test_cosines_lengths_and_deviations() -> None:
+def test_cosines_norms_and_deviations() -> None:
     assert cosines(ONE, OTHER).tolist() == pytest.approx([24 / 25, 0, 1, 0, 1])
-    assert length_ratios(ONE, OTHER).tolist() == pytest.approx([1, 1, 1, 0, 2])
-    # (r + 1/r)/2 - cosine: of twice the length 1.25 - 1.
+    assert norm_ratios(ONE, OTHER).tolist() == pytest.approx([1, 1, 1, 0, 2])
+    # (r + 1/r)/2 - cosine: for twice the norm, 1.25 - 1.
     assert deviations(ONE, OTHER).tolist() == pytest.approx([1 / 25, 1, 0, np.inf, 0.25])
     broken = np.array([[np.nan, 1]], dtype=np.float32)
     assert deviations(broken, OTHER[:1]).tolist() == [np.inf]
@@ -54,7 +54,7 @@ def test_rankings() -> None:
     reference = {"q1": {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}, "q2": {"a": 1.0}, "q3": {"x": 1.0}}
     swapped = {"q1": {"b": 4.0, "a": 3.0, "c": 2.0, "d": 1.0}, "q2": {"a": 7.0}}
     found = ranking_agreement(swapped, reference, 3)
-    # Of the pairs ab, ac, bc one is the other way round: (2 - 1) / 3.
+    # One of the pairs ab, ac, bc is reversed: (2 - 1) / 3.
     assert found == RankingAgreement(3, 1.0, pytest.approx((1 / 3 + 1) / 2), 2)
     # Tops {a, b} and {c, d}: of the union's pairs ab and cd are tied on one side each, and the other four are opposite.
     apart = ranking_agreement({"q1": {"c": 2.0, "d": 1.0}}, {"q1": {"a": 2.0, "b": 1.0}}, 2)
@@ -70,38 +70,38 @@ def test_similarities() -> None:
     assert similarity_agreement([1.0, 1.0], [1.0, 2.0]) is None
 
 
-def tap(texts: list[str], limit: int, *, window: int = 3) -> Captured:
-    """What a tap keeps of texts whose embedding is their number."""
-    listening = Tap(limit)
-    for at in range(0, len(texts), window):
-        part = texts[at : at + window]
-        assert list(listening.watch("task", None, part)) == part
-        listening.take(np.array([[float(text)] for text in part], dtype=np.float32))
-    found = listening.captured()
+def record_numbers(texts: list[str], limit: int, *, chunk_size: int = 3) -> Captured:
+    """Return what a recorder keeps of texts that are numbers, with the number as embedding."""
+    recorder = Recorder(limit)
+    for at in range(0, len(texts), chunk_size):
+        part = texts[at : at + chunk_size]
+        assert list(recorder.watch("task", None, part)) == part
+        recorder.take(np.array([[float(text)] for text in part], dtype=np.float32))
+    found = recorder.captured()
     assert found is not None
     return found
 
 
 def test_both_sides_keep_the_same_texts_whatever_their_order(tmp_path: Path) -> None:
     texts = [str(number) for number in range(100)]
-    one, other = tap([*texts, *texts[:7]], 10), tap(texts[::-1], 10, window=40)
+    one, other = record_numbers([*texts, *texts[:7]], 10), record_numbers(texts[::-1], 10, chunk_size=40)
     assert len(one.keys) == 10 and one.keys == other.keys and one.items == other.items
     assert all(float(item[2][0]) == value for item, value in zip(one.items, one.values[:, 0], strict=True))
     one.save(tmp_path / "kept")
     again = Captured.load(tmp_path / "kept")
     assert again.items == one.items and np.array_equal(again.values, one.values)
-    few, same = tap(texts[:50], 100).common(tap(texts[30:], 100))
+    few, same = record_numbers(texts[:50], 100).common(record_numbers(texts[30:], 100))
     assert len(few.keys) == 20 and few.items == same.items and np.array_equal(few.values, same.values)
-    assert Tap(3).captured() is None
+    assert Recorder(3).captured() is None
 
 
 def test_pairs_are_kept_with_their_scores() -> None:
-    listening = Tap(100)
-    for _ in range(2):  # a call that failed between the two leaves nothing behind
-        assert list(listening.watch_pairs("task", ["q", "q", "r"])) == ["q", "q", "r"]
-        assert list(listening.watch_pairs("task", ["a", "b", "a"])) == ["a", "b", "a"]
-    listening.take_pairs(np.array([1, 2, 3], dtype=np.float32))
-    found = listening.captured()
+    recorder = Recorder(100)
+    for _ in range(2):  # the first call fails before its scores are recorded
+        assert list(recorder.watch_pairs("task", ["q", "q", "r"])) == ["q", "q", "r"]
+        assert list(recorder.watch_pairs("task", ["a", "b", "a"])) == ["a", "b", "a"]
+    recorder.take_pairs(np.array([1, 2, 3], dtype=np.float32))
+    found = recorder.captured()
     assert found is not None
     kept = {item[2]: float(value) for item, value in zip(found.items, found.values[:, 0], strict=True)}
     assert kept == {("q", "a"): 1, ("q", "b"): 2, ("r", "a"): 3}
@@ -116,7 +116,7 @@ def verdict(one: Side, other: Side) -> TaskVerdict:
     return judge("T", "accuracy", one, other, ALLOWED, k=10, worst=1)
 
 
-def test_a_verdict_names_what_is_wrong() -> None:
+def test_a_verdict_gives_its_reasons() -> None:
     scores = {"test": {"default": 0.5, "en": 0.25}}
     vectors = captured([[1, 0], [0, 1]])
     fine = verdict(Side(scores, vectors), Side({"test": {"default": 0.5004, "en": 0.25}}, vectors))
@@ -124,19 +124,19 @@ def test_a_verdict_names_what_is_wrong() -> None:
     assert fine.splits[0].difference == pytest.approx(-0.0004) and fine.cosine.min == 1
     better = verdict(Side({"test": {"default": 0.51}}), Side(scores))
     assert not better.passed, "two-sided"
-    assert better.reasons == ["main score +0.01000 from the reference's, tolerance 0.0005"]
+    assert better.reasons == ["the main score differs from the reference's by +0.01000, tolerance 0.0005"]
     turned = verdict(Side(scores, captured([[1, 0], [1, 1]])), Side(scores, vectors))
-    assert [reason.split(":")[0] for reason in turned.reasons] == [
-        "1 of 2 texts have a cosine below 0.99",
-        "the embeddings' lengths are 1 to 1.4142 times the reference's, and may differ from them by 0.01",
+    assert turned.reasons == [
+        "1 of 2 texts have a cosine below 0.99; the worst is 0.70711",
+        "the embeddings' norms are 1 to 1.4142 times the reference's, but the tolerance is 0.01",
     ]
     assert turned.worst == [DifferingText("text 01", "texts", pytest.approx(0.7071068))]
     pairs = Captured(["0", "1", "2"], [("T", "pair", ("q", "d"))] * 3, np.array([[1], [2], [4]], dtype=np.float32))
     assert verdict(Side(scores, pairs), Side(scores, pairs)).passed
     other = verdict(Side(scores, pairs), Side(scores, Captured(pairs.keys, pairs.items, pairs.values[[1, 2, 0]])))
-    assert "correlate with the reference's by -0.5" in other.reasons[0] and not other.passed
+    assert "correlation of the pairs' scores is -0.5" in other.reasons[0] and not other.passed
     shorter = verdict(Side(scores, captured([[1], [1]])), Side(scores, vectors))
-    assert "have 1 numbers, the reference's 2" in shorter.reasons[0]
+    assert "have dimension 1, the reference's 2" in shorter.reasons[0]
     unknown = verdict(Side({"test": {"default": None}}), Side(scores))
     assert not unknown.passed and "not a number" in unknown.reasons[0]
     failed = verdict(Side(failed="out of memory"), Side(scores))
@@ -144,7 +144,7 @@ def test_a_verdict_names_what_is_wrong() -> None:
     assert not verdict(Side({"dev": {"default": 0.5}}), Side(scores)).passed, "nothing in common"
 
 
-def test_the_sample_holds_the_worst_and_some_others() -> None:
+def test_the_sample_contains_the_worst_rows_and_some_others() -> None:
     angles = np.linspace(0, 1, 40)
     turned = captured(np.stack([np.cos(angles), np.sin(angles)], axis=1))
     rows = sample_rows(turned, captured([[1, 0]] * 40), 3, 4)

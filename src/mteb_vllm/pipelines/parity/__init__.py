@@ -1,1 +1,1 @@
-"""Whether an engine's embeddings and scores are those of a reference, and if not, what would explain it."""
+"""`pipeline=parity`: compare an engine's embeddings and scores with a reference, and find causes of differences."""

@@ -1,4 +1,4 @@
-"""How well two sides agree: vectors, scores of pairs, rankings and similarities. Arrays in, plain numbers out."""
+"""Measures of agreement between two sides: embeddings, pair scores, rankings and similarities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Rankings = Mapping[str, Mapping[str, float]]
 
 
 def cosines(one: Floats, other: Floats) -> npt.NDArray[np.float64]:
-    """The cosine of each pair of rows; of two zero vectors 1, of one of them 0.
+    """Return the cosine of each pair of rows; 1 if both rows are zero, 0 if one of them is.
 
     Args:
         one: Shape (n, dim).
@@ -27,15 +27,15 @@ def cosines(one: Floats, other: Floats) -> npt.NDArray[np.float64]:
         cosines: float64 array, shape (n,).
     """
     one, other = one.astype(np.float64), other.astype(np.float64)
-    lengths, others = np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1)
-    both = lengths * others
-    found = np.einsum("ij,ij->i", one, other) / np.where(both > 0, both, 1.0)
-    alike = (lengths == 0) & (others == 0)
-    return np.where(alike, 1.0, np.clip(found, -1.0, 1.0))
+    norms, other_norms = np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1)
+    products = norms * other_norms
+    found = np.einsum("ij,ij->i", one, other) / np.where(products > 0, products, 1.0)
+    both_zero = (norms == 0) & (other_norms == 0)
+    return np.where(both_zero, 1.0, np.clip(found, -1.0, 1.0))
 
 
-def length_ratios(one: Floats, reference: Floats) -> npt.NDArray[np.float64]:
-    """The length of each row over that of the reference's; of two zero vectors 1, infinite where only the reference's is one.
+def norm_ratios(one: Floats, reference: Floats) -> npt.NDArray[np.float64]:
+    """Return the ratio of each row's norm to the reference's; 1 if both are zero, infinite if only the reference's is.
 
     Args:
         one: Shape (n, dim).
@@ -44,72 +44,72 @@ def length_ratios(one: Floats, reference: Floats) -> npt.NDArray[np.float64]:
     Returns:
         ratios: float64 array, shape (n,).
     """
-    lengths = np.linalg.norm(one.astype(np.float64), axis=1)
-    others = np.linalg.norm(reference.astype(np.float64), axis=1)
+    norms = np.linalg.norm(one.astype(np.float64), axis=1)
+    reference_norms = np.linalg.norm(reference.astype(np.float64), axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = lengths / others
-    return np.where((lengths == 0) & (others == 0), 1.0, ratios)
+        ratios = norms / reference_norms
+    return np.where((norms == 0) & (reference_norms == 0), 1.0, ratios)
 
 
 def deviations(one: Floats, reference: Floats) -> npt.NDArray[np.float64]:
-    """How far each row is from the reference's, in direction and length: (r + 1/r)/2 - cosine, with r the lengths' ratio.
+    """Return the deviation of each row from the reference's in direction and norm, |a-b|² / (2 |a| |b|).
 
-    It is |a-b|^2 / (2 |a| |b|): for vectors of one length 1 minus their cosine, and more where the lengths differ.
+    With r the ratio of the norms it is (r + 1/r)/2 - cosine: 1 - cosine for equal norms, more for different ones.
 
     Args:
         one: Shape (n, dim).
         reference: Shape (n, dim).
 
     Returns:
-        deviations: float64 array, shape (n,), from 0; infinite where one side is zero, NaN or Inf.
+        deviations: float64 array, shape (n,), at least 0; infinite if a row of either side is zero, NaN or Inf.
     """
     one, reference = one.astype(np.float64), reference.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        apart = np.square(one - reference).sum(axis=1)
-        lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(reference, axis=1)
-        found = np.where(apart == 0, 0.0, apart / (2 * lengths))
+        squares = np.square(one - reference).sum(axis=1)
+        norms = np.linalg.norm(one, axis=1) * np.linalg.norm(reference, axis=1)
+        found = np.where(squares == 0, 0.0, squares / (2 * norms))
     return np.where(np.isfinite(found), found, np.inf)
 
 
 def vector_agreement(one: Floats, reference: Floats) -> VectorAgreement:
-    """Return the cosines (minimum and quantiles) and the range of the lengths' ratios.
+    """Return the cosines (minimum and quantiles) and the range of the norms' ratios.
 
     Args:
         one: Shape (n, dim), n at least 1.
         reference: Shape (n, dim).
     """
-    found, ratios = cosines(one, reference), length_ratios(one, reference)
+    found, ratios = cosines(one, reference), norm_ratios(one, reference)
     p001, p01, p10, p50 = (float(value) for value in np.quantile(found, (0.001, 0.01, 0.1, 0.5)))
     length = (float(ratios.min()), float(ratios.max()))
     return VectorAgreement(len(found), float(found.min()), p001, p01, p10, p50, length)
 
 
 def score_agreement(one: Floats, reference: Floats) -> ScoreAgreement:
-    """Return the absolute differences of pairs' scores, and Pearson's correlation of the two sides'.
+    """Return the absolute differences of the pairs' scores, and the Pearson correlation of the two sides.
 
     Args:
         one: Shape (n,), n at least 1.
         reference: Shape (n,).
     """
-    apart = np.abs(one.astype(np.float64) - reference.astype(np.float64))
-    p50, p99 = np.quantile(apart, (0.5, 0.99))
-    alike = similarity_agreement(one.tolist(), reference.tolist())
-    pearson = alike.pearson if alike is not None else None  # not defined where a side's scores are all the same
-    return ScoreAgreement(len(apart), float(apart.max()), float(p99), float(p50), pearson)
+    differences = np.abs(one.astype(np.float64) - reference.astype(np.float64))
+    p50, p99 = np.quantile(differences, (0.5, 0.99))
+    correlation = similarity_agreement(one.tolist(), reference.tolist())
+    pearson = correlation.pearson if correlation is not None else None  # undefined if all scores of a side are equal
+    return ScoreAgreement(len(differences), float(differences.max()), float(p99), float(p50), pearson)
 
 
 def ranking_agreement(one: Rankings, reference: Rankings, k: int) -> RankingAgreement | None:
-    """How alike two rankings are among the first k documents of each query; None where no query is on both sides.
+    """Return the agreement of two sides' top k documents per query; None if they have no query in common.
 
-    The overlap is the share of the first k that both have. Kendall's tau is tau-b (Kendall 1945, `scipy.stats.kendalltau`)
-    over the union of the two first k; a document that one side does not have among its own stands behind all that it has,
-    tied with the others like it (as Fagin, Kumar and Sivakumar, "Comparing top k lists", 2003, place them). Both are means
-    over queries; a query where tau is not defined, since all documents of a side are tied, does not count for tau.
+    The overlap is the fraction of the top k that both sides share. Kendall's tau is tau-b (Kendall 1945,
+    `scipy.stats.kendalltau`) over the union of both top k; documents outside a side's top k are tied behind it (as in Fagin,
+    Kumar and Sivakumar, "Comparing top k lists", 2003). Both are means over queries; queries with undefined tau, since all
+    documents of a side are tied, are left out of its mean.
 
     Args:
         one: One side.
-        reference: The other.
-        k: How many documents count.
+        reference: The other side.
+        k: The number of top documents.
     """
     overlaps, taus = [], []
     for query in reference.keys() & one.keys():
@@ -126,10 +126,10 @@ def ranking_agreement(one: Rankings, reference: Rankings, k: int) -> RankingAgre
 
 
 def similarity_agreement(one: Sequence[float], reference: Sequence[float]) -> SimilarityAgreement | None:
-    """Pearson's and Spearman's correlation of two sides' similarities; None where there are fewer than two pairs.
+    """Return the Pearson and Spearman correlations of two sides' similarities; None where they are undefined.
 
     Args:
-        one: One similarity for each pair of texts.
+        one: One side's similarity of each pair of texts.
         reference: The other side's, in the same order.
     """
     from scipy.stats import pearsonr, spearmanr
@@ -141,7 +141,7 @@ def similarity_agreement(one: Sequence[float], reference: Sequence[float]) -> Si
 
 
 def _best(scores: Mapping[str, float], k: int) -> dict[str, float]:
-    # Equal scores by name, so that both sides take the same ones.
+    # Ties are broken by name, so that both sides select the same documents.
     best = sorted(scores, key=lambda document: (-scores[document], document))[:k]
     return {document: scores[document] for document in best}
 

@@ -1,7 +1,7 @@
-"""Catches what a model makes of texts while mteb evaluates it: vectors of texts, or scores of pairs.
+"""Record a model's embeddings of texts, or its scores of pairs, while mteb evaluates it.
 
-At most so many of a task are kept, those with the lowest hashes: both sides of a comparison keep the same ones, in whatever
-order and however often they are asked for them.
+The number kept per task is limited. Texts with the lowest hashes are kept, so both sides of a comparison keep the same ones,
+independent of the order and number of calls.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Captured:
-    """What was caught of one task, by the keys of the texts or pairs, sorted.
+    """The recorded texts or pairs of one task, sorted by key.
 
     Attributes:
-        keys: A hash for each.
-        items: For each the task (an aggregate's part), the side, and the texts: one, or a query and a document.
-        values: float32 array, shape (n, dim): embeddings; of pairs shape (n, 1): their scores.
+        keys: The hash of each text or pair.
+        items: For each the task (or part of an aggregate), the side, and its texts: one, or a query and a document.
+        values: float32 array: embeddings, shape (n, dim), or the scores of pairs, shape (n, 1).
     """
 
     keys: list[str]
@@ -32,58 +32,58 @@ class Captured:
     values: npt.NDArray[np.float32]
 
     def save(self, folder: Path) -> None:
-        """Writes it into an empty folder."""
+        """Write it into a new folder."""
         folder.mkdir(parents=True)
         np.save(folder / "values.npy", self.values)
         (folder / "items.json").write_text(json.dumps([self.keys, self.items]), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Captured:
-        """Reads what `save` wrote."""
+        """Read it from a folder written by `save`."""
         keys, items = json.loads((folder / "items.json").read_text(encoding="utf-8"))
         return cls(keys, [(task, side, tuple(texts)) for task, side, texts in items], np.load(folder / "values.npy"))
 
     def common(self, other: Captured) -> tuple[Captured, Captured]:
-        """Both, with only what both have, in the same order."""
+        """Return both sides restricted to their common texts, in the same order."""
         at = {key: row for row, key in enumerate(other.keys)}
         rows = [row for row, key in enumerate(self.keys) if key in at]
         return self.only(rows), other.only([at[self.keys[row]] for row in rows])
 
     def only(self, rows: Sequence[int]) -> Captured:
-        """Only these rows."""
+        """Return only these rows."""
         return Captured([self.keys[row] for row in rows], [self.items[row] for row in rows], self.values[list(rows)])
 
 
 @dataclass
-class _Watched:
-    """Texts of one call that may be kept: row, key, text."""
+class _Pending:
+    """The texts of one call that may be kept, as (row, key, text), while their embeddings are computed."""
 
     task: str
     side: str
     rows: list[tuple[int, str, str]] = field(default_factory=list)
 
 
-class Tap:
-    """Listens to a wrapper; for each task a new one.
+class Recorder:
+    """Records what a wrapper computes for one task.
 
     Args:
-        limit: How many texts, or pairs, are kept.
+        limit: The maximum number of texts, or pairs, to keep.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._kept: dict[str, tuple[tuple[str, str, tuple[str, ...]], npt.NDArray[np.float32]]] = {}
-        self._watched: _Watched | None = None
+        self._pending: _Pending | None = None
         self._pairs: list[list[str]] = []
         self._task = ""
 
     def watch(self, task: str, side: str | None, texts: Iterable[str]) -> Iterator[str]:
-        """Passes texts on that are about to be embedded, and notes those that shall be kept."""
-        self._watched = watched = _Watched(task, side or "texts")
-        lowest: list[tuple[int, int, str, str]] = []  # the highest hash first
+        """Yield texts that are about to be embedded, and remember those that may be kept."""
+        self._pending = pending = _Pending(task, side or "texts")
+        lowest: list[tuple[int, int, str, str]] = []  # a heap with the highest hash first
         seen: set[str] = set()
         for row, text in enumerate(texts):
-            key = _key(task, watched.side, text)
+            key = _key(task, pending.side, text)
             order = -int(key, 16)
             if key not in seen and (len(lowest) < self.limit or order > lowest[0][0]):
                 seen.add(key)
@@ -93,34 +93,34 @@ class Tap:
                 else:
                     seen.discard(heapq.heapreplace(lowest, put)[2])
             yield text
-        watched.rows = [(row, key, text) for _, row, key, text in lowest]
+        pending.rows = [(row, key, text) for _, row, key, text in lowest]
 
     def take(self, embeddings: npt.NDArray[np.float32]) -> None:
-        """Keeps what was made of the texts that were watched last.
+        """Keep the embeddings of the texts passed to the last `watch`.
 
         Args:
             embeddings: float32 array, shape (n_texts, dim).
         """
-        watched, self._watched = self._watched, None
-        assert watched is not None
-        for row, key, text in watched.rows:
-            self._kept[key] = ((watched.task, watched.side, (text,)), embeddings[row].copy())
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        for row, key, text in pending.rows:
+            self._kept[key] = ((pending.task, pending.side, (text,)), embeddings[row].copy())
         self._shrink()
 
     def watch_pairs(self, task: str, texts: Iterable[str]) -> Iterator[str]:
-        """Passes the texts of one side of pairs on; queries first, then documents."""
+        """Yield the texts of one side of pairs and remember them; called for the queries, then for the documents."""
         self._task = task
-        own: dict[str, str] = {}
+        interned: dict[str, str] = {}
         side: list[str] = []
-        if len(self._pairs) == 2:  # a call before this one has failed
+        if len(self._pairs) == 2:  # left over from a call that failed
             self._pairs.clear()
         self._pairs.append(side)
         for text in texts:
-            side.append(own.setdefault(text, text))
+            side.append(interned.setdefault(text, text))
             yield text
 
     def take_pairs(self, scores: npt.NDArray[np.float32]) -> None:
-        """Keeps the scores of the pairs that were watched last.
+        """Keep the scores of the pairs passed to the last two `watch_pairs`.
 
         Args:
             scores: float32 array, shape (n_pairs,).
@@ -135,7 +135,7 @@ class Tap:
         self._shrink()
 
     def captured(self) -> Captured | None:
-        """What was kept; None where nothing was embedded or scored."""
+        """Return the recorded texts or pairs; None if nothing was embedded or scored."""
         if not self._kept:
             return None
         keys = sorted(self._kept)

@@ -1,9 +1,9 @@
-"""What would explain a deviation, found by trying: a reference varied, one thing at a time, towards the engine under test.
+"""Find the cause of a deviation by varying the reference, one setting at a time, towards the engine under test.
 
-A variant is a hint if it explains the deviation, and not if it only lessens it: what is left of the largest deviation is a
-tenth at most, and small in itself. Two changes together are tried where no single one explains it. What a smaller dtype
-rounds away differs from kernel to kernel, so no variant can meet it: there the reference's own deviation in that dtype is
-compared with the one that was observed.
+A variant explains the deviation, and becomes a hint, only if at most a tenth of the largest deviation remains, and that is
+small in absolute terms. If no single change explains it, pairs of changes are tried. Rounding in a smaller dtype differs
+between kernels, so no variant can reproduce it exactly; instead, the deviation of the reference in that dtype from its own
+values is compared with the observed one.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from dataclasses import dataclass
 
 from mteb_vllm.results.parity import Hint
 
-# What is left of a deviation, as a share of it, where a variant explains it.
-LEFT = 0.1
-# Between the deviation of a dtype and the observed one, where the dtype explains it.
-LIKE = 4.0
+# The largest fraction of a deviation that may remain with a variant that explains it.
+MAX_REMAINDER = 0.1
+# The largest ratio, either way, of the deviation due to a dtype and the observed one, if the dtype explains it.
+MAX_RATIO = 4.0
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that is varied.
+    """A change to one setting of the reference.
 
     Attributes:
-        cause: What kind of thing it is: "pooling", "truncation", ...
-        part: Which part of the reference it replaces: changes of different parts can be combined.
-        value: What it is replaced by.
-        words: "with CLS pooling".
-        way: What a user would change.
+        cause: The kind of setting: "pooling", "truncation", ...
+        part: The part of the reference that it replaces; changes to different parts can be combined.
+        value: The new value.
+        words: The change in words, as "with CLS pooling".
+        way: The configuration key that a user would change.
     """
 
     cause: str
@@ -41,19 +41,19 @@ class Change:
 
 @dataclass(frozen=True)
 class Measured:
-    """How far a variant is from the engine under test.
+    """The distance between two sides' values.
 
     Attributes:
-        deviation: The largest deviation: what is compared between variants.
-        worst: What it is called by: the worst cosine, or the largest difference.
+        deviation: The largest deviation, by which variants are compared.
+        worst: The lowest cosine, or the largest difference of scores.
         median: The median cosine or difference.
-        says: The same in words.
+        words: The worst value as a clause, as "the worst cosine is 0.99".
     """
 
     deviation: float
     worst: float
     median: float
-    says: str
+    words: str
 
 
 def explain(
@@ -64,19 +64,20 @@ def explain(
     enough: float,
     together: int = 1,
 ) -> list[Hint]:
-    """The changes that explain a deviation, best first.
+    """Return the changes that explain a deviation, best first.
 
     Args:
-        changes: What may be varied.
-        measure: Varies the reference by (part to value) and measures; None where that cannot be.
-        floor: A deviation up to which there is nothing to explain.
-        enough: How small a deviation must be to count as explained.
-        together: How many changes are made at once, 1 or 2.
+        changes: The possible changes.
+        measure: Maps changes (part to value) to the distance between that variant and the engine under test; None if the
+            reference cannot be varied so.
+        floor: Up to this deviation there is nothing to explain.
+        enough: The largest deviation that counts as explained.
+        together: The number of simultaneous changes, 1 or 2.
     """
     as_is = measure({})
     if as_is is None or as_is.deviation <= floor:
         return []
-    limit = min(LEFT * as_is.deviation, enough)
+    limit = min(MAX_REMAINDER * as_is.deviation, enough)
     found = []
     for chosen in itertools.combinations(changes, together):
         if len({change.part for change in chosen}) < together:
@@ -91,11 +92,11 @@ def _hint(changes: Sequence[Change], left: Measured, as_is: Measured) -> Hint:
     words = " and ".join(change.words for change in changes)
     ways = "; ".join(dict.fromkeys(change.way for change in changes))
     cause = " and ".join(change.cause for change in changes)
-    return Hint(cause, f"{words} {left.says}; as configured {as_is.says}. See {ways}.", left.worst, left.median)
+    return Hint(cause, f"{words}, {left.words}; as configured, {as_is.words}. See {ways}.", left.worst, left.median)
 
 
-def like(own: Measured, observed: Measured) -> bool:
-    """Whether a deviation is of the size of another."""
+def is_similar(own: Measured, observed: Measured) -> bool:
+    """Whether two deviations are of similar size, within a factor of `MAX_RATIO`."""
     if own.deviation <= 0:
         return False
-    return 1 / LIKE <= observed.deviation / own.deviation <= LIKE
+    return 1 / MAX_RATIO <= observed.deviation / own.deviation <= MAX_RATIO

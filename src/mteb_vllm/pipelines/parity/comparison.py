@@ -1,4 +1,4 @@
-"""A comparison at work: both sides asked, task by task, judged, and the cause of a difference looked for."""
+"""The comparison of an engine with a reference: run both sides, judge each task, and search for causes of differences."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What two right engines differ by at most, in a main score (vLLM's own tests of mteb).
+# The largest difference of main scores between two correct engines (as in vLLM's own mteb tests).
 SCORE_TOLERANCE = {"embed": 5e-4, "classify": 2e-3}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is compared, and what may differ; see `Parity`, whose fields these are."""
+    """The options of a comparison; see the fields of `Parity`."""
 
     tolerance: float | None
     min_cosine: float
-    length_tolerance: float
+    norm_tolerance: float
     top_k: int
     candidates: int
     max_texts: int
@@ -49,11 +49,20 @@ class Options:
 
 
 class Comparison:
-    """Both sides of a run, and what was found out."""
+    """Both sides of a comparison, and its findings so far.
+
+    Args:
+        options: The options.
+        scratch: A folder for both sides' files.
+        model: The wrapper of the model under test.
+        reference: The wrapper of the reference.
+        progress: Receives progress events.
+        names: The names of the tasks.
+    """
 
     def __init__(
         self,
-        how: Options,
+        options: Options,
         scratch: Path,
         model: Wrapper,
         reference: Wrapper,
@@ -61,48 +70,49 @@ class Comparison:
         names: Sequence[str],
     ) -> None:
         def runner(one: Wrapper, name: str) -> SideRunner:
-            return SideRunner(one, scratch / name, how.max_texts, how.top_k, how.candidates, scratch / "shared")
+            folder, shared = scratch / name, scratch / "shared"
+            return SideRunner(one, folder, options.max_texts, options.top_k, options.candidates, shared)
 
-        self.how, self.progress = how, progress
+        self.options, self.progress = options, progress
         self.engine, self.reference = runner(model, "engine"), runner(reference, "reference")
-        tolerance = SCORE_TOLERANCE[model.spec.convert] if how.tolerance is None else how.tolerance
-        self.allowed = Tolerances(tolerance, how.min_cosine, how.length_tolerance)
-        self.ours: dict[str, Side] = {}
-        self.theirs: dict[str, Side] = {}
-        # Where the scores are stored ones: what sentence-transformers says of those that differ.
-        self.third: dict[str, Side] = {}
+        tolerance = SCORE_TOLERANCE[model.spec.convert] if options.tolerance is None else options.tolerance
+        self.allowed = Tolerances(tolerance, options.min_cosine, options.norm_tolerance)
+        self.engine_sides: dict[str, Side] = {}
+        self.reference_sides: dict[str, Side] = {}
+        # With stored scores as the reference: sentence-transformers on the tasks whose scores differ.
+        self.third_sides: dict[str, Side] = {}
         self.not_finite: list[str] = []
-        self.judged: list[TaskVerdict] = []
+        self.verdicts: list[TaskVerdict] = []
         self.hints: list[Hint] = []
         self.notes: list[str] = []
         self.stored = None
-        if how.runs:
-            self.stored, scores = stored_scores(how.runs, names)
-            self.theirs = {
-                name: Side(scores[name]) if name in scores else Side(failed="it holds no score of this task")
+        if options.runs:
+            self.stored, scores = stored_scores(options.runs, names)
+            self.reference_sides = {
+                name: Side(scores[name]) if name in scores else Side(failed="it has no score for this task")
                 for name in names
             }
 
-    def ask_reference(self, task: AbsTask) -> Side:
-        """What the reference makes of a task; its embeddings wait on the disk."""
+    def run_reference(self, task: AbsTask) -> Side:
+        """Run the reference on a task and return its side; embeddings are saved to disk."""
         name = task.metadata.name
         self.progress.start_task(name, "reference")
         try:
             outcome, side = self.reference.evaluate(task)
         except Exception as error:
             logger.exception("the reference failed for %s", name)
-            side = Side(failed=_said(error))
+            side = Side(failed=_message(error))
             self.progress.line(f"Reference: {name} failed: {side.failed}")
         else:
             score, metric = outcome.main_score or 0.0, outcome.metric
             self.progress.line(f"Reference: {name} {metric} {score:.5f} ({outcome.total_seconds:.1f} s)")
-        self.reference.park(name, side)
+        self.reference.save_captured(name, side)
         return side
 
-    def ask_engine(self, task: AbsTask, wait: bool) -> TaskOutcome:
-        """What the engine under test makes of a task."""
+    def run_engine(self, task: AbsTask, wait: bool) -> TaskOutcome:
+        """Run the engine under test on a task and return its outcome; `wait` is unused, as no results are shared."""
         try:
-            outcome, self.ours[task.metadata.name] = self.engine.evaluate(task)
+            outcome, self.engine_sides[task.metadata.name] = self.engine.evaluate(task)
         except Exception as error:
             if any(isinstance(one, NonFiniteError) for one in error_chain(error)):
                 self.not_finite.append(task.metadata.name)
@@ -110,77 +120,79 @@ class Comparison:
         return outcome
 
     def judge(self, outcome: TaskOutcome) -> None:
-        """The verdict on a task."""
-        ours = self.ours.setdefault(outcome.name, Side(failed=outcome.reason))
-        theirs = self.theirs[outcome.name]
-        theirs.captured = self.reference.parked(outcome.name)
-        self.judged.append(
-            judge(outcome.name, outcome.metric, ours, theirs, self.allowed, k=self.how.top_k, worst=self.how.worst)
-        )
-        theirs.captured = None
-        self.engine.park(outcome.name, ours)
+        """Compare the two sides of a task and store the verdict."""
+        engine = self.engine_sides.setdefault(outcome.name, Side(failed=outcome.reason))
+        reference = self.reference_sides[outcome.name]
+        reference.captured = self.reference.load_captured(outcome.name)
+        how = {"k": self.options.top_k, "worst": self.options.worst}
+        self.verdicts.append(judge(outcome.name, outcome.metric, engine, reference, self.allowed, **how))
+        reference.captured = None
+        self.engine.save_captured(outcome.name, engine)
 
     @property
     def failed(self) -> list[str]:
-        """The tasks that did not pass."""
-        return [verdict.task for verdict in self.judged if not verdict.passed]
+        """The names of the tasks that did not pass."""
+        return [verdict.task for verdict in self.verdicts if not verdict.passed]
 
-    def look_for_causes(self, tasks: Mapping[str, AbsTask]) -> None:
-        """Finds out why tasks did not pass, by trying."""
+    def search_causes(self, tasks: Mapping[str, AbsTask]) -> None:
+        """Search for the causes of differences in tasks that did not pass, and add hints and notes."""
         if not self.failed:
             return
         close_engines()
-        self.progress.note(Phase.LOOKING_FOR_CAUSES, "Looking for the cause")
+        self.progress.note(Phase.LOOKING_FOR_CAUSES, "Searching for the cause")
         try:
             if self.stored is not None:
-                self._ask_a_third(tasks)
+                self._run_third_side(tasks)
             search = Search(self.engine, self.reference, self.not_finite)
-            wrong = [name for name in self.failed if self._engine_is_off(name)]
+            wrong = [name for name in self.failed if self._engine_differs(name)]
             hints, note = search.hints(wrong)
-        except Exception as error:  # a verdict stands without its hints
-            logger.exception("no cause can be looked for")
-            hints, note = [], f"no cause could be looked for: {_said(error)}"
+        except Exception as error:  # the verdict is valid without hints
+            logger.exception("the search for a cause failed")
+            hints, note = [], f"the search for a cause failed: {_message(error)}"
         self.hints += hints
         self.notes += [note] if note else []
 
-    def _ask_a_third(self, tasks: Mapping[str, AbsTask]) -> None:
-        """Stored scores differ: sentence-transformers says which of the two sides it agrees with."""
+    def _run_third_side(self, tasks: Mapping[str, AbsTask]) -> None:
+        """Run sentence-transformers where stored scores differ, and add a hint on which side it agrees with."""
         for name in self.failed:
-            if self.ours[name].failed is not None or self.theirs[name].failed is not None:
+            if self.engine_sides[name].failed is not None or self.reference_sides[name].failed is not None:
                 continue
-            self.third[name] = self.ask_reference(tasks[name])
-            if self.third[name].failed is None:
-                says, apart = self._third_says(name)
-                self.hints.append(Hint("reference", says, apart, apart))
+            self.third_sides[name] = self.run_reference(tasks[name])
+            if self.third_sides[name].failed is None:
+                text, difference = self._compare_third_side(name)
+                self.hints.append(Hint("reference", text, difference, difference))
 
-    def _third_says(self, name: str) -> tuple[str, float]:
-        third, stored = self.third[name].scores, self.theirs[name].scores
-        engine = _apart(self.ours[name].scores, third)
-        other = _apart(stored, third)
+    def _compare_third_side(self, name: str) -> tuple[str, float]:
+        third, stored = self.third_sides[name].scores, self.reference_sides[name].scores
+        engine = _max_difference(self.engine_sides[name].scores, third)
+        other = _max_difference(stored, third)
         limit = self.allowed.score
         which = {
             (True, False): "the engine agrees with it, the stored scores do not",
             (False, True): "the stored scores agree with it, the engine does not",
-            (True, True): "it lies between the two, and agrees with both",
+            (True, True): "it lies between the two and agrees with both",
             (False, False): "neither of the two agrees with it",
         }[engine <= limit, other <= limit]
-        who = self._says()
-        return f"{name}: {which} ({who} is {engine:.5f} from the engine and {other:.5f} from the stored scores)", engine
+        who = self._reference_name()
+        text = (
+            f"{name}: {which} ({who} differs by {engine:.5f} from the engine and by {other:.5f} from the stored scores)"
+        )
+        return text, engine
 
-    def _engine_is_off(self, name: str) -> bool:
+    def _engine_differs(self, name: str) -> bool:
         if self.stored is None:
             return True
-        third = self.third.get(name)
+        third = self.third_sides.get(name)
         return third is not None and third.failed is None and (
-            _apart(self.ours[name].scores, third.scores) > self.allowed.score
+            _max_difference(self.engine_sides[name].scores, third.scores) > self.allowed.score
         )  # fmt: skip
 
     def verdict(self) -> ParityRecord:
-        """Return what was found out so far."""
-        passed = len(self.judged) == len(self.theirs) > 0 and not self.failed
-        return ParityRecord(passed, self._reference(), self.allowed, self.judged, self.hints, self.notes)
+        """Return the record of all findings so far."""
+        passed = len(self.verdicts) == len(self.reference_sides) > 0 and not self.failed
+        return ParityRecord(passed, self._reference(), self.allowed, self.verdicts, self.hints, self.notes)
 
-    def _says(self) -> str:
+    def _reference_name(self) -> str:
         spec = self.reference.model.spec
         version = versions(spec.backend)[spec.backend.replace("_", "-")]
         return f"{spec.backend_name} {version} in {spec.args.get('dtype', 'auto')}"
@@ -189,25 +201,25 @@ class Comparison:
         spec = self.reference.model.spec
         if self.stored is not None:
             facts = self.stored.facts
-            says = f"scores of {facts.get('model', '?')} in {self.stored.folder}"
-            return ReferenceRecord("stored", says, dtype=facts.get("engine.dtype"))
+            text = f"scores of {facts.get('model', '?')} in {self.stored.folder}"
+            return ReferenceRecord("stored", text, dtype=facts.get("engine.dtype"))
         engine = self.reference.model.engine_record()
         dtype = (engine.resolved if engine is not None else {}).get("dtype", spec.args.get("dtype"))
-        return ReferenceRecord("engine", self._says(), spec.backend, dtype, engine)
+        return ReferenceRecord("engine", self._reference_name(), spec.backend, dtype, engine)
 
 
-def _apart(one: MainScores, other: MainScores) -> float:
-    """The largest difference of the main scores that both have."""
+def _max_difference(one: MainScores, other: MainScores) -> float:
+    """Return the largest absolute difference of main scores that both sides have; infinity if they have none in common."""
     return max(
         (
-            abs(score - theirs)
+            abs(score - other_score)
             for split, subsets in one.items()
             for subset, score in subsets.items()
-            if score is not None and (theirs := other.get(split, {}).get(subset)) is not None
+            if score is not None and (other_score := other.get(split, {}).get(subset)) is not None
         ),
         default=float("inf"),
     )
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) if isinstance(error, MtebVllmError) else one_line_message(error)

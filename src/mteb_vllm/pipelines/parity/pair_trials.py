@@ -1,4 +1,4 @@
-"""Variants of a reranker in sentence-transformers: its template, prefixes, instruction, activation, truncation, and so on."""
+"""Variants of a reranker in sentence-transformers: template, prefixes, instructions, activation, truncation, and so on."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from mteb_vllm.pipelines.parity.trials import SPECIAL_TOKENS, Limits, Sample, Tr
 
 logger = logging.getLogger(__name__)
 
-# Up to this share of the scores' range, two scores in float32 are the same.
+# The largest difference of two equal scores in float32, as a fraction of the scores' range.
 SAME = 1e-4
-# A difference of at most this share of the scores' range can be called explained.
+# The largest remaining difference that counts as explained, as a fraction of the scores' range.
 ENOUGH = 0.02
 _ACTIVATIONS = {
     None: "with the activation of the model's files", "sigmoid": "with a sigmoid", "none": "with the raw logit"
@@ -30,14 +30,14 @@ _ACTIVATIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PairSample(Sample):
-    """Pairs, and their scores on both sides.
+    """Pairs with their scores on both sides.
 
     Attributes:
-        pairs: Query and document of each, without prefixes.
-        own: What the reference reads them through.
-        other: What the engine under test reads them through.
-        own_instructions: The reference's instruction for each.
-        other_instructions: The engine's, likewise.
+        pairs: Query and document of each pair, without prefixes.
+        own: The reference's score template.
+        other: The score template of the engine under test.
+        own_instructions: The reference's instruction for each pair.
+        other_instructions: The engine's instruction for each pair.
     """
 
     pairs: list[tuple[str, str]]
@@ -48,10 +48,10 @@ class PairSample(Sample):
 
 
 class PairTrials(Trials):
-    """A reranker that can be varied: template, prefixes, instruction, activation, truncation, special tokens."""
+    """Variants of a reranker."""
 
-    not_reproduced = "the reference does not score the pairs again as it did: nothing was varied"
-    all_same = "the scores are the same: the difference comes from what is made of them"
+    not_reproduced = "the reference did not reproduce its own scores: nothing was varied"
+    all_same = "the scores are the same: the difference arises after scoring"
     sample: PairSample
 
     def limits(self) -> Limits:
@@ -78,10 +78,10 @@ class PairTrials(Trials):
             if activation != own.activation:
                 change = {"activation": activation}
                 found.append(Change("activation", "activation", change, words, f"{way}.activation"))
-        return [*found, *self.lengths(length), SPECIAL_TOKENS]
+        return [*found, *self.truncations(length), SPECIAL_TOKENS]
 
     def vary(self, parts: Mapping[str, Any]) -> Values | None:
-        """Return the scores of a variant, shape (n,); None where the model cannot be varied so."""
+        """Return the scores of a variant, shape (n,); None if the model cannot be varied so."""
         template = self.sample.own
         for part in ("template", "prefixes", "activation"):
             template = replace(template, **parts.get(part, {}))
@@ -93,18 +93,19 @@ class PairTrials(Trials):
             logger.info("the reference cannot be varied by %s: %s", dict(parts), error)
             return None
 
-    def measured(self, one: Values, other: Values) -> Measured:
-        """Return how far scores are from others, shape (n,) both."""
-        apart = np.abs(one.astype(np.float64) - other.astype(np.float64))
-        worst = float(apart.max()) if np.isfinite(apart).all() else float("inf")
-        return Measured(worst, worst, float(np.median(apart)), f"the largest difference of a score is {worst:.3g}")
+    def compare(self, one: Values, other: Values) -> Measured:
+        """Return the distance between two sides' scores, shape (n,) each."""
+        differences = np.abs(one.astype(np.float64) - other.astype(np.float64))
+        worst = float(differences.max()) if np.isfinite(differences).all() else float("inf")
+        words = f"the largest score difference is {worst:.3g}"
+        return Measured(worst, worst, float(np.median(differences)), words)
 
-    def as_is(self) -> tuple[Values, str]:
-        """See `Trials.as_is`."""
+    def unvaried(self) -> tuple[Values, str]:
+        """See `Trials.unvaried`."""
         try:
             return self._scores(self.sample.own, self.sample.own_instructions, None, True), ""
         except NonFiniteError as error:
-            return np.empty(0, dtype=np.float32), f" fails, too: {error}"
+            return np.empty(0, dtype=np.float32), f" fails as well: {error}"
 
     def _scores(self, template: ScoreTemplate, instructions: list[str], length: int | None, special: bool) -> Values:
         made = np.empty(len(self.sample.pairs), dtype=np.float32)
@@ -113,12 +114,12 @@ class PairTrials(Trials):
             queries, documents = template.with_prefixes(*zip(*(self.sample.pairs[at] for at in rows), strict=True))
             text = template.with_instruction(instruction)
             if special:
-                made[rows] = self._whole(queries, documents, text, template, length)
+                made[rows] = self._score(queries, documents, text, template, length)
             else:
-                made[rows] = self._bare(queries, documents, text, template)
+                made[rows] = self._score_without_special_tokens(queries, documents, text, template)
         return made
 
-    def _whole(
+    def _score(
         self, queries: list[str], documents: list[str], text: str | None, template: ScoreTemplate, length: int | None
     ) -> Values:
         engine, model = self.engine, self.engine.model
@@ -131,8 +132,9 @@ class PairTrials(Trials):
         finally:
             model.max_seq_length = before
 
-    def _bare(self, queries: list[str], documents: list[str], text: str | None, template: ScoreTemplate) -> Values:
-        """Without special tokens."""
+    def _score_without_special_tokens(
+        self, queries: list[str], documents: list[str], text: str | None, template: ScoreTemplate
+    ) -> Values:
         tokenizer, limit, pairs = self.engine.tokenizer, self.engine.max_model_len, []
         for query, document in zip(queries, documents, strict=True):
             if text is None:

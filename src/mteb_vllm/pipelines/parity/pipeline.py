@@ -1,7 +1,7 @@
-"""Whether an engine's numbers are a reference's: the same tasks through both, compared text by text and score by score.
+"""`pipeline=parity`: run the same tasks through an engine and a reference, and compare embeddings and scores.
 
-The reference is through with all tasks before the engine under test opens: they need not fit into memory together. Where they
-differ, the reference is varied until it makes what the engine makes: what had to be changed is the hint.
+The reference finishes all tasks before the engine under test opens, so they need not fit into memory together. Where the two
+differ, the reference is varied until it reproduces the engine; the change that does so is reported as a hint.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from mteb_vllm.results.record import TaskOutcome
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceTransformers:
-    """The same model as its recipe and its files say, in sentence-transformers, whatever the run itself says.
+    """The same model in sentence-transformers, configured by its recipe and its files, independent of the run's settings.
 
     Attributes:
         engine: Its engine arguments.
         prompts: Its prompts.
         instruction: Its instruction template.
-        score_template: What it reads pairs through.
+        score_template: Its template for query-document pairs.
     """
 
     is_reference: ClassVar[bool] = True
@@ -47,7 +47,7 @@ class SentenceTransformers:
     score_template: ScoreTemplateConfig = field(default_factory=lambda: ScoreTemplateConfig(from_model=True))
 
     def applied_to(self, config: RunConfig) -> RunConfig:
-        """The run's configuration as it would be if all of it were the reference's."""
+        """Return the run's configuration with the reference's settings in place of its own."""
         return replace(
             config,
             engine=self.engine,
@@ -59,10 +59,10 @@ class SentenceTransformers:
 
 @dataclass(frozen=True, kw_only=True)
 class Stored(SentenceTransformers):
-    """The scores of a run that there is, or of published results; where they differ, sentence-transformers is asked as well.
+    """The scores of an earlier run or of published results; where they differ, sentence-transformers is run as a third side.
 
     Attributes:
-        runs: A run's folder, or a folder of results in mteb's layout.
+        runs: A run's folder, or a folder with results in mteb's layout.
     """
 
     runs: Names
@@ -70,18 +70,18 @@ class Stored(SentenceTransformers):
 
 @dataclass(frozen=True, kw_only=True)
 class Parity(Pipeline):
-    """Compares the engine with a reference.
+    """Comparison of the engine with a reference.
 
     Attributes:
-        tolerance: By how much a main score may differ, either way; None: 0.0005, of rerankers 0.002.
-        min_cosine: The smallest cosine that a text's two embeddings may have; of rerankers, the smallest correlation of the
-            scores of pairs.
-        length_tolerance: By how much the ratio of their lengths may differ from 1.
-        top_k: How many documents of a ranking are compared.
-        candidates: How many documents of BM25's a reranker reads for each query, where a task brings no candidates.
-        max_texts: How many texts, or pairs, of a task are compared.
-        worst: How many of the worst texts are shown.
-        window: How many different texts are handed to the engine at once.
+        tolerance: The maximum absolute difference of main scores; None: 0.0005 for encoders, 0.002 for rerankers.
+        min_cosine: The minimum cosine of a text's two embeddings; for rerankers, the minimum Pearson correlation of the
+            pairs' scores.
+        norm_tolerance: The maximum deviation from 1 of the ratio of the two embeddings' norms.
+        top_k: The number of top documents per query whose rankings are compared.
+        candidates: The number of BM25 candidates per query for a reranker, in tasks without candidates of their own.
+        max_texts: The maximum number of texts, or pairs, compared per task.
+        worst: The number of texts with the lowest cosine to list per task.
+        chunk_size: The maximum number of distinct texts or pairs passed to the engine at once.
         reference: The configuration of the reference.
     """
 
@@ -89,17 +89,17 @@ class Parity(Pipeline):
 
     tolerance: NotNegative | None = None
     min_cosine: Cosine = 0.99
-    length_tolerance: NotNegative = 0.01
+    norm_tolerance: NotNegative = 0.01
     top_k: Count = 10
     candidates: Count = 20
     max_texts: PositiveInt = 10_000
     worst: Count = 5
-    window: Count = 8192
+    chunk_size: Count = 8192
     reference: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model_kinds(self) -> tuple[str, ...]:
-        """Every kind."""
+        """All kinds."""
         return ("encoder", "cross_encoder")
 
     def settings(self, kind: str, tasks: Sequence[str]) -> dict[str, Any]:
@@ -107,17 +107,17 @@ class Parity(Pipeline):
         return {"parity": asdict(self)}
 
     def types_for(self, kind: str) -> tuple[str, ...] | None:
-        """Return the types of task: a reranker can be compared with its reference on what it can rerank."""
+        """Return the supported task types: for a reranker, those that it can rerank."""
         return Rerank.task_types if kind == "cross_encoder" else None
 
     def run(self, context: RunContext) -> Iterator[TaskOutcome]:
-        """Evaluate task by task, with the reference and then with the engine; one task's failure costs no other anything.
+        """Run all tasks with the reference, then with the engine; a failure of one task does not affect the others.
 
-        `context.parity` is the verdict, so far as there is one. No stored result is read or written. Where
-        stored scores are the reference, `context.reference` is asked only if these differ.
+        `context.parity` is updated after each task. No result is read from the store or written to it. If stored scores are
+        the reference, `context.reference` is run only for tasks whose scores differ.
 
         Raises:
-            ConfigError: if the stored scores cannot be had.
+            ConfigError: if the stored scores cannot be read.
         """
         tasks, progress = context.tasks, context.progress
         from mteb_vllm.pipelines.parity.comparison import Comparison, Options
@@ -126,7 +126,7 @@ class Parity(Pipeline):
         options = Options(
             tolerance=self.tolerance,
             min_cosine=self.min_cosine,
-            length_tolerance=self.length_tolerance,
+            norm_tolerance=self.norm_tolerance,
             top_k=self.top_k,
             candidates=self.candidates,
             max_texts=self.max_texts,
@@ -140,11 +140,11 @@ class Parity(Pipeline):
             context.parity = comparison.verdict()
             if comparison.stored is None:
                 for task in tasks:
-                    comparison.theirs[task.metadata.name] = comparison.ask_reference(task)
+                    comparison.reference_sides[task.metadata.name] = comparison.run_reference(task)
                 close_engines()
-            for outcome in mteb_run.each_task(tasks, progress, comparison.ask_engine):
+            for outcome in mteb_run.evaluate_tasks(tasks, progress, comparison.run_engine):
                 comparison.judge(outcome)
                 context.parity = comparison.verdict()
                 yield outcome
-            comparison.look_for_causes({task.metadata.name: task for task in tasks})
+            comparison.search_causes({task.metadata.name: task for task in tasks})
             context.parity = comparison.verdict()

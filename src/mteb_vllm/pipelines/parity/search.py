@@ -1,4 +1,4 @@
-"""The search for a cause: which texts are tried, with which variants of the reference, in which order."""
+"""The search for a cause: which texts are tried with which variants of the reference, and in which order."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from mteb_vllm.wrappers import VllmCrossEncoderWrapper, Wrapper
 
 logger = logging.getLogger(__name__)
 
-# Texts that are tried: those that differ most, and others.
+# Number of texts tried: those that differ most, and others.
 WORST, ORDINARY = 32, 16
-# Texts that are tried where the engine gave NaN or Inf, which it may have done for few.
+# Number of texts tried if the engine gave NaN or Inf, which may concern few of them.
 MANY = 256
 
 
 class Search:
-    """Looks for what explains that tasks did not pass.
+    """The search for the cause of tasks that did not pass.
 
     Args:
-        engine: The engine under test, closed.
-        reference: The reference, closed.
+        engine: The side under test; its engine is closed.
+        reference: The reference; its engine is closed.
         not_finite: The tasks for which the engine gave NaN or Inf.
     """
 
@@ -40,31 +40,35 @@ class Search:
         self.engine, self.reference, self.not_finite = engine, reference, not_finite
 
     def hints(self, tasks: Sequence[str]) -> tuple[list[Hint], str]:
-        """What explains it, best first, and a note where nothing does.
+        """Return the causes found.
 
         Args:
             tasks: The tasks that did not pass.
+
+        Returns:
+            hints: The causes, best explanation first.
+            note: Why there are none; empty if there are.
         """
         under_test = self.engine.model.last_engine
         if under_test is None or not tasks:
             return [], ""
         if any(name in self.not_finite for name in tasks):
-            known = self._of_reference([name for name in tasks if name in self.not_finite])
-            if known is None:
-                return [], "the reference has embedded none of these texts: whether the dtype explains it was not tried"
-            hint = self._dtype(self._sample(known, None), under_test.dtype)
+            captured = self._reference_texts([name for name in tasks if name in self.not_finite])
+            if captured is None:
+                return [], "the reference embedded none of these texts, so the dtype could not be tested as the cause"
+            hint = self._dtype_hint(self._sample(captured, None), under_test.dtype)
             if hint is not None:
                 return [hint], ""
             if under_test.dtype == self.reference.model.spec.args.get("dtype"):
                 return [], f"the reference has the same dtype, {under_test.dtype}, and gives no NaN or Inf"
-            return [], f"whether {under_test.dtype} explains it could not be shown with those texts that were tried"
+            return [], f"the texts that were tried do not show whether {under_test.dtype} is the cause"
         mine, theirs = self._differing(tasks)
         if mine is None or theirs is None:
             return [], ""
         sample = self._sample(theirs, mine)
-        hint = self._dtype(sample, under_test.dtype)
+        hint = self._dtype_hint(sample, under_test.dtype)
         trials = _trials(self.reference.model.engine, sample)
-        note = trials.useless()
+        note = trials.obstacle()
         found = [] if note else trials.hints(under_test.max_model_len, 1)
         if not found and hint is not None:
             return [hint], ""
@@ -72,14 +76,14 @@ class Search:
             found = trials.hints(under_test.max_model_len, 2)
         if not found and not note:
             tried = dict.fromkeys([change.cause for change in trials.changes(under_test.max_model_len)] + ["dtype"])
-            note = f"none of {', '.join(tried)} explains it, alone or two together"
+            note = f"none of {', '.join(tried)} explains it, neither alone nor two of them together"
         return found, note
 
     def _differing(self, tasks: Sequence[str]) -> tuple[Captured | None, Captured | None]:
-        """The texts of all tasks together that differ most, and some others, of both sides."""
+        """Return, for both sides, the texts of all tasks that differ most, and some others."""
         both = []
         for name in tasks:
-            one, other = self.engine.parked(name), self.reference.parked(name)
+            one, other = self.engine.load_captured(name), self.reference.load_captured(name)
             if one is not None and other is not None:
                 one, other = one.common(other)
                 if one.keys and one.values.shape == other.values.shape:
@@ -87,23 +91,24 @@ class Search:
                     both.append((one.only(rows), other.only(rows)))
         if not both:
             return None, None
-        mine, theirs = _together([one for one, _ in both]), _together([other for _, other in both])
+        mine, theirs = _concatenate([one for one, _ in both]), _concatenate([other for _, other in both])
         rows = sample_rows(mine, theirs, WORST, ORDINARY)
         return mine.only(rows), theirs.only(rows)
 
-    def _of_reference(self, tasks: Sequence[str]) -> Captured | None:
-        found = [captured for name in tasks if (captured := self.reference.parked(name)) is not None]
+    def _reference_texts(self, tasks: Sequence[str]) -> Captured | None:
+        """Return up to `MANY` texts of the reference: the longest, and others of all lengths."""
+        found = [captured for name in tasks if (captured := self.reference.load_captured(name)) is not None]
         if not found:
             return None
-        whole = _together(found)
-        # Overflow comes with length, where it does not come at once.
-        order = sorted(range(len(whole.keys)), key=lambda row: -sum(map(len, whole.items[row][2])))
-        return whole.only(order[: MANY // 2] + order[MANY // 2 :: max(2 * len(order) // MANY, 1)][: MANY // 2])
+        captured = _concatenate(found)
+        # Overflow that does not affect all texts is most likely in long ones.
+        order = sorted(range(len(captured.keys)), key=lambda row: -sum(map(len, captured.items[row][2])))
+        return captured.only(order[: MANY // 2] + order[MANY // 2 :: max(2 * len(order) // MANY, 1)][: MANY // 2])
 
     def _sample(self, theirs: Captured, mine: Captured | None) -> Sample:
         reference, under_test = self.reference.model, self.engine.model
-        own = [self._before(reference, task, side) for task, side, _ in theirs.items]
-        other = [self._before(under_test, task, side) for task, side, _ in theirs.items]
+        own = [self._prefix(reference, task, side) for task, side, _ in theirs.items]
+        other = [self._prefix(under_test, task, side) for task, side, _ in theirs.items]
         if is_pairs(theirs):
             assert isinstance(reference, VllmCrossEncoderWrapper) and isinstance(under_test, VllmCrossEncoderWrapper)
             return PairSample(
@@ -119,21 +124,21 @@ class Search:
         observed = None if mine is None else mine.values
         return TextSample(texts=texts, own=own, other=other, reference=theirs.values, observed=observed)
 
-    def _before(self, model: Wrapper, task: str, side: str) -> str:
-        """What a model read in front of a text of a side; of pairs, their instruction."""
-        said = model.applied.get((task, None if side == "texts" else side)) or {}
-        return said.get("prefix") or ""
+    def _prefix(self, model: Wrapper, task: str, side: str) -> str:
+        """Return the prefix that a model used for a side's texts; for pairs, their instruction."""
+        applied = model.applied.get((task, None if side == "texts" else side)) or {}
+        return applied.get("prefix") or ""
 
-    def _dtype(self, sample: Sample, dtype: str) -> Hint | None:
-        """Whether the dtype of the engine under test explains it: the reference opens in that dtype."""
+    def _dtype_hint(self, sample: Sample, dtype: str) -> Hint | None:
+        """Return a hint if the dtype of the engine under test is the cause, tested by opening the reference in that dtype."""
         spec = self.reference.model.spec
         if dtype == spec.args.get("dtype"):
             return None
         try:
             other = open_engine(replace(spec, args={**spec.args, "dtype": dtype}))
             hint = _trials(other, sample).dtype_hint(dtype)
-        except Exception as error:  # a dtype that the device does not have
-            logger.info("the reference cannot be had in %s: %s", dtype, error)
+        except Exception as error:  # the device may not support the dtype
+            logger.info("the reference cannot be opened in %s: %s", dtype, error)
             return None
         return hint
 
@@ -146,8 +151,8 @@ def _trials(engine: Engine, sample: Sample) -> Trials:
     return VectorTrials(engine, sample)
 
 
-def _together(some: Sequence[Captured]) -> Captured:
-    """Several tasks' as one; those whose embeddings have another length than the first one's are left out."""
+def _concatenate(some: Sequence[Captured]) -> Captured:
+    """Concatenate several tasks' texts, leaving out tasks whose embeddings differ in dimension from the first one's."""
     fitting = [one for one in some if one.values.shape[1] == some[0].values.shape[1]]
     return Captured(
         [key for one in fitting for key in one.keys],

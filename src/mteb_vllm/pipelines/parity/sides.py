@@ -1,4 +1,4 @@
-"""One side of a comparison: a model through mteb, task by task, with its vectors or scores, and what it retrieved."""
+"""One side of a comparison: evaluate a model with mteb, and collect its embeddings or scores and its rankings."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mteb_vllm.pipelines import mteb_run
-from mteb_vllm.pipelines.parity.capture import Captured, Tap
+from mteb_vllm.pipelines.parity.capture import Captured, Recorder
 from mteb_vllm.pipelines.parity.verdict import MainScores, Side
 from mteb_vllm.pipelines.rerank.first_stages import BM25
-from mteb_vllm.pipelines.rerank.pipeline import take_candidates
+from mteb_vllm.pipelines.rerank.pipeline import set_candidates
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.tasks.loading import Unit
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 
 class SideRunner:
-    """Evaluates a model into a folder of its own, where nothing is known yet.
+    """Evaluates a model, with an empty results store of its own.
 
     Args:
-        model: A wrapper of ours.
-        folder: Where results are kept, for the time of the comparison.
-        limit: How many texts or pairs of a task are kept.
-        depth: How many documents of a ranking are kept.
-        candidates: How many documents a reranker reads for each query, where a task brings no candidates.
-        shared: A folder for what both sides need.
+        model: A wrapper of this package.
+        folder: A folder for this side's results, deleted after the comparison.
+        limit: The maximum number of texts or pairs kept per task.
+        depth: The number of top documents kept per ranking.
+        candidates: The number of candidates per query for a reranker, in tasks without candidates of their own.
+        shared: A folder for data that both sides use.
     """
 
     def __init__(self, model: Wrapper, folder: Path, limit: int, depth: int, candidates: int, shared: Path) -> None:
@@ -47,7 +47,7 @@ class SideRunner:
         self.start = mteb_run.EngineStart(model)
 
     def evaluate(self, task: AbsTask) -> tuple[TaskOutcome, Side]:
-        """One task's outcome, and what is compared of it."""
+        """Evaluate a task and return its outcome, and the data to compare."""
         from mteb.abstasks import AbsTaskRetrieval, AbsTaskSTS
 
         parts = mteb_run.parts_of(task)
@@ -57,11 +57,11 @@ class SideRunner:
 
         def prepare(part: AbsTask, broken: MutableMapping[Unit, Exception]) -> None:
             if (retrieved_by := lists.get(part.metadata.name)) is not None:
-                take_candidates(part, self.shared, retrieved_by, self.candidates, broken)
+                set_candidates(part, self.shared, retrieved_by, self.candidates, broken)
 
         for part in parts:
-            _as_new(part)
-        self.model.recorder = tap = Tap(self.limit)
+            _reset_random_state(part)
+        self.model.recorder = recorder = Recorder(self.limit)
         try:
             outcome = mteb_run.computed_outcome(
                 self.model,
@@ -74,24 +74,24 @@ class SideRunner:
             )
         finally:
             self.model.recorder = None
-        side = Side(main_scores(outcome), tap.captured())
+        side = Side(main_scores(outcome), recorder.captured())
         for part in parts if ranked or similar else []:
             self._read_predictions(part, side, ranked)
         return outcome, side
 
-    def park(self, task: str, side: Side) -> None:
-        """Puts what takes room onto the disk."""
+    def save_captured(self, task: str, side: Side) -> None:
+        """Move the recorded embeddings or scores of a task from memory to disk."""
         if side.captured is not None:
             side.captured.save(self.folder / "captured" / task)
             side.captured = None
 
-    def parked(self, task: str) -> Captured | None:
-        """What `park` put there."""
+    def load_captured(self, task: str) -> Captured | None:
+        """Load what `save_captured` saved; None if there is nothing."""
         folder = self.folder / "captured" / task
         return Captured.load(folder) if folder.exists() else None
 
     def _candidates(self, parts: list[AbsTask]) -> dict[str, ModelMeta]:
-        """Retrieve with BM25 for tasks that bring no candidates, the same for both sides; return its metadata by task."""
+        """Retrieve candidates with BM25, once for both sides, for tasks without their own; return BM25's metadata by task."""
         found = {}
         for part in parts:
             if brings_candidates(part.metadata.type):
@@ -113,7 +113,7 @@ class SideRunner:
                 if found is None:
                     continue
                 if ranked:
-                    # Equal scores by name, so that both sides keep the same ones.
+                    # Ties are broken by name, so that both sides keep the same documents.
                     side.rankings[key] = {
                         query: dict(heapq.nsmallest(self.depth, scores.items(), key=lambda item: (-item[1], item[0])))
                         for query, scores in found.items()
@@ -122,10 +122,10 @@ class SideRunner:
                     side.similarities[key] = found["cosine_scores"]
 
 
-def _as_new(task: AbsTask) -> None:
-    """Puts the random numbers of a task, and those of the process, back to where they were when the task was made.
+def _reset_random_state(task: AbsTask) -> None:
+    """Reset the random state of a task, and of the process, to that of a new task.
 
-    Clustering draws from the former which texts count: with other numbers the same embeddings have another score.
+    Clustering samples texts with the task's random state: otherwise the same embeddings would get another score.
     """
     from transformers import set_seed
 
@@ -134,7 +134,7 @@ def _as_new(task: AbsTask) -> None:
 
 
 def main_scores(outcome: TaskOutcome) -> MainScores:
-    """Split to subset to main score."""
+    """Return the main scores of an outcome: split to subset to score."""
     return {
         split: {subset: entry.get("main_score") for subset, entry in subsets.items()}
         for split, subsets in outcome.scores.items()

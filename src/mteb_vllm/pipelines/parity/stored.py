@@ -1,4 +1,4 @@
-"""Scores of runs that there are, as a reference."""
+"""Read the scores of earlier runs, or published ones, as a reference."""
 
 from __future__ import annotations
 
@@ -15,46 +15,50 @@ from mteb_vllm.util.files import read_json
 
 
 def stored_scores(runs: Sequence[str], tasks: Sequence[str]) -> tuple[Point, dict[str, MainScores]]:
-    """The run, or the folder of results, that is the reference, and its main scores by task.
+    """Return the run, or the folder of results, that is the reference, and its main scores by task.
 
     Args:
         runs: A run's folder, or a folder of results in mteb's layout.
-        tasks: The tasks that are looked for.
+        tasks: The names of the tasks.
 
     Raises:
-        ConfigError: if there is none, or more than one that has any of the tasks.
+        ConfigError: if none, or more than one, has results of these tasks.
     """
     every = read_runs(list(runs))
     points = [point for point in every if any(task.name in tasks for task in point.tasks)]
     wrong = functools.partial(Mistake, "pipeline.reference.runs", value=",".join(map(str, runs)))
     if not points:
         damaged = [failure.message for point in every for failure in point.failures if failure.kind == "damaged"]
-        raise ConfigError([wrong(f"holds no result of {', '.join(tasks)}", " ".join(damaged))])
+        raise ConfigError([wrong(f"contains no result of {', '.join(tasks)}", " ".join(damaged))])
     if len(points) > 1:
         there = ", ".join(str(point.folder) for point in points[:5])
-        raise ConfigError([wrong("holds several runs: which one is the reference?", f"Name one of: {there}")])
+        raise ConfigError(
+            [wrong("contains several runs, and the reference must be one of them", f"Choose one: {there}")]
+        )
     (point,) = points
-    read = _of_run if point.source == "run" else _of_results
+    read = _run_scores if point.source == "run" else _result_scores
     try:
         return point, {task: scores for task in tasks if (scores := read(point, task))}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ConfigError([wrong(f"what {point.folder} holds cannot be read ({error})")]) from error
+        raise ConfigError([wrong(f"the results in {point.folder} cannot be read ({error})")]) from error
 
 
-def _of_run(point: Point, task: str) -> MainScores:
+def _run_scores(point: Point, task: str) -> MainScores:
     for outcome in read_record(point.folder / "run.json").tasks:
         if outcome.name == task:
-            return {split: _main(subsets) for split, subsets in outcome.scores.items()}
+            return {split: _main_scores(subsets) for split, subsets in outcome.scores.items()}
     return {}
 
 
-def _of_results(point: Point, task: str) -> MainScores:
+def _result_scores(point: Point, task: str) -> MainScores:
     file = point.folder / f"{task}.json"
     if not file.exists():
         return {}
     scores = read_json(file)["scores"]
-    return {split: _main({str(entry["hf_subset"]): entry for entry in entries}) for split, entries in scores.items()}
+    return {
+        split: _main_scores({str(entry["hf_subset"]): entry for entry in entries}) for split, entries in scores.items()
+    }
 
 
-def _main(subsets: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+def _main_scores(subsets: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     return {subset: entry.get("main_score") for subset, entry in subsets.items()}

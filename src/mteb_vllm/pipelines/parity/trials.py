@@ -1,4 +1,4 @@
-"""A reference that is varied until it gives what the engine under test gave: what embeddings and scores have in common."""
+"""Base class for varying the reference until it reproduces the engine under test; shared by embeddings and pair scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mteb_vllm.engines.sentence_transformers import SentenceTransformersEngine
-from mteb_vllm.pipelines.parity.causes import Change, Measured, explain, like
+from mteb_vllm.pipelines.parity.causes import Change, Measured, explain, is_similar
 from mteb_vllm.results.parity import Hint
 
 Values = npt.NDArray[np.float32]
@@ -19,11 +19,11 @@ Values = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Inputs on which the two sides differ, and some on which they hardly do.
+    """Inputs on which the two sides differ, and some on which they hardly differ.
 
     Attributes:
         reference: float32 array: the reference's embeddings, shape (n, dim), or scores, shape (n,).
-        observed: Those of the engine under test, likewise; None where they are not finite.
+        observed: The values of the engine under test, of the same shape; None if they are not finite.
     """
 
     reference: Values
@@ -31,12 +31,12 @@ class Sample:
 
 
 class Limits(NamedTuple):
-    """Bounds of deviations.
+    """The largest deviations that count as none.
 
     Attributes:
-        reproduced: Up to which the reference has given its own values again.
-        same: Up to which two values in float32 are the same.
-        enough: Up to which a difference can be called explained.
+        reproduced: Between the reference's values and its own values in a second run.
+        same: Between two equal values in float32.
+        enough: Between the engine and a variant that explains it.
     """
 
     reproduced: float
@@ -45,14 +45,14 @@ class Limits(NamedTuple):
 
 
 class Trials(abc.ABC):
-    """A reference that can be varied.
+    """Variants of the reference.
 
     Args:
         engine: An open engine of sentence-transformers.
-        sample: The inputs, and what came of them.
+        sample: The inputs, with both sides' values.
     """
 
-    # Why varying the reference would show nothing.
+    # Messages for the reasons why varying the reference would show nothing.
     not_reproduced: ClassVar[str]
     all_same: ClassVar[str]
 
@@ -61,79 +61,79 @@ class Trials(abc.ABC):
 
     @abc.abstractmethod
     def vary(self, parts: Mapping[str, Any]) -> Values | None:
-        """Return the values of a variant, by (part to value); None where the model cannot be varied so."""
+        """Return the values of a variant, given as part to value; None if the model cannot be varied so."""
 
     @abc.abstractmethod
     def changes(self, length: int) -> list[Change]:
-        """Return what can be varied, towards an engine with a context of `length` tokens."""
+        """Return the possible changes, towards an engine with a context length of `length` tokens."""
 
     @abc.abstractmethod
-    def measured(self, one: Values, other: Values) -> Measured:
-        """Return how far values are from others of the same shape."""
+    def compare(self, one: Values, other: Values) -> Measured:
+        """Return the distance between two sides' values of the same shape."""
 
     @abc.abstractmethod
     def limits(self) -> Limits:
-        """Return the bounds of deviations of this sample."""
+        """Return the largest deviations that count as none for this sample."""
 
     @abc.abstractmethod
-    def as_is(self) -> tuple[Values, str]:
-        """Return the values of the engine that is not varied, and how it failed, in words; empty if it did not."""
+    def unvaried(self) -> tuple[Values, str]:
+        """Return the values of the unvaried engine, and a message if it failed; empty if it did not."""
 
     @property
     def observed(self) -> Values:
-        """What the engine under test gave."""
+        """The values of the engine under test."""
         assert self.sample.observed is not None
         return self.sample.observed
 
-    def useless(self) -> str:
-        """Return why varying the reference would show nothing; empty if it would."""
+    def obstacle(self) -> str:
+        """Return why varying the reference would show nothing; empty if nothing speaks against it."""
         made, limits = self.vary({}), self.limits()
-        if made is None or self.measured(made, self.sample.reference).deviation > limits.reproduced:
+        if made is None or self.compare(made, self.sample.reference).deviation > limits.reproduced:
             return self.not_reproduced
-        return self.all_same if self.measured(made, self.observed).deviation <= limits.same else ""
+        return self.all_same if self.compare(made, self.observed).deviation <= limits.same else ""
 
     def hints(self, length: int, together: int) -> list[Hint]:
         """Return the variants that explain the difference, best first.
 
         Args:
-            length: The context of the engine under test, in tokens.
-            together: How many things are varied at once, 1 or 2.
+            length: The context length of the engine under test, in tokens.
+            together: The number of simultaneous changes, 1 or 2.
         """
         _, same, enough = self.limits()
         return explain(self.changes(length), self.measure, floor=same, enough=enough, together=together)
 
     def measure(self, parts: Mapping[str, object]) -> Measured | None:
-        """Return how far a variant is from the engine under test."""
+        """Return the distance between a variant and the engine under test; None if there is no such variant."""
         made = self.vary(parts)
-        return None if made is None or made.shape != self.observed.shape else self.measured(made, self.observed)
+        return None if made is None or made.shape != self.observed.shape else self.compare(made, self.observed)
 
-    def lengths(self, length: int, longest: float = float("inf")) -> list[Change]:
-        """Return the changes of the context: to the other engine's, to half and to twice the own.
+    def truncations(self, length: int, longest: float = float("inf")) -> list[Change]:
+        """Return the changes of the context length: to that of the engine under test, and to half and twice the own.
 
         Args:
-            length: The context of the engine under test, in tokens.
-            longest: Tokens of the longest input: limits beyond it cut nothing.
+            length: The context length of the engine under test, in tokens.
+            longest: The tokens of the longest input: longer limits truncate nothing.
         """
         own = self.engine.max_model_len
         return [
-            Change("truncation", "length", tokens, f"cut at {tokens} tokens", "engine.max_model_len")
+            Change("truncation", "length", tokens, f"truncated to {tokens} tokens", "engine.max_model_len")
             for tokens in dict.fromkeys((length, own // 2, own * 2))
             if tokens != own and min(tokens, own) < longest
         ]
 
     def dtype_hint(self, dtype: str) -> Hint | None:
-        """Return whether a dtype, in which the reference is open here, explains the difference."""
-        made, failed = self.as_is()
+        """Return a hint if a dtype explains the difference; the reference must be open in that dtype here."""
+        made, failed = self.unvaried()
         if failed:
             finite = self.sample.observed is not None
-            return None if finite else Hint("dtype", f"in {dtype} the reference{failed}", 0.0, 0.0)
+            return None if finite else Hint("dtype", f"in {dtype}, the reference{failed}", 0.0, 0.0)
         if self.sample.observed is None:
             return None
-        own, observed = self.measured(made, self.sample.reference), self.measured(self.observed, self.sample.reference)
-        if not like(own, observed):
+        own, observed = self.compare(made, self.sample.reference), self.compare(self.observed, self.sample.reference)
+        if not is_similar(own, observed):
             return None
-        says = f"in {dtype} the reference is as far from itself: {own.says}; of the engine {observed.says}."
-        return Hint("dtype", f"{says} See engine.dtype.", own.worst, own.median)
+        words = f"in {dtype}, the reference deviates as much: {own.words}; for the engine, {observed.words}."
+        return Hint("dtype", f"{words} See engine.dtype.", own.worst, own.median)
 
 
 SPECIAL_TOKENS = Change("special tokens", "special", False, "without special tokens", "the model's tokenizer files")

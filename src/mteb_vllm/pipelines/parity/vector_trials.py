@@ -1,4 +1,4 @@
-"""Variants of an embedding model in sentence-transformers: pooling, normalisation, truncation, prompt, special tokens."""
+"""Variants of an embedding model in sentence-transformers: pooling, normalisation, truncation, prompts, special tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mteb_vllm.engines.sentence_transformers import SentenceTransformersEngine
-from mteb_vllm.pipelines.parity.agreement import cosines, deviations, length_ratios
+from mteb_vllm.pipelines.parity.agreement import cosines, deviations, norm_ratios
 from mteb_vllm.pipelines.parity.causes import Change, Measured
 from mteb_vllm.pipelines.parity.trials import SPECIAL_TOKENS, Limits, Sample, Trials, Values
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POOLINGS = {"cls": "CLS", "mean": "mean", "lasttoken": "last-token", "max": "max"}
-# A deviation of 1e-3 is a cosine of 0.999.
+# For vectors of equal norm, a deviation of 1e-3 is a cosine of 0.999.
 LIMITS = Limits(reproduced=1e-4, same=1e-5, enough=1e-3)
 BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSample(Sample):
-    """Texts, and their embeddings on both sides.
+    """Texts with their embeddings on both sides.
 
     Attributes:
         texts: The texts, without prompts.
-        own: The reference's prompt of each.
-        other: That of the engine under test.
+        own: The reference's prompt for each text.
+        other: The prompt of the engine under test for each text.
     """
 
     texts: list[str]
@@ -41,12 +41,10 @@ class TextSample(Sample):
 
 
 class VectorTrials(Trials):
-    """An embedding model that can be varied: pooling, normalisation, truncation, prompts, special tokens."""
+    """Variants of an embedding model."""
 
-    not_reproduced = (
-        "the model's parts, put together by hand, do not make the reference's embeddings: nothing was varied"
-    )
-    all_same = "the embeddings are the same: the difference comes from what is made of them"
+    not_reproduced = "running the model's modules one by one did not reproduce the reference: nothing was varied"
+    all_same = "the embeddings are the same: the difference arises after embedding"
     sample: TextSample
 
     def __init__(self, engine: SentenceTransformersEngine, sample: TextSample) -> None:
@@ -56,7 +54,7 @@ class VectorTrials(Trials):
         self.at = names.index("Pooling") if "Pooling" in names else None
         self.modules = modules
         self.normalises = "Normalize" in names
-        self.pooling = _mode(modules[self.at]) if self.at is not None else "?"
+        self.pooling = _pooling_mode(modules[self.at]) if self.at is not None else "?"
         self._pooled: dict[tuple[str, int, bool], dict[str, torch.Tensor]] = {}
 
     def limits(self) -> Limits:
@@ -73,7 +71,7 @@ class VectorTrials(Trials):
         words = "without normalisation" if self.normalises else "with normalisation"
         way = "engine.pooler_config (use_activation)"
         found.append(Change("normalisation", "normalise", not self.normalises, words, way))
-        found += self.lengths(length, self._longest())
+        found += self.truncations(length, self._longest())
         sample, way = self.sample, "prompts and instruction"
         if sample.own != sample.other:
             words = "with the engine's prompts" if any(sample.other) else "without prompts"
@@ -83,21 +81,21 @@ class VectorTrials(Trials):
         return [*found, SPECIAL_TOKENS]
 
     def vary(self, parts: Mapping[str, Any]) -> Values | None:
-        """Return the embeddings of a variant, shape (n, dim); None where the model cannot be varied so."""
+        """Return the embeddings of a variant, shape (n, dim); None if the model cannot be varied so."""
         import torch
 
         if self.at is None:
             return None
-        reading = (
+        inputs = (
             parts.get("prompts", "own"),
             parts.get("length", self.engine.max_model_len),
             parts.get("special", True),
         )
         try:
-            if reading not in self._pooled:
-                self._pooled[reading] = self._pool(*reading)
-            # As the reference cuts them (dimensions), which normalises anew.
-            features = {"sentence_embedding": self._pooled[reading][parts.get("pooling", "own")][:, : self.engine.dim]}
+            if inputs not in self._pooled:
+                self._pooled[inputs] = self._pool(*inputs)
+            # Truncated to the reference's dimensions; the modules after pooling normalise again.
+            features = {"sentence_embedding": self._pooled[inputs][parts.get("pooling", "own")][:, : self.engine.dim]}
             normalise = parts.get("normalise", self.normalises)
             with torch.inference_mode():
                 for module in self.modules[self.at + 1 :]:
@@ -112,36 +110,36 @@ class VectorTrials(Trials):
         array: Values = made.float().cpu().numpy()
         return array
 
-    def measured(self, one: Values, other: Values) -> Measured:
-        """Return how far embeddings are from others, shape (n, dim) both."""
-        away, found, ratios = deviations(one, other), cosines(one, other), length_ratios(one, other)
+    def compare(self, one: Values, other: Values) -> Measured:
+        """Return the distance between two sides' embeddings, shape (n, dim) each."""
+        apart, found, ratios = deviations(one, other), cosines(one, other), norm_ratios(one, other)
         worst, median = float(found.min()), float(np.median(found))
-        says = f"the worst cosine is {worst:.5f}"
+        words = f"the worst cosine is {worst:.5f}"
         low, high = float(ratios.min()), float(ratios.max())
         if max(abs(low - 1), abs(high - 1)) > 0.01:
-            says += f" and the lengths are {low:.3g} to {high:.3g} times the engine's"
-        return Measured(float(away.max()), worst, median, says)
+            words += f" and the norms are {low:.3g} to {high:.3g} times the engine's"
+        return Measured(float(apart.max()), worst, median, words)
 
-    def as_is(self) -> tuple[Values, str]:
-        """See `Trials.as_is`."""
+    def unvaried(self) -> tuple[Values, str]:
+        """See `Trials.unvaried`."""
         texts = [prefix + text for prefix, text in zip(self.sample.own, self.sample.texts, strict=True)]
         starts = range(0, len(texts), BATCH)
         made = np.concatenate([self.engine.embed(texts[at : at + BATCH], False)[0] for at in starts])
         broken = ~np.isfinite(made).all(axis=1)
         if not broken.any():
             return made, ""
-        says = f", too, gives NaN or Inf, for {broken.sum()} of {len(texts)} texts; in its own dtype for none"
-        return made, f"{says}. See engine.dtype."
+        words = f" gives NaN or Inf as well, for {broken.sum()} of {len(texts)} texts; in its own dtype, for none"
+        return made, f"{words}. See engine.dtype."
 
     def _longest(self) -> int:
-        """The tokens of the longest text: where both limits are beyond it, none of the two cuts anything."""
+        """Return the number of tokens of the longest text with either side's prompt."""
         sample = self.sample
         sides = (sample.own, sample.other)
         texts = [prefix + text for side in sides for prefix, text in zip(side, sample.texts, strict=True)]
         return max(map(len, self.engine.tokenizer(texts, truncation=False, verbose=False)["input_ids"]))
 
     def _pool(self, prompts: str, length: int, special: bool) -> dict[str, torch.Tensor]:
-        """The embeddings of the sample as each pooling makes them, before what comes after pooling."""
+        """Return the sample's pooled embeddings for each pooling mode, before the modules that follow pooling."""
         import torch
 
         sample = self.sample
@@ -150,7 +148,7 @@ class VectorTrials(Trials):
         found: dict[str, list[torch.Tensor]] = {mode: [] for mode in ("own", *POOLINGS)}
         model, tokenizer = self.engine.model, self.engine.tokenizer
         assert self.at is not None
-        order = sorted(range(len(texts)), key=lambda at: len(texts[at]))  # short ones need not be as long as long ones
+        order = sorted(range(len(texts)), key=lambda at: len(texts[at]))  # batches of similar length need less padding
         with torch.inference_mode():
             for start in range(0, len(texts), BATCH):
                 features = tokenizer(
@@ -167,21 +165,30 @@ class VectorTrials(Trials):
                 tokens, mask = features["token_embeddings"], features["attention_mask"]
                 found["own"].append(self.modules[self.at](dict(features))["sentence_embedding"])
                 for mode in POOLINGS:
-                    found[mode].append(_pooled(tokens, mask, mode))
+                    found[mode].append(_pool_tokens(tokens, mask, mode))
         back = np.argsort(order)
         return {mode: torch.cat(parts)[back] for mode, parts in found.items()}
 
 
-def _mode(pooling: object) -> str:
-    """The pooling of sentence-transformers' module, by its own name; several, joined by "+"."""
+def _pooling_mode(pooling: object) -> str:
+    """Return the mode of a sentence-transformers pooling module, by its own name; several are joined by "+"."""
     mode = getattr(pooling, "pooling_mode", None)
     if mode is None and hasattr(pooling, "get_pooling_mode_str"):  # before sentence-transformers 6
         mode = pooling.get_pooling_mode_str()
     return mode if isinstance(mode, str) else "+".join(mode or ())
 
 
-def _pooled(tokens: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
-    """One embedding a text of those of its tokens: shapes (n, tokens, dim) and (n, tokens) to (n, dim)."""
+def _pool_tokens(tokens: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
+    """Pool token embeddings.
+
+    Args:
+        tokens: Shape (n, tokens, dim).
+        mask: Attention mask, shape (n, tokens).
+        mode: A key of `POOLINGS`.
+
+    Returns:
+        embeddings: Shape (n, dim).
+    """
     import torch
 
     rows = torch.arange(len(tokens), device=tokens.device)

@@ -1,4 +1,4 @@
-"""Whether an engine's results are the reference's: task by task, with reasons in words."""
+"""Judge task by task whether an engine's results agree with the reference's."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from mteb_vllm.pipelines.parity.agreement import (
 from mteb_vllm.pipelines.parity.capture import Captured
 from mteb_vllm.results.parity import DifferingText, RankingAgreement, SplitVerdict, TaskVerdict, Tolerances
 
-# A difference in the last digit that mteb keeps is none.
+# Added to the tolerance of main scores, against floating-point error.
 _ROUNDING = 1e-9
+# Characters of a text shown in a verdict.
 _SHOWN = 200
 
 
@@ -31,14 +32,14 @@ MainScores = Mapping[str, Mapping[str, float | None]]
 
 @dataclass
 class Side:
-    """What one side made of a task.
+    """One side's results for a task.
 
     Attributes:
-        scores: Its main scores.
-        captured: Embeddings, or scores of pairs, of the same texts on both sides.
-        rankings: Of tasks of retrieval: what it retrieved, by part, subset and split.
-        similarities: Of tasks of similarity: the cosines of the pairs, likewise.
-        failed: Why there is nothing of this.
+        scores: The main scores.
+        captured: The embeddings, or scores of pairs, of the same texts on both sides.
+        rankings: For retrieval tasks: the rankings, by part, subset and split.
+        similarities: For similarity tasks: the cosines of the pairs, by part, subset and split.
+        failed: The error message, if the side failed.
     """
 
     scores: MainScores = field(default_factory=dict)
@@ -58,9 +59,9 @@ def judge(
         metric: The name of its main score.
         engine: The engine under test.
         reference: The reference.
-        allowed: Up to what they may differ.
-        k: How many documents of a ranking count.
-        worst: How many texts are shown.
+        allowed: The tolerances.
+        k: The number of top documents per ranking that are compared.
+        worst: The number of texts with the lowest cosine to list.
     """
     verdict = TaskVerdict(task)
     sides = {"engine": engine, "reference": reference}
@@ -68,11 +69,11 @@ def judge(
     if verdict.reasons:
         return verdict
     verdict.splits = [
-        _compared(split, subset, metric, one, other, allowed.score)
-        for split, subset, one, other in _both(engine.scores, reference.scores)
+        _compare_scores(split, subset, metric, one, other, allowed.score)
+        for split, subset, one, other in _common_scores(engine.scores, reference.scores)
     ]
     several = len(verdict.splits) > 1
-    reasons = [_reason(split, several, allowed.score) for split in verdict.splits if not split.passed]
+    reasons = [_score_reason(split, several, allowed.score) for split in verdict.splits if not split.passed]
     missing = [
         f"{split}, {subset}"
         for split, subsets in engine.scores.items()
@@ -80,7 +81,7 @@ def judge(
         if subset not in reference.scores.get(split, {})
     ]
     if missing and verdict.splits:
-        reasons.append(f"the reference has no score of {'; '.join(missing)}")
+        reasons.append(f"the reference has no score for {'; '.join(missing)}")
     if not verdict.splits:
         reasons.append("the two sides have no split and subset in common")
     reasons += _judge_captured(verdict, engine, reference, allowed, worst)
@@ -93,22 +94,24 @@ def judge(
 
 
 def _judge_captured(verdict: TaskVerdict, engine: Side, reference: Side, allowed: Tolerances, worst: int) -> list[str]:
-    """Compare vectors or scores of pairs; return what is wrong with them."""
+    """Compare embeddings or scores of pairs, add them to the verdict, and return the reasons for a failure."""
     if engine.captured is None or reference.captured is None:
         return []
     mine, theirs = engine.captured.common(reference.captured)
     if not mine.keys:
-        return ["the two sides have embedded no text in common"]
+        return ["the two sides have no text in common"]
     if mine.values.shape != theirs.values.shape:
-        what = f"the engine's embeddings have {mine.values.shape[1]} numbers, the reference's {theirs.values.shape[1]}"
+        what = (
+            f"the engine's embeddings have dimension {mine.values.shape[1]}, the reference's {theirs.values.shape[1]}"
+        )
         return [f"{what} (engine.pooler_config.dimensions)"]
     if is_pairs(mine):
         verdict.pair_scores = scores = score_agreement(mine.values[:, 0], theirs.values[:, 0])
-        # Few candidates can have the same main score in whatever order.
+        # Checked besides the main score, which may not depend on the order of a few candidates.
         if scores.pearson is None or scores.pearson >= allowed.cosine:
             return []
-        what = f"the pairs' scores correlate with the reference's by {scores.pearson:.5f}, less than {allowed.cosine:g}"
-        return [f"{what}: the largest difference is {scores.max:.3g}"]
+        what = f"the correlation of the pairs' scores is {scores.pearson:.5f}, below {allowed.cosine:g}"
+        return [f"{what}; the largest difference is {scores.max:.3g}"]
     verdict.cosine = found = vector_agreement(mine.values, theirs.values)
     each = cosines(mine.values, theirs.values)
     verdict.worst = [
@@ -119,47 +122,50 @@ def _judge_captured(verdict: TaskVerdict, engine: Side, reference: Side, allowed
     if not found.min >= allowed.cosine:
         below = int((each < allowed.cosine).sum())
         reasons.append(
-            f"{below:,} of {found.texts:,} texts have a cosine below {allowed.cosine:g}: the worst {found.min:.5f}"
+            f"{below:,} of {found.texts:,} texts have a cosine below {allowed.cosine:g}; the worst is {found.min:.5f}"
         )
     low, high = found.length
-    assert low is not None and high is not None  # only a record that was read back has no infinity
+    assert low is not None and high is not None  # infinity becomes None only when a record is stored
     if not (1 - allowed.length <= low and high <= 1 + allowed.length):
         reasons.append(
-            f"the embeddings' lengths are {low:.5g} to {high:.5g} times the reference's, "
-            f"and may differ from them by {allowed.length:.3g}"
+            f"the embeddings' norms are {low:.5g} to {high:.5g} times the reference's, "
+            f"but the tolerance is {allowed.length:.3g}"
         )
     return reasons
 
 
 def is_pairs(captured: Captured) -> bool:
-    """Whether scores of pairs were caught, and not embeddings of texts."""
+    """Whether scores of pairs were recorded, not embeddings of texts."""
     return len(captured.items[0][2]) == 2
 
 
 def sample_rows(mine: Captured, theirs: Captured, worst: int, ordinary: int) -> list[int]:
-    """The rows that differ most, and some at even distances among the others.
+    """Return the rows that differ most, and some evenly spaced among the others.
 
     Args:
         mine: One side.
-        theirs: The other, of the same texts in the same order.
-        worst: How many of the former.
-        ordinary: How many of the latter.
+        theirs: The other side, with the same texts in the same order.
+        worst: The number of rows that differ most.
+        ordinary: The number of other rows.
     """
-    apart = np.abs(mine.values - theirs.values)[:, 0] if is_pairs(mine) else deviations(mine.values, theirs.values)
-    order = np.argsort(-apart, kind="stable").tolist()
+    differences = (
+        np.abs(mine.values - theirs.values)[:, 0] if is_pairs(mine) else deviations(mine.values, theirs.values)
+    )
+    order = np.argsort(-differences, kind="stable").tolist()
     rest = order[worst:]
     step = max(len(rest) // max(ordinary, 1), 1)
     return [*order[:worst], *rest[::step][:ordinary]]
 
 
-def _both(one: MainScores, other: MainScores) -> Iterator[tuple[str, str, float | None, float | None]]:
+def _common_scores(one: MainScores, other: MainScores) -> Iterator[tuple[str, str, float | None, float | None]]:
+    """Yield split, subset and both scores wherever both sides have one."""
     for split, subsets in one.items():
         for subset, score in subsets.items():
             if subset in other.get(split, {}):
                 yield split, subset, score, other[split][subset]
 
 
-def _compared(
+def _compare_scores(
     split: str, subset: str, metric: str, one: float | None, other: float | None, tolerance: float
 ) -> SplitVerdict:
     if one is None or other is None or not (math.isfinite(one) and math.isfinite(other)):
@@ -168,15 +174,15 @@ def _compared(
     return SplitVerdict(split, subset, metric, other, one, difference, passed=abs(difference) <= tolerance + _ROUNDING)
 
 
-def _reason(verdict: SplitVerdict, several: bool, tolerance: float) -> str:
+def _score_reason(verdict: SplitVerdict, several: bool, tolerance: float) -> str:
     where = f" ({verdict.split}, {verdict.subset})" if several else ""
     if verdict.difference is None:
         return f"the main score{where} is not a number on one side"
-    return f"main score{where} {verdict.difference:+.5f} from the reference's, tolerance {tolerance:g}"
+    return f"the main score{where} differs from the reference's by {verdict.difference:+.5f}, tolerance {tolerance:g}"
 
 
 def _mean_ranking(one: Mapping[str, Rankings], other: Mapping[str, Rankings], k: int) -> RankingAgreement | None:
-    """Agreement over all subsets and splits, weighted by their queries."""
+    """Return the agreement over all subsets and splits, weighted by their numbers of queries."""
     every = (ranking_agreement(one[key], other[key], k) for key in sorted(one.keys() & other.keys()))
     found = [agreement for agreement in every if agreement is not None]
     if not found:
@@ -188,5 +194,5 @@ def _mean_ranking(one: Mapping[str, Rankings], other: Mapping[str, Rankings], k:
 
 
 def _weighted(values: Sequence[tuple[float, int]]) -> float:
-    """Return the mean of values, each with its weight."""
+    """Return the weighted mean of (value, weight) pairs."""
     return math.fsum(value * weight for value, weight in values) / sum(weight for _, weight in values)

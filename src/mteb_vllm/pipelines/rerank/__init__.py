@@ -1,1 +1,1 @@
-"""`pipeline=rerank`: first stages, which retrieve candidates, and the reranker that scores them."""
+"""`pipeline=rerank`: first stages, which retrieve candidates, and the pipeline that reranks them."""

@@ -1,4 +1,4 @@
-"""mteb's search models of our own: what reads predictions, draws documents, or knows the answers."""
+"""Search models for mteb that need no index: saved predictions, random documents, and perfect rankings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mteb.models.model_meta import ModelMeta
     from mteb.types import CorpusDatasetType, QueryDatasetType, RetrievalOutputType, TopRankedDocumentsType
 
-# How deep a first stage retrieves, whatever a run's `top_k` is: mteb's own depth (the largest of its tasks' k_values).
+# Documents retrieved per query, independent of a run's `top_k`: mteb's own depth (the largest of its tasks' k_values).
 DEPTH = 1000
 
 
@@ -31,7 +31,7 @@ class _Search:
         self.present: frozenset[str] = frozenset()
 
     def index(self, corpus: CorpusDatasetType, **_: object) -> None:
-        """Notes which documents there are."""
+        """Store the ids of the documents."""
         self.documents = list(corpus["id"])
         self.present = frozenset(self.documents)
 
@@ -44,7 +44,11 @@ class SavedSearch(_Search):
         self.file, self.content = file, content
 
     def search(self, queries: QueryDatasetType, *, hf_split: str, hf_subset: str, **_: object) -> RetrievalOutputType:
-        """What the file holds for these queries, if it is of this task, split and corpus."""
+        """Return the file's rankings for these queries.
+
+        Raises:
+            FirstStageError: if the file is of another task, split or corpus, or its scores are invalid.
+        """
         splits = self.content.get(hf_subset)
         found = splits.get(hf_split) if isinstance(splits, dict) else None
         where = f"{hf_subset}/{hf_split}"
@@ -55,37 +59,35 @@ class SavedSearch(_Search):
                 if subset not in ("mteb_model_meta", "mteb_vllm") and isinstance(splits, dict)
                 for split in splits
             )
-            raise FirstStageError(f"{self.file} holds no predictions for {where}; it holds {there or 'none'}")
+            raise FirstStageError(f"{self.file} has no predictions for {where}; it has {there or 'none'}")
         wanted = list(queries["id"])
         missing = [query for query in wanted if query not in found]
         if missing:
             raise FirstStageError(
                 f"{self.file} is of another split or task: {len(missing):,} of the {len(wanted):,} queries of {where} "
-                f"are not in it (as {missing[0]!r})"
+                f"are missing from it (such as {missing[0]!r})"
             )
         odd = next((query for query in wanted if not _are_scores(found[query])), None)
         if odd is not None:
-            raise FirstStageError(f"{self.file} holds no scores of documents for the query {odd!r} of {where}")
-        # Copies: mteb takes documents away from what it is given.
+            raise FirstStageError(f"{self.file} has no valid document scores for the query {odd!r} of {where}")
+        # Copies, since mteb removes documents from the results.
         results: dict[str, dict[str, float]] = {query: dict(found[query]) for query in wanted}
-        stranger = next(
-            (document for one in results.values() for document in one if document not in self.present), None
-        )
-        if stranger is not None:
+        unknown = next((document for one in results.values() for document in one if document not in self.present), None)
+        if unknown is not None:
             raise FirstStageError(
-                f"{self.file} is of another corpus: it retrieves {stranger!r}, which is not in {where}"
+                f"{self.file} is of another corpus: it retrieves {unknown!r}, which is not in {where}"
             )
         return results
 
 
 def _are_scores(found: object) -> bool:
-    """Whether something is a mapping of documents to finite scores."""
+    """Whether a value is a mapping of documents to finite scores."""
     values = found.values() if isinstance(found, dict) else [None]
     return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
 
 
 class DrawnSearch(_Search):
-    """Candidates drawn at random, after the relevant documents where those come first."""
+    """Random candidates, optionally preceded by the relevant documents."""
 
     def __init__(self, task: AbsTask, meta: ModelMeta, seed: int, *, relevant_first: bool) -> None:
         super().__init__(meta)
@@ -100,7 +102,7 @@ class DrawnSearch(_Search):
         top_ranked: TopRankedDocumentsType | None = None,
         **_: object,
     ) -> RetrievalOutputType:
-        """Documents for each query, the same for the same seed; best first, with scores that fall."""
+        """Return a ranking for each query, determined by the seed; scores are minus the rank."""
         judged = _judgements(self.task, hf_subset, hf_split) if self.relevant_first else {}
         results = {}
         for query in queries["id"]:
@@ -116,11 +118,11 @@ class DrawnSearch(_Search):
 
 
 class Ceiling(_Search):
-    """A perfect reranker: it orders the candidates by their relevance.
+    """A perfect reranker, which orders the candidates by their relevance judgements.
 
     Args:
         task: The task, with its candidates.
-        settings: What these depend on.
+        settings: The settings that the candidates depend on.
     """
 
     def __init__(self, task: AbsTask, settings: Mapping[str, Json]) -> None:
@@ -136,7 +138,7 @@ class Ceiling(_Search):
         top_ranked: TopRankedDocumentsType | None = None,
         **_: object,
     ) -> RetrievalOutputType:
-        """The relevance of each candidate."""
+        """Return the relevance of each candidate as its score."""
         judged = _judgements(self.task, hf_subset, hf_split)
         return {
             query: {doc: float(judged.get(query, {}).get(doc, 0)) for doc in (top_ranked or {}).get(query, [])}
@@ -145,7 +147,7 @@ class Ceiling(_Search):
 
 
 def ceiling_meta(settings: Mapping[str, Json]) -> ModelMeta:
-    """Under which name and settings a ceiling is kept in the results store."""
+    """Return the metadata under which the results store keeps a ceiling."""
     return search_meta(CEILING, str(METHOD), {"kind": "ceiling", **settings})
 
 
@@ -156,7 +158,7 @@ def _judgements(task: AbsTask, subset: str, split: str) -> dict[str, dict[str, i
 
 
 def search_meta(name: str, revision: str, settings: Mapping[str, Json], meta: ModelMeta | None = None) -> ModelMeta:
-    """Return the metadata of a search: a name, a revision, and the hash of the settings that its candidates depend on."""
+    """Return the metadata of a search model: name, revision, and the hash of the settings that its candidates depend on."""
     from mteb.models.model_meta import ModelMeta as Meta
 
     made: ModelMeta = (meta or Meta.create_empty()).model_copy(

@@ -1,7 +1,7 @@
-"""First stages: what retrieves the candidates that a reranker then reads.
+"""First stages, which retrieve the candidates for a reranker.
 
-BM25 and an embedding model retrieve; `Saved` reads what was retrieved before. All others lie between two anchors:
-`Random` draws its candidates, and those of `Oracle` hold every relevant document.
+`BM25` and `Dense` retrieve, `Saved` loads earlier predictions. `Random` and `Oracle` are the lower and the upper bound:
+random candidates, and candidates that include all relevant documents.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
     from mteb_vllm.wrappers import VllmEncoderWrapper
 
-# Whose stop words bm25s has, by mteb's names.
+# Languages for which bm25s has stop words.
 _STOPWORDS = ("en", "de", "nl", "fr", "es", "pt", "it", "ru", "sv", "no", "zh")
 
 
 class _Configured:
-    """What `pipeline.first_stage` may name."""
+    """Base class of the classes that `pipeline.first_stage` may use."""
 
     is_first_stage: ClassVar[bool] = True
     spec: ClassVar[EngineSpec | None] = None
@@ -47,28 +47,28 @@ class _Configured:
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Its name in the configuration."""
         return type(self).__name__.lower()
 
     def mistakes(self, where: str, tasks: Sequence[str]) -> list[Mistake]:
-        """What is wrong with it beyond its types.
+        """Return the errors in its fields that their types do not rule out.
 
         Args:
-            where: The part of the configuration that it is made of.
-            tasks: The tasks that it shall retrieve for.
+            where: The key of its section in the configuration.
+            tasks: The names of the tasks to retrieve for.
         """
         return []
 
 
 @dataclass(frozen=True, kw_only=True)
 class BM25(_Configured):
-    """mteb's BM25 (`mteb/baseline-bm25s`), with stemmer and stop words by the task's language.
+    """mteb's BM25 (`mteb/baseline-bm25s`); stemmer and stop words follow the task's language.
 
     Attributes:
-        k1: How slowly the weight of a repeated term saturates.
-        b: How much a document's length counts, from 0 to 1.
-        stopwords: Whose stop words are left out, as bm25s names the language ("en"); None: the task's language's.
-        stemmer_language: Whose stems are taken, as PyStemmer names it ("english"); None: the task's language's.
+        k1: Term-frequency saturation: higher values saturate more slowly.
+        b: Document-length normalisation, from 0 (none) to 1 (full).
+        stopwords: Language of the stop words, as named by bm25s ("en"); None: the task's language.
+        stemmer_language: Language of the stemmer, as named by PyStemmer ("english"); None: the task's language.
     """
 
     k1: NotNegative = 1.5
@@ -77,7 +77,7 @@ class BM25(_Configured):
     stemmer_language: str | None = None
 
     def mistakes(self, where: str, tasks: Sequence[str]) -> list[Mistake]:
-        """Find languages that bm25s or PyStemmer do not have."""
+        """Return the errors for languages that bm25s or PyStemmer do not support."""
         import Stemmer
 
         found = []
@@ -110,7 +110,7 @@ class BM25(_Configured):
 
 @dataclass(frozen=True, kw_only=True)
 class Dense(_Configured):
-    """An embedding model in vLLM, with an engine of its own.
+    """The configuration of an embedding model in vLLM, with its own engine.
 
     Attributes:
         model: Its recipe.
@@ -127,31 +127,30 @@ class Dense(_Configured):
 
 @dataclass(frozen=True)
 class EncoderStage:
-    """A first stage that embeds and searches all of the corpus: what a `Dense` comes down to on this machine.
+    """A first stage that embeds and searches the whole corpus: a `Dense`, resolved for this machine.
 
     Attributes:
-        spec: Its engine.
+        spec: The specification of its engine.
         prompts: Its prompts.
-        window: How many different texts are handed to the engine at once.
+        chunk_size: The maximum number of distinct texts passed to the engine at once.
     """
 
     name: ClassVar[str] = "dense"
 
     spec: EngineSpec
     prompts: Prompts
-    window: int = 8192
+    chunk_size: int = 8192
 
     def settings(self, task: str) -> JsonObject:
-        """Return those of the encoder."""
-        # The encoder's own: what an evaluation of the same model has computed is the same result.
+        """Return the encoder's settings, such that results are shared with evaluations of the same model."""
         return {"engine": self.spec.settings(), "prompts": self.prompts.settings()}
 
     @functools.cached_property
     def encoder(self) -> VllmEncoderWrapper:
-        """The wrapper; its engine opens when the first text is embedded."""
+        """The wrapper; its engine is opened on first use."""
         from mteb_vllm.wrappers import VllmEncoderWrapper
 
-        return VllmEncoderWrapper.from_spec(self.spec, self.prompts, self.window)
+        return VllmEncoderWrapper.from_spec(self.spec, self.prompts, self.chunk_size)
 
     def searcher(self, task: AbsTask) -> VllmEncoderWrapper:
         """Return the encoder."""
@@ -160,36 +159,36 @@ class EncoderStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(_Configured):
-    """Predictions of an earlier run, in mteb's form.
+    """Predictions of an earlier run, in mteb's format.
 
     Attributes:
-        path: A file, or a folder that holds `<Task>_predictions.json` for each task.
+        path: A file, or a folder with one `<Task>_predictions.json` per task.
     """
 
     path: str
 
     def file(self, task: str) -> Path:
-        """The file for a task; it may not be there."""
-        path = Path(os.path.expanduser(self.path))  # noqa: PTH111 - as it is where there is no such user
-        return path / f"{task}_predictions.json" if os.path.isdir(path) else path  # noqa: PTH112 - says no of odd names
+        """Return the path of a task's file, whether it exists or not."""
+        path = Path(os.path.expanduser(self.path))  # noqa: PTH111 - leaves an unknown user's path unchanged
+        return path / f"{task}_predictions.json" if os.path.isdir(path) else path  # noqa: PTH112 - false for invalid names
 
     def mistakes(self, where: str, tasks: Sequence[str]) -> list[Mistake]:
-        """Find tasks without a file of predictions."""
+        """Return the errors for tasks without a predictions file."""
         wrong = functools.partial(Mistake, f"{where}.path", value=self.path)
         files = [self.file(task) for task in tasks]
         missing = [file for file in files if not os.path.isfile(file)]  # noqa: PTH113
         if not missing:
             several = len(tasks) > 1 and len(set(files)) == 1
-            what = f"is one file, and there are {len(tasks)} tasks"
-            return [wrong(what, "Name a folder that holds <Task>_predictions.json for each.")] if several else []
+            what = f"is a single file, but there are {len(tasks)} tasks"
+            return [wrong(what, "Set it to a folder with one <Task>_predictions.json per task.")] if several else []
         folder = Path(os.path.expanduser(self.path))  # noqa: PTH111
         if not os.path.isdir(folder):  # noqa: PTH112
             return [wrong("there is no such file or folder")]
         there = ", ".join(sorted(file.name for file in folder.glob("*_predictions.json")))
-        return [wrong(f"holds no {missing[0].name}", f"It holds: {there or 'no predictions'}.")]
+        return [wrong(f"contains no {missing[0].name}", f"It contains: {there or 'no predictions'}.")]
 
     def settings(self, task: str) -> JsonObject:
-        """Return the digest of the task's file."""
+        """Return the hash of the task's file."""
         return {"kind": "saved", "digest": _digest(self.file(task)), "method": METHOD}
 
     def searcher(self, task: AbsTask) -> SavedSearch:
@@ -204,31 +203,33 @@ class Saved(_Configured):
             made_by: Any = content["mteb_model_meta"]
             name, revision = str(made_by["model_name"]), str(made_by["revision"])
         except (KeyError, TypeError) as error:
-            raise FirstStageError(f"{file} holds no predictions of mteb's: {type(error).__name__} {error}") from None
+            raise FirstStageError(
+                f"{file} is not a predictions file in mteb's format: {type(error).__name__} {error}"
+            ) from None
         if predictions_changed(file):
-            raise FirstStageError(f"{file} was changed after it was written: it does not match its digest")
+            raise FirstStageError(f"{file} was changed after it was written: its hash does not match")
         about = content.get("mteb_vllm")
         about = about if isinstance(about, dict) else {}
         named = file.name.removesuffix("_predictions.json")
         of = about.get("task") or (named if named != file.name else task.metadata.name)
         if of != task.metadata.name:
-            raise FirstStageError(f"{file} holds the predictions for {of}, and not for {task.metadata.name}")
+            raise FirstStageError(f"{file} contains predictions for {of}, not for {task.metadata.name}")
         revised = about.get("dataset_revision", task.metadata.revision)
         if revised != task.metadata.revision:
             raise FirstStageError(
-                f"{file} was made with revision {revised} of the data, and the task now has {task.metadata.revision}"
+                f"{file} was computed on revision {revised} of the data, but the task now uses {task.metadata.revision}"
             )
         meta = search_meta(name if "/" in name else f"local/{name}", revision, self.settings(task.metadata.name))
         return SavedSearch(file, content, meta)
 
 
 def _digest(file: Path) -> str:
-    """The hash of a file of predictions; computed once while the file stays the same."""
+    """Return the hash of a predictions file; cached until the file changes."""
     try:
         status = file.stat()
         return _digest_once(file, (status.st_size, status.st_mtime_ns, status.st_ino))
     except OSError as error:
-        raise FirstStageError(f"the predictions {file} cannot be read: {error.strerror}") from None
+        raise FirstStageError(f"the predictions file {file} cannot be read: {error.strerror}") from None
 
 
 @functools.lru_cache(maxsize=256)
@@ -245,16 +246,16 @@ def _content_once(file: Path, digest: str) -> dict[str, object]:
     try:
         found = read_json(file)
     except ValueError as error:
-        raise FirstStageError(f"{file} holds no predictions of mteb's: {error}") from None
+        raise FirstStageError(f"{file} is not a predictions file in mteb's format: {error}") from None
     return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Random(_Configured):
-    """Documents drawn at random: the bottom, which every first stage should be far above.
+    """Random documents: the lower bound for a first stage.
 
     Attributes:
-        seed: Of the draw.
+        seed: The random seed.
     """
 
     seed: NotNegativeInt = 0
@@ -265,18 +266,18 @@ class Random(_Configured):
         return {"kind": self.kind, "seed": self.seed, "method": METHOD}
 
     def searcher(self, task: AbsTask) -> DrawnSearch:
-        """Return a search that draws documents."""
+        """Return a search model that draws documents at random."""
         meta = search_meta(f"mteb-vllm/{self.kind}", str(METHOD), self.settings(task.metadata.name))
         return DrawnSearch(task, meta, self.seed, relevant_first=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Oracle(Random):
-    """The relevant documents, then others drawn at random: what any reranker could reach if retrieval were perfect."""
+    """The relevant documents, then random ones: with these a reranker reaches its score for perfect retrieval."""
 
     kind: ClassVar[str] = "oracle"
 
     def searcher(self, task: AbsTask) -> DrawnSearch:
-        """Return a search that puts the relevant documents first."""
+        """Return a search model that ranks the relevant documents first."""
         meta = search_meta(f"mteb-vllm/{self.kind}", str(METHOD), self.settings(task.metadata.name))
         return DrawnSearch(task, meta, self.seed, relevant_first=True)

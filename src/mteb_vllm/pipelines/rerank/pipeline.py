@@ -1,7 +1,7 @@
-"""Two-stage reranking: a first stage retrieves and keeps its predictions, a reranker reads the best of them.
+"""Two-stage reranking: a first stage retrieves candidates and stores its predictions, a reranker scores the top of them.
 
-A first stage's predictions and score are results of their own, found again by every run that needs them; so is the ceiling,
-what a perfect reranker would reach with the same candidates. Tasks that bring their own candidate lists need no first stage.
+The first stage's predictions and score are stored as results of their own and reused by every run that needs them. So is the
+ceiling, the score of a perfect reranker on the same candidates. Tasks with their own candidate lists need no first stage.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mteb_vllm.pipelines.rerank.candidates import DEPTH, Ceiling, ceiling_meta
 from mteb_vllm.results.failures import one_line_message
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.tasks.estimates import Estimate, estimate_pairs
-from mteb_vllm.tasks.loading import Unit, narrowed, unit_name, units
+from mteb_vllm.tasks.loading import Unit, restrict_to, unit_name, units
 from mteb_vllm.tasks.selection import brings_candidates
 from mteb_vllm.util.fingerprint import fingerprint
 from mteb_vllm.util.plain import JsonObject
@@ -38,12 +38,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Rerank(Pipeline):
-    """Reranks what a first stage retrieved.
+    """Reranking of a first stage's candidates.
 
     Attributes:
-        top_k: How many of the first stage's documents are reranked for each query.
-        scoring: "cross_encoder", or "cosine" of an embedding model's embeddings.
-        window: How many different pairs, or texts, are handed to the engine at once.
+        top_k: The number of candidates reranked per query.
+        scoring: "cross_encoder", or "cosine" for an embedding model.
+        chunk_size: The maximum number of distinct pairs, or texts, passed to the engine at once.
         first_stage: The configuration of the first stage.
     """
 
@@ -54,16 +54,16 @@ class Rerank(Pipeline):
 
     top_k: int = 100
     scoring: Literal["cross_encoder", "cosine"] = "cross_encoder"
-    window: Count = 8192
+    chunk_size: Count = 8192
     first_stage: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model_kinds(self) -> tuple[str, ...]:
-        """The kinds of model that this reranks with."""
+        """The kind of model that `scoring` needs."""
         return ("encoder",) if self.scoring == "cosine" else ("cross_encoder",)
 
     def candidate_settings(self, stage: FirstStage, task_type: str, parts: Sequence[str]) -> JsonObject:
-        """Return what a task's candidates depend on: part of every result that is made of them."""
+        """Return the settings that a task's candidates depend on; they are part of the settings of the reranked result."""
         if brings_candidates(task_type):
             return {"candidates": "own"}
         settings = [stage.settings(part) for part in parts]
@@ -73,30 +73,30 @@ class Rerank(Pipeline):
         }
 
     def check(self, max_tokens: int | None) -> list[Mistake]:
-        """Return what is wrong with `top_k`."""
+        """Return the error in `top_k`, if any."""
         if 1 <= self.top_k <= DEPTH:
             return []
         return [Mistake("pipeline.top_k", f"must be from 1 to {DEPTH}", value=f"{self.top_k}")]
 
     def settings(self, kind: str, tasks: Sequence[str]) -> JsonObject:
-        """Return how pairs are scored, where the model is no cross-encoder."""
+        """Return the scoring method; empty for a cross-encoder."""
         return {} if kind == "cross_encoder" else {"scoring": "cosine"}
 
     def estimate(
         self, part: TaskInfo, splits: Sequence[str] | None, kind: str, max_tokens: int | None
     ) -> Estimate | None:
-        """Return what the reranker is given for a task.
+        """Return the reranker's work for a task.
 
-        An encoder that reranks embeds each text once, however many pairs it stands in: at most all of them.
+        For an encoder it is an upper bound, all texts of the task: each is embedded once, however many pairs contain it.
         """
         if kind == "cross_encoder":
             return estimate_pairs(part, splits, top_k=self.top_k, max_tokens=max_tokens)
         return super().estimate(part, splits, kind, max_tokens)
 
     def run(self, context: RunContext) -> Iterator[TaskOutcome]:
-        """Retrieve for every task, then rerank task by task; one task's failure costs no other anything.
+        """Retrieve for all tasks, then rerank task by task; a failure of one task does not affect the others.
 
-        The first stage is through with all tasks before the reranker's engine opens: they need not fit into memory together.
+        The first stage finishes all tasks before the reranker's engine opens, so they need not fit into memory together.
         """
         model, stage = context.model, context.stage
         assert stage is not None
@@ -105,22 +105,30 @@ class Rerank(Pipeline):
 
         def evaluate(task: AbsTask, wait: bool) -> TaskOutcome:
             error = failures.get(task.metadata.name)
-            # What a first stage has done of a task can be reranked.
+            # Subsets and splits for which the first stage succeeded can be reranked.
             if error is not None and not (isinstance(error, PartialResultError) and mteb_run.parts_of(task) == [task]):
-                said = str(error) if isinstance(error, MtebVllmError) else one_line_message(error)
-                raise FirstStageError(f"first stage: {said}") from error
-            why = error.failed if isinstance(error, PartialResultError) else {}
+                message = str(error) if isinstance(error, MtebVllmError) else one_line_message(error)
+                raise FirstStageError(f"first stage: {message}") from error
+            failed_units = error.failed if isinstance(error, PartialResultError) else {}
             return self._rerank(
-                model, task, context.store, context.progress, stage, second, reuse=context.reuse, wait=wait, why=why
+                model,
+                task,
+                context.store,
+                context.progress,
+                stage,
+                second,
+                reuse=context.reuse,
+                wait=wait,
+                failed_units=failed_units,
             )
 
-        yield from mteb_run.each_task(context.tasks, context.progress, evaluate)
+        yield from mteb_run.evaluate_tasks(context.tasks, context.progress, evaluate)
 
     def retrieve(self, context: RunContext) -> dict[str, Exception]:
-        """Run the first stage alone, for all tasks.
+        """Run only the first stage, for all tasks.
 
         Returns:
-            what went wrong: task to error.
+            task name to error, for the tasks that failed.
         """
         stage = context.stage
         assert stage is not None
@@ -129,7 +137,7 @@ class Rerank(Pipeline):
         for task in context.tasks:
             name = task.metadata.name
             if brings_candidates(task.metadata.type):
-                context.progress.line(f"{name} brings its own candidates: it needs no first stage")
+                context.progress.line(f"{name} has its own candidates: no first stage needed")
                 continue
             try:
                 self._retrieve(context.model, task, context.store, context.progress, stage, first, context.reuse)
@@ -150,22 +158,25 @@ class Rerank(Pipeline):
     ) -> None:
         parts = mteb_run.parts_of(task)
         model.set_extra_settings(self._candidates(stage, task))
-        if reuse and mteb_run.known(store, task, model.mteb_model_meta) is not None:
-            return  # nothing will be reranked
+        if reuse and mteb_run.cached_result(store, task, model.mteb_model_meta) is not None:
+            return  # the reranked result is cached
         computed = False
         for part in parts:
             searcher = stage.searcher(part)
-            if reuse and mteb_run.known(store, part, searcher.mteb_model_meta, predictions=True) is not None:
+            if reuse and mteb_run.cached_result(store, part, searcher.mteb_model_meta, predictions=True) is not None:
                 continue
             of = f" of {part.metadata.name}" if len(parts) > 1 else ""
             progress.start_task(task.metadata.name, f"first stage{of}")
             with store.claim(part, searcher.mteb_model_meta, on_wait=progress.waiting):
-                if reuse and mteb_run.known(store, part, searcher.mteb_model_meta, predictions=True) is not None:
-                    continue  # by another run, meanwhile
+                if (
+                    reuse
+                    and mteb_run.cached_result(store, part, searcher.mteb_model_meta, predictions=True) is not None
+                ):
+                    continue  # computed by another run in the meantime
                 computed = True
                 depth = part._top_k  # type: ignore[attr-defined]
                 try:
-                    # Some tasks look at fewer documents than another run's top_k may ask for.
+                    # Some tasks retrieve fewer documents than the top_k of another run may need.
                     part._top_k = max(depth, DEPTH)  # type: ignore[attr-defined]
                     mteb_run.compute(searcher, part, store, reuse=reuse, start=start, predictions=True)
                 finally:
@@ -186,33 +197,36 @@ class Rerank(Pipeline):
         *,
         reuse: bool,
         wait: bool,
-        why: Mapping[str, Exception],
+        failed_units: Mapping[str, Exception],
     ) -> TaskOutcome:
         candidates = self._candidates(stage, task)
         model.set_extra_settings(candidates)
         own = brings_candidates(task.metadata.type)
-        shallow: list[str] = []
+        warnings: list[str] = []
 
         def prepare(part: AbsTask, broken: MutableMapping[Unit, Exception]) -> None:
             if not own:
-                broken.update({unit: why[unit_name(unit)] for unit in units(part) if unit_name(unit) in why})
-                if few := take_candidates(part, store, stage.searcher(part).mteb_model_meta, self.top_k, broken):
+                named = {unit_name(unit): unit for unit in units(part)}
+                broken.update({named[name]: error for name, error in failed_units.items() if name in named})
+                if few := set_candidates(part, store, stage.searcher(part).mteb_model_meta, self.top_k, broken):
                     what = f"the first stage has fewer than {self.top_k} candidates for {few:,} queries"
-                    shallow.append(f"{part.metadata.name}: {what}.")
+                    warnings.append(f"{part.metadata.name}: {what}.")
             try:
                 mteb_run.evaluate_loaded(Ceiling(part, candidates), part, store, reuse=reuse, broken=broken)
             except PartialResultError:
-                pass  # of what cannot be evaluated there is none
+                pass  # the units in `broken` have no ceiling
             except Exception:
-                logger.exception("the ceiling of %s cannot be had", part.metadata.name)
+                logger.exception("the ceiling of %s could not be computed", part.metadata.name)
 
-        outcome = mteb_run.evaluated(
+        outcome = mteb_run.evaluate_task(
             model, task, store, reuse=reuse, wait=wait, start=start, progress=progress, prepare=prepare
         )
         outcome.settings = (model.mteb_model_meta.experiment_kwargs or {})["settings"]
         outcome.candidates = "own" if own else "first stage"
-        outcome.warnings += shallow
-        if task.metadata.main_score != "p-MRR":  # which compares two orders: the best one is no maximum of it
+        outcome.warnings += warnings
+        if (
+            task.metadata.main_score != "p-MRR"
+        ):  # it compares two rankings, so ranking by relevance does not maximise it
             outcome.ceiling = _score(store, task, lambda part: ceiling_meta(candidates))
         if not own:
             metas = {part.metadata.name: stage.searcher(part).mteb_model_meta for part in mteb_run.parts_of(task)}
@@ -227,31 +241,32 @@ class Rerank(Pipeline):
         return self.candidate_settings(stage, task.metadata.type, names)
 
 
-def take_candidates(
+def set_candidates(
     task: AbsTask, store: ResultsStore, meta: ModelMeta, top_k: int, broken: Mapping[Unit, Exception] | None = None
 ) -> int:
-    """Make a loaded task one of reranking what a first stage retrieved, as mteb's `convert_to_reranking` does.
+    """Set a first stage's predictions as the candidates of a loaded task.
 
-    That goes on to change the task after its data are gone, and asks for splits and subsets that were not chosen.
+    Replaces mteb's `convert_to_reranking`, whose changes outlive the task's data and which needs the predictions of splits
+    and subsets that were not selected.
 
     Args:
         task: The task.
-        store: Where the first stage's predictions are.
+        store: The store with the first stage's predictions.
         meta: The first stage's metadata.
-        top_k: How many documents are reranked for each query.
-        broken: Why subsets and splits cannot be evaluated, which are left out.
+        top_k: The number of candidates per query.
+        broken: The errors of subsets and splits that cannot be evaluated; these are skipped.
 
     Returns:
-        how many queries have fewer candidates than that, and than there are documents.
+        the number of queries that have fewer candidates than `top_k`, although there are enough documents.
 
     Raises:
-        FirstStageError: if the predictions are gone, or do not have all queries.
+        FirstStageError: if the predictions are missing, or lack some of the queries.
     """
     good = [unit for unit in units(task) if unit not in (broken or {})]
-    with narrowed(task, good):
+    with restrict_to(task, good):
         predictions = store.read_predictions(task, meta)
     if predictions is None:
-        raise FirstStageError(f"the first stage's predictions for {task.metadata.name} are gone")
+        raise FirstStageError(f"the first stage's predictions for {task.metadata.name} are missing")
     data: Any = task.dataset
     few = 0
     for subset, split in good:
@@ -260,12 +275,12 @@ def take_candidates(
             query: sorted(scores, key=lambda document: scores[document], reverse=True)[:top_k]
             for query, scores in predictions[subset][split].items()
         }
-        # mteb leaves out queries without relevance judgements.
+        # mteb skips queries without relevance judgements.
         wanted = [query for query in part["queries"]["id"] if part["relevant_docs"].get(query)]
         if missing := [query for query in wanted if query not in best]:
             raise FirstStageError(
                 f"the first stage has no predictions for {len(missing):,} of the {len(wanted):,} queries of "
-                f"{subset}/{split} of {task.metadata.name} (as {missing[0]!r})"
+                f"{subset}/{split} of {task.metadata.name} (such as {missing[0]!r})"
             )
         enough = min(top_k, len(part["corpus"]))
         few += sum(len(best.get(query, [])) < enough for query in part["queries"]["id"])
@@ -274,10 +289,10 @@ def take_candidates(
 
 
 def _score(store: ResultsStore, task: AbsTask, meta_of: Callable[[AbsTask], ModelMeta]) -> float | None:
-    """A main score, if it is known; an aggregate's, of its parts."""
+    """Return a task's main score from its cached result, for an aggregate from those of its parts; None if one is missing."""
     parts = mteb_run.parts_of(task)
     results = [result for part in parts if (result := store.cached_result(part, meta_of(part))) is not None]
     if len(results) < len(parts):
         return None
-    whole = task.combine_task_results(results) if parts[0] is not task else results[0]  # type: ignore[attr-defined]
-    return float(whole.get_score())
+    combined = task.combine_task_results(results) if parts[0] is not task else results[0]  # type: ignore[attr-defined]
+    return float(combined.get_score())

@@ -1,1 +1,1 @@
-"""What `pipeline=throughput` is made of: the texts that it times, and the roofline that it holds their speed against."""
+"""`pipeline=throughput`: the timed texts, the measurement, and the roofline."""

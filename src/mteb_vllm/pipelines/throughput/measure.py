@@ -1,4 +1,4 @@
-"""Times an engine: one call at each batch size, and everything at once."""
+"""Time an engine: single calls at each batch size, and offline (saturated) throughput."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mteb_vllm.engines.timing import Phases
 from mteb_vllm.pipelines.throughput.requests import Requests
 from mteb_vllm.results.measurements import Latency, PhaseTimes, Saturated, Step, ThroughputRecord
 
-# A batch size is timed no more often than this: more says nothing new.
-_MOST_STEPS = 500
+# Maximum number of timed calls per batch size.
+_MAX_STEPS = 500
 
 
 @dataclass(frozen=True)
@@ -28,43 +28,43 @@ class _Call:
 
 
 class Stopwatch:
-    """Asks an engine for requests that it has not seen of late, and times it.
+    """Times calls of an engine with requests in turn, such that none is in its prefix cache.
 
     Args:
         engine: An open engine.
-        requests: What it is asked for, over and over; before an engine that keeps prefixes gets the same again, it forgets
-            them, and is asked for one of them, so that it has again what all share.
+        requests: The requests. When they are used up, the engine's prefix cache is cleared and the last request is run once,
+            untimed, to cache the prefix that all share; then they are used again.
     """
 
     def __init__(self, engine: Engine, requests: Requests) -> None:
         self.engine, self.requests = engine, requests
         self._next = 0
 
-    def ask(self, count: int) -> _Call:
-        """Asks for `count` requests in one call."""
+    def time_call(self, count: int) -> _Call:
+        """Time one call with the next `count` requests."""
         if self._next + count > len(self.requests):
-            self._begin_again()
+            self._start_over()
         rows = [(self._next + at) % len(self.requests) for at in range(count)]
         self._next += count
         before = self.engine.cached_tokens
         with self.engine.time_phases() as phases:
             started = time.perf_counter()
-            lengths = self.requests.ask(self.engine, rows)
+            lengths = self.requests.run(self.engine, rows)
             seconds = time.perf_counter() - started
         return _Call(seconds, lengths, phases, self.engine.cached_tokens - before)
 
-    def ask_all(self) -> _Call:
-        """Asks for all of them in one call."""
+    def time_all(self) -> _Call:
+        """Time one call with all requests."""
         self._next = len(self.requests)
-        self._begin_again()
-        call = self.ask(len(self.requests))
+        self._start_over()
+        call = self.time_call(len(self.requests))
         self._next = len(self.requests)
         return call
 
-    def _begin_again(self) -> None:
+    def _start_over(self) -> None:
         self._next = 0
         if self.engine.reset_prefix_cache():
-            self.requests.ask(self.engine, [len(self.requests) - 1])
+            self.requests.run(self.engine, [len(self.requests) - 1])
 
 
 def measure(
@@ -76,44 +76,44 @@ def measure(
     steps: int,
     seconds: float,
     repeats: int,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> list[int]:
-    """Times an engine, warmed up.
+    """Time an engine, after a warm-up.
 
     Args:
         engine: An open engine.
-        requests: What it is asked for.
-        figures: Its `warm_up_seconds`, `steps` and `saturated` are filled as it goes. Percentiles of the latency are
-            interpolated linearly between the nearest two.
-        batch_sizes: Requests in one call, each to be timed.
-        steps: How often each is timed at least.
-        seconds: For how long each is timed about, if that is more.
-        repeats: How often everything at once is timed.
-        tell: Told what is being timed.
+        requests: The requests to time.
+        figures: The record to fill: `warm_up_seconds`, `steps` and `saturated`, each when it is measured. Percentiles of
+            the latency are interpolated linearly.
+        batch_sizes: The numbers of requests per call.
+        steps: The minimum number of calls per batch size.
+        seconds: The minimum time spent on each batch size, up to `_MAX_STEPS` calls.
+        repeats: The number of calls with all requests.
+        notify: Called with a description of what is measured next.
 
     Returns:
-        the tokens of each request.
+        the number of tokens of each request.
     """
     watch = Stopwatch(engine, requests)
-    tell("warming up")
+    notify("warming up")
     started = time.perf_counter()
     for _ in range(2):
-        watch.ask(min(max(batch_sizes), len(requests), 32))
+        watch.time_call(min(max(batch_sizes), len(requests), 32))
     figures.warm_up_seconds = time.perf_counter() - started
     for size in batch_sizes:
-        tell(f"{size:,} at a time")
-        watch.ask(size)  # what a library prepares for each new shape
-        figures.steps.append(_step(size, list(_repeated(watch, size, steps, seconds))))
-    tell(f"all {len(requests):,} at once")
-    runs = [watch.ask_all() for _ in range(repeats)]
+        notify(f"{size:,} at a time")
+        watch.time_call(size)  # untimed: libraries may prepare something for each new shape
+        figures.steps.append(_step(size, list(_repeat(watch, size, steps, seconds))))
+    notify(f"all {len(requests):,} in one call")
+    runs = [watch.time_all() for _ in range(repeats)]
     figures.saturated = _saturated(len(requests), runs)
     return runs[0].lengths
 
 
-def _repeated(watch: Stopwatch, size: int, steps: int, seconds: float) -> Iterator[_Call]:
+def _repeat(watch: Stopwatch, size: int, steps: int, seconds: float) -> Iterator[_Call]:
     spent, done = 0.0, 0
-    while done < steps or (spent < seconds and done < _MOST_STEPS):
-        call = watch.ask(size)
+    while done < steps or (spent < seconds and done < _MAX_STEPS):
+        call = watch.time_call(size)
         spent, done = spent + call.seconds, done + 1
         yield call
 
@@ -149,7 +149,7 @@ def _saturated(count: int, runs: Sequence[_Call]) -> Saturated:
 
 
 def _phases(calls: Sequence[_Call], scale: float = 1.0) -> PhaseTimes:
-    """Return the sums of the calls' parts, times `scale`."""
+    """Return the sums of the calls' phases, times `scale`."""
     return PhaseTimes(
         *(scale * sum(getattr(call.phases, name) for call in calls) for name in ("tokenise", "engine", "collect"))
     )

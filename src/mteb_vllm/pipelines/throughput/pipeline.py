@@ -1,4 +1,4 @@
-"""Measure an engine: latency of one call at each batch size, offline throughput, and model FLOPs utilisation."""
+"""`pipeline=throughput`: latency of one call at each batch size, offline throughput, and model FLOPs utilisation (MFU)."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput(Pipeline):
-    """Times an engine, and nothing else: no task is scored, no embedding is read or kept.
+    """Measurement of an engine's speed; no task is scored, and no embedding is cached.
 
     Attributes:
-        batch_sizes: Requests in one call, each to be timed.
-        lengths: "fixed": every text has exactly `tokens` tokens; "varied": drawn, with that mean; "tasks": a sample of the
-            chosen tasks' own texts.
-        tokens: Tokens of a text or pair as the engine reads it, prompt and special tokens included.
-        distribution: Of varied lengths.
-        spread: Of a lognormal distribution: the standard deviation of the lengths' logarithms.
-        side: Whose prompt stands in front of the texts, where they are not tasks' own.
-        requests: Texts or pairs that are asked for at once in the end; and so many different ones there are.
-        steps: How often each batch size is timed at least.
-        seconds: For how long each batch size is timed about, if that is more.
-        repeats: How often everything at once is timed.
-        seed: Of the texts.
+        batch_sizes: The numbers of requests (texts or pairs) per call.
+        lengths: "fixed": every text has exactly `tokens` tokens; "varied": random lengths with that mean; "tasks": a sample
+            of the chosen tasks' texts.
+        tokens: Tokens per text or pair, including prompt and special tokens.
+        distribution: The distribution of varied lengths.
+        spread: For a lognormal distribution: the standard deviation of the logarithm of the lengths.
+        side: The side whose prompt is prefixed, unless the texts are those of tasks.
+        requests: The number of distinct requests; the offline measurement passes all of them in one call.
+        steps: The minimum number of timed calls per batch size.
+        seconds: The minimum time spent on each batch size, up to 500 calls.
+        repeats: The number of offline measurements.
+        seed: The random seed of texts and lengths.
     """
 
     cached: ClassVar[bool] = False
     scores_tasks: ClassVar[bool] = False
-    # What one engine has imported, set and left behind must not be in the figures of the next one.
+    # Imports, settings and memory of an earlier engine in the same process would affect the measurements.
     own_process: ClassVar[bool] = True
 
     batch_sizes: list[Count]
@@ -61,96 +61,98 @@ class Throughput(Pipeline):
     seed: NotNegativeInt = 0
 
     @property
-    def least_asked(self) -> int:
-        """How many texts or pairs an engine is asked for at least, the same ones as often as they are."""
+    def min_requests(self) -> int:
+        """The minimum number of texts or pairs run in total, repeated ones included."""
         sizes = [size for size in set(self.batch_sizes) if size <= self.requests]
         return sum(sizes) * (self.steps + 1) + self.requests * self.repeats
 
     @property
     def workload(self) -> Workload:
-        """The texts or pairs that the engine is timed on."""
+        """The description of the texts or pairs that the engine is timed on."""
         from mteb_vllm.pipelines.throughput.requests import Workload
 
         return Workload(self.requests, self.lengths, self.tokens, self.distribution, self.spread, self.side, self.seed)
 
     @property
     def model_kinds(self) -> tuple[str, ...]:
-        """Every kind."""
+        """All kinds."""
         return ("encoder", "cross_encoder")
 
     @property
     def needs_tasks(self) -> bool:
-        """Whether the texts are those of tasks."""
+        """Whether the texts come from tasks."""
         return self.lengths == "tasks"
 
-    def prompted(self, parts: Sequence[TaskInfo]) -> Sequence[TaskInfo]:
-        """Return the tasks; where the texts are not theirs, the task by which prompts are chosen."""
+    def prompted_tasks(self, parts: Sequence[TaskInfo]) -> Sequence[TaskInfo]:
+        """Return the tasks; if the texts do not come from tasks, the placeholder task that prompts are chosen for."""
         return parts if self.needs_tasks else [self.workload.task]
 
     def check(self, max_tokens: int | None) -> list[Mistake]:
-        """Return which batch sizes and lengths cannot be had."""
+        """Return the errors for batch sizes and lengths that are too large."""
         found = []
-        way = "More of them: pipeline.requests=..."
+        way = "Increase pipeline.requests or use smaller batch sizes."
         if not any(size <= self.requests for size in self.batch_sizes):
-            what = f"none is within the {self.requests:,} different requests"
+            what = f"all exceed the number of requests, {self.requests:,}"
             found.append(Mistake("pipeline.batch_sizes", what, way, value=f"{self.batch_sizes}"))
         elif too_many := [size for size in self.batch_sizes if size > self.requests]:
-            what = f"there are {self.requests:,} different requests"
+            what = f"these exceed the number of requests, {self.requests:,}"
             found.append(Mistake("pipeline.batch_sizes", what, way, value=f"{too_many}"))
         if not self.needs_tasks and max_tokens is not None and self.tokens > max_tokens:
-            what = f"the context is {max_tokens} tokens (engine.max_model_len)"
+            what = f"exceeds the context length of {max_tokens} tokens (engine.max_model_len)"
             found.append(Mistake("pipeline.tokens", what, value=f"{self.tokens}"))
         return found
 
     def settings(self, kind: str, tasks: Sequence[str]) -> dict[str, Any]:
-        """Return all fields, and the tasks whose texts are taken."""
+        """Return all fields, and the tasks whose texts are used."""
         return {"throughput": {**asdict(self), **({"tasks": list(tasks)} if self.needs_tasks else {})}}
 
     def estimate_all(self, kind: str) -> Estimate | None:
-        """Return what the engine is given at least; None where the lengths are those of tasks' texts."""
+        """Return the minimum work of the engine; None if the texts come from tasks."""
         if self.needs_tasks:
             return None
         unit: Literal["texts", "pairs"] = "pairs" if kind == "cross_encoder" else "texts"
-        return Estimate(self.least_asked, self.least_asked * self.tokens, unit)
+        return Estimate(self.min_requests, self.min_requests * self.tokens, unit)
 
     def run(self, context: RunContext) -> Iterator[TaskOutcome]:
-        """Time a model's engine; yields nothing.
+        """Time a model's engine; yields no outcomes.
 
-        `context.throughput` is filled as it goes.
+        `context.throughput` is filled during the measurement.
 
         Raises:
             DataError: if a task's data cannot be loaded.
-            EngineError: if the engine does not open, dies, or fails at work.
-            MeasureError: if there is no room for texts of such lengths, or no such task.
+            EngineError: if the engine does not open, or fails later.
+            MeasureError: if texts of the required lengths cannot be made, or the tasks have no suitable texts.
         """
         assert context.prompts is not None
         model, prompts, template = context.model, context.prompts, context.template
-        tell = functools.partial(context.progress.note, Phase.MEASURING)
+        notify = functools.partial(context.progress.note, Phase.MEASURING)
         from mteb_vllm.pipelines.throughput.measure import measure
-        from mteb_vllm.pipelines.throughput.requests import made_requests, requests_of_tasks
+        from mteb_vllm.pipelines.throughput.requests import make_requests, sample_requests
 
-        tell("making texts")
+        notify("making texts")
         try:
             if self.lengths == "tasks":
-                # Before an engine opens: what is wrong with the data need not wait for it.
-                requests = requests_of_tasks(context.tasks, self.workload, prompts, template)
+                # Before the engine opens, so that errors in the data are found first.
+                requests = sample_requests(context.tasks, self.workload, prompts, template)
                 engine = model.engine
                 requests = requests.with_tokens(engine.tokenizer)
             else:
                 engine = model.engine
-                requests = made_requests(engine, self.workload, prompts, template)
+                requests = make_requests(engine, self.workload, prompts, template)
         except ValueError as error:
             raise MeasureError(f"pipeline.lengths={self.lengths}: {error}") from error
         sizes = sorted({size for size in self.batch_sizes if size <= len(requests)})
         if not sizes:
-            raise MeasureError(f"no batch size fits into {len(requests):,} {requests.unit}: pipeline.batch_sizes=[1]")
-        rates = [_rate(engine)]  # before and after, as other work on the machine slows the one or the other
+            raise MeasureError(
+                f"all batch sizes exceed the number of {requests.unit}, {len(requests):,}: set pipeline.batch_sizes=[1]"
+            )
+        rates = [_rate(engine)]  # measured before and after, since other work on the machine may slow down one of them
         chosen = Lengths(
             self.lengths,
             None if self.lengths == "tasks" else self.tokens,
             self.distribution if self.lengths == "varied" else None,
         )
-        # A run that is cut short keeps what there is.
+        # Set now, so that an interrupted run keeps the measurements so far.
         context.throughput = figures = ThroughputRecord(requests.unit, len(requests), chosen)
         lengths = measure(
             engine,
@@ -160,11 +162,11 @@ class Throughput(Pipeline):
             steps=self.steps,
             seconds=self.seconds,
             repeats=self.repeats,
-            tell=tell,
+            notify=notify,
         )
         figures.memory_mb = Memory(**peak_memory(engine.processes), device=device_memory_mb())
         chosen.mean, chosen.min, chosen.max = sum(lengths) / len(lengths), min(lengths), max(lengths)
-        tell("measuring the roofline")
+        notify("measuring the roofline")
         rates.append(_rate(engine))
         assert figures.saturated is not None
         computed = figures.saturated.tokens_per_second * (1 - figures.saturated.cached_share)
@@ -173,7 +175,7 @@ class Throughput(Pipeline):
 
 
 def _rate(engine: Engine) -> float | str:
-    """The arithmetic rate of the devices that an engine has, or why it could not be measured."""
+    """Return the arithmetic rate of an engine's devices in FLOP/s, or why it could not be measured."""
     from mteb_vllm.pipelines.throughput.roofline import machine_rate
 
     used = [engine.spec.args.get(f"{way}_parallel_size") or 1 for way in ("tensor", "pipeline")]
@@ -184,12 +186,19 @@ def _rate(engine: Engine) -> float | str:
 
 
 def _device(engine: Engine) -> str | None:
-    """What sentence-transformers computes on; None where that is what vLLM would take."""
+    """Return the device type of a sentence-transformers engine; None for vLLM, which uses the default device."""
     return str(engine.resolved.get("device") or "").partition(":")[0] or None
 
 
 def _roofline(engine: Engine, lengths: Sequence[int], rates: Sequence[float | str], reached: float) -> Roofline:
-    """The tokens a second that this machine could compute at most, and the share of it that was computed."""
+    """Return the roofline of an engine's devices and the MFU.
+
+    Args:
+        engine: An open engine.
+        lengths: The number of tokens of each request.
+        rates: The measured rates in FLOP/s, or why there are none.
+        reached: The computed tokens per second.
+    """
     from mteb_vllm.pipelines.throughput.roofline import device_name, model_flops
 
     spec = engine.spec

@@ -1,4 +1,4 @@
-"""What is asked of an engine while it is timed: texts, or pairs, of the lengths that were chosen."""
+"""The requests that an engine is timed on: texts or pairs, of chosen lengths or sampled from tasks."""
 
 from __future__ import annotations
 
@@ -22,25 +22,14 @@ from mteb_vllm.results.measurements import Unit
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
 
-# A query's share of a pair, and the pairs that share one, as rerankers meet them.
+# Tokens of a pair's query, and consecutive pairs that share a query, as is typical for reranking.
 _QUERY_TOKENS, _PER_QUERY = 16, 10
 _SIDES = ("query", "document")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Which texts or pairs an engine is timed on.
-
-    Attributes:
-        requests: How many different ones.
-        lengths: "fixed": every one has exactly `tokens` tokens; "varied": drawn, with that mean; "tasks": a sample of tasks'
-            own texts.
-        tokens: Tokens of a text or pair as the engine is given it, prompt and special tokens included.
-        distribution: Of varied lengths.
-        spread: Of a lognormal distribution: the standard deviation of the lengths' logarithms.
-        side: Whose prompt stands in front of the texts, where they are not tasks' own.
-        seed: Of the texts.
-    """
+    """The description of the texts or pairs that an engine is timed on; see the fields of `Throughput`."""
 
     requests: int
     lengths: Literal["fixed", "varied", "tasks"]
@@ -52,7 +41,7 @@ class Workload:
 
     @property
     def task(self) -> TaskInfo:
-        """The metadata by which prompts are chosen for texts that are no task's: one side of some retrieval task."""
+        """A placeholder retrieval task with one side, by which prompts are chosen for texts that do not come from tasks."""
         return TaskInfo(
             name="throughput",
             type="Retrieval",
@@ -70,13 +59,13 @@ class Workload:
 
 @dataclass(frozen=True)
 class Requests:
-    """Texts or pairs, all different.
+    """Distinct texts or pairs.
 
     Attributes:
-        texts: The texts with their prompts; of pairs, the queries.
-        documents: The second texts of pairs; None where texts are embedded.
-        templates: For each pair the jinja template that it is rendered by, its task's instruction in it; pairs with the same
-            one follow each other, since a call has one.
+        texts: The texts with their prompts; for pairs, the queries.
+        documents: The documents of pairs; None for texts.
+        templates: The Jinja template of each pair, including its task's instruction. Pairs with the same template are
+            consecutive, since a call of the engine takes only one.
     """
 
     texts: list[str]
@@ -87,7 +76,7 @@ class Requests:
         return len(self.texts)
 
     def with_tokens(self, tokenizer: Any) -> Requests:
-        """Return those that hold a token: no engine takes others."""
+        """Return only the texts that have at least one token, as engines require; pairs always do."""
         if self.documents is not None:
             return self
         blank = texts_without_tokens(tokenizer, self.texts)
@@ -95,11 +84,11 @@ class Requests:
 
     @property
     def unit(self) -> Unit:
-        """What is counted."""
+        """The unit of a request."""
         return "texts" if self.documents is None else "pairs"
 
-    def ask(self, engine: Engine, rows: Sequence[int]) -> list[int]:
-        """Ask an engine for some of them, in one call but where their templates differ; return the tokens of each."""
+    def run(self, engine: Engine, rows: Sequence[int]) -> list[int]:
+        """Run some requests in one call per template; return the number of tokens of each."""
         if self.documents is None:
             return engine.embed([self.texts[row] for row in rows])[1]
         lengths = []
@@ -109,20 +98,20 @@ class Requests:
         return lengths
 
 
-def made_requests(engine: Engine, workload: Workload, prompts: Prompts, template: ScoreTemplate | None) -> Requests:
-    """Texts or pairs of exactly the lengths that were chosen, as the engine reads them.
+def make_requests(engine: Engine, workload: Workload, prompts: Prompts, template: ScoreTemplate | None) -> Requests:
+    """Return generated texts or pairs of exactly the chosen lengths.
 
     Args:
         engine: An open engine.
-        workload: Lengths, their number, and the side.
-        prompts: What stands in front of texts; of a reranker, its instructions.
-        template: What a reranker reads pairs through; None for other models.
+        workload: The lengths, their number, and the side.
+        prompts: The prompts; for a reranker, its instructions.
+        template: The score template of a reranker; None for other models.
 
     Raises:
-        ValueError: if there is no room for such texts.
+        ValueError: if such texts cannot be made.
     """
     context, task = engine.max_model_len, workload.task
-    # The shortest that is still a text: special tokens and a word, or a pair's two.
+    # The shortest possible lengths: special tokens and a word, or a query and a word.
     least = 4 if template is None else _QUERY_TOKENS + 5
     drawn: dict[str, Any] = {
         "distribution": workload.distribution,
@@ -138,8 +127,8 @@ def made_requests(engine: Engine, workload: Workload, prompts: Prompts, template
         return Requests(
             [prefix + text for text in texts_of_length(engine.tokenizer, lengths, prefix=prefix, seed=workload.seed)]
         )
-    read = template.with_instruction(_instruction(template, prompts, task))
-    reader = PairTokenizer(engine, read)
+    rendered = template.with_instruction(_instruction(template, prompts, task))
+    reader = PairTokenizer(engine, rendered)
 
     def count(queries: list[str], documents: list[str]) -> list[int]:
         return reader.count(*template.with_prefixes(queries, documents))
@@ -149,7 +138,7 @@ def made_requests(engine: Engine, workload: Workload, prompts: Prompts, template
     queries, documents = pairs_of_length(
         count, engine.tokenizer, lengths, query_tokens=_QUERY_TOKENS, per_query=_PER_QUERY, seed=workload.seed
     )
-    return Requests(*template.with_prefixes(queries, documents), [read] * len(queries))
+    return Requests(*template.with_prefixes(queries, documents), [rendered] * len(queries))
 
 
 def _instruction(template: ScoreTemplate, prompts: Prompts, task: Any) -> str:
@@ -157,26 +146,27 @@ def _instruction(template: ScoreTemplate, prompts: Prompts, task: Any) -> str:
 
 
 @dataclass
-class _Listener:
-    """An encoder that only takes down what tasks ask of it, and answers with noise.
+class _TextCollector:
+    """Collects the texts that tasks encode, through an encoder that returns random embeddings.
 
     Attributes:
-        prompts: What stands in front of the texts.
-        texts: For each task and side its texts.
-        metadata: The metadata of the tasks.
+        prompts: The prompts prefixed to the texts.
+        texts: The texts by task and side.
+        metadata: The metadata of the tasks by name.
     """
 
     prompts: Prompts
     texts: dict[tuple[str, str | None], list[str]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
-    def made(self) -> Any:
+    def encoder(self) -> Any:
+        """Return an mteb encoder whose texts are collected here."""
         from mteb.models.abs_encoder import AbsEncoder
         from mteb.models.model_meta import ModelMeta, ScoringFunction
 
         from mteb_vllm.inference.encoding import loader_texts, replace_surrogates
 
-        listener, noise = self, np.random.default_rng(0)
+        collector, noise = self, np.random.default_rng(0)
 
         class Encoder(AbsEncoder):  # type: ignore[misc, unused-ignore]
             mteb_model_meta = ModelMeta.create_empty(
@@ -186,56 +176,56 @@ class _Listener:
             def encode(self, inputs: Any, *, task_metadata: Any, prompt_type: Any = None, **_: Any) -> Any:
                 side = prompt_type.value if prompt_type else None
                 texts, n_texts = loader_texts(inputs)
-                prefix = listener.prompts.prefix(task_metadata, prompt_type).text
-                listener.metadata[task_metadata.name] = task_metadata
-                said = listener.texts.setdefault((task_metadata.name, side), [])
-                said.extend(replace_surrogates(prefix + text) for text in texts)
+                prefix = collector.prompts.prefix(task_metadata, prompt_type).text
+                collector.metadata[task_metadata.name] = task_metadata
+                collected = collector.texts.setdefault((task_metadata.name, side), [])
+                collected.extend(replace_surrogates(prefix + text) for text in texts)
                 return noise.standard_normal((n_texts, 8), dtype=np.float32)
 
         return Encoder()
 
 
-def requests_of_tasks(
+def sample_requests(
     tasks: Sequence[AbsTask], workload: Workload, prompts: Prompts, template: ScoreTemplate | None
 ) -> Requests:
-    """A sample of the different texts that tasks ask for, as their prompts have them; of a reranker, queries with documents.
+    """Return a sample of the distinct texts of tasks, with prompts; for a reranker, of pairs of their queries and documents.
 
     Args:
-        tasks: mteb's tasks.
-        workload: How many, and by which seed.
-        prompts: See `made_requests`.
-        template: See `made_requests`.
+        tasks: The mteb tasks.
+        workload: The number of requests, and the seed.
+        prompts: See `make_requests`.
+        template: See `make_requests`.
 
     Raises:
-        ValueError: if tasks for a reranker have no queries and documents.
+        ValueError: if the model is a reranker and no task has queries and documents.
     """
     from mteb_vllm.pipelines import mteb_run
     from mteb_vllm.results.store import ResultsStore
 
-    listener = _Listener(prompts if template is None else Prompts())
+    collector = _TextCollector(prompts if template is None else Prompts())
     with tempfile.TemporaryDirectory(prefix="mteb-vllm-") as folder:
         for task in tasks:
-            mteb_run.compute(listener.made(), task, ResultsStore(folder), reuse=False)
+            mteb_run.compute(collector.encoder(), task, ResultsStore(folder), reuse=False)
     draw = np.random.default_rng(workload.seed)
     if template is None:
-        different = list(dict.fromkeys(text for texts in listener.texts.values() for text in texts))
-        chosen = draw.permutation(len(different))[: workload.requests]
-        return Requests([different[at] for at in chosen])
+        distinct = list(dict.fromkeys(text for texts in collector.texts.values() for text in texts))
+        chosen = draw.permutation(len(distinct))[: workload.requests]
+        return Requests([distinct[at] for at in chosen])
     pools = []
-    for name, task in listener.metadata.items():
-        queries, documents = (list(dict.fromkeys(listener.texts.get((name, side), []))) for side in _SIDES)
-        read = template.with_instruction(_instruction(template, prompts, task))
-        pools.append((queries, documents, read))
+    for name, task in collector.metadata.items():
+        queries, documents = (list(dict.fromkeys(collector.texts.get((name, side), []))) for side in _SIDES)
+        rendered = template.with_instruction(_instruction(template, prompts, task))
+        pools.append((queries, documents, rendered))
     sizes = [len(queries) * len(documents) for queries, documents, _ in pools]
     if not sum(sizes):
-        raise ValueError("a reranker is timed on tasks with queries and documents: tasks=demo_retrieval")
+        raise ValueError("a reranker needs tasks with queries and documents, such as tasks=demo_retrieval")
     pairs = draw.choice(sum(sizes), min(workload.requests, sum(sizes)), replace=False)
-    pairs.sort()  # a query's pairs follow each other, as they do when it is reranked
+    pairs.sort()  # pairs of a query are consecutive, as in reranking
     rows: list[tuple[str, str, str | None]] = []
     first = 0
-    for (queries, documents, read), size in zip(pools, sizes, strict=True):
+    for (queries, documents, rendered), size in zip(pools, sizes, strict=True):
         for at in pairs[(pairs >= first) & (pairs < first + size)] - first:
-            rows.append((queries[at // len(documents)], documents[at % len(documents)], read))
+            rows.append((queries[at // len(documents)], documents[at % len(documents)], rendered))
         first += size
     chosen_queries, chosen_documents, templates = map(list, zip(*rows, strict=True))
     return Requests(*template.with_prefixes(chosen_queries, chosen_documents), templates)

@@ -1,4 +1,4 @@
-"""How fast this machine could be at most: its rate on a large matrix product, and what a model has to compute."""
+"""The roofline: the machine's measured rate of large matrix products, and the number of a model's operations."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any, Literal
 
 from mteb_vllm.util.machine import device, processor
 
-# Sides of the square matrices; a product of the largest is far beyond every cache, on a GPU beyond a launch's cost.
+# Sizes of the square matrices. The largest exceed all caches, and on a GPU make launch costs negligible.
 _FIRST = 256
 _LARGEST = {"cpu": 4096, "cuda": 16384}
 
-# Lengths at which a model's operations are counted; three points determine a parabola.
+# Lengths in tokens at which a model's operations are counted; three points determine a parabola.
 _PROBES = (4, 8, 16)
 
 
 def device_name(kind: str | None = None) -> str:
-    """The device whose rate is measured, as `cpu: AMD EPYC, 2 threads` or `cuda: NVIDIA H200`.
+    """Return the name of the device whose rate is measured, as `cpu: AMD EPYC, 2 threads` or `cuda: NVIDIA H200`.
 
     Args:
-        kind: `cpu` or `cuda`; None for the one that vLLM would take.
+        kind: `cpu` or `cuda`; None for the device that vLLM would use.
     """
     if _kind(kind) == "cuda":
         return device()
@@ -37,24 +37,24 @@ def _kind(kind: str | None) -> str:
 
 
 def machine_rate(dtype: str, kind: str | None = None) -> float:
-    """The arithmetic rate of `matmul_rate` on a device.
+    """Return the arithmetic rate of a device, as measured by `matmul_rate`, in FLOP/s.
 
-    On a GPU it is measured once, in a process of its own: CUDA that has started here would stay, with its memory. A CPU's
-    may differ from minute to minute, where others work on it as well, and is measured anew.
+    A GPU is measured once, in a separate process, since initialising CUDA in this one would permanently take memory. A CPU
+    is measured at every call, since its rate changes with the load of other processes.
 
     Args:
-        dtype: A floating-point type of torch's, as `bfloat16`.
-        kind: `cpu` or `cuda`; None for the one that vLLM would take.
+        dtype: A floating-point dtype of torch, as `bfloat16`.
+        kind: `cpu` or `cuda`; None for the device that vLLM would use.
 
     Raises:
-        ValueError: if torch has no such floating-point type.
-        RuntimeError: if the device cannot compute in it.
+        ValueError: if torch has no such floating-point dtype.
+        RuntimeError: if the device does not support the dtype.
     """
-    return _in_a_process(dtype) if _kind(kind) == "cuda" else matmul_rate(dtype, "cpu")
+    return _measure_in_subprocess(dtype) if _kind(kind) == "cuda" else matmul_rate(dtype, "cpu")
 
 
 @functools.cache
-def _in_a_process(dtype: str) -> float:
+def _measure_in_subprocess(dtype: str) -> float:
     code = f"import sys; from {__name__} import matmul_rate; print(matmul_rate(sys.argv[1]), flush=True)"
     done = subprocess.run([sys.executable, "-c", code, dtype], capture_output=True, text=True, timeout=120, check=False)
     try:
@@ -65,32 +65,32 @@ def _in_a_process(dtype: str) -> float:
 
 
 def matmul_rate(dtype: str, device: str | None = None, *, seconds: float = 0.5) -> float:
-    """The arithmetic rate of a large square matrix product, as torch does it in this process now.
+    """Return the arithmetic rate of a large square matrix product, measured with torch in this process.
 
-    The product is a linear layer's, x Wᵀ, since the other layouts can be many times slower in the half precisions. Its
-    size is doubled for as long as the next one should fit into `seconds`. torch's settings (threads, TF32) stay as they
-    are, and its random state, too. On a CPU that cannot compute in a half precision, the rate is that of torch's emulation,
-    which an engine's own kernels may surpass.
+    The product is that of a linear layer, x Wᵀ, since other layouts can be many times slower in half precision. Its size is
+    doubled as long as the next one is expected to take at most `seconds`. torch's settings (threads, TF32) and random state
+    are not changed. On a CPU without native half precision the rate is that of torch's emulation, which an engine's own
+    kernels may exceed.
 
     Args:
-        dtype: A floating-point type of torch's, as `bfloat16`.
-        device: `cpu` or `cuda`; None for the one that vLLM would take. CUDA is started in this process, which a process
-            that forks engines afterwards must not do.
-        seconds: How long each size is measured at most; a fourth of that where its times are steady.
+        dtype: A floating-point dtype of torch, as `bfloat16`.
+        device: `cpu` or `cuda`; None for the device that vLLM would use. CUDA is initialised in this process, so a process
+            that forks engines later must not call this with `cuda`.
+        seconds: The maximum time for each size; a quarter of it suffices if the times vary little.
 
     Returns:
-        Floating-point operations per second, 2 n³ to a product; the fastest of the repeats, as a roofline is.
+        Floating-point operations per second (2 n³ per product), of the fastest repeat, since a roofline is an upper bound.
 
     Raises:
-        ValueError: if torch has no such floating-point type.
-        RuntimeError: torch's own, where the device cannot compute in it.
+        ValueError: if torch has no such floating-point dtype.
+        RuntimeError: from torch, if the device does not support the dtype.
     """
     import torch
     from torch.utils.benchmark import Timer, timer
 
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise ValueError(f"{dtype!r} is no floating-point type of torch's; such are float32, float16, bfloat16")
+        raise ValueError(f"{dtype!r} is not a floating-point dtype of torch, such as float32, float16, bfloat16")
     device = _kind(device)
     cuda = device.startswith("cuda")
     generator = torch.Generator(device).manual_seed(0)
@@ -100,13 +100,13 @@ def matmul_rate(dtype: str, device: str | None = None, *, seconds: float = 0.5) 
         product = Timer(
             "torch.nn.functional.linear(a, b)",
             globals={"a": a, "b": b},
-            # torch's own timer waits for a GPU, and would start CUDA where a CPU is measured.
+            # torch's own timer synchronises with the GPU, and would initialise CUDA even if a CPU is measured.
             timer=timer if cuda else time.perf_counter,
             num_threads=torch.get_num_threads(),
         )
         return min(product.adaptive_autorange(min_run_time=seconds / 4, max_run_time=seconds).times)
 
-    # Two operands, their float32 originals and the result, in half of what is free.
+    # Two operands, their float32 originals and the result must fit into half of the free memory.
     most = (torch.cuda.mem_get_info(device)[0] / 2 / 20) ** 0.5 if cuda else float("inf")
     with torch.inference_mode():
         n = _FIRST
@@ -126,26 +126,26 @@ def model_flops(
     trust_remote_code: bool = False,
     overrides: Mapping[str, Any] | None = None,
 ) -> float:
-    """A model's own floating-point operations for texts of these lengths, without padding.
+    """Return a model's floating-point operations for texts of these lengths, without padding.
 
-    Counted by torch's `FlopCounterMode` (matrix products, two operations to a multiply-add; not what is done element by
-    element) while transformers' model, built from its configuration alone, runs without data. Weights are never loaded.
+    They are counted by torch's `FlopCounterMode` (matrix products, two operations per multiply-add; no element-wise
+    operations) on transformers' model, built from its configuration on the meta device. No weights are loaded.
 
-    A transformer's operations are a + b n + c n² for n tokens, and exactly so: its layers treat each token alike (b), the
-    attention scores and their application to the values are products of n by n matrices (c), and a head reads one token
-    (a). Counted at three lengths, they are known at all; the longest is counted, too, as a check. Attention counts in full,
-    also the half that a causal model masks, and also outside a sliding window.
+    A transformer needs exactly a + b n + c n² operations for n tokens: layers process each token alike (b), attention scores
+    and their application to the values are products of n by n matrices (c), and a head processes one token (a). Counts at
+    three lengths determine the parabola; a count at the longest length verifies it. Attention is counted in full, including
+    positions that are masked in a causal model or lie outside a sliding window.
 
     Args:
         location: The model's folder, or its name on the Hub.
-        lengths: Tokens of each text, special ones included.
-        convert: What the model is used for: `embed` runs no language-modelling head, `classify` has a score for a head.
+        lengths: Tokens of each text, including special tokens.
+        convert: The model's use: `embed` has no head, `classify` has a classification head.
         revision: The revision on the Hub.
-        trust_remote_code: Whether code that comes with the model may run.
+        trust_remote_code: Whether Python code shipped with the model may run.
         overrides: Values that replace those of the model's configuration.
 
     Returns:
-        Operations for all texts together.
+        The operations for all texts together.
 
     Raises:
         ValueError: if they cannot be counted so (an architecture that transformers cannot build or run without data, or
@@ -158,7 +158,7 @@ def model_flops(
         count = _counter(location, convert, revision, trust_remote_code, dict(overrides or {}))
         points = [count(n) for n in _PROBES]
         longest = count(max(texts))
-    except Exception as error:  # foreign code: what a model's own may raise has no bounds
+    except Exception as error:  # a model's own code may raise anything
         reason = next(iter(str(error).strip().splitlines()), "")
         raise ValueError(
             f"the operations of {location} cannot be counted: {type(error).__name__}: {reason[:200]}"
@@ -167,7 +167,8 @@ def model_flops(
     expected = constant + linear * max(texts) + square * max(texts) ** 2
     if abs(expected - longest) > 1e-6 * longest:
         raise ValueError(
-            f"the operations of {location} are no a + b n + c n²: at {max(texts)} tokens {longest:.4g}, not {expected:.4g}"
+            f"the operations of {location} are not of the form a + b n + c n²: "
+            f"at {max(texts)} tokens {longest:.4g}, not {expected:.4g}"
         )
     return constant * len(texts) + linear * sum(texts) + square * sum(n * n for n in texts)
 
@@ -175,7 +176,7 @@ def model_flops(
 def _counter(
     location: str, convert: str, revision: str | None, trust_remote_code: bool, overrides: dict[str, Any]
 ) -> Callable[[int], int]:
-    """Return a function from the tokens of one text to the model's operations."""
+    """Return a function that maps the number of tokens of a text to the model's operations."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
@@ -184,7 +185,7 @@ def _counter(
     config.update(overrides)
     made: Any = AutoModelForSequenceClassification if convert == "classify" else AutoModel
     with torch.device("meta"):
-        # The fused kinds of attention are opaque to the counter on some devices; this one consists of plain products.
+        # The counter cannot see into fused attention on some devices; eager attention consists of plain products.
         model = made.from_config(config, attn_implementation="eager", trust_remote_code=trust_remote_code).eval()
 
     def count(tokens: int) -> int:
@@ -197,7 +198,7 @@ def _counter(
 
 
 def _parabola(lengths: tuple[int, int, int], values: list[int]) -> tuple[float, float, float]:
-    """a, b, c of a + b n + c n² through three points (Newton's divided differences)."""
+    """Return a, b, c of the parabola a + b n + c n² through three points (Newton's divided differences)."""
     (n0, n1, n2), (v0, v1, v2) = lengths, values
     first, second = (v1 - v0) / (n1 - n0), (v2 - v1) / (n2 - n1)
     square = (second - first) / (n2 - n0)
