@@ -100,7 +100,7 @@ class ConfigError(MtebVllmError, ValueError):
 
     def __str__(self) -> str:
         count = len(self.mistakes)
-        head = "1 mistake" if count == 1 else f"{count} mistakes"
+        head = "1 error" if count == 1 else f"{count} errors"
         return "\n".join([f"{head} in the configuration:", *(f"  - {mistake}" for mistake in self.mistakes)])
 
 

@@ -107,7 +107,7 @@ def test_progress_is_plain_lines_when_piped_and_a_bar_on_a_terminal() -> None:
                 progress.end_task(outcome)
         text = console.file.getvalue()  # type: ignore[attr-defined]
         assert "[1/3] STS12: cosine_spearman 0.72369 in 5.5 s, 200 texts/s" in text
-        assert "[2/3] SciFact: ndcg_at_10 0.64508 (known already, not computed again)" in text
+        assert "[2/3] SciFact: ndcg_at_10 0.64508 (cached)" in text
         assert "[3/3] NFCorpus: failed: ConnectionError: no [bold]network" in text
         if not terminal:
             assert text.count("\n") == 3 and "\x1b" not in text

@@ -246,7 +246,7 @@ def test_what_hydra_would_only_find_at_work_is_a_mistake(
         monkeypatch.setattr(sys, "argv", ["mteb-vllm", override])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == 2 and "1 mistake in the configuration:" in capsys.readouterr().err
+    assert ended.value.code == 2 and "1 error in the configuration:" in capsys.readouterr().err
 
 
 @pytest.mark.vllm

@@ -178,10 +178,10 @@ class _Relay(Progress):
             if done >= total:
                 self._pipe.send(Working(self._task, Phase.SCORING, "scoring"))
             else:
-                self._work(Phase.ENCODING, what, done, total)
+                self._work(Phase.ENCODING, what, done, total, unit)
 
-    def _work(self, phase: Phase, text: str, done: int = 0, total: int = 0) -> None:
-        self._pipe.send(Working(self._task, phase, f"{self._what} {text}".lstrip(), done, total))
+    def _work(self, phase: Phase, text: str, done: int = 0, total: int = 0, unit: str = "texts") -> None:
+        self._pipe.send(Working(self._task, phase, f"{self._part} {text}".lstrip(), done, total, unit))
 
     def end_task(self, outcome: TaskOutcome) -> None:
         super().end_task(outcome)

@@ -73,6 +73,7 @@ class Working:
         text: The same in words, as "de query".
         done: How many texts or pairs are computed.
         total: How many there are; 0 where nobody knows.
+        unit: "texts" or "pairs".
     """
 
     task: str
@@ -80,6 +81,7 @@ class Working:
     text: str
     done: int = 0
     total: int = 0
+    unit: str = "texts"
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ class Supervisor:
                 self._child = None
                 failure = of_exit(status, running.phase, running.doing, self._log(point, written), running.task)
                 return self._fail(point, failure, running.tasks, started)
-            self._view.heard(said)
+            self._view.update(said)
             if said is not None:
                 running.hear(said)
             if isinstance(said, Opened):
