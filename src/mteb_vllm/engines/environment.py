@@ -93,4 +93,5 @@ def _look_for_torch() -> None:
 
 
 def _vllms(key: str) -> bool:
-    return key.startswith("VLLM_")
+    # That one is the run's (`util.quiet`), from before its engines open until they are closed.
+    return key.startswith("VLLM_") and key != "VLLM_CONFIGURE_LOGGING"

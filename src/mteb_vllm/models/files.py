@@ -13,6 +13,7 @@ from mteb_vllm.config.schema import ModelConfig
 from mteb_vllm.errors import ModelError
 from mteb_vllm.models.sentence_transformers_files import SentenceTransformersFiles, read_files, read_json
 from mteb_vllm.util.digest import folder_digest
+from mteb_vllm.util.quiet import quiet_hub
 from mteb_vllm.util.sources import find_module
 
 # What a model's files say that changes its results: weights, configuration, tokenizer. Not its README.
@@ -229,7 +230,8 @@ def _fetch(name: str, revision: str | None, file: str, *, optional: bool = False
 
     at = f"{name} at revision {revision}" if revision else name
     try:
-        return Path(hf_hub_download(name, file, revision=revision))
+        with quiet_hub():
+            return Path(hf_hub_download(name, file, revision=revision))
     except errors.GatedRepoError:
         why = "is gated: accept its terms on its page, then `hf auth login` or set HF_TOKEN to a token that may read it"
         raise ModelError(f"{at} {why}") from None
