@@ -17,7 +17,7 @@ from mteb_vllm.engines.base import Backend
 from mteb_vllm.errors import Mistake
 from mteb_vllm.util.machine import cpu_build, device
 from mteb_vllm.util.shell import as_typed, suggest
-from mteb_vllm.util.suggestions import nearest
+from mteb_vllm.util.suggestions import nearest, nearest_argument
 
 # Keys of `engine` that are not vLLM's: how the arguments were chosen, and the environment.
 OWN_KEYS = ("backend", "preset", "env", "head_dtype")
@@ -147,7 +147,7 @@ def check_sentence_transformers(where: str, values: Mapping[str, object]) -> lis
                     known,
                     tuple(
                         as_typed(f"{where}.{near}", f"{where}.{key}")
-                        for near in nearest(key, _OF_SENTENCE_TRANSFORMERS)
+                        for near in nearest_argument(key, _OF_SENTENCE_TRANSFORMERS)
                     ),
                 )
             )
@@ -203,7 +203,10 @@ def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogu
         elif key in _NOT_VLLMS:
             if value is not None:
                 what = "is an argument of sentence-transformers, and this engine is vLLM"
-                mistakes.append(Mistake(at, what, "Choose the other: engine=sentence_transformers", value=f"{value}"))
+                near = tuple(as_typed(f"{where}.{name}", at) for name in nearest_argument(key, vllm.args))
+                mistakes.append(
+                    Mistake(at, what, "Choose the other: engine=sentence_transformers", near, value=f"{value}")
+                )
         elif key in ("model", "revision", "runner", "convert"):
             mistakes.append(
                 Mistake(at, "this argument is set by the model and the pipeline", "Use model.name, model.revision.")
@@ -223,7 +226,7 @@ def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogu
         elif key not in vllm.args:
             near = tuple(
                 as_typed(f"{where}.{name}", at, new=name not in values)
-                for name in nearest(key, [*vllm.args, *OWN_KEYS])
+                for name in nearest_argument(key, [*vllm.args, *OWN_KEYS])
             )
             what = f"vLLM {vllm.version} has no such engine argument"
             mistakes.append(
