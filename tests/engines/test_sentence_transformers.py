@@ -150,4 +150,4 @@ def test_what_cannot_be_compared_is_a_mistake(tmp_path: Path) -> None:
     )
     assert "pipeline.tolerance=-1" in said and "holds neither runs nor results" in said
     assert "pipeline.reference.engine.backend=vllm: the reference is sentence-transformers" in said
-    assert "model.engine.backend=sentence_transformers: what works in an engine, a recipe cannot say" in said
+    assert "model.engine.backend=sentence_transformers: a recipe cannot set the backend" in said

@@ -165,7 +165,7 @@ def test_only_the_command_line_allows_it(own: dict[str, Any], tmp_path: Path) ->
 
 @pytest.mark.parametrize("prefix", ["''", "os", "my_package", "'my package.'", "."])
 def test_what_is_no_package_is_not_allowed(own: dict[str, Any], tmp_path: Path, prefix: str) -> None:
-    with pytest.raises(ConfigError, match="is no package: a name and a dot"):
+    with pytest.raises(ConfigError, match="must be the name of a package, followed by a dot"):
         check([*words(tmp_path)[:3], f"allowed_targets=[{prefix}]"], **own)
 
 

@@ -98,10 +98,10 @@ def test_mistakes_are_mistakes(sweep: Path, tmp_path: Path) -> None:
             run([f"results.dir={tmp_path}/out", *overrides], multirun=multirun, show=False)
         return str(error.value)
 
-    assert "which runs shall be compared?" in said("pipeline=report")
+    assert "no runs to compare are named" in said("pipeline=report")
     assert f"runs={tmp_path}/none: there is no such file or folder" in said("pipeline=report", f"runs={tmp_path}/none")
     assert "no point has this name" in said("pipeline=report", f"runs={sweep}", "report.baseline=7")
-    assert "is no point of a sweep" in said("pipeline=report", f"runs={sweep}", "report.epsilon=0,1", multirun=True)
+    assert "cannot be swept" in said("pipeline=report", f"runs={sweep}", "report.epsilon=0,1", multirun=True)
     assert "Add: pipeline=report" in said(f"runs={sweep}")
     assert "the sweep has points 0 to 1" in said("engine.dtype=float32,float16", "report.baseline=2", multirun=True)
     assert "greater than or equal to 0" in said("pipeline=report", f"runs={sweep}", "report.epsilon=-1")
