@@ -292,7 +292,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, small: list[str], mon
     done = subprocess.run(command(killed), cwd=local, env=env, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "(known already)" in done.stdout and kept.stat().st_mtime_ns == stamp
-    assert "AskUbuntuDupQuestions: map_at_1000" in done.stdout and "known already, not computed again" in done.stdout
+    assert "AskUbuntuDupQuestions: map_at_1000" in done.stdout and "(cached)" in done.stdout
     monkeypatch.chdir(local)
     undisturbed = one(tmp_path / "undisturbed", *overrides)
     assert undisturbed.status == "ok" and scores(killed) == scores(tmp_path / "undisturbed")
