@@ -105,7 +105,7 @@ def test_mistakes_are_mistakes(sweep: Path, tmp_path: Path) -> None:
     assert "Add: pipeline=report" in said(f"runs={sweep}")
     assert "the sweep has points 0 to 1" in said("engine.dtype=float32,float16", "report.baseline=2", multirun=True)
     assert "greater than or equal to 0" in said("pipeline=report", f"runs={sweep}", "report.epsilon=-1")
-    assert "computes nothing" in said("pipeline=report", f"runs={sweep}", "dry_run=true")
+    assert "computes no scores" in said("pipeline=report", f"runs={sweep}", "dry_run=true")
     (tmp_path / "file").write_text("in the way")
     assert f"pipeline.dir={tmp_path}/file" in said("pipeline=report", f"runs={sweep}", f"pipeline.dir={tmp_path}/file")
     assert not (tmp_path / "out" / "reports").exists()

@@ -88,13 +88,13 @@ def test_a_closed_pipe_is_noticed_while_output_goes_into_the_log(tmp_path: Path)
 
 
 class Busy(BaseHTTPRequestHandler):
-    """Answers each first request for a path with 503, and later ones with 404."""
+    """Answers the first two requests for a path with 503, and later ones with 404."""
 
     seen: ClassVar[list[str]] = []
 
     def do_HEAD(self) -> None:
-        self.send_response(404 if self.path in self.seen else 503)
         self.seen.append(self.path)
+        self.send_response(404 if self.seen.count(self.path) > 2 else 503)
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from mteb_vllm.catalogue import MtebCatalogue, known_prompt_key
 from mteb_vllm.config.schema import InstructionConfig, quoted
@@ -14,7 +13,7 @@ from mteb_vllm.util.shell import as_typed, hydra_value
 from mteb_vllm.util.suggestions import nearest
 
 
-def prompt_mistakes(where: str, values: Mapping[str, Any], mteb: MtebCatalogue) -> list[Mistake]:
+def prompt_mistakes(where: str, values: Mapping[str, object], mteb: MtebCatalogue) -> list[Mistake]:
     """Return the mistakes in a dict of prompts: keys by which mteb looks up nothing, and values that are not strings."""
     mistakes = []
     for key, value in values.items():

@@ -29,7 +29,7 @@ class Console(rich.console.Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False} | options)
 
-    def print(self, *objects: Any, **options: Any) -> None:
+    def print(self, *objects: object, **options: Any) -> None:
         """Print as rich does, but a table by itself as `print_table` does."""
         if len(objects) == 1 and isinstance(objects[0], Table) and not options:
             self.print_table(objects[0])
