@@ -1,3 +1,5 @@
+"""The catalogues of mteb and vLLM: their content, their cache, the child processes that make them; the nearest names."""
+
 from __future__ import annotations
 
 import ast
@@ -34,7 +36,7 @@ def forget() -> None:
 
 @pytest.fixture(scope="session")
 def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache directory with both catalogues, made by the real child processes, once."""
+    """Return a cache directory with both catalogues, made once by the real child processes."""
     with pytest.MonkeyPatch.context() as patch:
         if "MTEB_VLLM_CACHE" not in os.environ:
             patch.setenv("MTEB_VLLM_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -58,7 +60,7 @@ def vllm(warm_cache: Path) -> VllmCatalogue:
 
 @pytest.fixture
 def texts(mteb: MtebCatalogue, vllm: VllmCatalogue, warm_cache: Path) -> dict[str, bytes]:
-    """What the child wrote, by kind."""
+    """Return the output of the child processes, by kind."""
 
     def newest(pattern: str) -> bytes:
         return read_with_checksum(max(warm_cache.glob(pattern), key=lambda path: path.stat().st_mtime))
@@ -68,23 +70,23 @@ def texts(mteb: MtebCatalogue, vllm: VllmCatalogue, warm_cache: Path) -> dict[st
 
 @pytest.fixture
 def fresh(texts: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """An empty cache directory, nothing in memory, and a child that answers at once; yields what it was asked for."""
-    asked: list[str] = []
+    """Set up an empty cache directory and memory, and a child that answers at once; yield the kinds that were requested."""
+    requested: list[str] = []
 
     def make(kind: str) -> bytes:
-        asked.append(kind)
+        requested.append(kind)
         return texts[kind]
 
     monkeypatch.setattr(catalogue, "_make", make)
     monkeypatch.setenv("MTEB_VLLM_CACHE", str(tmp_path / "cache"))
     forget()
-    yield asked
+    yield requested
     forget()
 
 
 @pytest.fixture
 def fake_mteb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Gives the child process another `mteb` to import."""
+    """Give the child process another `mteb` to import."""
 
     def write(source: str) -> None:
         (tmp_path / "path").mkdir(exist_ok=True)
@@ -94,7 +96,7 @@ def fake_mteb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     return write
 
 
-# What is known of mteb
+# The catalogue of mteb
 
 
 def test_tasks_have_their_metadata(mteb: MtebCatalogue) -> None:
@@ -116,7 +118,7 @@ def test_languages_are_those_of_all_subsets_in_order(mteb: MtebCatalogue) -> Non
     assert len(mteb.tasks["FloresBitextMining"].subsets) > 40_000
 
 
-def test_what_mteb_leaves_out_by_default_is_there(mteb: MtebCatalogue) -> None:
+def test_tasks_that_mteb_leaves_out_by_default_are_included(mteb: MtebCatalogue) -> None:
     tasks = mteb.tasks.values()
     assert mteb.tasks["STS22"].superseded_by == "STS22.v2"
     assert "CQADupstackTexRetrieval" in mteb.tasks["CQADupstackRetrieval"].aggregate_of
@@ -132,13 +134,13 @@ def test_prompts_of_tasks(mteb: MtebCatalogue) -> None:
     assert isinstance(mteb.tasks["Banking77Classification"].prompt, str)
 
 
-def test_task_and_prompt_types(mteb: MtebCatalogue) -> None:
+def test_task_types_and_prompt_types(mteb: MtebCatalogue) -> None:
     assert {"STS", "Retrieval", "Reranking", "BitextMining"} <= set(mteb.task_types)
     assert {task.type for task in mteb.tasks.values()} <= set(mteb.task_types)
     assert mteb.prompt_types == ("query", "document")
 
 
-def test_how_much_of_its_data_a_task_has_encoded(mteb: MtebCatalogue) -> None:
+def test_attributes_that_determine_how_much_data_is_encoded(mteb: MtebCatalogue) -> None:
     assert mteb.tasks["STS12"].sampling == {}
     assert mteb.tasks["FloresBitextMining"].sampling == {"parallel_subsets": True}
     assert mteb.tasks["Banking77Classification"].sampling == {
@@ -152,12 +154,12 @@ def test_how_much_of_its_data_a_task_has_encoded(mteb: MtebCatalogue) -> None:
     assert sample == {"max_document_to_embed": None, "max_fraction_of_documents_to_embed": 0.04}
 
 
-def test_only_demo_tasks_bring_their_statistics(mteb: MtebCatalogue) -> None:
+def test_only_demo_tasks_have_statistics(mteb: MtebCatalogue) -> None:
     with_statistics = {name for name, task in mteb.tasks.items() if task.statistics is not None}
     assert with_statistics == set(mteb.benchmarks["demo"])
 
 
-def test_demo_tasks_are_there(mteb: MtebCatalogue) -> None:
+def test_demo_tasks_are_included(mteb: MtebCatalogue) -> None:
     assert mteb.tasks["StdlibDocsRetrieval"].type == "Retrieval"
     assert {"StdlibDocsClassification", "StdlibDocsClustering"} <= set(mteb.tasks)
 
@@ -176,7 +178,7 @@ def test_models(mteb: MtebCatalogue) -> None:
     assert "BAAI/bge-reranker-v2-m3" in mteb.models
 
 
-# What is known of vLLM
+# The catalogue of vLLM
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_kinds_of_engine_arguments(vllm: VllmCatalogue, name: str, kind: str) ->
     assert vllm.args[name].kind == kind
 
 
-def test_choices_are_closed_only_where_nothing_else_is_taken(vllm: VllmCatalogue) -> None:
+def test_choices_are_listed_only_where_vllm_accepts_no_other_value(vllm: VllmCatalogue) -> None:
     assert {"auto", "bfloat16", "float32"} <= set(vllm.args["dtype"].choices or ())
     assert vllm.args["runner"].choices == ("auto", "generate", "pooling", "draft")
     assert "lazy" in (vllm.args["safetensors_load_strategy"].choices or ())  # Optional[Literal]
@@ -214,13 +216,13 @@ def test_choices_are_closed_only_where_nothing_else_is_taken(vllm: VllmCatalogue
     assert vllm.args["max_num_seqs"].choices is None
 
 
-def test_types_can_be_shown(vllm: VllmCatalogue) -> None:
+def test_types_as_text(vllm: VllmCatalogue) -> None:
     assert vllm.args["max_num_seqs"].type == "int | None"
     assert vllm.args["pooler_config"].type == "PoolerConfig | None"
     assert vllm.args["enforce_eager"].type == "bool"
 
 
-def test_every_field_of_engine_args_is_there(vllm: VllmCatalogue) -> None:
+def test_every_field_of_engine_args_is_included(vllm: VllmCatalogue) -> None:
     spec = importlib.util.find_spec("vllm")
     assert spec is not None and spec.origin is not None
     tree = ast.parse(Path(spec.origin).with_name("engine").joinpath("arg_utils.py").read_text())
@@ -246,7 +248,7 @@ def test_without_vllm_there_is_no_catalogue(fresh: list[str], monkeypatch: pytes
     assert fresh == []
 
 
-# Reading and keeping
+# The cache
 
 
 def test_a_second_process_reads_quickly_and_imports_nothing(warm_cache: Path) -> None:
@@ -264,11 +266,11 @@ def test_a_second_process_reads_quickly_and_imports_nothing(warm_cache: Path) ->
         assert done.stderr == ""
         assert not set(HEAVY) & set(modules)
         seconds.append(elapsed)
-    # 40 ms of processor time on a quiet machine; reading it anew takes seconds.
+    # 40 ms of processor time on an idle machine; making it takes seconds.
     assert min(seconds) < 1
 
 
-def test_is_kept_in_memory_and_on_disk(fresh: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_catalogue_is_cached_in_memory_and_on_disk(fresh: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     first = catalogue.mteb_catalogue()
     assert catalogue.mteb_catalogue() is first
     forget()
@@ -300,7 +302,7 @@ def _flip(text: bytes) -> bytes:
     ],
     ids=lambda damage: str(damage)[:12],
 )
-def test_a_damaged_file_is_made_anew(fresh: list[str], damage: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_file_is_made_again(fresh: list[str], damage: Any, caplog: pytest.LogCaptureFixture) -> None:
     whole = catalogue.vllm_catalogue()
     (file,) = catalogue.cache_dir().iterdir()
     content = file.read_bytes()
@@ -318,13 +320,13 @@ def test_a_damaged_file_is_made_anew(fresh: list[str], damage: Any, caplog: pyte
     assert catalogue.vllm_catalogue() == whole
     assert fresh == ["vllm", "vllm"]
     assert file.read_bytes() == content
-    assert f"{file} cannot be read and is made anew" in caplog.text
+    assert f"{file} cannot be read and is made again" in caplog.text
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(
+def test_an_unwritable_cache_is_no_error(
     fresh: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Below a file nobody can write, not even root.
+    # Nobody, not even root, can create a folder below a file.
     (tmp_path / "file").touch()
     monkeypatch.setenv("MTEB_VLLM_CACHE", str(tmp_path / "file" / "cache"))
     with caplog.at_level(logging.WARNING):
@@ -334,32 +336,32 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     assert "cannot be written" in caplog.text
 
 
-def test_an_edit_of_our_sources_makes_it_anew(
+def test_an_edited_source_file_makes_the_catalogue_again(
     fresh: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in set(itertools.chain(*catalogue._SOURCES.values())):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(Path(catalogue.__file__).parent / name, tmp_path / name)
 
-    def asked() -> list[str]:
+    def requested() -> list[str]:
         fresh.clear()
         forget()
         catalogue.mteb_catalogue()
         catalogue.vllm_catalogue()
         return fresh
 
-    assert asked() == ["mteb", "vllm"]
+    assert requested() == ["mteb", "vllm"]
     monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "catalogue.py"))
-    assert asked() == []
+    assert requested() == []
     (tmp_path / "tasks" / "demo.py").write_text("# another demo task")
-    assert asked() == ["mteb"]
+    assert requested() == ["mteb"]
     (tmp_path / "engines" / "describe.py").write_text("# another field of an argument")
-    assert asked() == ["vllm"]
+    assert requested() == ["vllm"]
     (tmp_path / "catalogue.py").write_text("# another field")
-    assert asked() == ["mteb", "vllm"]
+    assert requested() == ["mteb", "vllm"]
 
 
-def test_many_makers_at_once_do_no_harm(
+def test_concurrent_makers_leave_one_valid_file(
     fresh: list[str], texts: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     together = threading.Barrier(8, timeout=30)
@@ -377,7 +379,9 @@ def test_many_makers_at_once_do_no_harm(
     assert caplog.text == ""
 
 
-def test_warm_makes_both_at_once(fresh: list[str], texts: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_makes_both_in_parallel(
+    fresh: list[str], texts: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     both = threading.Barrier(2, timeout=30)
 
     def make(kind: str) -> bytes:
@@ -408,7 +412,7 @@ def test_cache_dir(own: str, xdg: str, expected: str, monkeypatch: pytest.Monkey
 # The child process
 
 
-def test_a_failing_child_says_why(fake_mteb: Callable[[str], None]) -> None:
+def test_the_error_of_a_failing_child_is_reported(fake_mteb: Callable[[str], None]) -> None:
     fake_mteb("raise ImportError('libmissing.so: no such file')")
     with pytest.raises(
         CatalogueError, match=r"mteb cannot be read .*exit status 1(?s:.*)libmissing\.so: no such file$"
@@ -416,7 +420,7 @@ def test_a_failing_child_says_why(fake_mteb: Callable[[str], None]) -> None:
         catalogue._make("mteb")
 
 
-def test_the_child_is_offline_and_leaves_no_traces(
+def test_the_child_is_offline_and_leaves_no_files(
     fake_mteb: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_TARGET_DEVICE", "nonsense")
@@ -472,16 +476,16 @@ def test_nearest(word: str, choices: list[str], expected: tuple[str, ...]) -> No
     assert nearest(word, reversed(choices)) == expected
 
 
-def test_nearest_is_enough_with_n_but_cuts_no_tie() -> None:
+def test_nearest_returns_n_names_but_splits_no_tie() -> None:
     names = ["abcde1", "abcde2", "abcde3", "abcde4"]
     assert nearest("abcdef", names, n=1) == tuple(names)
-    # Six at the next distance would be more than five: none of them comes.
+    # Six names at the next distance are more than five: all are left out.
     worse = [f"abcd{digit}{digit}" for digit in range(6)]
     assert nearest("abcdef", [*worse, "abcde1"], n=3) == ("abcde1",)
     assert len(nearest("abcdef", worse)) == 5
 
 
-def test_nearest_among_all_that_there_is(mteb: MtebCatalogue, vllm: VllmCatalogue) -> None:
+def test_nearest_among_all_tasks_and_arguments(mteb: MtebCatalogue, vllm: VllmCatalogue) -> None:
     assert nearest("STS21", mteb.tasks)[:2] == ("STS12", "STS22")
     assert nearest("gpu_memory_utilisation", vllm.args) == ("gpu_memory_utilization",)
     start = time.perf_counter()

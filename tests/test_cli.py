@@ -1,9 +1,11 @@
-"""The command line: its flags, its exit statuses, and what it hands over to Hydra."""
+"""The command line: its flags, its exit statuses, and the jobs that it passes to Hydra."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +26,7 @@ from mteb_vllm.sweep.job import Job
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """Runs the command line in this process: exit status, what it printed, and what the jobs were given."""
+    """Return a function that runs the command line in this process: its exit status, output, and jobs."""
     jobs: list[tuple[list[str], RunConfig, str]] = []
     swept: list[int] = []
 
@@ -53,8 +55,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     return command
 
 
-def test_help_is_quick_since_it_imports_nothing_heavy(tmp_path: Path) -> None:
-    # 0.1 s on a quiet machine; what would cost more is what is asserted.
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    # So that it takes 0.1 s on an idle machine.
     loaded = tmp_path / "modules.json"
     script = (
         "import atexit, json, pathlib, runpy, sys\n"
@@ -64,6 +66,7 @@ def test_help_is_quick_since_it_imports_nothing_heavy(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "mteb-vllm model=e5_small tasks=sts12 engine.dtype=float16" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80, "it fits into a terminal"
     assert "prompts: auto, bge_en, e5, none\n" in done.stdout
     for group in ("model", "engine", "instruction", "tasks", "pipeline", "experiment"):
         assert f"\n{group}: " in done.stdout
@@ -95,7 +98,7 @@ def test_flags_that_only_print(run: Any) -> None:
     assert not Path("outputs").exists()
 
 
-def test_flags_may_stand_behind_and_between_overrides(run: Any) -> None:
+def test_flags_may_follow_overrides(run: Any) -> None:
     done = run("model=e5_small", "--cfg", "job", "prompts=none", "--package", "model")
     assert (done.status, "passage: " in done.out) == (0, True)
     done = run("engine.seed=1,2", "-m", "tasks=sts12", "hydra/launcher=basic")
@@ -103,7 +106,7 @@ def test_flags_may_stand_behind_and_between_overrides(run: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--cfg", "job", "engine.dtpye=1"], "Could not override 'engine.dtpye'"),
         (["--cfg", "job", "model=nope"], "Could not find 'model/nope'"),
@@ -112,21 +115,21 @@ def test_flags_may_stand_behind_and_between_overrides(run: Any) -> None:
         (["--config-dir", "/nowhere"], "--config-dir /nowhere: there is no such folder"),
         (["--cfg", "job", "--config-dir", "/nowhere"], "'/nowhere' not found"),
         (["--config-name", "mine"], "--config-dir DIR experiment=NAME"),
-        (["--config-path", "mine"], "given with --config-dir"),
-        (["--experimental-rerun", "x.pickle"], "The same command again does what is missing"),
+        (["--config-path", "mine"], "name it with --config-dir"),
+        (["--experimental-rerun", "x.pickle"], "it computes only what is missing"),
         (["engine.dtype=flaot32"], "Did you mean engine.dtype=float32?"),
         (["model"], "model: is not of the form key=value"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes_have_status_2_and_no_traceback(run: Any, words: list[str], said: str) -> None:
+def test_mistakes_have_status_2_and_no_traceback(run: Any, words: list[str], message: str) -> None:
     done = run(*words)
     assert (done.status, done.out, done.jobs) == (2, "", [])
-    assert said in done.err and "Traceback" not in done.err
+    assert message in done.err and "Traceback" not in done.err
     assert done.err.startswith("1 error in the configuration:\n  - ")
 
 
-def test_what_only_hydra_finds_wrong_has_no_traceback_either(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_that_only_hydra_finds_have_no_traceback_either(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> Any:
         raise ConfigCompositionException("a plug-in\ndoes not like it")
 
@@ -136,12 +139,12 @@ def test_what_only_hydra_finds_wrong_has_no_traceback_either(run: Any, monkeypat
     assert done.err == "1 error in the configuration:\n  - command line: a plug-in does not like it\n"
 
 
-def test_a_flag_that_there_is_not(run: Any) -> None:
+def test_an_unknown_flag(run: Any) -> None:
     done = run("--dtype", "float32")
     assert done.status == 2 and "unrecognized arguments: --dtype" in done.err
 
 
-def test_other_errors_of_ours_have_no_traceback_either(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_expected_errors_have_no_traceback_either(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(error: Exception) -> Any:
         def failing(*_: Any, **__: Any) -> Any:
             raise error
@@ -161,7 +164,7 @@ def test_other_errors_of_ours_have_no_traceback_either(run: Any, monkeypatch: py
         cli.main()
 
 
-def test_a_run_is_handed_over_as_it_was_checked(run: Any, tmp_path: Path) -> None:
+def test_a_run_gets_the_configuration_that_was_checked(run: Any, tmp_path: Path) -> None:
     overrides = ["tasks=sts12", 'prompts.query="a, b"', "+prompts.STS=x", "hydra.run.dir=here", "engine.dtype=float16"]
     done = run(*overrides)
     ((task, config, output_dir),) = done.jobs
@@ -188,7 +191,7 @@ def test_a_run_is_handed_over_as_it_was_checked(run: Any, tmp_path: Path) -> Non
     ],
     ids=" ".join,
 )
-def test_a_sweep_is_handed_over_as_it_was_checked(run: Any, words: list[str], tmp_path: Path) -> None:
+def test_a_sweep_gets_the_configurations_that_were_checked(run: Any, words: list[str], tmp_path: Path) -> None:
     done = run(*words, f"hydra.sweep.dir={tmp_path}/sweep", "hydra/launcher=basic")
     points = check([word for word in words if word != "-m"], multirun="-m" in words)
     assert done.status == 0, done.err
@@ -197,7 +200,7 @@ def test_a_sweep_is_handed_over_as_it_was_checked(run: Any, words: list[str], tm
     assert done.swept == [len(points)] and len(points) > 1
 
 
-def test_ones_own_files_beside_the_shipped_ones(run: Any, tmp_path: Path) -> None:
+def test_own_files_in_addition_to_the_shipped_ones(run: Any, tmp_path: Path) -> None:
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     text = "# @package _global_\ndefaults:\n  - override /tasks: sts12\nexperiment: failing\nprompts:\n  STS: x\n"
     (tmp_path / "mine" / "experiment" / "failing.yaml").write_text(text)
@@ -206,6 +209,25 @@ def test_ones_own_files_beside_the_shipped_ones(run: Any, tmp_path: Path) -> Non
     assert (config.experiment, config.tasks.names, config.prompts["STS"]) == ("failing", ["STS12"], "x")
     assert done.status == 1  # one record was not ok
     assert "failing" in run("--config-dir", "mine", "--help").out
+
+
+def test_errors_on_a_terminal_break_at_spaces(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mteb_vllm", "model=nope", "engine.dtype=flaot32"]
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "wb") as err:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=err, cwd=tmp_path, env=os.environ | {"COLUMNS": "60"}, check=False
+        )
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux: the terminal has no writer any more
+        while chunk := os.read(reader, 4096):
+            shown += chunk
+    os.close(reader)
+    lines = shown.decode().splitlines()
+    assert (done.returncode, done.stdout) == (2, b"") and lines[0] == "2 errors in the configuration:"
+    assert max(map(len, lines)) <= 60 and len(lines) > 8
+    piped = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False).stderr
+    assert " ".join(" ".join(lines).split()) == " ".join(piped.split())
 
 
 def test_the_console_script_is_installed(tmp_path: Path) -> None:

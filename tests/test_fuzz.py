@@ -1,7 +1,7 @@
-"""Whatever is damaged of what runs have left: no wrong score is shown, nothing ends in a traceback.
+"""Damaged files of finished runs never lead to a wrong score or to a traceback.
 
-The store is made once by real runs of a tiny model on small demo tasks. Then one file after another is damaged by chance, and
-everything that the program reads back is read: a report, a plan, the runs again.
+The store is made once by real runs of a tiny model on small demo tasks. Then files are damaged at random, one at a time, and
+everything that reads them is exercised: a report, a plan, and the same runs again.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def empty(chance: random.Random, path: Path, _: list[Path]) -> None:
 
 
 def other_value(chance: random.Random, path: Path, _: list[Path]) -> None:
-    """Puts a value of any type in the place of another one of a JSON file."""
+    """Replace a value in a JSON file by one of any type."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError:
@@ -92,7 +92,7 @@ def copy_over(chance: random.Random, path: Path, files: list[Path]) -> None:
     put(path, chance.choice(files).read_bytes())
 
 
-def copy_beside(chance: random.Random, path: Path, files: list[Path]) -> None:
+def copy_to_other_name(chance: random.Random, path: Path, files: list[Path]) -> None:
     names = [file.name for file in files if file.suffix == path.suffix]
     put(path.with_name(chance.choice([*names, f"copy{path.suffix}"])), path.read_bytes())
 
@@ -113,8 +113,8 @@ def other_kind(chance: random.Random, path: Path, _: list[Path]) -> None:
 
 
 DAMAGES: list[Damage] = [
-    flip_bits, flip_bits, flip_digit, flip_digit, truncate, empty, other_value, other_value, swap, copy_over, copy_beside,
-    remove, rename, other_kind,
+    flip_bits, flip_bits, flip_digit, flip_digit, truncate, empty, other_value, other_value, swap, copy_over,
+    copy_to_other_name, remove, rename, other_kind,
 ]  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def put(path: Path, content: bytes) -> None:
 
 
 def shown_scores(*paths: Path) -> dict[tuple[str, str], float]:
-    """Makes a report of what lies there, in all its forms but pictures; the scores in it, by folder and task."""
+    """Make all forms of a report except pictures; return its scores by folder and task."""
     comparison = compare(read_runs([path for path in paths if path.exists()]))
     print_comparison(Console(file=io.StringIO(), width=200), comparison)
     assert (
@@ -137,12 +137,12 @@ def shown_scores(*paths: Path) -> dict[tuple[str, str], float]:
         for name, score in row.scores.items():
             if score is not None:
                 found[row.point.folder.as_posix().partition("/out/")[2], name] = score
-        assert row.point.tasks or row.point.failures, f"nothing is said of {row.point.folder}"
+        assert row.point.tasks or row.point.failures, f"the report does not explain {row.point.folder}"
     return found
 
 
 def groups(files: list[Path], root: Path) -> list[list[Path]]:
-    """Files by what they are, so that chance treats what there is little of like what there is much of."""
+    """Return the files by kind, so that rare kinds are damaged as often as frequent ones."""
     found: dict[tuple[str, ...], list[Path]] = {}
     for file in files:
         parts = file.relative_to(root).parts
@@ -173,7 +173,7 @@ def test_damaged_records_and_results_show_no_wrong_score(tmp_path: Path) -> None
         damage(chance, path, files)
         found = shown_scores(out / "sweeps")
         assert found.items() <= truth.items(), f"{number}: {damage.__name__} {path}"
-    # Of results of others no digest is known: types and names are all that can be told.
+    # Results of other programs have no digest: only wrong types and names can be detected.
     for name in ("STS12", "STS13"):
         write_result(tmp_path / "results" / "org__m" / "abc", name, {"test": {"default": 0.7}})
     truth = shown_scores(tmp_path / "results")
@@ -188,13 +188,13 @@ def test_damaged_records_and_results_show_no_wrong_score(tmp_path: Path) -> None
 
 @dataclass
 class Store:
-    """What real runs have left.
+    """The files of real runs.
 
     Attributes:
-        root: Where it lies; `out` in it is `results.dir`.
-        configs: A run that evaluates, and one that reranks.
-        records: What came of them.
-        truth: All scores that a report shows of it.
+        root: Their folder; `results.dir` is `out` in it.
+        configs: The configurations of a run that evaluates and of one that reranks.
+        records: The records of these runs.
+        truth: All scores that a report of the undamaged files shows.
         made: The content of the catalogues.
     """
 
@@ -261,12 +261,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 
 def assert_same(record: Any, true: Any, what: str) -> None:
-    """What a run says now is what it said, or it failed and says why."""
+    """Assert that a run has the same scores as before."""
     assert record.failure is None, f"{what}: {record.failure}"
     for task, of in zip(record.tasks, true.tasks, strict=True):
         assert task.failure is None, f"{what}: {task.failure}"
         assert task.main_score == pytest.approx(of.main_score, abs=1e-6), f"{what}: {task.name}"
-        for name in ("first_stage", "ceiling"):  # of a result that was there already they may be unknown, but not wrong
+        for name in ("first_stage", "ceiling"):  # unknown for a cached result, but never wrong
             assert getattr(task, name) in (None, pytest.approx(getattr(of, name), abs=1e-6)), (
                 f"{what}: {task.name} {name}"
             )
@@ -297,7 +297,7 @@ def test_500_damages_show_no_wrong_score(store: Store, tmp_path: Path, monkeypat
 
 
 def read_everything(store: Store, out: Path, path: Path) -> None:
-    """Reads what is left of a store in which one file was damaged: in a report, in a plan, and in the same runs again."""
+    """Read a store in which one file is damaged: by a report, by a plan, and by the same runs again."""
     from mteb_vllm.preflight.command import Point
     from mteb_vllm.sweep.planning import add_task_states, plan_points
 
@@ -310,8 +310,8 @@ def read_everything(store: Store, out: Path, path: Path) -> None:
     planned = add_task_states(plan_points([Point((), config, False) for config in configs]))
     assert not any(point.failure for point in planned)
     if path.relative_to(out.parent).parts[1] in ("runs", "sweeps"):
-        return  # no run reads what another one has recorded
-    if "embeddings" in path.parts:  # they are read where there is no result
+        return  # no run reads the record of another
+    if "embeddings" in path.parts:  # they are read only without a result
         shutil.rmtree(out / "results")
     for at, (config, true) in enumerate(zip(store.configs, store.records, strict=True)):
         assert_same(run_again(config, out, f"runs/again/{at}"), true, "again")

@@ -1,7 +1,7 @@
-"""What preflight must know of mteb and of the installed vLLM, with neither imported in the process.
+"""A catalogue of mteb's tasks and models and of vLLM's engine arguments, for preflight, which imports neither package.
 
 Importing mteb takes five to ten seconds, vLLM over twenty. So child processes (`_DESCRIBERS`) import them once per version
-and write down what is needed; from then on the cache directory answers in milliseconds.
+and write the catalogues into the cache directory, from where they are read in milliseconds.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from mteb_vllm.util.machine import vllm_distribution
 
 logger = logging.getLogger(__name__)
 
-# Offline and quiet, and neither mteb nor vLLM is looked for in the working directory, where a checkout may lie.
+# Offline, quiet, and without the working directory in the import path: it may hold a checkout of mteb or vLLM.
 CHILD_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore", "PYTHONSAFEPATH": "1"}
 DEMO = "demo"  # the benchmark of our own tasks
-# mteb's attributes that decide how much of its data a task has encoded.
+# Attributes of mteb's tasks that determine how much of their data is encoded.
 SAMPLING = (
     "is_cross_validation",
     "max_document_to_embed",
@@ -45,24 +45,24 @@ SAMPLING = (
     "train_split",
 )
 
-# What imports a package and writes down what preflight needs of it, as modules that are run; and our own files that decide
-# about what is written.
+# The modules that are run to describe a package, and the source files that determine what they write.
 _DESCRIBERS = {"mteb": "mteb_vllm.tasks.describe", "vllm": "mteb_vllm.engines.describe"}
 _SOURCES = {
     "mteb": ("catalogue.py", "tasks/describe.py", "tasks/demo.py"),
     "vllm": ("catalogue.py", "engines/describe.py"),
 }
 
-# How values that JSON does not have are written: an enumeration's value, else their `repr`.
+# Serialises a description; for types that JSON lacks, an enumeration's value, else the `repr`.
 to_json = functools.partial(json.dumps, default=lambda item: getattr(item, "value", repr(item)), ensure_ascii=False)
 
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """One task's metadata; `languages` are codes as `eng-Latn`, `subsets` maps each hf_subset to its own.
+    """The metadata of a task.
 
-    `sampling` holds those of the attributes in `SAMPLING` that the task has. `statistics` are our demo tasks' descriptive
-    statistics, in the form of the files that mteb brings for its own; None for those.
+    `languages` are codes such as `eng-Latn`; `subsets` maps each hf_subset to its languages. `sampling` holds those of the
+    attributes in `SAMPLING` that the task has. `statistics` are descriptive statistics in the format of mteb's files, which
+    its own tasks have; None for those.
     """
 
     name: str
@@ -86,11 +86,11 @@ class TaskInfo:
 
 @dataclass(frozen=True)
 class MtebCatalogue:
-    """What mteb can be asked for, our demo tasks included.
+    """The tasks, benchmarks and models of mteb, and the demo tasks.
 
-    `benchmarks` holds mteb's aliases and our `demo`, too: task names, each with the subsets that the benchmark takes,
-    None where it takes all; `benchmark_splits` the splits of those tasks that a benchmark takes not all splits of.
-    `models` holds the names in mteb's registry, each with its loader's `model_prompts`, None where it has none.
+    `benchmarks` maps names, including mteb's aliases and `demo`, to task names, each with the subsets that belong to the
+    benchmark (None: all). `benchmark_splits` holds the splits of those tasks of which not all splits belong to it.
+    `models` maps the names in mteb's registry to the `model_prompts` of their loaders (None: no prompts).
     """
 
     version: str
@@ -104,13 +104,12 @@ class MtebCatalogue:
 
 @dataclass(frozen=True)
 class EngineArg:
-    """One field of vLLM's `EngineArgs`.
+    """A field of vLLM's `EngineArgs`.
 
-    `choices` are the only values beside None that it takes, as strings; None where it is open. `kind` is the plain value
-    that a YAML file may hold for it, None aside: `bool`, `int`, `float` (or an int), `str`, `list`, `dict`, or `any` where
-    it takes several or nobody knows.
-    `limits` are the bounds of a number, by pydantic's names (`ge`, `gt`, `le`, `lt`). `fields` are the keys of one of
-    vLLM's configuration classes, which a YAML file writes as a dict; None where it is no such class.
+    `choices` are the only allowed values except None, as strings; None if any value is allowed. `kind` is the type of its
+    value in YAML: `bool`, `int`, `float` (or an int), `str`, `list`, `dict`, or `any` if there are several or it is unknown.
+    `limits` are the bounds of a number, by pydantic's names (`ge`, `gt`, `le`, `lt`). `fields` are those of one of vLLM's
+    configuration classes, which is a dict in YAML; None for other types.
     """
 
     name: str
@@ -123,9 +122,9 @@ class EngineArg:
 
 @dataclass(frozen=True)
 class VllmCatalogue:
-    """What the installed vLLM takes: engine arguments, model architectures, environment variables.
+    """The engine arguments, model architectures and environment variables of the installed vLLM.
 
-    `encoder_only` are the architectures whose attention is never causal, for which there is no KV cache.
+    `encoder_only` are the architectures whose attention is never causal: they have no KV cache.
     """
 
     version: str
@@ -136,7 +135,7 @@ class VllmCatalogue:
 
 
 def known_prompt_key(key: str, mteb: MtebCatalogue) -> bool:
-    """Whether mteb could ever look a prompt up by this key."""
+    """Return whether this is a key by which mteb looks up prompts."""
     if key in mteb.prompt_types:
         return True
     bare, dash, side = key.rpartition("-")
@@ -146,14 +145,22 @@ def known_prompt_key(key: str, mteb: MtebCatalogue) -> bool:
 
 @functools.cache
 def mteb_catalogue() -> MtebCatalogue:
-    """What the installed mteb knows; raises `CatalogueError` where it cannot be imported."""
+    """Return the catalogue of the installed mteb.
+
+    Raises:
+        CatalogueError: if mteb cannot be imported.
+    """
     raw = _load("mteb", "mteb", metadata.version("mteb"), "the task list", 15)
     return MtebCatalogue(**raw | {"tasks": _Tasks(raw["tasks"])})
 
 
 @functools.cache
 def vllm_catalogue() -> VllmCatalogue | None:
-    """What the installed vLLM knows, None without one; raises `CatalogueError` where it cannot be imported."""
+    """Return the catalogue of the installed vLLM; None if there is none.
+
+    Raises:
+        CatalogueError: if vLLM cannot be imported.
+    """
     if (found := vllm_distribution()) is None:
         return None
     raw = _load("vllm", *found, "the engine arguments", 30)
@@ -167,7 +174,11 @@ def _engine_arg(raw: dict[str, Any]) -> EngineArg:
 
 
 def warm() -> None:
-    """Makes the catalogues that are missing, both at once; raises as they do."""
+    """Make the missing catalogues in parallel.
+
+    Raises:
+        CatalogueError: if mteb or vLLM cannot be imported.
+    """
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda make: make(), (mteb_catalogue, vllm_catalogue)))
 
@@ -176,26 +187,26 @@ def _load(kind: str, name: str, version: str, what: str, seconds: int) -> dict[s
     code = b"".join((Path(__file__).parent / source).read_bytes() for source in _SOURCES[kind])
     path = cache_dir() / f"{name}-{version}-py{platform.python_version()}-{hashlib.sha256(code).hexdigest()[:12]}.json"
     try:
-        return {"version": version, **json.loads(read_with_checksum(path), object_hook=_frozen)}
+        return {"version": version, **json.loads(read_with_checksum(path), object_hook=_freeze)}
     except (OSError, ValueError, TypeError) as error:
         if not isinstance(error, FileNotFoundError):
-            logger.warning("%s cannot be read and is made anew (%s)", path, error)
+            logger.warning("%s cannot be read and is made again (%s)", path, error)
     print(f"Reading {what} of {name} {version} (once, about {seconds} s)...", file=sys.stderr, flush=True)
     text = _make(kind)
     try:
         if path.is_dir() and not path.is_symlink():
-            path.replace(f"{path}.broken")  # a file cannot take the place of a folder
+            path.replace(f"{path}.broken")  # a file cannot replace a folder
         write_with_checksum(path, text)
     except OSError as error:
-        logger.warning("%s cannot be written (%s), so every process makes its own", path, error)
-    return {"version": version, **json.loads(text, object_hook=_frozen)}
+        logger.warning("%s cannot be written (%s): every process will make the catalogue again", path, error)
+    return {"version": version, **json.loads(text, object_hook=_freeze)}
 
 
 def _make(kind: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="mteb-vllm-", ignore_cleanup_errors=True) as scratch:
-        # What is made is kept for every run with this version: today's VLLM_* must not colour its defaults.
+        # The catalogue serves all runs with this version: the present VLLM_* variables must not affect its defaults.
         env = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")} | CHILD_ENV
-        env |= dict.fromkeys(("MTEB_CACHE", "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT"), scratch)  # made by imports
+        env |= dict.fromkeys(("MTEB_CACHE", "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT"), scratch)  # imports create them
         out = Path(scratch, "catalogue.json")
         command = [sys.executable, "-m", _DESCRIBERS[kind], str(out)]
         done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -206,12 +217,12 @@ def _make(kind: str) -> bytes:
 
 
 class _Tasks(UserDict[str, Any]):
-    # A task stays JSON until it is asked for: one of them has 41,412 subsets.
+    # Tasks are parsed on access: one of them has 41,412 subsets.
     def __getitem__(self, name: str) -> TaskInfo:
         if isinstance(self.data[name], str):
-            self.data[name] = TaskInfo(**json.loads(self.data[name], object_hook=_frozen))
+            self.data[name] = TaskInfo(**json.loads(self.data[name], object_hook=_freeze))
         return cast(TaskInfo, self.data[name])
 
 
-def _frozen(item: dict[str, Any]) -> dict[str, Any]:
+def _freeze(item: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in item.items()}

@@ -1,76 +1,98 @@
-"""The command line: Hydra's, with every mistake reported at once and exit status 2."""
+"""The command line: Hydra's, with all errors of a command reported together and exit status 2."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from pathlib import Path
 from typing import NoReturn
 
 from mteb_vllm.errors import CatalogueError, ConfigError, MissingPackageError, Mistake, MtebVllmError
 from mteb_vllm.util.escape import visible
 from mteb_vllm.util.streams import exit_status, open_standard_streams
+from mteb_vllm.util.wrapping import wrap_lines
 
-HELP = """mteb-vllm evaluates embedding models and rerankers on MTEB tasks with vLLM, from YAML.
+HELP = """mteb-vllm evaluates embedding models and rerankers on MTEB tasks with vLLM,
+from YAML. Choose a file of a group with group=file, set a field with
+group.field=value, sweep with -m and commas.
 
-Choose a file of a group with group=file, set a field with group.field=value, sweep with -m and commas:
-
-    mteb-vllm                                                # MiniLM on the demo tasks, offline, on a CPU
+  # MiniLM on the demo tasks, offline, on a CPU
+    mteb-vllm
+  # one of the shipped models, and any other model
     mteb-vllm model=e5_small tasks=sts12 engine.dtype=float16
     mteb-vllm model=custom model.name=org/name 'tasks.benchmark="MTEB(eng, v2)"'
-    mteb-vllm -m engine.dtype=float16,bfloat16 engine.max_num_seqs=32,128 prompts=none,e5
-    mteb-vllm pipeline=rerank model=ms_marco_minilm tasks=nfcorpus pipeline.top_k=50
-    mteb-vllm -m ... dry_run=true                            # check every point, say what would be done, and stop
-    mteb-vllm pipeline=report runs='outputs/sweeps/*/*'      # compare what they have left, side by side
-    mteb-vllm pipeline=parity engine.dtype=bfloat16          # are its numbers those of sentence-transformers?
-    mteb-vllm experiment=unpadding                           # a sweep that is written down: is it faster, and when?
-    mteb-vllm --config-dir my_conf experiment=mine           # your own files beside the shipped ones
-    mteb-vllm --cfg job                                      # print the configuration and stop
+  # a sweep: each combination of the values is one point
+    mteb-vllm -m engine.dtype=float16,bfloat16 prompts=none,e5
+  # check all points, show what would be computed, and stop
+    mteb-vllm -m engine.dtype=float16,bfloat16 prompts=none,e5 dry_run=true
+  # compare the results of sweeps and runs
+    mteb-vllm pipeline=report runs='outputs/sweeps/*/*'
+  # rerank the candidates of a first stage
+    mteb-vllm pipeline=rerank model=ms_marco_minilm tasks=nfcorpus
+  # check that the embeddings are those of sentence-transformers
+    mteb-vllm pipeline=parity engine.dtype=bfloat16
+  # a sweep in a file: how much faster is unpadding, and when
+    mteb-vllm experiment=unpadding
+  # your own files in addition to the shipped ones
+    mteb-vllm --config-dir my_conf experiment=mine
+  # print the configuration and stop
+    mteb-vllm --cfg job
 
 Groups and their files:
 
 {groups}
 
-Flags: --help, -m (--multirun), --config-dir DIR, --cfg job, --info, --version; --hydra-help has them all."""
+Flags: --help, -m (--multirun), --config-dir DIR, --cfg job, --info, --version.
+--hydra-help lists them all."""
 
-# Flags that only print something: Hydra's own affair.
+# Of --help, in characters.
+_WIDTH = 80
+
+# Flags of Hydra's that only print something.
 _PRINTING = ("hydra_help", "cfg", "info", "shell_completion")
 
-# Hydra's flags that would go past our own configuration, and what to do instead.
+# Flags of Hydra's that would bypass the configuration of this program, and what to do instead.
 _REFUSED = {
-    "config_path": "Your own files go into a folder given with --config-dir.",
-    "config_name": "Your own settings go into an experiment: --config-dir DIR experiment=NAME.",
-    "experimental_rerun": "The same command again does what is missing; the settings of a run are in its run.json.",
+    "config_path": "Put your own files into a folder and name it with --config-dir.",
+    "config_name": "Put your own settings into an experiment: --config-dir DIR experiment=NAME.",
+    "experimental_rerun": "Repeat the command: it computes only what is missing. The settings of a run are in its run.json.",
 }
 
 
 def main() -> NoReturn:
-    """Runs `mteb-vllm`.
+    """Run `mteb-vllm`.
 
-    Exit status: 0 all is well; 1 something failed; 2 an error in the configuration, or a package is missing;
-    130 Ctrl-C; 141 nobody reads what is printed (`| head -1`); 143 a sweep that was asked to end (SIGTERM).
+    Exit status: 0 success; 1 something failed; 2 an error in the configuration, or a missing package; 130 Ctrl-C;
+    141 standard output was closed by its reader (`| head -1`); 143 a sweep was terminated (SIGTERM).
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     open_standard_streams()
     try:
         status = _main()
     except (ConfigError, MissingPackageError, CatalogueError) as error:
-        print(visible(str(error)), file=sys.stderr)
+        _print_error(error)
         status = 2
     except MtebVllmError as error:
-        print(visible(str(error)), file=sys.stderr)
+        _print_error(error)
         status = 1
     except KeyboardInterrupt as error:
-        print("Interrupted; what was done is kept, and the same command goes on from there.", file=sys.stderr)
-        # As shells have it: 128 and the signal's number. A sweep says which one it was.
+        _print_error("Interrupted. Finished results are kept; the same command computes the rest.")
+        # By the convention of shells, 128 plus the signal's number; a sweep passes the number on.
         status = 128 + (error.args[0] if error.args else signal.SIGINT)
-    except SystemExit as ended:  # argparse, and Hydra's own --help
+    except SystemExit as ended:  # from argparse, and from Hydra's own --help
         if not isinstance(ended.code, int):
             raise
         status = ended.code
     sys.exit(exit_status(status))
+
+
+def _print_error(error: object) -> None:
+    text = visible(str(error))
+    print(wrap_lines(text, shutil.get_terminal_size().columns) if sys.stderr.isatty() else text, file=sys.stderr)
 
 
 def _main() -> int:
@@ -89,24 +111,24 @@ def _main() -> int:
     from mteb_vllm.config.schema import CONFIG_NAME, conf_dir
 
     arguments = get_args_parser().parse_intermixed_args()
-    # Hydra reads the command line again, and takes no flag between two overrides.
+    # Hydra parses the command line again, and does not accept flags between overrides.
     flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
     sys.argv[1:] = [*arguments.overrides, *flags]
     refused = [
-        Mistake(f"--{name.replace('_', '-')}", "not here", way)
+        Mistake(f"--{name.replace('_', '-')}", "this flag of Hydra's is not supported", way)
         for name, way in _REFUSED.items()
         if getattr(arguments, name) is not None
     ]
     if refused:
         raise ConfigError(refused)
-    at_home = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)
+    run_hydra = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)
     printing = any(getattr(arguments, name) for name in _PRINTING)
     try:
         if printing:
             from mteb_vllm.preflight.command import register_secrets
 
             register_secrets(arguments.overrides, config_dir=arguments.config_dir)
-            at_home(lambda cfg: None)()
+            run_hydra(lambda cfg: None)()
             return 0
         from mteb_vllm.api import execute
         from mteb_vllm.preflight.command import check
@@ -114,9 +136,9 @@ def _main() -> int:
         from mteb_vllm.sweep.job import Job
 
         points = check(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
-        done = execute(points, terminal(), lambda job: at_home(job)())
+        done = execute(points, terminal(), lambda job: run_hydra(job)())
     except Exception as error:
-        # What is only printed is not checked, and Hydra may have a view of its own of a command.
+        # Commands that only print are not checked first, and Hydra may refuse one that has passed the checks.
         if not (printing or isinstance(error, HydraException) or _raised_in_hydra(error)):
             raise
         from mteb_vllm.config.overrides import describe_error
@@ -128,7 +150,7 @@ def _main() -> int:
 
 
 def _raised_in_hydra(error: Exception) -> bool:
-    """Whether Hydra itself raised an error, or OmegaConf at work for it, of whatever class."""
+    """Return whether an error was raised by code of Hydra's or OmegaConf's; its class may be any."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
@@ -136,7 +158,7 @@ def _raised_in_hydra(error: Exception) -> bool:
 
 
 def _groups() -> str:
-    """The files of each group, the user's own beside the shipped ones, without the time that Hydra takes."""
+    """Return the files of each group, including those of --config-dir; without Hydra, whose import takes a second."""
     from mteb_vllm.config.schema import conf_dir
 
     parser = argparse.ArgumentParser(add_help=False)
@@ -148,4 +170,5 @@ def _groups() -> str:
             group = file.parent.relative_to(folder).as_posix()
             if group != "." and not group.startswith("hydra"):
                 files.setdefault(group, set()).add(file.stem)
-    return "\n".join(f"{group}: {', '.join(sorted(files[group]))}" for group in sorted(files))
+    lines = (f"{group}: {', '.join(sorted(files[group]))}" for group in sorted(files))
+    return "\n".join(textwrap.fill(line, _WIDTH, subsequent_indent="    ") for line in lines)

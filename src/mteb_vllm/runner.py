@@ -45,7 +45,7 @@ from mteb_vllm.util.escape import visible
 from mteb_vllm.util.fingerprint import fingerprint
 from mteb_vllm.util.masking import scrub
 from mteb_vllm.util.phase import Phase
-from mteb_vllm.util.quiet import errors_into, quiet_libraries
+from mteb_vllm.util.quiet import output_into, quiet_libraries
 
 if TYPE_CHECKING:
     from mteb_vllm.util.console import Console
@@ -239,7 +239,7 @@ def _session(
     skip: Collection[str] = (),
 ) -> Iterator[_Session]:
     names = [task.name for task in planned.tasks if task.name not in skip]
-    with quiet_libraries(), errors_into(log), make_progress(console, len(names)) as progress:
+    with quiet_libraries(), output_into(log, console), make_progress(console, len(names)) as progress:
         progress.note(Phase.IMPORTING, "Importing mteb")
         from mteb_vllm.results.locks import clear
         from mteb_vllm.results.store import ResultsStore

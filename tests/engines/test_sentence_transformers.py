@@ -150,4 +150,4 @@ def test_settings_that_cannot_be_compared_are_errors(tmp_path: Path) -> None:
     )
     assert "pipeline.tolerance=-1" in text and "holds neither runs nor results" in text
     assert "pipeline.reference.engine.backend=vllm: the reference is sentence-transformers" in text
-    assert "model.engine.backend=sentence_transformers: what works in an engine, a recipe cannot say" in text
+    assert "model.engine.backend=sentence_transformers: a recipe cannot set the backend" in text

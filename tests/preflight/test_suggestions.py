@@ -1,4 +1,4 @@
-"""What messages suggest, over a wide table of mistakes: it can be pasted into bash, and helps."""
+"""The suggestions in messages can be pasted into bash and are right, for a wide table of mistakes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mteb_vllm.config.schema import composer
 from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.preflight.command import check
 
-# One wrong override each; the suggestion takes its place.
+# Wrong overrides, which a suggestion replaces.
 WRONG = [
     "engine.dtype=flaot32", "engine.head_dtype=flaot32", "+engine.kv_cache_dtype=fp9", "engine.block_size=16",
     "engine.max_model_len=512", "engine.max_num_batched_tokens=100", "engine.max_num_seqs=4k",
@@ -23,16 +23,17 @@ WRONG = [
     "prompts.STS12=x y", '+prompts.STS12="cost ${y} "', "prompts.query=passage ", "prompts.query=5", "prompts.query=a,b",
     'prompts.query="${"', "prompts.query=[a", "+prompts.query=it's, \"so\"", "model.revision=1234567", "results.reuse=exactt",
     "model.kind=encodr", "instruction.template=Instruct", "tasks=sts21", "prompts=e6",
-    "engine.enable_prefix_caching=true",
+    "engine.enable_prefix_caching=true", "tasks=msmarco", "engine.torch_dtype=float16", "engine.max_length=64",
+    "tasks=MTEB(eng, v2)", "tasks=[STS12,sts13]", "engine.batch_size=8",
 ]  # fmt: skip
 WORD = re.compile(r"(?:(?<=^)|(?<=\s))('?[+~]{0,2}[a-z][\w.@/-]*=)")
 
 
 def suggestions(mistake: Mistake) -> list[str]:
-    """Overrides in a message's advice, as a shell's words."""
+    """Return the overrides in a message, as written in a shell."""
     found = list(mistake.nearest)
     for start in WORD.finditer(mistake.allowed):
-        # A word ends where a shell ends it, whatever quotes are in it.
+        # Split words as a shell does, including quotes.
         rest, word = mistake.allowed[start.start() :], ""
         while rest and not rest[0].isspace():
             quoted = re.match(r"'[^']*'|\"[^\"]*\"|[^\s'\"]+", rest)
@@ -42,11 +43,11 @@ def suggestions(mistake: Mistake) -> list[str]:
     return [item for item in found if "=" in item]
 
 
-# Each composes a command two or three times: a third of them is enough for the quick tests.
+# Each case composes two or three commands: the quick tests run a third of them.
 @pytest.mark.parametrize(
     "wrong", [pytest.param(wrong, marks=[pytest.mark.slow] if at % 3 else []) for at, wrong in enumerate(WRONG)]
 )
-def test_what_is_suggested_can_be_pasted_and_helps(wrong: str) -> None:
+def test_suggestions_can_be_pasted_and_are_right(wrong: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check([wrong])
     advised = [item for mistake in caught.value.mistakes for item in suggestions(mistake)]
@@ -56,13 +57,13 @@ def test_what_is_suggested_can_be_pasted_and_helps(wrong: str) -> None:
         with composer():
             parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(words)
         assert len(parsed) == 1
-    # At least one of them is right as it stands; the others may need something besides (a list, another task).
-    left = [still(words) for words in pasted(advised)]
+    # At least one of them is right by itself; others may need more (a list, another task).
+    left = [remaining(words) for words in pasted(advised)]
     assert any(not found for found in left), left
 
 
-def still(words: list[str]) -> list[str]:
-    """Mistakes that a suggestion leaves, but for what a prompt of no use here, or a model that is absent, is told."""
+def remaining(words: list[str]) -> list[str]:
+    """Return the mistakes after a suggestion, except those about unused prompts and about models that are not here."""
     try:
         check(words)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""What a user sees of a sweep: plain lines where output is piped, two live lines on a terminal."""
+"""The progress of a sweep: plain lines where output is piped, two live lines on a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mteb_vllm.util.phase import Phase
 
 
 def shown(*, terminal: bool) -> str:
-    """A sweep of three points: one computed, one failed, one cached."""
+    """Return the output for a sweep of three points: one computed, one failed, one cached."""
     words = ["tasks.names=[STS12,STS13]", "prompts=none", "engine.max_num_seqs=1,2,3"]
     points = add_task_states(plan_points(check(words, multirun=True)))
     console = Console(file=io.StringIO(), width=160, force_terminal=terminal)
@@ -25,11 +25,13 @@ def shown(*, terminal: bool) -> str:
     with View(console, points) as view:
         view.engine(group_by_engine(points)[0])
         view.started(points[0], False)
-        view.heard(Activity(Phase.OPENING_ENGINE, "Opening vLLM: [a/b]"))
-        view.heard(TaskProgress("STS12", Phase.ENCODING, "texts", 1_200, 4_000))
+        view.update(Activity(Phase.OPENING_ENGINE, "Opening vLLM: [a/b]"))
         view._bar.refresh()
-        view.heard(TaskDone(fine))
-        view.heard(None)
+        view.update(TaskProgress("STS12", Phase.ENCODING, "texts", 200, 4_000))
+        view.update(TaskProgress("STS12", Phase.ENCODING, "texts", 1_200, 4_000))
+        view._bar.refresh()
+        view.update(TaskDone(fine))
+        view.update(None)
         view.ended(RunRecord(point=0, tasks=[fine], seconds=12.34))
         view._bar.refresh()
         view.ended(
@@ -42,7 +44,7 @@ def shown(*, terminal: bool) -> str:
 
 def test_piped_output_is_plain_lines() -> None:
     assert shown(terminal=False).splitlines() == [
-        "Engine 1/3: sentence-transformers/all-MiniLM-L6-v2, 1 point",
+        "Engine 1/3: max_num_seqs=1 (sentence-transformers/all-MiniLM-L6-v2, 1 point)",
         "  point 0: STS12 0.50000",
         "[1/3] point 0 engine.max_num_seqs=1: 0.50000 in 12.3 s",
         "[2/3] point 1 engine.max_num_seqs=2: failed: killed in STS12: the process ended (SIGKILL)",
@@ -52,7 +54,8 @@ def test_piped_output_is_plain_lines() -> None:
 
 def test_a_terminal_shows_how_far_it_is_and_how_long_it_takes() -> None:
     text = shown(terminal=True)
-    assert "point 0: STS12 texts" in text and "1,200/4,000" in text
+    assert "point 0: STS12 texts" in text and re.search(r"1,200/4,000 +[\d,]+ texts/s", text)
+    assert re.search(r"point 0: Opening vLLM: \[a/b\] +\d+ s", text), "how long it has been opening"
     assert (
         "1/3" in text
         and "Engine 1/3" in text
@@ -62,15 +65,33 @@ def test_a_terminal_shows_how_far_it_is_and_how_long_it_takes() -> None:
     assert "  point 0: STS12 0.50000" not in text, "a line a task would be too many"
 
 
-def test_a_point_that_was_timed_or_compared_says_what_came_out_of_it() -> None:
+def test_the_line_of_an_engine_says_how_it_differs_from_the_others() -> None:
+    words = ["tasks.names=[STS12]", "prompts=none", "engine.dtype=float32,bfloat16", "engine.max_num_seqs=64"]
+    points = add_task_states(plan_points(check(words, multirun=True)))
+    console = Console(file=io.StringIO(), width=160)
+    with View(console, points) as view:
+        for group in group_by_engine(points):
+            view.engine(group)
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        f"Engine 1/2: dtype=float32 ({name}, 1 point)",
+        f"Engine 2/2: dtype=bfloat16 ({name}, 1 point)",
+    ]
+    (only,) = group_by_engine(points[:1])
+    with View(console, points[:1]) as view:
+        view.engine(only)
+    assert console.file.getvalue().endswith(f"Engine 1/1: {name}, 1 point\n")  # type: ignore[attr-defined]
+
+
+def test_a_point_that_was_timed_or_compared_ends_with_its_result() -> None:
     words = ["tasks.names=[STS12]", "prompts=none", "engine.max_num_seqs=1,2"]
     points = add_task_states(plan_points(check(words, multirun=True)))
     console = Console(file=io.StringIO(), width=160)
     timed = throughput()
-    timed.saturated.requests_per_second = 1234.56
+    timed.saturated.requests_per_second, timed.saturated.tokens_per_second = 1234.56, 98765.4
     with View(console, points) as view:
         view.ended(RunRecord(point=0, throughput=timed, seconds=2.0))
         view.ended(RunRecord(point=1, parity=parity(0.1), status="failed"))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert lines[0].endswith(": 1,234.6 requests/s in 2.0 s")
+    assert lines[0].endswith(": 1,234.6 texts/s, 98,765 tokens/s in 2.0 s")
     assert lines[1].endswith(": Failed: no parity with sentence-transformers 6.2.0 in float32 on 2 of 2 tasks.")

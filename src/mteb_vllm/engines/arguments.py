@@ -17,7 +17,7 @@ from mteb_vllm.engines.base import Backend
 from mteb_vllm.errors import Mistake
 from mteb_vllm.util.machine import cpu_build, device
 from mteb_vllm.util.shell import as_typed, suggest
-from mteb_vllm.util.suggestions import nearest
+from mteb_vllm.util.suggestions import nearest, nearest_argument
 
 # Keys of `engine` that are not vLLM engine arguments.
 OWN_KEYS = ("backend", "preset", "env", "head_dtype")
@@ -155,7 +155,7 @@ def unknown_arguments(
         # Reading the catalogue takes half a minute the first time, so it is read only for less common arguments.
         if not known.issuperset(names) and (vllm := vllm_catalogue()) is not None:
             known |= vllm.args.keys() - _SET_BY_WRAPPERS
-    return {name: nearest(name, [*known, *others]) for name in names if name not in known}
+    return {name: nearest_argument(name, [*known, *others]) for name in names if name not in known}
 
 
 def check_sentence_transformers(where: str, values: Mapping[str, object]) -> list[Mistake]:
@@ -177,7 +177,7 @@ def check_sentence_transformers(where: str, values: Mapping[str, object]) -> lis
                     known,
                     tuple(
                         as_typed(f"{where}.{near}", f"{where}.{key}")
-                        for near in nearest(key, _SENTENCE_TRANSFORMERS_TYPES)
+                        for near in nearest_argument(key, _SENTENCE_TRANSFORMERS_TYPES)
                     ),
                 )
             )
@@ -233,7 +233,8 @@ def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogu
         elif key in _SENTENCE_TRANSFORMERS_ONLY:
             if value is not None:
                 what = "is an argument of sentence-transformers, but this engine is vLLM"
-                mistakes.append(Mistake(at, what, "To switch: engine=sentence_transformers", value=f"{value}"))
+                near = tuple(as_typed(f"{where}.{name}", at) for name in nearest_argument(key, vllm.args))
+                mistakes.append(Mistake(at, what, "To switch: engine=sentence_transformers", near, value=f"{value}"))
         elif key in _SET_BY_WRAPPERS:
             mistakes.append(Mistake(at, "is set by the model and the pipeline", "Use model.name or model.revision."))
         elif key == "head_dtype":
@@ -251,7 +252,7 @@ def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogu
         elif key not in vllm.args:
             near = tuple(
                 as_typed(f"{where}.{name}", at, new=name not in values)
-                for name in nearest(key, [*vllm.args, *OWN_KEYS])
+                for name in nearest_argument(key, [*vllm.args, *OWN_KEYS])
             )
             what = f"vLLM {vllm.version} has no such engine argument"
             mistakes.append(

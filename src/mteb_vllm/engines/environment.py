@@ -93,4 +93,5 @@ def _note_torch() -> None:
 
 
 def _is_vllm_variable(key: str) -> bool:
-    return key.startswith("VLLM_")
+    # VLLM_CONFIGURE_LOGGING is set by the run itself (`util.quiet`), from before its engines open until they are closed.
+    return key.startswith("VLLM_") and key != "VLLM_CONFIGURE_LOGGING"

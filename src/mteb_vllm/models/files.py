@@ -14,6 +14,7 @@ from mteb_vllm.config.schema import ModelConfig
 from mteb_vllm.errors import ModelError
 from mteb_vllm.models.sentence_transformers_files import SentenceTransformersFiles, read_files, read_json
 from mteb_vllm.util.digest import folder_digest
+from mteb_vllm.util.quiet import quiet_hub
 from mteb_vllm.util.setting_names import SettingNames
 from mteb_vllm.util.sources import find_module
 
@@ -247,7 +248,8 @@ def _fetch(name: str, revision: str | None, file: str, names: SettingNames, *, o
 
     at = f"{name} at revision {revision}" if revision else name
     try:
-        return Path(hf_hub_download(name, file, revision=revision))
+        with quiet_hub():
+            return Path(hf_hub_download(name, file, revision=revision))
     except errors.GatedRepoError:
         why = "is gated: accept its terms on its page, then `hf auth login` or set HF_TOKEN to a token that may read it"
         raise ModelError(f"{at} {why}") from None

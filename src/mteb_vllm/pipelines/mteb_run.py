@@ -397,7 +397,10 @@ def failed_outcome(task: AbsTask, error: Exception) -> TaskOutcome:
 def _partial_outcome(task: AbsTask, error: PartialResultError, store: ResultsStore, meta: ModelMeta) -> TaskOutcome:
     """Return the outcome of a task that failed in part, with the scores of the subsets that were evaluated."""
     outcome = failed_outcome(task, error)
-    if store.has_partial_result(task, meta) and (result := store.load_task_result(task.metadata.name, meta)) is not None:
+    if (
+        store.has_partial_result(task, meta)
+        and (result := store.load_task_result(task.metadata.name, meta)) is not None
+    ):
         # Not mteb's filter, which gives missing subsets a score of NaN.
         units, scores = data.units(task), _scores(result)
         outcome.scores = {

@@ -1,1 +1,1 @@
-"""All checks of a command, before anything heavy is imported. Every mistake is reported at once."""
+"""All checks of a command before heavy packages are imported; all errors are reported together."""

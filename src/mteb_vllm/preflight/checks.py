@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, as far as that can be known before torch, mteb or vLLM is imported."""
+"""Check the configuration of a run without importing torch, mteb or vLLM."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from mteb_vllm.util.disk import why_not_writable
 
 
 def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> tuple[PipelineParts | None, list[Mistake]]:
-    """Check one run, as far as that can be done without loading anything, and make its pipeline on the way.
+    """Check one run without loading anything, and make its pipeline.
 
     Args:
         config: The run.
-        broken: Parts of it, as `tasks`, in which mistakes have been found already. Their values are checked, but nothing
-            that would only follow from those mistakes is reported.
+        broken: Sections with known mistakes, as `tasks`. Their values are checked, but consequences of those mistakes are
+            not reported.
 
     Returns:
-        the pipeline with its parts, never None where there is no mistake; and the mistakes.
+        the pipeline with its parts, None only if there are mistakes; and the mistakes.
     """
     if is_report(config):
         return _check_report(config)
@@ -56,20 +56,17 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> tuple[Pi
     if sure and not mistakes and not pipeline and parts is not None:
         prompts = {key: value for key, value in config.prompts.items() if key != "from_model"}
         prompted = parts.pipeline.prompted_tasks(task_selection.parts(chosen, mteb))
-        mistakes += _applies_nowhere(prompts, prompted, config)
+        mistakes += _unused_prompts(prompts, prompted, config)
     if not reranker and config.score_template != ScoreTemplateConfig(from_model=config.score_template.from_model):
-        what = "is what a cross-encoder reads pairs through, and the model is an encoder"
-        mistakes.append(
-            Mistake(
-                "score_template", what, "Leave it away, or choose a reranker: model=ms_marco_minilm", code="conflict"
-            )
-        )
+        what = "is for cross-encoders, and the model is an encoder"
+        way = "Leave it out, or choose a reranker: model=ms_marco_minilm"
+        mistakes.append(Mistake("score_template", what, way, code="conflict"))
     wrong_kind = any(mistake.code == "model_kind" for mistake in pipeline)
     if reranker and not wrong_kind and not {"model", "engine", "score_template", "instruction"} & set(broken):
         mistakes += _reranker_mistakes(config, templates_fine=not mistakes)
     mistakes += pipeline
     if config.runs is not None:
-        what = "is what pipeline=report reads, and this is another pipeline"
+        what = "is only used by pipeline=report"
         mistakes.append(Mistake("runs", what, "Add: pipeline=report", code="conflict"))
     mistakes += folder_mistakes("results.dir", config.results.dir, "results")
     return parts, mistakes
@@ -78,10 +75,10 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> tuple[Pi
 def _check_report(config: RunConfig) -> tuple[PipelineParts | None, list[Mistake]]:
     made, mistakes = build_target("pipeline", config.pipeline, "model_kinds")
     if not config.runs:
-        way = "Name folders of sweeps, of runs, or of results: runs='outputs/sweeps/2026-11-24/*'"
-        mistakes.append(Mistake("runs", "which runs shall be compared?", way, code="missing"))
+        way = "Name folders of sweeps, runs or results: runs='outputs/sweeps/2026-11-24/*'"
+        mistakes.append(Mistake("runs", "no runs to compare are named", way, code="missing"))
     if config.dry_run:
-        mistakes.append(Mistake("dry_run", "a report computes nothing that could be left out", value="true"))
+        mistakes.append(Mistake("dry_run", "a report has no dry run: it computes no scores", value="true"))
     own = made.dir if made is not None else None
     mistakes += (
         folder_mistakes("pipeline.dir", own)
@@ -91,16 +88,16 @@ def _check_report(config: RunConfig) -> tuple[PipelineParts | None, list[Mistake
     return PipelineParts(made) if made is not None else None, mistakes
 
 
-def _applies_nowhere(prompts: Mapping[str, Any], parts: Sequence[TaskInfo], config: RunConfig) -> list[Mistake]:
-    """Refuses prompts that the user chose and that would reach no text of the run."""
+def _unused_prompts(prompts: Mapping[str, Any], parts: Sequence[TaskInfo], config: RunConfig) -> list[Mistake]:
+    """Return a mistake if none of the chosen prompts applies to a text of the run."""
     keys = [key for key, value in prompts.items() if value is not None]
     if not keys or not parts:
         return []
     if config.model.kind == "cross_encoder":
         template = score_templates.resolve(config.score_template, config.model.score_template)
         if not template.takes_instruction:
-            what = "a reranker's prompts are instructions, and its score template takes none"
-            way = "A text before each query or document: score_template.query_prefix, score_template.document_prefix."
+            what = "a reranker's prompts are instructions, and its score template has no place for one"
+            way = "To prefix each query or document, set score_template.query_prefix or score_template.document_prefix."
             return [Mistake("prompts", what, way, code="conflict")]
     elif applying_keys(keys, parts):
         return []
@@ -109,17 +106,17 @@ def _applies_nowhere(prompts: Mapping[str, Any], parts: Sequence[TaskInfo], conf
     types = ", ".join(sorted({task.type for task in parts}))
     what = f"none of its keys ({', '.join(keys)}) applies to the chosen tasks, which are of the types {types}"
     way = f"Keys that would apply: {', '.join(candidate_keys(parts[0].name, parts[0].type, None))}. "
-    way += "query and document apply only to tasks with a query side, as retrieval."
+    way += "query and document apply only to tasks with queries, such as retrieval."
     return [Mistake("prompts", what, way, code="conflict")]
 
 
 def _reranker_mistakes(config: RunConfig, *, templates_fine: bool) -> list[Mistake]:
-    """What only a cross-encoder's run can have wrong."""
+    """Return the mistakes that only the run of a cross-encoder can have."""
     mistakes: list[Mistake] = []
     try:
         model = find_recipe_model(config.model)
     except ModelError:
-        return mistakes  # said already
+        return mistakes  # already reported
     overrides = resolve_arguments(config.engine, config.model.engine)[0].get("hf_overrides")
     if problem := check_labels(model, overrides if isinstance(overrides, Mapping) else {}):
         mistakes.append(Mistake("model.name", problem, value=f"{model.name}"))
@@ -130,34 +127,36 @@ def _reranker_mistakes(config: RunConfig, *, templates_fine: bool) -> list[Mista
         if refused and chosen.activation is None:
             mistakes.append(Mistake("model.name", refused, value=f"{model.name}"))
     if config.instruction.template is not None:
-        what = "a reranker reads its instruction through its score template"
+        what = "is for encoders; a reranker's instruction is part of its score template"
         mistakes.append(Mistake("instruction.template", what, "Write {{ instruction }} into score_template.template."))
     if not templates_fine or not is_language_model(model.config) or not config.score_template.from_model:
         return mistakes
     if score_templates.resolve(config.score_template, config.model.score_template).text is None:
-        what = "a language model scores pairs through a template, and neither the recipe nor score_template names one"
-        way = "Choose one, as score_template=qwen3_reranker, or say that it needs none: score_template=none."
+        what = "a language model needs a score template, and neither the recipe nor score_template has one"
+        way = "Choose one, such as score_template=qwen3_reranker; if the model needs none, score_template=none."
         mistakes.append(Mistake("score_template", what, way))
     return mistakes
 
 
-# Bytes that the system takes for a path, and those of them that a result's name below a folder of results may need.
+# The longest path that Linux accepts, in bytes, and the part of it that is reserved for names below the results folder.
 _LONGEST_PATH, _BELOW = 4096, 1024
 
 
 def folder_mistakes(key: str, folder: str, below: str = "") -> list[Mistake]:
-    """Return what is wrong with a folder that is written into.
+    """Return the mistakes in the name of a folder that will be written to.
 
     Args:
         key: The key of the configuration that names it.
-        folder: The folder; need not exist.
-        below: What is written into of it.
+        folder: The folder; it need not exist.
+        below: The subfolder that is written to.
     """
     if not folder.strip():
-        return [Mistake(key, "is no folder", f"The current one: {key}=.", value=f"{folder!r}")]
+        return [Mistake(key, "is empty", f"For the current folder: {key}=.", value=f"{folder!r}")]
     if not folder.isprintable():
-        return [Mistake(key, "holds a character that cannot be printed", value=f"{folder!r}")]
+        return [Mistake(key, "contains an unprintable character", value=f"{folder!r}")]
     if len(os.fsencode(Path(folder).absolute())) + _BELOW > _LONGEST_PATH:
-        return [Mistake(key, "is too long: results below it would have no name", value=f"{folder[:80]}...")]
+        return [
+            Mistake(key, "is too long: the paths of results would exceed the system's limit", value=f"{folder[:80]}...")
+        ]
     why = why_not_writable(Path(folder) / below)
     return [Mistake(key, why, value=folder, code="not_writable")] if why is not None else []

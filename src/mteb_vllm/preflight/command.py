@@ -1,7 +1,7 @@
-"""From a command line to the points that it means, with every mistake found on the way.
+"""Turn a command line into points, each one combination of a sweep's values, and collect all mistakes in them.
 
-Hydra's own composition stops at the first bad key. So overrides are read with Hydra's parser, sweeps expanded, each point
-composed leniently, and what is wrong is collected; Hydra runs only what has passed.
+Hydra's own composition stops at the first bad key. So overrides are parsed with Hydra's parser, sweeps are expanded, each
+point is composed leniently, and mistakes are collected; Hydra runs only commands without any.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mteb_vllm.catalogue import vllm_catalogue, warm
+from mteb_vllm.catalogue import mteb_catalogue, vllm_catalogue, warm
 from mteb_vllm.config.limits import reference_mistakes
 from mteb_vllm.config.overrides import apply, choice_mistake, describe_error, parse_overrides, reference_mistake
 from mteb_vllm.config.schema import (
@@ -46,26 +46,28 @@ from mteb_vllm.errors import Code, ConfigError, MissingPackageError, Mistake
 from mteb_vllm.models.files import clear_model_cache
 from mteb_vllm.pipelines.factory import PipelineParts, is_report
 from mteb_vllm.preflight.checks import check_config, folder_mistakes
-from mteb_vllm.preflight.hydra import hydra_mistakes, named_after_secrets, refers_outside, search_path_mistakes
+from mteb_vllm.preflight.discovery import with_fields
+from mteb_vllm.preflight.hydra import has_outside_references, hydra_mistakes, search_path_mistakes, secret_name_mistakes
+from mteb_vllm.preflight.packages import package_mistakes
 from mteb_vllm.util.masking import find_secrets, in_engine, mask, protect, register_fields, register_written
 from mteb_vllm.util.shell import keep_prefixes, suggest
 
-# What a file that somebody wrote can make Hydra raise.
+# What Hydra can raise for a malformed file.
 _NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a sweep, or a single run, that has passed.
+    """A checked point: one combination of a sweep's values, or a single run.
 
     Attributes:
-        overrides: The overrides that make it, sweeps expanded.
-        config: What they compose to.
-        swept: Whether it is a sweep's, by `-m` or by the configuration's own `hydra.mode`.
-        pipeline: What its pipeline's `_target_`s make; None where that is not made yet.
-        launched: The overrides as Hydra hands them to a launcher, with their secrets; empty of a single run.
-        composed: What Hydra has of a point of a sweep: the whole configuration, with its own settings under `hydra`.
-        folder: Hydra's folder of the run or of the sweep, at the time of the check; None where only Hydra will know it.
+        overrides: Its overrides, with one value for each swept key; secrets are masked.
+        config: The composed configuration.
+        swept: Whether it belongs to a sweep, because of `-m` or of the configuration's own `hydra.mode`.
+        pipeline: The pipeline and its parts; None if it has not been made yet.
+        launched: The overrides as Hydra passes them to a launcher, secrets included; empty for a single run.
+        composed: The whole configuration of a point of a sweep, with Hydra's own settings under `hydra`.
+        folder: Hydra's folder of the run or the sweep at the time of the check; None if only Hydra can determine it.
     """
 
     overrides: tuple[str, ...]
@@ -78,18 +80,18 @@ class Point:
 
 
 def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str | None = None) -> list[Point]:
-    """Checks a whole command.
+    """Check a whole command.
 
     Args:
-        overrides: As on the command line.
-        multirun: Whether commas sweep.
-        config_dir: A user's folder of configuration files.
+        overrides: The overrides, as on the command line.
+        multirun: Whether comma-separated values are a sweep.
+        config_dir: The user's folder of configuration files.
 
     Returns:
         the points, in the order in which Hydra runs them.
 
     Raises:
-        ConfigError: with every mistake of every point, each once.
+        ConfigError: with all mistakes of all points, without duplicates.
         MissingPackageError: if vLLM is not installed.
         CatalogueError: if mteb or vLLM is installed, but cannot be read.
     """
@@ -101,13 +103,14 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         parsed, mistakes = parse_overrides(overrides)
         unread = {mistake.section for mistake in mistakes}
         if imported := search_path_mistakes(overrides):
-            raise ConfigError([*mistakes, *imported])  # nothing can be composed without
+            raise ConfigError([*mistakes, *imported])  # composing would import the package
         composition = _Composition(parsed)
+        mistakes = composition.with_fields(mistakes)
         swept = multirun or composition.sweeps
-        # What the command line says of a key wins over the configuration's own axes.
+        # An override on the command line replaces the configuration's own axis of the same key.
         axes, found = _axes([*composition.axes, *parsed] if swept else parsed, swept)
-        mistakes += [*_never_read(config_dir), *composition.mistakes, *found]
-        typed = {override.key_or_group: _plus(override) for override in parsed}
+        mistakes += [*_shadowed_files(config_dir), *composition.mistakes, *found]
+        typed = {override.key_or_group: _prefix(override) for override in parsed}
         for overrides_of_point in itertools.product(*axes):
             composed, config, found = composition.point(overrides_of_point)
             if config is not None:
@@ -116,7 +119,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
                     broken = unread | {mistake.section for mistake in found}
                     made, of_point = check_config(config, broken=broken)
                 found += of_point
-                shown = tuple(mask(_written(one)) for one in overrides_of_point)
+                shown = tuple(mask(_text(one)) for one in overrides_of_point)
                 point = Point(shown, config, swept, made)
                 if swept and composed is not None and not (mistakes or found):
                     launched, whole = composition.launched(overrides_of_point, composed)
@@ -126,18 +129,20 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         if points and not is_report(points[0].config):
             points[0] = replace(points[0], folder=composition.folder(overrides_of_point, swept))
             mistakes += _hydra_folder_mistakes(points[0])
-    mistakes += _of_reports(points)
+    mistakes += _report_mistakes(points)
+    if not (points and all(is_report(point.config) for point in points)):
+        mistakes += package_mistakes()
     if vllm_catalogue() is None and any(_needs_vllm(point.config) for point in points):
         if not mistakes:
             raise MissingPackageError(INSTALL)
-        mistakes.append(Mistake("vLLM", "is needed for all of this", INSTALL, code="not_installed"))
+        mistakes.append(Mistake("vLLM", "is needed to run this", INSTALL, code="not_installed"))
     if mistakes:
         raise ConfigError(mistakes)
     return points
 
 
 def register_secrets(overrides: Sequence[str], *, config_dir: str | None = None) -> None:
-    """Register the secrets of a configuration that is only printed; whatever is wrong with it, Hydra will say."""
+    """Register the secrets of a configuration that is only printed, so that they are masked; Hydra reports its mistakes."""
     register_written(overrides)
     if imported := search_path_mistakes(overrides):
         raise ConfigError(imported)
@@ -151,18 +156,18 @@ def register_secrets(overrides: Sequence[str], *, config_dir: str | None = None)
 def _hydra_folder_mistakes(point: Point) -> list[Mistake]:
     results = Path(point.config.results.dir).absolute()
     if point.folder is None or point.folder.absolute().is_relative_to(results):
-        return []  # that one is checked anyway
+        return []  # `check_config` checks that folder
     return folder_mistakes(f"hydra.{'sweep' if point.swept else 'run'}.dir", str(point.folder))
 
 
 def _target_mistakes(config: RunConfig, typed: Collection[str]) -> Iterator[Mistake]:
-    """Yield what is wrong with `allowed_targets`: a file must not allow its own code to be imported."""
+    """Yield the mistakes in `allowed_targets`: a file must not be able to allow its own code to be imported."""
     if config.allowed_targets and "allowed_targets" not in typed:
-        what = "is set by a file, and may only be set on the command line"
+        what = "may only be set on the command line, not in a file"
         yield Mistake("allowed_targets", what, value=f"{config.allowed_targets}", code="refused")
     for prefix in config.allowed_targets or ():
         if re.fullmatch(r"([A-Za-z_]\w*\.)+", prefix) is None:
-            what = "is no package: a name and a dot"
+            what = "must be the name of a package, followed by a dot"
             yield Mistake("allowed_targets", what, suggest("allowed_targets", ["my_package."]), value=f"[{prefix}]")
 
 
@@ -174,58 +179,67 @@ def _needs_vllm(config: RunConfig) -> bool:
     return any(backend_of(engine) != "sentence_transformers" for engine in engines)
 
 
-def _of_reports(points: Sequence[Point]) -> Iterator[Mistake]:
-    """What is wrong with how runs shall be compared, seen over all points."""
+def _report_mistakes(points: Sequence[Point]) -> Iterator[Mistake]:
+    """Yield the mistakes in the settings of reports, which concern all points together."""
     for point in points:
         name = point.config.report.baseline
         if is_report(point.config) and point.swept:
             yield Mistake(
-                "pipeline", "is no point of a sweep", "A report covers any number of runs: runs=[a,b]", value="report"
+                "pipeline", "cannot be swept", "One report compares any number of runs: runs=[a,b]", value="report"
             )
         elif point.swept and name is not None and name not in map(str, range(len(points))):
             yield Mistake("report.baseline", f"the sweep has points 0 to {len(points) - 1}", value=f"{name}")
 
 
 class _Composition:
-    """Composes points, each set of group choices once.
+    """Composes points; each combination of group choices is composed only once.
 
     Attributes:
-        sweeps: Whether the configuration itself asks for a sweep.
+        sweeps: Whether the configuration itself requests a sweep.
         axes: The configuration's own axes (`hydra.sweeper.params`).
-        mistakes: What is wrong with what the command says of Hydra itself.
+        mistakes: The mistakes in Hydra's own settings.
     """
 
     def __init__(self, overrides: Sequence[Override]) -> None:
         self.sweeps = False
         self.axes: list[Override] = []
         self.mistakes: list[Mistake] = []
-        # What concerns Hydra itself: first of all where else files are looked for, then what else is right of it.
-        self._fixed = [_written(override) for override in overrides if override.key_or_group == "hydra.searchpath"]
+        # Valid overrides of Hydra's own settings; first those of the search path, which decides which files are found.
+        self._fixed = [_text(override) for override in overrides if override.key_or_group == "hydra.searchpath"]
         self._options = functools.cache(lambda group: group_options(group, self._fixed))
         self._file = functools.cache(load_file)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
-        self._of_hydra: dict[int, list[Mistake]] = {}  # by the id of a base
+        self._checked_bases: dict[int, list[Mistake]] = {}  # by the id of a base
         self._clock = OmegaConf.create()  # holds the values of `${now:...}`
-        choices, values, _ = self._sorted([override for override in overrides if not override.is_sweep_override()])
+        choices, values, _ = self._split([override for override in overrides if not override.is_sweep_override()])
         try:
             config = self._base(choices).copy()
         except _NOT_COMPOSED:
-            return  # the points will say why
+            return  # `point` reports the reason
         OmegaConf.set_readonly(config.hydra, False)
         for override in values:
             if override.is_hydra_override():
                 found = apply(override, config)
                 self.mistakes += found
-                self._fixed += [] if found else [_written(override)]
+                self._fixed += [] if found else [_text(override)]
         self.mistakes += [*_launcher_mistakes(config.hydra.launcher), *_job_mistakes(config.hydra.job)]
         self.sweeps = config.hydra.mode == RunMode.MULTIRUN
         params = config.hydra.sweeper.get("params") or {}
         self.axes, unread = parse_overrides([f"{key}={value}" for key, value in params.items()])
         self.mistakes += unread
 
+    def with_fields(self, mistakes: Sequence[Mistake]) -> list[Mistake]:
+        """Return the mistakes, those of choices that Hydra cannot read with the fields that were probably meant."""
+        return [
+            with_fields(mistake, mistake.written, self._options(mistake.key), self._file, mteb_catalogue())
+            if mistake.key in ("tasks", "model") and mistake.written
+            else mistake
+            for mistake in mistakes
+        ]
+
     def point(self, overrides: Sequence[Override]) -> tuple[DictConfig | None, RunConfig | None, list[Mistake]]:
-        """What one point composes to, as far as it does, untyped and typed, and what is wrong with it."""
-        choices, values, mistakes = self._sorted(overrides)
+        """Return the composed configuration of a point, untyped and typed (None where it fails), and its mistakes."""
+        choices, values, mistakes = self._split(overrides)
         try:
             base = self._base(choices)
         except ConfigError as error:
@@ -233,14 +247,14 @@ class _Composition:
         except _NOT_COMPOSED as error:
             staged = [choice for choice in choices if choice.key_or_group == "pipeline/first_stage"]
             if staged and "No match in the defaults list" in str(error):
-                what = "only a pipeline of two stages has a first one"
-                return None, None, [*mistakes, _of(staged[0], what, "Add: pipeline=rerank")]
+                what = "only a pipeline with two stages has a first stage"
+                return None, None, [*mistakes, _override_mistake(staged[0], what, "Add: pipeline=rerank")]
             mounted = [choice for choice in choices if (choice.package or "").startswith("pipeline.first_stage.")]
             if mounted and "Could not override" in str(error):
-                way = "In a sweep over first stages, write that one down in a file of yours: pipeline/first_stage/NAME.yaml"
-                what = "only pipeline/first_stage=dense has this"
-                return None, None, [*mistakes, _of(mounted[0], what, way)]
-            undecoded = list(_not_utf8()) if isinstance(error, UnicodeDecodeError) else []
+                way = "In a sweep over first stages, put it into a file of your own: pipeline/first_stage/NAME.yaml"
+                what = "only pipeline/first_stage=dense has this key"
+                return None, None, [*mistakes, _override_mistake(mounted[0], what, way)]
+            undecoded = list(_encoding_mistakes()) if isinstance(error, UnicodeDecodeError) else []
             return (
                 None,
                 None,
@@ -248,7 +262,7 @@ class _Composition:
             )
         files = base.hydra.runtime.choices
         config = OmegaConf.masked_copy(base, [str(key) for key in base if key != "hydra"])
-        # All points of a command have one clock, as those of a sweep of Hydra's have.
+        # All points of a command share the time of `${now:...}`, as those of a sweep of Hydra's do.
         OmegaConf.copy_cache(self._clock, config)
         OmegaConf.set_struct(config, True)
         for override in values:
@@ -256,9 +270,9 @@ class _Composition:
                 mistakes += apply(override, config)
         if files.get("experiment") is not None or self._options("local"):
             by_hand = [override.key_or_group for override in values]
-            mistakes += [mistake for choice in choices for mistake in self._undone(choice, by_hand, config)]
+            mistakes += [mistake for choice in choices for mistake in self._overlay_mistakes(choice, by_hand, config)]
         for at in ("model", "pipeline.first_stage.model"):
-            mistakes += self._another_name(files.get("model" if at == "model" else f"model@{at}"), config, at)
+            mistakes += self._name_mistakes(files.get("model" if at == "model" else f"model@{at}"), config, at)
         if endless := reference_mistakes(config):
             return None, None, [*mistakes, *endless]
         mistakes += self._hydra_mistakes(base, config)
@@ -270,33 +284,34 @@ class _Composition:
         secrets = find_secrets(config)
         protect(plain, secrets)
         if secrets:
-            mistakes += named_after_secrets(base.hydra)
+            mistakes += secret_name_mistakes(base.hydra)
         for path in sorted(secrets, key=str):
             if not in_engine(path):
-                what = "takes a secret, and results depend on it: secrets are in no fingerprint, and go to engines only"
-                mistakes.append(Mistake(".".join(map(str, path)), what, code="refused"))
+                what = "must not hold a secret: results depend on it, and secrets are not part of fingerprints"
+                way = "Secrets are only allowed in engine arguments and engine.env."
+                mistakes.append(Mistake(".".join(map(str, path)), what, way, code="refused"))
         for overlay in ("experiment", "local"):
             if isinstance(plain.get(overlay), dict):
-                what = "its file must begin with the line: # @package _global_"
+                what = "the first line of its file must be: # @package _global_"
                 mistakes.append(Mistake(overlay, what, value=f"{files.get(overlay)}"))
                 del plain[overlay]
         made, found = parse_what_fits(plain)
         return config, made, [*mistakes, *found]
 
     def launched(self, overrides: Sequence[Override], config: DictConfig) -> tuple[tuple[str, ...], DictConfig]:
-        """Return a sweep's point as Hydra would: its overrides for a launcher, and its configuration for a job.
+        """Return a point's overrides and configuration as Hydra passes them to a launcher and a job.
 
-        `test_a_sweeps_points_are_those_that_hydra_would_compose` holds both against Hydra's own.
+        `test_a_sweeps_points_are_those_that_hydra_would_compose` compares both with Hydra's own.
 
         Args:
-            overrides: What makes the point.
-            config: What they compose to, without Hydra's own settings.
+            overrides: The overrides of the point.
+            config: The composed configuration without Hydra's own settings.
         """
         own = [override for override in overrides if not override.is_hydra_override()]
-        texts = tuple(map(_for_launcher, own))
+        texts = tuple(map(_launcher_text, own))
         whole = config.copy()
         with open_dict(whole):
-            whole.hydra = self._base(self._sorted(overrides)[0]).hydra
+            whole.hydra = self._base(self._split(overrides)[0]).hydra
         OmegaConf.set_readonly(whole.hydra, False)
         job = whole.hydra.job
         whole.hydra.overrides.task = list(texts)
@@ -308,8 +323,8 @@ class _Composition:
         return texts, whole
 
     def folder(self, overrides: Sequence[Override], swept: bool) -> Path | None:
-        """Return Hydra's own folder of a run or sweep; None where only Hydra itself will know it, when a point runs."""
-        choices, values, _ = self._sorted(overrides)
+        """Return Hydra's folder of a run or sweep; None if only Hydra can determine it, when a point runs."""
+        choices, values, _ = self._split(overrides)
         whole = self._base(choices).copy()
         OmegaConf.copy_cache(self._clock, whole)
         try:
@@ -320,8 +335,8 @@ class _Composition:
         except OmegaConfBaseException:
             return None
 
-    def _sorted(self, overrides: Sequence[Override]) -> tuple[list[Override], list[Override], list[Mistake]]:
-        """Choices of files that exist, fields, and the choices of files that do not."""
+    def _split(self, overrides: Sequence[Override]) -> tuple[list[Override], list[Override], list[Mistake]]:
+        """Split overrides into choices of existing files, values of fields, and mistakes: choices of missing files."""
         choices, values, mistakes = [], [], []
         for override in overrides:
             key = override.key_or_group
@@ -329,32 +344,32 @@ class _Composition:
             if not options or isinstance(override.value(), dict):
                 values.append(override)
             elif (mistake := choice_mistake(override, options)) is not None:
-                mistakes.append(mistake)
+                mistakes.append(with_fields(mistake, _text(override), options, self._file, mteb_catalogue()))
             else:
                 choices.append(override)
         return choices, [override for override in values if override.key_or_group != "hydra.searchpath"], mistakes
 
     def _base(self, choices: Sequence[Override]) -> DictConfig:
-        texts = (*self._fixed, *map(_written, choices))
+        texts = (*self._fixed, *map(_text, choices))
         if texts not in self._bases:
             self._bases[texts] = compose_config(texts)
             register_fields(self._bases[texts])
             if endless := reference_mistakes(self._bases[texts]):
                 raise ConfigError(endless)
-            # For ${hydra:...} in somebody's file.
+            # For ${hydra:...} in a user's file.
             HydraConfig.instance().set_config(self._bases[texts])
         return self._bases[texts]
 
     def _hydra_mistakes(self, base: DictConfig, config: DictConfig) -> list[Mistake]:
-        if refers_outside(base.hydra):
+        if has_outside_references(base.hydra):
             whole = OmegaConf.merge({}, OmegaConf.masked_copy(base, ["hydra"]), config)
             return hydra_mistakes(whole.hydra)
-        if id(base) not in self._of_hydra:
-            self._of_hydra[id(base)] = hydra_mistakes(base.hydra)
-        return self._of_hydra[id(base)]
+        if id(base) not in self._checked_bases:
+            self._checked_bases[id(base)] = hydra_mistakes(base.hydra)
+        return self._checked_bases[id(base)]
 
-    def _undone(self, choice: Override, by_hand: Sequence[str], config: DictConfig) -> Iterator[Mistake]:
-        """What an overlay changed of a file that the command line chose, where such a choice is meant as the whole answer."""
+    def _overlay_mistakes(self, choice: Override, by_hand: Sequence[str], config: DictConfig) -> Iterator[Mistake]:
+        """Yield a mistake for each value by which an overlay overrules a file that was chosen on the command line."""
         group, name = choice.key_or_group, choice.value()
         if (
             choice.package
@@ -363,11 +378,11 @@ class _Composition:
             or choice.is_delete()
         ):
             return
-        said, now = self._file(f"{group}/{name}"), OmegaConf.to_container(config[group])
+        chosen, now = self._file(f"{group}/{name}"), OmegaConf.to_container(config[group])
         assert isinstance(now, dict)
         if group == "prompts":
-            said = {**dict.fromkeys(map(str, now)), **said}  # the whole dict is the choice, and not only its own keys
-        for path, value in _leaves(said):
+            chosen = {**dict.fromkeys(map(str, now)), **chosen}  # keys that the file lacks must be unset
+        for path, value in _leaves(chosen):
             full = ".".join([group, *path])
             found: Any = now
             there = True
@@ -375,16 +390,16 @@ class _Composition:
                 there = isinstance(found, Mapping) and key in found
                 found = found[key] if there else None
             if found != value and not any(f"{full}.".startswith(f"{key}.") for key in by_hand):
-                way = f"For what the file says: {suggest(full if there else f'+{full}', value)}"
-                yield _of(choice, f"the experiment (or local/) sets {full} to {found!r} over it", way)
+                way = f"To use the file's value: {suggest(full if there else f'+{full}', value)}"
+                yield _override_mistake(choice, f"the experiment (or local/) overrules its {full} by {found!r}", way)
 
-    def _another_name(self, recipe: Any, config: DictConfig, at: str) -> Iterator[Mistake]:
-        """Refuses a pinned recipe under another model's name."""
-        said = self._file(f"model/{recipe}") if isinstance(recipe, str) else {}
-        pinned = any(said.get(field) is not None for field in ("revision", "path", "package"))
+    def _name_mistakes(self, recipe: Any, config: DictConfig, at: str) -> Iterator[Mistake]:
+        """Yield a mistake if a pinned recipe is used under the name of another model."""
+        chosen = self._file(f"model/{recipe}") if isinstance(recipe, str) else {}
+        pinned = any(chosen.get(field) is not None for field in ("revision", "path", "package"))
         name = OmegaConf.select(config, f"{at}.name")
-        if pinned and said.get("name") is not None and name != said["name"]:
-            what = f"the recipe {recipe} is {said['name']}'s, with a revision, path or prompts that are not another model's"
+        if pinned and chosen.get("name") is not None and name != chosen["name"]:
+            what = f"the recipe {recipe} has the revision, path or prompts of {chosen['name']}, which is another model"
             choice = "model=custom" if at == "model" else f"model@{at}=custom"
             yield Mistake(
                 f"{at}.name",
@@ -396,11 +411,11 @@ class _Composition:
 
 
 def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Override]], list[Mistake]]:
-    """The values of each override, as Hydra's BasicSweeper has them: the last axis is the fastest, the last word counts."""
+    """Return the values of each key in the order of Hydra's BasicSweeper: of repeated keys the last one counts."""
     axes: dict[str, list[Override]] = {}
     mistakes = []
     for at, override in enumerate(overrides):
-        key, written = override.get_key_element(), _written(override)
+        key, written = override.get_key_element(), _text(override)
         values = [override]
         if override.is_sweep_override():
             if not swept:
@@ -409,16 +424,16 @@ def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Overrid
                 way = "To sweep over them, add -m."
                 if isinstance(sweep := override.value(), ChoiceSweep) and sweep.simple_form:
                     way += f" A list: {listed}. A text with a comma: {text}."
-                mistakes.append(_of(override, "several values, but no sweep", way))
+                mistakes.append(_override_mistake(override, "has several values, but this is not a sweep", way))
             elif override.is_hydra_override():
-                mistakes.append(_of(override, "Hydra's own settings cannot be swept"))
+                mistakes.append(_override_mistake(override, "Hydra's own settings cannot be swept"))
             try:
                 values, _ = parse_overrides([f"{key}={value}" for value in override.sweep_string_iterator()])
             except (HydraException, ValueError) as error:
-                mistakes.append(_of(override, describe_error(error), code="syntax"))
+                mistakes.append(_override_mistake(override, describe_error(error), code="syntax"))
                 continue
             if not values:
-                mistakes.append(_of(override, "there is no value in it", code="missing"))
+                mistakes.append(_override_mistake(override, "has no value", code="missing"))
                 continue
         axes[key if swept else str(at)] = values
     return list(axes.values()), mistakes
@@ -426,7 +441,7 @@ def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Overrid
 
 def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:
     if not str(launcher.get("_target_")).endswith(".EngineGroupedLauncher"):
-        return []  # another one's own affair
+        return []  # a launcher of a plugin, with settings of its own
     try:
         values: Any = OmegaConf.to_container(launcher, resolve=True)
         build(LauncherConfig, {key: value for key, value in values.items() if key != "_target_"}, "hydra.launcher")
@@ -439,16 +454,16 @@ def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:
 
 def _job_mistakes(job: DictConfig) -> Iterator[Mistake]:
     if job.chdir:
-        what = "a run stays where it was started: results.dir and folders of models and data are relative to that"
+        what = "is not supported: results.dir and the folders of models and data are relative to the working directory"
         yield Mistake("hydra.job.chdir", what, value="true")
     for name in job.env_set:
         if str(name).startswith("VLLM_"):
-            what = "is set where no setting of an engine's is"
-            yield Mistake(f"hydra.job.env_set.{name}", what, f"Write: +engine.env.{name}=...")
+            what = "is a variable of vLLM's and belongs to the engine"
+            yield Mistake(f"hydra.job.env_set.{name}", what, f"Set it with: +engine.env.{name}=...")
 
 
-def _never_read(config_dir: str | None) -> list[Mistake]:
-    """Files of a user's that Hydra would never read, since it finds a shipped one of the same name first."""
+def _shadowed_files(config_dir: str | None) -> list[Mistake]:
+    """Return a mistake for each of the user's files that is hidden by a shipped one: Hydra finds that first."""
     if config_dir is None:
         return []
     shipped = conf_dir()
@@ -457,13 +472,13 @@ def _never_read(config_dir: str | None) -> list[Mistake]:
         twin = Path(config_dir, file.relative_to(shipped))
         if twin.is_file() and twin.read_bytes() != file.read_bytes():
             mistakes.append(
-                Mistake(str(twin), "a shipped file has this name and is found first", "Give it another name.")
+                Mistake(str(twin), "is never read: a shipped file of this name is found first", "Give it another name.")
             )
     return mistakes
 
 
-def _not_utf8() -> Iterator[Mistake]:
-    """Name the files of the configuration that are not UTF-8, seen from inside `composer`: Hydra names none."""
+def _encoding_mistakes() -> Iterator[Mistake]:
+    """Yield a mistake for each configuration file that is not UTF-8, which Hydra does not name; call inside `composer`."""
     places = [item.path for item in GlobalHydra.instance().config_loader().get_search_path().get_path()]
     for folder in [
         place.removeprefix("file://") for place in places if place is not None and place.startswith("file://")
@@ -475,7 +490,7 @@ def _not_utf8() -> Iterator[Mistake]:
             except UnicodeDecodeError as error:
                 line = content.count(b"\n", 0, error.start) + 1
                 what = f"is not UTF-8 (the byte 0x{content[error.start]:02x} in line {line})"
-                yield Mistake(str(file), what, "Save it as UTF-8; an editor or iconv does that.")
+                yield Mistake(str(file), what, "Save it as UTF-8, with an editor or iconv.")
             except OSError:
                 continue
 
@@ -488,19 +503,19 @@ def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
             yield (key,), value
 
 
-def _plus(override: Override) -> str:
+def _prefix(override: Override) -> str:
     return "++" if override.is_force_add() else "+" if override.is_add() else ""
 
 
-def _of(override: Override, what: str, way: str = "", *, code: Code = "conflict") -> Mistake:
-    """Return a mistake that is shown as the whole override."""
-    return Mistake(override.key_or_group, what, way, written=_written(override), code=code)
+def _override_mistake(override: Override, what: str, way: str = "", *, code: Code = "conflict") -> Mistake:
+    """Return a mistake about an override, which is shown as the user wrote it."""
+    return Mistake(override.key_or_group, what, way, written=_text(override), code=code)
 
 
-def _written(override: Override) -> str:
+def _text(override: Override) -> str:
     return str(override.input_line)
 
 
-def _for_launcher(override: Override) -> str:
-    """Return a point's override as BasicSweeper hands it to a launcher."""
+def _launcher_text(override: Override) -> str:
+    """Return a point's override as BasicSweeper passes it to a launcher."""
     return f"{override.get_key_element()}={override.get_value_element_as_str()}"

@@ -1,7 +1,7 @@
-"""What Hydra's own settings may make: its plugins and Python's log handlers, and nothing else.
+"""Restrict what Hydra's own settings can instantiate to its plugins and to Python's log handlers.
 
 Hydra instantiates any `_target_` below `hydra.callbacks`, and those nested in the settings of launchers and sweepers;
-Python's `logging.config` imports what `()`, `class` and `ext://` name. A file of somebody's could run anything so.
+Python's `logging.config` imports the targets of `()`, `class` and `ext://`. Otherwise any YAML file could run any code.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _OWN_LAUNCHER = "hydra_plugins.mteb_vllm.EngineGroupedLauncher"
 _FORMATTERS = (f"{MaskingFormatter.__module__}.{MaskingFormatter.__name__}", "colorlog.ColoredFormatter")
 _HANDLERS = (f"{LogFile.__module__}.{LogFile.__name__}",)
 
-_WAY = "Allowed are those of Hydra and of its installed plugins (packages in hydra_plugins)."
+_WAY = "Allowed: those of Hydra and of its installed plugins (packages in hydra_plugins)."
 
 
 def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
-    """Return what is wrong with the code that Hydra's settings name; nothing of it is instantiated."""
+    """Return a mistake for each class in Hydra's settings that is not allowed; none is instantiated."""
     mistakes = []
     installed = Plugins.instance().class_name_to_class
     for part, kind in (("launcher", Launcher), ("sweeper", Sweeper)):
@@ -42,7 +42,7 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
         if target != _OWN_LAUNCHER and not issubclass(installed.get(str(target), object), kind):
             mistakes.append(
                 Mistake(
-                    f"hydra.{part}._target_", f"is no {part} that is installed", _WAY, value=f"{target}", code="refused"
+                    f"hydra.{part}._target_", f"is not an installed {part}", _WAY, value=f"{target}", code="refused"
                 )
             )
     callbacks = hydra.get("callbacks")
@@ -53,7 +53,7 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
             mistakes.append(
                 Mistake(
                     f"hydra.callbacks.{name}._target_",
-                    "is no callback that is installed",
+                    "is not an installed callback",
                     _WAY,
                     value=f"{target}",
                     code="refused",
@@ -64,12 +64,12 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
         for path, target in _targets(hydra.get(part), f"hydra.{part}"):
             depth = 3 if part == "callbacks" else 2
             if len(path.split(".")) > depth:
-                known = _of_plugins() if known is None else known
+                known = _plugin_targets() if known is None else known
                 if target not in known:
                     mistakes.append(
                         Mistake(
                             f"{path}._target_",
-                            "is nothing that a plugin of Hydra's names",
+                            "is not in the configuration of a plugin",
                             _WAY,
                             value=f"{target}",
                             code="refused",
@@ -80,8 +80,8 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
     return mistakes
 
 
-def named_after_secrets(hydra: DictConfig) -> list[Mistake]:
-    """Return the names of folders in which Hydra would write out overrides, where one of those holds a secret."""
+def secret_name_mistakes(hydra: DictConfig) -> list[Mistake]:
+    """Return a mistake for each setting by which a secret would become part of a folder's name."""
     names = {"hydra.run.dir": (hydra.run, "dir"), "hydra.sweep.dir": (hydra.sweep, "dir")}
     names |= {"hydra.sweep.subdir": (hydra.sweep, "subdir"), "hydra.job.name": (hydra.job, "name")}
     mistakes = []
@@ -91,25 +91,25 @@ def named_after_secrets(hydra: DictConfig) -> list[Mistake]:
         if "override_dirname" in raw or mask(raw) != raw or mask(str(_value(node, field))) != str(_value(node, field)):
             mistakes.append(
                 Mistake(
-                    key, "would hold a secret", "Use the point's number: ${hydra.job.num}", value=raw, code="refused"
+                    key, "would contain a secret", "Use the point's number: ${hydra.job.num}", value=raw, code="refused"
                 )
             )
     return mistakes
 
 
-def refers_outside(hydra: DictConfig) -> bool:
-    """Return whether what code is made of takes values from outside of Hydra's own settings, which differ between points."""
+def has_outside_references(hydra: DictConfig) -> bool:
+    """Return whether settings that name code refer to keys outside of `hydra`, whose values may differ between points."""
     made = OmegaConf.masked_copy(hydra, ["launcher", "sweeper", "callbacks", "job_logging", "hydra_logging"])
     return re.search(r"\$\{(?!hydra[.:])", str(OmegaConf.to_container(made))) is not None
 
 
 def search_path_mistakes(overrides: Sequence[str]) -> list[Mistake]:
-    """Return the overrides that let Hydra import a package to look for files in it."""
-    way = "Name its folder: hydra.searchpath=[file:///folder], or --config-dir."
+    """Return a mistake for each override that makes Hydra import a package to search it for files."""
+    way = "Name a folder instead: hydra.searchpath=[file:///folder], or --config-dir."
     return [
         Mistake(
             "hydra.searchpath",
-            "a package of this kind is imported, and its code runs",
+            "Hydra would import this package, which runs its code",
             way,
             written=text,
             code="refused",
@@ -120,20 +120,20 @@ def search_path_mistakes(overrides: Sequence[str]) -> list[Mistake]:
 
 
 def _is_callback(target: Any) -> bool:
-    """Return whether a target is a class of callbacks of Hydra's, or of one of its plugins."""
+    """Return whether a target is a callback class of Hydra or of one of its plugins."""
     module, _, name = str(target).rpartition(".")
     if module != "hydra.experimental.callbacks" and not module.startswith("hydra_plugins."):
         return False
     try:
-        # Hydra itself has imported all of its plugins.
+        # Hydra has already imported all of its plugins.
         found = getattr(importlib.import_module(module), name, None)
     except ImportError:
         return False
     return isinstance(found, type) and issubclass(found, Callback)
 
 
-def _of_plugins() -> set[str]:
-    """Return the targets in the configurations that Hydra's plugins have registered, as a sampler of Optuna's."""
+def _plugin_targets() -> set[str]:
+    """Return the targets in the configurations that Hydra's plugins have registered, such as the samplers of Optuna."""
 
     def walk(node: Any) -> Iterator[str]:
         if isinstance(node, ConfigNode):
@@ -146,7 +146,7 @@ def _of_plugins() -> set[str]:
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Yield every `_target_` at and below a node, with the path to what it makes."""
+    """Yield the path and the target of every node with a `_target_`, from this node downwards."""
     if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
         for key in node:
             value = _value(node, key)
@@ -160,18 +160,20 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _logging_mistakes(node: Any, path: str, keys: tuple[str, ...]) -> Iterator[Mistake]:
-    """Yield what a configuration of `logging` would import or call besides `logging`'s own handlers and formatters."""
+    """Yield a mistake for everything that a `logging` configuration would import, except its own and Python's handlers."""
     if isinstance(node, (DictConfig, ListConfig)) and not node._is_none() and not node._is_missing():
         for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
             value, at = _value(node, key), f"{path}.{key}"
-            if key in ("()", "class") and not _is_of_logging(value, formatter="formatters" in keys):
-                yield Mistake(at, "is no handler or formatter of Python's logging", value=f"{value}", code="refused")
+            if key in ("()", "class") and not _is_logging_class(value, formatter="formatters" in keys):
+                yield Mistake(at, "is not a handler or formatter of Python's logging", value=f"{value}", code="refused")
             yield from _logging_mistakes(value, at, (*keys, str(key)))
     elif isinstance(node, str) and node.startswith("ext://") and node not in ("ext://sys.stdout", "ext://sys.stderr"):
-        yield Mistake(path, "is imported", "Allowed: ext://sys.stdout, ext://sys.stderr.", value=node, code="refused")
+        yield Mistake(
+            path, "would be imported", "Allowed: ext://sys.stdout, ext://sys.stderr.", value=node, code="refused"
+        )
 
 
-def _is_of_logging(name: Any, *, formatter: bool) -> bool:
+def _is_logging_class(name: Any, *, formatter: bool) -> bool:
     if name is None or name in (_FORMATTERS if formatter else _HANDLERS):
         return True
     if re.fullmatch(r"logging\.(handlers\.)?\w+", str(name)) is None:
@@ -182,7 +184,7 @@ def _is_of_logging(name: Any, *, formatter: bool) -> bool:
 
 
 def _value(node: Any, key: Any) -> Any:
-    """Return a value, resolved where that is possible before a job runs."""
+    """Return a value, resolved if that is possible before a job runs."""
     try:
         return node[key]
     except OmegaConfBaseException:

@@ -1,4 +1,4 @@
-"""What is wrong with a model's recipe, its texts, and the arguments of its engine."""
+"""Check a model's recipe, its prompts and templates, and the arguments of its engine."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from mteb_vllm.util.files import name_problem
 from mteb_vllm.util.shell import suggest
 from mteb_vllm.util.suggestions import close, nearest
 
-# The largest number of tokens in a step that vLLM sets by itself, on any device (its `EngineArgs.get_batch_defaults`), and
-# twice that for `performance_mode=throughput`.
+# The largest default of `max_num_batched_tokens` on any device (vLLM's `EngineArgs.get_batch_defaults`), doubled for
+# `performance_mode=throughput`.
 _DEFAULT_TOKENS = 32768
 _CAUSAL_ONLY = {
-    "enable_prefix_caching": "it has no KV cache that texts could share",
-    "enable_chunked_prefill": "a text cannot be split over steps",
+    "enable_prefix_caching": "there is no KV cache for texts to share",
+    "enable_chunked_prefill": "a text cannot be split into several steps",
 }
-# Of config.json, whatever the model: what transformers' PreTrainedConfig declares, and what vLLM reads beside it.
+# Keys of any model's config.json: those that transformers' PreTrainedConfig declares, and others that vLLM reads.
 _CONFIG_KEYS = (
     "architectures", "num_labels", "id2label", "label2id", "problem_type", "max_position_embeddings", "is_causal",
     "classifier_from_token", "method", "head_dtype", "is_original_qwen3_reranker", "use_sep_token", "rope_scaling",
@@ -47,18 +47,20 @@ _CONFIG_KEYS = (
 
 
 def engine_mistakes(where: str, model: ModelConfig, engine: Mapping[str, Any]) -> list[Mistake]:
-    """What is wrong with engine arguments, the recipe's among them; `where` is what stands before `engine` and `model`."""
+    """Return the mistakes in engine arguments, including the recipe's.
+
+    Args:
+        where: The prefix of the keys `engine` and `model`, as `pipeline.first_stage.`; empty for the run itself.
+        model: The recipe.
+        engine: The config group `engine`.
+    """
     if backend_of(engine) == "sentence_transformers":
         return check_sentence_transformers(f"{where}engine", engine)  # a recipe's arguments are vLLM's
     if (vllm := vllm_catalogue()) is None:
         return []
     if model.engine.get("backend") is not None:
-        what = "what works in an engine, a recipe cannot say"
-        return [
-            Mistake(
-                f"{where}model.engine.backend", what, f"Use {where}engine.backend.", value=f"{model.engine['backend']}"
-            )
-        ]
+        what, way = "a recipe cannot set the backend", f"Use {where}engine.backend."
+        return [Mistake(f"{where}model.engine.backend", what, way, value=f"{model.engine['backend']}")]
     return [
         *check_arguments(f"{where}engine", engine, vllm),
         *check_arguments(f"{where}model.engine", model.engine, vllm),
@@ -74,7 +76,7 @@ def recipe_mistakes(
     *,
     broken: Collection[str] = (),
 ) -> list[Mistake]:
-    """What is wrong with a model and its texts; `where` is what stands before `model`, `prompts` and so on."""
+    """Return the mistakes in a model, its prompts and its templates; `where` is the prefix of their keys."""
     mteb = mteb_catalogue()
     mistakes = prompt_mistakes(f"{where}prompts", prompts, mteb)
     mistakes += prompt_mistakes(f"{where}model.prompts", model.prompts or {}, mteb)
@@ -86,19 +88,18 @@ def recipe_mistakes(
 
 
 def _revision_mistakes(at: str, revision: str | None) -> list[Mistake]:
-    """What is wrong with a revision, before the Hub's cache is looked through for it."""
+    """Return the mistake in the form of a revision, if there is one; needs no access to the Hub."""
     if revision is None:
         return []
-    # A branch's name may hold slashes.
+    # Names of branches may contain slashes.
     problems = (name_problem(part) for part in revision.split("/"))
     problem = next((problem for problem in problems if problem is not None), None)
-    return (
-        [Mistake(f"{at}.revision", f"is no commit, branch or tag: {problem}", value=f"{revision}")] if problem else []
-    )
+    what = f"is not the name of a commit, branch or tag: {problem}"
+    return [Mistake(f"{at}.revision", what, value=f"{revision}")] if problem else []
 
 
 def file_problems(model: Model, kind: str, engine: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    """Say what of a model's files is missing, or asks for what the engine does not do."""
+    """Return a message for each missing file of a model, and for each of its settings that the engine does not support."""
     missing = tuple(missing_files(model)) if not {"tokenizer", "skip_tokenizer_init"} & set(arguments) else ()
     if backend_of(engine) != "vllm":
         return missing
@@ -123,20 +124,20 @@ def _model_mistakes(
         by_name = model.path is None and model.package is None and model.name not in mteb.models
         near = tuple(suggest(f"{at}.name", name) for name in nearest(model.name or "", mteb.models)) if by_name else ()
         return [wrong(str(error), nearest=near)]
-    # A local model's are what the user says, and folders of the results.
+    # Both become names of folders, and for a local model the user chooses them.
     folders = {f"name={found.name}": model_folder(found.name), f"revision={found.revision}": found.revision}
-    misplaced = [(said, problem) for said, name in folders.items() if (problem := name_problem(name)) is not None]
+    misplaced = [(field, problem) for field, name in folders.items() if (problem := name_problem(name)) is not None]
     if misplaced:
-        way = "Results are in folders of these names."
-        return [Mistake(f"{at}.{said}", problem, way) for said, problem in misplaced]
+        way = "It becomes the name of a folder of results."
+        return [Mistake(f"{at}.{field}", problem, way) for field, problem in misplaced]
     arguments, env, *_ = resolve_arguments(engine, model.engine)
     overrides = arguments.get("hf_overrides")
     config = {**found.config, **(overrides if isinstance(overrides, Mapping) else {})}
-    replaced = not set(config.get("architectures") or []).isdisjoint(vllm.architectures if vllm is not None else ())
+    overridden = not set(config.get("architectures") or []).isdisjoint(vllm.architectures if vllm is not None else ())
     problems = []
-    # The head that vLLM makes of a language model's has a name that it need not know.
+    # Only vLLM's own implementations are checked, and only if `hf_overrides` does not choose another architecture.
     others = backend_of(engine) != "vllm" or "model_impl" in arguments
-    if vllm is not None and not others and not replaced:
+    if vllm is not None and not others and not overridden:
         trusted = arguments.get("trust_remote_code") is True
         problems.append(check_architecture(found, vllm.architectures, trust_remote_code=trusted))
     mistakes = [wrong(problem) for problem in problems if problem]
@@ -153,19 +154,19 @@ def _model_mistakes(
     elif backend_of(engine) == "vllm" and vllm is not None:
         longest = limit or longest_context(found, config)
         mistakes += _step_mistakes(place, arguments, longest, env, is_encoder_only(config, vllm.encoder_only))
-        mistakes += _replaced_mistakes(f"{place}.hf_overrides", overrides, found.config)
+        mistakes += _override_mistakes(f"{place}.hf_overrides", overrides, found.config)
     return mistakes
 
 
 def _step_mistakes(
     place: str, arguments: Mapping[str, Any], longest: int | None, env: Mapping[str, str], encoder_only: bool
 ) -> list[Mistake]:
-    """What is wrong with what one step of the engine takes (vLLM's `SchedulerConfig.verify_max_model_len`).
+    """Return the mistakes in the limits of an engine's step (vLLM's `SchedulerConfig.verify_max_model_len`).
 
     Args:
-        place: What stands before the arguments, as `engine`.
+        place: The section of the arguments, as `engine`.
         arguments: The engine arguments.
-        longest: The longest context of the model, in tokens; None where it is not known.
+        longest: The longest context of the model in tokens; None if unknown.
         env: The engine's environment.
         encoder_only: Whether the model's attention is never causal.
     """
@@ -195,16 +196,16 @@ def _step_mistakes(
         or (tokens is not None and tokens < 1)
         or texts < 1
     ):
-        return mistakes  # said already
+        return mistakes  # reported as wrong values
     if tokens is not None and encoder_only and context is not None and tokens < context:
         if arguments.get("enable_chunked_prefill") is not True:
-            what = f"is less than the context of {context} tokens, and a text is computed in one step"
+            what = f"is less than the context of {context} tokens, and this model computes a text in one step"
             ways = (suggest(f"{place}.max_num_batched_tokens", context), suggest(f"{place}.max_model_len", tokens))
             mistakes.append(
                 Mistake(f"{place}.max_num_batched_tokens", what, nearest=ways, value=f"{tokens}", code="conflict")
             )
     elif tokens is not None and tokens < texts:
-        what = f"is less than {place}.max_num_seqs={texts}, and a text has a token at least"
+        what = f"is less than {place}.max_num_seqs={texts}, and a text has at least one token"
         ways = (suggest(f"{place}.max_num_batched_tokens", texts), suggest(f"{place}.max_num_seqs", tokens))
         mistakes.append(
             Mistake(f"{place}.max_num_batched_tokens", what, nearest=ways, value=f"{tokens}", code="conflict")
@@ -212,15 +213,13 @@ def _step_mistakes(
     devices = [arguments.get(name) or 1 for name in ("tensor_parallel_size", "pipeline_parallel_size")]
     most = max(context or 0, _DEFAULT_TOKENS * math.prod(size for size in devices if isinstance(size, int)))
     if tokens is None and texts > most and context is not None:
-        what = (
-            f"are more texts than one step has tokens: at most {most:,}, unless {place}.max_num_batched_tokens is set"
-        )
+        what = f"exceeds the tokens of a step: at most {most:,}, unless {place}.max_num_batched_tokens is set"
         mistakes.append(Mistake(f"{place}.max_num_seqs", what, "128 to 1024 is usual.", value=f"{texts}"))
     return mistakes
 
 
-def _replaced_mistakes(at: str, overrides: Any, config: Mapping[str, Any]) -> list[Mistake]:
-    """Keys of `hf_overrides` that are one letter or two from one that there is; any other new key may be meant."""
+def _override_mistakes(at: str, overrides: Any, config: Mapping[str, Any]) -> list[Mistake]:
+    """Return the keys of `hf_overrides` that are probably misspelt: one or two letters from a known key."""
     if not isinstance(overrides, Mapping):
         return []
     known = {*config, *_CONFIG_KEYS}
@@ -229,7 +228,7 @@ def _replaced_mistakes(at: str, overrides: Any, config: Mapping[str, Any]) -> li
         near = [name for name in nearest(str(key), known) if close(str(key), name)] if key not in known else []
         if near:
             written = [{name if other == key else other: one for other, one in overrides.items()} for name in near]
-            what = "neither the model's config.json nor vLLM knows this key"
+            what = "is a key of neither the model's config.json nor vLLM"
             mistakes.append(
                 Mistake(
                     f"{at}.{key}",

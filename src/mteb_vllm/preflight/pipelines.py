@@ -1,4 +1,4 @@
-"""What is wrong with a pipeline: what it is given, its first stage, and what it is compared with."""
+"""Check a pipeline: its model and tasks, its first stage, and its reference."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from mteb_vllm.util.shell import suggest
 def check_pipeline(
     config: RunConfig, chosen: Sequence[TaskInfo], broken: Collection[str]
 ) -> tuple[PipelineParts | None, list[Mistake]]:
-    """Make the pipeline of a run, as far as it can be made, and find what is wrong with it.
+    """Make the pipeline of a run and check it.
 
     Args:
         config: The run.
-        chosen: Its tasks, as far as they are known to be right.
-        broken: Parts of the configuration in which mistakes have been found already.
+        chosen: Its tasks; empty if there are mistakes in them.
+        broken: Sections of the configuration with known mistakes.
 
     Returns:
-        the pipeline with its parts, None where it cannot be made; and the mistakes.
+        the pipeline with its parts, None if it cannot be made; and the mistakes.
     """
     made, mistakes = build_target("pipeline", config.pipeline, "model_kinds", config.allowed_targets or ())
     reference, stage = None, None
-    if isinstance(said := config.pipeline.get("reference"), Mapping):
-        reference, found = _check_reference(config, said, chosen)
+    if isinstance(values := config.pipeline.get("reference"), Mapping):
+        reference, found = _check_reference(config, values, chosen)
         mistakes += found
     if made is None:
         return None, mistakes
     name, kind = made.name, config.model.kind
     if "model" not in broken and kind not in made.model_kinds:
         what = f"the pipeline {name} needs a model of kind {' or '.join(made.model_kinds)}"
-        way = "Rerankers belong into pipeline=rerank, with pipeline.scoring=cross_encoder."
+        way = "Rerankers are evaluated with pipeline=rerank and pipeline.scoring=cross_encoder."
         if name == "rerank" and kind == "encoder":
-            way = "An encoder reranks by the cosine of its embeddings: pipeline.scoring=cosine"
+            way = "To rerank by the cosine similarity of an encoder's embeddings: pipeline.scoring=cosine"
         mistakes.append(Mistake("model.kind", what, way, value=kind, code="model_kind"))
     types = made.types_for(kind)
     others = [task for task in chosen if types is not None and task.type not in types]
@@ -54,9 +54,9 @@ def check_pipeline(
     others = [task for task, fits in zip(others, parts_fit, strict=True) if not fits]
     if others:
         names = ", ".join(f"{task.name} ({task.type})" for task in others[:5]) + (", ..." if len(others) > 5 else "")
-        way = f"Take only those that can: {suggest('tasks.types', list(types or ()))}, or tasks=demo_retrieval."
+        way = f"Choose tasks of these types: {suggest('tasks.types', list(types or ()))}, or tasks=demo_retrieval."
         who = "a reranker" if made.task_types is None else f"the pipeline {name}"
-        mistakes.append(Mistake("tasks", f"{who} is for retrieval and reranking; not for {names}", way))
+        mistakes.append(Mistake("tasks", f"{who} is for retrieval and reranking, not for {names}", way))
     mistakes += made.check(context_limit(resolve_arguments(config.engine, config.model.engine)[0]))
     if made.first_stage is not None:
         stage, found = _check_first_stage(made.first_stage, chosen)
@@ -65,10 +65,10 @@ def check_pipeline(
 
 
 def _check_reference(
-    config: RunConfig, said: Mapping[str, Any], chosen: Sequence[TaskInfo]
+    config: RunConfig, values: Mapping[str, Any], chosen: Sequence[TaskInfo]
 ) -> tuple[Any, list[Mistake]]:
     where = "pipeline.reference"
-    reference, mistakes = build_target(where, said, "is_reference")
+    reference, mistakes = build_target(where, values, "is_reference")
     if reference is None:
         return None, mistakes
     applied = reference.applied_to(config)
@@ -77,8 +77,8 @@ def _check_reference(
     mistakes += template_mistakes(f"{where}.instruction", applied.instruction)
     mistakes += score_templates.check(f"{where}.score_template", applied.score_template)
     if backend_of(applied.engine) != "sentence_transformers":
-        what = "the reference is sentence-transformers, which can be varied to find a cause"
-        way = "Compare two engines of vLLM's by a sweep and its report, or by pipeline/reference=stored."
+        what = "the reference must be sentence-transformers, whose settings can be varied to find a cause"
+        way = "To compare two vLLM engines, use a sweep and its report, or pipeline/reference=stored."
         mistakes.append(Mistake(f"{where}.engine.backend", what, way, value=f"{applied.engine.get('backend')}"))
     if (runs := getattr(reference, "runs", None)) and chosen:
         from mteb_vllm.pipelines.parity.stored import stored_scores
@@ -93,7 +93,7 @@ def _check_reference(
 def _check_first_stage(config: Mapping[str, Any], chosen: Sequence[TaskInfo]) -> tuple[Any, list[Mistake]]:
     where = "pipeline.first_stage"
     stage, mistakes = build_target(where, config, "is_first_stage")
-    # Tasks that bring their own candidates need nothing of it.
+    # Tasks with candidates of their own do not use the first stage.
     needing = [task for task in chosen if not task_selection.brings_candidates(task.type)]
     parts = task_selection.parts(needing, mteb_catalogue())
     if isinstance(stage, Dense):

@@ -1,10 +1,9 @@
-"""What is wrong with prompts and instruction templates, whatever the run."""
+"""Check prompts and instruction templates, independently of the run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from mteb_vllm.catalogue import MtebCatalogue, known_prompt_key
 from mteb_vllm.config.schema import InstructionConfig, quoted
@@ -14,8 +13,8 @@ from mteb_vllm.util.shell import as_typed, hydra_value
 from mteb_vllm.util.suggestions import nearest
 
 
-def prompt_mistakes(where: str, values: Mapping[str, Any], mteb: MtebCatalogue) -> list[Mistake]:
-    """What is wrong with a prompt dict: keys that mteb cannot know, and values that are no prompts."""
+def prompt_mistakes(where: str, values: Mapping[str, object], mteb: MtebCatalogue) -> list[Mistake]:
+    """Return the mistakes in a dict of prompts: keys by which mteb looks up nothing, and values that are not strings."""
     mistakes = []
     for key, value in values.items():
         path = f"{where}.{key}"
@@ -23,13 +22,13 @@ def prompt_mistakes(where: str, values: Mapping[str, Any], mteb: MtebCatalogue) 
             if not isinstance(value, bool):
                 mistakes.append(Mistake(f"{where}.{key}", "must be true or false", value=f"{value}"))
         elif not known_prompt_key(str(key), mteb):
-            what = "is neither a task, a task type, query or document, nor a pair as STS12-query"
+            what = "is neither a task, a task type, query or document, nor a combination such as STS12-query"
             near = tuple(
                 as_typed(f"{where}.{name}", path, new=name not in values) for name in _near_prompt_keys(str(key), mteb)
             )
             mistakes.append(Mistake(f"{where}.{key}", what, nearest=near, code="unknown_key"))
         elif value is not None and not isinstance(value, str):
-            what = f"a prompt is a text, this is {type(value).__name__}"
+            what = f"must be a text, this is {type(value).__name__}"
             mistakes.append(
                 Mistake(
                     f"{where}.{key}",
@@ -52,7 +51,7 @@ def _near_prompt_keys(key: str, mteb: MtebCatalogue) -> tuple[str, ...]:
 
 
 def template_mistakes(where: str, instruction: InstructionConfig | None) -> list[Mistake]:
-    """What is wrong with an instruction template."""
+    """Return the mistake in an instruction template, if there is one."""
     if instruction is None or instruction.template is None:
         return []
     mistake = check_template(instruction.template)

@@ -26,7 +26,7 @@ def print_throughput(console: Console, record: RunRecord) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for row in step_rows(record.throughput):
         table.add_row(*row)
-    console.print(table)
+    console.print_table(table, optional=("spread", "collect ms", "tokenise ms", "engine ms", "p90 ms"))
     for line in throughput_lines(record):
         console.print_line(line)
 

@@ -182,10 +182,10 @@ class _Relay(Progress):
             if done >= total:
                 self._pipe.send(TaskProgress(self._task, Phase.SCORING, "scoring"))
             else:
-                self._send_progress(Phase.ENCODING, what, done, total)
+                self._send_progress(Phase.ENCODING, what, done, total, unit)
 
-    def _send_progress(self, phase: Phase, text: str, done: int = 0, total: int = 0) -> None:
-        self._pipe.send(TaskProgress(self._task, phase, f"{self._what} {text}".lstrip(), done, total))
+    def _send_progress(self, phase: Phase, text: str, done: int = 0, total: int = 0, unit: str = "texts") -> None:
+        self._pipe.send(TaskProgress(self._task, phase, f"{self._part} {text}".lstrip(), done, total, unit))
 
     def end_task(self, outcome: TaskOutcome) -> None:
         super().end_task(outcome)

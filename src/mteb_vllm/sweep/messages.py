@@ -74,6 +74,7 @@ class TaskProgress:
         text: A description, e.g. "de query".
         done: Number of texts or pairs computed.
         total: Their total number; 0 if unknown.
+        unit: "texts" or "pairs".
     """
 
     task: str
@@ -81,6 +82,7 @@ class TaskProgress:
     text: str
     done: int = 0
     total: int = 0
+    unit: str = "texts"
 
 
 @dataclass(frozen=True)

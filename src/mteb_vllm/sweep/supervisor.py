@@ -217,7 +217,7 @@ class Supervisor:
                     status, running.phase, running.doing, self._log(point, written), running.task
                 )
                 return self._fail(point, failure, running.tasks, started)
-            self._view.heard(event)
+            self._view.update(event)
             if event is not None:
                 running.update(event)
             if isinstance(event, EngineOpened):

@@ -20,7 +20,7 @@ def print_plan(console: Console, points: Sequence[PlannedPoint], *, swept: bool)
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    console.print_table(table, optional=("settings", "~tokens", "~work"))
     for point in points:
         if point.failure is not None:
             at = f"Point {point.number}: " if swept else ""

@@ -1,22 +1,24 @@
-"""What a user sees while a sweep goes on: two live lines on a terminal, plain lines where output is piped."""
+"""The progress of a sweep: two live lines on a terminal, plain lines where output is piped."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.progress import BarColumn, Progress
 
+from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.report.parity import headline
 from mteb_vllm.results.record import RunRecord, mean
 from mteb_vllm.sweep.messages import Activity, Event, TaskDone, TaskProgress
 from mteb_vllm.sweep.planning import Group, PlannedPoint, group_by_engine
-from mteb_vllm.util.console import Column, Console
+from mteb_vllm.util.console import Column, Console, Counted, ElapsedColumn
+from mteb_vllm.util.masking import mask_values
 
 
 class View:
-    """The view of a sweep.
+    """The view of a sweep over points, of which each is one combination of the sweep's values.
 
     Args:
         console: Where it is shown.
@@ -28,13 +30,17 @@ class View:
         self._points = {point.number: point for point in points}
         self._left = _weights(points)
         self._passed = 0.0
-        self._began: float | None = None  # when the first point that needs an engine did
-        self._n_engines = sum(group.engine is not None for group in group_by_engine(points))
+        self._began: float | None = None  # when the first point that needs an engine began
+        engines = {group.number: group.engine for group in group_by_engine(points) if group.engine is not None}
+        self._n_engines, self._differences = len(engines), _differences(engines)
         self._done = self._failed = 0
         self._now = ""
+        self._first = ("", 0, 0.0)  # the first message about the texts at hand: its text, their number, and the time
+        self._last = 0  # their number in the last message
         self._bar = Progress(
             Column("{task.description}"),
-            BarColumn(bar_width=24),
+            ElapsedColumn(),
+            Counted(BarColumn(bar_width=24)),
             Column("{task.fields[count]}"),
             Column("{task.fields[more]}"),
             console=console,
@@ -42,7 +48,7 @@ class View:
             disable=not console.is_terminal,
         )
         self._all = self._bar.add_task("points", total=len(points), count=f"0/{len(points)}", more="")
-        self._one = self._bar.add_task("", total=1, count="", more="")
+        self._one = self._bar.add_task("", total=1, count="", more="", since=None)
 
     def __enter__(self) -> View:
         self._bar.start()
@@ -54,36 +60,39 @@ class View:
         self._bar.stop()
 
     def line(self, text: str, style: str | None = None) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         self._console.print_line(text, style=style)
 
     def engine(self, group: Group) -> None:
-        """The points of an engine begin."""
+        """Print which engine is used from now on, how it differs from the others, and for how many points."""
         assert group.engine is not None
         n_points = len({step.point.number for step in group.steps})
         name, of = group.engine.model.name, f"{n_points} {'point' if n_points == 1 else 'points'}"
-        self.line(f"Engine {group.number}/{self._n_engines}: {name}, {of}")
+        differs = self._differences[group.number]
+        about = f"{differs} ({name}, {of})" if differs else f"{name}, {of}"
+        self.line(f"Engine {group.number}/{self._n_engines}: {about}")
         self._began = self._began or time.perf_counter()
 
     def started(self, point: PlannedPoint, first_stage_only: bool) -> None:
-        """A point begins, or its first stage."""
+        """Show that a point begins, or only its first stage."""
         self._now = f"point {point.number}{' first stage' if first_stage_only else ''}"
         self._show(self._now)
 
-    def heard(self, said: Event | None) -> None:
-        """The child has said something, or nothing for a while."""
-        if isinstance(said, Activity):
-            self._show(f"{self._now}: {said.text}")
-        elif isinstance(said, TaskProgress):
-            self._show(f"{self._now}: {said.task} {said.text}", said.done, said.total)
-        elif isinstance(said, TaskDone) and not self._console.is_terminal:
-            outcome = said.outcome
+    def update(self, message: Event | None) -> None:
+        """Show a message of the process that runs the points; None: there was none for a while."""
+        if isinstance(message, Activity):
+            self._show(f"{self._now}: {message.text}", since=time.perf_counter())
+        elif isinstance(message, TaskProgress):
+            text = f"{self._now}: {message.task} {message.text}"
+            self._show(text, message.done, message.total, rate=self._rate(text, message))
+        elif isinstance(message, TaskDone) and not self._console.is_terminal:
+            outcome = message.outcome
             score = f"failed: {outcome.reason}" if outcome.main_score is None else f"{outcome.main_score:.5f}"
             self.line(f"  {self._now}: {outcome.name} {score}")
         self._bar.update(self._all, more=self._summary())
 
     def ended(self, record: RunRecord) -> None:
-        """A point has ended, one way or another."""
+        """Print the result of a point, or why it failed."""
         assert record.point is not None
         self._done += 1
         self._failed += record.status == "failed"
@@ -98,15 +107,26 @@ class View:
             verdict = headline(record.parity) if record.parity is not None else ""
             self.line(f"{head}: {'; '.join(kinds) or verdict}", "red")
         else:
-            known = record.tasks and all(task.status == "cached" for task in record.tasks)
-            self.line(f"{head}: {_came_out(record)}{'(cached)' if known else f'in {record.seconds:.1f} s'}")
+            cached = record.tasks and all(task.status == "cached" for task in record.tasks)
+            self.line(f"{head}: {_result(record)}{'(cached)' if cached else f'in {record.seconds:.1f} s'}")
         count = f"{self._done}/{len(self._points)}"
         self._bar.update(self._all, completed=self._done, count=count, more=self._summary())
         self._show(f"point {record.point} has ended")
 
-    def _show(self, text: str, done: int = 0, total: int = 0) -> None:
+    def _show(self, text: str, done: int = 0, total: int = 0, *, rate: str = "", since: float | None = None) -> None:
         count = f"{done:,}/{total:,}" if total else ""
-        self._bar.update(self._one, description=text, completed=done, total=total or 1, count=count)
+        self._bar.update(
+            self._one, description=text, completed=done, total=total or 1, count=count, more=rate, since=since
+        )
+
+    def _rate(self, text: str, message: TaskProgress) -> str:
+        """Return the texts or pairs per second since the first message about the same ones, which shares its text."""
+        now = time.perf_counter()
+        if text != self._first[0] or message.done < self._last:
+            self._first = (text, message.done, now)
+        self._last = message.done
+        _, first, began = self._first
+        return f"{(message.done - first) / (now - began):,.0f} {message.unit}/s" if message.done > first else ""
 
     def _summary(self) -> str:
         failed = f"{self._failed} failed, " if self._failed else ""
@@ -116,17 +136,36 @@ class View:
         return f"{failed}about {_duration(seconds)} left"
 
 
-def _came_out(record: RunRecord) -> str:
-    """What a point has to say for itself, in a word."""
+def _differences(engines: Mapping[int, EngineSpec]) -> dict[int, str]:
+    """Return for each engine, by its number, the settings in which the engines of its model differ, as `dtype=float16`."""
+    values = {number: _values(engine) for number, engine in engines.items()}
+    found = {}
+    for number, engine in engines.items():
+        same = [values[other] for other in engines if engines[other].model.name == engine.model.name]
+        keys = dict.fromkeys(key for one in same for key in one)
+        differing = [key for key in keys if len({repr(one.get(key)) for one in same}) > 1]
+        found[number] = " ".join(f"{key}={values[number].get(key, 'null')}" for key in differing)
+    return found
+
+
+def _values(engine: EngineSpec) -> dict[str, object]:
+    shown = {"backend": engine.backend, "revision": engine.model.revision, "convert": engine.convert}
+    variables = {f"env.{key}": value for key, value in engine.env.items()}
+    return {**shown, **mask_values(dict(engine.args)), **mask_values(variables)}
+
+
+def _result(record: RunRecord) -> str:
+    """Return a point's throughput or mean score, with a space behind it; empty if it has neither."""
     if record.throughput is not None and record.throughput.saturated is not None:
-        return f"{record.throughput.saturated.requests_per_second:,.1f} requests/s "
+        measured = record.throughput.saturated
+        return f"{measured.requests_per_second:,.1f} {record.throughput.unit}/s, {measured.tokens_per_second:,.0f} tokens/s "
     score = mean(task.main_score for task in record.tasks)
     shown = "" if score is None else f"mean {score:.5f} " if len(record.tasks) > 1 else f"{score:.5f} "
     return f"passed: {shown}" if record.parity else shown
 
 
 def _weights(points: Sequence[PlannedPoint]) -> dict[int, float]:
-    """How much of a sweep's time each point is expected to take; known ones nothing, unknown ones as much as the mean."""
+    """Return the tokens of each point that is not cached, which its time is estimated from; their mean where unknown."""
     tokens = {point.number: float(point.tokens) for point in points if point.pending_tasks}
     known = [weight for weight in tokens.values() if weight]
     mean_of_known = sum(known) / len(known) if known else 1.0

@@ -430,7 +430,7 @@ def test_rerankers_that_cannot_score_are_refused(small: list[str], tmp_path: Pat
         'classifier_from_token: ["no", "yes"], method: from_2_way_softmax}'
     )
     text = mistakes(*with_model("qwen3"), ready)
-    assert "scores pairs through a template" in text and "score_template=qwen3_reranker" in text
+    assert "a language model needs a score template" in text and "score_template=qwen3_reranker" in text
     assert check([*with_model("qwen3"), ready, "score_template=qwen3_reranker"])
     assert check([*with_model("qwen3"), ready, "score_template=none"]), "an explicit choice is accepted"
     original = 'engine.hf_overrides={classifier_from_token: ["no", "yes"], is_original_qwen3_reranker: true}'
@@ -458,7 +458,7 @@ def test_kinds_of_models_and_tasks_must_fit_the_pipeline(small: list[str]) -> No
     assert "StdlibDocsClustering (Clustering)" in mistakes("pipeline=rerank", "pipeline.scoring=cosine")
     assert "from 1 to 1000" in mistakes(*small[:-1], "pipeline.top_k=1001")
     assert "what a cross-encoder reads" in mistakes("score_template=qwen3_reranker")
-    assert "its score template takes none" in mistakes(*small, 'prompts.query="q: "')
+    assert "its score template has no place for one" in mistakes(*small, 'prompts.query="q: "')
     assert "through its score template" in mistakes(*small, "instruction=qwen")
     assert "pipeline/first_stage=dense" in mistakes(*small, "pipeline.first_stage=dense")
     assert "Add: pipeline=rerank" in mistakes("pipeline/first_stage=bm25", "tasks=demo_retrieval")
