@@ -283,8 +283,8 @@ def configuration(conf: Path) -> str:
     types = types_of(schema.RunConfig)
     classes = get_type_hints(schema.RunConfig)
     out = [
-        MARK,
         "# Configuration keys\n",
+        MARK,
         "Choose a file with `group=file`, set a field with `group.field=value`. A key whose default is `null` is unset: the "
         "model's recipe, the engine's preset or the model's own files decide. See [the command line](command-line.md) for "
         "quoting and precedence.\n",
@@ -369,8 +369,8 @@ def models(conf: Path) -> str:
     """Return the table of the shipped model recipes."""
     recipes = {path.stem: read(path) for path in sorted((conf / "model").glob("*.yaml"))}
     out = [
-        MARK,
         "# Models\n",
+        MARK,
         "Each of these is one file in `conf/model/`: id, pinned revision, prompts, instruction template, score template and "
         "engine values. Any other model: see [your own model](../how-to/own-model.md).\n",
     ]
