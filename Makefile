@@ -1,4 +1,4 @@
-# `make run` and `make test` each set everything up first. `make help` lists the verbs.
+# `make run` and `make test` each install everything first. `make help` lists the targets.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -18,9 +18,10 @@ BROWSER = $(or $(MTEB_VLLM_CHROMIUM),$(strip $(foreach name,$(BROWSERS),$(shell 
 PINS := $(wildcard constraints-$(EXTRA).txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser run test test-slow test-conditions check format bench bench-sweep bench-prompts bench-embedding-cache wheel clean
+.PHONY: help install browser run test test-slow test-conditions check format bench bench-sweep bench-prompts bench-embedding-cache \
+        docs reference picture wheel clean
 
-help:  ## list the verbs
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 install: $(STAMP)  ## make .venv with everything pinned (EXTRA=cuda for a GPU machine)
@@ -36,8 +37,8 @@ run: install  ## evaluate MiniLM on the demo tasks, offline, on a CPU (ARGS="eng
 	$(BIN)/mteb-vllm $(ARGS)
 
 check: install  ## ruff, mypy, and the order of imports
-	$(BIN)/ruff check src tests bench
-	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench docs
+	$(BIN)/ruff format --check src tests bench docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -67,12 +68,21 @@ bench-prompts: install  ## what the embedding cache saves a sweep over query pro
 bench-embedding-cache: install  ## look-ups a second in an embedding cache of a million vectors (1.7 GB of disk)
 	$(BIN)/python bench/embedding_cache.py $(BENCH)
 
+docs: install  ## build docs/ into site/; a dead link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+reference: install  ## write the pages of docs/ that follow from conf/: configuration keys, models
+	$(BIN)/python docs/generate.py
+
+picture: install browser  ## run the sweep of docs/screenshot.py and take the picture of its report (REPORT=file: of that report)
+	$(BIN)/python docs/screenshot.py $(REPORT)
+
 format: install  ## let ruff write
-	$(BIN)/ruff check --fix src tests bench
-	$(BIN)/ruff format src tests bench
+	$(BIN)/ruff check --fix src tests bench docs
+	$(BIN)/ruff format src tests bench docs
 
 wheel: install  ## dist/*.whl
 	$(BIN)/python -m build --no-isolation --wheel
 
-clean:  ## remove what the other verbs made, but no results
-	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove what the other targets made, but no results
+	rm -rf $(VENV) dist build site .mypy_cache .pytest_cache .ruff_cache

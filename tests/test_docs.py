@@ -1,0 +1,224 @@
+"""README and docs: current, complete, without dead links, and a site that needs no network."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import get_args
+
+import pytest
+
+from mteb_vllm import errors
+from mteb_vllm.config import schema
+from mteb_vllm.results.failures import Kind
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_docs", DOCS / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["generate_docs"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_pictures_are_small() -> None:
+    assert (DOCS / "images" / "report.png").stat().st_size < 200_000
+
+
+# The reference pages.
+
+
+@pytest.mark.parametrize("name", ["reference/configuration.md", "reference/models.md"])
+def test_generated_pages_are_current(generate: ModuleType, name: str) -> None:
+    written = (DOCS / name).read_text(encoding="utf-8")
+    assert written == generate.pages()[name], "stale: make reference"
+
+
+def test_a_changed_comment_makes_a_page_stale(generate: ModuleType, tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(schema.conf_dir(), conf)
+    assert generate.pages(conf) == generate.pages()
+    for file, name in (
+        ("engine/fields.yaml", "reference/configuration.md"),
+        ("model/e5_small.yaml", "reference/models.md"),
+    ):
+        path = conf / file
+        path.write_text(re.sub(r"# (.*)$", r"# Changed: \1", path.read_text(), count=1, flags=re.MULTILINE))
+        assert generate.pages(conf)[name] != generate.pages()[name]
+        assert "Changed: " in generate.pages(conf)[name]
+
+
+def test_a_key_without_a_comment_is_an_error(generate: ModuleType, tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(schema.conf_dir(), conf)
+    path = conf / "pipeline" / "evaluate.yaml"
+    path.write_text(re.sub(r"  +#.*", "", path.read_text()))
+    with pytest.raises(generate.MissingDescriptionError, match=r"^pipeline\.\w+ has no comment"):
+        generate.pages(conf)
+
+
+def test_a_field_of_the_schema_that_no_file_has_is_an_error(generate: ModuleType, tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(schema.conf_dir(), conf)
+    path = conf / "tasks" / "fields.yaml"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.startswith("subsets")))
+    with pytest.raises(generate.MissingDescriptionError, match="the schema has subsets"):
+        generate.pages(conf)
+
+
+def test_comments_are_read_behind_below_and_above_keys(generate: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "# @package _global_\n# The head,\n# in two lines.\n"
+        'first: "a # no comment"     # behind it\n'
+        "                            # and below\n"
+        "# above it\n"
+        "nested:\n"
+        "  inner: it's               # its own\n"
+        "  # of two\n"
+        "  other: {a: 1}\n"
+        "bare: null\n"
+    )
+    file = generate.read(path)
+    assert file.head == "The head, in two lines."
+    assert file.comments == {
+        "first": "behind it and below",
+        "nested": "above it",
+        "nested.inner": "its own",
+        "nested.other": "of two",
+    }
+
+
+def test_every_key_of_the_schema_is_in_the_reference() -> None:
+    page = (DOCS / "reference" / "configuration.md").read_text(encoding="utf-8")
+    sections = {
+        "model": schema.ModelConfig, "tasks": schema.TasksConfig, "results": schema.ResultsConfig,
+        "embedding_cache": schema.EmbeddingCacheConfig, "report": schema.ReportConfig,
+        "score_template": schema.ScoreTemplateConfig, "instruction": schema.InstructionConfig,
+        "hydra.launcher": schema.LauncherConfig,
+    }  # fmt: skip
+    keys = [f"{name}.{field.name}" for name, cls in sections.items() for field in fields(cls)]
+    keys += [field.name for field in fields(schema.RunConfig) if field.name in ("runs", "retry_failed", "dry_run")]
+    assert [key for key in keys if f"| `{key}` |" not in page and not key.endswith("from_model")] == []
+    for path in schema.conf_dir().rglob("*.yaml"):
+        group = path.parent.relative_to(schema.conf_dir()).as_posix()
+        if group not in (".", "model") and not group.startswith("hydra") and path.stem != "fields":
+            assert f"`{group}={path.stem}`" in page
+    models = (DOCS / "reference" / "models.md").read_text(encoding="utf-8")
+    recipes = {path.stem for path in (schema.conf_dir() / "model").glob("*.yaml")} - {"fields", "custom"}
+    assert set(re.findall(r"^\| `model=(\w+)`", models, re.MULTILINE)) == recipes
+
+
+# Troubleshooting.
+
+
+def sections(text: str) -> dict[str, str]:
+    """The sections of the third level, by their titles."""
+    parts = re.split(r"^### (.+)$", text, flags=re.MULTILINE)
+    return {
+        title: re.split(r"^## ", body, flags=re.MULTILINE)[0]
+        for title, body in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+def test_troubleshooting_names_every_failure_and_error_with_cause_and_remedy() -> None:
+    text = (DOCS / "reference" / "troubleshooting.md").read_text(encoding="utf-8")
+    kinds, exceptions = text.split("## Failure kinds")[1].split("## Exceptions")
+    assert set(sections(kinds)) == set(get_args(Kind))
+    defined = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert set(sections(exceptions)) == defined
+    for title, body in sections(text).items():
+        assert re.search(r"\*\*Cause\.\*\* [\w`].*\*\*What to do\.\*\* \w", body, re.DOTALL), title
+    assert all(f"`{code}`" in sections(exceptions)["ConfigError"] for code in get_args(errors.Code))
+
+
+# Links.
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_in_the_repository_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), f"{link} in {path.name}"
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{link} in {path.name}"
+
+
+# The site.
+
+
+def build(source: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--config-file",
+        source / "mkdocs.yml",
+        "--site-dir",
+        site,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=source)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("docs") / "site"
+    done = build(ROOT, target)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return target
+
+
+def test_the_site_has_every_page_and_no_program(site: Path) -> None:
+    pages = {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in DOCS.rglob("*.md")}
+    assert pages <= {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
+    assert not list(site.rglob("*.py"))
+
+
+def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?([^\"\s>]+)", text)
+        loaded += re.findall(r"<link\b(?![^>]*rel=\"?(?:canonical|prev|next))[^>]*\bhref=\"?([^\"\s>]+)", text)
+        assert loaded and not [link for link in loaded if re.match(r"(https?:)?//", link)], path
+
+
+@pytest.mark.parametrize("link", ["[x](nowhere.md)", "[x](install.md#nowhere)", "![x](images/nowhere.png)"])
+def test_a_dead_link_fails_the_build(tmp_path: Path, link: str) -> None:
+    shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("*.py"))
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    page = tmp_path / "docs" / "index.md"
+    page.write_text(f"{page.read_text(encoding='utf-8')}\n{link}\n", encoding="utf-8")
+    done = build(tmp_path, tmp_path / "site")
+    assert done.returncode != 0 and "nowhere" in done.stdout + done.stderr
