@@ -133,7 +133,7 @@ def test_a_sweep_with_hydras_own_launcher(tmp_path: Path) -> None:
     # One engine a pair of prompts: they follow each other.
     assert [record.engine.opened for record in records] == [1, 0, 1, 0]
     folder = Path(records[0].output_dir).parent
-    rows = list(csv.DictReader((folder / "report.csv").open()))
+    rows = sorted(csv.DictReader((folder / "report.csv").open()), key=lambda row: row["point"])
     assert [row["engine.dtype"] for row in rows] == ["float32", "float32", "bfloat16", "bfloat16"]
     assert [float(row[TASK]) for row in rows] == [none, e5, none_bf16, e5_bf16]
     assert recompute.check(folder) > 60, "every figure is what the files say"
@@ -144,7 +144,7 @@ def test_a_sweep_with_hydras_own_launcher(tmp_path: Path) -> None:
         [row["texts_per_second"] for row in csv.DictReader((Path(one[0].output_dir).parent / "report.csv").open())]
         for one in (records, again)
     ]
-    assert speeds[0] == speeds[1] and all(speeds[0]), "what was measured when they were computed is still known"
+    assert all(speeds[0]) and not any(speeds[1]), "nothing was measured where all results were cached"
 
 
 def test_data_that_cannot_be_loaded_is_a_failed_task_and_no_more(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_an_engine_says_what_it_works_with() -> None:
     record.engine, record.first_stage, record.parity = late, FirstStageRecord("dense", engine=late), parity(0.0)
     record.parity.reference.engine = late
     first, *others = late_variables(record)
-    assert first.startswith("OMP_WAIT_POLICY=PASSIVE is not in effect for vllm") and "has found ACTIVE" in first
+    assert first.startswith("OMP_WAIT_POLICY=PASSIVE is not in effect for vllm") and "found ACTIVE" in first
     assert len(others) == 2
 
 

@@ -1,4 +1,4 @@
-"""Whatever is wrong with what a report reads: it is named and shown as failed, and the rest goes on."""
+"""Damaged files are named and shown as failures, and the rest of a report is complete."""
 
 from __future__ import annotations
 
@@ -233,5 +233,5 @@ def test_a_loop_of_links_is_a_failed_point(sweep: Path, tmp_path: Path) -> None:
 
 def test_a_damaged_reference_says_what_is_wrong_with_it(sweep: Path) -> None:
     (sweep / "1" / "run.json").write_text("null")
-    with pytest.raises(ConfigError, match=r"holds no result of STS12(?s:.*)is no record that can be read"):
+    with pytest.raises(ConfigError, match=r"holds no result of STS12(?s:.*)is no readable record"):
         stored_scores([str(sweep / "1")], ["STS12"])

@@ -1,4 +1,4 @@
-"""Runs and results are found wherever they lie, and read as they were written."""
+"""Runs and results are found in any folder, and read as they were written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mteb_vllm.report.comparison import Point, compare
 from mteb_vllm.report.loading import read_runs
 from mteb_vllm.results.counters import Measured, Work
 from mteb_vllm.results.failures import Failure
-from mteb_vllm.results.measurements import CacheRecord, EngineRecord
+from mteb_vllm.results.measurements import CacheRecord, EngineRecord, Memory
 from mteb_vllm.results.parity import Hint
 from mteb_vllm.results.record import SCHEMA, FirstStageRecord, RunRecord, TaskOutcome, read_record, write_record
 from mteb_vllm.util.files import dump_sealed
@@ -94,6 +94,8 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert failed.failed and failed.score is None
     assert point.failures == [Failure("engine_died", "died"), lost.failure]
     assert point.overrides == {"tasks": "[STS12,A]", "engine.block_size": "16", "prompts.query": "(removed)"}
+    assert point.arguments == ("tasks=[STS12,A]", "+engine.block_size=16", "~prompts.query")
+    assert point.started == "2026-11-24T10:00:00+00:00"
     assert (point.engine, point.engine_seconds, point.seconds) == ("f", 20.0, 30.0)
     assert (point.name, point.source) == ("run", "run")
     facts = point.facts
@@ -103,21 +105,22 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert facts["engine.env.VLLM_X"] == "1" and facts["tasks.splits"] == "test" and "versions.python" in facts
 
 
-def test_what_was_measured_before_counts_as_measured(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", TaskOutcome("A", "STS", "reused", "m", 0.5))
+def test_a_cached_result_has_a_score_and_no_measurements(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", TaskOutcome("A", "STS", "reused", "m", 0.5), peak_memory_mb=Memory(900.0, 0.0))
     record = json.loads((folder / "run.json").read_text())
     measured = {"computed": 8, "stored": 2, "tokens": 70, "seconds": 4.0, "unit": "pairs"}
     del record["sha256"]
     record["tasks"][0]["measured"] = measured
     (folder / "run.json").write_text(dump_sealed(record))
     [point] = read_runs([folder / "run.json"])
-    assert {name: getattr(point.tasks[0], name) for name in measured} == measured
+    (task,) = point.tasks
+    assert (task.score, task.unit, task.computed, task.stored, task.tokens, task.seconds) == (0.5, "pairs", *[None] * 4)
     assert point.engine == fingerprint(ENGINE), "the engine that it never opened"
-    assert point.engine_seconds is None
-    assert point.tasks[0].reused and (point.total("computed"), point.total("stored")) == (0, 0)
+    assert (point.engine_seconds, point.peak_memory_mb) == (None, None)
+    assert task.cached and point.cached and (point.total("computed"), point.total("stored")) == (0, 0)
 
 
-def test_the_start_of_an_engine_is_that_of_those_who_computed_the_results(tmp_path: Path) -> None:
+def test_the_start_of_an_engine_is_that_of_the_run_that_opened_it(tmp_path: Path) -> None:
     noted = [
         TaskOutcome(name, "STS", "reused", "m", 0.5, measured=Measured(computed=8, seconds=4.0, engine_seconds=seconds))
         for name, seconds in {"A": 20.0, "B": 30.0, "C": None}.items()
@@ -125,7 +128,7 @@ def test_the_start_of_an_engine_is_that_of_those_who_computed_the_results(tmp_pa
     own = replace(OPENED, seconds=5.0)
     for number, engine in enumerate((None, own, replace(own, opened=0))):
         write_run(tmp_path / str(number), *noted, point=number, engine=engine)
-    assert [point.engine_seconds for point in read_runs([tmp_path])] == [30.0, 5.0, None]
+    assert [point.engine_seconds for point in read_runs([tmp_path])] == [None, 5.0, None]
 
 
 def test_sweeps_and_runs_have_an_order_and_names(tmp_path: Path) -> None:

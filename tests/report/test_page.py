@@ -1,4 +1,4 @@
-"""The page of a comparison: what it says, what it lets nobody smuggle in, and how it behaves in a browser."""
+"""The page of a comparison: its content, its safety against hostile text, and its behaviour in a browser."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_loads_nothing_and_allows_nothing_to_be_loaded() -> None:
     assert policy is not None and "default-src 'none'" in policy[1] and "unsafe" not in policy[1]
 
 
-def test_says_every_point_and_figure_without_any_script() -> None:
+def test_shows_every_point_and_figure_without_any_script() -> None:
     of = comparison(12)
     text = html(of, "One paragraph.", "Another.")
     static = unescape(text.split("<script")[0]).replace("<wbr>", "")
@@ -72,21 +72,20 @@ def test_says_every_point_and_figure_without_any_script() -> None:
         assert all(f">{score:.5f}</td>" in static for score in row.scores.values())
         assert all(f">{value}</td>" in static for value in row.settings)
     assert all(f'<dd dir="auto">{value}</dd>' in static for value in of.constants.values())
-    assert (
-        static.index("One paragraph.")
-        < static.index("Another.")
-        < static.index('id="quality"')
-        < static.index('id="points"')
-    )
+    parts = ("One paragraph.", "Another.", 'id="points"', "Identical in all points", 'id="quality"')
+    assert sorted(parts, key=static.index) == [*parts], "conclusions, scores, settings, charts"
     assert all(name in static for name in (*of.tasks, *of.columns, "+0.00000", "baseline"))
-    assert "What each setting changes" in static and "embedding cache" in static
+    assert "Effects of settings" in static and "embedding cache" in static
 
 
-def test_failures_stand_first_and_the_same_ones_together() -> None:
+def test_rows_are_best_first_and_equal_failures_are_grouped() -> None:
     made = points(6, failed=2)
     made[3].failures.append(failure("another\nline", ["last words"]))
-    static = unescape(html(compare(made)).split("<script")[0])
-    assert re.findall(r'<tr data-at="(\d+)"', static) == ["3", "4", "5", "0", "1", "2"]
+    of = compare(made)
+    static = unescape(html(of).split("<script")[0])
+    order = [int(at) for at in re.findall(r'<tr data-at="(\d+)"', static)]
+    assert order == [*sorted(range(4), key=lambda at: -(of.rows[at].mean or 0)), 4, 5], "3 has all scores, and then failed"
+    assert order == [int(row.point.name) for row in of.ranked]
     assert static.count('<details class="failure"') == 2
     assert "points 4, 5</summary>" in static and "point 3</summary>" in static
     assert "last words" in static and "another\nline" in static and "What to try: lower engine.gpu" in static
@@ -119,10 +118,14 @@ def test_reranking_says_what_it_adds() -> None:
     of = comparison(3, reranked=True)
     static = html(of).split("<script")[0].replace("<wbr>", "")
     head = re.findall(r'<button type="button">([^<]*)</button></th>', static.split("</thead>")[0])
-    assert head[2:7] == ["first stage", "reranked", "gain", "ceiling", "share of ceiling"] and "pairs/s" in head
+    assert head[2:5] == ["first stage", "reranked", "gain"] and head[5:8] == of.tasks
+    ceilings = ["ceiling", "share of ceiling", "share of possible gain", "pairs/s"]
+    assert head[head.index("ceiling") :][:4] == ceilings
     row = of.rows[0]
     assert row.gain is not None and row.mean is not None and row.ceiling is not None
     assert f">{row.gain:+.5f}</td>" in static and f">{row.share:.1%}</td>" in static
+    assert f">{row.gain / (row.ceiling - row.first_stage):.1%}</td>" in static
+    assert "(reranked − first stage) / (ceiling − first stage)" in static
 
 
 def test_the_share_of_the_ceiling_is_that_of_the_tables() -> None:
@@ -353,7 +356,7 @@ def test_sorts_by_what_figures_are_worth(browser: Any, tmp_path: Path) -> None:
 def test_filters_by_any_words(browser: Any, tmp_path: Path) -> None:
     with Opened(browser, html(comparison(12)), tmp_path) as opened:
         opened.page.fill("#filter", "E5 float32")
-        assert [re.match(r"\d+", cell)[0] for cell in opened.column(0)] == ["3", "4", "5"]  # type: ignore[index]
+        assert sorted(re.match(r"\d+", cell)[0] for cell in opened.column(0)) == ["3", "4", "5"]  # type: ignore[index]
         assert opened.page.text_content("#count") == "3 of 12 points"
 
 
@@ -391,7 +394,7 @@ def test_points_at_points_and_selects_them(browser: Any, tmp_path: Path) -> None
         opened.page.mouse.move(1, 1)
         assert not tip.is_visible()
 
-        opened.page.locator("#points tbody button").nth(5).click()
+        opened.page.locator('#points tr[data-at="5"] button').click()
         assert "Point 5" in opened.page.inner_text("#selected")
         opened.page.locator("#filter").focus()
         opened.page.keyboard.press("Shift+Tab")
