@@ -21,7 +21,7 @@ from mteb_vllm.api import build_report, storage_errors
 from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.errors import ConfigError, DataError, MtebVllmError, StorageError
 from mteb_vllm.preflight.command import check
-from mteb_vllm.report.one_run import conclude, print_run
+from mteb_vllm.report.one_run import print_run, print_summary
 from mteb_vllm.results.failures import of_exception, of_unwritten, remember, remembered
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 from mteb_vllm.runner import finish
@@ -79,7 +79,7 @@ def record_in(folder: Path, results: Path) -> RunRecord:
 def shown(record: RunRecord) -> str:
     out = io.StringIO()
     print_run(Console(file=out, width=160), record)
-    conclude(Console(file=out, width=160), record)
+    print_summary(Console(file=out, width=160), record)
     return out.getvalue()
 
 

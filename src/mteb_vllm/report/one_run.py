@@ -62,7 +62,7 @@ def prompts_record(
     return record
 
 
-def prompts_in_words(record: Mapping[str, Any]) -> str:
+def describe_prompts(record: Mapping[str, Any]) -> str:
     """Return the result of `prompts_record` in one line: the prompts and the template in effect."""
     own = f"{record['source']}, else the tasks' own" if record["prompts"] else "the tasks' own"
     if (score := record.get("score_template")) is not None:
@@ -93,7 +93,7 @@ def _print_texts(
     console: Console, record: Mapping[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
     """Print the prompts in effect, and one row per rendered text, which is the last cell."""
-    console.print_line(prompts_in_words(record), style="italic")
+    console.print_line(describe_prompts(record), style="italic")
     table = Table(box=None, pad_edge=False)
     for column in (*columns, "input text"):
         table.add_column(column, overflow="fold")
@@ -244,7 +244,7 @@ def run_markdown(record: RunRecord) -> str:
         for side, prompt in task.prompts.items()
     ]
     if rows:
-        summary = [inline(prompts_in_words(record.prompts)), ""] if record.prompts else []
+        summary = [inline(describe_prompts(record.prompts)), ""] if record.prompts else []
         lines += [
             "",
             "## Input texts",
@@ -266,14 +266,14 @@ def _first_stage_lines(record: RunRecord) -> list[str]:
     return [f"- first stage: {stage.kind}{model}, top_k {record.config['pipeline']['top_k']}"]
 
 
-def cut_by_first_stage(stage: FirstStageRecord) -> Iterator[str]:
+def first_stage_truncation_notes(stage: FirstStageRecord) -> Iterator[str]:
     """Return the number of a dense first stage's texts that were truncated."""
     if stage.work is not None and (truncated := stage.work.truncated):
         share = f"{truncated:,} of {stage.work.texts:,} texts ({truncated / stage.work.texts:.1%})"
         yield f"First stage: {share} are longer than its context and were cut."
 
 
-def cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
+def truncation_notes(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
     """Return the numbers of a task's texts or pairs that were empty or truncated."""
     if not task.texts or record.engine is None:
         return
@@ -291,7 +291,7 @@ def cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
         yield f"{task.name}: the query of {share} is too long for the context of {context} tokens by itself, and was cut."
 
 
-def late_variables(record: RunRecord) -> Iterator[str]:
+def ineffective_variable_notes(record: RunRecord) -> Iterator[str]:
     """Return the variables of `engine.env` without effect, since torch was loaded before they were set."""
     stage = record.first_stage.engine if record.first_stage is not None else None
     reference = record.parity.reference.engine if record.parity is not None else None
@@ -319,7 +319,7 @@ def _in_effect(resolved: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def conclude(console: Console, record: RunRecord) -> None:
+def print_summary(console: Console, record: RunRecord) -> None:
     """Show the number of cached results, the use of the embedding cache, and the paths of results and record."""
     cached = sum(task.status == CACHED for task in record.tasks)
     if cached:
