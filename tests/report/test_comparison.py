@@ -81,7 +81,7 @@ def test_the_baseline_may_be_any_point() -> None:
         compare(points, baseline="7")
 
 
-def test_columns_are_what_tells_points_apart() -> None:
+def test_columns_are_the_settings_that_distinguish_points() -> None:
     def ran(name: str, of: str, vllm: str, **overrides: str) -> Point:
         facts = {"model": of, "revision": f"r-{of}", "prompts": "none", "engine.seed": "0", "versions.vllm": vllm}
         return point(name, task("A", 0.5), facts=facts | {"git": name, "resolved.dtype": name}, **overrides)
@@ -95,7 +95,7 @@ def test_columns_are_what_tells_points_apart() -> None:
     assert [row.settings for row in made.rows] == [("a", "1"), ("b", "1"), ("a", "2")]
 
 
-def test_a_value_that_only_some_command_lines_say_is_compared_by_what_they_ran_with() -> None:
+def test_an_override_on_some_command_lines_only_is_compared_by_the_facts() -> None:
     facts = {"model": "m", "engine.dtype": "float32"}
     same = compare(
         [point("0", task("A", 0.5), facts=facts), point("1", task("A", 0.5), facts=facts, engine__dtype="float32")]
@@ -106,7 +106,7 @@ def test_a_value_that_only_some_command_lines_say_is_compared_by_what_they_ran_w
     assert [row.settings for row in other.rows] == [("float32",), ("auto",)]
 
 
-def test_points_that_failed_before_their_first_task_empty_nothing() -> None:
+def test_points_that_failed_before_their_first_task_change_nothing_for_the_others() -> None:
     dead = Point("1", Path("1"), overrides={"x": "2"}, failures=[Failure("engine_start", "no")])
     unreadable = Point("2", Path("2"), failures=[Failure("error", "no record")])
     made = compare([point("0", task("A", 0.5), x="1"), dead, unreadable, point("3", task("A", 0.6), x="3")])
@@ -118,7 +118,7 @@ def test_points_that_failed_before_their_first_task_empty_nothing() -> None:
     assert said[1] == "2 points without all scores cannot be the best: 1, 2."
 
 
-def test_no_task_in_common_is_no_answer() -> None:
+def test_points_without_a_common_task_have_no_best_point() -> None:
     made = compare([point("0", task("A", 0.5), tasks="a"), point("1", task("B", 0.6), tasks="b")])
     assert (made.shared, made.best, made.answer, made.columns) == ([], None, None, ["tasks"])
     assert answer(made)[0] == "The points have no task in common, so there are no means and no best point."
@@ -128,7 +128,7 @@ def speeds(comparison: Comparison) -> list[tuple[str, float] | None]:
     return [None if row.speed is None else (row.speed.of, row.speed.texts) for row in comparison.rows]
 
 
-def test_a_speed_is_of_what_was_computed_or_of_another_point_on_the_same_engine() -> None:
+def test_a_speed_is_measured_on_computed_texts_or_taken_from_a_point_with_the_same_engine() -> None:
     reused = TaskScore("A", "A", score=0.5)
     made = compare(
         [
@@ -168,7 +168,7 @@ def test_speeds_are_over_the_same_tasks() -> None:
     assert [row.speed.computed for row in made.rows if row.speed] == [1100] * 4
 
 
-def test_a_task_whose_texts_came_from_the_store_is_not_measured() -> None:
+def test_a_task_whose_texts_came_from_the_embedding_cache_is_not_measured() -> None:
     # The many queries were computed, the long documents of the other task were there.
     queries, documents = task("A", 0.5, 1000, seconds=1.0), task("B", 0.5, 10, stored=900, seconds=1.0)
     made = compare(
@@ -181,7 +181,7 @@ def test_a_task_whose_texts_came_from_the_store_is_not_measured() -> None:
     assert speeds(made) == [("whole", 190), ("whole", 190), None]
 
 
-def test_where_no_task_is_shared_a_speed_is_of_the_same_tasks() -> None:
+def test_without_shared_tasks_a_speed_is_over_the_same_tasks() -> None:
     def of(name: str, *tasks: TaskScore, said: str) -> Point:
         return point(name, *tasks, tasks=said)
 
@@ -204,7 +204,7 @@ def test_where_no_task_is_shared_a_speed_is_of_the_same_tasks() -> None:
     [Failure("killed", "by a signal"), Failure("interrupted", "Ctrl-C"), Failure("timeout", "too long", "B")],
     ids=["killed", "interrupted", "in a task that it has no outcome of"],
 )
-def test_a_point_that_ended_early_shrinks_nobodys_means(failure: Failure) -> None:
+def test_a_point_that_ended_early_leaves_the_means_of_others_alone(failure: Failure) -> None:
     whole = [point(str(n), task("A", 0.5), task("B", 0.7), x=str(n)) for n in range(2)]
     ended = replace(point("2", task("A", 0.9), x="2"), failures=[failure])
     made = compare([ended, *whole], baseline="0")
@@ -215,12 +215,12 @@ def test_a_point_that_ended_early_shrinks_nobodys_means(failure: Failure) -> Non
     ]
     assert named(made)["2"].scores == {"A": 0.9, "B": None} and named(made)["2"].speed == named(made)["0"].speed
     assert (made.best, named(made)["2"].good) == (named(made)["0"], False)
-    assert compare([ended]).shared == ["A"], "nobody tells what else there was to do"
+    assert compare([ended]).shared == ["A"], "its other tasks are unknown"
     of_a_task = replace(ended, failures=[Failure("killed", "by a signal", "A")])
     assert compare([of_a_task, *whole]).shared == ["A"], "it is not known to have ended there"
 
 
-def test_pairs_and_texts_are_not_one_faster_than_the_other() -> None:
+def test_speeds_in_pairs_and_in_texts_are_not_compared() -> None:
     made = compare([point("0", task("A", 0.5), x="1"), point("1", task("A", 0.5, unit="pairs"), x="2")])
     assert made.answer is None and not any(row.on_front for row in made.rows) and made.effects[0].speed is None
     assert made.unit is None and any("not comparable" in line for line in answer(made))
@@ -235,11 +235,11 @@ def test_pairs_and_texts_are_not_one_faster_than_the_other() -> None:
         (known,): "texts",
     }.items():
         assert compare([point(str(n), one) for n, one in enumerate(tasks)]).unit == unit, (
-            "some do not tell what they count"
+            "some points have no unit"
         )
 
 
-def test_what_a_point_computed_is_not_what_was_there_already() -> None:
+def test_cached_results_do_not_count_as_computed() -> None:
     there = task("A", 0.5, 100, stored=5, cached=True)
     own, reused, both, others = (
         point("0", task("A", 0.5, 100, stored=5)),
@@ -277,7 +277,7 @@ def test_there_is_no_share_of_a_possible_gain_without_room_for_one() -> None:
     assert compare([point("0", *both)]).rows[0].gain_share == 0.5
 
 
-def test_a_single_point_is_no_comparison() -> None:
+def test_a_single_point_is_compared_with_nothing() -> None:
     made = compare([point("0", task("A", 0.5), x="1")])
     assert made.columns == [] and made.answer is made.best is made.rows[0]
     assert answer(made) == ["One point: mean 0.50000 over 1 task, 100 texts/s."]
@@ -289,7 +289,7 @@ def test_effects_that_cannot_be_determined_are_named() -> None:
     assert "x: no effect can be determined, since no two points with scores differ in it alone." in answer(made)
 
 
-def test_an_effect_says_how_many_pairs_each_figure_rests_on() -> None:
+def test_an_effect_gives_the_number_of_pairs_of_each_figure() -> None:
     def at(x: str, y: int, score: float | None, computed: int | None) -> Point:
         return point(f"{x}{y}", task("A", score, computed), engine=f"{x}{y}", x=x, y=str(y))
 
@@ -314,7 +314,7 @@ def test_an_effect_says_how_many_pairs_each_figure_rests_on() -> None:
     )  # fmt: skip
 
 
-def test_of_many_values_the_answer_says_those_that_change_most() -> None:
+def test_the_answer_lists_the_largest_effects_of_many_values() -> None:
     points = [point(str(n), task("A", 0.5 + n / 1000), engine=str(n), x=str(n)) for n in range(50)]
     lines = [line for line in answer(compare(points)) if line.startswith("x")]
     assert len(lines) == 13 and lines[0].startswith("x=38 instead of 0: score +0.03800")
@@ -322,7 +322,7 @@ def test_of_many_values_the_answer_says_those_that_change_most() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_front_effects_and_goodness_are_what_a_slow_way_finds(seed: int) -> None:
+def test_front_effects_and_good_points_match_a_brute_force_search(seed: int) -> None:
     chance = random.Random(seed)
     axes = [[str(n) for n in range(chance.randint(1, 4))] for _ in range(chance.randint(1, 4))]
     points = []

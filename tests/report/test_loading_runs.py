@@ -181,7 +181,7 @@ def test_a_record_is_read_back_as_it_was(tmp_path: Path) -> None:
         assert read_record(tmp_path / "run.json", scores=False).tasks[-1] == replace(run.tasks[-1], scores={})
 
 
-def test_bytes_of_no_character_cost_no_record(tmp_path: Path) -> None:
+def test_undecodable_bytes_do_not_break_a_record(tmp_path: Path) -> None:
     odd = "d\udcff"
     folder = write_run(
         tmp_path / "run", replace(STS12, prompts={odd: {"key": odd}}), output_dir=odd, warnings=[odd], overrides=[odd]
@@ -191,7 +191,7 @@ def test_bytes_of_no_character_cost_no_record(tmp_path: Path) -> None:
     assert read_runs([folder])[0].tasks[0].score == 0.7
 
 
-def test_a_number_that_is_none_is_not_known(tmp_path: Path) -> None:
+def test_a_number_that_is_not_finite_is_unknown(tmp_path: Path) -> None:
     (run,) = parity_runs()[:1]
     hint = Hint("reference", "no split in common", float("inf"), float("nan"))
     run.parity.hints = [hint]
@@ -201,7 +201,7 @@ def test_a_number_that_is_none_is_not_known(tmp_path: Path) -> None:
     assert read.parity.hints == [replace(hint, worst=None, median=None)] and read.tasks[0].main_score is None
 
 
-def test_results_of_others_count_what_counts_for_the_task(tmp_path: Path) -> None:
+def test_results_of_others_count_the_splits_and_subsets_of_the_task(tmp_path: Path) -> None:
     old, new = (tmp_path / "results" / "org__some__model" / revision for revision in ("0123456789", "main"))
     write_result(old, "STS12", {"test": {"default": 0.8}, "train": {"default": 0.1}})
     write_result(old, "STS22.v2", {"test": {"en": 0.5, "de": 0.7, "unknown": 0.0}})
@@ -221,7 +221,7 @@ def test_results_of_others_count_what_counts_for_the_task(tmp_path: Path) -> Non
         assert first.tasks == read_runs([folder])[0].tasks
 
 
-def test_a_score_is_what_mteb_makes_of_the_same_file(tmp_path: Path) -> None:
+def test_a_score_is_that_of_mteb_for_the_same_file(tmp_path: Path) -> None:
     from mteb.results import TaskResult
 
     subsets = {"en": 0.5, "de": 0.7, "es": 0.61}
@@ -234,7 +234,7 @@ def test_a_score_is_what_mteb_makes_of_the_same_file(tmp_path: Path) -> None:
     assert result.get_score() == pytest.approx(point.tasks[0].score)
 
 
-def test_results_are_told_apart_by_revision_and_experiment(tmp_path: Path) -> None:
+def test_results_are_distinguished_by_revision_and_experiment(tmp_path: Path) -> None:
     for revision, experiments in {"0123456789": ["a", "b"], "abcdef": ["a"]}.items():
         for experiment in experiments:
             write_result(
@@ -248,7 +248,7 @@ def test_results_are_told_apart_by_revision_and_experiment(tmp_path: Path) -> No
     assert names(read_runs([tmp_path])) == ["run"], "results below runs are theirs"
 
 
-def test_nothing_found_is_a_mistake_for_each_path(tmp_path: Path) -> None:
+def test_a_path_without_runs_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError) as caught:
         read_runs([tmp_path / "empty", tmp_path / "typo*"])

@@ -45,7 +45,7 @@ def evil_points() -> list[Point]:
     return made
 
 
-def test_nothing_in_a_prompt_or_a_log_becomes_markup() -> None:
+def test_prompts_and_logs_never_become_markup() -> None:
     text = page(compare(evil_points()), [EVIL], EVIL)
     assert "<img" not in text and "onerror=" in unescape(text)
     assert text.count("<script") == text.count("</script>") == 2
@@ -91,7 +91,7 @@ def test_rows_are_best_first_and_equal_failures_are_grouped() -> None:
     assert "last words" in static and "another\nline" in static and "What to try: lower engine.gpu" in static
 
 
-def test_a_failed_task_is_told_from_one_that_is_not_there() -> None:
+def test_a_failed_task_is_distinguished_from_a_missing_one() -> None:
     made = points(2)
     made[1].tasks[0] = replace(made[1].tasks[0], score=None, failed=True)
     del made[1].tasks[1]
@@ -102,19 +102,19 @@ def test_a_failed_task_is_told_from_one_that_is_not_there() -> None:
 @pytest.mark.parametrize(
     "of", [comparison(1), comparison(3, speeds=False), comparison(3, failed=3), comparison(1, failed=1)]
 )
-def test_few_or_no_figures_make_a_page_as_well(of: Comparison) -> None:
+def test_a_page_with_few_or_no_figures(of: Comparison) -> None:
     text = html(of)
     assert len(data_of(text)["rows"]) == len(of.rows)
     assert "nan" not in text.split("<script")[0].lower().replace("finance", "")
 
 
-def test_many_tasks_wait_behind_a_checkbox_and_types_sum_them_up() -> None:
+def test_many_tasks_are_behind_a_checkbox_and_types_have_means() -> None:
     assert 'id="all-tasks"' not in html(comparison(2, tasks=6)).split("<script")[0]
     static = html(comparison(2, tasks=7)).split("<script")[0]
     assert 'id="all-tasks"' in static and static.count('<th scope="col" class="type">') == 6
 
 
-def test_reranking_says_what_it_adds() -> None:
+def test_reranking_shows_gain_ceiling_and_shares() -> None:
     of = comparison(3, reranked=True)
     static = html(of).split("<script")[0].replace("<wbr>", "")
     head = re.findall(r'<button type="button">([^<]*)</button></th>', static.split("</thead>")[0])
@@ -137,7 +137,7 @@ def test_the_share_of_the_ceiling_is_that_of_the_tables() -> None:
     assert ">75.0%</td>" in html(of) and "| 75.0% |" in comparison_markdown(of), "the mean of 50 % and 100 %"
 
 
-def test_speeds_in_texts_and_in_pairs_say_which_they_are() -> None:
+def test_speeds_in_texts_and_in_pairs_have_their_units() -> None:
     of = compare(mixed_points())
     assert of.unit is None and page_data(of)["unit"] is None
     static, tables = html(of).split("<script")[0].replace("<wbr>", ""), comparison_markdown(of)
@@ -150,7 +150,7 @@ def test_speeds_in_texts_and_in_pairs_say_which_they_are() -> None:
     assert {row.speed.unit for row in of.rows if row.speed} == {"texts", "pairs"}
 
 
-def test_effects_say_where_figures_rest_on_fewer_pairs() -> None:
+def test_effects_name_figures_that_rest_on_fewer_pairs() -> None:
     made = points(9, axes={"engine.dtype": ["a", "b"], "prompts": ["none", "e5", "q"]})
     made[4].tasks[:] = [replace(task, score=None, failed=True) for task in made[4].tasks]
     of = compare(made)
@@ -176,7 +176,7 @@ def test_effects_say_where_figures_rest_on_fewer_pairs() -> None:
         ((("org/e5", "e5"), ("org/b", ""), ("org/b", "x")), ["experiment"]),
     ],
 )
-def test_settings_that_names_say_have_no_column(places: tuple[tuple[str, str], ...], kept: list[str]) -> None:
+def test_settings_that_are_in_the_names_have_no_column(places: tuple[tuple[str, str], ...], kept: list[str]) -> None:
     made = result_points(*places)
     if kept:
         made[0] = replace(made[0], name="org/e5")  # no other of this model: the name leaves the experiment out
@@ -199,7 +199,7 @@ def test_numbers_stay_whole_on_a_narrow_terminal() -> None:
     assert all(row.speed is None or f" {row.speed.texts:,.0f}" in text for row in of.rows)
 
 
-def test_a_point_that_was_killed_in_a_task_says_so() -> None:
+def test_a_point_that_was_killed_in_a_task_is_shown_as_failed() -> None:
     made = points(2)
     made[1].tasks[:] = made[1].tasks[:1]
     made[1].failures.append(replace(failure(), task="StdlibDocsClassification1"))
@@ -347,7 +347,7 @@ def test_sorts_by_what_figures_are_worth(browser: Any, tmp_path: Path) -> None:
                 assert len(figures) >= 11 and figures == sorted(figures, reverse=True), name
                 assert [cell for cell in up if cell] == [cell for cell in down if cell][::-1], name
                 assert all(not cell for cell in down[len(figures) :] + up[len(figures) :]), (
-                    "what is not there comes last"
+                    "missing figures come last"
                 )
             if name == "point":
                 assert [int(re.match(r"\d+", cell)[0]) for cell in up] == list(range(12))  # type: ignore[index]

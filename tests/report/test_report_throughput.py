@@ -36,7 +36,7 @@ Runs = Callable[[], list[RunRecord]]
 
 
 def sweep(folder: Path, runs: list[RunRecord]) -> Path:
-    """A sweep's folder, and the results of the points that were run for them."""
+    """Write runs as a sweep, with the results of the points that were run for scores; return its folder."""
     for run in runs:
         for task in run.tasks if run.parity is None else ():
             kept = folder / "results" / "m" / "r" / "experiments" / f"settings_{run.fingerprint}"
@@ -57,7 +57,7 @@ def reported(folder: Path, runs: list[RunRecord], width: int = 250) -> tuple[Pat
     return made, comparison, console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_one_run_shows_its_steps_and_what_came_at_once(tmp_path: Path) -> None:
+def test_one_run_shows_its_steps_and_its_offline_throughput(tmp_path: Path) -> None:
     run = throughput_runs()[0]
     console = Console(file=io.StringIO(), width=120)
     one_run.print_run(console, run)
@@ -92,7 +92,7 @@ def test_one_run_of_parity_shows_its_scores_and_its_verdict(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
 
 
-def test_what_is_not_known_of_one_run_is_left_out() -> None:
+def test_unknown_measurements_of_one_run_are_left_out() -> None:
     said = throughput("float16", roofline=False)
     said.saturated, said.memory_mb = None, Memory(0.0, 0.0)
     text = one_run.run_markdown(record(0, throughput=said))
@@ -126,13 +126,13 @@ def test_lengths_in_words(lengths: Lengths, text: str) -> None:
         (lambda: throughput_runs()[3:], set()),
     ],
 )
-def test_every_figure_of_a_report_is_what_the_records_say(runs: Runs, pictures: set[str], tmp_path: Path) -> None:
+def test_every_figure_of_a_report_is_that_of_the_records(runs: Runs, pictures: set[str], tmp_path: Path) -> None:
     made, comparison, _ = reported(tmp_path, runs())
     assert recompute.check(made) >= 4 * len(comparison.rows)
     assert {path.stem for path in made.glob("*.png")} == pictures
 
 
-def test_a_sweep_without_scores_speaks_of_speed(tmp_path: Path) -> None:
+def test_a_sweep_without_scores_is_about_speed(tmp_path: Path) -> None:
     made, comparison, said = reported(tmp_path, throughput_runs())
     lines = answer(comparison)
     assert lines == [
@@ -209,7 +209,7 @@ def test_other_texts_and_pairs_are_not_compared(tmp_path: Path) -> None:
     assert [(effect.value, effect.speed) for effect in both.effects] == [("32", 4), ("pairs", None)]
 
 
-def test_parity_says_who_passed_how_far_off_the_others_are_and_why(tmp_path: Path) -> None:
+def test_parity_names_the_points_that_passed_and_the_deviations_of_the_others(tmp_path: Path) -> None:
     made, comparison, said = reported(tmp_path, parity_runs())
     assert comparison.best is None and comparison.answer is None and not any(row.good for row in comparison.rows)
     assert comparison.passed is comparison.rows[0] and comparison.rows[0].parity_speed is comparison.rows[0].speed

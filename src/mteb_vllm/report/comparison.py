@@ -379,10 +379,10 @@ def _within_noise(ratios: tuple[float, float], spread: float | None) -> bool:
 
 def same_speed(one: Row, other: Row) -> bool:
     """Return whether two throughput points do not differ measurably: within the larger spread of their repeats."""
-    rates = _rate(one), _rate(other)
-    if rates[0] is None or rates[1] is None or rates[0][1] != rates[1][1]:
+    first, second = _rate(one), _rate(other)
+    if first is None or second is None or first[1] != second[1]:
         return False
-    ratio = rates[0][0] / rates[1][0]
+    ratio = first[0] / second[0]
     return _within_noise((ratio, ratio), max(_spread(one) or 0.0, _spread(other) or 0.0))
 
 

@@ -71,12 +71,8 @@ def circumstances(comparison: Comparison) -> list[tuple[str, str]]:
     date = dates[0] if dates and dates[0] == dates[-1] else " to ".join([*dates[:1], *dates[-1:]])
     facts = [point.facts for point in points]
     devices = dict.fromkeys(one["device"] for one in facts if one.get("device"))
-    versions = {
-        package: dict.fromkeys(one[key] for one in facts if one.get(key))
-        for package in _PACKAGES
-        if (key := f"versions.{package}")
-    }
-    return _lines(date, list(devices), {package: list(found) for package, found in versions.items()})
+    versions = {package: [one.get(f"versions.{package}", "") for one in facts] for package in _PACKAGES}
+    return _lines(date, list(devices), {package: sorted({*found} - {""}) for package, found in versions.items()})
 
 
 def run_circumstances(record: RunRecord) -> list[tuple[str, str]]:

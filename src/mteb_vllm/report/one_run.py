@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.table import Table
 
@@ -121,24 +121,28 @@ def print_run(console: Console, record: RunRecord) -> None:
 
 def _print_tasks(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print the table of tasks; on a narrow terminal without speeds, so that no number is wrapped."""
+    # The remarks in the last column may be wrapped anywhere, and headers between words.
+    last = len(columns) - 1
+    cells = [max((len(row[at][: 24 if at == last else None]) for row in rows), default=0) for at in range(last + 1)]
+    shown = [at for at, column in enumerate(columns) if column or cells[at]]
 
-    def width(at: int) -> int:
-        # Headers may be wrapped between words, and the remarks in the last column anywhere.
-        most = 24 if at == len(columns) - 1 else None
-        return max([0, *map(len, columns[at].split()), *(len(row[at][:most]) for row in rows)])
+    def fits() -> bool:
+        return sum(widths[at] + 2 for at in shown) - 2 <= console.width
 
-    widths = [width(at) for at in range(len(columns))]
-    shown = [at for at in range(len(columns)) if widths[at]]
+    widths = [max(cells[at], len(column)) for at, column in enumerate(columns)]
+    if not fits():
+        widths = [max([cells[at], *map(len, column.split())]) for at, column in enumerate(columns)]
     left_out: list[str] = []
     for name in _LEFT_OUT:
-        if sum(widths[at] + 2 for at in shown) - 2 > console.width and name in columns:
+        if not fits() and name in columns:
             shown.remove(columns.index(name))
             left_out.append(name)
     table = Table(box=None, pad_edge=False)
     for at in shown:
-        number_column = 2 <= at < len(columns) - 1
-        justify: Literal["left", "right"] = "right" if number_column else "left"
-        table.add_column(columns[at], justify=justify, overflow="fold", width=widths[at] if number_column else None)
+        figures = 2 <= at < last
+        table.add_column(
+            columns[at], justify="right" if figures else "left", overflow="fold", width=widths[at] if figures else None
+        )
     for row in rows:
         table.add_row(*(row[at] for at in shown))
     console.print(table)
