@@ -70,7 +70,11 @@ def check(sweep: Path) -> int:
                     name = "saturated_tokens_per_second"
                 value = figures.get(name)
                 missing = "cached" if one["cached"] and column in MEASURED else ""
-                assert shown[column] == (missing if value is None else form(value)), (row["point"], column, shown[column])
+                assert shown[column] == (missing if value is None else form(value)), (
+                    row["point"],
+                    column,
+                    shown[column],
+                )
                 count += 1
         for name, value in one["scores"].items():
             if name in shown:

@@ -234,9 +234,7 @@ def test_speeds_in_pairs_and_in_texts_are_not_compared() -> None:
         (task("A", 0.5), known): "texts",
         (known,): "texts",
     }.items():
-        assert compare([point(str(n), one) for n, one in enumerate(tasks)]).unit == unit, (
-            "some points have no unit"
-        )
+        assert compare([point(str(n), one) for n, one in enumerate(tasks)]).unit == unit, "some points have no unit"
 
 
 def test_cached_results_do_not_count_as_computed() -> None:
@@ -403,7 +401,7 @@ def test_rows_are_ranked_best_first_and_failed_ones_last() -> None:
             point("fast", task("A", 0.5), x="4", engine="f"),
         ]
     )
-    assert [row.point.name for row in made.ranked] == ["fast", "slow", "low", "failed", "dead"]
+    assert [row.point.name for row in made.ranked] == ["fast", "slow", "low", "dead", "failed"]
 
 
 def test_runs_of_several_kinds_have_one_column_for_the_model() -> None:

@@ -255,3 +255,11 @@ def test_a_path_without_runs_is_an_error(tmp_path: Path) -> None:
     first, second = caught.value.mistakes
     assert first.what == "holds neither runs nor results" and second.what == "there is no such file or folder"
     assert first.where == f"runs={tmp_path / 'empty'}" and "run.json" in first.allowed
+
+
+def test_a_pipeline_that_a_command_line_leaves_out_is_no_setting(tmp_path: Path) -> None:
+    pipeline = {"_target_": "mteb_vllm.pipelines.evaluate.Evaluate", "top_k": 10}
+    for number, overrides in enumerate(([], ["pipeline=evaluate"])):
+        write_run(tmp_path / str(number), point=number, overrides=overrides, config=CONFIG | {"pipeline": pipeline})
+    made = compare(read_runs([tmp_path]))
+    assert made.columns == [] and made.constants["pipeline"] == "evaluate"

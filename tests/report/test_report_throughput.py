@@ -183,12 +183,13 @@ def test_an_mfu_above_100_percent_is_invalid_and_the_reason_is_given(tmp_path: P
     runs[1].throughput.roofline.mfu = 1.125
     runs[1].throughput.roofline.flops_per_second = 1.07e6 * 56_320 / 1.125
     runs[1].throughput.roofline.tokens_per_second = 56_320 / 1.125
-    made, comparison, text = reported(tmp_path, runs)
+    made, _, text = reported(tmp_path, runs)
     reason = "the machine can compute: it was busy while its rate was measured"
     assert f"Invalid: an MFU of 112.5% (point 1) is more than {reason}" in text and "That is 112.5%" not in text
     row = next(line for line in (made / "report.md").read_text().splitlines() if line.startswith("| 1 |"))
     assert "| 112.5% (invalid) |" in row and ">112.5% (invalid)</td>" in (made / "report.html").read_text()
-    assert recompute.check(made) > 8 and float(list(csv.DictReader((made / "report.csv").open()))[0]["mfu"]) == 1.125
+    best = next(csv.DictReader((made / "report.csv").open()))
+    assert recompute.check(made) > 8 and float(best["mfu"]) == 1.125
     single = one_run.run_markdown(runs[1])
     assert f"Invalid: an MFU of 112.5% is more than {reason}" in single
     assert "Invalid" not in one_run.run_markdown(runs[0]) and "(point 0)" not in text

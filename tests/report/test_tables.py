@@ -136,9 +136,15 @@ def test_every_figure_is_that_of_the_files(sweep: Path) -> None:
 def test_markdown_has_every_section_and_nothing_breaks_it(sweep: Path) -> None:
     text = comparison_markdown(compare(read_runs([sweep])))
     assert text.startswith("# m on S1, S2, R1\n\n4 points, 3 tasks, differences to point 0\n")
-    assert text.index("| R1 |") < text.index("## Conclusions") < text.index("## Identical in all points\n\n- model: `` m ``")
+    assert (
+        text.index("| R1 |")
+        < text.index("## Conclusions")
+        < text.index("## Identical in all points\n\n- model: `` m ``")
+    )
     table = [line for line in text.splitlines() if line.startswith("|")]
-    assert [line.split(" | ")[0] for line in table[:6]] == ["| point", "| ---", "| 1", "| 0", "| 2", "| 3"], "best first"
+    assert [line.split(" | ")[0] for line in table[:6]] == ["| point", "| ---", "| 1", "| 0", "| 2", "| 3"], (
+        "best first"
+    )
     assert "| 1 | float32 | e5 | 0.65350 | 0.81000 | 0.72000 | 0.43050 | +0.00017 |" in text
     assert "speed of 0, 2 of 3 cached |" in text
     for heading in ("Conclusions", "Effects", "Differences to the baseline, by task", "Failures"):
@@ -186,8 +192,7 @@ def test_a_reranking_sweep_shows_both_stages() -> None:
     text = comparison_markdown(made)
     assert (
         "| point | k | first stage | reranked | gain | A | B | difference | ceiling | share of ceiling "
-        "| share of possible gain | pairs/s | tokens/s |  |"
-        in text
+        "| share of possible gain | pairs/s | tokens/s |  |" in text
     )
     assert "| 0 | 0 | 0.37500 | 0.62500 | +0.25000 | 0.50000 | 0.75000 | +0.00000 | 0.87500 | 75.0% | 50.0% |" in text
     first = next(csv.DictReader(io.StringIO(comparison_csv(made))))
@@ -271,7 +276,9 @@ def test_a_report_starts_with_date_device_and_versions(tmp_path: Path) -> None:
     made = written(tmp_path, *runs)
     version = made.rows[0].point.facts["versions.mteb"]
     markdown, terminal, html = comparison_markdown(made), shown(made), page(made, [], "x").split("<script")[0]
-    assert "- date: 2026-11-24 10:00 +00:00 to 2026-11-25 10:00 +00:00\n- device: cpu: AMD EPYC\n- versions: " in markdown
+    assert (
+        "- date: 2026-11-24 10:00 +00:00 to 2026-11-25 10:00 +00:00\n- device: cpu: AMD EPYC\n- versions: " in markdown
+    )
     assert "\nDate: 2026-11-24 10:00 +00:00 to 2026-11-25" in terminal and "\nDevice: cpu: AMD EPYC\n" in terminal
     for text in (markdown, terminal, html):
         assert f"mteb {version}" in text.split("0.80000")[0], "before the scores"
@@ -333,7 +340,10 @@ def test_scores_are_shown_where_points_share_no_task() -> None:
     assert ">0.25000</td>" in html and html.count(">0.75000</td>") == 8
     for text in (shown(made), comparison_markdown(made)):
         assert "0.25000" in text and text.count("0.75000") >= 8
-    others = [Point("1", Path("1"), failures=[Failure("killed", "gone")]), Point("2", Path("2"), tasks=[TaskScore("B")])]
+    others = [
+        Point("1", Path("1"), failures=[Failure("killed", "gone")]),
+        Point("2", Path("2"), tasks=[TaskScore("B")]),
+    ]
     one = compare([Point("0", Path("0"), tasks=[TaskScore("A", score=0.5)]), *others])
     assert one.shared == [] and "0.50000" in shown(one) and ">0.50000</td>" in page(one, [], "x")
 

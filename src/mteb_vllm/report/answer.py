@@ -99,7 +99,9 @@ def _points(comparison: Comparison) -> list[str]:
 
 def _why_no_speed(comparison: Comparison) -> str:
     if comparison.unit is None:
-        return "Some points embed texts and others score pairs: their speeds are not comparable, so none is the fastest."
+        return (
+            "Some points embed texts and others score pairs: their speeds are not comparable, so none is the fastest."
+        )
     unknown = all(row.speed is None for row in comparison.rows)
     which = "No speed was measured" if unknown else "No speed was measured for the points as good as this"
     return f"{which}: cached results, results of others, and results of some of the tasks only have none."

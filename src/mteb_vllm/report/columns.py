@@ -95,7 +95,7 @@ def table_columns(comparison: Comparison) -> list[Column]:
         Column(
             "peak", "MiB", lambda row: row.point.peak_memory_mb, number, key="peak_memory_mb", left_out=12, measured=True
         ),
-        Column("", "", _state, kind="words", page=False),
+        Column("", "", lambda row: _remarks(row, several), kind="words", page=False),
         _csv("failures", lambda row: "; ".join(" ".join(str(failure).split()) for failure in row.point.failures)),
     ]  # fmt: skip
 
@@ -320,7 +320,7 @@ def _verdict(passed: bool) -> str:
     return "passed" if passed else "not passed"
 
 
-def _state(row: Row) -> str:
+def _remarks(row: Row, several: bool) -> str:
     """Return the remarks on a point: its failure, or what its numbers do not tell."""
     if row.point.failed:
         failures = row.point.failures
@@ -333,7 +333,7 @@ def _state(row: Row) -> str:
         return cut(" ".join(f"failed: {text}".split()), _LONGEST_FAILURE)
     cached = sum(task.cached for task in row.point.tasks)
     marks = [
-        "as good as the best" if row.good else "",
+        "as good as the best" if row.good and several else "",
         f"speed of {row.speed_of_other}" if row.speed_of_other else "",
         f"{cached} of {len(row.point.tasks)} cached" if cached and not row.point.cached else "",
     ]

@@ -152,7 +152,7 @@ class Comparison:
 
     @property
     def ranked(self) -> list[Row]:
-        """The rows as every table has them: best first, those without a figure last.
+        """The rows as every table has them: best first, failed ones last.
 
         Points that were run for their scores rank by mean and then by speed, parity points by verdict and then by their worst
         difference, throughput points by requests/s.
@@ -284,7 +284,9 @@ def _fastest(rows: Sequence[Row]) -> Row | None:
 def _shared(points: Sequence[Point], order: Sequence[str]) -> list[str]:
     # The record of a point that failed as a whole may lack some of its tasks.
     begun = [point for point in points if point.tasks]
-    of_points = [{task.name for task in point.tasks} for point in [one for one in begun if not _cut_short(one)] or begun]
+    of_points = [
+        {task.name for task in point.tasks} for point in [one for one in begun if not _cut_short(one)] or begun
+    ]
     return [name for name in order if all(name in names for names in of_points)]
 
 
@@ -386,7 +388,7 @@ def same_speed(one: Row, other: Row) -> bool:
     return _within_noise((ratio, ratio), max(_spread(one) or 0.0, _spread(other) or 0.0))
 
 
-def _rank(row: Row) -> tuple[bool, int, bool, float, float]:
+def _rank(row: Row) -> tuple[bool, int, bool, bool, float, float]:
     point, verdict = row.point, row.point.parity
     if verdict is not None:
         worst = verdict.worst.difference
@@ -396,4 +398,6 @@ def _rank(row: Row) -> tuple[bool, int, bool, float, float]:
     else:
         kind, figure = 0, row.mean
     passed = verdict is None or verdict.passed
-    return figure is None, kind, not passed, -(figure or 0.0), -(row.speed.texts if row.speed is not None else 0.0)
+    if figure is None:  # with scores of tasks that others lack, or with nothing
+        return point.failed or not point.tasks, kind, True, not passed, 0.0, 0.0
+    return False, kind, False, not passed, -figure, -(row.speed.texts if row.speed is not None else 0.0)

@@ -41,7 +41,9 @@ def _title(models: Sequence[str], tasks: Sequence[str], benchmark: str, pipeline
     if not tasks:
         return what
     # The names of tasks that were selected one by one are joined by commas.
-    named = len(tasks) > _MOST_IN_TITLE and benchmark and not any(name in re.split(r",\s*", benchmark) for name in tasks)
+    named = (
+        len(tasks) > _MOST_IN_TITLE and benchmark and not any(name in re.split(r",\s*", benchmark) for name in tasks)
+    )
     return f"{what} on {benchmark} ({count(len(tasks), 'task')})" if named else f"{what} on {_listed(tasks, 'task')}"
 
 
@@ -58,7 +60,9 @@ def scope(comparison: Comparison) -> str:
     parts = ["One point" if points == 1 else f"{points:,} points"]
     if comparison.tasks or comparison.scored:
         total = len(comparison.tasks)
-        parts.append(count(total, "task") if shared == total else f"{count(total, 'task')}, {shared} of them in all points")
+        parts.append(
+            count(total, "task") if shared == total else f"{count(total, 'task')}, {shared or 'none'} of them in all points"
+        )
     if points > 1:
         parts.append(f"differences to {point_name(comparison.baseline)}")
     return ", ".join(parts)
@@ -86,7 +90,9 @@ def run_circumstances(record: RunRecord) -> list[tuple[str, str]]:
 
 def _lines(date: str, devices: Sequence[str], versions: dict[str, list[str]]) -> list[tuple[str, str]]:
     shown = ", ".join(f"{package} {' / '.join(found)}" for package, found in versions.items() if found)
-    return [(label, text) for label, text in (("date", date), ("device", "; ".join(devices)), ("versions", shown)) if text]
+    return [
+        (label, text) for label, text in (("date", date), ("device", "; ".join(devices)), ("versions", shown)) if text
+    ]
 
 
 def _date(started: str) -> str:

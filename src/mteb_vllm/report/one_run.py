@@ -189,10 +189,10 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
         tokens = sum(task.tokens or 0 for task in record.tasks)
         encode = sum(task.seconds.get("encode", 0.0) for task in record.tasks)
         speed = (number(computed / encode), number(tokens / encode)) if encode else ("", "")
-        seconds = sum(task.total_seconds for task in record.tasks)
+        total = sum(task.total_seconds for task in record.tasks)
         of = "mean" if len(scored) == len(record.tasks) else f"mean of {len(scored)} of {len(record.tasks)}"
         scores = _rerank_scores(scored) if reranked else (number(mean(task.main_score for task in scored), 5),)
-        rows.append((of, "", *scores, *speed, number(seconds, 1) if seconds else "", ""))
+        rows.append((of, "", *scores, *speed, number(total, 1) if total else "", ""))
     unit = "texts/s" if any(task.computed and task.unit == "texts" for task in record.tasks) else "pairs/s"
     return (tuple(unit if name == "pairs/s" else name for name in RERANK_COLUMNS) if reranked else TASK_COLUMNS), rows
 

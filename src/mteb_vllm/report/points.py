@@ -11,7 +11,7 @@ from mteb_vllm.results.measurements import Amount, Count, Score, ThroughputRecor
 from mteb_vllm.results.parity import ParityRecord
 
 # Pipelines that measure something other than scores.
-MEASURING = ("throughput", "parity")
+_MEASURING = ("throughput", "parity")
 # The status of a task whose result was read from the results store.
 CACHED: Final = "reused"
 # The possible gain of a reranker below which it is rounding error.
@@ -104,7 +104,7 @@ class Point:
     @property
     def for_scores(self) -> bool:
         """Whether it was run for its scores; true where its pipeline is unknown."""
-        return not self.for_speed and self.parity is None and self.facts.get("pipeline") not in MEASURING
+        return not self.for_speed and self.parity is None and self.facts.get("pipeline") not in _MEASURING
 
     @property
     def failed(self) -> bool:

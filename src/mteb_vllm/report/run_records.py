@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mteb_vllm.report.points import CACHED, MEASURING, Point, TaskScore
+from mteb_vllm.report.points import CACHED, Point, TaskScore
 from mteb_vllm.results.failures import of_damage
 from mteb_vllm.results.record import RunRecord, TaskOutcome, read_record
 from mteb_vllm.util.fingerprint import fingerprint
@@ -159,7 +159,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     for key in ("splits", "subsets"):
         yield f"tasks.{key}", ", ".join(tasks.get(key) or ())
     pipeline = (config["pipeline"].get("_target_") or "").removeprefix("mteb_vllm.pipelines.").partition(".")[0]
-    yield "pipeline", pipeline if pipeline in MEASURING else ""
+    yield "pipeline", pipeline
     if record.throughput is not None:
         yield "pipeline.lengths", str(record.throughput.lengths)
     if record.parity is not None:
