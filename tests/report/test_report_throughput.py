@@ -163,6 +163,7 @@ def test_a_speed_within_the_spread_of_the_repeats_does_not_differ(tmp_path: Path
     def ran(at: int, rate: float, spread: float) -> RunRecord:
         measured = throughput()
         measured.saturated.requests_per_second, measured.saturated.spread = rate, spread
+        measured.saturated.seconds = [measured.requests / rate] * 3
         return record(at, "pipeline=throughput", f"engine.max_num_seqs={at}", throughput=measured)
 
     runs = [ran(0, 240.0, 0.05), ran(1, 250.0, 0.01), ran(2, 260.0, 0.01), ran(3, 232.0, 0.01), ran(4, 241.0, 0.0)]

@@ -61,7 +61,9 @@ def scope(comparison: Comparison) -> str:
     if comparison.tasks or comparison.scored:
         total = len(comparison.tasks)
         parts.append(
-            count(total, "task") if shared == total else f"{count(total, 'task')}, {shared or 'none'} of them in all points"
+            count(total, "task")
+            if shared == total
+            else f"{count(total, 'task')}, {shared or 'none'} of them in all points"
         )
     if points > 1:
         parts.append(f"differences to {point_name(comparison.baseline)}")
