@@ -63,7 +63,7 @@ def _means(comparison: Comparison) -> list[str]:
             lines.append(f"No point has a score for {join_names(nowhere)}.")
     elif without:
         lines.append(f"{count(len(without), 'point')} without all scores cannot be the best: {join_names(without)}.")
-    if left_out := len(comparison.tasks) - len(comparison.shared):
+    if comparison.shared and (left_out := len(comparison.tasks) - len(comparison.shared)):
         lines.append(f"Means leave out {count(left_out, 'task')} that some points lack.")
     return lines
 
