@@ -1,4 +1,4 @@
-"""Comparisons of invented points, of any size: what pages and pictures of them are tested with."""
+"""Comparisons of any number of invented points, for tests of pages and charts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def points(
     speeds: bool = True,
     axes: dict[str, list[str]] = AXES,
 ) -> list[Point]:
-    """So many points of so many tasks; the last ones failed."""
+    """Return `n` points with `tasks` tasks each; the last `failed` ones failed."""
     chance = random.Random(7)
     names = [f"Stdlib{'Docs' * (at % 4)}{TYPES[at % 6]}{at}" for at in range(tasks)]
     base = {name: chance.uniform(0.3, 0.8) for name in names}
@@ -67,13 +67,13 @@ def points(
 
 
 def mixed_points() -> list[Point]:
-    """Four points that embed texts and then four that score pairs, of the same tasks."""
+    """Return four points that embed texts and four that score pairs, with the same tasks."""
     pairs = points(8, reranked=True)[4:]
     return points(4) + [replace(point, engine=f"pairs {point.engine}") for point in pairs]
 
 
 def equal_points(n: int) -> list[Point]:
-    """So many points with the very same scores."""
+    """Return points with identical scores."""
     made = points(n)
     return [
         replace(
@@ -84,7 +84,7 @@ def equal_points(n: int) -> list[Point]:
 
 
 def result_points(*places: tuple[str, str]) -> list[Point]:
-    """Points of results in mteb's layout, one for each model and experiment."""
+    """Return points of results in mteb's layout, one for each model and experiment."""
     made = []
     for point, (model, experiment) in zip(points(len(places), speeds=False), places, strict=True):
         facts = {"model": model, "revision": "b5c9b60c7a7a", "source": "results"}
@@ -99,7 +99,7 @@ def comparison(n: int, tasks: int = 3, **more: object) -> Comparison:
 
 
 def _task(name: str, score: float, pace: float, at: int, reranked: bool, speeds: bool) -> TaskScore:
-    # Every seventh point finds almost all of its embeddings in the store.
+    # Every seventh point has almost all of its embeddings in the cache.
     computed = 40 if at % 7 == 6 else 2000
     return TaskScore(
         name,

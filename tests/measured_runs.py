@@ -1,4 +1,4 @@
-"""Records of invented throughput and parity runs, as such runs leave them."""
+"""Records of invented throughput and parity runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mteb_vllm.results.parity import (
 )
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 
-# What float32 and what bfloat16 took in one step, in ms, and could do at once, in requests a second.
+# Latency of one request in ms, and offline throughput in requests per second, by dtype.
 STEP = {"float32": 12.1, "bfloat16": 8.4, "float16": 9.0}
 AT_ONCE = {"float32": 240.0, "bfloat16": 440.0, "float16": 431.0}
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -37,7 +37,7 @@ MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 def throughput(
     dtype: str = "float32", *, unit: Unit = "texts", tokens: int = 128, roofline: bool = True
 ) -> ThroughputRecord:
-    """What a throughput run says of itself."""
+    """The measurements of a throughput run."""
     most, alone = AT_ONCE[dtype] * 128 / tokens, STEP[dtype] * tokens / 128
     steps = []
     for size in (1, 2, 4, 8, 16, 32, 64):
@@ -68,7 +68,7 @@ def throughput(
 
 
 def parity(difference: float, *, cosine: float = 0.9999, hint: str = "") -> ParityRecord:
-    """What a parity run over two tasks says of itself; it passes within 5e-4."""
+    """The verdict of a parity run over two tasks; it passes within 5e-4."""
     passed = abs(difference) <= 5e-4
 
     def task(name: str, off: float, lowest: float) -> TaskVerdict:
@@ -87,7 +87,7 @@ def parity(difference: float, *, cosine: float = 0.9999, hint: str = "") -> Pari
 
 
 def outcome(name: str, score: float | None, seconds: float) -> TaskOutcome:
-    """A task that was computed, or failed where it has no score."""
+    """A task that was computed, or failed if it has no score."""
     failure = None if score is not None else Failure("error", "no such thing", name)
     return TaskOutcome(
         name, "STS", "computed" if failure is None else "failed", "cosine_spearman", score, failure=failure,
@@ -104,7 +104,7 @@ def record(
     tasks: tuple[TaskOutcome, ...] = (),
     failure: Failure | None = None,
 ) -> RunRecord:
-    """A run's record."""
+    """The record of a run."""
     config = {
         "model": {},
         "tasks": {"names": [task.name for task in tasks]},
@@ -134,7 +134,7 @@ def record(
 
 
 def throughput_runs() -> list[RunRecord]:
-    """float32, bfloat16 and float16, and one that failed."""
+    """Throughput runs in float32, bfloat16 and float16, and one that failed."""
     runs = [
         record(at, "pipeline=throughput", dtype=dtype, throughput=throughput(dtype, roofline=dtype != "float16"))
         for at, dtype in enumerate(AT_ONCE)
@@ -146,7 +146,7 @@ def throughput_runs() -> list[RunRecord]:
 
 
 def parity_runs() -> list[RunRecord]:
-    """float32, which passes, bfloat16, which does not quite, and one whose pooling is wrong."""
+    """Parity runs: float32 passes, bfloat16 just misses the tolerance, and float16 has the wrong pooling."""
     offs = {"float32": (2e-7, 0.9999997, ""), "bfloat16": (-7e-4, 0.99985, ""),
             "float16": (-0.0124, 0.41, "with CLS pooling the worst cosine is 0.99999 (as configured: 0.41)")}  # fmt: skip
     return [
@@ -159,7 +159,7 @@ def parity_runs() -> list[RunRecord]:
 
 
 def mixed_runs() -> list[RunRecord]:
-    """Two evaluations, one of which failed in a task, then parity and throughput of the same engines."""
+    """Two evaluations, one with a failed task, then parity and throughput runs with the same engines."""
     evaluated = [
         record(0, "pipeline=evaluate", tasks=(outcome("STS12", 0.7237, 20.0), outcome("STS13", 0.8, 10.0))),
         record(1, "pipeline=evaluate", dtype="bfloat16", tasks=(outcome("STS12", 0.7234, 11.0), outcome("STS13", None, 0.0))),
@@ -171,7 +171,7 @@ def mixed_runs() -> list[RunRecord]:
 
 
 def write_runs(folder: Path, runs: list[RunRecord]) -> Path:
-    """A sweep's folder of these runs."""
+    """Write runs as a sweep's folder; return it."""
     for run in runs:
         run.output_dir = str(folder / str(run.point))
         write_record(run, folder / str(run.point))

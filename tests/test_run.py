@@ -133,7 +133,7 @@ def test_a_sweep_with_hydras_own_launcher(tmp_path: Path) -> None:
     # One engine per pair of prompts, which run one after the other.
     assert [record.engine.opened for record in records] == [1, 0, 1, 0]
     folder = Path(records[0].output_dir).parent
-    rows = list(csv.DictReader((folder / "report.csv").open()))
+    rows = sorted(csv.DictReader((folder / "report.csv").open()), key=lambda row: row["point"])
     assert [row["engine.dtype"] for row in rows] == ["float32", "float32", "bfloat16", "bfloat16"]
     assert [float(row[TASK]) for row in rows] == [none, e5, none_bf16, e5_bf16]
     assert recompute.check(folder) > 60, "every figure is confirmed by the files"
@@ -144,7 +144,7 @@ def test_a_sweep_with_hydras_own_launcher(tmp_path: Path) -> None:
         [row["texts_per_second"] for row in csv.DictReader((Path(one[0].output_dir).parent / "report.csv").open())]
         for one in (records, again)
     ]
-    assert speeds[0] == speeds[1] and all(speeds[0]), "cached results keep their measured speeds"
+    assert all(speeds[0]) and not any(speeds[1]), "nothing was measured where all results were cached"
 
 
 def test_data_that_cannot_be_loaded_fails_only_its_task(tmp_path: Path) -> None:

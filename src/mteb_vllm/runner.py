@@ -24,7 +24,12 @@ from mteb_vllm.pipelines.base import RunContext
 from mteb_vllm.plan import Plan, current_plan, failed_before
 from mteb_vllm.progress import MakeProgress, Progress, quiet_console
 from mteb_vllm.report import one_run
-from mteb_vllm.report.one_run import cut_by_first_stage, cut_texts, late_variables, print_summary
+from mteb_vllm.report.one_run import (
+    first_stage_truncation_notes,
+    ineffective_variable_notes,
+    print_summary,
+    truncation_notes,
+)
 from mteb_vllm.results.failures import (
     Failure,
     add_log,
@@ -149,7 +154,7 @@ def _run_config(
     if record.failure is not None:
         record.failure = add_log(record.failure, last_lines(output_dir / LOG))
     record.peak_memory_mb = Memory(**peak_memory(engine_processes()))
-    record.warnings += late_variables(record)
+    record.warnings += ineffective_variable_notes(record)
     finish(record, started)
     one_run.print_run(console, record)
     print_summary(console, record)
@@ -327,7 +332,7 @@ def _run(
             record.first_stage = _first_stage_record(planned)
             if prefetched is not None and prefetched.record.work is not None and prefetched.record.work.texts:
                 record.first_stage = prefetched.record
-            record.warnings += cut_by_first_stage(record.first_stage)
+            record.warnings += first_stage_truncation_notes(record.first_stage)
             record.warnings += _engine_warnings(record.first_stage.engine)
     for task in planned.tasks:
         if (failure := skipped.get(task.name)) is not None:
@@ -335,7 +340,7 @@ def _run(
             record.warnings.append(f"{task.name} failed before and was not tried again (retry_failed=false).")
     record.tasks.sort(key=lambda outcome: names.index(outcome.name))
     for outcome in record.tasks:
-        record.warnings += [*outcome.warnings, *cut_texts(outcome, record)]
+        record.warnings += [*outcome.warnings, *truncation_notes(outcome, record)]
 
 
 def _engine_warnings(engine: EngineRecord | None) -> list[str]:

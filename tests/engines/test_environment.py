@@ -16,7 +16,7 @@ import pytest
 from measured_runs import parity
 from mteb_vllm.engines import arguments, environment
 from mteb_vllm.engines.arguments import resolve_arguments
-from mteb_vllm.report.one_run import late_variables
+from mteb_vllm.report.one_run import ineffective_variable_notes
 from mteb_vllm.results.measurements import EngineRecord
 from mteb_vllm.results.record import FirstStageRecord, RunRecord
 
@@ -154,11 +154,11 @@ def test_variables_that_are_not_in_effect_are_reported() -> None:
         "vllm", "", "", 1, 0.0, late={"OMP_WAIT_POLICY": "PASSIVE"}, threading={"OMP_WAIT_POLICY": "ACTIVE"}
     )  # fmt: skip
     record = RunRecord(overrides=[], config={}, started="", output_dir="")
-    assert list(late_variables(record)) == []
+    assert list(ineffective_variable_notes(record)) == []
     record.engine, record.first_stage, record.parity = late, FirstStageRecord("dense", engine=late), parity(0.0)
     record.parity.reference.engine = late
-    first, *others = late_variables(record)
-    assert first.startswith("OMP_WAIT_POLICY=PASSIVE is not in effect for vllm") and "has found ACTIVE" in first
+    first, *others = ineffective_variable_notes(record)
+    assert first.startswith("OMP_WAIT_POLICY=PASSIVE is not in effect for vllm") and "found ACTIVE" in first
     assert len(others) == 2
 
 

@@ -13,7 +13,7 @@ from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.config.schema import InstructionConfig, ScoreTemplateConfig
 from mteb_vllm.models.prompts import Prompts, applying_keys, load_template, resolve
 from mteb_vllm.pipelines.rerank.first_stages import EncoderStage
-from mteb_vllm.report.one_run import prompts_in_words
+from mteb_vllm.report.one_run import describe_prompts
 from mteb_vllm.run_header import prompts_in_effect
 from mteb_vllm.util.fingerprint import fingerprint
 
@@ -266,7 +266,7 @@ def test_every_combination_for_an_encoder_has_the_expected_texts_and_matching_fi
         known.setdefault(fingerprint(planned.settings), set()).add((query, document, text))
         record = prompts_in_effect(planned)
         assert bool(record["template"]) == (query[:3] in ("R: ", "Ins")), combination
-        assert prompts_in_words(record).startswith("Instructions: " if record["template"] else "Prompts: ")
+        assert describe_prompts(record).startswith("Instructions: " if record["template"] else "Prompts: ")
     assert all(len(found) == 1 for found in known.values()), "equal texts share a result, and a fingerprint is one text"
     named = [key for key in known if isinstance(key, tuple)]
     assert len({*itertools.chain(*(known[key] for key in named))}) == len(named), "different texts share none"
@@ -281,10 +281,10 @@ def test_no_prompts_and_a_recipes_template_are_two_settings() -> None:
         for choice in (("auto", "auto"), ("none", "auto"), ("none", "qwen"))
     )
     assert len({fingerprint(made.settings) for made in (auto, none, explicit)}) == 3
-    assert prompts_in_words(prompts_in_effect(none)) == "Prompts: none"
-    words = prompts_in_words(prompts_in_effect(auto))
+    assert describe_prompts(prompts_in_effect(none)) == "Prompts: none"
+    words = describe_prompts(prompts_in_effect(auto))
     assert words == r"Instructions: the tasks' own; template: 'R: {instruction}\n' (the recipe), not for documents"
-    assert "(the configuration)" in prompts_in_words(prompts_in_effect(explicit))
+    assert "(the configuration)" in describe_prompts(prompts_in_effect(explicit))
     bare = make_plan(chosen_for(config, "bare", "auto", "auto"))
     assert fingerprint(bare.settings) == fingerprint(none.settings), "equal inputs share a result"
 
@@ -310,7 +310,7 @@ def test_a_dense_first_stage_and_a_reference_follow_the_same_rules() -> None:
         rendered = tuple(planned.stage.prompts.prefix(task, side).text for side in ("query", "document"))
         assert rendered == (query, document), combination
         by_stage.setdefault(fingerprint(planned.stage.settings(task.name)), set()).add(rendered)
-        assert prompts_in_words(prompts_in_effect(planned)["first_stage"]).startswith(
+        assert describe_prompts(prompts_in_effect(planned)["first_stage"]).startswith(
             "Instructions" if planned.stage.prompts.template else "Prompts"
         )
         # The reference has prompts of its own, independent of the run's.
@@ -350,5 +350,5 @@ def test_a_score_template_is_kept_without_prompts() -> None:
         }
         assert text == f"{values.get('query') or own['query']}|q|d", (recipe, chosen)
         made.setdefault(fingerprint(planned.settings), set()).add(text)
-        assert prompts_in_words(prompts_in_effect(planned)).startswith("Pairs: a score template; instructions: ")
+        assert describe_prompts(prompts_in_effect(planned)).startswith("Pairs: a score template; instructions: ")
     assert all(len(found) == 1 for found in made.values())

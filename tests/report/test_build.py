@@ -1,4 +1,4 @@
-"""`pipeline=report`: over runs, sweeps and results of others; nothing is evaluated, and mistakes are mistakes."""
+"""`pipeline=report` over runs, sweeps and results of others: nothing is evaluated, and errors are reported."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_report_that_nobody_reads_is_written(sweep: Path, tmp_path: Path) -> None:
+def test_a_report_is_written_if_stdout_is_closed(sweep: Path, tmp_path: Path) -> None:
     check([])  # makes the catalogues, where there are none yet: their making is announced on stderr
     command = f"{sys.executable} -m mteb_vllm pipeline=report runs={sweep} pipeline.dir={tmp_path}/report"
     line = f"set -o pipefail; (sleep 1; {command}) | true"  # `true` has ended before anything is printed
@@ -62,7 +62,7 @@ def test_a_report_that_nobody_reads_is_written(sweep: Path, tmp_path: Path) -> N
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == FILES
 
 
-def test_a_report_is_made_of_a_sweep_that_is_there(sweep: Path, tmp_path: Path) -> None:
+def test_a_report_is_built_from_an_existing_sweep(sweep: Path, tmp_path: Path) -> None:
     made: Any = run(
         ["pipeline=report", f"runs={sweep}", f"results.dir={tmp_path}/out", "report.baseline=1"], show=False
     )
@@ -92,7 +92,7 @@ def test_any_set_of_runs_can_be_compared(sweep: Path, tmp_path: Path) -> None:
     assert len(single.rows) == 1
 
 
-def test_mistakes_are_mistakes(sweep: Path, tmp_path: Path) -> None:
+def test_errors_in_the_configuration_are_reported(sweep: Path, tmp_path: Path) -> None:
     def said(*overrides: str, multirun: bool = False) -> str:
         with pytest.raises(ConfigError) as error:
             run([f"results.dir={tmp_path}/out", *overrides], multirun=multirun, show=False)
@@ -127,7 +127,7 @@ def test_the_command_line_makes_a_report_without_mteb_torch_or_vllm(sweep: Path,
     assert failed.returncode == 2 and "Traceback" not in failed.stderr
 
 
-def test_a_report_that_cannot_be_made_costs_a_sweep_nothing(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_fails_does_not_fail_the_sweep(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("no pictures today")
 

@@ -1,4 +1,4 @@
-"""The columns of a comparison: one list, from which every table takes its own."""
+"""The columns of a comparison: the one list from which every table takes its columns."""
 
 from __future__ import annotations
 
@@ -29,6 +29,20 @@ def compared(request: pytest.FixtureRequest, tmp_path: Path) -> Comparison:
     return makers[request.param]()
 
 
+def test_technical_columns_come_after_the_scores(compared: Comparison) -> None:
+    columns = [column for column in table_columns(compared) if column.text or column.page]
+    kinds = [column.kind for column in columns]
+    settings = [at for at, kind in enumerate(kinds) if kind == "setting"]
+    scores = [at for at, kind in enumerate(kinds) if kind in ("mean", "type", "task")]
+    keys = ("seconds", "engine_start_seconds", "peak_memory_mb")
+    technical = [at for at, column in enumerate(columns) if column.key in keys]
+    assert max(settings, default=0) < min(scores) and max(scores) < min(technical) == len(columns) - 4
+    # They are also the first that a narrow terminal leaves out.
+    assert min(columns[at].left_out for at in technical) > max(
+        column.left_out for at, column in enumerate(columns) if at not in technical
+    )
+
+
 def test_each_table_has_its_columns_in_the_order_of_the_list(compared: Comparison) -> None:
     columns = table_columns(compared)
     assert next(csv.reader(io.StringIO(comparison_csv(compared)))) == [column.key for column in columns if column.key]
@@ -37,7 +51,7 @@ def test_each_table_has_its_columns_in_the_order_of_the_list(compared: Compariso
     assert [cell.strip() for cell in table.split("|")[1:-1]] == shown
 
 
-def test_no_two_columns_are_called_the_same(compared: Comparison) -> None:
+def test_no_two_columns_have_the_same_name(compared: Comparison) -> None:
     columns = table_columns(compared)
     for names in (
         [column.key for column in columns if column.key],
@@ -47,7 +61,7 @@ def test_no_two_columns_are_called_the_same(compared: Comparison) -> None:
         assert len(set(names)) == len(names), names
 
 
-def test_what_a_narrow_terminal_leaves_out_is_in_the_csv(compared: Comparison) -> None:
+def test_columns_that_a_narrow_terminal_leaves_out_are_in_the_csv(compared: Comparison) -> None:
     # The tokens/s of a throughput point on the same engine are in it under the name of the parity point's own.
     for column in table_columns(compared):
         assert column.key or not column.left_out or column.header == "throughput on this engine, tokens/s", (

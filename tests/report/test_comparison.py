@@ -1,4 +1,4 @@
-"""What a comparison says of points: against figures worked out by hand, and against slow ways to the same figures."""
+"""Comparisons: against figures computed by hand, and against slow ways to the same figures."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_means_differences_and_the_answer() -> None:
     assert [row.good for row in made.rows] == [True, True, False]
     assert [row.on_front for row in made.rows] == [True, True, False]
     said = " ".join(answer(made))
-    assert "1 of 3 points failed, in part or as a whole: 2." in said
+    assert "1 of 3 points failed, completely or in some tasks: 2." in said
     assert "Fastest within 0.001 of it (2 of 3 are): point 1 (dtype=bf16), mean 0.59967, 133 texts/s." in said
     assert "dtype=bf16 instead of float32: score -0.00033, speed x1.33, 1 pair." in said
     # The scale of epsilon is the scores' own, and its edge is in.
@@ -81,7 +81,7 @@ def test_the_baseline_may_be_any_point() -> None:
         compare(points, baseline="7")
 
 
-def test_columns_are_what_tells_points_apart() -> None:
+def test_columns_are_the_settings_that_distinguish_points() -> None:
     def ran(name: str, of: str, vllm: str, **overrides: str) -> Point:
         facts = {"model": of, "revision": f"r-{of}", "prompts": "none", "engine.seed": "0", "versions.vllm": vllm}
         return point(name, task("A", 0.5), facts=facts | {"git": name, "resolved.dtype": name}, **overrides)
@@ -89,13 +89,13 @@ def test_columns_are_what_tells_points_apart() -> None:
     points = [ran("0", "a", "1", model="a", results__dir="x"), ran("1", "b", "1", model="b", results__dir="y")]
     made = compare(points)
     assert made.columns == ["model"], "a revision follows from its model"
-    assert list(made.constants.items()) == [("engine.seed", "0"), ("prompts", "none"), ("versions.vllm", "1")]
+    assert list(made.constants.items()) == [("versions.vllm", "1"), ("prompts", "none"), ("engine.seed", "0")]
     made = compare([*points, ran("2", "a", "2", model="a")])
     assert made.columns == ["model", "versions.vllm"]
     assert [row.settings for row in made.rows] == [("a", "1"), ("b", "1"), ("a", "2")]
 
 
-def test_a_value_that_only_some_command_lines_say_is_compared_by_what_they_ran_with() -> None:
+def test_an_override_on_some_command_lines_only_is_compared_by_the_facts() -> None:
     facts = {"model": "m", "engine.dtype": "float32"}
     same = compare(
         [point("0", task("A", 0.5), facts=facts), point("1", task("A", 0.5), facts=facts, engine__dtype="float32")]
@@ -106,7 +106,7 @@ def test_a_value_that_only_some_command_lines_say_is_compared_by_what_they_ran_w
     assert [row.settings for row in other.rows] == [("float32",), ("auto",)]
 
 
-def test_points_that_failed_before_their_first_task_empty_nothing() -> None:
+def test_points_that_failed_before_their_first_task_change_nothing_for_the_others() -> None:
     dead = Point("1", Path("1"), overrides={"x": "2"}, failures=[Failure("engine_start", "no")])
     unreadable = Point("2", Path("2"), failures=[Failure("error", "no record")])
     made = compare([point("0", task("A", 0.5), x="1"), dead, unreadable, point("3", task("A", 0.6), x="3")])
@@ -114,26 +114,26 @@ def test_points_that_failed_before_their_first_task_empty_nothing() -> None:
     assert [row.mean for row in made.rows] == [0.5, None, None, 0.6]
     assert [(one.value, one.pairs, one.score) for one in made.effects] == [("2", 1, None), ("3", 1, pytest.approx(0.1))]
     said = answer(made)
-    assert said[0] == "2 of 4 points failed, in part or as a whole: 1, 2."
+    assert said[0] == "2 of 4 points failed, completely or in some tasks: 1, 2."
     assert said[1] == "2 points without all scores cannot be the best: 1, 2."
 
 
-def test_no_task_in_common_is_no_answer() -> None:
+def test_points_without_a_common_task_have_no_best_point() -> None:
     made = compare([point("0", task("A", 0.5), tasks="a"), point("1", task("B", 0.6), tasks="b")])
     assert (made.shared, made.best, made.answer, made.columns) == ([], None, None, ["tasks"])
-    assert answer(made)[0] == "There is no task that all points have, so that there are no means and no best point."
+    assert answer(made)[0] == "The points have no task in common, so there are no means and no best point."
 
 
 def speeds(comparison: Comparison) -> list[tuple[str, float] | None]:
     return [None if row.speed is None else (row.speed.of, row.speed.texts) for row in comparison.rows]
 
 
-def test_a_speed_is_of_what_was_computed_or_of_another_point_on_the_same_engine() -> None:
+def test_a_speed_is_measured_on_computed_texts_or_taken_from_a_point_with_the_same_engine() -> None:
     reused = TaskScore("A", "A", score=0.5)
     made = compare(
         [
             point("none", reused, engine="alone"),
-            point("reused", reused, task("B", 0.5), TaskScore("C", score=0.5)),
+            point("cached", reused, task("B", 0.5), TaskScore("C", score=0.5)),
             point("half", task("A", 0.5, 100, stored=100, seconds=0.5)),
             point("stored", task("A", 0.5, 99, stored=100)),
             point("failed", task("A", None, 60), engine="other"),
@@ -144,13 +144,12 @@ def test_a_speed_is_of_what_was_computed_or_of_another_point_on_the_same_engine(
 
 def test_speeds_are_over_the_same_tasks() -> None:
     short, long = task("Short", 0.5, 1000, seconds=1.0), task("Long", 0.5, 100, seconds=9.0)
-    reused, noted = TaskScore("Short", score=0.5, reused=True), task("Short", 0.5, 1000, seconds=3.0, reused=True)
+    reused = TaskScore("Short", score=0.5, cached=True)
     made = compare(
         [
             point("both", short, long, engine="a"),
             point("long", reused, long, engine="b"),  # a tenth as fast, only because of what it had still to do
             point("borrowed", reused, long, engine="a"),
-            point("noted", noted, long, engine="c"),
             point("more", short, long, task("Other", 0.5, 10**6), engine="d"),
             point("failed", short, task("Long", None, None), engine="e"),
             point("lost", short, task("Long", None, None), engine="a"),
@@ -162,15 +161,14 @@ def test_speeds_are_over_the_same_tasks() -> None:
         ("both", own),
         None,
         ("both", own),
-        ("noted", 1100 / 12),
         ("more", own),
         None,
         ("both", own),
     ]
-    assert [row.speed.computed for row in made.rows if row.speed] == [1100] * 5
+    assert [row.speed.computed for row in made.rows if row.speed] == [1100] * 4
 
 
-def test_a_task_whose_texts_came_from_the_store_is_not_measured() -> None:
+def test_a_task_whose_texts_came_from_the_embedding_cache_is_not_measured() -> None:
     # The many queries were computed, the long documents of the other task were there.
     queries, documents = task("A", 0.5, 1000, seconds=1.0), task("B", 0.5, 10, stored=900, seconds=1.0)
     made = compare(
@@ -183,11 +181,11 @@ def test_a_task_whose_texts_came_from_the_store_is_not_measured() -> None:
     assert speeds(made) == [("whole", 190), ("whole", 190), None]
 
 
-def test_where_no_task_is_shared_a_speed_is_of_the_same_tasks() -> None:
+def test_without_shared_tasks_a_speed_is_over_the_same_tasks() -> None:
     def of(name: str, *tasks: TaskScore, said: str) -> Point:
         return point(name, *tasks, tasks=said)
 
-    reused = TaskScore("A", score=0.5, reused=True)
+    reused = TaskScore("A", score=0.5, cached=True)
     made = compare(
         [
             of("a", task("A", 0.5, 100), said="a"),
@@ -198,7 +196,7 @@ def test_where_no_task_is_shared_a_speed_is_of_the_same_tasks() -> None:
         ]
     )
     assert made.shared == []
-    assert speeds(made) == [("a", 100), ("b", 10), ("a", 100), None, None]
+    assert speeds(made) == [("a", 100), ("b", 10), None, None, None], "a cached point has no speed at all"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +204,7 @@ def test_where_no_task_is_shared_a_speed_is_of_the_same_tasks() -> None:
     [Failure("killed", "by a signal"), Failure("interrupted", "Ctrl-C"), Failure("timeout", "too long", "B")],
     ids=["killed", "interrupted", "in a task that it has no outcome of"],
 )
-def test_a_point_that_ended_early_shrinks_nobodys_means(failure: Failure) -> None:
+def test_a_point_that_ended_early_leaves_the_means_of_others_alone(failure: Failure) -> None:
     whole = [point(str(n), task("A", 0.5), task("B", 0.7), x=str(n)) for n in range(2)]
     ended = replace(point("2", task("A", 0.9), x="2"), failures=[failure])
     made = compare([ended, *whole], baseline="0")
@@ -217,12 +215,12 @@ def test_a_point_that_ended_early_shrinks_nobodys_means(failure: Failure) -> Non
     ]
     assert named(made)["2"].scores == {"A": 0.9, "B": None} and named(made)["2"].speed == named(made)["0"].speed
     assert (made.best, named(made)["2"].good) == (named(made)["0"], False)
-    assert compare([ended]).shared == ["A"], "nobody tells what else there was to do"
+    assert compare([ended]).shared == ["A"], "its other tasks are unknown"
     of_a_task = replace(ended, failures=[Failure("killed", "by a signal", "A")])
     assert compare([of_a_task, *whole]).shared == ["A"], "it is not known to have ended there"
 
 
-def test_pairs_and_texts_are_not_one_faster_than_the_other() -> None:
+def test_speeds_in_pairs_and_in_texts_are_not_compared() -> None:
     made = compare([point("0", task("A", 0.5), x="1"), point("1", task("A", 0.5, unit="pairs"), x="2")])
     assert made.answer is None and not any(row.on_front for row in made.rows) and made.effects[0].speed is None
     assert made.unit is None and any("not comparable" in line for line in answer(made))
@@ -236,13 +234,11 @@ def test_pairs_and_texts_are_not_one_faster_than_the_other() -> None:
         (task("A", 0.5), known): "texts",
         (known,): "texts",
     }.items():
-        assert compare([point(str(n), one) for n, one in enumerate(tasks)]).unit == unit, (
-            "some do not tell what they count"
-        )
+        assert compare([point(str(n), one) for n, one in enumerate(tasks)]).unit == unit, "some points have no unit"
 
 
-def test_what_a_point_computed_is_not_what_was_there_already() -> None:
-    there = task("A", 0.5, 100, stored=5, reused=True)
+def test_cached_results_do_not_count_as_computed() -> None:
+    there = task("A", 0.5, 100, stored=5, cached=True)
     own, reused, both, others = (
         point("0", task("A", 0.5, 100, stored=5)),
         point("1", there),
@@ -264,22 +260,34 @@ def test_reranking_has_the_means_of_both_stages() -> None:
     assert (both.first_stage, both.gain, both.ceiling) == (0.375, 0.25, 0.875)
     assert (without.first_stage, without.gain, without.ceiling) == (None, None, 1.0)
     assert (both.share, without.share) == (0.75, 0.375)
+    assert both.gain_share == (0.625 - 0.375) / (0.875 - 0.375) and without.gain_share is None
     assert compare([point("0", *tasks, task("C", 0.5))]).rows[0].share is None
 
 
-def test_a_single_point_is_no_comparison() -> None:
+def test_there_is_no_share_of_a_possible_gain_without_room_for_one() -> None:
+    def share(first: float, reranked: float, ceiling: float) -> float | None:
+        return compare([point("0", task("A", reranked, first_stage=first, ceiling=ceiling))]).rows[0].gain_share
+
+    assert share(0.5, 0.5, 0.5) is None and share(0.3, 0.3, 0.1 + 0.2) is None, "the ceiling is the first stage"
+    assert share(0.5, 0.25, 1.0) == -0.5, "reranking can lower a score"
+    # A task without room counts in the means, and does not divide by zero.
+    both = [task("A", 0.5, first_stage=0.5, ceiling=0.5), task("B", 0.75, first_stage=0.5, ceiling=1.0)]
+    assert compare([point("0", *both)]).rows[0].gain_share == 0.5
+
+
+def test_a_single_point_is_compared_with_nothing() -> None:
     made = compare([point("0", task("A", 0.5), x="1")])
     assert made.columns == [] and made.answer is made.best is made.rows[0]
-    assert answer(made) == ["One point: mean 0.50000 over 1 task, 100 texts/s. There is nothing to compare it with."]
+    assert answer(made) == ["One point: mean 0.50000 over 1 task, 100 texts/s."]
 
 
-def test_effects_that_cannot_be_told_are_said_to_be_so() -> None:
+def test_effects_that_cannot_be_determined_are_named() -> None:
     made = compare([point("0", task("A", 0.5), x="1", y="1"), point("1", task("A", 0.5), x="2", y="2")])
     assert made.effects == []
-    assert "x: its effect cannot be told, since no two points with scores differ in it alone." in answer(made)
+    assert "x: no effect can be determined, since no two points with scores differ in it alone." in answer(made)
 
 
-def test_an_effect_says_how_many_pairs_each_figure_rests_on() -> None:
+def test_an_effect_gives_the_number_of_pairs_of_each_figure() -> None:
     def at(x: str, y: int, score: float | None, computed: int | None) -> Point:
         return point(f"{x}{y}", task("A", score, computed), engine=f"{x}{y}", x=x, y=str(y))
 
@@ -289,6 +297,9 @@ def test_an_effect_says_how_many_pairs_each_figure_rests_on() -> None:
         line = next(line for line in answer(made) if line.startswith("x=b instead of a: "))
         return one.pairs, one.score_pairs, one.speed_pairs, line.removeprefix("x=b instead of a: ")
 
+    assert effect(at("b", 0, 0.6, 90), at("b", 1, 0.7, 110)) == (
+        2, 2, 2, "score +0.15000 (+0.10000 to +0.20000), no measurable difference in speed (0.90 to 1.10), 2 pairs."
+    )  # fmt: skip
     assert effect(at("b", 0, 0.6, 200), at("b", 1, 0.7, 200)) == (
         2, 2, 2, "score +0.15000 (+0.10000 to +0.20000), speed x2.00 (2.00 to 2.00), 2 pairs."
     )  # fmt: skip
@@ -301,7 +312,7 @@ def test_an_effect_says_how_many_pairs_each_figure_rests_on() -> None:
     )  # fmt: skip
 
 
-def test_of_many_values_the_answer_says_those_that_change_most() -> None:
+def test_the_answer_lists_the_largest_effects_of_many_values() -> None:
     points = [point(str(n), task("A", 0.5 + n / 1000), engine=str(n), x=str(n)) for n in range(50)]
     lines = [line for line in answer(compare(points)) if line.startswith("x")]
     assert len(lines) == 13 and lines[0].startswith("x=38 instead of 0: score +0.03800")
@@ -309,7 +320,7 @@ def test_of_many_values_the_answer_says_those_that_change_most() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_front_effects_and_goodness_are_what_a_slow_way_finds(seed: int) -> None:
+def test_front_effects_and_good_points_match_a_brute_force_search(seed: int) -> None:
     chance = random.Random(seed)
     axes = [[str(n) for n in range(chance.randint(1, 4))] for _ in range(chance.randint(1, 4))]
     points = []
@@ -366,3 +377,81 @@ def pairs(rows: list[Row], at: int, value: str, against: str) -> list[tuple[Row,
         if one.settings[at] == value and other.settings[at] == against
         if all(a == b for n, (a, b) in enumerate(zip(one.settings, other.settings, strict=True)) if n != at)
     ]
+
+
+def test_a_cached_point_takes_part_in_no_effect_on_speed() -> None:
+    def at(x: str, cached: bool) -> Point:
+        return point(x, task("A", 0.5, 100, cached=cached), engine=x, x=x)
+
+    for cached, speed_pairs in ((False, 1), (True, 0)):
+        made = compare([at("a", False), at("b", cached)])
+        (effect,) = made.effects
+        assert (effect.pairs, effect.score_pairs, effect.speed_pairs) == (1, 1, speed_pairs)
+        assert (made.rows[1].speed is None, made.rows[1].point.cached) == (cached, cached)
+
+
+def test_rows_are_ranked_best_first_and_failed_ones_last() -> None:
+    dead = Point("dead", Path("dead"), failures=[Failure("killed", "gone")])
+    made = compare(
+        [
+            dead,
+            point("low", task("A", 0.4), x="1"),
+            point("slow", task("A", 0.5, seconds=2.0), x="2", engine="s"),
+            point("failed", task("A", None), x="3"),
+            point("fast", task("A", 0.5), x="4", engine="f"),
+        ]
+    )
+    assert [row.point.name for row in made.ranked] == ["fast", "slow", "low", "dead", "failed"]
+
+
+def test_runs_of_several_kinds_have_one_column_for_the_model() -> None:
+    def ran(name: str, of: str, source: Any = "run", **overrides: str) -> Point:
+        facts = {"model": of, "tasks": "A"}
+        return replace(point(name, task("A", 0.5), facts=facts, **overrides), source=source)
+
+    made = compare(
+        [
+            ran("0", "org/small", model="small"),
+            ran("1", "org/large", model="custom", model__name="org/large", model__revision="abc"),
+            ran("others", "org/other", source="results"),
+        ]
+    )
+    assert made.columns == ["model"] and [row.settings for row in made.rows] == [
+        ("org/small",), ("org/large",), ("org/other",)
+    ]  # fmt: skip
+    # What differs between runs of one model stays.
+    revisions = [ran(name, "org/large", model__revision=name) for name in ("a", "b")]
+    assert compare([*revisions, ran("0", "org/small")]).columns == ["model", "model.revision"]
+    # Two recipes of one model are two settings, whatever their model is called.
+    recipes = [
+        ran("0", "org/small", model="small"),
+        ran("1", "org/small", model="small_prompted"),
+        ran("2", "org/b", model="b"),
+    ]
+    assert [row.settings[0] for row in compare(recipes).rows] == ["small", "small_prompted", "b"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ({"tasks__names": "[A,B]"}, {"tasks__names": "[B, A]"}),
+        ({"tasks__names": "[B,A]"}, {"tasks": "ab"}),
+        ({"tasks__names": "[B,A]"}, {}),
+    ],
+)
+def test_the_order_of_task_names_is_no_setting(overrides: tuple[dict[str, str], dict[str, str]]) -> None:
+    facts = {"model": "m", "tasks": "A, B"}
+    points = [point(str(at), task("A", 0.5), task("B", 0.5), facts=facts, **one) for at, one in enumerate(overrides)]
+    assert compare(points).columns == []
+
+
+def test_shared_settings_begin_with_the_model_and_end_with_the_environment() -> None:
+    facts = {
+        "engine.env.VLLM_X": "1", "engine.dtype": "float32", "shell.OMP_NUM_THREADS": "2", "prompts": "none", "git": "abc",
+        "versions.vllm": "0.32", "device": "cpu", "tasks": "A", "revision": "r", "model": "m",
+    }  # fmt: skip
+    made = compare([point(str(at), task("A", 0.5), facts=facts) for at in range(2)])
+    assert list(made.constants) == [
+        "model", "revision", "tasks", "device", "versions.vllm", "prompts", "engine.dtype", "git", "engine.env.VLLM_X",
+        "shell.OMP_NUM_THREADS",
+    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Whatever is wrong with what a report reads: it is named and shown as failed, and the rest goes on."""
+"""Damaged files are named and shown as failures, and the rest of a report is complete."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TRUE = 0.7
 
 
 def reported(*paths: Path) -> tuple[Comparison, str]:
-    """A comparison of what lies there, and everything that a report writes of it but pictures."""
+    """Compare the runs at paths; return the comparison and all texts of its report."""
     comparison = compare(read_runs(paths))
     console = Console(file=io.StringIO(), width=400)
     print_comparison(console, comparison)
@@ -54,7 +54,7 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change a record as if it had been written so."""
+    """Change a record and renew its checksum."""
     content = json.loads((folder / "run.json").read_text())
     del content["sha256"]
     change(content)
@@ -96,7 +96,7 @@ def test_a_record_in_the_place_of_another_is_noticed(sweep: Path) -> None:
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a record."""
+    """Return the path of every value in a record."""
     keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     return [(*at, key) for key in keys] + [place for key in keys for place in places(value[key], (*at, key))]
 
@@ -124,14 +124,14 @@ def test_values_of_any_other_type_in_a_record(sweep: Path, value: Any) -> None:
         points = read_runs([sweep])
         assert [point.tasks[0].score for point in points[::2]] == [TRUE, TRUE]
         if not points[1].failures or points[1].failures[0].kind != "damaged":
-            compare(points)  # whatever was believed can be compared
+            compare(points)  # whatever was accepted can be compared
     reported(sweep)
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"null", b"[" * 100_000, b"\xff\xfe{}", b'{"a": 1', b"[]", b"7"], ids=lambda one: one[:5]
 )
-def test_records_that_are_none(sweep: Path, content: bytes) -> None:
+def test_files_that_are_no_records(sweep: Path, content: bytes) -> None:
     (sweep / "1" / "run.json").write_bytes(content)
     comparison, text = reported(sweep)
     assert [row.point.failed for row in comparison.rows] == [True, True, True]
@@ -140,7 +140,7 @@ def test_records_that_are_none(sweep: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gone", "folder", "fifo", "loop", "dangling"])
-def test_something_else_in_the_place_of_a_record(sweep: Path, kind: str) -> None:
+def test_something_other_than_a_file_in_place_of_a_record(sweep: Path, kind: str) -> None:
     path = sweep / "1" / "run.json"
     path.unlink()
     {
@@ -156,7 +156,7 @@ def test_something_else_in_the_place_of_a_record(sweep: Path, kind: str) -> None
     assert f"{sweep}/1" in text
 
 
-def test_a_folder_that_cannot_be_looked_into(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.scandir
 
     def scandir(path: Any) -> Any:
@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_looked_into(sweep: Path, monkeypatch: pytest.Mo
     assert damaged.failures[0].message == f"{sweep}/1: Permission denied"
 
 
-def test_damaged_results_cost_no_other_anything(tmp_path: Path) -> None:
+def test_damaged_results_leave_the_others_alone(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "org__model" / "abc"
     for name in ("STS12", "STS13", "STS14", "STS15", "Own", "STS16", "STS17", "STSBenchmark", "BIOSSES"):
         write_result(folder, name, {"test": {"default": TRUE}})
@@ -216,7 +216,7 @@ def test_scores_are_not_shown_as_those_of_another_model(tmp_path: Path, meta: di
 @pytest.mark.parametrize(
     "path", ["~nosuchuser/runs", "a**b", "x\0y", "n" * 300, "{loop}/x", "{file}"], ids=lambda path: path[:9].encode()
 )
-def test_paths_that_name_nothing_are_mistakes(tmp_path: Path, path: str) -> None:
+def test_paths_that_name_nothing_are_errors(tmp_path: Path, path: str) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError) as caught:
@@ -231,7 +231,7 @@ def test_a_loop_of_links_is_a_failed_point(sweep: Path, tmp_path: Path) -> None:
     assert "Too many levels of symbolic links" in text
 
 
-def test_a_damaged_reference_says_what_is_wrong_with_it(sweep: Path) -> None:
+def test_the_damage_of_a_reference_is_named(sweep: Path) -> None:
     (sweep / "1" / "run.json").write_text("null")
-    with pytest.raises(ConfigError, match=r"contains no result of STS12(?s:.*)is no record that can be read"):
+    with pytest.raises(ConfigError, match=r"contains no result of STS12(?s:.*)is no readable record"):
         stored_scores([str(sweep / "1")], ["STS12"])

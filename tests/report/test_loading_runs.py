@@ -1,4 +1,4 @@
-"""Runs and results are found wherever they lie, and read as they were written."""
+"""Runs and results are found in any folder, and read as they were written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mteb_vllm.report.comparison import Point, compare
 from mteb_vllm.report.loading import read_runs
 from mteb_vllm.results.counters import Measured, Work
 from mteb_vllm.results.failures import Failure
-from mteb_vllm.results.measurements import CacheRecord, EngineRecord
+from mteb_vllm.results.measurements import CacheRecord, EngineRecord, Memory
 from mteb_vllm.results.parity import Hint
 from mteb_vllm.results.record import SCHEMA, FirstStageRecord, RunRecord, TaskOutcome, read_record, write_record
 from mteb_vllm.util.files import dump_sealed
@@ -94,6 +94,8 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert failed.failed and failed.score is None
     assert point.failures == [Failure("engine_died", "died"), lost.failure]
     assert point.overrides == {"tasks": "[STS12,A]", "engine.block_size": "16", "prompts.query": "(removed)"}
+    assert point.arguments == ("tasks=[STS12,A]", "+engine.block_size=16", "~prompts.query")
+    assert point.started == "2026-11-24T10:00:00+00:00"
     assert (point.engine, point.engine_seconds, point.seconds) == ("f", 20.0, 30.0)
     assert (point.name, point.source) == ("run", "run")
     facts = point.facts
@@ -103,21 +105,22 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert facts["engine.env.VLLM_X"] == "1" and facts["tasks.splits"] == "test" and "versions.python" in facts
 
 
-def test_what_was_measured_before_counts_as_measured(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", TaskOutcome("A", "STS", "cached", "m", 0.5))
+def test_a_cached_result_has_a_score_and_no_measurements(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", TaskOutcome("A", "STS", "cached", "m", 0.5), peak_memory_mb=Memory(900.0, 0.0))
     record = json.loads((folder / "run.json").read_text())
     measured = {"computed": 8, "stored": 2, "tokens": 70, "seconds": 4.0, "unit": "pairs"}
     del record["sha256"]
     record["tasks"][0]["measured"] = measured
     (folder / "run.json").write_text(dump_sealed(record))
     [point] = read_runs([folder / "run.json"])
-    assert {name: getattr(point.tasks[0], name) for name in measured} == measured
+    (task,) = point.tasks
+    assert (task.score, task.unit, task.computed, task.stored, task.tokens, task.seconds) == (0.5, "pairs", *[None] * 4)
     assert point.engine == fingerprint(ENGINE), "the engine that it never opened"
-    assert point.engine_seconds is None
-    assert point.tasks[0].reused and (point.total("computed"), point.total("stored")) == (0, 0)
+    assert (point.engine_seconds, point.peak_memory_mb) == (None, None)
+    assert task.cached and point.cached and (point.total("computed"), point.total("stored")) == (0, 0)
 
 
-def test_the_start_of_an_engine_is_that_of_those_who_computed_the_results(tmp_path: Path) -> None:
+def test_the_start_of_an_engine_is_that_of_the_run_that_opened_it(tmp_path: Path) -> None:
     noted = [
         TaskOutcome(name, "STS", "cached", "m", 0.5, measured=Measured(computed=8, seconds=4.0, engine_seconds=seconds))
         for name, seconds in {"A": 20.0, "B": 30.0, "C": None}.items()
@@ -125,7 +128,7 @@ def test_the_start_of_an_engine_is_that_of_those_who_computed_the_results(tmp_pa
     own = replace(OPENED, seconds=5.0)
     for number, engine in enumerate((None, own, replace(own, opened=0))):
         write_run(tmp_path / str(number), *noted, point=number, engine=engine)
-    assert [point.engine_seconds for point in read_runs([tmp_path])] == [30.0, 5.0, None]
+    assert [point.engine_seconds for point in read_runs([tmp_path])] == [None, 5.0, None]
 
 
 def test_sweeps_and_runs_have_an_order_and_names(tmp_path: Path) -> None:
@@ -179,7 +182,7 @@ def test_a_record_is_read_back_as_it_was(tmp_path: Path) -> None:
         assert read_record(tmp_path / "run.json", scores=False).tasks[-1] == replace(run.tasks[-1], scores={})
 
 
-def test_bytes_of_no_character_cost_no_record(tmp_path: Path) -> None:
+def test_undecodable_bytes_do_not_break_a_record(tmp_path: Path) -> None:
     odd = "d\udcff"
     folder = write_run(
         tmp_path / "run", replace(STS12, prompts={odd: {"key": odd}}), output_dir=odd, warnings=[odd], overrides=[odd]
@@ -189,7 +192,7 @@ def test_bytes_of_no_character_cost_no_record(tmp_path: Path) -> None:
     assert read_runs([folder])[0].tasks[0].score == 0.7
 
 
-def test_a_number_that_is_none_is_not_known(tmp_path: Path) -> None:
+def test_a_number_that_is_not_finite_is_unknown(tmp_path: Path) -> None:
     (run,) = parity_runs()[:1]
     hint = Hint("reference", "no split in common", float("inf"), float("nan"))
     run.parity.hints = [hint]
@@ -199,7 +202,7 @@ def test_a_number_that_is_none_is_not_known(tmp_path: Path) -> None:
     assert read.parity.hints == [replace(hint, worst=None, median=None)] and read.tasks[0].main_score is None
 
 
-def test_results_of_others_count_what_counts_for_the_task(tmp_path: Path) -> None:
+def test_results_of_others_count_the_splits_and_subsets_of_the_task(tmp_path: Path) -> None:
     old, new = (tmp_path / "results" / "org__some__model" / revision for revision in ("0123456789", "main"))
     write_result(old, "STS12", {"test": {"default": 0.8}, "train": {"default": 0.1}})
     write_result(old, "STS22.v2", {"test": {"en": 0.5, "de": 0.7, "unknown": 0.0}})
@@ -219,7 +222,7 @@ def test_results_of_others_count_what_counts_for_the_task(tmp_path: Path) -> Non
         assert first.tasks == read_runs([folder])[0].tasks
 
 
-def test_a_score_is_what_mteb_makes_of_the_same_file(tmp_path: Path) -> None:
+def test_a_score_is_that_of_mteb_for_the_same_file(tmp_path: Path) -> None:
     from mteb.results import TaskResult
 
     subsets = {"en": 0.5, "de": 0.7, "es": 0.61}
@@ -232,7 +235,7 @@ def test_a_score_is_what_mteb_makes_of_the_same_file(tmp_path: Path) -> None:
     assert result.get_score() == pytest.approx(point.tasks[0].score)
 
 
-def test_results_are_told_apart_by_revision_and_experiment(tmp_path: Path) -> None:
+def test_results_are_distinguished_by_revision_and_experiment(tmp_path: Path) -> None:
     for revision, experiments in {"0123456789": ["a", "b"], "abcdef": ["a"]}.items():
         for experiment in experiments:
             write_result(
@@ -246,10 +249,18 @@ def test_results_are_told_apart_by_revision_and_experiment(tmp_path: Path) -> No
     assert names(read_runs([tmp_path])) == ["run"], "results below runs are theirs"
 
 
-def test_nothing_found_is_a_mistake_for_each_path(tmp_path: Path) -> None:
+def test_a_path_without_runs_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError) as caught:
         read_runs([tmp_path / "empty", tmp_path / "typo*"])
     first, second = caught.value.mistakes
     assert first.what == "holds neither runs nor results" and second.what == "there is no such file or folder"
     assert first.where == f"runs={tmp_path / 'empty'}" and "run.json" in first.allowed
+
+
+def test_a_pipeline_that_a_command_line_leaves_out_is_no_setting(tmp_path: Path) -> None:
+    pipeline = {"_target_": "mteb_vllm.pipelines.evaluate.Evaluate", "top_k": 10}
+    for number, overrides in enumerate(([], ["pipeline=evaluate"])):
+        write_run(tmp_path / str(number), point=number, overrides=overrides, config=CONFIG | {"pipeline": pipeline})
+    made = compare(read_runs([tmp_path]))
+    assert made.columns == [] and made.constants["pipeline"] == "evaluate"

@@ -1,4 +1,4 @@
-"""Tables of one run: failures first, and nothing in a prompt breaks them."""
+"""The report of one run: failures first, cached results marked, prompts escaped."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def shown(show: Any, *args: Any) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_failures_come_first_and_rates_count_what_was_computed() -> None:
+def test_failures_come_first_and_cached_results_have_no_speed() -> None:
     _, rows = one_run.task_table(record(FINE, REUSED, FAILED))
     assert [row[0] for row in rows] == ["NFCorpus", "STS12", "SciFact", "mean of 2 of 3"]
     assert rows[1][2:] == ("0.72369", "200", "2,000", "5.5", "")
-    assert rows[2][3:] == ("", "", "", "cached")
+    assert rows[2][3:] == ("cached", "", "", "")
     assert rows[3][2] == "0.68439"
 
 
@@ -61,20 +61,22 @@ def test_a_reranking_run_shows_both_stages_and_the_ceiling() -> None:
     )  # fmt: skip
     own = TaskOutcome("AskUbuntu", "Reranking", "cached", "map_at_1000", 0.25, candidates="own", ceiling=1.0)
     columns, (first, second, mean) = one_run.task_table(record(one, own))
-    assert columns[2:8] == ("first stage", "reranked", "gain", "ceiling", "share", "pairs/s")
-    assert first[2:9] == ("0.50000", "0.75000", "+0.25000", "0.87500", "85.7%", "5", "50")
-    assert second[2:7] == ("own candidates", "0.25000", "", "1.00000", "25.0%")
-    assert mean[2:7] == ("", "0.50000", "", "0.93750", "55.4%"), "a mean is of all tasks, or of none"
+    assert columns[2:9] == (
+        "first stage", "reranked", "gain", "ceiling", "share of ceiling", "share of possible gain", "pairs/s"
+    )  # fmt: skip
+    assert first[2:10] == ("0.50000", "0.75000", "+0.25000", "0.87500", "85.7%", "66.7%", "5", "50")
+    assert second[2:9] == ("own candidates", "0.25000", "", "1.00000", "25.0%", "", "cached")
+    assert mean[2:8] == ("", "0.50000", "", "0.93750", "55.4%", ""), "a mean is of all tasks, or of none"
     assert "| first stage | reranked | gain |" in one_run.run_markdown(record(one, own))
 
 
-def test_text_of_a_user_is_never_markup() -> None:
+def test_user_text_is_not_parsed_as_markup() -> None:
     text = shown(one_run.print_run, record(FINE, FAILED))
     assert "[bold]network" in text
     task = SimpleNamespace(name="STS12", type="STS", prompt=None, sides=("",))
     text = shown(one_run.print_prompts, Prompts({"STS": "[red]x\n", "query": "q"}, source="mine"), [task])
     assert r"[red]x\n<text>" in text
-    assert "Prompt keys that apply to nothing here: query" in text
+    assert "Prompt keys that no task uses: query" in text
 
 
 def test_markdown_survives_pipes_and_line_breaks() -> None:
@@ -85,7 +87,7 @@ def test_markdown_survives_pipes_and_line_breaks() -> None:
     assert any("a&#124;b" in line for line in lines)
 
 
-def test_a_record_is_json_whatever_the_scores_are(tmp_path: Path) -> None:
+def test_a_record_is_valid_json_with_any_scores(tmp_path: Path) -> None:
     write_record(record(FINE, FAILED), tmp_path)
     content = json.loads(
         (tmp_path / "run.json").read_text(), parse_constant=lambda word: (_ for _ in ()).throw(ValueError(word))
@@ -111,3 +113,37 @@ def test_progress_is_plain_lines_when_piped_and_a_bar_on_a_terminal() -> None:
         assert "[3/3] NFCorpus: failed: ConnectionError: no [bold]network" in text
         if not terminal:
             assert text.count("\n") == 3 and "\x1b" not in text
+
+
+def test_the_report_names_model_and_tasks_and_starts_with_date_device_and_versions() -> None:
+    made = record(FINE, REUSED)
+    made.settings["engine"] |= {"device": "cpu: AMD EPYC", "versions": {"vllm": "0.32.0"}}
+    made.versions, made.started, made.seconds = {"mteb": "2.26.24"}, "2026-11-24T10:00:07+00:00", 61.25
+    lines = one_run.run_markdown(made).splitlines()
+    assert lines[0] == "# org/name on STS12, SciFact"
+    assert lines[2:6] == [
+        "- status: ok",
+        "- date: 2026-11-24 10:00 +00:00, 61.2 s",
+        "- device: cpu: AMD EPYC",
+        "- versions: mteb 2.26.24, vllm 0.32.0",
+    ]
+
+
+def test_the_summary_counts_cached_results() -> None:
+    made = record(FINE, REUSED)
+    made.config = {"results": {"dir": "outputs"}}
+    assert "1 of 2 results were cached; to compute them again: results.reuse=none" in shown(one_run.print_summary, made)
+
+
+def test_no_number_is_wrapped_on_a_narrow_terminal() -> None:
+    task = TaskOutcome(
+        "StdlibDocsRetrieval", "Retrieval", "computed", "ndcg_at_10", 0.75, seconds={"encode": 2.0}, texts=20, computed=10,
+        tokens=100, candidates="first stage", first_stage=0.5, ceiling=0.875, prompts={"pair": {"key": None}},
+    )  # fmt: skip
+    console = Console(file=io.StringIO(), width=80)
+    one_run.print_run(console, record(task))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    line = next(line for line in text.splitlines() if line.startswith("StdlibDocsRetrieval"))
+    assert line.split() == ["StdlibDocsRetrieval", "ndcg_at_10", "0.50000", "0.75000", "+0.25000", "0.87500", "66.7%"]
+    assert "Not shown, but in report.md: tokens/s, share of ceiling, seconds, pairs/s" in text
+    assert max(map(len, text.splitlines())) <= 80

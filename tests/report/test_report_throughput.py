@@ -1,4 +1,4 @@
-"""Throughput and parity, reported: one run, sweeps of either, and sweeps of everything."""
+"""Reports of throughput and parity: single runs, sweeps of either, and mixed sweeps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Runs = Callable[[], list[RunRecord]]
 
 
 def sweep(folder: Path, runs: list[RunRecord]) -> Path:
-    """A sweep's folder, and the results of the points that were run for them."""
+    """Write runs as a sweep, with the results of the points that were run for scores; return its folder."""
     for run in runs:
         for task in run.tasks if run.parity is None else ():
             kept = folder / "results" / "m" / "r" / "experiments" / f"settings_{run.fingerprint}"
@@ -57,7 +57,7 @@ def reported(folder: Path, runs: list[RunRecord], width: int = 250) -> tuple[Pat
     return made, comparison, console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_one_run_shows_its_steps_and_what_came_at_once(tmp_path: Path) -> None:
+def test_one_run_shows_its_steps_and_its_offline_throughput(tmp_path: Path) -> None:
     run = throughput_runs()[0]
     console = Console(file=io.StringIO(), width=120)
     one_run.print_run(console, run)
@@ -76,7 +76,7 @@ def test_one_run_shows_its_steps_and_what_came_at_once(tmp_path: Path) -> None:
         assert f"| {' | '.join(row)} |" in text
     for shown in (said, text):
         assert "240.0 requests/s, 30,720 tokens/s, the median of 3 repeats (2.13, 2.09, 2.20 s; spread 5.0%" in shown
-        assert "50 GFLOP/s in float32" in shown and "46,729 tokens/s, of which 65.7% are reached" in shown
+        assert "50 GFLOP/s in float32" in shown and "46,729 tokens/s, of which 65.7% are reached (MFU)" in shown
         assert "Peak memory: the process 1,200 MiB." in shown and "Engine start: 2.4 s; warm-up: 3.1 s." in shown
         assert "main score" not in shown
 
@@ -92,12 +92,12 @@ def test_one_run_of_parity_shows_its_scores_and_its_verdict(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
 
 
-def test_what_is_not_known_of_one_run_is_left_out() -> None:
+def test_unknown_measurements_of_one_run_are_left_out() -> None:
     said = throughput("float16", roofline=False)
     said.saturated, said.memory_mb = None, Memory(0.0, 0.0)
     text = one_run.run_markdown(record(0, throughput=said))
-    assert "Roofline: not known: no matrix product in this dtype on this device." in text
-    assert "Saturated" not in text and "memory" not in text
+    assert "Roofline: unknown: no matrix product in this dtype on this device." in text
+    assert "Offline" not in text and "memory" not in text
     failed = one_run.run_markdown(throughput_runs()[3])
     assert "engine start: Free memory" in failed and "throughput.png" not in failed
 
@@ -126,20 +126,20 @@ def test_lengths_in_words(lengths: Lengths, text: str) -> None:
         (lambda: throughput_runs()[3:], set()),
     ],
 )
-def test_every_figure_of_a_report_is_what_the_records_say(runs: Runs, pictures: set[str], tmp_path: Path) -> None:
+def test_every_figure_of_a_report_is_that_of_the_records(runs: Runs, pictures: set[str], tmp_path: Path) -> None:
     made, comparison, _ = reported(tmp_path, runs())
     assert recompute.check(made) >= 4 * len(comparison.rows)
     assert {path.stem for path in made.glob("*.png")} == pictures
 
 
-def test_a_sweep_without_scores_speaks_of_speed(tmp_path: Path) -> None:
+def test_a_sweep_without_scores_is_about_speed(tmp_path: Path) -> None:
     made, comparison, said = reported(tmp_path, throughput_runs())
     lines = answer(comparison)
     assert lines == [
-        "1 of 4 points failed, in part or as a whole: 3.",
-        "Fastest: point 1 (engine.dtype=bfloat16), 440 requests/s, 56,320 tokens/s with everything at once. "
+        "1 of 4 points failed, completely or in some tasks: 3.",
+        "Highest offline throughput: point 1 (engine.dtype=bfloat16), 440 requests/s, 56,320 tokens/s. "
         "Against the baseline, point 0: x1.83. That is 50.2% of the 112,150 tokens/s at the machine's roofline.",
-        "Within the spread of the repeats as fast: 2.",
+        "As fast, within the spread of the repeats: 2.",
         "Shortest latency of one request alone: point 1 (engine.dtype=bfloat16), median 8.4 ms.",
         "engine.dtype=bfloat16 instead of float32: speed x1.83, 1 pair.",
         "engine.dtype=float16 instead of float32: speed x1.80, 1 pair.",
@@ -148,15 +148,52 @@ def test_a_sweep_without_scores_speaks_of_speed(tmp_path: Path) -> None:
     head = next(line for line in said.splitlines() if line.startswith("point "))
     assert re.split(r"  +", head.strip()) == [
         "point", "engine.dtype", "requests/s", "tokens/s", "to baseline", "p50 at batch 1, ms", "MFU", "spread",
-        "engine start s", "seconds", "peak MiB",
+        "seconds", "engine start s", "peak MiB",
     ]  # fmt: skip
     static = (made / "report.html").read_text().split("<script")[0]
-    assert re.search(r"4 points,\s+throughput;", static) and 'id="latency-plot"' in static and "0 tasks" not in static
+    assert "all-MiniLM-L6-v2: throughput</h1>" in static and 'id="latency-plot"' in static and "0 tasks" not in static
     assert '<th scope="col" class="figure">score</th>' not in static
     console = Console(file=io.StringIO(), width=60)
     print_comparison(console, comparison)
-    narrow = console.file.getvalue().split("Fastest")[0]  # type: ignore[attr-defined]
+    narrow = console.file.getvalue().split("Highest offline")[0]  # type: ignore[attr-defined]
     assert " 440" in narrow and "x1.83" not in narrow, "the columns that matter least go first"
+
+
+def test_a_speed_within_the_spread_of_the_repeats_does_not_differ(tmp_path: Path) -> None:
+    def ran(at: int, rate: float, spread: float) -> RunRecord:
+        measured = throughput()
+        measured.saturated.requests_per_second, measured.saturated.spread = rate, spread
+        measured.saturated.seconds = [measured.requests / rate] * 3
+        return record(at, "pipeline=throughput", f"engine.max_num_seqs={at}", throughput=measured)
+
+    runs = [ran(0, 240.0, 0.05), ran(1, 250.0, 0.01), ran(2, 260.0, 0.01), ran(3, 232.0, 0.01), ran(4, 241.0, 0.0)]
+    made, comparison, text = reported(tmp_path, runs)
+    effects = {effect.value: effect for effect in comparison.effects}
+    assert {value: effect.speed_differs for value, effect in effects.items()} == {
+        "1": False, "2": True, "3": False, "4": False
+    }  # fmt: skip
+    assert "max_num_seqs=1 instead of 0: no measurable difference in speed, 1 pair." in text
+    assert "max_num_seqs=2 instead of 0: speed x1.08, 1 pair." in text
+    assert "| 1 | 0 | 1 |  |  |  | no measurable difference | x1.04 | x1.04 |" in (made / "report.md").read_text()
+    assert ">no measurable difference</td>" in (made / "report.html").read_text()
+    assert recompute.check(made) > 20
+
+
+def test_an_mfu_above_100_percent_is_invalid_and_the_reason_is_given(tmp_path: Path) -> None:
+    runs = throughput_runs()[:2]
+    runs[1].throughput.roofline.mfu = 1.125
+    runs[1].throughput.roofline.flops_per_second = 1.07e6 * 56_320 / 1.125
+    runs[1].throughput.roofline.tokens_per_second = 56_320 / 1.125
+    made, _, text = reported(tmp_path, runs)
+    reason = "the machine can compute: it was busy while its rate was measured"
+    assert f"Invalid: an MFU of 112.5% (point 1) is more than {reason}" in text and "That is 112.5%" not in text
+    row = next(line for line in (made / "report.md").read_text().splitlines() if line.startswith("| 1 |"))
+    assert "| 112.5% (invalid) |" in row and ">112.5% (invalid)</td>" in (made / "report.html").read_text()
+    best = next(csv.DictReader((made / "report.csv").open()))
+    assert recompute.check(made) > 8 and float(best["mfu"]) == 1.125
+    single = one_run.run_markdown(runs[1])
+    assert f"Invalid: an MFU of 112.5% is more than {reason}" in single
+    assert "Invalid" not in one_run.run_markdown(runs[0]) and "(point 0)" not in text
 
 
 def test_other_texts_and_pairs_are_not_compared(tmp_path: Path) -> None:
@@ -174,7 +211,7 @@ def test_other_texts_and_pairs_are_not_compared(tmp_path: Path) -> None:
     assert [(effect.value, effect.speed) for effect in both.effects] == [("32", 4), ("pairs", None)]
 
 
-def test_parity_says_who_passed_how_far_off_the_others_are_and_why(tmp_path: Path) -> None:
+def test_parity_names_the_points_that_passed_and_the_deviations_of_the_others(tmp_path: Path) -> None:
     made, comparison, said = reported(tmp_path, parity_runs())
     assert comparison.best is None and comparison.answer is None and not any(row.good for row in comparison.rows)
     assert comparison.passed is comparison.rows[0] and comparison.rows[0].parity_speed is comparison.rows[0].speed

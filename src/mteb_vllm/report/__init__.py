@@ -1,28 +1,29 @@
-"""Reports: on the terminal, as Markdown, as CSV, as one HTML page, and as pictures.
+"""Reports on the terminal, as Markdown, as CSV, as an HTML page, and as charts.
 
 One run:
-    one_run          prompts before a run; its scores, figures and failures after it
+    one_run          its prompts before it starts; its scores and failures when it has ended
     throughput       the tables of a throughput run
     parity           the tables and the verdict of a parity run
 
-Several runs, compared:
-    build            the whole report: loads, compares, shows and writes
+A comparison of several runs:
+    build            builds the report: loads, compares, shows and writes
     loading          finds runs and results in folders
     run_records      reads the records of this program's runs
     result_folders   reads folders of results in mteb's layout
-    points           a run as it is compared: settings, scores, throughput, parity
+    points           a run as a comparison sees it: settings, scores, throughput, parity
     settings         the settings in which runs differ, and those that they share
-    speeds           how fast engines worked, over texts that can be compared
-    comparison       means, differences, the best and the fastest point, and the effect of each setting
-    answer           the comparison in sentences
-    columns          the columns of every table: name, unit, format, and the field that each shows
+    speeds           speeds of engines, over texts that can be compared
+    comparison       means, differences, the best and the fastest point, effects of settings, and the order of rows
+    answer           the conclusions in sentences
+    columns          the columns of every table: name, unit, format and value
     tables           the comparison on the terminal, as Markdown and as CSV
     page             the comparison as an HTML page
-    plots            the comparison as pictures: quality against speed, differences by task
-    throughput_plot  latency against throughput, and tokens/s against the roofline
-    reference_plot   the difference to a reference against speed
+    plots            charts of quality against speed, and of differences by task
+    throughput_plot  charts of latency against throughput, and of tokens/s against the roofline
+    reference_plot   the chart of differences to a reference against speed
 
-For all of these:
-    formatting       figures, names and settings in words, and tables in Markdown
-    plotting         the canvas, the colours and the files of pictures
+Both:
+    header           titles, dates, devices, versions, and the command of the recommended configuration
+    formatting       formats of numbers, names, settings and Markdown tables
+    plotting         canvas, colours and files of charts
 """

@@ -1,13 +1,15 @@
-"""The answer that a comparison gives, in words."""
+"""The conclusions of a comparison, in sentences."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from mteb_vllm.report.comparison import Comparison, Effect, Row
+from mteb_vllm.report.comparison import Comparison, Effect, Row, same_speed
 from mteb_vllm.report.formatting import (
+    BUSY_MACHINE,
     MOST_NAMES,
+    NO_SPEED_DIFFERENCE,
     count,
     describe_point,
     join_names,
@@ -19,17 +21,17 @@ from mteb_vllm.report.formatting import (
 )
 from mteb_vllm.results.measurements import Roofline, ThroughputRecord
 
-# More effects of one setting than this nobody reads.
+# The most effects of one setting that are listed.
 _MOST_EFFECTS = 12
 
 
 def answer(comparison: Comparison) -> list[str]:
-    """Return the best point, the fastest that is as good, and what each setting changes: a sentence or a few a line."""
+    """Return the conclusion and the effect of each setting: one or a few sentences per line."""
     return [*conclusion(comparison), *_effects(comparison)]
 
 
 def conclusion(comparison: Comparison) -> list[str]:
-    """Return the best point, the fastest that is as good, what stands in the way of knowing them, and speed and parity."""
+    """Return failures, the best point, the fastest that is as good, and the results of throughput and parity runs."""
     scores = [*_means(comparison), *_points(comparison)] if comparison.scored else []
     return [*_failed(comparison), *scores, *_throughput(comparison), *_parity(comparison)]
 
@@ -40,29 +42,29 @@ def _failed(comparison: Comparison) -> list[str]:
     if not failed:
         return []
     of = "The point" if len(rows) == 1 else f"{len(failed)} of {count(len(rows), 'point')}"
-    return [f"{of} failed, in part or as a whole: {join_names(failed)}."]
+    return [f"{of} failed, completely or in some tasks: {join_names(failed)}."]
 
 
 def _means(comparison: Comparison) -> list[str]:
-    """Return what stands in the way of an answer."""
+    """Return why there are no means, or which points and tasks they leave out."""
     rows, lines = [row for row in comparison.rows if row.point.for_scores], []
     if partial := [row.point.name for row in rows if "incomplete" in row.point.facts]:
         lines.append(
-            f"The results of {join_names(partial)} hold only some of the splits and subsets that count for a task: such a "
-            "score is the mean over those that are there."
+            f"The results of {join_names(partial)} lack some of a task's splits and subsets: such a score is the mean over "
+            "those that are present."
         )
     without = [row.point.name for row in rows if row.mean is None]
     if not comparison.shared:
-        lines.append("There is no task that all points have, so that there are no means and no best point.")
+        lines.append("The points have no task in common, so there are no means and no best point.")
     elif len(without) == len(rows):
-        lines.append("No point has all scores, so that there are no means and no best point.")
+        lines.append("No point has all scores, so there are no means and no best point.")
         nowhere = [name for name in comparison.shared if all(row.scores[name] is None for row in rows)]
         if nowhere:
             lines.append(f"No point has a score for {join_names(nowhere)}.")
     elif without:
         lines.append(f"{count(len(without), 'point')} without all scores cannot be the best: {join_names(without)}.")
-    if left_out := len(comparison.tasks) - len(comparison.shared):
-        lines.append(f"{count(left_out, 'task')} that not all points have are in no mean.")
+    if comparison.shared and (left_out := len(comparison.tasks) - len(comparison.shared)):
+        lines.append(f"Means leave out {count(left_out, 'task')} that some points lack.")
     return lines
 
 
@@ -72,7 +74,7 @@ def _points(comparison: Comparison) -> list[str]:
         return []
     over = f"over {count(len(comparison.shared), 'task')}"
     if len(comparison.rows) == 1:
-        return [f"One point: mean {best.mean:.5f} {over}{_at(best)}. There is nothing to compare it with."]
+        return [f"One point: mean {best.mean:.5f} {over}{_at(best)}."]
     baseline = next(row for row in comparison.rows if row.point.name == comparison.baseline)
     against = _against(best, baseline, "baseline")
     lines = [f"Best: {describe_point(comparison, best)}, mean {best.mean:.5f} {over}{_at(best)}.{against}"]
@@ -90,22 +92,23 @@ def _points(comparison: Comparison) -> list[str]:
     if fast.speed.of != fast.point.name:
         where = f"measured in {point_name(fast.speed.of)}, on the same engine"
         lines.append(f"The speed of {point_name(fast.point.name)} was {where}: it computed too little itself.")
-    if silent := sum(row.speed is None for row in comparison.rows if row.good):
-        lines.append(f"The speed of {count(silent, 'point')} within {comparison.epsilon:g} of the best is not known.")
+    if unknown := sum(row.speed is None for row in comparison.rows if row.good):
+        lines.append(f"The speed of {count(unknown, 'point')} within {comparison.epsilon:g} of the best is unknown.")
     return lines
 
 
 def _why_no_speed(comparison: Comparison) -> str:
     if comparison.unit is None:
-        return "Some points embed texts and others score pairs: their speeds are not comparable, so that none is the fastest."
+        return (
+            "Some points embed texts and others score pairs: their speeds are not comparable, so none is the fastest."
+        )
     unknown = all(row.speed is None for row in comparison.rows)
-    known = "No speeds are known" if unknown else "Of the points as good as this, no speeds are known"
-    why = "results that were there already, are of others, or are of some of the tasks only, do not tell"
-    return f"{known}: {why}."
+    which = "No speed was measured" if unknown else "No speed was measured for the points as good as this"
+    return f"{which}: cached results, results of others, and results of some of the tasks only have none."
 
 
 def _against(row: Row, other: Row, part: str) -> str:
-    """Return a sentence on how a point differs from another."""
+    """Return a sentence on the differences of a point to another."""
     if row is other:
         return f" It is the {part}."
     words = [signed(row.mean - other.mean)] if row.mean is not None and other.mean is not None else []
@@ -122,7 +125,7 @@ def _at(row: Row) -> str:
 
 
 def _throughput(comparison: Comparison) -> list[str]:
-    """Return the fastest point, those as fast, the shortest latency, and what stands in the way of comparing them."""
+    """Return the fastest point, those as fast, the shortest latency, and what cannot be compared or cannot be right."""
     rows = [row for row in comparison.rows if row.point.throughput is not None]
     if not rows:
         return []
@@ -131,75 +134,85 @@ def _throughput(comparison: Comparison) -> list[str]:
     if fastest is None:
         units = {row.point.throughput.unit for row in rows if row.point.throughput}
         lines.append(
-            "Some points embed texts and others score pairs: their speeds are not comparable, so that none is the fastest."
+            "Some points embed texts and others score pairs: their speeds are not comparable, so none is the fastest."
             if len(units) > 1
-            else "No point came to the run with everything at once, so that none is the fastest."
+            else "No point measured its offline (saturated) throughput, so none is the fastest."
         )
     else:
-        said = fastest.point.throughput
-        assert said is not None and said.requests_per_second is not None
-        lines.append(f"{_fastest_throughput(comparison, fastest, said, len(rows))}{_roofline(said.roofline)}")
-        if alike := [row.point.name for row in rows if row is not fastest and _as_fast(row.point.throughput, said)]:
-            lines.append(f"Within the spread of the repeats as fast: {join_names(alike)}.")
-    lines += _latency(comparison, rows)
+        record = fastest.point.throughput
+        assert record is not None and record.requests_per_second is not None
+        lines.append(f"{_fastest_throughput(comparison, fastest, record, len(rows))}{_roofline(record.roofline)}")
+        if alike := [row.point.name for row in rows if row is not fastest and same_speed(row, fastest)]:
+            lines.append(f"As fast, within the spread of the repeats: {join_names(alike)}.")
+    lines += [*_latency(comparison, rows), *_invalid_mfu(rows)]
     lengths = dict.fromkeys(str(row.point.throughput.lengths) for row in rows if row.point.throughput)
     if len(lengths) > 1:
         lines.append(
-            f"The points read texts of different lengths ({'; '.join(lengths)}): requests/s depend on that too."
+            f"The points have texts of different lengths ({'; '.join(lengths)}), on which requests/s depend too."
         )
     return lines
 
 
 def _parity(comparison: Comparison) -> list[str]:
-    """Return how many points passed, the fastest of them, and how far off those are that did not."""
+    """Return how many points passed, the fastest of them, and the deviations of those that did not."""
     found = [(row, row.point.parity) for row in comparison.rows if row.point.parity is not None]
     if not found:
         return []
-    failed = [(row, said) for row, said in found if not said.passed]
-    references = "; ".join(dict.fromkeys(said.reference.says for _, said in found))
+    failed = [(row, verdict) for row, verdict in found if not verdict.passed]
+    references = "; ".join(dict.fromkeys(verdict.reference.says for _, verdict in found))
     of = count(len(found), "point")
     lines = [f"Parity: {len(found) - len(failed):,} of {of} passed. The reference: {references}."]
     if (passed := comparison.passed) is not None and passed.parity_speed is not None and len(found) > 1:
         speed = passed.parity_speed
         where = "" if speed.of == passed.point.name else f", measured in {point_name(speed.of)}"
         lines.append(f"Fastest that passed: {describe_point(comparison, passed)}, {speed.tokens:,.0f} tokens/s{where}.")
-    for row, said in failed[:MOST_NAMES]:
-        difference, task = said.worst
+    for row, verdict in failed[:MOST_NAMES]:
+        difference, task = verdict.worst
         words = [] if difference is None else [f"{signed(difference)} in {task}"]
-        words += [] if said.lowest_cosine is None else [f"lowest cosine {said.lowest_cosine:.5f}"]
-        hint = "".join(f" {str(hint)[:1].upper()}{str(hint)[1:]}." for hint in said.hints[:1])
-        reason = next(said.reasons, "")
+        words += [] if verdict.lowest_cosine is None else [f"lowest cosine {verdict.lowest_cosine:.5f}"]
+        hint = "".join(f" {str(hint)[:1].upper()}{str(hint)[1:]}." for hint in verdict.hints[:1])
+        reason = next(verdict.reasons, "")
         off = f": at worst {', '.join(words)}" if words else f": {reason}" if reason else ""
         lines.append(f"Not passed: {describe_point(comparison, row)}{off}.{hint}")
     if len(failed) > MOST_NAMES:
-        lines.append(f"{len(failed) - MOST_NAMES:,} others did not pass either.")
+        lines.append(f"{len(failed) - MOST_NAMES:,} other points did not pass.")
     return lines
 
 
-def _fastest_throughput(comparison: Comparison, row: Row, said: ThroughputRecord, points: int) -> str:
-    speed = f"{rate(said.requests_per_second)} requests/s, {number(said.tokens_per_second)} tokens/s"
+def _fastest_throughput(comparison: Comparison, row: Row, record: ThroughputRecord, points: int) -> str:
+    speed = f"{rate(record.requests_per_second)} requests/s, {number(record.tokens_per_second)} tokens/s"
     if points == 1:
-        return f"Throughput of {point_name(row.point.name)}: {speed} with everything at once."
+        return f"Offline throughput of {point_name(row.point.name)}: {speed}."
     against = ""
     if row.point.name == comparison.baseline:
         against = " It is the baseline."
     elif row.ratio is not None:
-        against = f" Against the baseline, {point_name(comparison.baseline)}: {times(row.ratio)}."
-    return f"Fastest: {describe_point(comparison, row)}, {speed} with everything at once.{against}"
+        baseline = next(one for one in comparison.rows if one.point.name == comparison.baseline)
+        ratio = NO_SPEED_DIFFERENCE if same_speed(row, baseline) else times(row.ratio)
+        against = f" Against the baseline, {point_name(comparison.baseline)}: {ratio}."
+    return f"Highest offline throughput: {describe_point(comparison, row)}, {speed}.{against}"
 
 
 def _roofline(roofline: Roofline | None) -> str:
     if roofline is None or roofline.mfu is None or roofline.tokens_per_second is None:
         return ""
+    if roofline.mfu > 1:
+        return ""  # `_invalid_mfu` says so
     return f" That is {roofline.mfu:.1%} of the {roofline.tokens_per_second:,.0f} tokens/s at the machine's roofline."
 
 
-def _as_fast(said: ThroughputRecord | None, fastest: ThroughputRecord) -> bool:
-    if said is None or said.requests_per_second is None or fastest.requests_per_second is None:
-        return False
-    return said.requests_per_second >= fastest.requests_per_second * (
-        1 - max(said.spread or 0.0, fastest.spread or 0.0)
-    )
+def _invalid_mfu(rows: list[Row]) -> list[str]:
+    """Return which points measured an MFU above 100 %, and why that cannot be right."""
+    found = {
+        row.point.name: roofline.mfu
+        for row in rows
+        if row.point.throughput and (roofline := row.point.throughput.roofline) and (roofline.mfu or 0.0) > 1
+    }
+    if not found:
+        return []
+    highest = max(value for value in found.values() if value is not None)
+    which = join_names([point_name(name) for name in found])
+    return [f"Invalid: an MFU of {highest:.1%} ({which}) is {BUSY_MACHINE}."]
 
 
 def _latency(comparison: Comparison, rows: list[Row]) -> list[str]:
@@ -224,23 +237,23 @@ def _effects(comparison: Comparison) -> list[str]:
         return ["The points do not differ in any setting."]
     lines = []
     for column in comparison.columns:
-        told = [
+        measured = [
             effect
             for effect in comparison.effects
             if effect.column == column and (effect.score, effect.speed) != (None, None)
         ]
-        if not told:
-            what = "scores" if any(row.mean is not None for row in comparison.rows) else "figures"
-            lines.append(f"{column}: its effect cannot be told, since no two points with {what} differ in it alone.")
-        most = _most_different(told)
+        if not measured:
+            what = "scores" if any(row.mean is not None for row in comparison.rows) else "measurements"
+            lines.append(f"{column}: no effect can be determined, since no two points with {what} differ in it alone.")
+        most = _most_different(measured)
         lines += map(_effect, most)
-        if left_out := len(told) - len(most):
+        if left_out := len(measured) - len(most):
             lines.append(f"{column}: {count(left_out, 'other value')} changed less.")
     return lines
 
 
 def _most_different(effects: Sequence[Effect]) -> list[Effect]:
-    """Return the effects that change most, score and speed counting alike."""
+    """Return the largest effects, score and speed counting alike."""
     scores = [abs(effect.score or 0.0) for effect in effects]
     speeds = [abs(math.log(effect.speed or 1.0)) for effect in effects]
     largest = max(scores, default=0.0) or 1.0, max(speeds, default=0.0) or 1.0
@@ -256,12 +269,13 @@ def _effect(effect: Effect) -> str:
         figures.append((f"score {signed(effect.score)}", f"{low} to {high}", effect.score_pairs))
     if effect.speed is not None and effect.speed_range is not None:
         low, high = (f"{value:.2f}" for value in effect.speed_range)
-        figures.append((f"speed x{effect.speed:.2f}", f"{low} to {high}", effect.speed_pairs))
+        speed = f"speed x{effect.speed:.2f}" if effect.speed_differs else f"{NO_SPEED_DIFFERENCE} in speed"
+        figures.append((speed, f"{low} to {high}", effect.speed_pairs))
     counts = {pairs for _, _, pairs in figures}
     words = []
     for at, (figure, spread, pairs) in enumerate(figures):
-        # A count that all figures rest on is said once.
-        said = f", {count(pairs, 'pair')}" if len(counts) > 1 or at == len(figures) - 1 else ""
-        words.append(f"{figure}{f' ({spread})' if pairs > 1 else ''}{said}")
+        # A count that holds for all figures is given once.
+        rests_on = f", {count(pairs, 'pair')}" if len(counts) > 1 or at == len(figures) - 1 else ""
+        words.append(f"{figure}{f' ({spread})' if pairs > 1 else ''}{rests_on}")
     value, against = (one or "(not set)" for one in (effect.value, effect.against))
     return f"{effect.column}={value} instead of {against}: {('; ' if len(counts) > 1 else ', ').join(words)}."

@@ -1,4 +1,4 @@
-"""A whole report: runs read, compared, shown, and written as Markdown, CSV, a page and pictures."""
+"""Builds a report: reads and compares runs, shows the comparison, and writes it as Markdown, CSV, a page and charts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.errors import ConfigError, Mistake, StorageError
 from mteb_vllm.report.answer import conclusion
 from mteb_vllm.report.comparison import Comparison, compare
+from mteb_vllm.report.header import title
 from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
 from mteb_vllm.results.failures import failures_from_unwritten
@@ -23,17 +24,17 @@ if TYPE_CHECKING:
 
 
 def build_report(runs: Sequence[str | Path], folder: Path, config: ReportConfig, console: Console) -> Comparison:
-    """Compare runs, show the comparison, and write `report.md`, `report.csv`, `report.html` and its pictures.
+    """Compare runs, show the comparison, and write `report.md`, `report.csv`, `report.html` and the charts.
 
     Args:
         runs: Folders of sweeps, of runs, or of results in mteb's layout.
-        folder: Where the report goes.
-        config: How they are compared.
-        console: Where the table and the answer are shown.
+        folder: The folder of the report.
+        config: The baseline, and how close to the best a point counts as good.
+        console: Shows the tables and the conclusions.
 
     Raises:
-        ConfigError: if there is nothing under one of `runs`, or no point has the baseline's name.
-        StorageError: if something of it could not be written; what could be is there.
+        ConfigError: if one of `runs` holds no run and no result, or no point has the baseline's name.
+        StorageError: if a file could not be written; the others are.
     """
     with _no_garbage_collection():
         return _build(runs, folder, config, console)
@@ -46,20 +47,19 @@ def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, conso
     points = read_runs(runs)
     names = [point.name for point in points]
     if config.baseline is not None and config.baseline not in names:
-        known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         raise ConfigError(
-            [Mistake("report.baseline", "no point has this name", f"Names: {known}.", value=f"{config.baseline}")]
+            [Mistake("report.baseline", "no point has this name", f"Names: {listed}.", value=f"{config.baseline}")]
         )
     comparison = compare(points, baseline=config.baseline, epsilon=config.epsilon)
     print_comparison(console, comparison)
-    title = comparison.constants.get("model", "Several models")
     with disk.collect_unwritten() as unwritten:
         with disk.attempt(folder / "report.md"):
             write_atomically(folder / "report.md", comparison_markdown(comparison))
         with disk.attempt(folder / "report.csv"):
             write_atomically(folder / "report.csv", comparison_csv(comparison))
         with disk.attempt(folder / "report.html"):
-            write_atomically(folder / "report.html", page(comparison, conclusion(comparison), title))
+            write_atomically(folder / "report.html", page(comparison, conclusion(comparison), title(comparison)))
         with disk.attempt(folder / "pictures"):
             write_plots(comparison, folder)
     if unwritten:
@@ -70,14 +70,14 @@ def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, conso
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Switch garbage collection off.
+    """Switch garbage collection off inside the block.
 
-    A thousand records are millions of objects, and none is in a cycle: looking for some takes a fifth of the time.
+    A thousand records are millions of objects without cycles: searching them takes a fifth of the time.
     """
-    searching = gc.isenabled()
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if searching:
+        if enabled:
             gc.enable()

@@ -1,17 +1,20 @@
-"""The columns of a comparison: the one list from which terminal, Markdown, CSV and page make their tables."""
+"""The columns of a comparison: the one list from which terminal, Markdown, CSV and page take their tables."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from mteb_vllm.report.comparison import Comparison, Point, Row
-from mteb_vllm.report.formatting import number, percent, rate, score, signed, times
+from mteb_vllm.report.formatting import CACHED_CELL, mfu, number, percent, rate, score, settings_text, signed, times
 
-# So many tasks have columns that one can take in at once: of more, the terminal and Markdown show none, and the page shows
-# them behind a checkbox.
+# Up to this many tasks have columns everywhere. More have a table of their own on the terminal and in Markdown, and are
+# behind a checkbox on the page.
 FEW_TASKS = 6
+# Up to this many settings have columns everywhere. Of more, those that are rarely changed share a column.
+_FEW_SETTINGS = 4
 _LONGEST_FAILURE = 200
 
 
@@ -20,18 +23,19 @@ class Column:
     """A column of the tables of a comparison.
 
     Attributes:
-        name: What it shows; "" where the unit says it.
-        unit: What its values count, as "MiB"; "" where they count nothing, or the name says it.
-        value: The field of a row that it shows, with all digits; None where it is not known.
-        format: How a value that is known is shown.
+        name: The name of its values; "" where the unit is enough.
+        unit: Their unit, as "MiB"; "" where there is none, or the name has it.
+        value: Returns its value for a row, with all digits; None where it is unknown.
+        format: Formats a value.
         kind: "setting" in which points differ, "words", "figure", "mean" for the figure that points are ranked by, "type" for
             the mean over the tasks of a type, or "task".
         key: Its header in report.csv; "" where it is not in it.
         text: Whether the terminal and Markdown have it.
         page: Whether the page has it.
         page_header: Its header on the page, which has room for a longer one; "" where it is the same.
-        left_out: Where not all columns fit on a terminal, those with the highest number go first; those with 0 stay.
-        row_unit: What the value of a row counts, where rows count different things.
+        left_out: Where a terminal is too narrow, columns with the highest number are left out first; those with 0 stay.
+        row_unit: Returns the unit of a row's value, where rows have different ones.
+        measured: Whether its values are measurements of an engine at work: a cached point has "cached" in their place.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Column:
     page_header: str = ""
     left_out: int = 0
     row_unit: Callable[[Row], str] | None = None
+    measured: bool = False
 
     @property
     def header(self) -> str:
@@ -52,15 +57,15 @@ class Column:
         return " ".join(part for part in (self.name, self.unit) if part)
 
     def cell(self, row: Row) -> str:
-        """Return what it shows of a row."""
+        """Return the text of its cell in a row."""
         value = self.value(row)
         if value is None:
-            return ""
+            return CACHED_CELL if self.measured and row.point.cached else ""
         return self.format(value) if self.row_unit is None else f"{self.format(value)} {self.row_unit(row)}"
 
 
 def table_columns(comparison: Comparison) -> list[Column]:
-    """Return the columns of a comparison, in their order; each table takes those that are meant for it."""
+    """Return the columns of a comparison in their order: settings, scores, speeds, technical details."""
     several = len(comparison.rows) > 1
     return [
         Column("point", "", lambda row: row.point.name, kind="words", key="point", page=False),
@@ -68,9 +73,12 @@ def table_columns(comparison: Comparison) -> list[Column]:
         _csv("status", lambda row: "failed" if row.point.failed else "ok"),
         *_settings(comparison),
         *_means(comparison),
-        Column("difference", "", lambda row: row.difference, signed, key="difference", page=several, left_out=1),
-        *_types(comparison),
         *_tasks(comparison),
+        Column(
+            "difference", "", lambda row: row.difference, signed, key="difference", text=several, page=several, left_out=3
+        ),
+        *_types(comparison),
+        *_ceilings(comparison),
         *_speeds(comparison),
         *_throughput(comparison),
         *_parity(comparison),
@@ -78,34 +86,42 @@ def table_columns(comparison: Comparison) -> list[Column]:
         Column("Pareto front", "", lambda row: "yes" if row.on_front else "", kind="words", text=False, page=several),
         Column("computed", "", lambda row: row.point.total("computed"), number, key="computed", text=False),
         Column("from the cache", "", lambda row: row.point.total("stored"), _unless_zero, key="stored", text=False),
+        _csv("cached_results", lambda row: sum(task.cached for task in row.point.tasks)),
+        Column("", "seconds", lambda row: row.point.seconds, _tenths, key="seconds", left_out=10),
         Column(
             "engine start", "s", lambda row: row.point.engine_seconds, _tenths,
-            key="engine_start_seconds", page_header="engine start, s", left_out=4,
+            key="engine_start_seconds", page_header="engine start, s", left_out=11, measured=True,
         ),
-        Column("", "seconds", lambda row: row.point.seconds, _tenths, key="seconds", left_out=2),
-        Column("peak", "MiB", lambda row: row.point.peak_memory_mb, number, key="peak_memory_mb", left_out=3),
-        Column("", "", _state, kind="words", page=False),
+        Column(
+            "peak", "MiB", lambda row: row.point.peak_memory_mb, number, key="peak_memory_mb", left_out=12, measured=True
+        ),
+        Column("", "", lambda row: _remarks(row, several), kind="words", page=False),
         _csv("failures", lambda row: "; ".join(" ".join(str(failure).split()) for failure in row.point.failures)),
     ]  # fmt: skip
 
 
 def speed_unit(comparison: Comparison) -> str:
-    """Return the unit of speeds. Where some points count texts and others pairs, each speed says which."""
+    """Return the unit of speeds. Where some points count texts and others pairs, each cell has its own."""
     return f"{comparison.unit or 'texts or pairs'}/s"
 
 
 def has_many_tasks(comparison: Comparison) -> bool:
-    """Return whether there are more tasks than one can take in at once."""
+    """Return whether the tasks have a table of their own on the terminal and in Markdown."""
     return len(comparison.tasks) > FEW_TASKS
 
 
+def hides_tasks(comparison: Comparison) -> bool:
+    """Return whether the page hides the columns of tasks behind a checkbox: many tasks, of which there are means."""
+    return has_many_tasks(comparison) and any(row.mean is not None for row in comparison.rows)
+
+
 def cut(text: str, limit: int) -> str:
-    """Return a text with at most so many characters."""
+    """Return a text cut to at most `limit` characters."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def _field(path: str) -> Callable[[Row], Any]:
-    """Return what reads a field of a row by its dotted path; it reads None where a part of the path is None."""
+    """Return a function that reads a field of a row by its dotted path; None where a part of the path is None."""
     names = path.split(".")
 
     def value(row: Row) -> Any:
@@ -118,21 +134,44 @@ def _field(path: str) -> Callable[[Row], Any]:
 
 
 def _csv(key: str, value: Callable[[Row], Any]) -> Column:
-    """Return a column that report.csv alone has."""
+    """Return a column of report.csv alone."""
     return Column("", "", value, key=key, text=False, page=False)
 
 
 def _settings(comparison: Comparison) -> list[Column]:
+    rare = _rarely_changed(comparison)
+
     def column(at: int, name: str) -> Column:
         # A table for readers does not repeat what the name of each point says already.
-        shown = not all(_named_by(row.point, name, row.settings[at]) for row in comparison.rows)
+        shown = at not in rare and not all(_named_by(row.point, name, row.settings[at]) for row in comparison.rows)
         return Column(name, "", lambda row: row.settings[at], kind="setting", key=name, text=shown, page=shown)
 
-    return [column(at, name) for at, name in enumerate(comparison.columns)]
+    def others(row: Row) -> str:
+        changed = [at for at, usual in rare.items() if row.settings[at] not in ("", usual)]
+        return settings_text([comparison.columns[at] for at in changed], [row.settings[at] for at in changed])
+
+    columns = [column(at, name) for at, name in enumerate(comparison.columns)]
+    return [*columns, *([Column("other settings", "", others, kind="setting")] if rare else [])]
+
+
+def _rarely_changed(comparison: Comparison) -> dict[int, str]:
+    """Return the settings that share a column, where there are many: index to the value that most points have.
+
+    These are the settings that most points leave at the same value, as in a comparison of runs that were not one sweep. The
+    model always has its own column.
+    """
+    if len(comparison.columns) <= _FEW_SETTINGS:
+        return {}
+    found = {}
+    for at, name in enumerate(comparison.columns):
+        (usual, points), *_ = Counter(row.settings[at] for row in comparison.rows).most_common(1)
+        if name != "model" and points > len(comparison.rows) / 2:
+            found[at] = usual
+    return found if len(found) > 1 else {}
 
 
 def _named_by(point: Point, column: str, value: str) -> bool:
-    """Return whether a point is called after what it is in this column, as results in mteb's layout are."""
+    """Return whether a point's name contains its value in a column, as those of results in mteb's layout do."""
     if point.source != "results":
         return False
     model = point.facts.get("model", "")
@@ -151,16 +190,22 @@ def _means(comparison: Comparison) -> list[Column]:
         Column("first stage", "", lambda row: row.first_stage, score, key="first_stage", left_out=6),
         Column("reranked", "", lambda row: row.mean, score, "mean", key="mean"),
         Column("gain", "", lambda row: row.gain, signed, key="gain"),
+    ]
+
+
+def _ceilings(comparison: Comparison) -> list[Column]:
+    if not comparison.reranked:
+        return []
+    return [
         Column("ceiling", "", lambda row: row.ceiling, score, key="ceiling", left_out=6),
-        Column(
-            "share", "", lambda row: row.share, percent, key="share", page_header="share of ceiling", left_out=6
-        ),
-    ]  # fmt: skip
+        Column("share of ceiling", "", lambda row: row.share, percent, key="share", left_out=6),
+        Column("share of possible gain", "", lambda row: row.gain_share, percent, key="gain_share", left_out=6),
+    ]
 
 
 def _types(comparison: Comparison) -> list[Column]:
     kinds = comparison.rows[0].by_type
-    # Where each type has one task, the tasks say it already.
+    # Where each type has one task, the tasks' columns have the same scores.
     fewer = len(kinds) < len(comparison.tasks)
     text = fewer or has_many_tasks(comparison)
 
@@ -175,13 +220,13 @@ def _types(comparison: Comparison) -> list[Column]:
 
 
 def _tasks(comparison: Comparison) -> list[Column]:
-    # The score of the only task is the mean.
-    several = len(comparison.tasks) > 1
+    # The score of the only task is the mean, if all points have it.
+    several = len(comparison.tasks) > 1 or comparison.shared != comparison.tasks
     text = several and not has_many_tasks(comparison)
 
     def column(name: str) -> Column:
         return Column(
-            name, "", lambda row: row.scores[name], score, "task", key=name, text=text, page=several, left_out=9
+            name, "", lambda row: row.scores[name], score, "task", key=name, text=text, page=several, left_out=2
         )
 
     return [column(name) for name in comparison.tasks]
@@ -191,9 +236,9 @@ def _speeds(comparison: Comparison) -> list[Column]:
     return [
         Column(
             "", speed_unit(comparison), _field("speed.texts"), number, key="texts_per_second",
-            row_unit=_unit if comparison.unit is None else None,
+            row_unit=_unit if comparison.unit is None else None, measured=True,
         ),
-        Column("", "tokens/s", _field("speed.tokens"), number, key="tokens_per_second", left_out=5),
+        Column("", "tokens/s", _field("speed.tokens"), number, key="tokens_per_second", left_out=7, measured=True),
         _csv("unit", _field("speed.unit")),
         _csv("measured_on", _field("speed.computed")),
         _csv("measured_in", _field("speed.of")),
@@ -203,8 +248,9 @@ def _speeds(comparison: Comparison) -> list[Column]:
 def _throughput(comparison: Comparison) -> list[Column]:
     if not any(row.point.throughput for row in comparison.rows):
         return []
-    # Beside scores there are tokens/s of tasks as well.
-    tokens = "tokens/s" if all(row.speed is None for row in comparison.rows) else "tokens/s at once"
+    # Where there are scores, tokens/s are those of the tasks.
+    tasks = any(row.speed is not None or row.point.cached for row in comparison.rows)
+    tokens = "offline tokens/s" if tasks else "tokens/s"
 
     def p50(row: Row) -> float | None:
         return row.point.throughput.p50(1) if row.point.throughput is not None else None
@@ -219,15 +265,15 @@ def _throughput(comparison: Comparison) -> list[Column]:
             _field("point.throughput.tokens_per_second"),
             number,
             key="saturated_tokens_per_second",
-            left_out=5,
+            left_out=7,
         ),
         Column("to baseline", "", lambda row: row.ratio, times, key="speed_ratio", left_out=1),
         Column("p50 at batch 1,", "ms", p50, _tenths, key="p50_ms_at_batch_1", left_out=1),
-        Column("MFU", "", _field("point.throughput.roofline.mfu"), percent, key="mfu", left_out=2),
+        Column("MFU", "", _field("point.throughput.roofline.mfu"), mfu, key="mfu", left_out=4),
         _csv("roofline_tokens_per_second", _field("point.throughput.roofline.tokens_per_second")),
-        Column("spread", "", _field("point.throughput.spread"), percent, key="saturated_spread", left_out=3),
+        Column("spread", "", _field("point.throughput.spread"), percent, key="saturated_spread", left_out=5),
         Column(
-            "device", "MiB", _field("point.throughput.memory_mb.device"), number, key="device_memory_mb", left_out=6
+            "device", "MiB", _field("point.throughput.memory_mb.device"), number, key="device_memory_mb", left_out=8
         ),
         _csv("requests_are", _field("point.throughput.unit")),
     ]
@@ -274,16 +320,21 @@ def _verdict(passed: bool) -> str:
     return "passed" if passed else "not passed"
 
 
-def _state(row: Row) -> str:
-    """Return what a reader must know of a point beside its numbers."""
+def _remarks(row: Row, several: bool) -> str:
+    """Return the remarks on a point: its failure, or what its numbers do not tell."""
     if row.point.failed:
         failures = row.point.failures
-        whole = next((failure for failure in failures if failure.task is None), None)
+        of_run = next((failure for failure in failures if failure.task is None), None)
         kinds = dict.fromkeys(failure.kind.replace("_", " ") for failure in failures)
         tasks = [task.name for task in row.point.tasks if task.failed]
-        if whole is None and not tasks:
-            whole = failures[0]  # what was killed in a task has no outcome of it
-        said = str(whole) if whole is not None else f"{', '.join(tasks)} ({', '.join(kinds)})"
-        return cut(" ".join(f"failed: {said}".split()), _LONGEST_FAILURE)
-    marks = ["as good as the best" if row.good else "", f"speed of {row.speed_of_other}" if row.speed_of_other else ""]
+        if of_run is None and not tasks:
+            of_run = failures[0]  # a run that was killed in a task has no outcome of the task
+        text = str(of_run) if of_run is not None else f"{', '.join(tasks)} ({', '.join(kinds)})"
+        return cut(" ".join(f"failed: {text}".split()), _LONGEST_FAILURE)
+    cached = sum(task.cached for task in row.point.tasks)
+    marks = [
+        "as good as the best" if row.good and several else "",
+        f"speed of {row.speed_of_other}" if row.speed_of_other else "",
+        f"{cached} of {len(row.point.tasks)} cached" if cached and not row.point.cached else "",
+    ]
     return ", ".join(mark for mark in marks if mark)

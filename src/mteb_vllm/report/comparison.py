@@ -1,4 +1,4 @@
-"""A set of runs, compared: what differed, what each point scored and took, and the answer. No input, no output."""
+"""Compares runs: settings that differ, scores, speeds, effects of settings, and the best points. Does no I/O."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from itertools import product
 
 from mteb_vllm.config.schema import ReportConfig
-from mteb_vllm.report.points import Point, TaskScore
+from mteb_vllm.report.points import Point, TaskScore, gain_share
 from mteb_vllm.report.settings import differing_settings, shared_settings
-from mteb_vllm.report.speeds import Speed, common_unit, parity_speeds, speeds_of
+from mteb_vllm.report.speeds import Speed, common_unit, measured_speeds, parity_speeds
 from mteb_vllm.results.failures import FATAL
 from mteb_vllm.results.record import mean
 
-__all__ = ["Comparison", "Effect", "Point", "Row", "Speed", "TaskScore", "compare"]
+__all__ = ["Comparison", "Effect", "Point", "Row", "Speed", "TaskScore", "compare", "same_speed"]
 
 
 @dataclass(frozen=True)
@@ -23,21 +23,23 @@ class Row:
 
     Attributes:
         point: The point.
-        settings: Its value in each column in which the points differ, in the columns' order.
-        scores: Task to main score; None where it failed or was not part of it.
-        mean: The mean over the tasks that all points share the names of; None if one of its scores is not there.
-        by_type: Task type to the mean over the tasks of this type, in the same way; more than one type only.
+        settings: Its value for each setting in which the points differ, in the order of `Comparison.columns`.
+        scores: Task to main score; None where the task failed or is not one of the point's.
+        mean: The mean over the shared tasks; None if one of their scores is missing.
+        by_type: Task type to the mean over the shared tasks of this type, in the same way; empty if there is only one type.
         difference: `mean` minus the baseline's.
-        gain: Reranking: mean of what reranking adds to the first stage; `None` where it is not known for all tasks.
+        gain: Reranking: the mean gain over the first stage; None where it is unknown for a task.
         first_stage: Reranking: the mean of the first stage's scores; likewise.
         ceiling: Reranking: the mean of the ceilings; likewise.
-        share: Reranking: the mean of the shares of the ceilings that are reached; likewise.
-        speed: How fast its engine worked on the shared tasks; None where neither the point nor another one of the same engine
+        share: Reranking: the mean share of the ceiling; likewise.
+        gain_share: Reranking: the gain as a share of the possible gain, by the means of all shared tasks; None also where
+            the ceiling leaves no room. Of means, since a task with little room would dominate a mean of shares.
+        speed: The speed of its engine on the shared tasks; None where neither the point nor another one with the same engine
             measured all of them.
-        good: Whether its mean is within epsilon of the best; of points that were run for their scores.
+        good: Whether its mean is within epsilon of the best. False for points that were not run for their scores.
         on_front: Whether no other point is both better (or as good) and faster (or as fast); likewise.
-        ratio: Throughput: its requests/s as a multiple of the baseline's; None where one of them is not known.
-        parity_speed: Parity: how fast its engine works, by the first throughput point on the same engine or else by itself.
+        ratio: Throughput: its requests/s as a multiple of the baseline's; None where one of them is unknown.
+        parity_speed: Parity: the speed of its engine, from the first throughput point with the same engine or its own.
     """
 
     point: Point
@@ -55,29 +57,31 @@ class Row:
     on_front: bool
     ratio: float | None = None
     parity_speed: Speed | None = None
+    gain_share: float | None = None
 
     @property
     def speed_of_other(self) -> str:
-        """The name of the point that its speed was measured in; "" where that is the point itself."""
+        """The name of the other point that its speed was measured in; "" where it is the point's own."""
         return self.speed.of if self.speed is not None and self.speed.of != self.point.name else ""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What one value of a setting changes against a reference value, all else equal.
+    """The effect of one value of a setting against the baseline's value, all else equal.
 
     Attributes:
         column: The setting.
         value: The value.
-        against: The reference: the baseline's value.
-        pairs: How many pairs of points differ in this setting alone, the one with `value`, the other with `against`.
-        score_pairs: How many of them both have a mean.
-        speed_pairs: How many of them both measured their own speed, in the same unit and by the same pipeline.
-        score: The mean difference of the means of `score_pairs`; None where there are none.
-        score_range: Its smallest and largest.
-        speed: The geometric mean of the ratios of the texts/s of `speed_pairs`, of throughput points of their requests/s;
-            None where there are none.
-        speed_range: Its smallest and largest.
+        against: The baseline's value.
+        pairs: The number of pairs of points that differ in this setting alone, one with `value`, the other with `against`.
+        score_pairs: The number of these pairs in which both points have a mean.
+        speed_pairs: The number in which both points measured their own speed, in the same unit and by the same pipeline.
+        score: The mean difference of the means over `score_pairs`; None where there are none.
+        score_range: The smallest and the largest difference.
+        speed: The geometric mean of the ratios of texts/s (throughput points: requests/s) over `speed_pairs`; None where
+            there are none.
+        speed_range: The smallest and the largest ratio.
+        speed_spread: The largest spread of the repeats of these points; None where nothing was repeated.
     """
 
     column: str
@@ -90,28 +94,37 @@ class Effect:
     score_range: tuple[float, float] | None = None
     speed: float | None = None
     speed_range: tuple[float, float] | None = None
+    speed_spread: float | None = None
+
+    @property
+    def speed_differs(self) -> bool:
+        """Whether the speeds differ measurably: all pairs agree on it, and by more than the spread of the repeats."""
+        if self.speed is None or self.speed_range is None or f"{self.speed:.2f}" == "1.00":
+            return False
+        return not _within_noise(self.speed_range, self.speed_spread)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A set of runs, compared.
+    """A comparison of runs.
 
     Attributes:
-        columns: In what the points differ, as "engine.dtype".
-        constants: What they all share: key to value, what a reader asks for first standing first.
-        tasks: All tasks, by name, in the order in which they first stand in a point.
+        columns: The settings in which the points differ, as "engine.dtype".
+        constants: The settings that they share: key to value, the most important first.
+        tasks: The names of all tasks, in the order in which they first occur.
         types: Task to type.
-        shared: The tasks that means and speeds are over: those that every point has (failed ones included), points that
-            failed as a whole aside.
-        rows: The points, in the order that they were given in.
+        shared: The tasks that means and speeds are over: those of every point, failed tasks included. Points that failed as
+            a whole do not count.
+        rows: The points, in the order in which they were given; see `ranked`.
         baseline: The name of the point that differences are against.
-        epsilon: How far below the best score a point is still good.
+        epsilon: The distance below the best mean within which a point is still good.
         best: The row with the best mean; None where there are no means.
         answer: The fastest of the good rows; None where no speeds are known or they are not comparable.
-        effects: What each setting changes.
+        effects: The effects of settings.
         reranked: Whether there are figures of reranking.
         unit: What speeds count, "texts" or "pairs"; None where some points count texts and others pairs.
-        fastest: The throughput point with the most requests/s; None where there is none, or some read texts and others pairs.
+        fastest: The throughput point with the most requests/s; None where there is none, or where some requests are texts and
+            others pairs.
         passed: Of the parity points that passed, the one with the most tokens/s; None where there is none with a speed.
     """
 
@@ -133,9 +146,23 @@ class Comparison:
 
     @property
     def scored(self) -> bool:
-        """Whether scores are what it is about: those of points that were run for them, or there is nothing else."""
+        """Whether it is about scores: some points with tasks were run for their scores, or all points were."""
         points = [row.point for row in self.rows]
         return any(point.for_scores and point.tasks for point in points) or all(point.for_scores for point in points)
+
+    @property
+    def ranked(self) -> list[Row]:
+        """The rows as every table has them: best first, failed ones last.
+
+        Points that were run for their scores rank by mean and then by speed, parity points by verdict and then by their worst
+        difference, throughput points by requests/s.
+        """
+        return sorted(self.rows, key=_rank)
+
+    @property
+    def recommended(self) -> Row | None:
+        """The configuration to use: the fastest as good as the best, else the best, else by parity, else by throughput."""
+        return self.answer or self.best or self.passed or self.fastest
 
 
 def compare(
@@ -144,12 +171,12 @@ def compare(
     """Compare points.
 
     Args:
-        points: One or more, with different names.
+        points: One or more, with unique names.
         baseline: The name of the point that differences are against; None: the first.
-        epsilon: How far below the best score a point is still good, on the scale of main scores.
+        epsilon: The distance below the best mean within which a point is still good, on the scale of main scores.
 
     Raises:
-        ValueError: if no point has the baseline's name, or there are no points.
+        ValueError: if there are no points, or none has the baseline's name.
     """
     names = [point.name for point in points]
     if not names or baseline not in (None, *names):
@@ -168,9 +195,9 @@ def compare(
     means = [mean(one[name] for name in shared) for one in scores]
     ranked = [one if point.for_scores else None for point, one in zip(points, means, strict=True)]
     best = max((one for one in ranked if one is not None), default=None)
-    speeds = speeds_of(points, shared)
+    speeds = measured_speeds(points, shared)
     of_parity = parity_speeds(points, speeds)
-    # A speed in pairs and one in texts are not one faster than the other.
+    # Speeds in pairs and in texts are not comparable.
     unit = common_unit(points)
     places = [
         (one, speed.texts) if one is not None and speed is not None and unit is not None else None
@@ -182,6 +209,7 @@ def compare(
         own, against = means[at], means[reference]
         of_tasks = {task.name: task for task in point.tasks}
         stages = [of_tasks.get(name, TaskScore(name)) for name in shared]
+        first_stage, ceiling = mean(task.first_stage for task in stages), mean(task.ceiling for task in stages)
         rows.append(
             Row(
                 point=point,
@@ -193,11 +221,12 @@ def compare(
                 else {},
                 difference=own - against if own is not None and against is not None else None,
                 gain=mean(_gain(task) for task in stages),
-                first_stage=mean(task.first_stage for task in stages),
-                ceiling=mean(task.ceiling for task in stages),
+                first_stage=first_stage,
+                ceiling=ceiling,
                 share=mean(_share(task) for task in stages),
+                gain_share=gain_share(first_stage, own, ceiling),
                 speed=speeds[at],
-                # The slack is for sums in another order.
+                # The slack allows for sums in another order.
                 good=(score := ranked[at]) is not None and best is not None and score >= best - epsilon - 1e-12,
                 on_front=places[at] in front,
                 ratio=_ratio(point, points[reference]) if len(points) > 1 else None,
@@ -243,9 +272,9 @@ def _ratio(point: Point, baseline: Point) -> float | None:
 
 def _fastest(rows: Sequence[Row]) -> Row | None:
     measured = [
-        (said.unit, said.requests_per_second, row)
+        (record.unit, record.requests_per_second, row)
         for row in rows
-        if (said := row.point.throughput) and said.requests_per_second
+        if (record := row.point.throughput) and record.requests_per_second
     ]
     if len({unit for unit, _, _ in measured}) != 1:
         return None
@@ -253,9 +282,11 @@ def _fastest(rows: Sequence[Row]) -> Row | None:
 
 
 def _shared(points: Sequence[Point], order: Sequence[str]) -> list[str]:
-    # Of a point that failed as a whole nobody knows what else it was to do.
-    told = [point for point in points if point.tasks]
-    of_points = [{task.name for task in point.tasks} for point in [one for one in told if not _cut_short(one)] or told]
+    # The record of a point that failed as a whole may lack some of its tasks.
+    begun = [point for point in points if point.tasks]
+    of_points = [
+        {task.name for task in point.tasks} for point in [one for one in begun if not _cut_short(one)] or begun
+    ]
     return [name for name in order if all(name in names for names in of_points)]
 
 
@@ -276,7 +307,7 @@ def _share(task: TaskScore) -> float | None:
 
 
 def _front(places: Iterable[tuple[float, float]]) -> set[tuple[float, float]]:
-    """Return those of (score, speed) that no other is better than in one and at least as good as in the other."""
+    """Return the Pareto front of pairs (score, speed): those that no other beats in one and equals or beats in the other."""
     front, fastest = set(), 0.0
     for place in sorted(set(places), reverse=True):
         if place[1] > fastest:
@@ -286,8 +317,8 @@ def _front(places: Iterable[tuple[float, float]]) -> set[tuple[float, float]]:
 
 
 def _effects(columns: Sequence[str], rows: Sequence[Row], baseline: Row) -> list[Effect]:
-    """Return the effects that pairs of points tell of, column by column; none for a value that is in no pair."""
-    # Of a point whose record cannot be read, no setting is known.
+    """Return the effects, setting by setting; none for a value that occurs in no pair of points."""
+    # An unreadable record has no settings.
     known = [row for row in rows if row.point.overrides or row.point.facts]
     found = []
     for at, column in enumerate(columns):
@@ -305,16 +336,22 @@ def _effects(columns: Sequence[str], rows: Sequence[Row], baseline: Row) -> list
 
 
 def _rate(row: Row) -> tuple[float, str] | None:
-    """Return how fast a point was itself, and what of; None where it does not say."""
-    if (said := row.point.throughput) is not None:
-        return (said.requests_per_second, f"requests of {said.unit}") if said.requests_per_second else None
+    """Return the speed that a point measured itself, and what it counts; None where there is none."""
+    if (record := row.point.throughput) is not None:
+        return (record.requests_per_second, f"requests of {record.unit}") if record.requests_per_second else None
     return (row.speed.texts, row.speed.unit) if row.speed is not None and row.speed.of == row.point.name else None
 
 
 def _effect(column: str, value: str, against: str, pairs: Sequence[tuple[Row, Row]]) -> Effect:
     scores = [one.mean - other.mean for one, other in pairs if one.mean is not None and other.mean is not None]
     rates = [(_rate(one), _rate(other)) for one, other in pairs]
-    speeds = [one[0] / other[0] for one, other in rates if one is not None and other is not None and one[1] == other[1]]
+    timed = [
+        (pair, one[0] / other[0])
+        for pair, (one, other) in zip(pairs, rates, strict=True)
+        if one is not None and other is not None and one[1] == other[1]
+    ]
+    speeds = [ratio for _, ratio in timed]
+    spreads = [_spread(row) for pair, _ in timed for row in pair]
     return Effect(
         column,
         value,
@@ -326,4 +363,41 @@ def _effect(column: str, value: str, against: str, pairs: Sequence[tuple[Row, Ro
         (min(scores), max(scores)) if scores else None,
         math.exp(math.fsum(map(math.log, speeds)) / len(speeds)) if speeds else None,
         (min(speeds), max(speeds)) if speeds else None,
+        max((spread for spread in spreads if spread is not None), default=None),
     )
+
+
+def _spread(row: Row) -> float | None:
+    """Return the spread of a throughput point's repeats, as a share of their median; None where nothing was repeated."""
+    saturated = row.point.throughput.saturated if row.point.throughput is not None else None
+    return saturated.spread if saturated is not None and saturated.repeats > 1 else None
+
+
+def _within_noise(ratios: tuple[float, float], spread: float | None) -> bool:
+    """Return whether ratios of speeds cover 1, or are no further from 1 than the spread of the repeats."""
+    low, high = ratios
+    return low <= 1 <= high or max(1 - low, 1 - 1 / high) <= (spread or 0.0)
+
+
+def same_speed(one: Row, other: Row) -> bool:
+    """Return whether two throughput points do not differ measurably: within the larger spread of their repeats."""
+    first, second = _rate(one), _rate(other)
+    if first is None or second is None or first[1] != second[1]:
+        return False
+    ratio = first[0] / second[0]
+    return _within_noise((ratio, ratio), max(_spread(one) or 0.0, _spread(other) or 0.0))
+
+
+def _rank(row: Row) -> tuple[bool, int, bool, bool, float, float]:
+    point, verdict = row.point, row.point.parity
+    if verdict is not None:
+        worst = verdict.worst.difference
+        kind, figure = 1, None if worst is None else -abs(worst)
+    elif point.for_speed:
+        kind, figure = 2, point.throughput.requests_per_second if point.throughput is not None else None
+    else:
+        kind, figure = 0, row.mean
+    passed = verdict is None or verdict.passed
+    if figure is None:  # with scores of tasks that others lack, or with nothing
+        return point.failed or not point.tasks, kind, True, not passed, 0.0, 0.0
+    return False, kind, False, not passed, -figure, -(row.speed.texts if row.speed is not None else 0.0)

@@ -1,4 +1,4 @@
-"""Points and figures in words, and rows as Markdown: how everything in a report is written."""
+"""Formats names, numbers, settings and tables for all reports."""
 
 from __future__ import annotations
 
@@ -8,30 +8,37 @@ from typing import TYPE_CHECKING
 from mteb_vllm.util.escape import inline
 
 if TYPE_CHECKING:
-    from mteb_vllm.report.comparison import Comparison, Row
+    from mteb_vllm.report.comparison import Comparison, Effect, Row
 
-# More names in a row nobody reads.
+# The most names that are listed in a sentence.
 MOST_NAMES = 8
+# What a cell says of a figure that was not measured, since the results were read from the store.
+CACHED_CELL = "cached"
+NO_SPEED_DIFFERENCE = "no measurable difference"
+BUSY_MACHINE = (
+    "more than the machine can compute: it was busy while its rate was measured, so that the roofline is too low. "
+    "Measure it again on an idle machine"
+)
 
 
 def settings_text(columns: Sequence[str], values: Sequence[str]) -> str:
-    """Return a point's settings as one would type them; those that it does not have are left out."""
+    """Return a point's settings as they would be typed, without those that it does not have."""
     return ", ".join(f"{column}={value}" for column, value in zip(columns, values, strict=True) if value)
 
 
 def point_name(name: str) -> str:
-    """Return a point's name as it stands in a sentence."""
+    """Return a point's name for a sentence."""
     return f"point {name}" if name.isdigit() else name
 
 
 def describe_point(comparison: Comparison, row: Row) -> str:
-    """Return a point's name and settings as they stand in a sentence."""
+    """Return a point's name and settings for a sentence."""
     settings = settings_text(comparison.columns, row.settings)
     return f"{point_name(row.point.name)}{f' ({settings})' if settings else ''}"
 
 
 def distinct_names(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
-    """Return what tells rows apart: settings by the last parts of their keys where these differ; "" of a row alone."""
+    """Return names that distinguish rows: their differing settings, by short keys if these are unique; "" for one row."""
     if len(rows) < 2:
         return [""] * len(rows)
     differing = [at for at in range(len(comparison.columns)) if len({row.settings[at] for row in rows}) > 1]
@@ -39,7 +46,7 @@ def distinct_names(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     ends = [key.rpartition(".")[2] for key in keys]
     keys = ends if len(set(ends)) == len(ends) else keys
     names = [settings_text(keys, [row.settings[at] for at in differing]) for row in rows]
-    # Those that differ in nothing else are told apart by the points' names.
+    # Rows with equal settings get the points' names.
     return [
         name if name and names.count(name) == 1 else f"{point_name(row.point.name)}{f': {name}' if name else ''}"
         for name, row in zip(names, rows, strict=True)
@@ -47,13 +54,13 @@ def distinct_names(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
 
 
 def join_names(some: Sequence[str]) -> str:
-    """Return names in a row, the first ones where there are many."""
+    """Return a list of names for a sentence: the first ones, and how many more there are."""
     more = f" and {len(some) - MOST_NAMES} more" if len(some) > MOST_NAMES else ""
     return f"{', '.join(some[:MOST_NAMES])}{more}"
 
 
 def count(n: int, word: str) -> str:
-    """Return a number of things."""
+    """Return a number and a noun, as "2 points"."""
     return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 
@@ -63,7 +70,7 @@ def score(value: float | None) -> str:
 
 
 def percent(value: float) -> str:
-    """Return a share."""
+    """Return a share in percent."""
     return f"{value:.1%}"
 
 
@@ -77,18 +84,28 @@ def times(value: float | None) -> str:
     return "" if value is None else f"x{value:.2f}"
 
 
+def speed_effect(effect: Effect) -> str:
+    """Return the effect on speed: a ratio, or that there is no measurable difference; "" where there are no speeds."""
+    return times(effect.speed) if effect.speed is None or effect.speed_differs else NO_SPEED_DIFFERENCE
+
+
+def mfu(value: float) -> str:
+    """Return a model FLOPs utilisation in percent; one above 100 % is marked as invalid."""
+    return f"{percent(value)} (invalid)" if value > 1 else percent(value)
+
+
 def number(value: float | None, digits: int = 0) -> str:
-    """Return a figure; "" for None."""
+    """Return a number with a fixed number of decimals; "" for None."""
     return "" if value is None else f"{value:,.{digits}f}"
 
 
 def rate(value: float | None) -> str:
-    """Return how many a second, with a decimal where they are few; "" for None."""
+    """Return a rate per second, with a decimal below 100; "" for None."""
     return number(value, 1 if value is not None and value < 100 else 0)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return a table in Markdown; nothing in a cell breaks it."""
+    """Return the lines of a table in Markdown; cells are escaped."""
 
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(inline(cell) for cell in cells) + " |"

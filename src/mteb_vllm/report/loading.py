@@ -1,4 +1,4 @@
-"""Finds runs and results in folders, for a comparison."""
+"""Finds runs and results in folders for a comparison."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _LOOKED_FOR = (
 def read_runs(paths: Sequence[str | Path]) -> list[Point]:
     """Read runs, sweeps, and folders of results in mteb's layout.
 
-    Points stand in the order of the paths; of one path, sweeps and single runs by the time when they began, the points of a
-    sweep by their numbers. Where a folder holds runs, results below it are theirs and are not read.
+    Points are in the order of the paths; within a path, sweeps and single runs are ordered by start time, the points of a
+    sweep by number. Where a folder holds runs, the results below it are theirs and are not read.
 
     Args:
-        paths: Folders at or above runs or results, files `run.json`, or patterns for such (`outputs/sweeps/*`).
+        paths: Folders at or above runs or results, files `run.json`, or patterns for these (`outputs/sweeps/*`).
 
     Raises:
-        ConfigError: if there is nothing under one of the paths.
+        ConfigError: if one of the paths holds no run and no result.
     """
     found: dict[Path, Point] = {}
     mistakes = []
@@ -53,17 +53,17 @@ def read_runs(paths: Sequence[str | Path]) -> list[Point]:
 
 
 def _places(path: str | Path) -> list[Path]:
-    """Return the files and folders that a path or a pattern names, links that lead nowhere included.
+    """Return the files and folders that a path or a pattern names, including dangling links.
 
     Raises:
         OSError: if a name is too long.
-        ValueError: if it is no valid path or pattern.
+        ValueError: if it is not a valid path or pattern.
     """
     # Path.resolve raises RuntimeError for a loop of links.
     place = Path(os.path.realpath(expand_user(path)))
     if os.path.lexists(place):
         return [place]
-    # Folders that there are stand for themselves, whatever their names hold; the rest is a pattern.
+    # Folders that exist are taken literally, whatever characters their names hold; the rest is a pattern.
     there = next(folder for folder in place.parents if os.path.lexists(folder))
     return sorted(there.glob(str(place.relative_to(there))))
 
@@ -80,19 +80,17 @@ def _read(places: Iterable[Path]) -> list[Point]:
 
 
 def _run_folders(folder: Path) -> tuple[list[Path], list[FoundRun]]:
-    """Return the folders of runs at or below a folder, and those folders that cannot be looked into, as failed runs.
+    """Return the folders of runs at or below a folder; folders that cannot be listed come back as failed runs.
 
-    A run's folder holds `run.json`, or the configuration that Hydra has left there before the run could write one.
+    A run's folder holds `run.json`, or the configuration that Hydra wrote before the run could write one.
     """
     found: list[Path] = []
     unreadable: list[FoundRun] = []
 
     def note(error: OSError) -> None:
         if not isinstance(error, NotADirectoryError):
-            failed = Point(
-                "", Path(error.filename), failures=[failure_from_damage(f"{error.filename}: {error.strerror}")]
-            )
-            unreadable.append(FoundRun(failed, None, ""))
+            failed = Point("", Path(error.filename), failures=[failure_from_damage(f"{error.filename}: {error.strerror}")])
+            unreadable.append(FoundRun(failed, None))
 
     for root, folders, files in os.walk(folder, onerror=note):
         if "run.json" in (*files, *folders) or ".hydra" in folders:
@@ -105,8 +103,8 @@ def _run_folders(folder: Path) -> tuple[list[Path], list[FoundRun]]:
 def _in_order(runs: Sequence[FoundRun]) -> list[Point]:
     began: dict[Path, str] = {}
     for run in runs:
-        if run.started:
-            began[_group(run)] = min(run.started, began.get(_group(run), run.started))
+        if started := run.point.started:
+            began[_group(run)] = min(started, began.get(_group(run), started))
 
     def place(run: FoundRun) -> tuple[str, str, int]:
         return began.get(_group(run), "~"), str(_group(run)), run.number or 0
@@ -120,7 +118,7 @@ def _group(run: FoundRun) -> Path:
 
 
 def _run_names(points: Iterable[Point]) -> dict[Path, str]:
-    """Return the shortest ends of the folders' paths that are all different."""
+    """Return the shortest suffixes of the folders' paths that are all different."""
     folders = [point.folder for point in points if point.source == "run"]
     for parts in range(1, max((len(folder.parts) for folder in folders), default=0) + 1):
         names = {folder: "/".join(folder.parts[-parts:]) for folder in folders}
@@ -130,7 +128,7 @@ def _run_names(points: Iterable[Point]) -> dict[Path, str]:
 
 
 def _result_names(points: Iterable[Point]) -> dict[Path, str]:
-    """Return the models' names, with as much of revision and experiment as it takes to tell them apart."""
+    """Return the models' names, with revision and experiment where they are needed to distinguish points."""
     models: dict[str, list[Point]] = {}
     for point in points:
         if point.source == "results":
@@ -148,7 +146,7 @@ def _result_names(points: Iterable[Point]) -> dict[Path, str]:
 
 
 def _result_name(facts: Mapping[str, str], parts: Sequence[str]) -> str:
-    said = {"model": facts["model"], "revision": f"@{facts.get('revision', '')[:8]}"}
+    texts = {"model": facts["model"], "revision": f"@{facts.get('revision', '')[:8]}"}
     experiment = facts.get("experiment")
-    said["experiment"] = f"/{experiment}" if experiment else ""
-    return "".join(said[part] for part in parts)
+    texts["experiment"] = f"/{experiment}" if experiment else ""
+    return "".join(texts[part] for part in parts)

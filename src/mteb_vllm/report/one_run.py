@@ -1,4 +1,4 @@
-"""One run: what its model reads, its scores and its failures, on the terminal and as Markdown."""
+"""Reports one run: its prompts, scores and failures, on the terminal and in Markdown."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from rich.table import Table
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.models.prompts import Prefix, Prompts, applying_keys, instruction_keys
 from mteb_vllm.models.score_templates import ScoreTemplate
-from mteb_vllm.report.formatting import markdown, number
+from mteb_vllm.report.formatting import CACHED_CELL, markdown, number, percent, signed
+from mteb_vllm.report.header import run_circumstances, run_title
 from mteb_vllm.report.parity import parity_markdown, print_parity
+from mteb_vllm.report.points import CACHED, gain_share
 from mteb_vllm.report.throughput import print_throughput, throughput_markdown
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.record import FirstStageRecord, RunRecord, TaskOutcome, mean
@@ -24,12 +26,16 @@ from mteb_vllm.util.shell import command
 
 TASK_COLUMNS = ("task", "metric", "main score", "texts/s", "tokens/s", "seconds", "")
 RERANK_COLUMNS = (
-    "task", "metric", "first stage", "reranked", "gain", "ceiling", "share", "pairs/s", "tokens/s", "seconds", ""
+    "task", "metric", "first stage", "reranked", "gain", "ceiling", "share of ceiling", "share of possible gain", "pairs/s",
+    "tokens/s", "seconds", "",
 )  # fmt: skip
+
+# The columns that a narrow terminal leaves out, in this order.
+_LEFT_OUT = ("tokens/s", "share of ceiling", "seconds", "pairs/s", "texts/s")
 
 
 def prompt_rows(prompts: Prompts, tasks: Iterable[TaskInfo]) -> list[tuple[str, str, str, str]]:
-    """Return the prompts per task and side: (task, side, key, one rendered example)."""
+    """Return the prompt of each task and side: (task, side, key, a rendered example)."""
     rows: list[tuple[str, str, str, str]] = []
     for task in tasks:
         for side in task.sides:
@@ -39,7 +45,7 @@ def prompt_rows(prompts: Prompts, tasks: Iterable[TaskInfo]) -> list[tuple[str, 
 
 
 def unused_keys(prompts: Prompts, tasks: Iterable[TaskInfo], template: ScoreTemplate | None = None) -> list[str]:
-    """Return the prompt keys that apply to nothing here; of a cross-encoder, those that are no instruction."""
+    """Return the prompt keys that no task uses; for a cross-encoder, those that are no instruction."""
     used = applying_keys(prompts.values, tasks) if template is None else instruction_keys(prompts.values, tasks)
     if template is not None and not template.takes_instruction:
         used = set()
@@ -49,15 +55,15 @@ def unused_keys(prompts: Prompts, tasks: Iterable[TaskInfo], template: ScoreTemp
 def prompts_record(
     prompts: Prompts, tasks: Iterable[TaskInfo], template: ScoreTemplate | None = None
 ) -> dict[str, Any]:
-    """Return the prompts and templates in effect and where they come from, as a run's record holds them."""
+    """Return the prompts and templates in effect and their sources, in the form of `RunRecord.prompts`."""
     record = {**prompts.settings(), **prompts.sources(), "unused": unused_keys(prompts, tasks, template)}
     if template is not None:
         record["score_template"] = {**template.settings(), "takes_instruction": template.takes_instruction}
     return record
 
 
-def prompts_in_words(record: Mapping[str, Any]) -> str:
-    """Return in one line what `prompts_record` holds: which prompts and which template are in effect."""
+def describe_prompts(record: Mapping[str, Any]) -> str:
+    """Return the result of `prompts_record` in one line: the prompts and the template in effect."""
     own = f"{record['source']}, else the tasks' own" if record["prompts"] else "the tasks' own"
     if (score := record.get("score_template")) is not None:
         how = "a score template" if score["template"] is not None else "the model's own way"
@@ -69,7 +75,7 @@ def prompts_in_words(record: Mapping[str, Any]) -> str:
 
 
 def print_pairs(console: Console, template: ScoreTemplate, prompts: Prompts, tasks: Sequence[TaskInfo]) -> None:
-    """Show the score template and the instructions through which a reranker is about to be given pairs."""
+    """Show the score template and the instructions of a reranker's pairs before a run."""
     rows = []
     for task in tasks:
         instruction = prompts.instruction(task, "query") if template.takes_instruction else Prefix()
@@ -79,15 +85,15 @@ def print_pairs(console: Console, template: ScoreTemplate, prompts: Prompts, tas
 
 
 def print_prompts(console: Console, prompts: Prompts, tasks: Sequence[TaskInfo]) -> None:
-    """Show the prompts with which the model is about to be given texts."""
+    """Show the prompts of the texts before a run."""
     _print_texts(console, prompts_record(prompts, tasks), ("task", "side", "key"), prompt_rows(prompts, tasks))
 
 
 def _print_texts(
     console: Console, record: Mapping[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
-    """Print the prompts in effect and, a row each, the rendered texts, which are the last cells."""
-    console.print_line(prompts_in_words(record), style="italic")
+    """Print the prompts in effect, and one row per rendered text, which is the last cell."""
+    console.print_line(describe_prompts(record), style="italic")
     table = Table(box=None, pad_edge=False)
     for column in (*columns, "input text"):
         table.add_column(column, overflow="fold")
@@ -95,22 +101,16 @@ def _print_texts(
         table.add_row(*row[:-1], repr(row[-1])[1:-1])
     console.print(table)
     if unused := record["unused"]:
-        console.print_line(f"Prompt keys that apply to nothing here: {', '.join(unused)}")
+        console.print_line(f"Prompt keys that no task uses: {', '.join(unused)}")
 
 
 def print_run(console: Console, record: RunRecord) -> None:
-    """Show the scores of one run, failures first, or what it measured."""
+    """Show the scores or the measurements of one run, its warnings and failures."""
     console.print()
     if record.throughput is not None:
         print_throughput(console, record)
     if record.tasks or record.throughput is None:
-        columns, rows = task_table(record)
-        table = Table(box=None, pad_edge=False)
-        for at, column in enumerate(columns):
-            table.add_column(column, justify="right" if 2 <= at < len(columns) - 1 else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        _print_tasks(console, *task_table(record))
     if record.parity is not None:
         print_parity(console, record.parity)
     for warning in record.warnings:
@@ -119,9 +119,40 @@ def print_run(console: Console, record: RunRecord) -> None:
         print_failure(console, failure)
 
 
+def _print_tasks(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print the table of tasks; on a narrow terminal without speeds, so that no number is wrapped."""
+    # The remarks in the last column may be wrapped anywhere, and headers between words.
+    last = len(columns) - 1
+    cells = [max((len(row[at][: 24 if at == last else None]) for row in rows), default=0) for at in range(last + 1)]
+    shown = [at for at, column in enumerate(columns) if column or cells[at]]
+
+    def fits() -> bool:
+        return sum(widths[at] + 2 for at in shown) - 2 <= console.width
+
+    widths = [max(cells[at], len(column)) for at, column in enumerate(columns)]
+    if not fits():
+        widths = [max([cells[at], *map(len, column.split())]) for at, column in enumerate(columns)]
+    left_out: list[str] = []
+    for name in _LEFT_OUT:
+        if not fits() and name in columns:
+            shown.remove(columns.index(name))
+            left_out.append(name)
+    table = Table(box=None, pad_edge=False)
+    for at in shown:
+        figures = 2 <= at < last
+        table.add_column(
+            columns[at], justify="right" if figures else "left", overflow="fold", width=widths[at] if figures else None
+        )
+    for row in rows:
+        table.add_row(*(row[at] for at in shown))
+    console.print(table)
+    if left_out:
+        console.print_line(f"Not shown, but in report.md: {', '.join(left_out)}")
+
+
 def print_failure(console: Console, failure: Failure) -> None:
-    """Show a failure and what to try; the log is in the record."""
-    # What could not be written was computed all the same.
+    """Show a failure and what to try; its log is in the record."""
+    # A file that could not be written is no failure of the computation.
     text = (
         f"Not written: {failure.message}" if failure.kind == "disk" and failure.task is None else f"Failed: {failure}"
     )
@@ -141,14 +172,15 @@ def failure_lines(failure: Failure) -> list[str]:
 
 
 def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return a header, and one row a task; failures first, and the mean last where there are several scores."""
+    """Return a header, and one row per task; failures first, and the mean of several scores last."""
     reranked = record.first_stage is not None or any(task.candidates for task in record.tasks)
     rows = []
     for task in sorted(record.tasks, key=lambda task: task.status != "failed"):
         seconds = number(task.total_seconds, 1) if task.status == "computed" else ""
         stored = f"{task.stored:,} from the embedding cache" if task.stored else ""
-        state = {"computed": stored, "cached": "cached", "failed": f"failed: {task.reason or 'not done'}"}[task.status]
-        speed = (number(task.texts_per_second), number(task.tokens_per_second))
+        state = {"computed": stored, "failed": f"failed: {task.reason or 'not done'}"}.get(task.status, "")
+        cached = task.status == CACHED
+        speed = (CACHED_CELL if cached else number(task.texts_per_second), number(task.tokens_per_second))
         scores = _rerank_scores([task]) if reranked else (number(task.main_score, 5),)
         rows.append((task.name, task.metric, *scores, *speed, seconds, state))
     scored = [task for task in record.tasks if task.main_score is not None]
@@ -157,28 +189,30 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
         tokens = sum(task.tokens or 0 for task in record.tasks)
         encode = sum(task.seconds.get("encode", 0.0) for task in record.tasks)
         speed = (number(computed / encode), number(tokens / encode)) if encode else ("", "")
-        whole = sum(task.total_seconds for task in record.tasks)
+        total = sum(task.total_seconds for task in record.tasks)
         of = "mean" if len(scored) == len(record.tasks) else f"mean of {len(scored)} of {len(record.tasks)}"
         scores = _rerank_scores(scored) if reranked else (number(mean(task.main_score for task in scored), 5),)
-        rows.append((of, "", *scores, *speed, number(whole, 1) if whole else "", ""))
+        rows.append((of, "", *scores, *speed, number(total, 1) if total else "", ""))
     unit = "texts/s" if any(task.computed and task.unit == "texts" for task in record.tasks) else "pairs/s"
     return (tuple(unit if name == "pairs/s" else name for name in RERANK_COLUMNS) if reranked else TASK_COLUMNS), rows
 
 
 def _rerank_scores(tasks: Sequence[TaskOutcome]) -> tuple[str, ...]:
-    """Return first stage, reranked, gain, ceiling and the share of it that is reached; of several tasks their means."""
+    """Return first stage, reranked, gain, ceiling, and the shares of the ceiling and of the possible gain: means over tasks.
+
+    The share of the possible gain is that of the means, since a task with little room would dominate a mean of shares.
+    """
     first, reranked, gain, ceiling, share = (
         mean(getattr(task, name) for task in tasks)
         for name in ("first_stage", "main_score", "gain", "ceiling", "share")
     )
     own = "own candidates" if tasks and all(task.candidates == "own" for task in tasks) else ""
-    signed = "" if gain is None else f"{gain:+.5f}"
-    percent = "" if share is None else f"{share:.1%}"
-    return number(first, 5) or own, number(reranked, 5), signed, number(ceiling, 5), percent
+    shares = ["" if value is None else percent(value) for value in (share, gain_share(first, reranked, ceiling))]
+    return number(first, 5) or own, number(reranked, 5), signed(gain), number(ceiling, 5), *shares
 
 
 def write_run(record: RunRecord, folder: Path) -> None:
-    """Write `report.md`, and of a throughput run `throughput.png` beside it; what cannot be written is noted."""
+    """Write `report.md`, and for a throughput run `throughput.png`; files that cannot be written are noted."""
     with attempt(folder / "report.md"):
         write_atomically(folder / "report.md", run_markdown(record))
     if record.throughput is not None:
@@ -189,19 +223,17 @@ def write_run(record: RunRecord, folder: Path) -> None:
 
 
 def run_markdown(record: RunRecord) -> str:
-    """Return the report of one run."""
+    """Return the report of one run in Markdown."""
     model = record.settings.get("engine", {})
     lines = [
-        f"# {inline(model.get('model', 'run'))}",
+        f"# {inline(run_title(record))}",
         "",
         f"- status: {record.status}",
+        *(f"- {label}: {inline(text)}" for label, text in run_circumstances(record)),
         f"- settings: `{record.fingerprint}`",
         f"- revision: {code(str(model.get('revision')))}",
         *_first_stage_lines(record),
         f"- command: {code(command(*record.overrides))}",
-        f"- started: {record.started}, {record.seconds:.1f} s in all",
-        f"- device: {inline(str(model.get('device')))}",
-        f"- versions: {inline(', '.join(f'{name} {version}' for name, version in (model.get('versions') or {}).items()))}",
         "",
         *(throughput_markdown(record) if record.throughput is not None else []),
         *(markdown(*task_table(record)) if record.tasks or record.throughput is None else []),
@@ -211,17 +243,17 @@ def run_markdown(record: RunRecord) -> str:
         lines += ["", *failure_lines(failure)]
     lines += [f"\n> {inline(warning)}" for warning in record.warnings]
     rows = [
-        (task.name, side, said.get("key") or "no prompt", code(said.get("example") or ""))
+        (task.name, side, prompt.get("key") or "no prompt", code(prompt.get("example") or ""))
         for task in record.tasks
-        for side, said in task.prompts.items()
+        for side, prompt in task.prompts.items()
     ]
     if rows:
-        said = [inline(prompts_in_words(record.prompts)), ""] if record.prompts else []
+        summary = [inline(describe_prompts(record.prompts)), ""] if record.prompts else []
         lines += [
             "",
             "## Input texts",
             "",
-            *said,
+            *summary,
             *markdown(("task", "side", "prompt key", "first text"), rows),
         ]
     if record.engine is not None:
@@ -238,15 +270,15 @@ def _first_stage_lines(record: RunRecord) -> list[str]:
     return [f"- first stage: {stage.kind}{model}, top_k {record.config['pipeline']['top_k']}"]
 
 
-def cut_by_first_stage(stage: FirstStageRecord) -> Iterator[str]:
-    """Return how many of a dense first stage's texts were too long."""
+def first_stage_truncation_notes(stage: FirstStageRecord) -> Iterator[str]:
+    """Return the number of a dense first stage's texts that were truncated."""
     if stage.work is not None and (truncated := stage.work.truncated):
         share = f"{truncated:,} of {stage.work.texts:,} texts ({truncated / stage.work.texts:.1%})"
         yield f"First stage: {share} are longer than its context and were cut."
 
 
-def cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
-    """Return how many of a task's texts or pairs were empty or too long."""
+def truncation_notes(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
+    """Return the numbers of a task's texts or pairs that were empty or truncated."""
     if not task.texts or record.engine is None:
         return
     context = record.engine.resolved["max_model_len"]
@@ -263,8 +295,8 @@ def cut_texts(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
         yield f"{task.name}: the query of {share} is too long for the context of {context} tokens by itself, and was cut."
 
 
-def late_variables(record: RunRecord) -> Iterator[str]:
-    """Return which variables of `engine.env` torch has not found, since it was loaded before they were set."""
+def ineffective_variable_notes(record: RunRecord) -> Iterator[str]:
+    """Return the variables of `engine.env` without effect, since torch was loaded before they were set."""
     stage = record.first_stage.engine if record.first_stage is not None else None
     reference = record.parity.reference.engine if record.parity is not None else None
     for engine in filter(None, (record.engine, stage, reference)):
@@ -272,12 +304,12 @@ def late_variables(record: RunRecord) -> Iterator[str]:
             found = engine.threading.get(key, "nothing")
             yield (
                 f"{key}={value} is not in effect for {engine.backend}: torch was loaded in this process before it was "
-                f"set, and has found {found}. In a process of its own its speed may be another."
+                f"set, and found {found}. In a process of its own, the speed may differ."
             )
 
 
 def _in_effect(resolved: Mapping[str, Any]) -> str:
-    """Return what the engine was opened with in the end: pooling, normalisation, dimensions, context and special tokens."""
+    """Return the settings of the open engine: pooling, normalisation, dimensions, context and special tokens."""
     words = []
     if resolved.get("pooling"):
         words.append(f"{resolved['pooling']} pooling")
@@ -286,14 +318,14 @@ def _in_effect(resolved: Mapping[str, Any]) -> str:
         words.append(f"{resolved['dimensions']} dimensions")
     words.append(f"at most {resolved['max_model_len']} tokens")
     if (special := resolved.get("special_tokens")) is not None:
-        before, behind = special
-        words.append(f"special tokens: {' '.join([*before, '<text>', *behind])}")
+        before, after = special
+        words.append(f"special tokens: {' '.join([*before, '<text>', *after])}")
     return ", ".join(words)
 
 
 def print_summary(console: Console, record: RunRecord) -> None:
-    """Show how many results were cached, what the embedding cache did, and where results and record are."""
-    cached = sum(task.status == "cached" for task in record.tasks)
+    """Show the number of cached results, the use of the embedding cache, and the paths of results and record."""
+    cached = sum(task.status == CACHED for task in record.tasks)
     if cached:
         text = f"{cached} of {len(record.tasks)} results were cached; to recompute them: results.reuse=none"
         console.print_line(text)
@@ -305,7 +337,7 @@ def print_summary(console: Console, record: RunRecord) -> None:
         console.print_line(text)
     if record.engine is not None:
         console.print_line(f"In effect: {_in_effect(record.engine.resolved)}")
-    # Of what is timed or compared no results are kept.
+    # Throughput and parity runs store no results.
     measured = record.throughput is not None or record.parity is not None
     kept_in = "" if measured else f", results in {record.config['results']['dir']}/results"
     console.print_line(f"Settings {record.fingerprint}{kept_in}")

@@ -20,19 +20,20 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from mteb_vllm.report.columns import Column, has_many_tasks, speed_unit, table_columns
+from mteb_vllm.report.columns import Column, hides_tasks, speed_unit, table_columns
 from mteb_vllm.report.comparison import Comparison, Effect, Row
-from mteb_vllm.report.formatting import number, signed, times
+from mteb_vllm.report.formatting import number, signed, speed_effect, times
+from mteb_vllm.report.header import circumstances, recommended_command, scope
 from mteb_vllm.report.reference_plot import LEAST_DIFFERENCE, places, tolerance
 from mteb_vllm.report.tables import failed_points
 from mteb_vllm.report.throughput_plot import throughput_curves
 from mteb_vllm.util.escape import visible
 
-# So many constants are shown at once; the rest can be unfolded.
+# The number of shared settings that are shown; the others can be unfolded.
 _FEW_CONSTANTS = 12
-# A prompt can be of any length, and a cell cannot. The page shows the whole of it for the selected point.
+# Longer values, such as prompts, are cut in the table; the selected point's are shown in full.
 _LONGEST_CELL = 160
-# What the page's style calls a kind of columns.
+# The classes in page.css of some kinds of columns.
 _CLASSES = {"words": "setting", "mean": "figure mean"}
 
 
@@ -42,8 +43,8 @@ class _PageColumn:
 
     Attributes:
         name: Its header.
-        kind: The classes of the page's style that it has.
-        cells: What is shown, a cell for each row.
+        kind: Its classes in page.css.
+        cells: The text of a cell for each row of the comparison.
     """
 
     name: str
@@ -55,9 +56,9 @@ def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
     """Return the page.
 
     Args:
-        comparison: What to show.
-        answer: The answer in words, in paragraphs.
-        title: What was compared.
+        comparison: The comparison.
+        answer: The conclusions, in paragraphs.
+        title: The title.
     """
     folder = Path(__file__).parent
     names = ("page.css", "drawing.js", "page.js", "measured.js", "start.js")
@@ -73,18 +74,21 @@ def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
     )
     environment.filters |= {
         "breakable": _breakable, "clipped": _clipped, "number": number, "pairs": _pairs, "range": _range,
-        "signed": signed, "times": times,
+        "signed": signed, "speed_effect": speed_effect, "times": times,
     }  # fmt: skip
-    rows = sorted(range(len(comparison.rows)), key=lambda at: not comparison.rows[at].point.failed)
+    index = {row.point.name: at for at, row in enumerate(comparison.rows)}
     constants = list(comparison.constants.items())
     return environment.get_template("page.html.jinja").render(
         title=title,
         answer=answer,
         comparison=comparison,
+        scope=scope(comparison),
+        circumstances=circumstances(comparison),
+        command=recommended_command(comparison),
         columns=_columns(comparison),
         per_second=speed_unit(comparison),
-        rows=[(at, comparison.rows[at], _roles(comparison, comparison.rows[at])) for at in rows],
-        many_tasks=has_many_tasks(comparison),
+        rows=[(index[row.point.name], row, _roles(comparison, row)) for row in comparison.ranked],
+        hides_tasks=hides_tasks(comparison),
         constants=constants[:_FEW_CONSTANTS],
         more_constants=constants[_FEW_CONSTANTS:],
         failures=failed_points(comparison),
@@ -99,12 +103,8 @@ def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
 
 
 def _columns(comparison: Comparison) -> list[_PageColumn]:
-    """Return the columns of the table of points; those of which nothing is known are left out."""
-    # Tasks, of which there can be many, stand behind everything else.
-    columns = sorted(
-        (column for column in table_columns(comparison) if column.page),
-        key=lambda column: ("type", "task").index(column.kind) + 1 if column.kind in ("type", "task") else 0,
-    )
+    """Return the columns of the table of points, without empty ones."""
+    columns = [column for column in table_columns(comparison) if column.page]
     found = [
         _PageColumn(
             column.page_header or column.header,
@@ -117,9 +117,9 @@ def _columns(comparison: Comparison) -> list[_PageColumn]:
 
 
 def _cell(column: Column, row: Row) -> str:
-    """Return what a column shows of a row, and of a setting or a score that is not there, why."""
+    """Return the text of a column's cell in a row; for a missing setting or a failed task, a remark."""
     text = column.cell(row)
-    if text == "" and column.kind == "setting":
+    if text == "" and column.kind == "setting" and column.key:
         return "(not set)"
     if text == "" and column.kind == "task":
         return "failed" if any(task.failed and task.name == column.name for task in row.point.tasks) else ""
@@ -127,7 +127,7 @@ def _cell(column: Column, row: Row) -> str:
 
 
 def _roles(comparison: Comparison, row: Row) -> list[str]:
-    """Return what a point is in the comparison, in words."""
+    """Return the roles of a point in the comparison, as "best" or "baseline"."""
     if len(comparison.rows) == 1:
         return ["failed"] if row.point.failed else []
     named = {
@@ -211,24 +211,24 @@ def _measured_data(comparison: Comparison) -> dict[str, Any]:
 
 
 def _in_script(data: Any) -> str:
-    """Return JSON that can stand in a script element: all but ASCII is escaped, and nothing in it ends the element."""
+    """Return JSON for a script element: ASCII only, and nothing in it ends the element."""
     text = json.dumps(_visible(data), separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _breakable(name: str) -> Markup:
-    """Return a dotted or a camel-case name that may be broken between its parts."""
+    """Return a dotted or camel-case name with line-break opportunities between its parts."""
     parts = re.split(r"(?<=[._/])(?=.)|(?<=[a-z])(?=[A-Z])", name)
     return Markup("<wbr>").join(escape(visible(part)) for part in parts)
 
 
 def _clipped(text: str) -> str:
-    """Return a cell's text, cut where it is too long for a table."""
+    """Return a cell's text, cut if it is too long for a table."""
     return text if len(text) <= _LONGEST_CELL else text[:_LONGEST_CELL] + " …"
 
 
 def _pairs(effect: Effect) -> str:
-    """Return how many pairs an effect rests on; also of how many the scores or the speeds are known, where not of all."""
+    """Return the number of pairs of an effect, and how many of them have scores or speeds where not all have."""
     known = (("scores", effect.score_pairs), ("speeds", effect.speed_pairs))
     fewer = [f"{number(count) if count else 'none'} with {what}" for what, count in known if count != effect.pairs]
     return number(effect.pairs) + (f" ({', '.join(fewer)})" if fewer else "")
@@ -243,7 +243,7 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def _visible(value: Any) -> Any:
-    """Return a value with all texts in it escaped as `visible` does, but for what is HTML already."""
+    """Return a value with all texts in it escaped by `visible`, except for those that are HTML already."""
     if isinstance(value, dict):
         return {key: _visible(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -252,5 +252,5 @@ def _visible(value: Any) -> Any:
 
 
 def _hash(text: str) -> str:
-    """Return the hash of a script or style for the Content-Security-Policy: nothing else runs, whatever got into the page."""
+    """Return the hash of a script or style for the Content-Security-Policy, by which no other script runs in the page."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,4 +1,4 @@
-"""The verdict of a comparison with a reference, on the terminal and as Markdown."""
+"""The verdict of a parity run, on the terminal and in Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAIR_COLUMNS = (*COLUMNS[:6], "largest score difference", *COLUMNS[7:])
 
 
 def print_parity(console: Console, parity: ParityRecord) -> None:
-    """Show a verdict, its reasons, and what would explain it."""
+    """Show a verdict, its reasons, and hints at causes."""
     columns, rows = parity_table(parity)
     table = Table(box=None, pad_edge=False)
     for at, column in enumerate(columns):
@@ -34,7 +34,7 @@ def print_parity(console: Console, parity: ParityRecord) -> None:
 
 
 def parity_markdown(parity: ParityRecord) -> list[str]:
-    """Return a verdict, its reasons, and what would explain it, as lines of Markdown."""
+    """Return a verdict, its reasons, and hints at causes, as lines of Markdown."""
     lines = ["## Parity", "", inline(headline(parity)), "", *markdown(*parity_table(parity))]
     for title, some in (
         ("Reasons", _reasons(parity)), ("Worst texts", _worst(parity)), ("Hints", _hints(parity))
@@ -54,7 +54,7 @@ def headline(parity: ParityRecord) -> str:
 
 
 def parity_table(parity: ParityRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return a header, and one row a task, split and subset."""
+    """Return a header, and one row per task, split and subset."""
     rows: list[tuple[str, ...]] = []
     for task in parity.tasks:
         none = SplitVerdict("", "default", "", None, None, None, passed=False)

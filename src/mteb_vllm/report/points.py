@@ -1,17 +1,21 @@
-"""A run as it is compared: what it ran with, its tasks and their scores, and what it measured."""
+"""A run as a comparison sees it: its settings, the scores of its tasks, and its measurements."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.measurements import Amount, Count, Score, ThroughputRecord, Unit
 from mteb_vllm.results.parity import ParityRecord
 
-# Pipelines whose runs are not about scores.
-MEASURING = ("throughput", "parity")
+# Pipelines that measure something other than scores.
+_MEASURING = ("throughput", "parity")
+# The status of a task whose result was read from the results store.
+CACHED: Final = "cached"
+# The possible gain of a reranker below which it is rounding error.
+_LEAST_GAIN = 1e-9
 
 
 @dataclass(frozen=True)
@@ -20,17 +24,18 @@ class TaskScore:
 
     Attributes:
         name: The task.
-        type: Its type; "" where nobody knows the task.
-        score: The main score, the mean over splits and subsets; None if it failed.
+        type: Its type; "" where it is unknown.
+        score: The main score, the mean over splits and subsets; None if the task failed.
         failed: Whether it failed.
-        first_stage: Of a reranking run, the first stage's main score; None where there is none or it is not known.
-        ceiling: Of a reranking run, what a perfect reranker would reach; likewise.
+        first_stage: Reranking: the first stage's main score; None where there is none or it is unknown.
+        ceiling: Reranking: the score of a perfect reranker; likewise.
         unit: What `computed` and `stored` count: texts, or pairs.
-        computed: Those that the engine computed, each different one once. This and what follows is None where nobody knows.
-        stored: Those of the different ones that came from the embedding cache.
+        computed: Distinct texts that the engine computed. This and the following are None where they are unknown, as for a
+            cached result.
+        stored: Distinct texts whose embeddings came from the embedding cache.
         tokens: Tokens that the engine was given.
-        seconds: Wall time of the engine's work on them, without that of the embedding cache.
-        reused: Whether its result was there already; the figures are then those of the run that computed it.
+        seconds: Wall time of the engine's work, without that of the embedding cache.
+        cached: Whether the result was read from the results store.
     """
 
     name: str
@@ -44,35 +49,37 @@ class TaskScore:
     stored: Count | None = None
     tokens: Count | None = None
     seconds: Amount | None = None
-    reused: bool = False
+    cached: bool = False
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run, as it is compared.
+    """One run in a comparison: one combination of a sweep's values, a single run, or a folder of results.
 
     Attributes:
-        name: Its number in a sweep, or what its folder is called; different ones in a comparison.
+        name: Its number in a sweep, or the name of its folder; unique in a comparison.
         folder: Where it was found.
-        source: "run" is this program's, "results" a folder of results in mteb's layout, whoever made it.
-        overrides: What made it, by the command line: key to value.
-        facts: Everything that it ran with, flat, by dotted keys: "model", "revision", "engine.dtype", "device",
-            "versions.vllm", ...; values as they are shown.
+        source: "run" for a run of this program, "results" for a folder of results in mteb's layout, whoever wrote it.
+        overrides: The overrides of its command line: key to value.
+        arguments: The same, as they were typed: what a command that repeats the run is made of.
+        facts: All its settings, flat, by dotted keys: "model", "revision", "engine.dtype", "device", "versions.vllm", ...;
+            values as they are shown.
         engine: The fingerprint of its engine; "" where there is none.
         tasks: Its tasks.
-        engine_seconds: What the start of its engine took; where all results were there already, of the engine that computed
-            them. None where none was opened or nobody knows.
-        seconds: Wall time of the whole.
-        peak_memory_mb: Of the process and its engine's processes, in MiB.
-        failures: What went wrong, with logs.
-        throughput: What a throughput run measured; None of any other.
-        parity: What a parity run found out; None of any other.
+        engine_seconds: Seconds that its engine took to open; None where it opened none.
+        seconds: Wall time of the run.
+        peak_memory_mb: Peak memory of the process and of its engine's processes, in MiB; None where it opened no engine.
+        failures: Its failures, with logs.
+        throughput: The measurements of a throughput run; None for any other.
+        parity: The verdict of a parity run; None for any other.
+        started: When the run began, in ISO format; "" where it is unknown.
     """
 
     name: str
     folder: Path
     source: Literal["run", "results"] = "run"
     overrides: dict[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
     facts: dict[str, str] = field(default_factory=dict)
     engine: str = ""
     tasks: list[TaskScore] = field(default_factory=list)
@@ -82,32 +89,51 @@ class Point:
     failures: list[Failure] = field(default_factory=list)
     throughput: ThroughputRecord | None = None
     parity: ParityRecord | None = None
+    started: str = ""
 
     @property
-    def told(self) -> bool:
-        """Whether it came so far that it says what it ran with."""
+    def has_results(self) -> bool:
+        """Whether it has outcomes of tasks or measurements, so that all its settings are in its record."""
         return bool(self.tasks) or self.throughput is not None
 
     @property
     def for_speed(self) -> bool:
-        """Whether its throughput is what it was run for."""
+        """Whether it is a run of the throughput pipeline."""
         return self.throughput is not None or self.facts.get("pipeline") == "throughput"
 
     @property
     def for_scores(self) -> bool:
-        """Whether its scores are what it was run for, or nobody knows."""
-        return not self.for_speed and self.parity is None and self.facts.get("pipeline") not in MEASURING
+        """Whether it was run for its scores; true where its pipeline is unknown."""
+        return not self.for_speed and self.parity is None and self.facts.get("pipeline") not in _MEASURING
 
     @property
     def failed(self) -> bool:
-        """Whether it failed, in part or as a whole."""
+        """Whether it or one of its tasks failed."""
         return bool(self.failures) or any(task.failed for task in self.tasks)
 
-    def total(self, figure: str) -> int | None:
-        """Return the sum of a figure over its tasks, as `computed`, as far as it is known; None where it is known of none.
+    @property
+    def cached(self) -> bool:
+        """Whether all of its results were read from the results store, so that no engine was at work."""
+        done = [task for task in self.tasks if not task.failed]
+        return self.throughput is None and bool(done) and all(task.cached for task in done)
 
-        It is the point's own work: a task whose result was there already counts as 0.
+    def total(self, figure: str) -> int | None:
+        """Return the sum of a figure over its tasks, as `computed`, where it is known; None where no task has it.
+
+        A task whose result was cached counts as 0: it is the point's own work that is summed.
         """
-        figures = (0 if task.reused else getattr(task, figure) for task in self.tasks)
+        figures = (0 if task.cached else getattr(task, figure) for task in self.tasks)
         known = [value for value in figures if value is not None]
         return sum(known) if known else None
+
+
+def gain_share(first_stage: float | None, reranked: float | None, ceiling: float | None) -> float | None:
+    """Return the share of the possible gain that a reranker realised: (reranked - first stage) / (ceiling - first stage).
+
+    Returns:
+        a share, negative where reranking lowers the score; None where a score is unknown, or where the ceiling leaves no
+        room above the first stage.
+    """
+    if first_stage is None or reranked is None or ceiling is None or ceiling - first_stage < _LEAST_GAIN:
+        return None
+    return (reranked - first_stage) / (ceiling - first_stage)

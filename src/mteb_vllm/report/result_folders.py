@@ -1,4 +1,4 @@
-"""Folders of results in mteb's own layout, this program's or others', read without mteb."""
+"""Reads folders of results in mteb's layout, this program's or others', without mteb."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _OF_RESULTS = {"task_name", "scores", "dataset_revision", "mteb_version", "evalu
 
 
 def read_results(folder: Path) -> Iterator[Point]:
-    """Return a point for each folder of results at or below a folder, still without a name."""
+    """Yield a point, without a name, for each folder of results at or below a folder."""
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "predictions")
-        # A folder that has the name of a result is one that cannot be read.
+        # A folder with the name of a result file is reported as an unreadable result.
         files = [Path(root, name) for name in sorted((*names, *folders)) if name.endswith(".json") and name != _META]
         point = _point(Path(root), files) if files else None
         if point is not None:
@@ -43,21 +43,21 @@ def _point(folder: Path, files: Sequence[Path]) -> Point | None:
             result = _result(file, content)
             if result is None:
                 continue
-            task, whole = _task(result)
+            task, complete = _task(result)
             seconds.append(None if result.get("evaluation_time") is None else _number(result["evaluation_time"]))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            # Whether a file that cannot be read was meant as a result, its name, its place or what is left of it says.
+            # The name, the folder or the remaining content tells whether an unreadable file was meant to be a result.
             meant = file.stem in mteb_catalogue().tasks or b'"task_name"' in content or _in_layout(folder)
-            (damaged if meant else others)[file] = f"{file} is no result that can be read ({describe_error(error)})"
+            (damaged if meant else others)[file] = f"{file} is no readable result ({describe_error(error)})"
             continue
         tasks.append(task)
         versions.add(str(result.get("mteb_version")))
-        incomplete += [] if whole else [task.name]
+        incomplete += [] if complete else [task.name]
     if not tasks and not damaged:
         return None
     facts, problem = _facts(folder)
     if facts["model"] == CEILING:
-        return None  # of ours, beside reranking runs: no model
+        return None  # the ceilings that reranking runs store: not a model's results
     failures = [failure_from_damage(why, file.stem) for file, why in sorted((damaged | others).items())]
     tasks += [TaskScore(failure.task or "", failed=True) for failure in failures]
     facts |= {"versions.mteb": short_text(", ".join(sorted(versions))), "incomplete": ", ".join(incomplete)}
@@ -74,18 +74,18 @@ def _point(folder: Path, files: Sequence[Path]) -> Point | None:
 
 
 def _in_layout(folder: Path) -> bool:
-    """Return whether a folder is one of mteb's layout for a model's results."""
+    """Return whether a folder lies where mteb's layout has the results of a model."""
     return "__" in folder.parent.name or folder.parent.name == "experiments"
 
 
 def _result(file: Path, content: bytes) -> dict[str, Any] | None:
-    """Return the result that a file holds; None where it holds something else.
+    """Return the result in a file; None where the file holds something else.
 
     Raises:
-        ValueError: if it is meant as a result, and is none, or is not what was written there.
+        ValueError: if it is meant to be a result and is invalid, or was modified.
     """
     place = file.absolute()
-    # Results of this program, where they lie in their store, have a digest; others' have none.
+    # Results in this program's store have a digest; others' have none.
     if len(place.parents) > 5 and place.parents[4].name == "results" and has_digest(place):
         try:
             content = read_verified(place.parents[5], place)
@@ -97,14 +97,14 @@ def _result(file: Path, content: bytes) -> dict[str, Any] | None:
             raise ValueError("it holds no scores")
         return None
     if "mteb_dataset_name" in result:
-        raise ValueError("it is in the form that mteb's results had before 1.11: load it with mteb once, and save it")
+        raise ValueError("it is in the format of mteb before 1.11: load it with mteb once, and save it")
     if result["task_name"] != file.stem:
         raise ValueError(f"it holds the scores of {result['task_name']}")
     return result
 
 
 def _facts(folder: Path) -> tuple[dict[str, str], str]:
-    """Return what is known of a folder's results, and what is wrong with the model's own file, if anything."""
+    """Return the facts about a folder's results, and what is wrong with its `model_meta.json`; "" if nothing is."""
     experiment = folder.name if folder.parent.name == "experiments" else ""
     of_model = folder.parent.parent if experiment else folder
     by_folders = "__" in of_model.parent.name
@@ -122,7 +122,7 @@ def _facts(folder: Path) -> tuple[dict[str, str], str]:
             meta = found
         except (OSError, ValueError, AttributeError) as error:
             why = describe_error(error)
-            problem = f"{file} cannot be read ({why}): whose results these are is told by the folders' names"
+            problem = f"{file} cannot be read ({why}): the model is taken from the folders' names"
     model = of_model.parent.name.replace("__", "/", 1) if by_folders else folder.name
     revision = of_model.name if by_folders else ""
     facts = {
@@ -135,7 +135,7 @@ def _facts(folder: Path) -> tuple[dict[str, str], str]:
 
 
 def _task(result: Mapping[str, Any]) -> tuple[TaskScore, bool]:
-    """Return a task's score, the mean over the splits and subsets that count; and whether all of them are there."""
+    """Return a task's score, the mean over the splits and subsets that count, and whether all of them are present."""
     catalogue, name = mteb_catalogue(), result["task_name"]
     info: TaskInfo | None = catalogue.tasks.get(name)
     found = {
@@ -143,7 +143,7 @@ def _task(result: Mapping[str, Any]) -> tuple[TaskScore, bool]:
         for split, entries in result["scores"].items()
         for entry in entries
     }
-    # An aggregate has one score of its own, whatever the subsets of its parts are.
+    # An aggregate has a single score, whatever the subsets of its parts.
     subsets = None if info is None else ["default"] if info.aggregate_of else info.subsets
     counted = None if info is None or subsets is None else [(split, one) for split in info.splits for one in subsets]
     scores = list(found.values()) if counted is None else [found[key] for key in counted if key in found]
@@ -157,10 +157,10 @@ def _task(result: Mapping[str, Any]) -> tuple[TaskScore, bool]:
 
 
 def _number(value: Any) -> float:
-    """Return a figure of a result, NaN included.
+    """Return a number from a result, which may be NaN.
 
     Raises:
-        ValueError: if it is no number, or none that a score or a time can have.
+        ValueError: if it is not a number, or too large for a score or a time.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e9:
         raise ValueError(f"a score or a time is {short_text(value)}")

@@ -1,4 +1,4 @@
-"""A run's record, read for a comparison."""
+"""Reads the record of a run for a comparison."""
 
 from __future__ import annotations
 
@@ -8,55 +8,53 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mteb_vllm.report.points import MEASURING, Point, TaskScore
+from mteb_vllm.report.points import CACHED, Point, TaskScore
 from mteb_vllm.results.failures import failure_from_damage
 from mteb_vllm.results.record import RunRecord, TaskOutcome, read_record
 from mteb_vllm.util.fingerprint import fingerprint
 
-# What Hydra leaves in the folder of a sweep.
+# A file that Hydra writes into the folder of a sweep.
 _SWEEP = "multirun.yaml"
 
-# Longer values are cut where they are shown, and told apart by a hash.
+# Longer values are cut in tables, and distinguished by a hash.
 _LONGEST = 100
 
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run where it was found.
+    """A run that was found in a folder.
 
     Attributes:
-        point: The run, still without a name.
-        number: Its number in a sweep; None of a single run.
-        started: When, in ISO format; "" where nobody knows.
+        point: The run, without a name.
+        number: Its number in a sweep; None for a single run.
     """
 
     point: Point
     number: int | None
-    started: str
 
 
 def read_run(folder: Path) -> FoundRun:
-    """Read `run.json` in a folder; one that cannot be read, or is not what was written, is a run that failed."""
+    """Read `run.json` in a folder; a record that is missing, unreadable or modified becomes a failed run."""
     path = folder / "run.json"
     number = int(folder.name) if folder.name.isdecimal() else None
     try:
         record = read_record(path, scores=False)
-        found = FoundRun(_point(folder, record), record.point, record.started)
+        found = FoundRun(_point(folder, record), record.point)
         if None not in (number, found.number) and number != found.number:
             raise ValueError(f"it is the record of point {found.number}")
         if found.number is None and number is not None and (folder.parent / _SWEEP).exists():
             raise ValueError("it is the record of a single run")
         return found
     except FileNotFoundError:
-        why = f"{folder} holds no run.json: the run has not ended, or was killed, or the file is gone"
+        why = f"{folder} holds no run.json: the run has not ended, was killed, or the file was deleted"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        why = f"{path} is no record that can be read ({describe_error(error)})"
-    return FoundRun(Point("", folder, failures=[failure_from_damage(why)]), number, "")
+        why = f"{path} is no readable record ({describe_error(error)})"
+    return FoundRun(Point("", folder, failures=[failure_from_damage(why)]), number)
 
 
 def describe_error(error: Exception) -> str:
-    """Return what is wrong with a file's content, in one short line."""
-    if hasattr(error, "errors"):  # pydantic's
+    """Return in one short line why a file's content was rejected."""
+    if hasattr(error, "errors"):  # a ValidationError of pydantic
         first = error.errors()[0]
         text = f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"
     elif isinstance(error, (LookupError, TypeError, AttributeError)):
@@ -67,27 +65,32 @@ def describe_error(error: Exception) -> str:
 
 
 def short_text(value: Any) -> str:
-    """Return a setting's value as one would type it, in one short line."""
+    """Return a setting's value as it would be typed, in one short line."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 20]}... ({fingerprint({'value': text})[:8]})"
 
 
 def _point(folder: Path, record: RunRecord) -> Point:
     settings, engine = record.settings, record.engine
-    known = engine.fingerprint if engine is not None else ""
+    opened = engine.fingerprint if engine is not None else ""
+    tasks = [_task(task) for task in record.tasks]
+    # Without an engine at work, peak memory is that of Python and of mteb's data.
+    at_work = record.throughput is not None or not tasks or any(not task.cached for task in tasks)
     return Point(
         name="",
         folder=folder,
         overrides=dict(_override(text) for text in record.overrides),
+        arguments=tuple(record.overrides),
         facts={key: text for key, text in _facts(record) if text},
-        engine=known or (fingerprint(settings["engine"]) if settings.get("engine") else ""),
-        tasks=[_task(task) for task in record.tasks],
-        engine_seconds=_engine_seconds(record),
+        engine=opened or (fingerprint(settings["engine"]) if settings.get("engine") else ""),
+        tasks=tasks,
+        engine_seconds=engine.seconds if engine is not None and engine.opened else None,
         seconds=record.seconds,
-        peak_memory_mb=_peak_memory(record),
+        peak_memory_mb=_peak_memory(record) if at_work else None,
         failures=[one for one in (record.failure, *(task.failure for task in record.tasks)) if one is not None],
         throughput=record.throughput,
         parity=record.parity,
+        started=record.started,
     )
 
 
@@ -97,7 +100,8 @@ def _override(text: str) -> tuple[str, str]:
 
 
 def _task(task: TaskOutcome) -> TaskScore:
-    measured = task.measured or task.to_measured(None)
+    # What a cached result took is in another run's record: here it counts for its score alone.
+    work = task.to_measured(None)
     return TaskScore(
         name=task.name,
         type=task.type,
@@ -105,25 +109,17 @@ def _task(task: TaskOutcome) -> TaskScore:
         failed=task.status == "failed",
         first_stage=task.first_stage,
         ceiling=task.ceiling,
-        unit=measured.unit,
-        computed=measured.computed,
-        stored=measured.stored,
-        tokens=measured.tokens,
-        seconds=measured.seconds,
-        reused=task.status == "cached",
+        unit=task.measured.unit if task.measured is not None else task.unit,
+        computed=work.computed,
+        stored=work.stored,
+        tokens=work.tokens,
+        seconds=work.seconds,
+        cached=task.status == CACHED,
     )
 
 
-def _engine_seconds(record: RunRecord) -> float | None:
-    """Return what the start of the engine took; of a run that had none, of the runs that computed its results."""
-    if record.engine is not None:
-        return record.engine.seconds if record.engine.opened else None
-    noted = [task.measured.engine_seconds for task in record.tasks if task.measured is not None]
-    return max((seconds for seconds in noted if seconds is not None), default=None)
-
-
 def _peak_memory(record: RunRecord) -> float | None:
-    # Where an engine is timed, not what the roofline has taken afterwards.
+    # Of a throughput run, the peak while the engine was timed, before the roofline was measured.
     timed = record.throughput.memory_mb if record.throughput is not None else None
     memory = timed or record.peak_memory_mb
     return memory.total or None if memory is not None else None
@@ -135,7 +131,7 @@ def _args(record: RunRecord, kind: str = "args") -> Mapping[str, Any]:
 
 
 def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
-    """Return all that a run ran with, under the keys that a user would set it by where there are any."""
+    """Return all settings of a run, under the keys by which a user would set them where there are any."""
     settings, config, hardware, opened = record.settings, record.config, record.hardware, record.engine
     engine = settings.get("engine") or {}
     args = _args(record)
@@ -163,7 +159,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     for key in ("splits", "subsets"):
         yield f"tasks.{key}", ", ".join(tasks.get(key) or ())
     pipeline = (config["pipeline"].get("_target_") or "").removeprefix("mteb_vllm.pipelines.").partition(".")[0]
-    yield "pipeline", pipeline if pipeline in MEASURING else ""
+    yield "pipeline", pipeline
     if record.throughput is not None:
         yield "pipeline.lengths", str(record.throughput.lengths)
     if record.parity is not None:
@@ -179,7 +175,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
 
 
 def _prompts(record: RunRecord) -> Iterator[tuple[str, str]]:
-    """Return the prompts, instructions and templates with which texts or pairs were given to the model."""
+    """Return the prompts, instructions and templates of a run's texts or pairs."""
     settings = record.settings
     if prompts := settings.get("prompts"):
         values = prompts["prompts"] | ({"default": prompts["default"]} if prompts.get("default") else {})
@@ -207,7 +203,7 @@ def _texts(values: Mapping[str, Any]) -> str:
 
 def _tasks(config: Mapping[str, Any]) -> str:
     if config.get("names"):
-        return short_text(", ".join(config["names"]))
+        return short_text(", ".join(sorted(config["names"])))
     if config.get("benchmark"):
         return str(config["benchmark"])
     return ", ".join(f"{key}={short_text(config[key])}" for key in ("types", "languages") if config.get(key))

@@ -6,12 +6,13 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 
 from mteb_vllm.report.points import Point
+from mteb_vllm.util.shell import unquoted
 
-# What a command line says that no score or speed depends on.
-_ASIDE = re.compile(r"results\.dir|retry_failed|dry_run|store\.max_bytes|runs|report\..*")
+# Overrides that change neither scores nor speeds.
+_IRRELEVANT = re.compile(r"results\.dir|retry_failed|dry_run|store\.max_bytes|runs|report\..*")
 
-# Facts that tell points apart, the most telling first. All others follow from these, or nothing follows from them.
-_TELLING = tuple(
+# Facts that distinguish points, the most important first. All others follow from these, or change nothing.
+_DISTINGUISHING = tuple(
     map(
         re.compile,
         (
@@ -23,39 +24,37 @@ _TELLING = tuple(
     )
 )  # fmt: skip
 
-# What a reader wants to know of that all points share, in this order.
+# The order of shared facts: what was evaluated and where, then how, and environment variables last.
 _SHARED = tuple(
     map(
         re.compile,
         (
-            "model", "revision", "weights", "source", "experiment", "scoring", r"engine\..*", r"shell\..*", r"resolved\..*",
-            r"prompts.*", "instructions?", "score_template", "pipeline/first_stage", r"pipeline\.top_k", r"tasks.*",
-            "pipeline", r"pipeline\.lengths", r"pipeline\.reference", "incomplete", "device", "gpus", "cores", "memory",
-            r"versions\..*", "platform", "git",
+            "model", "revision", r"tasks.*", "pipeline", "device", "gpus", "cores", "memory", r"versions\..*", "incomplete",
+            "weights", "source", "experiment", "scoring", r"prompts.*", "instructions?", "score_template",
+            "pipeline/first_stage", r"pipeline\.(top_k|lengths|reference)", r"engine\.(?!env\.).*", r"resolved\..*",
+            "platform", "git", r"engine\.env\..*", r"shell\..*",
         ),
     )
 )  # fmt: skip
 
 
 def differing_settings(points: Sequence[Point]) -> dict[str, list[str]]:
-    """Return in what points differ: key to the value of each point, "" where it has none.
+    """Return the settings in which points differ: key to the value of each point, "" where it has none.
 
-    First their models and what differs on their command lines; then any other fact in which two points that are equal so far
-    differ.
+    The model comes first, then what differs on the command lines, then any other fact in which two points differ that are
+    equal so far. A key of a model's recipe that follows from the model has no column of its own.
     """
-    # Nothing is known of a point whose record cannot be read: it differs from none.
-    told = [at for at, point in enumerate(points) if point.overrides or point.facts]
+    # An unreadable record has no settings, and so differs from none.
+    readable = [at for at, point in enumerate(points) if point.overrides or point.facts]
     found: dict[str, list[str]] = {}
-    for key in dict.fromkeys(key for at in told for key in points[at].overrides):
-        values = _said([points[at] for at in told], key)
-        if len(set(values)) > 1 and not _ASIDE.fullmatch(key):
-            of = dict(zip(told, values, strict=True))
+    for key in dict.fromkeys(key for at in readable for key in points[at].overrides):
+        values = _override_values([points[at] for at in readable], key)
+        if len(set(values)) > 1 and not _IRRELEVANT.fullmatch(key):
+            of = dict(zip(readable, values, strict=True))
             found[key] = [of.get(at, "") for at in range(len(points))]
-    models = [point.facts.get("model", "") for point in points]
-    if len({models[at] for at in _asked(points)}) > 1 and not any(re.match(r"model(\.|$)", key) for key in found):
-        found = {"model": models, **found}  # whatever else tells them apart, this is what a reader looks for
-    alike = _split([_asked(points)], found.values())
-    for key in _ordered(points, _TELLING):
+    found = _with_one_model(points, found)
+    alike = _split([_with_results(points)], found.values())
+    for key in _ordered(points, _DISTINGUISHING):
         values = [point.facts.get(key, "") for point in points]
         if key not in found and any(len({values[at] for at in group}) > 1 for group in alike):
             found[key] = values
@@ -64,35 +63,69 @@ def differing_settings(points: Sequence[Point]) -> dict[str, list[str]]:
 
 
 def shared_settings(points: Sequence[Point], differing: Collection[str]) -> dict[str, str]:
-    """Return the facts that points share and in which they do not differ, what a reader asks for first standing first."""
-    asked = [points[at] for at in _asked(points)]
+    """Return the facts that all points share: model, tasks, device and versions first, environment variables last."""
+    counted = [points[at] for at in _with_results(points)]
     found = {}
     for key in _ordered(points, _SHARED):
-        values = {point.facts.get(key, "") for point in asked}
+        values = {point.facts.get(key, "") for point in counted}
         if key.startswith("resolved."):
-            # A point whose results were all known has opened nothing.
+            # A point whose results were all cached opened no engine.
             values.discard("")
         if key not in differing and len(values) == 1 and values != {""}:
             found[key] = values.pop()
     return found
 
 
-def _said(points: Sequence[Point], key: str) -> list[str]:
-    """Return the value of an override, for each point; of those that do not say it, the fact."""
-    if any(key not in point.overrides for point in points) and all(key in point.facts for point in points):
-        # The words of some command lines (model=minilm) and the facts of the others are not comparable; facts are.
-        return [point.facts[key] for point in points]
-    return [point.overrides.get(key, point.facts.get(key, "")) for point in points]
+def _with_one_model(points: Sequence[Point], found: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return the differing overrides with a single column for the model, which comes first.
+
+    Command lines name a model by its recipe (`model=e5_base`) or by its name (`model.name=...`), and folders of results by
+    its name alone. So the column shows the names, unless recipes of the same model differ.
+    """
+    models = [point.facts.get("model", "") for point in points]
+    counted = _with_results(points)
+    if len({models[at] for at in counted}) < 2:
+        return found
+    recipes: dict[str, set[str]] = {}
+    for at in counted:
+        recipes.setdefault(models[at], set()).update(filter(None, [points[at].overrides.get("model")]))
+    typed = found.pop("model", [])
+    if not any(len(names) > 1 for names in recipes.values()):
+        typed = [model or (typed[at] if typed else "") for at, model in enumerate(models)]
+    same = _split([counted], [typed])
+    rest = {
+        key: values
+        for key, values in found.items()
+        if not key.startswith("model.") or any(len({values[at] for at in group}) > 1 for group in same)
+    }
+    return {"model": typed, **rest}
 
 
-def _asked(points: Sequence[Point]) -> list[int]:
-    """Return the places of the points whose facts count: of one that failed before its first task, they may not be known."""
-    told = [at for at, point in enumerate(points) if point.told]
-    return told or list(range(len(points)))
+def _override_values(points: Sequence[Point], key: str) -> list[str]:
+    """Return the value of an override for each point; for a point without it, the fact."""
+    fact = "tasks" if key == "tasks.names" else key
+    if any(key not in point.overrides for point in points) and all(fact in point.facts for point in points):
+        # The words of some command lines (model=minilm) and the facts of others are not comparable; facts are.
+        return [point.facts[fact] for point in points]
+    values = [point.overrides.get(key, point.facts.get(fact, "")) for point in points]
+    return [_sorted_names(value) for value in values] if key in ("tasks.names", "tasks") else values
+
+
+def _sorted_names(value: str) -> str:
+    """Return a list of tasks in alphabetical order: its order changes no score."""
+    if not (value.startswith("[") and value.endswith("]")):
+        return value
+    return f"[{','.join(sorted(unquoted(name.strip()) for name in value[1:-1].split(',')))}]"
+
+
+def _with_results(points: Sequence[Point]) -> list[int]:
+    """Return the indices of the points with results, or of all if none has any: other records may lack settings."""
+    found = [at for at, point in enumerate(points) if point.has_results]
+    return found or list(range(len(points)))
 
 
 def _split(groups: Iterable[Sequence[int]], by: Iterable[Sequence[str]]) -> list[list[int]]:
-    """Return the groups, split by values; those of one point are left out."""
+    """Return the groups split by values, without groups of one point."""
     keys = list(by)
     found: dict[tuple[object, ...], list[int]] = {}
     for number, group in enumerate(groups):
@@ -102,6 +135,6 @@ def _split(groups: Iterable[Sequence[int]], by: Iterable[Sequence[str]]) -> list
 
 
 def _ordered(points: Sequence[Point], order: Sequence[re.Pattern[str]]) -> list[str]:
-    """Return the facts that an order names, in that order."""
+    """Return the facts that match an order's patterns, in that order."""
     facts = dict.fromkeys(key for point in points for key in point.facts)
     return [key for pattern in order for key in facts if pattern.fullmatch(key)]

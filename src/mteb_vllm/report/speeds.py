@@ -1,4 +1,4 @@
-"""How fast the engines of points worked, over texts that can be compared."""
+"""Speeds of the points' engines, over texts that can be compared."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from mteb_vllm.report.points import Point
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a point's engine worked on the tasks that all points share: by what it computed, not by what a store held.
+    """The speed of a point's engine on the tasks that all points share, counting computed texts only.
 
-    Texts differ in length from task to task, so that speeds are comparable over the same tasks only. A task is measured in a
-    point where at least half of its different texts were computed; a result that was reused counts with what the run that
-    computed it noted. A point has a speed of its own where all shared tasks are measured in it; where points share no task,
-    where all of its own are.
+    Texts differ in length from task to task, so speeds are comparable over the same tasks only. A task is measured in a
+    point that computed at least half of its distinct texts; a cached result measures nothing. A point has a speed of its own
+    if all shared tasks are measured in it; where points share no task, if all of its own are.
 
     Attributes:
-        texts: Texts (or pairs) a second.
-        tokens: Tokens a second.
+        texts: Texts (or pairs) per second.
+        tokens: Tokens per second.
         unit: "texts" or "pairs".
-        computed: How many texts that was measured on.
-        of: The name of the point that it was measured in: the point's own, or the first other one of the same engine that
-            has a speed of its own; where points share no task, of the same engine and tasks.
+        computed: The number of texts that it was measured on.
+        of: The name of the point that it was measured in: the point itself, or the first other point with the same engine
+            and a speed of its own; where points share no task, with the same tasks as well.
     """
 
     texts: float
@@ -34,7 +33,7 @@ class Speed:
 
 
 def _unit(point: Point) -> str:
-    # A task whose pairs nobody has seen, as one that failed, says texts.
+    # A failed task whose pairs were never counted says texts.
     return "pairs" if any(task.unit == "pairs" for task in point.tasks) else "texts"
 
 
@@ -47,42 +46,42 @@ def common_unit(points: Sequence[Point]) -> str | None:
     return units.pop() if len(units) == 1 else None
 
 
-def speeds_of(points: Sequence[Point], shared: Sequence[str]) -> list[Speed | None]:
-    """Return how fast each point's engine worked.
+def measured_speeds(points: Sequence[Point], shared: Sequence[str]) -> list[Speed | None]:
+    """Return the speed of each point's engine; None for a point that was cached, and where no point measured it.
 
     Args:
         points: The points.
         shared: The tasks that all of them have: only these are compared.
     """
     own = [_own_speed(point, shared) for point in points]
-    # Where points share no task, a speed is only that of another point if it is over the same tasks.
-    alike = [(point.engine, frozenset(() if shared else (task.name for task in point.tasks))) for point in points]
+    # Where points share no task, another point's speed counts only if it is over the same tasks.
+    keys = [(point.engine, frozenset(() if shared else (task.name for task in point.tasks))) for point in points]
     of_engine: dict[tuple[str, frozenset[str]], Speed] = {}
-    for key, speed in zip(alike, own, strict=True):
+    for key, speed in zip(keys, own, strict=True):
         if speed is not None and key[0]:
             of_engine.setdefault(key, speed)
     return [
-        speed or (of_engine.get(key) if not point.for_speed else None)
-        for point, key, speed in zip(points, alike, own, strict=True)
+        speed or (of_engine.get(key) if not point.for_speed and not point.cached else None)
+        for point, key, speed in zip(points, keys, own, strict=True)
     ]
 
 
 def parity_speeds(points: Sequence[Point], speeds: Sequence[Speed | None]) -> list[Speed | None]:
-    """Return how fast the engines of parity points work: as the first throughput point on the engine says, else as they say.
+    """Return the speeds of parity points: that of the first throughput point with the same engine, else their own.
 
     Args:
         points: The points.
-        speeds: Their speeds, of `speeds_of`.
+        speeds: Their speeds, from `measured_speeds`.
 
     Returns:
-        a speed for each point, of which only the tokens a second are comparable: a throughput point's texts are others. None
+        a speed for each point, of which only the tokens per second are comparable: a throughput point has other texts. None
         for points of other pipelines.
     """
     measured: dict[str, Speed] = {}
     for point in points:
-        said = point.throughput
-        if point.engine and said is not None and (saturated := said.saturated) is not None:
-            speed = Speed(saturated.requests_per_second, saturated.tokens_per_second, said.unit, 0, point.name)
+        record = point.throughput
+        if point.engine and record is not None and (saturated := record.saturated) is not None:
+            speed = Speed(saturated.requests_per_second, saturated.tokens_per_second, record.unit, 0, point.name)
             measured.setdefault(point.engine, speed)
     return [
         measured.get(point.engine, speed) if point.parity is not None else None
@@ -91,12 +90,12 @@ def parity_speeds(points: Sequence[Point], speeds: Sequence[Speed | None]) -> li
 
 
 def _own_speed(point: Point, shared: Sequence[str]) -> Speed | None:
-    """Return what a point measured itself, over the shared tasks or else all its own; None if one is not measured."""
+    """Return the speed that a point measured itself, over the shared tasks or else its own; None if one is not measured."""
     of_tasks = {task.name: task for task in point.tasks}
     texts, tokens, seconds = 0, 0, 0.0
     for name in shared or of_tasks:
         task = of_tasks.get(name)
-        if task is None or not task.computed or not task.seconds or task.computed < (task.stored or 0):
+        if task is None or task.cached or not task.computed or not task.seconds or task.computed < (task.stored or 0):
             return None
         texts, tokens, seconds = texts + task.computed, tokens + (task.tokens or 0), seconds + task.seconds
     return Speed(texts / seconds, tokens / seconds, _unit(point), texts, point.name) if texts else None

@@ -1,10 +1,9 @@
-"""A comparison as tables: on the terminal, as Markdown, and as CSV."""
+"""The tables of a comparison: on the terminal, in Markdown, and in CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,34 +13,36 @@ from rich.table import Table
 from mteb_vllm.report.answer import answer
 from mteb_vllm.report.columns import Column, cut, has_many_tasks, table_columns
 from mteb_vllm.report.comparison import Comparison, Row
-from mteb_vllm.report.formatting import count, markdown, point_name, score, settings_text, signed, times
+from mteb_vllm.report.formatting import markdown, score, settings_text, signed, speed_effect, times
+from mteb_vllm.report.header import circumstances, recommended_command, scope, title
 from mteb_vllm.report.one_run import failure_lines
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.util.console import Console
-from mteb_vllm.util.escape import code, csv_cell, inline
+from mteb_vllm.util.escape import code, csv_cell, fenced, inline
 
-# More rows and columns than these nobody reads on a terminal or in Markdown; the CSV and the page hold all.
+# Limits of the terminal and of Markdown; the CSV and the page have everything.
 _MOST_ROWS = 50
 _MOST_CONSTANTS = 8
 _LONGEST_VALUE = 40
-# More tasks and points than these nobody reads in Markdown.
+# Tasks and points of the tables by task.
+_MOST_SCORES = (40, 12)
 _MOST_DIFFERENCES = (60, 12)
 _EFFECTS = ("setting", "value", "instead of", "pairs", "score", "from", "to", "speed", "from", "to")
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Show what points share, a table of them, failures first and then the best, and the answer."""
-    rows = _ranked(comparison)
-    columns = _columns(comparison)
+    """Show the title, the points in a table, best first, their scores by task, and the conclusions."""
+    rows = comparison.ranked
+    columns = available = _columns(comparison)
     wide = {column.header: _width(column, rows[:_MOST_ROWS]) for column in columns}
     while sum(wide[column.header] + 2 for column in columns) > console.width:
         # Columns of one kind go together.
         if not (least := max(column.left_out for column in columns)):
             break
         columns = [column for column in columns if column.left_out != least]
-    table = Table(title=_title(comparison), title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for column in columns:
-        # Words can be read in two lines, and numbers cannot.
+        # Words may be wrapped, numbers may not.
         table.add_column(
             column.header, justify="left" if _has_words(column) else "right", no_wrap=not _has_words(column),
             overflow="fold" if _has_words(column) else "ellipsis",
@@ -49,56 +50,102 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     for row in rows[:_MOST_ROWS]:
         cells = [(column.cell(row), column.kind == "setting") for column in columns]
         table.add_row(*(cut(text, _LONGEST_VALUE) if setting else text for text, setting in cells))
-    console.print()
-    if shared := list(comparison.constants.items()):
-        more = f"; {len(shared) - _MOST_CONSTANTS} more in report.md" if len(shared) > _MOST_CONSTANTS else ""
-        text = ", ".join(f"{key}={value}" for key, value in shared[:_MOST_CONSTANTS])
-        console.print_line(f"In all points: {text}{more}")
+    _print_head(console, comparison)
     console.print(table)
+    hidden = [column for column in available if column not in columns]
+    tasks = has_many_tasks(comparison) or any(column.kind == "task" for column in hidden)
+    if tasks and _print_scores(console, comparison, rows):
+        tasks, hidden = False, [column for column in hidden if column.kind != "task"]
     left_out = [f"{len(rows) - _MOST_ROWS:,} points"] if len(rows) > _MOST_ROWS else []
-    if hidden := [header for header in wide if header not in {column.header for column in columns}]:
-        left_out.append(f"the columns {', '.join(hidden)}")
-    if has_many_tasks(comparison):
-        left_out.append(f"the scores of {len(comparison.tasks)} tasks")
+    left_out += [f"the columns {', '.join(column.header for column in hidden)}"] if hidden else []
+    left_out += [f"the scores of {len(comparison.tasks)} tasks"] if tasks else []
     if left_out:
         console.print_line(f"Not shown, but in report.csv: {'; '.join(left_out)}")
     console.print()
     for line in answer(comparison):
         console.print_line(line)
+    if line := recommended_command(comparison):
+        console.print_line(f"Command of the recommended configuration: {line}")
+
+
+def _print_head(console: Console, comparison: Comparison) -> None:
+    """Show the title, the date, the device, the versions, and the other settings that all points share."""
+    console.print()
+    console.print_line(f"{title(comparison)} ({scope(comparison)})", style="bold")
+    for label, text in circumstances(comparison):
+        console.print_line(f"{label.capitalize()}: {text}")
+    shared = [
+        f"{key}={value}"
+        for key, value in comparison.constants.items()
+        if key != "device" and not key.startswith("versions.")
+    ]
+    if shared:
+        more = f"; {len(shared) - _MOST_CONSTANTS} more in report.md" if len(shared) > _MOST_CONSTANTS else ""
+        console.print_line(f"Identical in all points: {', '.join(shared[:_MOST_CONSTANTS])}{more}")
+    console.print()
+
+
+def _print_scores(console: Console, comparison: Comparison, ranked: Sequence[Row]) -> bool:
+    """Show the scores with the tasks as rows and the best points as columns; return False if there are too many tasks."""
+    most_tasks, most_points = _MOST_SCORES
+    if len(comparison.tasks) > most_tasks:
+        return False
+    room = console.width - max(map(len, comparison.tasks))
+    points: list[Row] = []
+    for row in [row for row in ranked if row.point.tasks][:most_points]:
+        room -= max(len(row.point.name), len("0.00000")) + 2
+        if room >= 0 or not points:
+            points.append(row)
+    table = Table(title="Scores by task, best points first", title_justify="left", box=None, pad_edge=False)
+    table.add_column("task", overflow="fold")
+    for row in points:
+        table.add_column(row.point.name, justify="right", overflow="fold")
+    for name in comparison.tasks:
+        table.add_row(name, *(score(row.scores[name]) for row in points))
+    console.print()
+    console.print(table)
+    return True
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """Return the report: what points share, all of them in a table, the answer, effects, differences by task, failures."""
-    rows, columns = _ranked(comparison), _columns(comparison)
+    """Return the report: the points in a table, best first, conclusions, scores by task, effects, settings, failures."""
+    rows, columns = comparison.ranked, _columns(comparison)
     cells = [[column.cell(row) for column in columns] for row in rows]
-    lines = [f"# {inline(_title(comparison))}", ""]
-    lines += [f"- {inline(key)}: {code(value)}" for key, value in comparison.constants.items()]
-    lines += ["", *markdown([column.header for column in columns], cells), ""]
+    lines = [f"# {inline(title(comparison))}", "", inline(scope(comparison))]
+    measured = [f"- {label}: {inline(text)}" for label, text in circumstances(comparison)]
+    lines += [*(["", *measured] if measured else []), "", *markdown([column.header for column in columns], cells), ""]
     if has_many_tasks(comparison):
-        lines += [f"The scores of {len(comparison.tasks)} tasks are in report.csv.", ""]
-    lines += ["## Answer", "", *(f"- {inline(line)}" for line in answer(comparison))]
-    lines += [*_effects(comparison), *_differences(comparison, rows), *_failures(comparison)]
+        lines += _scores(comparison, rows)
+    lines += ["## Conclusions", "", *(f"- {inline(line)}" for line in answer(comparison))]
+    if line := recommended_command(comparison):
+        lines += ["", "The command of the recommended configuration:", "", *fenced([line])]
+    lines += [*_effects(comparison), *_differences(comparison, rows)]
+    if comparison.constants:
+        heading = "Identical in all points" if len(rows) > 1 else "Settings"
+        lines += ["", f"## {heading}", ""]
+        lines += [f"- {inline(key)}: {code(value)}" for key, value in comparison.constants.items()]
+    lines += _failures(comparison)
     return "\n".join(lines) + "\n"
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """Return one line a point, in the order in which the points were given, with all digits."""
+    """Return one line per point, best first, with all digits."""
     columns = [column for column in table_columns(comparison) if column.key]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(csv_cell(column.key) for column in columns)
-    writer.writerows([csv_cell(column.value(row)) for column in columns] for row in comparison.rows)
+    writer.writerows([csv_cell(column.value(row)) for column in columns] for row in comparison.ranked)
     return out.getvalue()
 
 
 @dataclass(frozen=True)
 class FailedPoints:
-    """Points that failed in the same way, to the last line of the log.
+    """Points with the same failure, including its log.
 
     Attributes:
-        failure: How.
-        tasks: In which tasks; none where no task was at work.
-        points: Their names.
+        failure: The failure.
+        tasks: The tasks that failed; empty where no task was running.
+        points: The names of the points.
     """
 
     failure: Failure
@@ -107,7 +154,7 @@ class FailedPoints:
 
 
 def failed_points(comparison: Comparison) -> list[FailedPoints]:
-    """Return all failures; tasks and points that failed in the same way stand together."""
+    """Return all failures; tasks and points with the same failure are grouped."""
     found: dict[tuple[Any, ...], FailedPoints] = {}
     for row in comparison.rows:
         of_point: dict[tuple[Any, ...], list[Failure]] = {}
@@ -120,24 +167,37 @@ def failed_points(comparison: Comparison) -> list[FailedPoints]:
 
 
 def _effects(comparison: Comparison) -> list[str]:
-    """Return the section on what each setting changes."""
+    """Return the section on the effects of settings."""
     rows = []
     for effect in comparison.effects:
         scores = (effect.score, *(effect.score_range or (None, None)))
         speeds = (effect.speed, *(effect.speed_range or (None, None)))
-        numbers = [*map(signed, scores), *map(times, speeds)]
+        numbers = [*map(signed, scores), speed_effect(effect), *map(times, speeds[1:])]
         rows.append([effect.column, effect.value, effect.against, str(effect.pairs), *numbers])
     return ["", "## Effects", "", *markdown(_EFFECTS, rows)] if rows else []
 
 
+def _scores(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
+    """Return the scores by task, with the tasks as rows and the best points as columns; for too many tasks a pointer."""
+    most_tasks, most_points = _MOST_DIFFERENCES
+    if len(comparison.tasks) > most_tasks:
+        return [f"The scores of {len(comparison.tasks)} tasks are in report.csv.", ""]
+    points = [row for row in ranked if row.point.tasks]
+    shown = points[:most_points]
+    rows = [[name, *(score(row.scores[name]) for row in shown)] for name in comparison.tasks]
+    left_out = [f"The best {most_points} of {len(points):,} points; all scores are in report.csv.", ""]
+    return ["## Scores by task", "", *(left_out if len(shown) < len(points) else []),
+            *markdown(["task", *(row.point.name for row in shown)], rows), ""]  # fmt: skip
+
+
 def _differences(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
-    """Return the section on differences to the baseline: the tasks as rows, the best points as columns."""
+    """Return the section on differences to the baseline, with the tasks as rows and the best points as columns."""
     most_tasks, most_points = _MOST_DIFFERENCES
     baseline = next(row for row in comparison.rows if row.point.name == comparison.baseline)
     others = [row for row in ranked if row is not baseline and row.point.tasks]
     if not others or len(comparison.tasks) > most_tasks:
         return []
-    shown = sorted(others, key=lambda row: row.point.failed)[:most_points]
+    shown = others[:most_points]
     header = ["task", f"{comparison.baseline} (the baseline)", *(row.point.name for row in shown)]
     lines = []
     for name in comparison.tasks:
@@ -146,7 +206,7 @@ def _differences(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
         differences = [one - against if one is not None and against is not None else None for one in own]
         lines.append([name, score(against), *map(signed, differences)])
     legend = [f"- {inline(f'{row.point.name}: {settings_text(comparison.columns, row.settings)}')}" for row in shown]
-    left_out = [f"Of {len(others):,} points the best {most_points}; all scores are in report.csv.", ""]
+    left_out = [f"The best {most_points} of {len(others):,} points; all scores are in report.csv.", ""]
     return ["", "## Differences to the baseline, by task", "", *(left_out if len(shown) < len(others) else []),
             *(legend if comparison.columns else []), "", *markdown(header, lines)]  # fmt: skip
 
@@ -168,33 +228,13 @@ def _failures(comparison: Comparison) -> list[str]:
 
 
 def _columns(comparison: Comparison) -> list[Column]:
-    """Return the columns of the terminal and of Markdown, without those that are empty."""
+    """Return the columns of the terminal and of Markdown, without empty ones."""
     columns = [column for column in table_columns(comparison) if column.text]
     return [column for column in columns if any(map(column.cell, comparison.rows))]
 
 
-def _ranked(comparison: Comparison) -> list[Row]:
-    """Return failures first, then what did not pass, the best, and the fastest."""
-
-    def place(row: Row) -> tuple[bool, bool, float, float]:
-        throughput, parity = row.point.throughput, row.point.parity
-        mean = row.mean if row.mean is not None else -math.inf
-        fast = (throughput.requests_per_second if throughput is not None else None) or 0.0
-        return not row.point.failed, parity is None or parity.passed, -mean, -fast
-
-    return sorted(comparison.rows, key=place)
-
-
-def _title(comparison: Comparison) -> str:
-    points = len(comparison.rows)
-    shared = f", {count(len(comparison.shared), 'task')}" if comparison.tasks or comparison.scored else ""
-    if points == 1:
-        return f"One point{shared}"
-    return f"{points:,} points{shared}, differences to {point_name(comparison.baseline)}"
-
-
 def _width(column: Column, rows: Sequence[Row]) -> int:
-    # What is said of a failure is folded.
+    # The remarks, which have no header, are wrapped.
     most = _LONGEST_VALUE if column.header else 24
     return max([len(column.header), *(min(len(column.cell(row)), most) for row in rows)])
 

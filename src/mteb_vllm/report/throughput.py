@@ -1,4 +1,4 @@
-"""What one throughput run measured, on the terminal and as Markdown."""
+"""The measurements of one throughput run, on the terminal and in Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from rich.table import Table
 
-from mteb_vllm.report.formatting import count, markdown, number
+from mteb_vllm.report.formatting import BUSY_MACHINE, count, markdown, number
 from mteb_vllm.results.measurements import Memory, Roofline, ThroughputRecord
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.util.console import Console
@@ -19,7 +19,7 @@ _PHASES = ("tokenise", "engine", "collect")
 
 
 def print_throughput(console: Console, record: RunRecord) -> None:
-    """Show what a throughput run measured."""
+    """Show the measurements of a throughput run."""
     assert record.throughput is not None
     table = Table(title=_title(record.throughput), title_justify="left", box=None, pad_edge=False)
     for column in STEP_COLUMNS:
@@ -32,7 +32,7 @@ def print_throughput(console: Console, record: RunRecord) -> None:
 
 
 def throughput_markdown(record: RunRecord) -> list[str]:
-    """Return what a throughput run measured for `report.md`, with the picture that lies beside it."""
+    """Return the measurements of a throughput run for `report.md`, with a link to the chart in the same folder."""
     assert record.throughput is not None
     return [
         f"## {inline(_title(record.throughput))}",
@@ -46,7 +46,7 @@ def throughput_markdown(record: RunRecord) -> list[str]:
 
 
 def step_rows(throughput: ThroughputRecord) -> list[tuple[str, ...]]:
-    """Return one row a batch size: rates, latencies of a step, and the mean parts of one."""
+    """Return one row per batch size: rates, latencies of a step, and the mean times of its phases."""
     return [
         (
             str(step.batch_size),
@@ -61,7 +61,7 @@ def step_rows(throughput: ThroughputRecord) -> list[tuple[str, ...]]:
 
 
 def throughput_lines(record: RunRecord) -> list[str]:
-    """Return the run with everything at once, the roofline, memory, and the start of the engine: a line each."""
+    """Return offline throughput, roofline, memory and engine start, one line each."""
     throughput = record.throughput
     assert throughput is not None
     return [
@@ -79,25 +79,28 @@ def _saturated(throughput: ThroughputRecord) -> Iterable[str]:
     parts = ", ".join(f"{name} {getattr(saturated.phases_s, name):.2f} s" for name in _PHASES)
     seconds = ", ".join(f"{one:.2f}" for one in saturated.seconds)
     yield (
-        f"Saturated, {count(throughput.requests, 'request')} at once: {number(saturated.requests_per_second, 1)} requests/s, "
+        f"Offline (saturated), {count(throughput.requests, 'request')} in one call: "
+        f"{number(saturated.requests_per_second, 1)} requests/s, "
         f"{number(saturated.tokens_per_second)} tokens/s, the median of {count(saturated.repeats, 'repeat')} "
         f"({seconds} s; spread {saturated.spread:.1%}; {parts})."
     )
     if saturated.cached_share:
-        yield f"From the prefix cache, of everything at once: {saturated.cached_share:.1%} of the tokens."
+        yield f"Offline, {saturated.cached_share:.1%} of the tokens came from the prefix cache."
 
 
 def _roofline(roofline: Roofline | None) -> Iterable[str]:
     if roofline is None:
         return
     if roofline.flops_per_second is None or roofline.flops_per_token is None:
-        yield f"Roofline: not known: {roofline.unknown}."
+        yield f"Roofline: unknown: {roofline.unknown}."
         return
     yield (
         f"Roofline: {_scaled(roofline.flops_per_second)}FLOP/s in {roofline.dtype} on {roofline.device}, measured on a large "
-        f"matrix product; {_scaled(roofline.flops_per_token)}FLOP a token: {number(roofline.tokens_per_second)} tokens/s, "
-        f"of which {roofline.mfu:.1%} are reached."
+        f"matrix product; {_scaled(roofline.flops_per_token)}FLOP per token: {number(roofline.tokens_per_second)} tokens/s, "
+        f"of which {roofline.mfu:.1%} are reached (MFU)."
     )
+    if roofline.mfu is not None and roofline.mfu > 1:
+        yield f"Invalid: an MFU of {roofline.mfu:.1%} is {BUSY_MACHINE}."
 
 
 def _memory(memory: Memory | None) -> Iterable[str]:
@@ -112,12 +115,12 @@ def _memory(memory: Memory | None) -> Iterable[str]:
 
 def _start(record: RunRecord, throughput: ThroughputRecord) -> Iterable[str]:
     if (engine := record.engine) is not None:
-        again = "" if engine.opened else " (it was open already, from a run before)"
-        yield f"Engine start: {engine.seconds:.1f} s{again}; warm-up: {throughput.warm_up_seconds:.1f} s."
+        reused = "" if engine.opened else " (in an earlier run, which left it open)"
+        yield f"Engine start: {engine.seconds:.1f} s{reused}; warm-up: {throughput.warm_up_seconds:.1f} s."
 
 
 def _scaled(value: float) -> str:
-    """Return a number with three digits and its prefix: 1.07e6 is "1.07 M"."""
+    """Return a number with three digits and an SI prefix: 1.07e6 is "1.07 M"."""
     for power, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= power:
             return f"{value / power:.3g} {prefix}"
@@ -125,5 +128,5 @@ def _scaled(value: float) -> str:
 
 
 def _ms(value: float | None) -> str:
-    # Tokenising one text takes a tenth of a millisecond.
+    # Tokenising one text takes 0.1 ms.
     return "" if value is None else number(value, 2 if value < 10 else 1)

@@ -79,7 +79,7 @@ def test_the_record_has_both_scores_the_gain_and_the_ceiling(first: tuple[Path, 
     prompt = content["tasks"][0]["prompts"]["pair"]
     assert prompt["example"] and prompt["key"] is None
     report = (Path(record.output_dir) / "report.md").read_text()
-    assert "| first stage | reranked | gain | ceiling | share | pairs/s |" in report
+    assert "| gain | ceiling | share of ceiling | share of possible gain | pairs/s |" in report
     assert len(predictions(folder)) == 1
     (result,) = folder.glob(f"results/test__bert/*/experiments/*/{TASK}.json")
     assert result.parent.name == f"settings_{record.fingerprint}"
@@ -118,7 +118,7 @@ def test_the_demo_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     text = capsys.readouterr().out
     assert record.status == "ok", record.tasks[0].reason
     header = next(line for line in text.splitlines() if line.startswith("task  ") and "ceiling" in line)
-    assert header.split()[:8] == ["task", "metric", "first", "stage", "reranked", "gain", "ceiling", "share"]
+    assert header.split()[:7] == ["task", "metric", "first", "reranked", "gain", "ceiling", "share"]
     row = next(line for line in text.splitlines() if line.startswith(TASK) and "%" in line).split()
     assert float(row[2]) == pytest.approx(0.448, abs=5e-3)
     assert row[4].startswith("+") and float(row[2]) < float(row[3]) < float(row[5]) < 1
@@ -139,7 +139,7 @@ def test_a_matrix_computes_each_first_stage_once(tmp_path: Path, small: list[str
     sweep = json.loads((Path(records[0].output_dir).parent / "sweep.json").read_text())
     assert (sweep["engines_opened"], sweep["children"]) == (2, 1), "the first stage was prefetched"
     report = (Path(records[0].output_dir).parent / "report.md").read_text()
-    assert "| first stage | reranked | gain | ceiling | share | difference | pairs/s |" in report
+    assert "| reranked | gain | difference | ceiling | share of ceiling | share of possible gain | pairs/s |" in report
     assert sum("%" in line for line in report.splitlines() if line.startswith("| ")) == 4
     assert dense[0].tasks[0].first_stage == pytest.approx(0.482, abs=5e-3)
     # The dense first stage's result is shared with an evaluation of the same model.
