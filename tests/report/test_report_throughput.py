@@ -20,13 +20,11 @@ from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.report import one_run
 from mteb_vllm.report.answer import answer
 from mteb_vllm.report.build import build_report
+from mteb_vllm.report.charts import charts, specifications, write_charts
 from mteb_vllm.report.comparison import Comparison, compare
 from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.page import page
-from mteb_vllm.report.plots import write_plots
-from mteb_vllm.report.reference_plot import reference_speed
 from mteb_vllm.report.tables import print_comparison
-from mteb_vllm.report.throughput_plot import MOST_CURVES, throughput_curves, throughput_figure
 from mteb_vllm.results.measurements import Lengths, Memory
 from mteb_vllm.results.parity import TaskVerdict
 from mteb_vllm.results.record import RunRecord

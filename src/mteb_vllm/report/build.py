@@ -40,8 +40,8 @@ def build_report(runs: Sequence[str | Path], folder: Path, config: ReportConfig,
 
 
 def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, console: Console) -> Comparison:
+    from mteb_vllm.report.charts import specifications, write_charts
     from mteb_vllm.report.page import page
-    from mteb_vllm.report.plots import write_plots
 
     points = read_runs(runs)
     names = [point.name for point in points]
@@ -53,15 +53,16 @@ def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, conso
     comparison = compare(points, baseline=config.baseline, epsilon=config.epsilon)
     print_comparison(console, comparison)
     title = comparison.constants.get("model", "Several models")
+    charts = specifications(comparison)
     with disk.collected() as unwritten:
         with disk.attempt(folder / "report.md"):
             write_atomically(folder / "report.md", comparison_markdown(comparison))
         with disk.attempt(folder / "report.csv"):
             write_atomically(folder / "report.csv", comparison_csv(comparison))
         with disk.attempt(folder / "report.html"):
-            write_atomically(folder / "report.html", page(comparison, conclusion(comparison), title))
+            write_atomically(folder / "report.html", page(comparison, conclusion(comparison), title, charts))
         with disk.attempt(folder / "pictures"):
-            write_plots(comparison, folder)
+            write_charts(charts, folder)
     if unwritten:
         raise StorageError("; ".join(failure.message for failure in of_unwritten(unwritten)))
     console.print_line(f"Report: {folder}/report.html")

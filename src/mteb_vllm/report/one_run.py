@@ -184,7 +184,7 @@ def write_run(record: RunRecord, folder: Path) -> None:
     with attempt(folder / "report.md"):
         write_atomically(folder / "report.md", run_markdown(record))
     if record.throughput is not None:
-        from mteb_vllm.report.throughput_plot import write_throughput
+        from mteb_vllm.report.charts import write_throughput
 
         with attempt(folder / "throughput.png"):
             write_throughput(record.throughput, folder)

@@ -1,0 +1,242 @@
+"""What all charts share: colours, fonts, labels, the selections of points, and a chart as a specification and as PNG."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mteb_vllm.util.escape import visible
+
+if TYPE_CHECKING:
+    import altair as alt
+
+# Vega-Lite as of which the page's JavaScript (vega.js) is.
+VEGA_LITE = "6.4"
+# Each colour and what the page shows instead in its dark scheme; SVG elements are matched by the light one.
+PAPER, INK, QUIET, LINE, BAND = "#ffffff", "#1d1f21", "#5a5f66", "#d9dce0", "#e4efe6"
+# The categories differ in lightness and shape too; the last is for the values that are left.
+CATEGORIES = ("#0b5fa5", "#c4500a", "#157a5b", "#9c3587", "#857000", "#4b3fb5", "#1a8499", "#6d7278")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "circle")
+# From much worse through no difference to much better: text in INK can be read on each.
+STEPS = ("#f0a474", "#f7c8a6", "#fce6d6", "#f1f2f3", "#d7e7f6", "#a9cdee", "#79b1e3")
+DARK = {
+    PAPER: "#16181b", INK: "#e5e7e9", QUIET: "#a2a8af", LINE: "#363a40", BAND: "#1d3024",
+    **dict(zip(CATEGORIES, ("#62aef0", "#f28f4f", "#48c79d", "#e28ad0", "#d6bf45", "#a79df5", "#5cc9de", "#9aa0a7"), strict=True)),
+    **dict(zip(STEPS, ("#8a4413", "#643618", "#42291a", "#26292d", "#1b3147", "#1c4468", "#1d588c"), strict=True)),
+}  # fmt: skip
+# Width of a chart in pixels; the page sets that of its window. Pictures have twice as many.
+WIDTH, HEIGHT = 820, 340
+# Inner widths for which labels are placed: of a phone, and of a picture.
+_INNER = {"narrow": 280, "wide": 720}
+_LONGEST_LABEL = 60
+_SPOTS = ((11, 0), (-11, 0), (0, -14), (0, 15), (11, -14), (11, 14), (-11, -14), (-11, 14), (11, -28), (11, 28))
+
+
+def narrow(small: object, large: object) -> alt.ExprRef:
+    """Return a value that is `small` where the page sets the parameter `narrow`, as on a phone, and else `large`."""
+    import altair as alt
+
+    return alt.ExprRef(f"narrow ? {json.dumps(small)} : {json.dumps(large)}")
+
+
+def chart(
+    layers: Sequence[alt.Chart],
+    data: dict[str, list[dict[str, Any]]],
+    title: str,
+    notes: Iterable[str] = (),
+    *,
+    height: float = HEIGHT,
+    params: Sequence[alt.Parameter] = (),
+) -> alt.LayerChart:
+    """Return layers as a chart that is as wide as its box and has its legends at the bottom.
+
+    Args:
+        layers: The layers, from back to front.
+        data: The rows of each named data set; the first is that of layers without data of their own.
+        title: What the vertical axis shows.
+        notes: Sentences on how to read the chart and what is left out.
+        height: Of the plot without title, axes and legends, in pixels.
+        params: Parameters other than the layers' own selections.
+    """
+    import altair as alt
+
+    said = " ".join(notes)
+    lines = [[title, *textwrap.wrap(said, characters)] for characters in (50, 118)]
+    layered = alt.layer(*layers, data=alt.NamedData(next(iter(data))))
+    return (
+        layered.add_params(alt.param(name="narrow", value=False), *params)
+        .properties(
+            width=WIDTH,
+            height=height,
+            title=alt.TitleParams(narrow(*lines), anchor="start", frame="bounds", offset=12),
+            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+            background=PAPER,
+            padding=4,
+            datasets=data,
+        )
+        .configure(
+            font="system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif",
+            aria=False,
+            axis={
+                "domainColor": QUIET, "gridColor": LINE, "labelColor": QUIET, "labelFontSize": 12, "labelPadding": 6,
+                "tickColor": QUIET, "titleColor": QUIET, "titleFontSize": 12, "titleFontWeight": "normal",
+            },
+            axisY={"domain": False, "ticks": False, "title": None},
+            axisX={"grid": False, "titleAnchor": "end", "labelFlush": True, "labelOverlap": "greedy", "tickCount": narrow(4, 8)},
+            legend={
+                "columns": narrow(1, 2), "direction": "vertical", "labelColor": INK, "labelFontSize": 12, "orient": "bottom",
+                "labelLimit": narrow(300, 360), "symbolSize": 70, "symbolStrokeWidth": 1.5, "title": None, "offset": 8,
+            },
+            text={"color": INK, "fontSize": 12},
+            title={"color": QUIET, "fontSize": 12, "fontWeight": "normal", "lineHeight": 17},
+            view={"stroke": None},
+        )
+    )  # fmt: skip
+
+
+def selections(picked: str, *, nearest: bool = True) -> tuple[alt.Parameter, alt.Parameter]:
+    """Return what selects a point on a click, and what marks the one that is pointed at.
+
+    Args:
+        picked: The name of the point that is selected at first.
+        nearest: Whether the nearest mark counts, wherever the pointer is.
+    """
+    import altair as alt
+
+    def selection(name: str, on: str, **more: Any) -> alt.Parameter:
+        return alt.selection_point(name=name, fields=["point"], on=on, nearest=nearest, empty=False, toggle=False, **more)
+
+    return (
+        selection("picked", "click", clear=False, value=[{"point": visible(picked)}]),
+        selection("pointed", "pointerover", clear="pointerout"),
+    )
+
+
+def rings(picked: alt.Parameter, pointed: alt.Parameter, **places: Any) -> list[alt.Chart]:
+    """Return layers that draw a ring around the selected point, and a dashed one around that which is pointed at."""
+    import altair as alt
+
+    return [
+        alt.Chart(name=f"{param.name}_ring")
+        .mark_point(size=280, filled=False, stroke=INK, strokeWidth=1.5, strokeDash=dash, tooltip=None)
+        .encode(**places)
+        .transform_filter(param)
+        for param, dash in ((picked, [1, 0]), (pointed, [2, 2]))
+    ]
+
+
+def texts(name: str, field: str, *, bold: bool = False, **places: Any) -> list[alt.Chart]:
+    """Return layers that write a field beside points, at the offsets of `placed`, with a halo around."""
+    import altair as alt
+
+    spot = "(narrow ? datum.narrow : datum.wide)"
+
+    def layer(**look: Any) -> alt.Chart:
+        return (
+            alt.Chart(name=f"{name}_halo" if look else name)
+            .mark_text(
+                text=alt.ExprRef(f"datum.{field}"), fontWeight="bold" if bold else "normal", baseline="middle", tooltip=None,
+                dx=alt.ExprRef(f"{spot}[0]"), dy=alt.ExprRef(f"{spot}[1]"), align=alt.ExprRef(f"{spot}[2]"), **look,
+            )
+            .encode(**places)
+            .transform_filter(spot)
+        )  # fmt: skip
+
+    return [layer(stroke=PAPER, strokeWidth=3.5, strokeJoin="round"), layer()]
+
+
+def placed(labels: Sequence[tuple[float, float, str]], *, marks: Sequence[tuple[float, float]] = ()) -> list[dict[str, Any]]:
+    """Return where labels go: `narrow` and `wide`, each the offset in pixels and the alignment, or None where none is free.
+
+    Args:
+        labels: Place from the left and from the bottom, as shares of the plot, and the text; the most important first.
+        marks: Other places that no label covers.
+    """
+    found: list[dict[str, Any]] = [{} for _ in labels]
+    for size, width in _INNER.items():
+        taken = [(x * width - 5, x * width + 5, -y * HEIGHT, 10) for x, y in (*marks, *((x, y) for x, y, _ in labels))]
+        for (x, y, text), spots in zip(labels, found, strict=True):
+            spots[size] = None
+            for dx, dy in _SPOTS:
+                long = 7 * len(text) + 2
+                left = x * width + dx - (long if dx < 0 else long / 2 if dx == 0 else 0)
+                up = -y * HEIGHT + dy
+                if left < 0 or left + long > width or not -HEIGHT <= up <= -6:
+                    continue
+                if all(left > end or left + long < start or abs(up - at) > (high + 13) / 2 for start, end, at, high in taken):
+                    taken.append((left, left + long, up, 13))
+                    spots[size] = [dx, dy, "right" if dx < 0 else "center" if dx == 0 else "left"]
+                    break
+    return found
+
+
+def labels_of(values: Iterable[str]) -> dict[str, str]:
+    """Return a short label of one line for each value; different ones for different values."""
+    found: dict[str, str] = {}
+    used: set[str] = set()
+    for value in dict.fromkeys(values):
+        label = first = short(value)
+        number = 1
+        while label in used:
+            number += 1
+            label = f"{first} ({number})"
+        used.add(label)
+        found[value] = label
+    return found
+
+
+def short(text: str, limit: int = _LONGEST_LABEL) -> str:
+    """Return a text as one line that fits into a legend or a tooltip."""
+    line = " ".join(visible(text).split())
+    return (line if len(line) <= limit else line[: limit - 1] + "…") or "(not set)"
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times the powers of ten from `low` to `high`; of many, the powers alone."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [round(one * 10.0**power, 12) for power in powers for one in (1, 2, 5)]
+    found = [value for value in found if low <= value <= high]
+    alone = [value for value in found if math.isclose(math.log10(value) % 1, 0, abs_tol=1e-9)]
+    return alone if len(found) > 12 else found
+
+
+def nice(value: float) -> float:
+    """Return the smallest 1, 2 or 5 times a power of ten that is not below a value."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(one * power for one in (1, 2, 5, 10) if one * power >= value * 0.999)
+
+
+def specification(of: alt.LayerChart) -> dict[str, Any]:
+    """Return a chart as Vega-Lite, which the page embeds and of which pictures are made."""
+    found: dict[str, Any] = _shown(of.to_dict())
+    # One legend below the other. Vega and Vega-Lite know this, but Altair does not.
+    found["config"]["legend"]["layout"] = {"bottom": {"direction": "vertical", "anchor": "start", "margin": 6}}
+    return found
+
+
+def picture(of: dict[str, Any]) -> bytes:
+    """Return the PNG of a specification. Nothing is read but the specification."""
+    import vl_convert
+
+    return bytes(vl_convert.vegalite_to_png(of, vl_version=VEGA_LITE, scale=2, allowed_base_urls=[]))
+
+
+def dark_css() -> str:
+    """Return the rules that show each colour of a chart as its dark one."""
+    return "".join(
+        f'.plot [{paint}="{light}"] {{ {paint}: {dark}; }}\n' for light, dark in DARK.items() for paint in ("fill", "stroke")
+    )
+
+
+def _shown(value: Any) -> Any:
+    """Return JSON in which no text steers the page that shows it."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, dict):
+        return {visible(key): _shown(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
