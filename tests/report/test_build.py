@@ -131,7 +131,7 @@ def test_a_report_that_cannot_be_made_costs_a_sweep_nothing(sweep: Path, monkeyp
     def broken(*_: Any) -> None:
         raise RuntimeError("no pictures today")
 
-    monkeypatch.setattr("mteb_vllm.report.plots.write_plots", broken)
+    monkeypatch.setattr("mteb_vllm.report.charts.write_charts", broken)
     console = Console(file=io.StringIO(), width=400)
     records = [record(sweep, at, "float32", 0.8, 1.0) for at in range(2)]
     Job(console, plan_points(check([])), records, sweep).end_sweep()

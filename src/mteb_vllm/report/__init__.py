@@ -1,4 +1,4 @@
-"""Reports: on the terminal, as Markdown, as CSV, as one HTML page, and as pictures.
+"""Reports: on the terminal, as Markdown, as CSV, as one HTML page, and as charts.
 
 One run:
     one_run          prompts before a run; its scores, figures and failures after it
@@ -18,11 +18,8 @@ Several runs, compared:
     columns          the columns of every table: name, unit, format, and the field that each shows
     tables           the comparison on the terminal, as Markdown and as CSV
     page             the comparison as an HTML page
-    plots            the comparison as pictures: quality against speed, differences by task
-    throughput_plot  latency against throughput, and tokens/s against the roofline
-    reference_plot   the difference to a reference against speed
+    charts           each chart, as Vega-Lite, for the page and for the PNG files
 
 For all of these:
     formatting       figures, names and settings in words, and tables in Markdown
-    plotting         the canvas, the colours and the files of pictures
 """

@@ -53,12 +53,12 @@ def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, conso
     comparison = compare(points, baseline=config.baseline, epsilon=config.epsilon)
     print_comparison(console, comparison)
     title = comparison.constants.get("model", "Several models")
-    charts = specifications(comparison)
     with disk.collected() as unwritten:
         with disk.attempt(folder / "report.md"):
             write_atomically(folder / "report.md", comparison_markdown(comparison))
         with disk.attempt(folder / "report.csv"):
             write_atomically(folder / "report.csv", comparison_csv(comparison))
+        charts = specifications(comparison)
         with disk.attempt(folder / "report.html"):
             write_atomically(folder / "report.html", page(comparison, conclusion(comparison), title, charts))
         with disk.attempt(folder / "pictures"):

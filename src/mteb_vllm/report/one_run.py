@@ -180,7 +180,7 @@ def _rerank_scores(tasks: Sequence[TaskOutcome]) -> tuple[str, ...]:
 
 
 def write_run(record: RunRecord, folder: Path) -> None:
-    """Write `report.md`, and of a throughput run `throughput.png` beside it; what cannot be written is noted."""
+    """Write `report.md`, and of a throughput run its charts beside it; what cannot be written is noted."""
     with attempt(folder / "report.md"):
         write_atomically(folder / "report.md", run_markdown(record))
     if record.throughput is not None:

@@ -21,12 +21,15 @@ function fit(plot, view) {
 }
 async function draw([name, chart]) {
   const plot = $(name);
-  const { view } = await vegaEmbed(plot, chart, options);
+  const { view } = await vegaEmbed(plot, chart, { ...options, bind: $(`${name}-controls`) ?? undefined });
+  // Vega calls its box a document.
+  plot.setAttribute("role", plot.tabIndex < 0 ? "img" : "application");
+  plot.removeAttribute("aria-roledescription");
   views.set(plot, view);
   fit(plot, view);
   view.addSignalListener("picked", (_, { point }) => point && byName.has(point[0]) && select(byName.get(point[0])));
   const signals = view.getState().signals;
-  if ("colour" in signals) view.addSignalListener("colour", () => choose(view, "legend", null));
+  if ("colour" in signals) view.addSignalListener("colour", () => view.signal("legend_kind_legend", null));
 }
 
 // Arrow keys go from point to point.
@@ -41,7 +44,7 @@ function point(plot, mark) {
   view.run();
 }
 function onKey(plot, event) {
-  const marks = [...plot.querySelectorAll(".points path")].sort((a, b) => a.__data__.x - b.__data__.x);
+  const marks = [...plot.querySelectorAll(".points_marks path")].sort((a, b) => a.__data__.x - b.__data__.x);
   const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
   const at = marks.findIndex((mark) => mark.__data__.datum.point === (pointed?.__data__.datum.point ?? selected.name));
   if (event.key === "Escape") point(plot, null);

@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from mteb_vllm.report.charts import dark_css, first_selected, left_out, roles_of, specifications
+from mteb_vllm.report.charts import Json, dark_css, first_selected, left_out, roles_of, specifications
 from mteb_vllm.report.columns import Column, has_many_tasks, speed_unit, table_columns
 from mteb_vllm.report.comparison import Comparison, Effect, Row
 from mteb_vllm.report.formatting import number, signed, times
@@ -49,9 +49,7 @@ class _PageColumn:
     cells: Sequence[str]
 
 
-def page(
-    comparison: Comparison, answer: Sequence[str], title: str, charts: Mapping[str, dict[str, Any]] | None = None
-) -> str:
+def page(comparison: Comparison, answer: Sequence[str], title: str, charts: Mapping[str, Json] | None = None) -> str:
     """Return the page.
 
     Args:
@@ -130,7 +128,7 @@ def _cell(column: Column, row: Row) -> str:
     return text
 
 
-def page_data(comparison: Comparison, charts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def page_data(comparison: Comparison, charts: Mapping[str, Json]) -> Json:
     """Return what page.js shows. A setting's values stand in it once, however many points have them."""
     values = [list(dict.fromkeys(row.settings[at] for row in comparison.rows)) for at in range(len(comparison.columns))]
     places = [{value: at for at, value in enumerate(column)} for column in values]

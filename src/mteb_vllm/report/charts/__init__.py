@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mteb_vllm.report.charts.measured import Curve, latency_throughput, reference_speed, rooflines, throughput_curves
 from mteb_vllm.report.charts.scores import first_selected, left_out, quality_speed, roles_of, task_differences
-from mteb_vllm.report.charts.style import dark_css, picture, specification
+from mteb_vllm.report.charts.style import Json, dark_css, picture, specification
 from mteb_vllm.report.comparison import Comparison
 from mteb_vllm.results.measurements import ThroughputRecord
 from mteb_vllm.util.files import write_atomically
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import altair as alt
 
 __all__ = [
+    "Json",
     "charts",
     "dark_css",
     "first_selected",
@@ -50,12 +51,12 @@ def charts(comparison: Comparison) -> dict[str, alt.LayerChart]:
     return {name: chart for name, chart in made.items() if chart is not None}
 
 
-def specifications(comparison: Comparison) -> dict[str, dict[str, Any]]:
+def specifications(comparison: Comparison) -> dict[str, Json]:
     """Return the charts of a comparison as Vega-Lite, by name."""
     return {name: specification(chart) for name, chart in charts(comparison).items()}
 
 
-def write_charts(drawn: Mapping[str, dict[str, Any]], folder: Path) -> list[Path]:
+def write_charts(drawn: Mapping[str, Json], folder: Path) -> list[Path]:
     """Write charts as PNG, each under its name, and remove those of an earlier report that are not among them.
 
     Args:

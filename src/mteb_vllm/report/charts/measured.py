@@ -9,8 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.report.charts.scores import first_selected, heading, setting_labels, settings_of
 from mteb_vllm.report.charts.style import (
-    BAND, CATEGORIES, HEIGHT, INK, SHAPES, chart, labels_of, log_ticks, narrow, placed, rings, selections, short, texts,
-)  # fmt: skip
+    BAND,
+    CATEGORIES,
+    INK,
+    SHAPES,
+    TIP,
+    Json,
+    axis_values,
+    chart,
+    labels_of,
+    placed,
+    rings,
+    selections,
+    short,
+    texts,
+)
 from mteb_vllm.report.comparison import Comparison
 from mteb_vllm.report.formatting import distinct_names, number, point_name, rate, settings_text
 from mteb_vllm.results.measurements import Roofline, ThroughputRecord
@@ -90,7 +103,8 @@ def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.Layer
 
     kinds, colour = _engines(curves)
     lengths = list(dict.fromkeys(curve.lengths for curve in curves))
-    data, at_once = [], []
+    data: list[Json] = []
+    at_once: list[Json] = []
     for curve, kind in zip(curves, kinds, strict=True):
         common = {"point": curve.point, "engine": kind, "lengths": curve.lengths}
         unit = curve.throughput.unit
@@ -120,42 +134,43 @@ def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.Layer
     _place_sizes(curves, data, (left, right, log), (low, high))
 
     units = list(dict.fromkeys(curve.throughput.unit for curve in curves))
-    ticks = log_ticks(low, high)
     x = alt.X(
         "rate:Q", title=f"{' or '.join(units)}/s →",
         scale=alt.Scale(type="log" if log else "linear", domain=[left, right], nice=False),
-        axis=alt.Axis(format=",.6~r", **({"values": log_ticks(left, right)} if log else {})),
+        axis=alt.Axis(format=",.6~r", **axis_values(left, right, log)),
     )  # fmt: skip
     y = alt.Y(
         "p50:Q", scale=alt.Scale(type="log", domain=[low, high], nice=False),
-        axis=alt.Axis(format=",.6~r", **({"values": ticks} if len(ticks) > 1 else {})),
+        axis=alt.Axis(format=",.6~r", **axis_values(low, high, True)),
     )  # fmt: skip
     picked, pointed = selections(selected)
     legend = alt.selection_point(name="legend", fields=["engine"], bind="legend")
-    faint = alt.condition(legend, alt.value(1), alt.value(0.12))
-    thick = alt.condition(picked, alt.value(3), alt.value(1.5)) if len(curves) > 1 else alt.value(1.5)
-    shape = (
+    engines = len(set(kinds)) > 1
+    faint: Any = alt.condition(legend, alt.value(1), alt.value(0.12)) if engines else alt.value(1)
+    thick: Any = alt.condition(picked, alt.value(3), alt.value(1.5)) if len(curves) > 1 else alt.value(1.5)
+    shape: Any = (
         alt.Shape("lengths:N", scale=alt.Scale(domain=lengths, range=SHAPES[: len(lengths)]))
         if 1 < len(lengths) <= len(SHAPES)
         else alt.value("circle")
     )
     layers = [
-        alt.Chart(name="spreads").mark_rule(strokeWidth=1, tooltip=None).encode(x, y, y2="p90:Q", color=colour, opacity=faint),
+        alt.Chart(name="spreads")
+        .mark_rule(strokeWidth=1, tooltip=None)
+        .encode(x, y, y2="p90:Q", color=colour, opacity=faint),
         alt.Chart(name="curves")
         .mark_line(tooltip=None)
         .encode(x, y, color=colour, detail="point:N", order=alt.Order("rate:Q"), strokeWidth=thick, opacity=faint),
         alt.Chart(alt.NamedData("saturated"), name="saturated")
-        .mark_rule(strokeWidth=3)
+        .mark_rule(strokeWidth=3, tooltip=alt.ExprRef(TIP))
         .encode(
             x, y=alt.value("height"), y2=alt.value(alt.ExprRef("height - 16")), color=colour, opacity=faint,
-            tooltip=alt.Tooltip("tip:N"),
         ),
         alt.Chart(name="steps")
-        .mark_point(filled=True, size=50)
-        .encode(x, y, color=colour, shape=shape, opacity=faint, tooltip=alt.Tooltip("tip:N"))
-        .add_params(picked, pointed, *([legend] if len(set(kinds)) > 1 else [])),
-        *rings(picked, pointed, x=x, y=y)[1:],
-        *texts("sizes", "size", x=x, y=y),
+        .mark_point(filled=True, size=50, tooltip=alt.ExprRef(TIP))
+        .encode(x, y, color=colour, shape=shape, opacity=faint)
+        .add_params(picked, pointed, *([legend] if engines else [])),
+        *rings(picked, pointed, x, y)[1:],
+        *texts("sizes", "size", x, y),
     ]  # fmt: skip
     notes = [
         "Number: batch size. Upwards from a point: to p90.",
@@ -176,7 +191,7 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
     import altair as alt
 
     kinds, colour = _engines(curves, legend=False)
-    data = []
+    data: list[Json] = []
     for curve, kind in zip(curves, kinds, strict=True):
         tokens, roofline = curve.throughput.tokens_per_second, curve.throughput.roofline or Roofline()
         share = "roofline not known" if roofline.mfu is None else f"{roofline.mfu:.1%} MFU"
@@ -186,7 +201,8 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
         tip |= {} if roofline.mfu is None else {"MFU": f"{roofline.mfu:.1%}"}
         data.append(
             {
-                "point": curve.point, "engine": kind, "name": _with_lengths(curve, curves), "words": words, "tokens": tokens or 0.0,
+                "point": curve.point, "engine": kind,
+                "name": short(curve.name, 90) if len(curves) > 1 else "", "words": words, "tokens": tokens or 0.0,
                 "roofline": roofline.tokens_per_second, "room": 7 * len(words) + 12, "tip": {**tip, **curve.settings},
             }
         )  # fmt: skip
@@ -194,12 +210,12 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
     scale = alt.Scale(domain=[0, highest], nice=False)
     y = alt.Y("point:N", sort=None, axis=None, scale=alt.Scale(domain=[curve.point for curve in curves], padding=0))
     picked, pointed = selections(selected, nearest=False)
-    width = alt.condition(picked, alt.value(2.5), alt.value(0)) if len(curves) > 1 else alt.value(0)
-    text = {"baseline": "middle", "dy": -8, "tooltip": None}
+    width: Any = alt.condition(picked, alt.value(2.5), alt.value(0)) if len(curves) > 1 else alt.value(0)
+    text: Json = {"baseline": "middle", "dy": -8, "tooltip": None}
     layers = [
         alt.Chart(name="bars")
-        .mark_bar(height=14, yOffset=9)
-        .encode(alt.X("tokens:Q", scale=scale, axis=None), y, color=colour, tooltip=alt.Tooltip("tip:N"))
+        .mark_bar(height=14, yOffset=9, tooltip=alt.ExprRef(TIP))
+        .encode(alt.X("tokens:Q", scale=scale, axis=None), y, color=colour)
         .add_params(picked, pointed),
         alt.Chart(name="rooflines")
         .mark_bar(height=14, yOffset=9, filled=False, stroke=INK, strokeWidth=1.25, tooltip=None)
@@ -237,7 +253,7 @@ def reference_speed(comparison: Comparison) -> alt.LayerChart | None:
     tolerance = limits.pop() if len(limits) == 1 else None
     labels = setting_labels(comparison)
     names = distinct_names(comparison, [row for row, *_ in found])
-    data = [
+    data: list[Json] = [
         {
             "point": row.point.name,
             "label": short(name, 36),
@@ -264,7 +280,7 @@ def reference_speed(comparison: Comparison) -> alt.LayerChart | None:
         one.update(spots)
     x = alt.X(
         "tokens:Q", title="tokens/s →", scale=alt.Scale(type="log" if log else "linear", domain=[left, right], nice=False),
-        axis=alt.Axis(format=",.6~r", **({"values": log_ticks(left, right)} if log else {})),
+        axis=alt.Axis(format=",.6~r", **axis_values(left, right, log)),
     )  # fmt: skip
     powers = [10.0**power for power in range(-6, math.floor(math.log10(high)) + 1)]
     y = alt.Y(
@@ -274,16 +290,16 @@ def reference_speed(comparison: Comparison) -> alt.LayerChart | None:
     picked, pointed = selections(first_selected(comparison).point.name)
     legend = alt.selection_point(name="legend", fields=["verdict"], bind="legend")
     verdicts = [verdict for verdict in ("passed", "not passed") if any(one["verdict"] == verdict for one in data)]
-    colours = [CATEGORIES[0 if verdict == "passed" else 1] for verdict in verdicts]
-    scale = alt.Scale(domain=verdicts, range=colours)
+    kinds = [0 if verdict == "passed" else 1 for verdict in verdicts]
+    scale = alt.Scale(domain=verdicts, range=[CATEGORIES[kind] for kind in kinds])
     points = (
         alt.Chart(name="points")
-        .mark_point(filled=True, size=75, strokeWidth=1.5)
+        .mark_point(filled=True, size=75, strokeWidth=1.5, tooltip=alt.ExprRef(TIP))
         .encode(
             x, y, fill=alt.Fill("verdict:N", scale=scale), stroke=alt.Stroke("verdict:N", scale=scale),
-            shape=alt.Shape("verdict:N", scale=alt.Scale(domain=verdicts, range=["circle" if v == "passed" else "square" for v in verdicts])),
+            shape=alt.Shape("verdict:N", scale=alt.Scale(domain=verdicts, range=[SHAPES[kind] for kind in kinds])),
             fillOpacity=alt.condition("datum.own", alt.value(1), alt.value(0)),
-            opacity=alt.condition(legend, alt.value(1), alt.value(0.12)), tooltip=alt.Tooltip("tip:N"),
+            opacity=alt.condition(legend, alt.value(1), alt.value(0.12)),
         )
         .add_params(picked, pointed, legend)
     )  # fmt: skip
@@ -300,12 +316,12 @@ def reference_speed(comparison: Comparison) -> alt.LayerChart | None:
         f"Not in the plot: {missing:,} without a difference or a speed." if missing else "",
         _BETTER,
     ]
-    several = rings(picked, pointed, x=x, y=y) if len(comparison.rows) > 1 else []
-    layers = [*([band] if tolerance else []), points, *several, *texts("labels", "label", x=x, y=y)]
+    several = rings(picked, pointed, x, y) if len(comparison.rows) > 1 else []
+    layers = [*([band] if tolerance else []), points, *several, *texts("labels", "label", x, y)]
     return chart(layers, {"points": data}, "↑ worst |score difference| to the reference", filter(None, notes))
 
 
-def _engines(curves: Sequence[Curve], *, legend: bool = True) -> tuple[list[str], alt.Color | dict[str, Any]]:
+def _engines(curves: Sequence[Curve], *, legend: bool = True) -> tuple[list[str], alt.Color | alt.ColorValue]:
     """Return the label of each curve's engine, and the encoding of colour by it.
 
     Where there are more engines than colours, the fastest have one of their own, and the others share the last.
@@ -316,26 +332,19 @@ def _engines(curves: Sequence[Curve], *, legend: bool = True) -> tuple[list[str]
     for curve in curves:
         fastest[curve.engine] = max(fastest.get(curve.engine, 0.0), curve.throughput.tokens_per_second or 0.0)
     if len(fastest) == 1:
-        return [""] * len(curves), alt.value(CATEGORIES[0])
+        return [""] * len(curves), alt.ColorValue(CATEGORIES[0])
     own = sorted(fastest, key=lambda engine: fastest[engine], reverse=True)
     own = own[: len(CATEGORIES) - (len(own) > len(CATEGORIES))]
     labels = labels_of(engine for engine in fastest if engine in own)
     domain = list(labels.values())
     other = f"{len(fastest) - len(own)} other engines"
     domain += [other] if len(fastest) > len(own) else []
-    colour = alt.Color(
-        "engine:N", scale=alt.Scale(domain=domain, range=CATEGORIES[: len(domain)]), **({} if legend else {"legend": None})
-    )
-    return [labels.get(curve.engine, other) for curve in curves], colour
-
-
-def _with_lengths(curve: Curve, curves: Sequence[Curve]) -> str:
-    """Return a curve's name for its bar."""
-    return short(curve.name, 90) if len(curves) > 1 else ""
+    colour = alt.Color("engine:N", scale=alt.Scale(domain=domain, range=CATEGORIES[: len(domain)]))
+    return [labels.get(curve.engine, other) for curve in curves], colour if legend else colour.legend(None)
 
 
 def _place_sizes(
-    curves: Sequence[Curve], data: list[dict[str, Any]], across: tuple[float, float, bool], up: tuple[float, float]
+    curves: Sequence[Curve], data: list[Json], across: tuple[float, float, bool], up: tuple[float, float]
 ) -> None:
     """Give steps room for their batch sizes: the ends of curves first."""
     left, right, log = across

@@ -5,12 +5,28 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from mteb_vllm.report.charts.style import (
-    BAND, CATEGORIES, INK, PAPER, SHAPES, STEPS, chart, labels_of, log_ticks, narrow, nice, placed, rings, selections, short,
+    BAND,
+    CATEGORIES,
+    INK,
+    SHAPES,
+    STEPS,
+    TIP,
+    Json,
+    axis_values,
+    chart,
+    labels_of,
+    narrow,
+    nice,
+    placed,
+    rings,
+    selections,
+    short,
     texts,
-)  # fmt: skip
+)
 from mteb_vllm.report.comparison import Comparison, Row
 from mteb_vllm.report.formatting import number, point_name, score, signed
 
@@ -87,7 +103,7 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
         return alt.ExprRef(f"near ? {list(near[axis])!r} : {ends!r}") if zoom else ends
 
     labels = setting_labels(comparison)
-    data = [
+    data: list[Json] = [
         {
             "point": row.point.name,
             "speed": speed.texts,
@@ -114,7 +130,9 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
         ((scale(one["speed"]) - scale(slow)) / (scale(fast) - scale(slow)), (one["mean"] - low) / (high - low))
         for one in data
     ]
-    spots = placed([(*places[data.index(one)], text) for one, text in named], marks=places if len(places) <= MANY else ())
+    spots = placed(
+        [(*places[data.index(one)], text) for one, text in named], marks=places if len(places) <= MANY else ()
+    )
     for (one, text), spot in zip(named, spots, strict=True):
         # A name that no place is free for is written all the same.
         one.update(role=text, **{size: at or [11, 0, "left"] for size, at in spot.items()})
@@ -123,19 +141,19 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
     legend = alt.selection_point(name="legend", fields=["kind"], bind="legend")
     x = alt.X(
         "speed:Q", title=f"{comparison.unit}/s",
-        axis=alt.Axis(format=",.6~r", **({"values": log_ticks(slow, fast)} if log else {})),
-        scale=alt.Scale(type="log" if log else "linear", nice=False, zero=False, domain=domain(0)),
+        axis=alt.Axis(format=",.6~r", **axis_values(slow, fast, log)),
+        scale=alt.Scale(type="log" if log else "linear", nice=False, domain=domain(0)),
     )  # fmt: skip
-    y = alt.Y("mean:Q", axis=alt.Axis(tickCount=6), scale=alt.Scale(nice=False, zero=False, domain=domain(1)))
+    y = alt.Y("mean:Q", axis=alt.Axis(tickCount=6), scale=alt.Scale(nice=False, domain=domain(1)))
     looks, params = _kinds(comparison, labels, [row for row, _, _ in drawn])
     # A value without a colour of its own takes the last.
     last = len(CATEGORIES) - 1
     kind = f"indexof(kinds[colour], datum.tip[colour]) < 0 ? kinds[colour][{last}] : datum.tip[colour]"
     points = (
         alt.Chart(name="points")
-        .mark_point(filled=True, size=36 if len(data) > MANY else 75, strokeWidth=1.5)
+        .mark_point(filled=True, size=36 if len(data) > MANY else 75, strokeWidth=1.5, tooltip=alt.ExprRef(TIP))
         .encode(
-            x, y, tooltip=alt.Tooltip("tip:N"), fillOpacity=alt.condition("datum.own", alt.value(0.9), alt.value(0)),
+            x, y, fillOpacity=alt.condition("datum.own", alt.value(0.9), alt.value(0)),
             opacity=alt.condition(legend, alt.value(1), alt.value(0.12)), **looks,
         )
         .add_params(picked, pointed, legend)
@@ -152,9 +170,10 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
         .transform_filter("datum.front")
     )
     layers = [*([band] if several else []), front, points]
-    layers += [*rings(picked, pointed, x=x, y=y), *texts("roles", "role", bold=True, x=x, y=y)] if several else []
+    layers += [*rings(picked, pointed, x, y), *texts("roles", "role", x, y, bold=True)] if several else []
     if zoom:
-        check = alt.binding_checkbox(name="only near the best")
+        within = f"only the {len(close):,} points within {NEAR * comparison.epsilon:.5f} of the best"
+        check = alt.binding_checkbox(name=within)
         params.append(alt.param(name="near", value=False, bind=check))
     notes = [
         f"Green: within {comparison.epsilon:.5f} of the best." if several else "",
@@ -175,12 +194,14 @@ def left_out(comparison: Comparison) -> str:
     rows = [row for row in comparison.rows if row.point.for_scores]
     means = sum(row.mean is None for row in rows)
     speeds = sum(row.mean is not None and row.speed is None for row in rows)
-    said = [f"{means:,} without a mean (a task failed or is missing)"] if means else []
-    said += [f"{speeds:,} without a known speed"] if speeds else []
-    return f"Not in the plot: {'; '.join(said)}." if said else ""
+    missing = [f"{means:,} without a mean (a task failed or is missing)"] if means else []
+    missing += [f"{speeds:,} without a known speed"] if speeds else []
+    return f"Not in the plot: {'; '.join(missing)}." if missing else ""
 
 
-def _domains(comparison: Comparison, places: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], tuple[float, float]]:
+def _domains(
+    comparison: Comparison, places: Sequence[tuple[float, float]]
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the ends of both axes, with so much between them that what is only noise looks small."""
     speeds, means = zip(*places, strict=True)
     alone = len(places) == 1
@@ -194,7 +215,7 @@ def _domains(comparison: Comparison, places: Sequence[tuple[float, float]]) -> t
 
 def _kinds(
     comparison: Comparison, labels: Sequence[dict[str, str]], rows: Sequence[Row]
-) -> tuple[dict[str, Any], list[alt.Parameter]]:
+) -> tuple[Json, list[alt.Parameter]]:
     """Return the encodings of colour and shape by a setting, and the parameters that say by which; none without settings."""
     import altair as alt
 
@@ -250,7 +271,9 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
     groups = _groups(ranked)
     labels = setting_labels(comparison)
     names = labels_of(name for name, _ in groups)
-    columns = [{"column": names[name], "members": [row.point.name for row in rows]} for name, rows in groups]
+    columns: list[Json] = [
+        {"column": names[name], "members": [row.point.name for row in rows]} for name, rows in groups
+    ]
     # What the tooltips of a column's cells say besides the task and the difference.
     about = {
         names[name]: {"title": heading(comparison, rows[0]), **settings_of(comparison, labels, rows[0])}
@@ -258,7 +281,7 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
         else {"title": f"Points ranked {name}", "difference": f"mean of {len(rows)} points"}
         for name, rows in groups
     }
-    cells: list[dict[str, Any]] = []
+    cells: list[Json] = []
     for name, rows in groups:
         for task in tasks:
             if found := [off[task][row.point.name] for row in rows if row.point.name in off[task]]:
@@ -272,27 +295,31 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
     picked, pointed = selections(first_selected(comparison).point.name, nearest=False)
     long = max(len(column["column"]) for column in columns)
     x = alt.X(
-        "column:N", sort=None, title=f"point{'s' if len(columns) > 1 else ''}, best first →" if len(columns) > 1 else "point",
+        "column:N", sort=None, title="points, best first →" if len(columns) > 1 else "point",
         scale=alt.Scale(domain=[column["column"] for column in columns], paddingInner=0.04 if len(columns) < 30 else 0),
         axis=alt.Axis(
-            orient="top", domain=False, ticks=False, labelLimit=110, labelAngle=0 if long <= 3 else -90, labelOverlap="greedy"
+            orient="top", domain=False, ticks=False, labelLimit=110, labelAngle=0 if long <= 3 else -90,
+            labelOverlap="greedy",
         ),
     )  # fmt: skip
     y = alt.Y(
         "task:N", sort=None, scale=alt.Scale(domain=[short(task) for task in tasks], paddingInner=0.06),
-        axis=alt.Axis(labelColor=INK, labelLimit=narrow(130, 320)),
+        axis=alt.Axis(labelColor=INK, labelLimit=narrow(165, 320)),
     )  # fmt: skip
     colour = alt.Fill(
         "difference:Q", scale=alt.Scale(type="threshold", domain=edges, range=STEPS),
-        legend=alt.Legend(format="+.5~f", gradientLength=narrow(210, 420), labelOverlap="greedy", gradientThickness=12, type="gradient", direction="horizontal"),
+        legend=alt.Legend(
+            format="+.5~f", gradientLength=narrow(180, 420), gradientThickness=12, labelOverlap="greedy", type="gradient",
+            direction="horizontal",
+        ),
     )  # fmt: skip
     sign = "format(datum.difference, '+.5f')"
     tip = f"merge({{title: ''}}, {{task: datum.task, 'score difference': {sign}}}, about[datum.column])"
-    heat = (
-        alt.Chart(name="cells").mark_rect().encode(x, y, colour, tooltip=alt.Tooltip("tip:N")).add_params(picked, pointed)
-    )
+    heat = alt.Chart(name="cells").mark_rect(tooltip=alt.ExprRef(TIP)).encode(x, y, colour).add_params(picked, pointed)
     figures = (
-        alt.Chart(name="figures").mark_text(text=alt.ExprRef(f"bandwidth('x') > 54 ? {sign} : ''"), tooltip=None).encode(x, y)
+        alt.Chart(name="figures")
+        .mark_text(text=alt.ExprRef(f"bandwidth('x') > 54 ? {sign} : ''"), tooltip=None)
+        .encode(x, y)
     )
     outline = (
         alt.Chart(alt.NamedData("columns"), name="picked_column")
@@ -324,5 +351,5 @@ def _groups(ranked: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     if len(ranked) <= MOST_COLUMNS:
         return [(row.point.name, [row]) for row in ranked]
     ends = [round(at * len(ranked) / MOST_COLUMNS) for at in range(MOST_COLUMNS + 1)]
-    pairs = zip(ends, ends[1:], strict=False)
-    return [(f"{start + 1}–{end}" if end > start + 1 else f"{end}", list(ranked[start:end])) for start, end in pairs]
+    pairs = pairwise(ends)
+    return [(f"{start + 1}-{end}" if end > start + 1 else f"{end}", list(ranked[start:end])) for start, end in pairs]

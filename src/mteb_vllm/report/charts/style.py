@@ -6,13 +6,15 @@ import json
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mteb_vllm.util.escape import visible
 
 if TYPE_CHECKING:
     import altair as alt
 
+# A part of a specification: JSON by its keys.
+Json: TypeAlias = dict[str, Any]
 # Vega-Lite as of which the page's JavaScript (vega.js) is.
 VEGA_LITE = "6.4"
 # Each colour and what the page shows instead in its dark scheme; SVG elements are matched by the light one.
@@ -24,14 +26,18 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross"
 STEPS = ("#f0a474", "#f7c8a6", "#fce6d6", "#f1f2f3", "#d7e7f6", "#a9cdee", "#79b1e3")
 DARK = {
     PAPER: "#16181b", INK: "#e5e7e9", QUIET: "#a2a8af", LINE: "#363a40", BAND: "#1d3024",
-    **dict(zip(CATEGORIES, ("#62aef0", "#f28f4f", "#48c79d", "#e28ad0", "#d6bf45", "#a79df5", "#5cc9de", "#9aa0a7"), strict=True)),
-    **dict(zip(STEPS, ("#8a4413", "#643618", "#42291a", "#26292d", "#1b3147", "#1c4468", "#1d588c"), strict=True)),
+    "#0b5fa5": "#62aef0", "#c4500a": "#f28f4f", "#157a5b": "#48c79d", "#9c3587": "#e28ad0", "#857000": "#d6bf45",
+    "#4b3fb5": "#a79df5", "#1a8499": "#5cc9de", "#6d7278": "#9aa0a7",
+    "#f0a474": "#8a4413", "#f7c8a6": "#643618", "#fce6d6": "#42291a", "#f1f2f3": "#26292d", "#d7e7f6": "#1b3147",
+    "#a9cdee": "#1c4468", "#79b1e3": "#1d588c",
 }  # fmt: skip
 # Width of a chart in pixels; the page sets that of its window. Pictures have twice as many.
 WIDTH, HEIGHT = 820, 340
 # Inner widths for which labels are placed: of a phone, and of a picture.
 _INNER = {"narrow": 280, "wide": 720}
 _LONGEST_LABEL = 60
+# The tooltip of a mark, also where Vega-Lite lays an area around it in which the mark is the nearest.
+TIP = "datum.datum ? datum.datum.tip : datum.tip"
 _SPOTS = ((11, 0), (-11, 0), (0, -14), (0, 15), (11, -14), (11, 14), (-11, -14), (-11, 14), (11, -28), (11, 28))
 
 
@@ -44,7 +50,7 @@ def narrow(small: object, large: object) -> alt.ExprRef:
 
 def chart(
     layers: Sequence[alt.Chart],
-    data: dict[str, list[dict[str, Any]]],
+    data: dict[str, list[Json]],
     title: str,
     notes: Iterable[str] = (),
     *,
@@ -63,10 +69,10 @@ def chart(
     """
     import altair as alt
 
-    said = " ".join(notes)
-    lines = [[title, *textwrap.wrap(said, characters)] for characters in (50, 118)]
+    note = " ".join(notes)
+    lines = [[title, *textwrap.wrap(note, characters)] for characters in (50, 118)]
     layered = alt.layer(*layers, data=alt.NamedData(next(iter(data))))
-    return (
+    made: alt.LayerChart = (
         layered.add_params(alt.param(name="narrow", value=False), *params)
         .properties(
             width=WIDTH,
@@ -74,8 +80,7 @@ def chart(
             title=alt.TitleParams(narrow(*lines), anchor="start", frame="bounds", offset=12),
             autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
             background=PAPER,
-            padding=4,
-            datasets=data,
+            padding={"left": 0, "top": 4, "right": 2, "bottom": 4},
         )
         .configure(
             font="system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif",
@@ -85,7 +90,9 @@ def chart(
                 "tickColor": QUIET, "titleColor": QUIET, "titleFontSize": 12, "titleFontWeight": "normal",
             },
             axisY={"domain": False, "ticks": False, "title": None},
-            axisX={"grid": False, "titleAnchor": "end", "labelFlush": True, "labelOverlap": "greedy", "tickCount": narrow(4, 8)},
+            axisX={
+                "grid": False, "titleAnchor": "end", "labelFlush": True, "labelOverlap": "greedy", "tickCount": narrow(4, 8),
+            },
             legend={
                 "columns": narrow(1, 2), "direction": "vertical", "labelColor": INK, "labelFontSize": 12, "orient": "bottom",
                 "labelLimit": narrow(300, 360), "symbolSize": 70, "symbolStrokeWidth": 1.5, "title": None, "offset": 8,
@@ -95,6 +102,9 @@ def chart(
             view={"stroke": None},
         )
     )  # fmt: skip
+    # As an attribute: Altair would check each row against the schema.
+    made.datasets = data
+    return made
 
 
 def selections(picked: str, *, nearest: bool = True) -> tuple[alt.Parameter, alt.Parameter]:
@@ -107,7 +117,9 @@ def selections(picked: str, *, nearest: bool = True) -> tuple[alt.Parameter, alt
     import altair as alt
 
     def selection(name: str, on: str, **more: Any) -> alt.Parameter:
-        return alt.selection_point(name=name, fields=["point"], on=on, nearest=nearest, empty=False, toggle=False, **more)
+        return alt.selection_point(
+            name=name, fields=["point"], on=on, nearest=nearest, empty=False, toggle=False, **more
+        )
 
     return (
         selection("picked", "click", clear=False, value=[{"point": visible(picked)}]),
@@ -115,47 +127,48 @@ def selections(picked: str, *, nearest: bool = True) -> tuple[alt.Parameter, alt
     )
 
 
-def rings(picked: alt.Parameter, pointed: alt.Parameter, **places: Any) -> list[alt.Chart]:
+def rings(picked: alt.Parameter, pointed: alt.Parameter, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     """Return layers that draw a ring around the selected point, and a dashed one around that which is pointed at."""
     import altair as alt
 
     return [
         alt.Chart(name=f"{param.name}_ring")
         .mark_point(size=280, filled=False, stroke=INK, strokeWidth=1.5, strokeDash=dash, tooltip=None)
-        .encode(**places)
+        .encode(x, y)
         .transform_filter(param)
         for param, dash in ((picked, [1, 0]), (pointed, [2, 2]))
     ]
 
 
-def texts(name: str, field: str, *, bold: bool = False, **places: Any) -> list[alt.Chart]:
+def texts(name: str, field: str, x: alt.X, y: alt.Y, *, bold: bool = False) -> list[alt.Chart]:
     """Return layers that write a field beside points, at the offsets of `placed`, with a halo around."""
     import altair as alt
 
     spot = "(narrow ? datum.narrow : datum.wide)"
 
-    def layer(**look: Any) -> alt.Chart:
-        return (
+    def layer(look: Json) -> alt.Chart:
+        made: alt.Chart = (
             alt.Chart(name=f"{name}_halo" if look else name)
             .mark_text(
                 text=alt.ExprRef(f"datum.{field}"), fontWeight="bold" if bold else "normal", baseline="middle", tooltip=None,
                 dx=alt.ExprRef(f"{spot}[0]"), dy=alt.ExprRef(f"{spot}[1]"), align=alt.ExprRef(f"{spot}[2]"), **look,
             )
-            .encode(**places)
+            .encode(x, y)
             .transform_filter(spot)
         )  # fmt: skip
+        return made
 
-    return [layer(stroke=PAPER, strokeWidth=3.5, strokeJoin="round"), layer()]
+    return [layer({"stroke": PAPER, "strokeWidth": 3.5, "strokeJoin": "round"}), layer({})]
 
 
-def placed(labels: Sequence[tuple[float, float, str]], *, marks: Sequence[tuple[float, float]] = ()) -> list[dict[str, Any]]:
+def placed(labels: Sequence[tuple[float, float, str]], *, marks: Sequence[tuple[float, float]] = ()) -> list[Json]:
     """Return where labels go: `narrow` and `wide`, each the offset in pixels and the alignment, or None where none is free.
 
     Args:
         labels: Place from the left and from the bottom, as shares of the plot, and the text; the most important first.
         marks: Other places that no label covers.
     """
-    found: list[dict[str, Any]] = [{} for _ in labels]
+    found: list[Json] = [{} for _ in labels]
     for size, width in _INNER.items():
         taken = [(x * width - 5, x * width + 5, -y * HEIGHT, 10) for x, y in (*marks, *((x, y) for x, y, _ in labels))]
         for (x, y, text), spots in zip(labels, found, strict=True):
@@ -166,7 +179,10 @@ def placed(labels: Sequence[tuple[float, float, str]], *, marks: Sequence[tuple[
                 up = -y * HEIGHT + dy
                 if left < 0 or left + long > width or not -HEIGHT <= up <= -6:
                     continue
-                if all(left > end or left + long < start or abs(up - at) > (high + 13) / 2 for start, end, at, high in taken):
+                if all(
+                    left > end or left + long < start or abs(up - at) > (high + 13) / 2
+                    for start, end, at, high in taken
+                ):
                     taken.append((left, left + long, up, 13))
                     spots[size] = [dx, dy, "right" if dx < 0 else "center" if dx == 0 else "left"]
                     break
@@ -194,6 +210,12 @@ def short(text: str, limit: int = _LONGEST_LABEL) -> str:
     return (line if len(line) <= limit else line[: limit - 1] + "…") or "(not set)"
 
 
+def axis_values(low: float, high: float, log: bool) -> Json:
+    """Return which values a logarithmic axis marks, as an argument of `alt.Axis`; none of a linear one, which knows best."""
+    found = log_ticks(low, high) if log else []
+    return {"values": found} if len(found) > 1 else {}
+
+
 def log_ticks(low: float, high: float) -> list[float]:
     """Return 1, 2 and 5 times the powers of ten from `low` to `high`; of many, the powers alone."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -209,15 +231,15 @@ def nice(value: float) -> float:
     return next(one * power for one in (1, 2, 5, 10) if one * power >= value * 0.999)
 
 
-def specification(of: alt.LayerChart) -> dict[str, Any]:
+def specification(of: alt.LayerChart) -> Json:
     """Return a chart as Vega-Lite, which the page embeds and of which pictures are made."""
-    found: dict[str, Any] = _shown(of.to_dict())
+    found: Json = _shown(of.to_dict(validate=False))
     # One legend below the other. Vega and Vega-Lite know this, but Altair does not.
     found["config"]["legend"]["layout"] = {"bottom": {"direction": "vertical", "anchor": "start", "margin": 6}}
     return found
 
 
-def picture(of: dict[str, Any]) -> bytes:
+def picture(of: Json) -> bytes:
     """Return the PNG of a specification. Nothing is read but the specification."""
     import vl_convert
 
@@ -227,7 +249,9 @@ def picture(of: dict[str, Any]) -> bytes:
 def dark_css() -> str:
     """Return the rules that show each colour of a chart as its dark one."""
     return "".join(
-        f'.plot [{paint}="{light}"] {{ {paint}: {dark}; }}\n' for light, dark in DARK.items() for paint in ("fill", "stroke")
+        f'.plot [{paint}="{light}"] {{ {paint}: {dark}; }}\n'
+        for light, dark in DARK.items()
+        for paint in ("fill", "stroke")
     )
 
 
