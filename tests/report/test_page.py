@@ -295,6 +295,7 @@ WIDTHS = """async () => {
 # Pairs of texts of one chart that lie on each other, halos aside.
 OVERLAPS = """() => [...document.querySelectorAll(".plot svg")].flatMap(svg => {
   const texts = [...svg.querySelectorAll("text")].filter(text => text.textContent && !text.closest("[class*=_halo]"))
+    .filter(text => text.getAttribute("opacity") !== "0")
     .map(text => [text.textContent, text.getBoundingClientRect()]).filter(([, box]) => box.width);
   return texts.flatMap(([a, one], at) => texts.slice(at + 1).filter(([, other]) => one.left < other.right - 1
     && other.left < one.right - 1 && one.top < other.bottom - 4 && other.top < one.bottom - 4).map(([b]) => [a, b]));
@@ -422,6 +423,8 @@ def test_points_at_points_and_selects_them(browser: Any, tmp_path: Path) -> None
         )
         assert f"Point {of.answer.point.name} (answer)" in opened.page.inner_text("#selected")
         assert ringed(opened) == [of.answer.point.name]
+        heights = opened.page.eval_on_selector_all(MARKS, "marks => marks.map(mark => mark.__data__.y)")
+        assert max(heights) - min(heights) > 200, "the axis does not begin at zero"
 
         mark = opened.page.locator(MARKS).nth(3)
         mark.scroll_into_view_if_needed()

@@ -11,7 +11,7 @@ const collator = new Intl.Collator("en", { numeric: true });
 let selected = rows[data.selected];
 
 // Charts. The policy of the page allows neither eval, so that expressions are interpreted, nor styles that are added.
-const NARROW = 600;
+const NARROW = 780; // below it, the lines above a chart are short ones
 const options = { ast: true, actions: false, renderer: "svg", defaultStyle: false, tooltip: { disableDefaultStyle: true } };
 const views = new Map(); // element to view
 const choose = (view, selection, values) =>

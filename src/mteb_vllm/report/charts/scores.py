@@ -130,21 +130,20 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
         ((scale(one["speed"]) - scale(slow)) / (scale(fast) - scale(slow)), (one["mean"] - low) / (high - low))
         for one in data
     ]
-    spots = placed(
-        [(*places[data.index(one)], text) for one, text in named], marks=places if len(places) <= MANY else ()
-    )
-    for (one, text), spot in zip(named, spots, strict=True):
-        # A name that no place is free for is written all the same.
-        one.update(role=text, **{size: at or [11, 0, "left"] for size, at in spot.items()})
+    # The named points first; of many others, a name may lie on some.
+    others = [(*place, "") for place in places] if len(places) <= MANY else []
+    labels_first = [(*places[data.index(one)], text) for one, text in named]
+    for (one, text), spot in zip(named, placed([*labels_first, *others], always=True), strict=False):
+        one.update(role=text, **spot)
 
     picked, pointed = selections(first_selected(comparison).point.name)
     legend = alt.selection_point(name="legend", fields=["kind"], bind="legend")
     x = alt.X(
         "speed:Q", title=f"{comparison.unit}/s",
         axis=alt.Axis(format=",.6~r", **axis_values(slow, fast, log)),
-        scale=alt.Scale(type="log" if log else "linear", nice=False, domain=domain(0)),
+        scale=alt.Scale(nice=False, domain=domain(0), **({"type": "log"} if log else {"zero": False})),
     )  # fmt: skip
-    y = alt.Y("mean:Q", axis=alt.Axis(tickCount=6), scale=alt.Scale(nice=False, domain=domain(1)))
+    y = alt.Y("mean:Q", axis=alt.Axis(tickCount=6), scale=alt.Scale(nice=False, zero=False, domain=domain(1)))
     looks, params = _kinds(comparison, labels, [row for row, _, _ in drawn])
     # A value without a colour of its own takes the last.
     last = len(CATEGORIES) - 1
@@ -161,7 +160,7 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
     band = (
         alt.Chart(alt.InlineData(values=[{"low": best - comparison.epsilon, "best": best}]))
         .mark_rect(color=BAND, tooltip=None)
-        .encode(y=alt.Y("low:Q"), y2="best:Q")
+        .encode(y=alt.Y("low:Q", scale=alt.Scale(zero=False)), y2="best:Q")
     )
     front = (
         alt.Chart(name="front")
@@ -298,7 +297,7 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
         "column:N", sort=None, title="points, best first →" if len(columns) > 1 else "point",
         scale=alt.Scale(domain=[column["column"] for column in columns], paddingInner=0.04 if len(columns) < 30 else 0),
         axis=alt.Axis(
-            orient="top", domain=False, ticks=False, labelLimit=110, labelAngle=0 if long <= 3 else -90,
+            orient="top", domain=False, ticks=False, labelLimit=110, labelAngle=0 if long <= 3 else -90, labelFlush=False,
             labelOverlap="greedy",
         ),
     )  # fmt: skip

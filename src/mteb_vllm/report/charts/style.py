@@ -70,7 +70,7 @@ def chart(
     import altair as alt
 
     note = " ".join(notes)
-    lines = [[title, *textwrap.wrap(note, characters)] for characters in (50, 118)]
+    lines = [[title, *textwrap.wrap(note, characters)] for characters in (50, 115)]
     layered = alt.layer(*layers, data=alt.NamedData(next(iter(data))))
     made: alt.LayerChart = (
         layered.add_params(alt.param(name="narrow", value=False), *params)
@@ -80,7 +80,7 @@ def chart(
             title=alt.TitleParams(narrow(*lines), anchor="start", frame="bounds", offset=12),
             autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
             background=PAPER,
-            padding={"left": 0, "top": 4, "right": 2, "bottom": 4},
+            padding={"left": 0, "top": 4, "right": 8, "bottom": 4},
         )
         .configure(
             font="system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif",
@@ -161,32 +161,39 @@ def texts(name: str, field: str, x: alt.X, y: alt.Y, *, bold: bool = False) -> l
     return [layer({"stroke": PAPER, "strokeWidth": 3.5, "strokeJoin": "round"}), layer({})]
 
 
-def placed(labels: Sequence[tuple[float, float, str]], *, marks: Sequence[tuple[float, float]] = ()) -> list[Json]:
+def placed(labels: Sequence[tuple[float, float, str]], *, always: bool = False) -> list[Json]:
     """Return where labels go: `narrow` and `wide`, each the offset in pixels and the alignment, or None where none is free.
 
     Args:
-        labels: Place from the left and from the bottom, as shares of the plot, and the text; the most important first.
-        marks: Other places that no label covers.
+        labels: Place from the left and from the bottom, as shares of the plot, and the text, "" for a mark without a label;
+            the most important first.
+        always: Whether a label for which no place is free goes where it lies on marks only.
     """
     found: list[Json] = [{} for _ in labels]
     for size, width in _INNER.items():
-        taken = [(x * width - 5, x * width + 5, -y * HEIGHT, 10) for x, y in (*marks, *((x, y) for x, y, _ in labels))]
+        marks = [(x * width - 5, x * width + 5, -y * HEIGHT, 10) for x, y, _ in labels]
+        written: list[tuple[float, float, float, float]] = []
         for (x, y, text), spots in zip(labels, found, strict=True):
-            spots[size] = None
+            long = 7 * len(text) + 2
+            free = []
             for dx, dy in _SPOTS:
-                long = 7 * len(text) + 2
                 left = x * width + dx - (long if dx < 0 else long / 2 if dx == 0 else 0)
-                up = -y * HEIGHT + dy
-                if left < 0 or left + long > width or not -HEIGHT <= up <= -6:
-                    continue
-                if all(
-                    left > end or left + long < start or abs(up - at) > (high + 13) / 2
-                    for start, end, at, high in taken
-                ):
-                    taken.append((left, left + long, up, 13))
-                    spots[size] = [dx, dy, "right" if dx < 0 else "center" if dx == 0 else "left"]
-                    break
+                box = (left, left + long, -y * HEIGHT + dy, 13)
+                if text and left >= 0 and left + long <= width and -HEIGHT <= box[2] <= -6 and _clear(box, written):
+                    free.append(
+                        (not _clear(box, marks), box, [dx, dy, "right" if dx < 0 else "center" if dx == 0 else "left"])
+                    )
+            covers, box, spot = min(free, key=lambda one: one[0], default=(True, (0, 0, 0, 0), None))
+            spots[size] = spot if always or not covers else None
+            if spots[size]:
+                written.append(box)
     return found
+
+
+def _clear(box: tuple[float, float, float, float], others: Iterable[tuple[float, float, float, float]]) -> bool:
+    """Return whether a box (left, right, middle, height) lies on no other."""
+    left, right, middle, height = box
+    return all(left > b or right < a or abs(middle - at) > (height + high) / 2 for a, b, at, high in others)
 
 
 def labels_of(values: Iterable[str]) -> dict[str, str]:
