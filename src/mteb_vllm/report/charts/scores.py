@@ -298,7 +298,7 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
         scale=alt.Scale(domain=[column["column"] for column in columns], paddingInner=0.04 if len(columns) < 30 else 0),
         axis=alt.Axis(
             orient="top", domain=False, ticks=False, labelLimit=110, labelAngle=0 if long <= 3 else -90, labelFlush=False,
-            labelOverlap="greedy",
+            labelOverlap="greedy", labelSeparation=4,
         ),
     )  # fmt: skip
     y = alt.Y(

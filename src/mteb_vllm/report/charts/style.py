@@ -6,7 +6,7 @@ import json
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from mteb_vllm.util.escape import visible
 
@@ -240,7 +240,7 @@ def nice(value: float) -> float:
 
 def specification(of: alt.LayerChart) -> Json:
     """Return a chart as Vega-Lite, which the page embeds and of which pictures are made."""
-    found: Json = _shown(of.to_dict(validate=False))
+    found = cast(Json, _shown(of.to_dict(validate=False)))
     # One legend below the other. Vega and Vega-Lite know this, but Altair does not.
     found["config"]["legend"]["layout"] = {"bottom": {"direction": "vertical", "anchor": "start", "margin": 6}}
     return found
@@ -262,7 +262,7 @@ def dark_css() -> str:
     )
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: object) -> object:
     """Return JSON in which no text steers the page that shows it."""
     if isinstance(value, str):
         return visible(value)
