@@ -42,7 +42,7 @@ def test_holds_every_file_of_the_configuration_and_the_types(wheel: Path) -> Non
     shipped = [path for path in (ROOT / "conf").rglob("*.yaml") if path.relative_to(ROOT / "conf").parts[0] != "local"]
     assert {f"mteb_vllm/conf/{path.relative_to(ROOT / 'conf').as_posix()}" for path in shipped} <= names
     assert {"mteb_vllm/conf/config.yaml", "mteb_vllm/py.typed", "mteb_vllm/cli.py"} <= names
-    page = ("page.html.jinja", "page.css", "page.js", "drawing.js")
+    page = ("page.html.jinja", "page.css", "page.js", "vega.js", "vega.LICENSES")
     assert {f"mteb_vllm/report/{name}" for name in page} <= names
     assert {name.partition("/")[0] for name in names if not name.partition("/")[0].endswith(".dist-info")} == {
         "mteb_vllm"

@@ -22,7 +22,7 @@ from mteb_vllm.pipelines import mteb_run
 from mteb_vllm.pipelines.base import RunContext
 from mteb_vllm.pipelines.evaluate import Evaluate
 from mteb_vllm.pipelines.mteb_run import compute
-from mteb_vllm.plan import plan
+from mteb_vllm.plan import make_plan
 from mteb_vllm.preflight.command import check
 from mteb_vllm.progress import Progress
 from mteb_vllm.results.store import ResultsStore
@@ -291,7 +291,7 @@ def test_closing_an_engine_restores_the_environment(monkeypatch: pytest.MonkeyPa
     ids=["evaluate", "rerank"],
 )
 def test_results_do_not_depend_on_the_chunk_size(overrides: list[str]) -> None:
-    one, other = (plan(check([*overrides, f"pipeline.chunk_size={size}"])[0].config) for size in (64, 8192))
+    one, other = (make_plan(check([*overrides, f"pipeline.chunk_size={size}"])[0].config) for size in (64, 8192))
     assert (one.pipeline.chunk_size, other.pipeline.chunk_size) == (64, 8192)
     assert one.settings == other.settings
     assert [one.settings_for(task) for task in one.tasks] == [other.settings_for(task) for task in other.tasks]

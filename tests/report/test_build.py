@@ -131,7 +131,7 @@ def test_a_report_that_fails_does_not_fail_the_sweep(sweep: Path, monkeypatch: p
     def broken(*_: Any) -> None:
         raise RuntimeError("no pictures today")
 
-    monkeypatch.setattr("mteb_vllm.report.plots.write_plots", broken)
+    monkeypatch.setattr("mteb_vllm.report.charts.write_charts", broken)
     console = Console(file=io.StringIO(), width=400)
     records = [record(sweep, at, "float32", 0.8, 1.0) for at in range(2)]
     Job(console, plan_points(check([])), records, sweep).end_sweep()

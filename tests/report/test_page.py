@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from comparisons import comparison, equal_points, failure, mixed_points, points, result_points
+from mteb_vllm import report
 from mteb_vllm.report.comparison import Comparison, Point, TaskScore, compare
 from mteb_vllm.report.page import page, page_data
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
@@ -30,8 +31,17 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
+VEGA = (Path(report.__file__).parent / "vega.js").read_text(encoding="utf-8")
+
+
 def html(of: Comparison, *answer: str) -> str:
     return page(of, answer or ("The answer.",), "Sweep: MiniLM on the demo tasks")
+
+
+def without_vega(text: str) -> str:
+    """The page without Vega's own code, which holds addresses and elements of its own."""
+    assert text.count(VEGA) == 1
+    return text.replace(VEGA, "")
 
 
 def data_of(text: str) -> dict[str, Any]:
@@ -46,17 +56,20 @@ def evil_points() -> list[Point]:
 
 
 def test_prompts_and_logs_never_become_markup() -> None:
-    text = page(compare(evil_points()), [EVIL], EVIL)
+    text = without_vega(page(compare(evil_points()), [EVIL], EVIL))
     assert "<img" not in text and "onerror=" in unescape(text)
-    assert text.count("<script") == text.count("</script>") == 2
+    assert text.count("<script") == text.count("</script>") == 3
     assert visible(EVIL) in [value for column in data_of(text)["values"] for value in column]
     assert "49" not in re.sub(r"<style>.*?</style>|<script.*", "", text, flags=re.DOTALL)
 
 
 def test_loads_nothing_and_allows_nothing_to_be_loaded() -> None:
-    text = html(comparison(12, failed=2))
+    text = without_vega(html(comparison(12, failed=2)))
     assert re.findall(r'(?:src|href|url\()="?[^"]*', text) == ['href="data:,']
-    assert set(re.findall(r"https?://[^\s\"']+", text)) <= {"http://www.w3.org/2000/svg"}
+    names = {
+        "https://vega.github.io/schema/vega-lite/v6.4.1.json"
+    }  # says which language a chart is in, and is not loaded
+    assert set(re.findall(r"https?://[^\s\"']+", text)) == names
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
     assert policy is not None and "default-src 'none'" in policy[1] and "unsafe" not in policy[1]
 
@@ -72,7 +85,7 @@ def test_shows_every_point_and_figure_without_any_script() -> None:
         assert all(f">{score:.5f}</td>" in static for score in row.scores.values())
         assert all(f">{value}</td>" in static for value in row.settings)
     assert all(f'<dd dir="auto">{value}</dd>' in static for value in of.constants.values())
-    parts = ("One paragraph.", "Another.", 'id="points"', "Identical in all points", 'id="quality"')
+    parts = ("One paragraph.", "Another.", 'id="points"', "Identical in all points", 'id="quality_speed"')
     assert sorted(parts, key=static.index) == [*parts], "conclusions, scores, settings, charts"
     assert all(name in static for name in (*of.tasks, *of.columns, "+0.00000", "baseline"))
     assert "Effects of settings" in static and "embedding cache" in static
@@ -141,7 +154,7 @@ def test_the_share_of_the_ceiling_is_that_of_the_tables() -> None:
 
 def test_speeds_in_texts_and_in_pairs_have_their_units() -> None:
     of = compare(mixed_points())
-    assert of.unit is None and page_data(of)["unit"] is None
+    assert of.unit is None
     static, tables = html(of).split("<script")[0].replace("<wbr>", ""), comparison_markdown(of)
     assert ">texts or pairs/s</button>" in static and "| texts or pairs/s |" in tables
     assert "Texts or pairs/s and tokens/s are what the engine computed" in static
@@ -189,7 +202,7 @@ def test_settings_that_are_in_the_names_have_no_column(places: tuple[tuple[str, 
     assert [name for name in head if name in of.columns] == [name for name in of.columns if name in kept]
     assert comparison_markdown(of).split("| point |")[1].startswith(f" {kept[0]} |" if kept else " mean |")
     assert comparison_csv(of).startswith(f"point,folder,status,{','.join(of.columns)},mean,")
-    assert page_data(of)["columns"] == of.columns
+    assert page_data(of, {})["columns"] == of.columns
 
 
 def test_numbers_stay_whole_on_a_narrow_terminal() -> None:
@@ -213,7 +226,11 @@ def test_a_point_that_was_killed_in_a_task_is_shown_as_failed() -> None:
 def test_not_a_number_is_no_figure() -> None:
     of = comparison(2)
     of.rows[0].scores[of.tasks[0]] = float("nan")
-    assert page_data(of)["rows"][0]["scores"][0] is None and "NaN" not in html(of).split("<script>")[0]
+    text = without_vega(html(of))
+    assert {cell["task"] for cell in data_of(text)["charts"]["task_differences"]["datasets"]["cells"]} == set(
+        of.tasks[1:]
+    )
+    assert "NaN" not in text.split("<script>")[0]
 
 
 # In a browser.
@@ -273,11 +290,26 @@ OUTSIDE = """() => [...document.querySelectorAll(".plot svg")].flatMap(svg => {
   }).map(text => text.textContent);
 })"""
 
-# Plots that were not drawn again two frames later, for the width that there is now.
+# Charts that do not have the width that there is now, two frames later.
 WIDTHS = """async () => {
   for (const _ of [1, 2]) await new Promise(requestAnimationFrame);
   return [...document.querySelectorAll(".plot svg")].filter(svg => svg.clientWidth
-    && svg.viewBox.baseVal.width !== svg.parentNode.clientWidth).map(svg => svg.id);
+    && Math.abs(svg.width.baseVal.value - svg.parentNode.clientWidth) > 1).map(svg => svg.parentNode.id);
+}"""
+
+# Pairs of texts of one chart that lie on each other, halos aside.
+OVERLAPS = """() => [...document.querySelectorAll(".plot svg")].flatMap(svg => {
+  const texts = [...svg.querySelectorAll("text")].filter(text => text.textContent && !text.closest("[class*=_halo]"))
+    .filter(text => text.getAttribute("opacity") !== "0")
+    .map(text => [text.textContent, text.getBoundingClientRect()]).filter(([, box]) => box.width);
+  return texts.flatMap(([a, one], at) => texts.slice(at + 1).filter(([, other]) => one.left < other.right - 1
+    && other.left < one.right - 1 && one.top < other.bottom - 4 && other.top < one.bottom - 4).map(([b]) => [a, b]));
+})"""
+
+# How much lies above, below and beside the first plot: legends, axes, titles.
+PLOT = """() => {
+  const box = document.querySelector("#quality_speed .points_voronoi").getBoundingClientRect();
+  return [box.width, box.height];
 }"""
 
 # The contrast of each text with what is behind it, as WCAG 2 has it (https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio).
@@ -319,7 +351,7 @@ def test_looks_right(browser: Any, tmp_path: Path, name: str, width: int, scheme
     with Opened(browser, html(of, EVIL), tmp_path, width, scheme) as opened:
         assert opened.said == []
         assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert opened.page.evaluate(OUTSIDE) == []
+        assert opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(OVERLAPS) == []
         assert opened.page.evaluate(PALE) == []
         paper = opened.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
         assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
@@ -368,77 +400,139 @@ def test_shows_all_tasks_when_asked_with_and_without_scripts(browser: Any, tmp_p
             opened.page.check("#all-tasks")
             assert task.is_visible()
             assert (
-                opened.page.locator("#quality").is_visible() == opened.page.locator("#filter").is_visible() == scripts
+                opened.page.locator("#quality_speed").is_visible()
+                == opened.page.locator("#filter").is_visible()
+                == scripts
             )
+
+
+MARKS = "#quality_speed .points_marks path"
+
+
+def ringed(opened: Opened, ring: str = "picked_ring") -> list[str]:
+    """The points that have a ring in the first chart, once it is drawn."""
+    opened.page.evaluate("async () => { for (const _ of [1, 2]) await new Promise(requestAnimationFrame); }")
+    names = "marks => marks.map(mark => mark.__data__.datum.point)"
+    return list(opened.page.eval_on_selector_all(f"#quality_speed .{ring}_marks path", names))
 
 
 def test_points_at_points_and_selects_them(browser: Any, tmp_path: Path) -> None:
     of = comparison(12)
     assert of.answer is not None
     with Opened(browser, html(of), tmp_path) as opened:
-        tip, plot, differences = (opened.page.locator(name) for name in ("#tip", "#quality-plot", "#differences-plot"))
+        tip, plot, chosen = (
+            opened.page.locator(name)
+            for name in ("#vg-tooltip-element", "#quality_speed", "#task_differences .picked_column_marks path")
+        )
         assert f"Point {of.answer.point.name} (answer)" in opened.page.inner_text("#selected")
-        before = differences.inner_html()
+        assert ringed(opened) == [of.answer.point.name]
+        heights = opened.page.eval_on_selector_all(MARKS, "marks => marks.map(mark => mark.__data__.y)")
+        assert max(heights) - min(heights) > 200, "the axis does not begin at zero"
 
-        place = opened.page.evaluate(
-            "(({x, y, row}) => ({x, y, name: row.name}))(places.find(({row}) => row !== selected))"
-        )
-        plot.hover(position={"x": place["x"] + 3, "y": place["y"]})
-        assert (
-            tip.is_visible() and f"Point {place['name']}" in tip.inner_text() and "engine.dtype: " in tip.inner_text()
-        )
-        plot.click(position={"x": place["x"] + 3, "y": place["y"]})
-        assert f"Point {place['name']}" in opened.page.inner_text("#selected")
-        assert differences.inner_html() != before
-        assert opened.page.locator("#points tr[aria-current]").get_attribute("data-at") == place["name"]
+        mark = opened.page.locator(MARKS).nth(3)
+        mark.scroll_into_view_if_needed()
+        box = mark.bounding_box()
+        assert box is not None
+        name = mark.evaluate("mark => mark.__data__.datum.point")
+        assert name != of.answer.point.name
+        opened.page.mouse.move(box["x"] + box["width"] / 2 + 3, box["y"] + box["height"] / 2)
+        assert ringed(opened, "pointed_ring") == [name]
+        assert tip.is_visible() and f"Point {name}" in tip.inner_text() and "engine.dtype" in tip.inner_text()
+        opened.page.mouse.click(box["x"] + box["width"] / 2 + 3, box["y"] + box["height"] / 2)
+        assert ringed(opened) == [name] and f"Point {name}" in opened.page.inner_text("#selected")
+        assert chosen.evaluate("mark => mark.__data__.datum.members") == [name]
+        assert opened.page.locator("#points tr[aria-current]").get_attribute("data-at") == name
         opened.page.mouse.move(1, 1)
-        assert not tip.is_visible()
+        assert ringed(opened, "pointed_ring") == [] and not tip.is_visible()
 
         opened.page.locator('#points tr[data-at="5"] button').click()
-        assert "Point 5" in opened.page.inner_text("#selected")
-        opened.page.locator("#colour").focus()
-        for _ in range(2):  # the checkbox before the plot may be hidden
-            if not plot.evaluate("plot => plot === document.activeElement"):
-                opened.page.keyboard.press("Tab")
+        assert ringed(opened) == ["5"] and "Point 5" in opened.page.inner_text("#selected")
+        opened.page.mouse.move(1, 1)
+        opened.page.locator("#filter").focus()
+        opened.page.keyboard.press("Shift+Tab")
         assert plot.evaluate("plot => plot === document.activeElement") and "Point 5" in tip.inner_text()
         opened.page.keyboard.press("ArrowRight")
-        name = re.match(r"Point (\d+)", tip.inner_text())
-        assert name is not None and name[1] != "5"
+        found = re.match(r"Point (\d+)", tip.inner_text())
+        assert found is not None and found[1] != "5" and ringed(opened, "pointed_ring") == [found[1]]
         opened.page.keyboard.press("Enter")
-        assert name[0] in opened.page.inner_text("#selected")
+        assert ringed(opened) == [found[1]] and found[0] in opened.page.inner_text("#selected")
         opened.page.keyboard.press("Escape")
         assert not tip.is_visible() and opened.said == []
+
+
+def test_a_cell_of_the_heat_map_says_what_it_is_and_selects_its_point(browser: Any, tmp_path: Path) -> None:
+    of = comparison(12)
+    with Opened(browser, html(of), tmp_path) as opened:
+        cell = opened.page.locator("#task_differences .cells_marks path").nth(10)
+        datum = cell.evaluate("mark => mark.__data__.datum")
+        cell.hover(force=True)
+        tip = opened.page.inner_text("#vg-tooltip-element").replace("\u2212", "-")
+        assert f"Point {datum['point']}" in tip and datum["task"] in tip and f"{datum['difference']:+.5f}" in tip
+        cell.click(force=True)
+        assert ringed(opened) == [datum["point"]] and f"Point {datum['point']}" in opened.page.inner_text("#selected")
 
 
 def test_colours_by_another_setting_and_shows_what_is_near_the_best(browser: Any, tmp_path: Path) -> None:
     made = points(18)
     made[17].tasks[:] = [type(task)(**(vars(task) | {"score": 0.1})) for task in made[17].tasks]
     with Opened(browser, html(compare(made)), tmp_path) as opened:
-        assert opened.page.locator("#colour option:checked").text_content() == "prompts"
-        opened.page.select_option("#colour", label="engine.dtype")
-        assert {"float32", "bfloat16", "float16"} <= set(opened.page.inner_text("#quality-legend").split("\n"))
-        assert opened.page.locator("#quality-plot .mark").count() == 18
-        opened.page.check("#near")
-        assert opened.page.locator("#quality-plot .mark").count() == 17
-        assert "Not in the plot: 1 further than 0.01000 below the best." in opened.page.inner_text("#quality-note")
+        colour, marks = opened.page.get_by_label("Colour by"), opened.page.locator(MARKS)
+        assert colour.input_value() == "prompts"
+        colour.select_option("engine.dtype")
+        ringed(opened)
+        labels = opened.page.locator("#quality_speed .role-legend-label text")
+        assert labels.all_text_contents() == ["float32", "bfloat16", "float16"] and marks.count() == 18
+        assert len(set(marks.evaluate_all("all => all.map(mark => mark.getAttribute('fill'))"))) == 3
+        opened.page.get_by_label("only the 17 points within 0.01000 of the best").check()
+        ringed(opened)
+        assert marks.count() == 17
+
+
+def test_an_entry_of_the_legend_shows_its_points_alone(browser: Any, tmp_path: Path) -> None:
+    with Opened(browser, html(comparison(18)), tmp_path) as opened:
+
+        def clear() -> list[str]:
+            """The settings of the points that are not faint."""
+            ringed(opened)
+            script = (
+                "all => all.map(one => one.__data__).filter(one => one.opacity === 1).map(one => one.datum.tip.prompts)"
+            )
+            return list(opened.page.eval_on_selector_all(MARKS, script))
+
+        assert sorted(clear()) == ["e5"] * 9 + ["none"] * 9
+        opened.page.locator("#quality_speed .role-legend-symbol path").nth(1).click(force=True)
+        assert clear() == ["e5"] * 9
+        opened.page.get_by_label("Colour by").select_option("engine.dtype")
+        assert len(clear()) == 18, "a choice ends with the setting that it was made in"
+
+
+@pytest.mark.parametrize("name", ["long", "many"])
+def test_legends_do_not_push_the_plot_away(browser: Any, tmp_path: Path, name: str) -> None:
+    values = {"long": ["x" * 300, "y" * 300], "many": [f"value {at}" for at in range(30)]}[name]
+    of = compare(points(30, axes={"prompts.query": values, "engine.dtype": [str(at) for at in range(15)]}))
+    with Opened(browser, html(of), tmp_path, 400) as opened:
+        width, height = opened.page.evaluate(PLOT)
+        assert (
+            width > 250 and height > 300 and opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        )
+        assert opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(OVERLAPS) == [] and opened.said == []
 
 
 @pytest.mark.parametrize("made", [points(1), equal_points(1), equal_points(4), points(4)])
 def test_no_slack_at_all_draws_as_well(browser: Any, tmp_path: Path, made: list[Point]) -> None:
     of = compare(made, epsilon=0)
     with Opened(browser, html(of), tmp_path) as opened:
-        assert opened.page.locator("#quality-plot .mark").count() == len(made)
-        assert "NaN" not in opened.page.inner_html("#quality") and "Infinity" not in opened.page.inner_html("#quality")
-        heights = opened.page.evaluate("places.map(({y}) => y)")
-        assert all(20 < height < 420 for height in heights)
+        assert opened.page.locator(MARKS).count() == len(made)
+        assert "NaN" not in opened.page.inner_html("#quality_speed")
+        heights = opened.page.eval_on_selector_all(MARKS, "marks => marks.map(mark => mark.__data__.y)")
+        assert all(0 < height < 340 for height in heights)
         assert opened.page.evaluate(OUTSIDE) == [] and opened.said == []
 
 
 def test_speeds_that_cannot_be_compared_are_not_drawn(browser: Any, tmp_path: Path) -> None:
     with Opened(browser, html(compare(mixed_points())), tmp_path) as opened:
-        assert not opened.page.locator("#quality-plot").is_visible()
-        assert not opened.page.locator("#near-label").is_visible()
-        assert "some points embed texts and others score pairs" in opened.page.inner_text("#quality-note")
+        assert opened.page.locator("#quality_speed").count() == 0
+        assert "some points embed texts and others score pairs" in opened.page.inner_text("#not-drawn")
         opened.page.locator("#points thead button", has_text="texts or pairs/s").click()
         opened.page.locator("#points tbody button").nth(5).click()
         assert opened.said == []
@@ -451,9 +545,9 @@ def test_a_thousand_points_of_sixty_tasks_are_there_soon(browser: Any, tmp_path:
     written = time.monotonic() - started
     with Opened(browser, text, tmp_path) as opened:
         done = opened.seconds
-        assert opened.page.locator("#quality-plot .mark").count() == 988
-        assert opened.page.locator("#differences-plot .range").count() == 60
-        assert "12 without a mean" in opened.page.inner_text("#quality-note")
+        assert opened.page.locator(MARKS).count() == 988
+        assert opened.page.locator("#task_differences .cells_marks path").count() == 60 * 60
+        assert "12 without a mean" in opened.page.text_content("#quality_speed")
         spent = {}
         for what, script in {
             "sort": "document.querySelector('#points thead th.mean button').click()",

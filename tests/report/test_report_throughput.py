@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_page import OUTSIDE, PALE, WIDTHS, Opened, browser  # noqa: F401
+from test_page import OUTSIDE, OVERLAPS, PALE, WIDTHS, Opened, browser  # noqa: F401
 
 import recompute
 from measured_runs import mixed_runs, outcome, parity, parity_runs, record, throughput, throughput_runs, write_runs
@@ -20,13 +20,11 @@ from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.report import one_run
 from mteb_vllm.report.answer import answer
 from mteb_vllm.report.build import build_report
+from mteb_vllm.report.charts import charts, specifications, write_charts
 from mteb_vllm.report.comparison import Comparison, compare
 from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.page import page
-from mteb_vllm.report.plots import write_plots
-from mteb_vllm.report.reference_plot import reference_speed
 from mteb_vllm.report.tables import print_comparison
-from mteb_vllm.report.throughput_plot import MOST_CURVES, throughput_curves, throughput_figure
 from mteb_vllm.results.measurements import Lengths, Memory
 from mteb_vllm.results.parity import TaskVerdict
 from mteb_vllm.results.record import RunRecord
@@ -64,7 +62,7 @@ def test_one_run_shows_its_steps_and_its_offline_throughput(tmp_path: Path) -> N
     said = console.file.getvalue()  # type: ignore[attr-defined]
     one_run.write_run(run, tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert (tmp_path / "throughput.png").read_bytes().startswith(b"\x89PNG")
+    assert all((tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("throughput", "roofline"))
     rows = [line.split() for line in said.splitlines() if re.match(r" +\d+  ", line)]
     assert [int(row[0]) for row in rows] == [step.batch_size for step in run.throughput.steps]
     for row, step in zip(rows, run.throughput.steps, strict=True):
@@ -118,11 +116,11 @@ def test_lengths_in_words(lengths: Lengths, text: str) -> None:
 @pytest.mark.parametrize(
     ("runs", "pictures"),
     [
-        (throughput_runs, {"throughput"}),
-        (lambda: throughput_runs()[:1], {"throughput"}),
+        (throughput_runs, {"throughput", "roofline"}),
+        (lambda: throughput_runs()[:1], {"throughput", "roofline"}),
         (parity_runs, {"reference_speed", "task_differences"}),
         (lambda: parity_runs()[:1], {"reference_speed"}),
-        (mixed_runs, {"quality_speed", "reference_speed", "task_differences", "throughput"}),
+        (mixed_runs, {"quality_speed", "reference_speed", "roofline", "task_differences", "throughput"}),
         (lambda: throughput_runs()[3:], set()),
     ],
 )
@@ -151,7 +149,7 @@ def test_a_sweep_without_scores_is_about_speed(tmp_path: Path) -> None:
         "seconds", "engine start s", "peak MiB",
     ]  # fmt: skip
     static = (made / "report.html").read_text().split("<script")[0]
-    assert "all-MiniLM-L6-v2: throughput</h1>" in static and 'id="latency-plot"' in static and "0 tasks" not in static
+    assert "all-MiniLM-L6-v2: throughput</h1>" in static and 'id="throughput"' in static and "0 tasks" not in static
     assert '<th scope="col" class="figure">score</th>' not in static
     console = Console(file=io.StringIO(), width=60)
     print_comparison(console, comparison)
@@ -226,7 +224,7 @@ def test_parity_names_the_points_that_passed_and_the_deviations_of_the_others(tm
     assert [row["parity"] for row in rows] == ["True", "False", "False"]
     assert rows[2]["hint"].startswith("pooling: with CLS pooling") and rows[2]["status"] == "ok"
     static = (made / "report.html").read_text().split("<script")[0]
-    assert 'id="quality" class="js" hidden' in static and 'id="reference-plot"' in static
+    assert 'id="quality_speed"' not in static and 'id="reference_speed"' in static
     assert ">not passed</td>" in static and ">fastest that passed</span>" in static
 
 
@@ -238,12 +236,12 @@ def test_the_speed_of_parity_is_that_of_throughput_on_the_same_engine(tmp_path: 
     }  # fmt: skip
     assert of.best is of.answer is of.rows[0], "points that were run for parity or speed are neither"
     assert all(row.speed is None for row in of.rows if row.point.for_speed)
-    figure = reference_speed(of)
-    assert figure is not None
-    (axes,) = figure.axes
-    drawn = {tuple(round(one, 6) for one in marks.get_offsets()[0]) for marks in axes.collections}
-    assert drawn == {(30720, 1e-6), (56320, 7e-4), (431 * 128, 0.0124)}, "what is next to nothing is drawn at 1e-6"
-    assert {text.get_text() for text in axes.texts} >= {"dtype=float32", "dtype=bfloat16", "dtype=float16"}
+    drawn = specifications(of)["reference_speed"]["datasets"]["points"]
+    assert [(one["tokens"], one["difference"], one["label"], one["verdict"], one["own"]) for one in drawn] == [
+        (30720, 1e-6, "dtype=float32", "passed", False),
+        (56320, pytest.approx(7e-4), "dtype=bfloat16", "not passed", False),
+        (431 * 128, pytest.approx(0.0124), "dtype=float16", "not passed", False),
+    ], "what is next to nothing is drawn at 1e-6"
 
 
 def test_without_a_difference_or_a_speed_there_is_no_place(tmp_path: Path) -> None:
@@ -256,7 +254,7 @@ def test_without_a_difference_or_a_speed_there_is_no_place(tmp_path: Path) -> No
         record(1, "pipeline=parity", dtype="bfloat16", parity=parity(-1e-3), tasks=(reused,)),
     ]
     of = compared(tmp_path, runs)
-    assert reference_speed(of) is None and of.passed is None
+    assert "reference_speed" not in charts(of) and of.passed is None
     assert answer(of)[:3] == [
         "Parity: 0 of 2 points passed. The reference: sentence-transformers 6.2.0 in float32.",
         "Not passed: point 0 (engine.dtype=float32): STS12: the engine failed: out of memory.",
@@ -264,27 +262,45 @@ def test_without_a_difference_or_a_speed_there_is_no_place(tmp_path: Path) -> No
     ]
 
 
-def test_of_many_curves_the_fastest_and_the_baseline_are_drawn(tmp_path: Path) -> None:
+def test_of_many_points_all_are_drawn_and_the_fastest_have_colours_of_their_own(tmp_path: Path) -> None:
     runs = []
     for at in range(30):
         said = throughput()
-        said.saturated.requests_per_second = 100.0 + at
-        runs.append(record(at, f"engine.max_num_seqs={at}", throughput=said))
+        said.saturated.requests_per_second = said.saturated.tokens_per_second = 100.0 + at
+        run = record(at, f"engine.max_num_seqs={at}", throughput=said)
+        run.engine.fingerprint = f"engine {at}"
+        runs.append(run)
     of = compared(tmp_path, runs)
-    curves, left_out = throughput_curves(of)
-    assert [curve.row for curve in curves] == [0, *range(24, 30)] and len(curves) == MOST_CURVES and left_out == 23
-    assert curves[1].name == "max_num_seqs=24"
-    figure = throughput_figure(curves, left_out)
-    assert figure.legends[0].get_title().get_text() == "not in the plot: 23 slower points"
-    latency, rooflines = figure.axes
-    drawn = [tuple(map(tuple, line.get_xydata())) for line in latency.lines if len(line.get_xydata()) > 2]
-    assert drawn == [
-        tuple((step.requests_per_second, step.latency_ms.p50) for step in curve.throughput.steps) for curve in curves
+    drawn = specifications(of)
+    steps, bars = drawn["throughput"]["datasets"]["steps"], drawn["roofline"]["datasets"]["points"]
+    assert [(one["point"], one["rate"], one["p50"]) for one in steps] == [
+        (row.point.name, step.requests_per_second, step.latency_ms.p50)
+        for row in of.rows
+        for step in row.point.throughput.steps
     ]
-    assert sum(bar.get_fill() for bar in rooflines.patches) == sum(not bar.get_fill() for bar in rooflines.patches) == 7
-    assert [bar.get_width() for bar in rooflines.patches[:2]] == [30720, pytest.approx(46729, abs=1)]
-    sizes = {text.get_text() for text in latency.texts}
-    assert sizes > {"1", "64"} and "lower right is better ↘" in sizes
+    assert [one["point"] for one in drawn["throughput"]["datasets"]["saturated"]] == [row.point.name for row in of.rows]
+    assert [(one["point"], one["tokens"], round(one["roofline"])) for one in bars] == [
+        (str(at), 100.0 + at, 46729) for at in range(30)
+    ]
+    engines = {one["point"]: one["engine"] for one in bars}
+    assert {engines[str(at)] for at in range(23)} == {"23 other engines"}
+    assert [engines[str(at)] for at in range(23, 30)] == [f"max_num_seqs={at}" for at in range(23, 30)]
+    assert {one["size"] for one in steps if one["wide"]} >= {"1", "64"}
+
+
+def test_colour_is_the_engine_and_shape_the_lengths(tmp_path: Path) -> None:
+    runs = [
+        record(at, f"pipeline.lengths={tokens}", dtype=dtype, throughput=throughput(dtype, tokens=tokens))
+        for at, (dtype, tokens) in enumerate([("float32", 32), ("float32", 128), ("bfloat16", 32), ("bfloat16", 128)])
+    ]
+    drawn = specifications(compared(tmp_path, runs))["throughput"]
+    kinds = {one["point"]: (one["engine"], one["lengths"]) for one in drawn["datasets"]["steps"]}
+    assert kinds == {
+        "0": ("dtype=float32", "32 tokens each"), "1": ("dtype=float32", "128 tokens each"),
+        "2": ("dtype=bfloat16", "32 tokens each"), "3": ("dtype=bfloat16", "128 tokens each"),
+    }  # fmt: skip
+    (steps,) = (layer["encoding"] for layer in drawn["layer"] if layer.get("name") == "steps")
+    assert steps["color"]["field"] == "engine" and steps["shape"]["field"] == "lengths"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -295,16 +311,20 @@ def test_the_page_looks_right(browser: Any, tmp_path: Path, width: int, scheme: 
         assert opened.said == []
         assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(PALE) == []
-        assert opened.page.locator("#latency-plot .mark").count() == 21
+        assert opened.page.evaluate(OVERLAPS) == []
+        assert opened.page.locator("#throughput .steps_marks path").count() == 21
         assert (
-            opened.page.locator("#roofline-plot .bar").count() == 3
-            and opened.page.locator("#roofline-plot .roofline").count() == 2
+            opened.page.locator("#roofline .bars_marks path").count() == 3
+            and opened.page.locator("#roofline .rooflines_marks path").count() == 2
         )
-        assert opened.page.locator("#reference-plot .mark.hollow").count() == 3
-        assert "lower right is better" in opened.page.text_content("#latency-plot")
-        opened.page.locator("#latency-plot .mark").nth(10).click(force=True)
+        assert opened.page.locator("#reference_speed .points_marks path[fill-opacity='0']").count() == 3
+        assert "Lower right is better" in opened.page.text_content("#throughput").replace("\n", " ")
+        step = opened.page.locator("#throughput .steps_marks path").nth(10)
+        step.scroll_into_view_if_needed()
+        box = step.bounding_box()
+        opened.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        opened.page.wait_for_selector("#throughput .curves_marks path[stroke-width='3']")
         assert "Point 6" in opened.page.inner_text("#selected")
-        assert opened.page.locator("#latency-plot .curve.chosen").count() == 1
         opened.page.set_viewport_size({"width": 1680 - width, "height": 900})
         assert opened.page.evaluate(WIDTHS) == []
         assert opened.page.evaluate(OUTSIDE) == [] and opened.said == []
@@ -317,7 +337,7 @@ def test_pages_of_one_kind_draw_without_complaint(browser: Any, tmp_path: Path, 
     of = compared(tmp_path, runs())
     with Opened(browser, page(of, answer(of), "Sweep"), tmp_path, 700) as opened:
         assert opened.said == [] and opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(PALE) == []
-        assert opened.page.locator("#quality").is_visible() == (of.scored and not of.fastest and not of.passed)
+        assert (opened.page.locator("#h-quality_speed").count() == 1) == of.scored
         assert not re.search("NaN|Infinity|-0<", opened.page.inner_html("main"))
         opened.page.locator("#points thead button").nth(2).click()
         opened.page.fill("#filter", "float32")
@@ -325,6 +345,6 @@ def test_pages_of_one_kind_draw_without_complaint(browser: Any, tmp_path: Path, 
 
 
 def test_pictures_of_a_report_before_do_not_stay(tmp_path: Path) -> None:
-    write_plots(compared(tmp_path / "mixed", mixed_runs()), tmp_path)
-    assert [path.name for path in write_plots(compared(tmp_path / "failed", throughput_runs()[3:]), tmp_path)] == []
+    write_charts(specifications(compared(tmp_path / "mixed", mixed_runs())), tmp_path)
+    assert write_charts(specifications(compared(tmp_path / "failed", throughput_runs()[3:])), tmp_path) == []
     assert list(tmp_path.glob("*.png")) == []

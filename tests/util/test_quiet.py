@@ -118,9 +118,9 @@ def test_retries_of_the_hub_are_not_shown(tmp_path: Path) -> None:
 
 def test_vllm_has_no_handler_of_its_own_when_the_first_engine_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_CONFIGURE_LOGGING", raising=False)
-    environment.leave()
-    environment.enter({"VLLM_LOGGING_PREFIX": "x"})  # a run prepares its engine before it silences libraries,
+    environment.restore_variables()
+    environment.apply_variables({"VLLM_LOGGING_PREFIX": "x"})  # a run prepares its engine before it silences libraries,
     with quiet_libraries():
-        environment.leave()  # and closes other engines before it opens its own
+        environment.restore_variables()  # and closes other engines before it opens its own
         assert os.environ["VLLM_CONFIGURE_LOGGING"] == "0" and "VLLM_LOGGING_PREFIX" not in os.environ
     assert "VLLM_CONFIGURE_LOGGING" not in os.environ

@@ -18,12 +18,9 @@ A comparison of several runs:
     columns          the columns of every table: name, unit, format and value
     tables           the comparison on the terminal, as Markdown and as CSV
     page             the comparison as an HTML page
-    plots            charts of quality against speed, and of differences by task
-    throughput_plot  charts of latency against throughput, and of tokens/s against the roofline
-    reference_plot   the chart of differences to a reference against speed
 
 Both:
     header           titles, dates, devices, versions, and the command of the recommended configuration
     formatting       formats of numbers, names, settings and Markdown tables
-    plotting         canvas, colours and files of charts
+    charts           each chart as a Vega-Lite specification, for the page and for the PNG files
 """

@@ -41,8 +41,8 @@ def build_report(runs: Sequence[str | Path], folder: Path, config: ReportConfig,
 
 
 def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, console: Console) -> Comparison:
+    from mteb_vllm.report.charts import specifications, write_charts
     from mteb_vllm.report.page import page
-    from mteb_vllm.report.plots import write_plots
 
     points = read_runs(runs)
     names = [point.name for point in points]
@@ -58,10 +58,12 @@ def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, conso
             write_atomically(folder / "report.md", comparison_markdown(comparison))
         with disk.attempt(folder / "report.csv"):
             write_atomically(folder / "report.csv", comparison_csv(comparison))
+        charts = specifications(comparison)
         with disk.attempt(folder / "report.html"):
-            write_atomically(folder / "report.html", page(comparison, conclusion(comparison), title(comparison)))
+            html = page(comparison, conclusion(comparison), title(comparison), charts)
+            write_atomically(folder / "report.html", html)
         with disk.attempt(folder / "pictures"):
-            write_plots(comparison, folder)
+            write_charts(charts, folder)
     if unwritten:
         raise StorageError("; ".join(failure.message for failure in failures_from_unwritten(unwritten)))
     console.print_line(f"Report: {folder}/report.html")

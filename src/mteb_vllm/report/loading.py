@@ -89,7 +89,9 @@ def _run_folders(folder: Path) -> tuple[list[Path], list[FoundRun]]:
 
     def note(error: OSError) -> None:
         if not isinstance(error, NotADirectoryError):
-            failed = Point("", Path(error.filename), failures=[failure_from_damage(f"{error.filename}: {error.strerror}")])
+            failed = Point(
+                "", Path(error.filename), failures=[failure_from_damage(f"{error.filename}: {error.strerror}")]
+            )
             unreadable.append(FoundRun(failed, None))
 
     for root, folders, files in os.walk(folder, onerror=note):

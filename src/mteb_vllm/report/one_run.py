@@ -212,11 +212,11 @@ def _rerank_scores(tasks: Sequence[TaskOutcome]) -> tuple[str, ...]:
 
 
 def write_run(record: RunRecord, folder: Path) -> None:
-    """Write `report.md`, and for a throughput run `throughput.png`; files that cannot be written are noted."""
+    """Write `report.md`, and the charts of a throughput run; files that cannot be written are noted."""
     with attempt(folder / "report.md"):
         write_atomically(folder / "report.md", run_markdown(record))
     if record.throughput is not None:
-        from mteb_vllm.report.throughput_plot import write_throughput
+        from mteb_vllm.report.charts import write_throughput
 
         with attempt(folder / "throughput.png"):
             write_throughput(record.throughput, folder)

@@ -1,8 +1,7 @@
-"""A comparison as one HTML page that needs nothing else: style, script and data are in it, and it asks no network.
+"""A comparison as one HTML page that needs nothing else: style, scripts and data are in it, and it asks no network.
 
-What can be read is written here, so that the page says the same without JavaScript; page.js and measured.js, with what is in
-drawing.js, draw the plots, and sort, filter and select; start.js says what happens when. There is no plotting library, so
-that a page has some 60 KB instead of 4 MB.
+What can be read is written here, so that the page says the same without JavaScript; page.js draws the charts with Vega
+(vega.js), and sorts, filters and selects.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -20,13 +19,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from mteb_vllm.report.charts import Json, dark_css, first_selected, left_out, roles_of, specifications
 from mteb_vllm.report.columns import Column, hides_tasks, speed_unit, table_columns
 from mteb_vllm.report.comparison import Comparison, Effect, Row
 from mteb_vllm.report.formatting import number, signed, speed_effect, times
 from mteb_vllm.report.header import circumstances, recommended_command, scope
-from mteb_vllm.report.reference_plot import LEAST_DIFFERENCE, places, tolerance
 from mteb_vllm.report.tables import failed_points
-from mteb_vllm.report.throughput_plot import throughput_curves
 from mteb_vllm.util.escape import visible
 
 # The number of shared settings that are shown; the others can be unfolded.
@@ -52,18 +50,19 @@ class _PageColumn:
     cells: Sequence[str]
 
 
-def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
+def page(comparison: Comparison, answer: Sequence[str], title: str, charts: Mapping[str, Json] | None = None) -> str:
     """Return the page.
 
     Args:
         comparison: The comparison.
         answer: The conclusions, in paragraphs.
         title: The title.
+        charts: The specifications of its charts; made here if None.
     """
     folder = Path(__file__).parent
-    names = ("page.css", "drawing.js", "page.js", "measured.js", "start.js")
-    css, *scripts = ((folder / name).read_text(encoding="utf-8") for name in names)
-    js = "".join(scripts)
+    css, js, vega = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "vega.js"))
+    css += f"@media screen and (prefers-color-scheme: dark) {{\n{dark_css()}}}\n"
+    charts = specifications(comparison) if charts is None else charts
     environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
@@ -87,7 +86,7 @@ def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
         command=recommended_command(comparison),
         columns=_columns(comparison),
         per_second=speed_unit(comparison),
-        rows=[(index[row.point.name], row, _roles(comparison, row)) for row in comparison.ranked],
+        rows=[(index[row.point.name], row, roles_of(comparison, row)) for row in comparison.ranked],
         hides_tasks=hides_tasks(comparison),
         constants=constants[:_FEW_CONSTANTS],
         more_constants=constants[_FEW_CONSTANTS:],
@@ -96,9 +95,12 @@ def page(comparison: Comparison, answer: Sequence[str], title: str) -> str:
         times=times,
         css=Markup(css),
         js=Markup(js),
-        measured=_measured_data(comparison),
-        hashes={"css": _hash(css), "js": _hash(js)},
-        data=Markup(_in_script(page_data(comparison))),
+        vega=Markup(vega),
+        charts=charts,
+        not_drawn=_not_drawn(comparison),
+        measured={"curves": "throughput" in charts, "parity": "reference_speed" in charts},
+        hashes={"css": _hash(css), "js": _hash(js), "vega": _hash(vega)},
+        data=Markup(_in_script(page_data(comparison, charts))),
     )
 
 
@@ -126,88 +128,35 @@ def _cell(column: Column, row: Row) -> str:
     return text
 
 
-def _roles(comparison: Comparison, row: Row) -> list[str]:
-    """Return the roles of a point in the comparison, as "best" or "baseline"."""
-    if len(comparison.rows) == 1:
-        return ["failed"] if row.point.failed else []
-    named = {
-        "answer": comparison.answer and comparison.answer.point.name,
-        "best": comparison.best and comparison.best.point.name,
-        "fastest": comparison.fastest and comparison.fastest.point.name,
-        "fastest that passed": comparison.passed and comparison.passed.point.name,
-        "baseline": comparison.baseline,
-    }
-    failed = ["failed"] if row.point.failed else []
-    return failed + [role for role, name in named.items() if row.point.name == name]
-
-
-def page_data(comparison: Comparison) -> dict[str, Any]:
-    """Return what page.js draws from. A setting's values stand in it once, however many points have them."""
+def page_data(comparison: Comparison, charts: Mapping[str, Json]) -> Json:
+    """Return what page.js shows. A setting's values stand in it once, however many points have them."""
     values = [list(dict.fromkeys(row.settings[at] for row in comparison.rows)) for at in range(len(comparison.columns))]
     places = [{value: at for at, value in enumerate(column)} for column in values]
+    first = first_selected(comparison)
     return {
         "columns": comparison.columns,
         "values": values,
-        "tasks": comparison.tasks,
-        "shared": len(comparison.shared),
-        "epsilon": comparison.epsilon,
-        "unit": comparison.unit,
+        "baseline": comparison.baseline,
+        "selected": next(at for at, row in enumerate(comparison.rows) if row is first),
         "rows": [
             {
                 "name": row.point.name,
                 "settings": [place[value] for place, value in zip(places, row.settings, strict=True)],
-                "roles": _roles(comparison, row),
-                "for": row.point.for_scores,
+                "roles": roles_of(comparison, row),
                 "mean": _rounded(row.mean, 6),
                 "difference": _rounded(row.difference, 6),
-                "speed": row.speed and _rounded(row.speed.texts, 2),
-                "of": row.speed and row.speed.of,
-                "front": row.on_front,
-                "scores": [_rounded(row.scores.get(task), 6) for task in comparison.tasks],
             }
             for row in comparison.rows
         ],
-        **_measured_data(comparison),
+        "charts": charts,
     }
 
 
-def _measured_data(comparison: Comparison) -> dict[str, Any]:
-    """Return what measured.js draws from: the curves, bars and places; none where all points were run for their scores."""
-    curves, left_out = throughput_curves(comparison)
-    of_parity = [row for row in comparison.rows if row.point.parity is not None]
-    drawn = places(comparison)
-    return {
-        "curves": [
-            {
-                "name": curve.name,
-                "row": curve.row,
-                "unit": curve.throughput.unit,
-                "steps": [
-                    [step.batch_size, step.requests_per_second, step.latency_ms.p50, step.latency_ms.p90]
-                    for step in curve.throughput.steps
-                ],
-                "requests": curve.throughput.requests_per_second,
-                "tokens": curve.throughput.tokens_per_second,
-                "roofline": (roofline := curve.throughput.roofline) and roofline.tokens_per_second,
-                "share": roofline and roofline.mfu,
-            }
-            for curve in curves
-        ],
-        "curvesLeftOut": left_out,
-        "parity": [
-            {
-                "row": at,
-                "tokens": tokens,
-                "difference": difference,
-                "passed": (said := comparison.rows[at].point.parity) is not None and said.passed,
-                "of": (speed := comparison.rows[at].parity_speed) and speed.of,
-            }
-            for at, tokens, difference in drawn
-        ],
-        "parityLeftOut": len(of_parity) - len(drawn),
-        "tolerance": tolerance(comparison),
-        "leastDifference": LEAST_DIFFERENCE,
-    }
+def _not_drawn(comparison: Comparison) -> str:
+    """Return why there is no chart of quality against speed, where there is none."""
+    if comparison.unit is None:
+        return "Not drawn: some points embed texts and others score pairs, and such speeds cannot be compared."
+    return left_out(comparison).replace("Not in the plot", "No point has both a mean and a speed")
 
 
 def _in_script(data: Any) -> str:

@@ -41,7 +41,7 @@ def throughput_markdown(record: RunRecord) -> list[str]:
         "",
         *(f"- {inline(line)}" for line in throughput_lines(record)),
         "",
-        "![Latency against throughput, and tokens/s against the roofline](throughput.png)",
+        "![Latency against throughput](throughput.png) ![Tokens/s against the roofline](roofline.png)",
     ]
 
 

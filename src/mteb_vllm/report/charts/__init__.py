@@ -1,0 +1,91 @@
+"""The charts of a report: each is defined once, as Vega-Lite, for the page and for the PNG files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mteb_vllm.report.charts.measured import Curve, latency_throughput, reference_speed, rooflines, throughput_curves
+from mteb_vllm.report.charts.scores import first_selected, left_out, quality_speed, roles_of, task_differences
+from mteb_vllm.report.charts.style import Json, dark_css, picture, specification
+from mteb_vllm.report.comparison import Comparison
+from mteb_vllm.results.measurements import ThroughputRecord
+from mteb_vllm.util.files import write_atomically
+
+if TYPE_CHECKING:
+    import altair as alt
+
+__all__ = [
+    "Json",
+    "charts",
+    "dark_css",
+    "first_selected",
+    "left_out",
+    "picture",
+    "roles_of",
+    "specifications",
+    "write_charts",
+    "write_throughput",
+]
+
+NAMES = ("quality_speed", "task_differences", "throughput", "roofline", "reference_speed")
+
+
+def charts(comparison: Comparison) -> dict[str, alt.LayerChart]:
+    """Return the charts for which a comparison has figures, by name.
+
+    `quality_speed` where a point has a mean and a speed and all count the same, texts or pairs; `task_differences` where the
+    baseline and another point have scores in a task; `throughput` and `roofline` where a point measured throughput;
+    `reference_speed` where a parity point has a speed.
+    """
+    curves = throughput_curves(comparison)
+    selected = first_selected(comparison).point.name
+    made = {
+        "quality_speed": quality_speed(comparison),
+        "task_differences": task_differences(comparison),
+        "throughput": latency_throughput(curves, selected) if curves else None,
+        "roofline": rooflines(curves, selected) if curves else None,
+        "reference_speed": reference_speed(comparison),
+    }
+    return {name: chart for name, chart in made.items() if chart is not None}
+
+
+def specifications(comparison: Comparison) -> dict[str, Json]:
+    """Return the charts of a comparison as Vega-Lite, by name."""
+    return {name: specification(chart) for name, chart in charts(comparison).items()}
+
+
+def write_charts(drawn: Mapping[str, Json], folder: Path) -> list[Path]:
+    """Write charts as PNG, each under its name, and remove those of an earlier report that are not among them.
+
+    Args:
+        drawn: The specifications, by name.
+        folder: Where the files go.
+
+    Raises:
+        OSError: if the folder cannot be written to.
+    """
+    for name in NAMES:
+        if name not in drawn:
+            (folder / f"{name}.png").unlink(missing_ok=True)
+    files = {folder / f"{name}.png": one for name, one in drawn.items()}
+    for path, one in files.items():
+        write_atomically(path, picture(one))
+    return list(files)
+
+
+def write_throughput(throughput: ThroughputRecord, folder: Path) -> None:
+    """Draw one run's throughput into `throughput.png` and `roofline.png`.
+
+    Args:
+        throughput: What the run measured.
+        folder: Where the pictures go.
+
+    Raises:
+        OSError: if the folder cannot be written to.
+    """
+    if throughput.steps:
+        curves = [Curve("", "", "", throughput, "", {})]
+        made = {"throughput": latency_throughput(curves), "roofline": rooflines(curves)}
+        write_charts({name: specification(chart) for name, chart in made.items()}, folder)
