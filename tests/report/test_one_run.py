@@ -132,7 +132,7 @@ def test_the_report_names_model_and_tasks_and_starts_with_date_device_and_versio
 def test_the_summary_counts_cached_results() -> None:
     made = record(FINE, REUSED)
     made.config = {"results": {"dir": "outputs"}}
-    assert "1 of 2 results were cached; to compute them again: results.reuse=none" in shown(one_run.print_summary, made)
+    assert "1 of 2 results were cached; to recompute them: results.reuse=none" in shown(one_run.print_summary, made)
 
 
 def test_no_number_is_wrapped_on_a_narrow_terminal() -> None:

@@ -448,8 +448,9 @@ def test_points_at_points_and_selects_them(browser: Any, tmp_path: Path) -> None
         opened.page.locator('#points tr[data-at="5"] button').click()
         assert ringed(opened) == ["5"] and "Point 5" in opened.page.inner_text("#selected")
         opened.page.mouse.move(1, 1)
-        opened.page.locator("#filter").focus()
-        opened.page.keyboard.press("Shift+Tab")
+        near = opened.page.locator("#quality_speed-controls input, #quality_speed-controls select").last
+        near.focus()
+        opened.page.keyboard.press("Tab")
         assert plot.evaluate("plot => plot === document.activeElement") and "Point 5" in tip.inner_text()
         opened.page.keyboard.press("ArrowRight")
         found = re.match(r"Point (\d+)", tip.inner_text())
@@ -480,8 +481,13 @@ def test_colours_by_another_setting_and_shows_what_is_near_the_best(browser: Any
         assert colour.input_value() == "prompts"
         colour.select_option("engine.dtype")
         ringed(opened)
-        labels = opened.page.locator("#quality_speed .role-legend-label text")
-        assert labels.all_text_contents() == ["float32", "bfloat16", "float16"] and marks.count() == 18
+        # The entries fill the columns of the legend from top to bottom.
+        script = (
+            "all => all.map(one => [one.getBoundingClientRect(), one.textContent])"
+            ".sort(([a], [b]) => a.x - b.x || a.y - b.y).map(([, text]) => text)"
+        )
+        labels = opened.page.locator("#quality_speed .role-legend-label text").evaluate_all(script)
+        assert labels == ["float32", "bfloat16", "float16"] and marks.count() == 18
         assert len(set(marks.evaluate_all("all => all.map(mark => mark.getAttribute('fill'))"))) == 3
         opened.page.get_by_label("only the 17 points within 0.01000 of the best").check()
         ringed(opened)

@@ -120,32 +120,15 @@ def print_run(console: Console, record: RunRecord) -> None:
 
 
 def _print_tasks(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print the table of tasks; on a narrow terminal without speeds, so that no number is wrapped."""
-    # The remarks in the last column may be wrapped anywhere, and headers between words.
+    """Print the table of tasks; on a narrow terminal without its technical columns."""
     last = len(columns) - 1
-    cells = [max((len(row[at][: 24 if at == last else None]) for row in rows), default=0) for at in range(last + 1)]
-    shown = [at for at, column in enumerate(columns) if column or cells[at]]
-
-    def fits() -> bool:
-        return sum(widths[at] + 2 for at in shown) - 2 <= console.width
-
-    widths = [max(cells[at], len(column)) for at, column in enumerate(columns)]
-    if not fits():
-        widths = [max([cells[at], *map(len, column.split())]) for at, column in enumerate(columns)]
-    left_out: list[str] = []
-    for name in _LEFT_OUT:
-        if not fits() and name in columns:
-            shown.remove(columns.index(name))
-            left_out.append(name)
     table = Table(box=None, pad_edge=False)
+    shown = [at for at, column in enumerate(columns) if column or any(row[at] for row in rows)]
     for at in shown:
-        figures = 2 <= at < last
-        table.add_column(
-            columns[at], justify="right" if figures else "left", overflow="fold", width=widths[at] if figures else None
-        )
+        table.add_column(columns[at], justify="right" if 2 <= at < last else "left")
     for row in rows:
         table.add_row(*(row[at] for at in shown))
-    console.print(table)
+    left_out = console.print_table(table, optional=_LEFT_OUT)
     if left_out:
         console.print_line(f"Not shown, but in report.md: {', '.join(left_out)}")
 

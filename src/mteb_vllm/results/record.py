@@ -337,7 +337,7 @@ def read_record(path: Path, *, scores: bool = True) -> RunRecord:
         version = (
             (content.get("versions") or {}).get("mteb-vllm") if isinstance(content.get("versions"), dict) else None
         )
-        origin = f"it was written by another version of mteb-vllm{f' ({version})' if version else ''}"
+        origin = f"written by another version of mteb-vllm{f' ({version})' if version else ''}"
         raise ValueError(f"{origin}, in version {schema or 0} of the format, not {SCHEMA}: run it again")
     if not sealed:
         raise ValueError("it was changed after it was written")

@@ -45,25 +45,31 @@ class Console(rich.console.Console):
         """
         self.print(wrap_lines(text, self.width) if self.is_terminal else text, style=style, soft_wrap=True)
 
-    def print_table(self, table: Table, optional: Sequence[str] = ()) -> None:
+    def print_table(self, table: Table, optional: Sequence[str] = ()) -> list[str]:
         """Print a table without breaking a word.
 
         Where the longest words of all columns do not fit into the width, optional columns are left out; where they still do
         not fit, each row is printed as a block of lines.
 
         Args:
-            table: A table without a box; its columns' widths are set.
+            table: A table without a box and without padding at its edges; its columns' widths are set.
             optional: Headers of columns that may be left out, the least important first.
+
+        Returns:
+            the headers of the columns that were left out.
         """
+        width, left_out = self.width + _PADDING, []
         for header in optional:
-            if sum(words for words, _ in self._widths(table)) <= self.width:
+            if sum(words for words, _ in self._widths(table)) <= width:
                 break
-            table.columns = [column for column in table.columns if column.header != header]
+            if any(column.header == header for column in table.columns):
+                left_out.append(header)
+                table.columns = [column for column in table.columns if column.header != header]
         widths = self._widths(table)
-        spare = self.width - sum(words for words, _ in widths)
+        spare = width - sum(words for words, _ in widths)
         if spare < 0:
             self._print_blocks(table)
-            return
+            return left_out
         # Columns that need the least are served first, so that short ones are not broken at all.
         order = sorted(range(len(widths)), key=lambda at: widths[at][1] - widths[at][0])
         for done, at in enumerate(order):
@@ -72,6 +78,7 @@ class Console(rich.console.Console):
             table.columns[at].width = words + more - _PADDING
             spare -= more
         super().print(table)
+        return left_out
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a string as text, with its control characters made visible."""
