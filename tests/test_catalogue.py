@@ -24,7 +24,7 @@ import pytest
 from mteb_vllm import catalogue
 from mteb_vllm.catalogue import CatalogueError, MtebCatalogue, VllmCatalogue
 from mteb_vllm.util.files import read_with_checksum, write_with_checksum
-from mteb_vllm.util.suggestions import nearest
+from mteb_vllm.util.suggestions import nearest, nearest_argument
 
 HEAVY = ("mteb", "torch", "vllm", "transformers", "datasets", "pandas")
 
@@ -465,8 +465,6 @@ def test_the_child_imports_nothing_from_the_working_directory(
         ("Banking77", ["STS12", "Banking77Classification"], ("Banking77Classification",)),
         ("temperature", ["dtype", "seed", "max_num_seqs"], ()),
         ("fp16", ["auto", "half", "float16"], ()),
-        ("max_len", ["max_logprobs", "max_model_len"], ("max_model_len",)),  # another library's name
-        ("max_len", ["maxlen", "max_lens"], ("maxlen", "max_lens")),  # which is not among the choices
         ("dtype", [], ()),
         ("", ["dtype"], ()),
     ],
@@ -474,6 +472,11 @@ def test_the_child_imports_nothing_from_the_working_directory(
 def test_nearest(word: str, choices: list[str], expected: tuple[str, ...]) -> None:
     assert nearest(word, choices) == expected
     assert nearest(word, reversed(choices)) == expected
+
+
+def test_names_of_other_libraries_lead_to_the_argument_of_the_same_meaning() -> None:
+    assert nearest_argument("max_len", ["max_logprobs", "max_model_len"]) == ("max_model_len",)
+    assert nearest_argument("max_len", ["maxlen", "max_lens"]) == ("maxlen", "max_lens"), "it is not among the choices"
 
 
 def test_nearest_returns_n_names_but_splits_no_tie() -> None:

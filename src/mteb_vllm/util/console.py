@@ -65,6 +65,8 @@ class Console(rich.console.Console):
             if any(column.header == header for column in table.columns):
                 left_out.append(header)
                 table.columns = [column for column in table.columns if column.header != header]
+        for at, column in enumerate(table.columns):
+            column._index = at  # by which rich finds the columns at the edges, which have less padding
         widths = self._widths(table)
         spare = width - sum(words for words, _ in widths)
         if spare < 0:

@@ -170,7 +170,10 @@ def test_both_backends_are_timed_on_texts_of_exact_lengths(tmp_path: Path, minil
         assert roofline.flops_per_token == pytest.approx(21.3e6, rel=0.02)
         assert figures.memory_mb.process > 100 and record.engine.resolved["dtype"] == "float32"
         folder = Path(record.output_dir)
-        assert "Saturated" in (folder / "report.md").read_text() and (folder / "throughput.png").stat().st_size > 10_000
+        assert (
+            "Offline (saturated)" in (folder / "report.md").read_text()
+            and (folder / "throughput.png").stat().st_size > 10_000
+        )
     assert [record.engine.backend for record in points] == ["vllm", "sentence_transformers"]
     assert points[0].prompts["values" if "values" in points[0].prompts else "prompts"]["document"] == "passage: "
     assert not (tmp_path / "embeddings").exists() and not list((tmp_path / "results").glob("*/*"))
