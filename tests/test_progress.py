@@ -56,7 +56,7 @@ def test_texts_are_counted_by_a_bar_with_their_rate(monkeypatch: pytest.MonkeyPa
     ("outcome", "line"),
     [
         (DONE, "[1/1] STS12: cosine_spearman 0.50000 in 2.0 s, 200 texts/s, 4,500 tokens/s"),
-        (replace(DONE, status="reused"), "[1/1] STS12: cosine_spearman 0.50000 (cached)"),
+        (replace(DONE, status="cached"), "[1/1] STS12: cosine_spearman 0.50000 (cached)"),
         (
             replace(DONE, prompts={"query pair": {}}),
             "[1/1] STS12: cosine_spearman 0.50000 in 2.0 s, 200 pairs/s, 4,500 tokens/s",

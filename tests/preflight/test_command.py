@@ -152,7 +152,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("+engine.model=x", "is set by the model and the pipeline"),
         ("+engine.env.VLLM_LOGING_LEVEL=DEBUG", "Did you mean +engine.env.VLLM_LOGGING_LEVEL?"),
         ("engine.env.VLLM_LOGGING_LEVEL=DEBUG", "Add it with a plus: +engine.env.VLLM_LOGGING_LEVEL=DEBUG"),
-        ("+engine.env.VLLM_LOGGING_LEVEL=true", "Switches are 0 and 1"),
+        ("+engine.env.VLLM_LOGGING_LEVEL=true", "Write switches as 0 and 1"),
         ("engine.hf_overrides.x=1", "Add it with a plus: +engine.hf_overrides.x=1"),
         ("+model.engine.dtpye=x", "Did you mean +model.engine.dtype?"),
         ("+prompts.STS12-qeury=x", "Did you mean +prompts.STS12-query?"),

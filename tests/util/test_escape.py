@@ -174,7 +174,7 @@ def test_a_hostile_comparison_is_shown_and_written() -> None:
     for row in csv.reader(io.StringIO(comparison_csv(comparison))):
         assert not [cell for cell in row if re.match(r"[=@+\t\r]|-(?!\d+(\.\d+)?(e-\d+)?$)", cell)]
     html = page(comparison, conclusion(comparison), HOSTILE[4])
-    assert html.count("<script") == 2 and "<img" not in html and "<!--" not in html
+    assert html.count("<script") == 3 and "<img" not in html and "<!--" not in html
     assert visible(html.replace("\u200b", "")) == html
     data = html.partition('id="data">')[2].partition("</script>")[0]
     assert json.loads(data)["rows"][0]["name"] == HOSTILE[0]

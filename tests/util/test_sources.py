@@ -108,7 +108,7 @@ def test_installed_modules_are_never_reloaded(path: str) -> None:
 
 def test_a_template_that_cannot_be_imported_raises_when_called(here: Path) -> None:
     write(here, t_bomb="1 / 0\ndef mine(a, b): ...\n", t_none="def mine(a, b): ...\nmine, x = 1, 2\n")
-    for path, said in (("t_bomb:mine", "ZeroDivisionError"), ("t_none:mine", "not callable, but int")):
+    for path, said in (("t_bomb:mine", "ZeroDivisionError"), ("t_none:mine", "is not callable, but of type int")):
         template = load_template(path)
         assert callable(template)
         with pytest.raises(TemplateError, match=said):
