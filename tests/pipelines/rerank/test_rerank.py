@@ -117,7 +117,7 @@ def test_the_demo_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     record: Any = run(["experiment=rerank_demo", f"results.dir={tmp_path}"])
     text = capsys.readouterr().out
     assert record.status == "ok", record.tasks[0].reason
-    assert all(header in text for header in ("first stage", "reranked", "gain", "ceiling", "share of possible gain"))
+    assert all(word in text for word in ("first", "reranked", "gain", "ceiling", "possible"))
     row = next(line for line in text.splitlines() if line.startswith(TASK) and "%" in line).split()
     assert float(row[2]) == pytest.approx(0.448, abs=5e-3)
     assert row[4].startswith("+") and float(row[2]) < float(row[3]) < float(row[5]) < 1
@@ -423,7 +423,7 @@ def test_rerankers_that_cannot_score_are_refused(small: list[str], tmp_path: Pat
 
     text = mistakes(*with_model("two_labels"))
     assert "gives 2 scores for a pair" in text and "use a model with one label" in text
-    assert "which tokens these are" in mistakes(*with_model("qwen3"))
+    assert "engine.hf_overrides must name the answer tokens" in mistakes(*with_model("qwen3"))
     ready = (
         "engine.hf_overrides={architectures: [Qwen3ForSequenceClassification], "
         'classifier_from_token: ["no", "yes"], method: from_2_way_softmax}'
@@ -458,7 +458,7 @@ def test_kinds_of_models_and_tasks_must_fit_the_pipeline(small: list[str]) -> No
     assert "from 1 to 1000" in mistakes(*small[:-1], "pipeline.top_k=1001")
     assert "is for cross-encoders" in mistakes("score_template=qwen3_reranker")
     assert "its score template has no place for one" in mistakes(*small, 'prompts.query="q: "')
-    assert "through its score template" in mistakes(*small, "instruction=qwen")
+    assert "is part of its score template" in mistakes(*small, "instruction=qwen")
     assert "pipeline/first_stage=dense" in mistakes(*small, "pipeline.first_stage=dense")
     assert "Add: pipeline=rerank" in mistakes("pipeline/first_stage=bm25", "tasks=demo_retrieval")
     text = mistakes(*small, "pipeline/first_stage=dense", "pipeline.first_stage.engine.dtype=flaot32")
