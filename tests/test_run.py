@@ -16,28 +16,36 @@ import recompute
 from mteb_vllm import run
 from mteb_vllm.engines.arguments import resolve_arguments
 from mteb_vllm.engines.base import close_engines
+from mteb_vllm.wrappers import VllmEncoderWrapper
 
 pytestmark = pytest.mark.vllm
 
 TASK = "StdlibDocsClassification"
+SHORT = {"max_model_len": 64}  # a quarter of the context takes a fifth of the time
+CONTEXT = [f"engine.{key}={value}" for key, value in SHORT.items()]
 
 
 def one(tmp_path: Path, *overrides: str) -> Any:
-    return run([f"results.dir={tmp_path}", f"tasks.names=[{TASK}]", *overrides], show=False)
+    return run([f"results.dir={tmp_path}", f"tasks.names=[{TASK}]", *CONTEXT, *overrides], show=False)
 
 
 def result_files(tmp_path: Path) -> list[Path]:
     return sorted(tmp_path.glob(f"results/*/*/experiments/*/{TASK}.json"))
 
 
+@pytest.fixture(scope="module")
+def short(minilm_args: dict[str, Any]) -> Any:
+    return VllmEncoderWrapper(**(minilm_args | SHORT))
+
+
 @pytest.fixture(autouse=True)
-def stays_open(minilm: Any) -> None:
-    """Keep the default engine open for runs, in case an earlier test has opened another."""
-    minilm.engine  # noqa: B018 - opens it if it is closed
+def stays_open(short: Any) -> None:
+    """Keep the engine of these runs open, in case an earlier test has opened another."""
+    short.engine  # noqa: B018 - opens it if it is closed
 
 
 @pytest.fixture(scope="module")
-def first(minilm: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def first(short: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("outputs")
     return folder, one(folder)
 
@@ -58,7 +66,7 @@ def test_a_run_writes_its_record(first: tuple[Path, Any]) -> None:
     assert content["embedding_cache"]["written"] == content["tasks"][0]["computed"]
     assert content["embedding_cache"]["read"] == 0
     assert content["tasks"][0]["prompts"]["texts"]["example"]
-    assert content["engine"]["resolved"]["dtype"] == "float32" and content["engine"]["resolved"]["max_model_len"] == 256
+    assert content["engine"]["resolved"]["dtype"] == "float32" and content["engine"]["resolved"]["max_model_len"] == 64
     assert content["versions"]["vllm"] and content["hardware"]["cores"] and content["peak_memory_mb"]["process"] > 100
     with (out / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -123,7 +131,7 @@ def test_a_prompt_that_does_not_apply_to_a_task_does_not_change_its_result(first
 def test_a_sweep_with_hydras_own_launcher(tmp_path: Path) -> None:
     close_engines()
     sweep = ["engine.dtype=float32,bfloat16", "prompts=none,e5", "hydra/launcher=basic"]
-    overrides = [f"results.dir={tmp_path}", f"tasks.names=[{TASK}]", *sweep]
+    overrides = [f"results.dir={tmp_path}", f"tasks.names=[{TASK}]", *CONTEXT, *sweep]
     records: Any = run(overrides, multirun=True, show=False)
     assert [(record.point, record.status) for record in records] == [(at, "ok") for at in range(4)]
     assert len(result_files(tmp_path)) == len({record.fingerprint for record in records}) == 4
@@ -148,7 +156,7 @@ def test_a_sweep_with_hydras_own_launcher(tmp_path: Path) -> None:
 
 
 def test_data_that_cannot_be_loaded_fails_only_its_task(tmp_path: Path) -> None:
-    record: Any = run([f"results.dir={tmp_path}", f"tasks.names=[NFCorpus,{TASK}]"], show=False)
+    record: Any = one(tmp_path, f"tasks.names=[NFCorpus,{TASK}]")
     failed, fine = record.tasks
     assert record.status == "failed"
     assert (
@@ -171,7 +179,7 @@ def test_an_engine_that_does_not_open_fails_the_run_with_advice(tmp_path: Path) 
 
 def test_the_command_line_prints_a_table_and_sets_the_exit_status(first: tuple[Path, Any], tmp_path: Path) -> None:
     folder, record = first
-    command = [sys.executable, "-m", "mteb_vllm", f"results.dir={folder}", f"tasks.names=[{TASK},NFCorpus]"]
+    command = [sys.executable, "-m", "mteb_vllm", f"results.dir={folder}", *CONTEXT, f"tasks.names=[{TASK},NFCorpus]"]
     # As from a shell: variables set by an engine in this process would count as settings.
     env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=env, check=False)

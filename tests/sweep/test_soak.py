@@ -23,7 +23,7 @@ SEED = int(os.environ.get("MTEB_VLLM_SOAK_SEED", random.SystemRandom().randrange
 PROMPTS = ",".join(f"'{letter}: '" for letter in "abcdefghijklmnop")
 SWEEP = [
     "tasks.names=[StdlibDocsClassification]", "engine.dtype=bfloat16", "engine.max_num_seqs=32,64", "prompts=none",
-    f"+prompts.Classification={PROMPTS}",
+    "engine.max_model_len=32", f"+prompts.Classification={PROMPTS}",
 ]  # fmt: skip
 N_POINTS = 32
 
