@@ -34,7 +34,8 @@ pytestmark = pytest.mark.vllm
 
 TASK = "StdlibDocsClassification"
 AXES = ["engine.max_num_seqs=32,64", "prompts=none,e5"]  # two engines, two points each
-BASE = [f"tasks.names=[{TASK}]", "engine.max_model_len=16"]  # long texts are truncated: it is not their scores that matter here
+# Most texts are truncated: these tests compare scores only with each other.
+BASE = [f"tasks.names=[{TASK}]", "engine.max_model_len=16"]
 
 # fault, when, point, kind: the first point of an engine is the one that loads it.
 SHORT = [("killed", "encoding", 1, "killed")]
