@@ -344,8 +344,12 @@ def _run(
 
 
 def _engine_warnings(engine: EngineRecord | None) -> list[str]:
-    """Return the warnings that vLLM gave while it opened."""
-    return [f"vLLM: {text}" for text in engine.warnings] if engine is not None else []
+    """Return the warnings that vLLM gave while it opened, and why it could not be given token ids."""
+    if engine is None:
+        return []
+    slow = engine.text_reason is not None and engine.backend == "vllm"
+    note = [f"vLLM tokenised the texts itself, one at a time: {engine.text_reason}."] if slow else []
+    return [*(f"vLLM: {text}" for text in engine.warnings), *note]
 
 
 def _engine_lines(model: Any, log: Path) -> list[str]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from mteb_vllm.engines.base import LongPair, MakeBar
+    from mteb_vllm.engines.base import MakeBar, TokenPair
 
 # The values that modules pass to each other, by name.
 Features: TypeAlias = "dict[str, torch.Tensor]"
@@ -109,7 +109,7 @@ class SentenceTransformersEngine(Engine):
         return Scores(_flatten(values), [lengths[pair] for pair in zip(queries, documents, strict=True)])
 
     def score_tokens(
-        self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: MakeBar = False
+        self, pairs: Sequence[TokenPair], *, activation: Activation | None = None, bar: MakeBar = False
     ) -> Scores:
         """See `Engine.score_tokens`."""
         rows = []

@@ -33,6 +33,7 @@ class EngineRecord:
         threading: The threading runtime's environment variables, as its process saw them.
         late: Variables of `engine.env` set after that runtime was loaded, which are not in effect.
         warnings: Warnings about the model while it opened.
+        text_reason: Why it got text instead of token ids; None if it got token ids, or nothing.
     """
 
     backend: str
@@ -44,6 +45,7 @@ class EngineRecord:
     threading: dict[str, str] = field(default_factory=dict)
     late: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    text_reason: str | None = None
 
 
 @dataclass

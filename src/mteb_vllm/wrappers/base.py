@@ -189,6 +189,7 @@ class VllmWrapperBase:
             threading=self._engine.threading,
             late=self._engine.late,
             warnings=list(self._engine.warnings),
+            text_reason=self._engine.takes_text,
         )
 
     @property

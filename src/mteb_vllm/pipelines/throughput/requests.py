@@ -12,8 +12,9 @@ import numpy as np
 
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.engines.base import Engine
-from mteb_vllm.inference.encoding import texts_without_tokens
+from mteb_vllm.inference.encoding import run_texts, texts_without_tokens
 from mteb_vllm.inference.pairs import PairTokenizer
+from mteb_vllm.inference.scoring import run_pairs
 from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.models.score_templates import ScoreTemplate
 from mteb_vllm.pipelines.throughput.workload import draw_lengths, pairs_of_length, texts_of_length
@@ -88,13 +89,14 @@ class Requests:
         return "texts" if self.documents is None else "pairs"
 
     def run(self, engine: Engine, rows: Sequence[int]) -> list[int]:
-        """Run some requests in one call per template; return the number of tokens of each."""
+        """Run some requests as evaluations do, in one call per template; return the number of tokens of each."""
         if self.documents is None:
-            return engine.embed([self.texts[row] for row in rows])[1]
+            return run_texts(engine, [self.texts[row] for row in rows])
         lengths = []
         for template, alike in itertools.groupby(rows, key=lambda row: self.templates[row]):
             pairs = [(self.texts[row], self.documents[row]) for row in alike]
-            lengths += engine.score(*map(list, zip(*pairs, strict=True)), template=template).lengths
+            queries, documents = map(list, zip(*pairs, strict=True))
+            lengths += run_pairs(engine, queries, documents, template)
         return lengths
 
 
