@@ -506,6 +506,7 @@ def test_embeddings_are_those_of_sentence_transformers(tiny: Path, tmp_path: Pat
     from sentence_transformers import SentenceTransformer
 
     from mteb_vllm.engines.base import open_engine
+    from mteb_vllm.inference.encoding import encode_texts
 
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)
@@ -517,8 +518,8 @@ def test_embeddings_are_those_of_sentence_transformers(tiny: Path, tmp_path: Pat
     )
     assert spec.applied.refused == ()
     engine = open_engine(spec)
-    found, _ = engine.embed(texts)
-    assert found.shape == expected.shape == (3, engine.dim)
+    found, _ = encode_texts(engine, texts, len(texts))
+    assert engine.takes_text is None and found.shape == expected.shape == (3, engine.dim)
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-3)
     cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosines.min() > 0.9999
