@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -304,8 +304,10 @@ class Engine(ABC):
         """
         raise TokensRefusedError(f"{self.spec.backend_name} tokenises by itself")
 
-    def embed_tokens(self, tokens: Iterable[list[int]]) -> Iterator[tuple[list[int], npt.NDArray[np.float32]]]:
+    def embed_tokens(self, tokens: Iterable[list[int]]) -> Generator[tuple[list[int], npt.NDArray[np.float32]]]:
         """Embed tokenised texts as they arrive, in steps as full as the engine allows.
+
+        A caller that does not use all results must close the generator, or later calls might get them.
 
         Args:
             tokens: The token ids of each text, special tokens included, truncated to the context.
@@ -330,7 +332,7 @@ class Engine(ABC):
 
     def score_arriving(
         self, pairs: Iterable[TokenPair], *, activation: Activation | None = None
-    ) -> Iterator[tuple[list[int], npt.NDArray[np.float32]]]:
+    ) -> Generator[tuple[list[int], npt.NDArray[np.float32]]]:
         """Score tokenised pairs as they arrive; otherwise like `embed_tokens`.
 
         Yields:

@@ -8,7 +8,7 @@ import ctypes
 import gc
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,21 +135,21 @@ class VllmEngine(Engine):
             params: TokenizeParams = renderer.default_cmpl_tok_params.with_kwargs(truncate_prompt_tokens=-1)
             return params
 
-    def embed_tokens(self, tokens: Iterable[list[int]]) -> Iterator[tuple[list[int], npt.NDArray[np.float32]]]:
+    def embed_tokens(self, tokens: Iterable[list[int]]) -> Generator[tuple[list[int], npt.NDArray[np.float32]]]:
         """See `Engine.embed_tokens`."""
         import torch
         from vllm import PoolingParams
 
         params = PoolingParams(task="embed")
-        for finished in self._run_requests((ids, params) for ids in tokens):
-            outputs = [output for _, output in finished]
-            vectors = torch.stack([output.outputs.data for output in outputs]).float().numpy()
-            # Truncated after normalisation, as sentence-transformers does it.
-            yield [at for at, _ in finished], vectors[:, : self.spec.applied.truncate_dim]
+        with contextlib.closing(self._run_requests((ids, params) for ids in tokens)) as steps:
+            for finished in steps:
+                vectors = torch.stack([output.outputs.data for _, output in finished]).float().numpy()
+                # Truncated after normalisation, as sentence-transformers does it.
+                yield [at for at, _ in finished], vectors[:, : self.spec.applied.truncate_dim]
 
     def score_arriving(
         self, pairs: Iterable[TokenPair], *, activation: Activation | None = None
-    ) -> Iterator[tuple[list[int], npt.NDArray[np.float32]]]:
+    ) -> Generator[tuple[list[int], npt.NDArray[np.float32]]]:
         """See `Engine.score_arriving`."""
 
         def requests() -> Iterator[tuple[list[int], PoolingParams]]:
@@ -158,13 +158,14 @@ class VllmEngine(Engine):
                 params.task = "classify"
                 yield pair.tokens, params
 
-        for finished in self._run_requests(requests()):
-            values = [float(output.outputs.data) for _, output in finished]
-            yield [at for at, _ in finished], np.array(values, dtype=np.float32)
+        with contextlib.closing(self._run_requests(requests())) as steps:
+            for finished in steps:
+                values = [float(output.outputs.data) for _, output in finished]
+                yield [at for at, _ in finished], np.array(values, dtype=np.float32)
 
     def _run_requests(
         self, requests: Iterable[tuple[list[int], PoolingParams]]
-    ) -> Iterator[list[tuple[int, PoolingRequestOutput]]]:
+    ) -> Generator[list[tuple[int, PoolingRequestOutput]]]:
         """Compute requests as they arrive; yield those that a step has finished, with their positions.
 
         As `LLM.encode` does, keeps 2 x `max_num_seqs` requests in the engine's core, which is enough to keep it busy, so

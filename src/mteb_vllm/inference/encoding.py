@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -69,8 +71,8 @@ def encode_texts(
 ) -> tuple[npt.NDArray[np.float32], Work]:
     """Embed texts, each distinct one once.
 
-    Memory beyond the result: one chunk of texts with the engine's outputs, and a hash for each distinct text (about 120
-    bytes with its dictionary entry).
+    Memory beyond the result: two chunks of texts, the tokens of those that the engine will compute next, and a hash for each
+    distinct text (about 120 bytes with its dictionary entry).
 
     A text without tokens, such as an empty one if the tokenizer adds no special tokens, gets the zero vector: vLLM rejects
     it, and sentence-transformers returns zeros for it in a batch with other texts.
@@ -80,7 +82,7 @@ def encode_texts(
         texts: The texts; lone surrogates become U+FFFD, as UTF-8 cannot encode them.
         n_texts: The number of texts.
         prefix: Prefix of each text.
-        chunk_size: How many texts are passed to the engine at once.
+        chunk_size: How many texts are looked up, computed and added to the cache at a time.
         progress: Called repeatedly with (texts done, texts in total).
         cache: The embeddings of this engine on disk; they are not computed again, and new ones are added.
 
@@ -130,8 +132,7 @@ def run_texts(engine: Engine, texts: Sequence[str]) -> list[int]:
             yield from batch.ids
 
     with prefetch(feed.tokenize(texts[part]) for part in batches(map(len, texts))) as ready:
-        for _ in engine.embed_tokens(tokens()):
-            pass
+        collections.deque(engine.embed_tokens(tokens()), maxlen=0)
     return lengths
 
 
@@ -288,16 +289,17 @@ class _Embeddings:
                     position += 1
                     yield ids
 
-        for positions, block in self.engine.embed_tokens(requests()):
-            finished = [places.pop(position) for position in positions]
-            self.out[[chunk.rows[at] for chunk, at in finished]] = block
-            done += len(finished)
-            for chunk, _ in finished:
-                chunk.n_left -= 1
-                if not chunk.n_left:
-                    self._complete(chunk)
-            if progress is not None:
-                progress(done, self.n_texts)
+        with contextlib.closing(self.engine.embed_tokens(requests())) as steps:
+            for positions, block in steps:
+                finished = [places.pop(position) for position in positions]
+                self.out[[chunk.rows[at] for chunk, at in finished]] = block
+                done += len(finished)
+                for chunk, _ in finished:
+                    chunk.n_left -= 1
+                    if not chunk.n_left:
+                        self._complete(chunk)
+                if progress is not None:
+                    progress(done, self.n_texts)
 
     def _complete(self, chunk: _Chunk) -> None:
         """Check the embeddings of a chunk, and add them to the cache."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import functools
 import itertools
 import time
@@ -111,8 +113,7 @@ def run_pairs(engine: Engine, queries: Sequence[str], documents: Sequence[str], 
 
     sizes = map(len, map(str.__add__, queries, documents))
     with prefetch(reader.tokenize(feed, queries[part], documents[part]) for part in batches(sizes)) as ready:
-        for _ in engine.score_arriving(pairs()):
-            pass
+        collections.deque(engine.score_arriving(pairs()), maxlen=0)
     return lengths
 
 
@@ -198,8 +199,11 @@ def _score_tokens(
             work.tokens += len(pair.tokens)
             yield pair
 
-    with prefetch(tokenized()) as ready:
-        for positions, values in engine.score_arriving(requests(), activation=activation):
+    with (
+        prefetch(tokenized()) as ready,
+        contextlib.closing(engine.score_arriving(requests(), activation=activation)) as steps,
+    ):
+        for positions, values in steps:
             scores[[rows[position] for position in positions]] = values
             done += len(positions)
             if progress is not None:
