@@ -50,8 +50,8 @@ browser:
 test: check browser  ## all tests but the slow ones, JOBS files at a time
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test-slow: install  ## the slow tests: every fault of a sweep, a soak of kills, published scores on whole data sets, reranking
-	$(BIN)/pytest -m slow
+test-slow: install  ## the slow tests, JOBS files at a time: every fault of a sweep, a soak of kills, published scores, reranking
+	$(BIN)/pytest -m slow -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-conditions: install  ## reverse every condition that decides about reuse, one at a time: a test fails for each (CONDITIONS="results.lookup")
 	$(BIN)/python tests/reverse_conditions.py $(CONDITIONS)
