@@ -167,7 +167,7 @@ def keys(file: Described, prefix: str, cls: Any = None, inside: str = "") -> lis
 
     Args:
         file: The file.
-        prefix: Their parent in the configuration, as `pipeline`; "" at the top.
+        prefix: Their parent in the configuration, such as `pipeline`; "" at the top.
         cls: The dataclass that they are parsed into; None where the keys are open.
         inside: The key of the file that they are under; "" for those at the top.
 
@@ -199,7 +199,7 @@ def choices(file: Described, parent: str = "") -> list[tuple[str, str, str]]:
 
     Args:
         file: The file.
-        parent: Where the file is mounted, as `pipeline.first_stage`; "" at the top.
+        parent: Where the file is mounted, such as `pipeline.first_stage`; "" at the top.
     """
     found = []
     for entry in file.values.get("defaults", []):
@@ -285,9 +285,9 @@ def configuration(conf: Path) -> str:
     out = [
         "# Configuration keys\n",
         MARK,
-        "Choose a file with `group=file`, set a field with `group.field=value`. A key whose default is `null` is unset: the "
-        "model's recipe, the engine's preset or the model's own files decide. See [the command line](command-line.md) for "
-        "quoting and precedence.\n",
+        "Choose a file with `group=file`, and set a field with `group.field=value`. A key whose default is `null` is unset: its "
+        "value then comes from the model's recipe, the engine's preset, or the model's own files. See [the command "
+        "line](command-line.md) for quoting and precedence.\n",
         "## Groups\n",
         choices_table(choices(main)),
         "## Top level\n",
@@ -328,7 +328,7 @@ def configuration(conf: Path) -> str:
 
 
 _OPEN_PROMPTS = (
-    "A task, a task type, `Task-query` and `TaskType-document` are keys, too: `'+prompts.STS12=\"...\"'`. See "
+    "A task, a task type, `Task-query` and `TaskType-document` can also be used as keys: `'+prompts.STS12=\"...\"'`. See "
     "[prompts and instructions](../how-to/prompts.md).\n"
 )
 
@@ -372,7 +372,7 @@ def models(conf: Path) -> str:
         "# Models\n",
         MARK,
         "Each of these is one file in `conf/model/`: id, pinned revision, prompts, instruction template, score template and "
-        "engine values. Any other model: see [your own model](../how-to/own-model.md).\n",
+        "engine arguments. For any other model, see [your own model](../how-to/own-model.md).\n",
     ]
     for kind, title in (("encoder", "Embedding models"), ("cross_encoder", "Rerankers")):
         found = [
@@ -381,7 +381,7 @@ def models(conf: Path) -> str:
             for stem, file in recipes.items()
             if stem not in ("fields", "custom") and file.values.get("kind", "encoder") == kind
         ]  # fmt: skip
-        out += [f"## {title}\n", table(["choice", "model", "revision", "input", "engine", "notes"], found)]
+        out += [f"## {title}\n", table(["choice", "model", "revision", "prompts and templates", "engine arguments", "notes"], found)]
     return "\n".join(out)
 
 
@@ -399,7 +399,7 @@ def _inputs(recipe: Mapping[str, Any]) -> str:
         if (recipe.get("prompts") or {}).get(key)
     ]
     others = len(set(recipe.get("prompts") or {}) - {"query", "document"})
-    parts += [f"{others} task types"] if others else []
+    parts += [f"and prompts for {others} task types"] if others else []
     if template := (recipe.get("instruction") or {}).get("template"):
         parts.append(f"instruction {code(template)}")
     if file := (recipe.get("score_template") or {}).get("file"):
