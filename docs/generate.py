@@ -47,7 +47,7 @@ class Described:
 
 
 def read(path: Path) -> Described:
-    """Read a YAML file with the comments of its keys: behind a key, continued below it, or on lines of their own above."""
+    """Read a YAML file with the comments of its keys: after a key, continued below it, or on separate lines above."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     first = next((at for at, line in enumerate(lines) if not line.startswith("#")), len(lines))
@@ -253,7 +253,7 @@ def values_table(file: Described) -> str:
 def fields_of(path: Path) -> Any:
     """Return a dataclass with the fields of the class in a file's `_target_` that the file itself has to give values.
 
-    Those that are groups of their own, mappings, or come from a file that it extends are left out.
+    Those that are separate groups, mappings, or come from a file that it extends are left out.
     """
     file = read(path)
     module, _, name = str(file.values["_target_"]).rpartition(".")
@@ -285,8 +285,8 @@ def configuration(conf: Path) -> str:
     out = [
         "# Configuration keys\n",
         MARK,
-        "Choose a file with `group=file`, and set a field with `group.field=value`. A key whose default is `null` is unset: its "
-        "value then comes from the model's recipe, the engine's preset, or the model's own files. See [the command "
+        "Choose a file with `group=file`, and set a field with `group.field=value`. A key whose default is `null` is unset: "
+        "its value then comes from the model's recipe, the engine's preset, or the model's own files. See [the command "
         "line](command-line.md) for quoting and precedence.\n",
         "## Groups\n",
         choices_table(choices(main)),
@@ -381,7 +381,8 @@ def models(conf: Path) -> str:
             for stem, file in recipes.items()
             if stem not in ("fields", "custom") and file.values.get("kind", "encoder") == kind
         ]  # fmt: skip
-        out += [f"## {title}\n", table(["choice", "model", "revision", "prompts and templates", "engine arguments", "notes"], found)]
+        header = ["choice", "model", "revision", "prompts and templates", "engine arguments", "notes"]
+        out += [f"## {title}\n", table(header, found)]
     return "\n".join(out)
 
 

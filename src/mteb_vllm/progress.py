@@ -101,7 +101,7 @@ class Progress:
         """Show how many texts or pairs are computed, and how many per second.
 
         Args:
-            what: Which ones, as "de query".
+            what: Which ones, e.g. "de query".
             done: The number of computed ones.
             total: The number of all.
             unit: "texts" or "pairs".

@@ -87,10 +87,10 @@ def _print_engine(console: Console, what: str, spec: EngineSpec) -> None:
     description = f"preset {spec.preset}" + (f" (device {device()})" if spec.preset != "none" else "")
     if spec.backend != "vllm":
         description = spec.backend_name
-    console.print_line(f"{what}: {spec.model.name} at {spec.model.revision}")
+    console.print_line(f"{what}: {spec.model.name}, revision {spec.model.revision}")
     console.print_line(f"Engine: {description}: {_words(args)}")
     if vector_options := str(spec.applied):
-        console.print_line(f"Vectors: {vector_options}")
+        console.print_line(f"Embeddings: {vector_options}")
 
 
 def _words(values: dict[str, Any]) -> str:

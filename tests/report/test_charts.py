@@ -92,7 +92,7 @@ def test_shows_every_point_the_front_and_the_names() -> None:
         (row.point.name, row.speed.texts, row.mean) for row in of.rows if row.speed
     }
     assert {one["point"] for one in rows if one["front"]} == {row.point.name for row in of.rows if row.on_front}
-    assert {one["role"] for one in rows if "role" in one} == {"best", "answer", "baseline"}
+    assert {one["role"] for one in rows if "role" in one} == {"best", "recommended", "baseline"}
     assert {one["point"] for one in rows if not one["own"]} == {row.point.name for row in of.rows if row.speed_of_other}
     said = title_of(drawn)
     assert (

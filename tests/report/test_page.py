@@ -424,7 +424,7 @@ def test_points_at_points_and_selects_them(browser: Any, tmp_path: Path) -> None
             opened.page.locator(name)
             for name in ("#vg-tooltip-element", "#quality_speed", "#task_differences .picked_column_marks path")
         )
-        assert f"Point {of.answer.point.name} (answer)" in opened.page.inner_text("#selected")
+        assert f"Point {of.answer.point.name} (recommended)" in opened.page.inner_text("#selected")
         assert ringed(opened) == [of.answer.point.name]
         heights = opened.page.eval_on_selector_all(MARKS, "marks => marks.map(mark => mark.__data__.y)")
         assert max(heights) - min(heights) > 200, "the axis does not begin at zero"

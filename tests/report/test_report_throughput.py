@@ -136,7 +136,7 @@ def test_a_sweep_without_scores_is_about_speed(tmp_path: Path) -> None:
     assert lines == [
         "1 of 4 points failed, completely or in some tasks: 3.",
         "Highest offline throughput: point 1 (engine.dtype=bfloat16), 440 requests/s, 56,320 tokens/s. "
-        "Against the baseline, point 0: x1.83. That is 50.2% of the 112,150 tokens/s at the machine's roofline.",
+        "Relative to the baseline (point 0): speed x1.83. That is 50.2% of the 112,150 tokens/s at the machine's roofline.",
         "As fast, within the spread of the repeats: 2.",
         "Shortest latency of one request alone: point 1 (engine.dtype=bfloat16), median 8.4 ms.",
         "engine.dtype=bfloat16 instead of float32: speed x1.83, 1 pair.",

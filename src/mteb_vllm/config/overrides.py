@@ -79,7 +79,7 @@ def choice_mistake(override: Override, options: Sequence[str]) -> Mistake | None
     return Mistake(
         key,
         f"there is no file {unknown}.yaml in {key}/",
-        f"Files: {', '.join(options)}. Put files of your own into a folder and pass it with --config-dir.",
+        f"Files: {', '.join(options)}. Put your own files into a folder and pass it with --config-dir.",
         tuple(suggest(override.get_key_element(), option) for option in nearest(str(unknown), options)),
         written=written,
         code="unknown_choice",

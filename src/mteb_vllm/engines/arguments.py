@@ -147,7 +147,7 @@ def unknown_arguments(
         others: Further names that may be suggested.
 
     Returns:
-        for each unknown name the nearest right names, best first.
+        for each unknown name the suggested names, best first.
     """
     known = {*_SENTENCE_TRANSFORMERS_TYPES, *OWN_KEYS}
     if backend == "vllm":

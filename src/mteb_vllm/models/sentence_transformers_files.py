@@ -2,7 +2,7 @@
 
 vLLM reads a part of these files itself and silently ignores the rest. So all of them are read here, in the formats before
 and since sentence-transformers 5.4, and each setting is either applied (pooling, normalisation, dimensions, context length,
-activation) or refused by name. There are no heavy imports.
+activation) or rejected with an error that names it. There are no heavy imports.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _OLD_MODES = {
 }
 POOLING_MODES = tuple(_OLD_MODES.values())
 _VLLM_POOLING = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
-_POOLING_WORDS = {"CLS": "CLS", "MEAN": "mean", "LAST": "last-token"}
+POOLING_WORDS = {"CLS": "CLS", "MEAN": "mean", "LAST": "last-token"}
 
 # The only types of Dense that vLLM loads (_DENSE_MODULE_TYPES), and the activations that it supports (get_act_fn).
 _DENSE_TYPES = ("sentence_transformers.models.Dense", "sentence_transformers.base.modules.dense.Dense")
@@ -175,10 +175,10 @@ class Applied:
     def __str__(self) -> str:
         if self.pooling is None:
             return ""
-        words = [f"{_POOLING_WORDS.get(self.pooling, self.pooling)} pooling"]
+        words = [f"{POOLING_WORDS.get(self.pooling, self.pooling)} pooling"]
         words.append("normalised" if self.normalized else "not normalised")
         words += [f"the first {self.truncate_dim} dimensions"] if self.truncate_dim else []
-        return f"{', '.join(words)} ({self.source})"
+        return f"{', '.join(words)} (from {self.source})"
 
 
 def read_files(locate: Locate) -> SentenceTransformersFiles:
@@ -262,7 +262,7 @@ def _apply_to_encoder(
     # Arguments that set both replace all modules after the transformer.
     decided = pooling is not None and normalized is not None
     own: str | None = _default_pooling(config)
-    own_normalized, source = False, "no modules.json: the defaults of sentence-transformers"
+    own_normalized, source = False, "the defaults of sentence-transformers, since there is no modules.json"
     if files.modules is not None:
         own, own_normalized, found = _check_modules(files.modules, pooling is not None, decided, runs)
         refused, source = [*refused, *found], "modules.json"

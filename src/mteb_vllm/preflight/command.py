@@ -251,7 +251,7 @@ class _Composition:
                 return None, None, [*mistakes, _override_mistake(staged[0], what, "Add: pipeline=rerank")]
             mounted = [choice for choice in choices if (choice.package or "").startswith("pipeline.first_stage.")]
             if mounted and "Could not override" in str(error):
-                way = "In a sweep over first stages, put it into a file of your own: pipeline/first_stage/NAME.yaml"
+                way = "In a sweep over first stages, put it into your own file: pipeline/first_stage/NAME.yaml"
                 what = "only pipeline/first_stage=dense has this key"
                 return None, None, [*mistakes, _override_mistake(mounted[0], what, way)]
             undecoded = list(_encoding_mistakes()) if isinstance(error, UnicodeDecodeError) else []
@@ -441,7 +441,7 @@ def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Overrid
 
 def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:
     if not str(launcher.get("_target_")).endswith(".EngineGroupedLauncher"):
-        return []  # a launcher of a plugin, with settings of its own
+        return []  # a plugin's launcher, with its own settings
     try:
         values: Any = OmegaConf.to_container(launcher, resolve=True)
         build(LauncherConfig, {key: value for key, value in values.items() if key != "_target_"}, "hydra.launcher")

@@ -166,7 +166,7 @@ def _step_mistakes(
     Args:
         place: The section of the arguments, as `engine`.
         arguments: The engine arguments.
-        longest: The longest context of the model in tokens; None if unknown.
+        longest: The longest context length of the model in tokens; None if unknown.
         env: The engine's environment.
         encoder_only: Whether the model's attention is never causal.
     """
@@ -181,7 +181,7 @@ def _step_mistakes(
         near = (suggest(f"{place}.max_model_len", longest),)
         return [
             Mistake(
-                f"{place}.max_model_len", f"the model's context is {longest} tokens", nearest=near, value=f"{given}"
+                f"{place}.max_model_len", f"the model's context length is {longest} tokens", nearest=near, value=f"{given}"
             )
         ]
     context = given or longest
@@ -199,7 +199,7 @@ def _step_mistakes(
         return mistakes  # reported as wrong values
     if tokens is not None and encoder_only and context is not None and tokens < context:
         if arguments.get("enable_chunked_prefill") is not True:
-            what = f"is less than the context of {context} tokens, and this model computes a text in one step"
+            what = f"is less than the context length of {context} tokens, and this model computes a text in one step"
             ways = (suggest(f"{place}.max_num_batched_tokens", context), suggest(f"{place}.max_model_len", tokens))
             mistakes.append(
                 Mistake(f"{place}.max_num_batched_tokens", what, nearest=ways, value=f"{tokens}", code="conflict")

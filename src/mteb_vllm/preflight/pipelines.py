@@ -93,7 +93,7 @@ def _check_reference(
 def _check_first_stage(config: Mapping[str, Any], chosen: Sequence[TaskInfo]) -> tuple[Any, list[Mistake]]:
     where = "pipeline.first_stage"
     stage, mistakes = build_target(where, config, "is_first_stage")
-    # Tasks with candidates of their own do not use the first stage.
+    # Tasks with their own candidates do not use the first stage.
     needing = [task for task in chosen if not task_selection.brings_candidates(task.type)]
     parts = task_selection.parts(needing, mteb_catalogue())
     if isinstance(stage, Dense):

@@ -81,8 +81,10 @@ def _points(comparison: Comparison) -> list[str]:
     if fast is None or fast.speed is None or fast.mean is None:
         return [*lines, _why_no_speed(comparison)]
     good = sum(row.good for row in comparison.rows)
-    within = f"within {comparison.epsilon:g} of it ({good:,} of {len(comparison.rows):,} are)"
-    if fast is best:
+    within = f"of the {count(good, 'point')} within {comparison.epsilon:g} of the best mean"
+    if good == 1:
+        lines.append(f"No other point is within {comparison.epsilon:g} of the best mean.")
+    elif fast is best:
         lines.append(f"It is also the fastest {within}.")
     else:
         differences = _against(fast, best, "best") + ("" if best is baseline else _against(fast, baseline, "baseline"))
@@ -111,13 +113,13 @@ def _against(row: Row, other: Row, part: str) -> str:
     """Return a sentence on the differences of a point to another."""
     if row is other:
         return f" It is the {part}."
-    words = [signed(row.mean - other.mean)] if row.mean is not None and other.mean is not None else []
+    words = [f"score {signed(row.mean - other.mean)}"] if row.mean is not None and other.mean is not None else []
     if row.speed is not None and other.speed is not None and row.speed.unit == other.speed.unit:
         same = row.speed.of == other.speed.of
         words.append(
-            "as fast, on the same engine" if same else f"{row.speed.texts / other.speed.texts:.2f} times as fast"
+            "same speed (same engine)" if same else f"speed {times(row.speed.texts / other.speed.texts)}"
         )
-    return f" Against the {part}, {point_name(other.point.name)}: {', '.join(words)}." if words else ""
+    return f" Relative to the {part} ({point_name(other.point.name)}): {', '.join(words)}." if words else ""
 
 
 def _at(row: Row) -> str:
@@ -169,7 +171,7 @@ def _parity(comparison: Comparison) -> list[str]:
     for row, verdict in failed[:MOST_NAMES]:
         difference, task = verdict.worst
         words = [] if difference is None else [f"{signed(difference)} in {task}"]
-        words += [] if verdict.lowest_cosine is None else [f"lowest cosine {verdict.lowest_cosine:.5f}"]
+        words += [] if verdict.lowest_cosine is None else [f"lowest cosine similarity {verdict.lowest_cosine:.5f}"]
         hint = "".join(f" {str(hint)[:1].upper()}{str(hint)[1:]}." for hint in verdict.hints[:1])
         reason = next(verdict.reasons, "")
         off = f": at worst {', '.join(words)}" if words else f": {reason}" if reason else ""
@@ -188,8 +190,8 @@ def _fastest_throughput(comparison: Comparison, row: Row, record: ThroughputReco
         against = " It is the baseline."
     elif row.ratio is not None:
         baseline = next(one for one in comparison.rows if one.point.name == comparison.baseline)
-        ratio = NO_SPEED_DIFFERENCE if same_speed(row, baseline) else times(row.ratio)
-        against = f" Against the baseline, {point_name(comparison.baseline)}: {ratio}."
+        ratio = NO_SPEED_DIFFERENCE if same_speed(row, baseline) else f"speed {times(row.ratio)}"
+        against = f" Relative to the baseline ({point_name(comparison.baseline)}): {ratio}."
     return f"Highest offline throughput: {describe_point(comparison, row)}, {speed}.{against}"
 
 

@@ -60,7 +60,7 @@ def join_names(some: Sequence[str]) -> str:
 
 
 def count(n: int, word: str) -> str:
-    """Return a number and a noun, as "2 points"."""
+    """Return a number and a noun, e.g. "2 points"."""
     return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 

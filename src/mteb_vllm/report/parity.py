@@ -10,7 +10,7 @@ from mteb_vllm.util.console import Console
 from mteb_vllm.util.escape import inline
 
 COLUMNS = (
-    "task", "split", "metric", "reference", "engine", "difference", "worst cosine", "top-k overlap", "tau", "verdict"
+    "task", "split", "metric", "reference", "engine", "difference", "lowest cosine", "top-k overlap", "tau", "verdict"
 )  # fmt: skip
 PAIR_COLUMNS = (*COLUMNS[:6], "largest score difference", *COLUMNS[7:])
 
@@ -93,7 +93,7 @@ def _reasons(parity: ParityRecord) -> list[str]:
 
 def _worst(parity: ParityRecord) -> list[str]:
     return [
-        f"{task.task}: cosine {text.cosine:.5f}, {text.side}: {' '.join(text.text.split())}"
+        f"{task.task}: cosine similarity {text.cosine:.5f}, {text.side}: {' '.join(text.text.split())}"
         for task in parity.tasks
         if not task.passed
         for text in task.worst

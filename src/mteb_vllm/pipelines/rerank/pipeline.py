@@ -1,6 +1,6 @@
 """Two-stage reranking: a first stage retrieves candidates and stores its predictions, a reranker scores the top of them.
 
-The first stage's predictions and score are stored as results of their own and reused by every run that needs them. So is the
+The first stage's predictions and score are stored as separate results and reused by every run that needs them. So is the
 ceiling, the score of a perfect reranker on the same candidates. Tasks with their own candidate lists need no first stage.
 """
 

@@ -1,4 +1,4 @@
-"""The roofline: the machine's measured rate of large matrix products, and the number of a model's operations."""
+"""The roofline: the machine's measured FLOP/s of large matrix multiplications, and the number of a model's operations."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _measure_in_subprocess(dtype: str) -> float:
 
 
 def matmul_rate(dtype: str, device: str | None = None, *, seconds: float = 0.5) -> float:
-    """Return the arithmetic rate of a large square matrix product, measured with torch in this process.
+    """Return the FLOP/s of a large square matrix multiplication, measured with torch in this process.
 
     The product is that of a linear layer, x Wᵀ, since other layouts can be many times slower in half precision. Its size is
     doubled as long as the next one is expected to take at most `seconds`. torch's settings (threads, TF32) and random state
@@ -128,7 +128,7 @@ def model_flops(
 ) -> float:
     """Return a model's floating-point operations for texts of these lengths, without padding.
 
-    They are counted by torch's `FlopCounterMode` (matrix products, two operations per multiply-add; no element-wise
+    They are counted by torch's `FlopCounterMode` (matrix multiplications, two operations per multiply-add; no element-wise
     operations) on transformers' model, built from its configuration on the meta device. No weights are loaded.
 
     A transformer needs exactly a + b n + c n² operations for n tokens: layers process each token alike (b), attention scores

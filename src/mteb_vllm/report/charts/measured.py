@@ -1,4 +1,4 @@
-"""Charts of measurements: latency against throughput, tokens/s against the roofline, and the difference to a reference."""
+"""Charts of measurements: latency against throughput, tokens/s against the roofline, and the difference from a reference."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
 
 
 def reference_speed(comparison: Comparison) -> alt.LayerChart | None:
-    """Draw each parity point's worst difference to the reference against tokens/s; None if no point has both."""
+    """Draw each parity point's worst difference from the reference against tokens/s; None if no point has both."""
     import altair as alt
 
     rows = [row for row in comparison.rows if row.point.parity is not None]
@@ -324,7 +324,7 @@ def reference_speed(comparison: Comparison) -> alt.LayerChart | None:
 def _engines(curves: Sequence[Curve], *, legend: bool = True) -> tuple[list[str], alt.Color | alt.ColorValue]:
     """Return the label of each curve's engine, and the encoding of colour by it.
 
-    Where there are more engines than colours, the fastest have one of their own, and the others share the last.
+    Where there are more engines than colours, the fastest have their own, and the others share the last.
     """
     import altair as alt
 

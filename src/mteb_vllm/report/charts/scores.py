@@ -1,4 +1,4 @@
-"""Charts of scores: quality against speed, and the differences to the baseline by task."""
+"""Charts of scores: quality against speed, and the differences from the baseline by task."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def roles_of(comparison: Comparison, row: Row) -> list[str]:
     if len(comparison.rows) == 1:
         return failed
     named = {
-        "answer": comparison.answer,
+        "recommended": comparison.answer,
         "best": comparison.best,
         "fastest": comparison.fastest,
         "fastest that passed": comparison.passed,
@@ -145,7 +145,7 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
     )  # fmt: skip
     y = alt.Y("mean:Q", axis=alt.Axis(tickCount=6), scale=alt.Scale(nice=False, zero=False, domain=domain(1)))
     looks, params = _kinds(comparison, labels, [row for row, _, _ in drawn])
-    # A value without a colour of its own takes the last.
+    # A value without its own colour takes the last.
     last = len(CATEGORIES) - 1
     kind = f"indexof(kinds[colour], datum.tip[colour]) < 0 ? kinds[colour][{last}] : datum.tip[colour]"
     points = (
@@ -243,7 +243,7 @@ def _kinds(
 
 
 def task_differences(comparison: Comparison) -> alt.LayerChart | None:
-    """Draw each point's score differences to the baseline, a row for each task; None if there is nothing to compare.
+    """Draw each point's score differences from the baseline, a row for each task; None if there is nothing to compare.
 
     The columns are the other points, the best first; of many, points of neighbouring ranks share one, which shows their mean.
     """
@@ -327,7 +327,7 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
         .transform_filter("isValid(picked.point) && indexof(datum.members, picked.point[0]) >= 0")
     )
     without = len(comparison.tasks) - len(tasks)
-    title = f"score difference to {point_name(short(baseline.point.name))}, the baseline, by task"
+    title = f"score difference from {point_name(short(baseline.point.name))}, the baseline, by task"
     notes = [
         "Outlined: the selected point.",
         f"{len(ranked):,} points, {len(groups)} columns: each shows the mean of neighbouring ranks."
