@@ -102,10 +102,10 @@ def _words(described: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     kind = described.get("type", "")
     if kind == "array":
         items = _words(described.get("items", {}), definitions)
-        plural = {"text": "texts", "integer": "integers", "number": "numbers"}
+        plural = {"string": "strings", "integer": "integers", "number": "numbers"}
         word, _, limit = items.partition(" ")
         return f"list of {' '.join([plural.get(word, word), limit]).strip()}".strip()
-    names = {"string": "text", "object": "a mapping", "boolean": "`true`, `false`"}
+    names = {"string": "string", "object": "a mapping", "boolean": "`true`, `false`"}
     limits = [
         f"{sign} {described[key]:,g}" if abs(described[key]) < 1e6 else f"{sign} {int(described[key]):,}"
         for key, sign in (("exclusiveMinimum", ">"), ("minimum", "≥"), ("exclusiveMaximum", "<"), ("maximum", "≤"))

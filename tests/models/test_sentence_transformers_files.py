@@ -282,7 +282,7 @@ def test_an_order_or_kind_that_vllm_does_not_run_is_refused(tmp_path: Path, chan
         ("sentence_bert_config.json", {"max_seq_length": "256"}, 'max_seq_length="256": must be 1 or more'),
         ("sentence_bert_config.json", {"model_args": 1}, "model_args=1: must be an object"),
         ("config_sentence_transformers.json", {"truncate_dim": 0}, "truncate_dim=0: must be 1 or more"),
-        ("config_sentence_transformers.json", {"prompts": ["q"]}, "must be an object of texts"),
+        ("config_sentence_transformers.json", {"prompts": ["q"]}, "must be an object whose values are strings"),
         ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "is not one of its prompts"),
         ("tokenizer_config.json", [], "not an object"),
     ],

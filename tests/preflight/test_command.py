@@ -160,13 +160,13 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("+prompts.Retreival=x", "Did you mean +prompts.Retrieval?"),
         ("prompts.STS12=x", "this prompt key is not set yet\n    Add it with a plus: +prompts.STS12=x"),
         ("engine.blok_size=16", "Did you mean +engine.block_size?"),
-        ("+prompts.STS12=true", "this is bool\n    Quote a text for Hydra and for the shell: '+prompts.STS12=\"true\"'"),
+        ("+prompts.STS12=true", "not bool\n    Quote strings for Hydra and for the shell: '+prompts.STS12=\"true\"'"),
         ("+prompts.STS12=it's: ", """shell: '+prompts.STS12="it'"'"'s: "'"""),
         ('+prompts.STS12="cost ${y} "', """A literal ${ is written \\${: '+prompts.STS12="cost \\${y} "'"""),
         ('prompts.query="cost ${"', """A literal ${ is written \\${: 'prompts.query="cost \\${"'"""),
         ("+engine.kv_cache_dtype=fp9", "Did you mean +engine.kv_cache_dtype=fp8"),
-        ("prompts.query=5", "must be a text, this is int\n    Quote a text for Hydra and for the shell: '"),
-        ("prompts.query=passage ", "strips the white space around this text\n    Quote a text for Hydra and for the shell: "
+        ("prompts.query=5", "must be a string, not int\n    Quote strings for Hydra and for the shell: '"),
+        ("prompts.query=passage ", "strips the white space around this string\n    Quote strings for Hydra and for the shell: "
          "'prompts.query=\"passage \"'"),
         ("instruction.template=Instruct", "must contain the string '{instruction}'"),
         ("instruction.template=nowhere.at_all:mine", "is not the import path of a callable"),
@@ -183,7 +183,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("tasks=sts21", "there is no file sts21.yaml in tasks/\n    Did you mean tasks=sts12?\n    Files: banking77"),
         ("model.kind=cross_encoder", "the pipeline evaluate needs a model of kind encoder"),
         ("model.kind=encodr", "Did you mean model.kind=encoder?\n    Allowed: encoder, cross_encoder."),
-        ("model.revision=1234567", "should be a valid string\n    Quote a text for Hydra and for the shell: "
+        ("model.revision=1234567", "should be a valid string\n    Quote strings for Hydra and for the shell: "
          "'model.revision=\"1234567\"'"),
         ("model.name=org/other", "For another model: model=custom model.name=org/other"),
         ("model=custom", "no model is named"),
@@ -210,7 +210,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("float32", "is not of the form key=value"),
         ("prompts.query=[a", "Hydra cannot parse this value"),
         ("prompts.query=a,b", "several values, but this is not a sweep\n    To sweep over them, add -m. "
-         "A list: 'prompts.query=[a,b]'. A text with a comma: 'prompts.query=\"a,b\"'."),
+         "A list: 'prompts.query=[a,b]'. A string with a comma: 'prompts.query=\"a,b\"'."),
     ],
 )  # fmt: skip
 def test_a_message_says_what_to_do(override: str, message: str) -> None:

@@ -132,7 +132,7 @@ def _stripped_space_mistakes(override: Override) -> list[Mistake]:
     if not equals or typed == typed.strip() or value != typed.strip():
         return []
     way = quoted(name, typed)
-    return [Mistake(override.key_or_group, "Hydra strips the white space around this text", way, written=written)]
+    return [Mistake(override.key_or_group, "Hydra strips the white space around this string", way, written=written)]
 
 
 def _delete(override: Override, current: Any, config: DictConfig) -> list[Mistake]:

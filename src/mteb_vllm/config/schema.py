@@ -304,8 +304,8 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 
 
 def quoted(key: str, value: str) -> str:
-    """Return advice on quoting a text such that neither the shell nor Hydra changes it."""
-    return f"Quote a text for Hydra and for the shell: {suggest(key, unquoted(value))}"
+    """Return advice on quoting a string such that neither the shell nor Hydra changes it."""
+    return f"Quote strings for Hydra and for the shell: {suggest(key, unquoted(value))}"
 
 
 def parse(config: Mapping[str, Any]) -> RunConfig:

@@ -502,7 +502,7 @@ def _read_settings(locate: Locate) -> dict[str, Any]:
     if prompts is not None and not (
         isinstance(prompts, dict) and all(isinstance(text, (str, type(None))) for text in prompts.values())
     ):
-        raise ModelError(f"{file}: prompts={_shorten(prompts)}: must be an object of texts")
+        raise ModelError(f"{file}: prompts={_shorten(prompts)}: must be an object whose values are strings")
     default = settings.get("default_prompt_name")
     if default is not None and default not in (prompts or {}):
         raise ModelError(f"{file}: default_prompt_name={_shorten(default)}: is not one of its prompts")

@@ -391,7 +391,7 @@ class _Composition:
                 found = found[key] if there else None
             if found != value and not any(f"{full}.".startswith(f"{key}.") for key in by_hand):
                 way = f"To use the file's value: {suggest(full if there else f'+{full}', value)}"
-                yield _override_mistake(choice, f"the experiment (or local/) overrules its {full} by {found!r}", way)
+                yield _override_mistake(choice, f"the experiment (or local/) overrides its {full} with {found!r}", way)
 
     def _name_mistakes(self, recipe: Any, config: DictConfig, at: str) -> Iterator[Mistake]:
         """Yield a mistake if a pinned recipe is used under the name of another model."""
@@ -423,7 +423,7 @@ def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Overrid
                 listed, text = shlex.quote(f"{start}=[{raw}]"), suggest(start, raw)
                 way = "To sweep over them, add -m."
                 if isinstance(sweep := override.value(), ChoiceSweep) and sweep.simple_form:
-                    way += f" A list: {listed}. A text with a comma: {text}."
+                    way += f" A list: {listed}. A string with a comma: {text}."
                 mistakes.append(_override_mistake(override, "has several values, but this is not a sweep", way))
             elif override.is_hydra_override():
                 mistakes.append(_override_mistake(override, "Hydra's own settings cannot be swept"))
@@ -458,7 +458,7 @@ def _job_mistakes(job: DictConfig) -> Iterator[Mistake]:
         yield Mistake("hydra.job.chdir", what, value="true")
     for name in job.env_set:
         if str(name).startswith("VLLM_"):
-            what = "is a variable of vLLM's and belongs to the engine"
+            what = "is a vLLM variable and belongs to the engine"
             yield Mistake(f"hydra.job.env_set.{name}", what, f"Set it with: +engine.env.{name}=...")
 
 

@@ -28,7 +28,7 @@ def prompt_mistakes(where: str, values: Mapping[str, object], mteb: MtebCatalogu
             )
             mistakes.append(Mistake(f"{where}.{key}", what, nearest=near, code="unknown_key"))
         elif value is not None and not isinstance(value, str):
-            what = f"must be a text, this is {type(value).__name__}"
+            what = f"must be a string, not {type(value).__name__}"
             mistakes.append(
                 Mistake(
                     f"{where}.{key}",

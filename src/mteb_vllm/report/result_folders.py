@@ -114,11 +114,11 @@ def _facts(folder: Path) -> tuple[dict[str, str], str]:
         try:
             found = parse_json(read_file(file))
             if not all(isinstance(found[key], str | None) for key in found.keys() & {"name", "revision"}):
-                raise ValueError("the name and the revision must be texts")
+                raise ValueError("the name and the revision must be strings")
             if by_folders and found.get("name") and model_folder(found["name"]) != of_model.parent.name:
-                raise ValueError(f"it is that of {found['name']}")
+                raise ValueError(f"it belongs to {found['name']}")
             if experiment and found.get("revision") not in (None, of_model.name):
-                raise ValueError(f"it is that of revision {found['revision']}")
+                raise ValueError(f"it belongs to revision {found['revision']}")
             meta = found
         except (OSError, ValueError, AttributeError) as error:
             why = describe_error(error)
