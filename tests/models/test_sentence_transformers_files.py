@@ -313,7 +313,8 @@ def test_the_configuration_wins_over_the_files(tmp_path: Path) -> None:
 def test_a_model_without_such_files_gets_the_defaults_of_sentence_transformers(tmp_path: Path) -> None:
     made = applied(plain(tmp_path))
     assert (made.pooling, made.normalized, made.context, made.refused) == ("MEAN", False, 512, ())
-    assert str(made) == "mean pooling, not normalised (no modules.json: the defaults of sentence-transformers)"
+    source = "the defaults of sentence-transformers, since there is no modules.json"
+    assert str(made) == f"mean pooling, not normalised (from {source})"
     plain(tmp_path, {"architectures": ["Qwen3ForCausalLM"]})
     assert applied(tmp_path).pooling == "LAST"
     assert applied(tmp_path, hf_overrides={"is_causal": False}).pooling == "MEAN"

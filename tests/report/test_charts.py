@@ -96,7 +96,7 @@ def test_shows_every_point_the_front_and_the_names() -> None:
     assert {one["point"] for one in rows if not one["own"]} == {row.point.name for row in of.rows if row.speed_of_other}
     said = title_of(drawn)
     assert (
-        "Pareto front" in said and "within 0.00100 of the best" in said and "Hollow: speed measured in another" in said
+        "Pareto front" in said and "within 0.001 of the best" in said and "Hollow: speed measured in another" in said
     )
 
 

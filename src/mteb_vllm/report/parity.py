@@ -37,7 +37,7 @@ def parity_markdown(parity: ParityRecord) -> list[str]:
     """Return a verdict, its reasons, and hints at causes, as lines of Markdown."""
     lines = ["## Parity", "", inline(headline(parity)), "", *markdown(*parity_table(parity))]
     for title, some in (
-        ("Reasons", _reasons(parity)), ("Worst texts", _worst(parity)), ("Hints", _hints(parity))
+        ("Reasons", _reasons(parity)), ("Texts with the lowest similarity", _worst(parity)), ("Hints", _hints(parity))
     ):  # fmt: skip
         if some:
             lines += ["", f"### {title}", "", *(f"- {inline(' '.join(line.split()))}" for line in some)]

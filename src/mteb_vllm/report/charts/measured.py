@@ -173,7 +173,7 @@ def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.Layer
         *texts("sizes", "size", x, y),
     ]  # fmt: skip
     notes = [
-        "Number: batch size. Upwards from a point: to p90.",
+        "Number: batch size. Vertical line: up to p90.",
         "At the bottom: offline (saturated) throughput." if at_once else "",
         f"Shapes stand for {len(SHAPES)} lengths at most, and are left out." if len(lengths) > len(SHAPES) else "",
         _BETTER,
@@ -194,7 +194,7 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
     data: list[Json] = []
     for curve, kind in zip(curves, kinds, strict=True):
         tokens, roofline = curve.throughput.tokens_per_second, curve.throughput.roofline or Roofline()
-        share = "roofline not known" if roofline.mfu is None else f"{roofline.mfu:.1%} MFU"
+        share = "roofline unknown" if roofline.mfu is None else f"{roofline.mfu:.1%} MFU"
         words = "not measured" if tokens is None else f"{number(tokens)} tokens/s, {share}"
         tip = {"title": curve.title or "Throughput", "tokens/s": number(tokens) or "not measured"}
         tip |= {"roofline, tokens/s": number(roofline.tokens_per_second) or "not known"}
@@ -231,7 +231,7 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
         .mark_text(**text, align=alt.ExprRef("datum.name ? 'right' : 'left'"))
         .encode(y=y, x=alt.value(alt.ExprRef("datum.name ? width : 0")), text="words:N"),
     ]
-    notes = ["Outlined: the roofline, what the machine's arithmetic allows."]
+    notes = ["Outlined: the roofline, the most that the machine's FLOP/s allow."]
     return chart(layers, {"points": data}, "offline (saturated) tokens/s →", notes, height=44 * len(data))
 
 
@@ -312,7 +312,7 @@ def reference_speed(comparison: Comparison) -> alt.LayerChart | None:
     notes = [
         f"Green: within the tolerance of {tolerance:g}." if tolerance else "",
         "" if all(one["own"] for one in data) else "Hollow: speed of a throughput point on the same engine.",
-        "Less than 0.000001 is drawn there." if any(off < LEAST_DIFFERENCE for *_, off in found) else "",
+        "Differences below 0.000001 are drawn at 0.000001." if any(off < LEAST_DIFFERENCE for *_, off in found) else "",
         f"Not in the plot: {missing:,} without a difference or a speed." if missing else "",
         _BETTER,
     ]
