@@ -166,8 +166,8 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ('prompts.query="cost ${"', """A literal ${ is written \\${: 'prompts.query="cost \\${"'"""),
         ("+engine.kv_cache_dtype=fp9", "Did you mean +engine.kv_cache_dtype=fp8"),
         ("prompts.query=5", "must be a string, not int\n    Quote strings for Hydra and for the shell: '"),
-        ("prompts.query=passage ", "strips the white space around this string\n    Quote strings for Hydra and for the shell: "
-         "'prompts.query=\"passage \"'"),
+        ("prompts.query=passage ", "strips the white space around this string\n    Quote strings for Hydra and for the shell"
+         ": 'prompts.query=\"passage \"'"),
         ("instruction.template=Instruct", "must contain the string '{instruction}'"),
         ("instruction.template=nowhere.at_all:mine", "is not the import path of a callable"),
         ("tasks.names=[STS21]", "Did you mean STS12 or STS22?"),

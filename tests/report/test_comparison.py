@@ -65,7 +65,10 @@ def test_means_differences_and_the_answer() -> None:
     assert [row.on_front for row in made.rows] == [True, True, False]
     said = " ".join(answer(made))
     assert "1 of 3 points failed, completely or in some tasks: 2." in said
-    assert "Fastest of the 2 points within 0.001 of the best mean: point 1 (dtype=bf16), mean 0.59967, 133 texts/s." in said
+    assert (
+        "Fastest of the 2 points within 0.001 of the best mean: point 1 (dtype=bf16), mean 0.59967, 133 texts/s."
+        in said
+    )
     assert "dtype=bf16 instead of float32: score -0.00033, speed x1.33, 1 pair." in said
     # The scale of epsilon is the scores' own, and its edge is in.
     assert named(compare([row.point for row in made.rows], epsilon=0.001 / 3))["1"].good

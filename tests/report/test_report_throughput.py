@@ -215,8 +215,13 @@ def test_parity_names_the_points_that_passed_and_the_deviations_of_the_others(tm
     assert comparison.passed is comparison.rows[0] and comparison.rows[0].parity_speed is comparison.rows[0].speed
     assert "Parity: 1 of 3 points passed. The reference: sentence-transformers 6.2.0 in float32." in said
     assert "Fastest that passed: point 0 (engine.dtype=float32), 4,000 tokens/s." in said
-    assert "Not passed: point 1 (engine.dtype=bfloat16): at worst -0.00070 in STS12, lowest cosine similarity 0.99985." in said
-    assert "point 2 (engine.dtype=float16): at worst -0.01240 in STS12, lowest cosine similarity 0.41000. Pooling:" in said
+    assert (
+        "Not passed: point 1 (engine.dtype=bfloat16): at worst -0.00070 in STS12, lowest cosine similarity 0.99985."
+        in said
+    )
+    assert (
+        "point 2 (engine.dtype=float16): at worst -0.01240 in STS12, lowest cosine similarity 0.41000. Pooling:" in said
+    )
     assert "Best:" not in said and "no best point" not in said
     rows = list(csv.DictReader((made / "report.csv").open()))
     assert [row["parity"] for row in rows] == ["True", "False", "False"]

@@ -181,7 +181,10 @@ def _step_mistakes(
         near = (suggest(f"{place}.max_model_len", longest),)
         return [
             Mistake(
-                f"{place}.max_model_len", f"the model's context length is {longest} tokens", nearest=near, value=f"{given}"
+                f"{place}.max_model_len",
+                f"the model's context length is {longest} tokens",
+                nearest=near,
+                value=f"{given}",
             )
         ]
     context = given or longest

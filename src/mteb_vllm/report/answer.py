@@ -116,9 +116,7 @@ def _against(row: Row, other: Row, part: str) -> str:
     words = [f"score {signed(row.mean - other.mean)}"] if row.mean is not None and other.mean is not None else []
     if row.speed is not None and other.speed is not None and row.speed.unit == other.speed.unit:
         same = row.speed.of == other.speed.of
-        words.append(
-            "same speed (same engine)" if same else f"speed {times(row.speed.texts / other.speed.texts)}"
-        )
+        words.append("same speed (same engine)" if same else f"speed {times(row.speed.texts / other.speed.texts)}")
     return f" Relative to the {part} ({point_name(other.point.name)}): {', '.join(words)}." if words else ""
 
 

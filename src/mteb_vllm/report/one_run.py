@@ -156,7 +156,7 @@ def failure_lines(failure: Failure) -> list[str]:
 
 
 def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return a header, and one row per task; failures first; last, the mean of several scores and the total speed and time."""
+    """Return a header, and one row per task, failures first; last, the mean of several scores and the totals."""
     reranked = record.first_stage is not None or any(task.candidates for task in record.tasks)
     rows = []
     for task in sorted(record.tasks, key=lambda task: task.status != "failed"):

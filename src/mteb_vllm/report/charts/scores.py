@@ -176,7 +176,9 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
         params.append(alt.param(name="near", value=False, bind=check))
     notes = [
         f"Green: within {comparison.epsilon:g} of the best." if several else "",
-        "Line: Pareto front, no other point is both better and faster." if sum(row.on_front for row in rows) > 1 else "",
+        "Line: Pareto front, no other point is both better and faster."
+        if sum(row.on_front for row in rows) > 1
+        else "",
         "Ring: selected." if several else "",
         "" if all(one["own"] for one in data) else "Hollow: speed measured in another point on the same engine.",
         left_out(comparison),
