@@ -260,8 +260,8 @@ def test_an_order_or_kind_that_vllm_does_not_run_is_refused(tmp_path: Path, chan
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("modules.json", None, "holds null, not a list"),
-        ("modules.json", {}, "holds {}, not a list"),
+        ("modules.json", None, "contains null, not a list"),
+        ("modules.json", {}, "contains {}, not a list"),
         ("modules.json", [1], "a module needs a type and a path"),
         ("modules.json", [{"type": f"{OLD}.Pooling", "path": "../x"}], "is outside the model's folder"),
         (

@@ -222,8 +222,8 @@ def _check_links(name: str, snapshot: Path) -> None:
     broken = [path for path in snapshot.rglob("*") if path.is_symlink() and not path.exists()]
     if broken and constants.HF_HUB_OFFLINE:
         raise ModelError(
-            f"{broken[0]} is a link to a deleted file (was the cache pruned?), and the Hub is switched off "
-            f"(HF_HUB_OFFLINE): download it where there is a network (`{_download_command(name, snapshot.name)}`)"
+            f"{broken[0]} is a link to a deleted file (was the cache pruned?), and offline mode is on "
+            f"(HF_HUB_OFFLINE): download it on a machine with network access (`{_download_command(name, snapshot.name)}`)"
         )
 
 
@@ -261,9 +261,9 @@ def _fetch(name: str, revision: str | None, file: str, names: SettingNames, *, o
     except errors.LocalEntryNotFoundError:
         if optional:
             return None
-        why = "the Hub is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+        why = "offline mode is on (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         raise ModelError(
-            f"{at} is not in the local cache and {why}: download it where there is a network "
+            f"{at} is not in the local cache and {why}: download it on a machine with network access "
             f"(`{_download_command(name, revision)}`), or use a local folder: {names.assign('model.path', '/folder')}"
         ) from None
     except errors.EntryNotFoundError:

@@ -215,7 +215,7 @@ def read_json(path: Path, kind: type[_Json]) -> _Json:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(content, kind):
         wanted = "an object" if kind is dict else "a list"
-        raise ModelError(f"{path} holds {_shorten(content)}, not {wanted}")
+        raise ModelError(f"{path} contains {_shorten(content)}, not {wanted}")
     return content
 
 

@@ -93,7 +93,7 @@ def _points(comparison: Comparison) -> list[str]:
         )
     if fast.speed.of != fast.point.name:
         where = f"measured in {point_name(fast.speed.of)}, on the same engine"
-        lines.append(f"The speed of {point_name(fast.point.name)} was {where}: it computed too little itself.")
+        lines.append(f"The speed of {point_name(fast.point.name)} was {where}, since it computed too little itself.")
     if unknown := sum(row.speed is None for row in comparison.rows if row.good):
         lines.append(f"The speed of {count(unknown, 'point')} within {comparison.epsilon:g} of the best is unknown.")
     return lines
@@ -106,7 +106,7 @@ def _why_no_speed(comparison: Comparison) -> str:
         )
     unknown = all(row.speed is None for row in comparison.rows)
     which = "No speed was measured" if unknown else "No speed was measured for the points as good as this"
-    return f"{which}: cached results, results of others, and results of some of the tasks only have none."
+    return f"{which}: cached results, other people's results, and results for only some of the tasks have none."
 
 
 def _against(row: Row, other: Row, part: str) -> str:

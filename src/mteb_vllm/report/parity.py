@@ -101,5 +101,5 @@ def _worst(parity: ParityRecord) -> list[str]:
 
 
 def _hints(parity: ParityRecord) -> list[str]:
-    notes = [f"No cause: {note}." for note in parity.notes]
+    notes = [f"No cause found: {note}." for note in parity.notes]
     return [*(f"Hint ({hint.cause}): {hint.says}" for hint in parity.hints), *notes]

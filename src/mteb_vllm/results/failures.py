@@ -66,11 +66,11 @@ _ADVICE: dict[Kind, str] = {
     "out_of_memory_encoding": "lower engine.max_num_batched_tokens or engine.max_num_seqs, or use a smaller dtype",
     "engine_start": "see the log for details; set engine.enforce_eager=true to rule out compilation",
     "engine_died": "see the log for the reason; if it shows none, memory may have run out: lower engine.max_num_seqs",
-    "segmentation_fault": "see the log for the stack; set engine.enforce_eager=true to rule out compiled code",
-    "crash": "see the log for the stack",
+    "segmentation_fault": "see the log for the stack trace; set engine.enforce_eager=true to rule out compiled code",
+    "crash": "see the log for the stack trace",
     "killed": "the kernel kills processes when memory runs out (see dmesg): lower engine.max_num_seqs or "
     "engine.max_num_batched_tokens, or use a smaller dtype",
-    "timeout": "see the log for the stack; allow more time with hydra.launcher.point_timeout, in seconds",
+    "timeout": "see the log for the stack trace; allow more time with hydra.launcher.point_timeout, in seconds",
     "disk": "free space there, or choose another folder with results.dir=...; then repeat the command, which computes only "
     "what is missing",
     "data": DATA_ADVICE,

@@ -254,7 +254,7 @@ def test_saved_predictions_in_a_store_are_verified(task: Any, tmp_path: Path, bm
     best = next(iter(content["default"]["test"].values()))
     best[next(iter(best))] += 100
     path.write_text(json.dumps(content))
-    with pytest.raises(FirstStageError, match="its hash does not match"):
+    with pytest.raises(FirstStageError, match="its checksum does not match"):
         Saved(path=str(path)).searcher(task)
     copy = shutil.copy(path, tmp_path / path.name)
     shutil.copy(f"{path}.sha256", f"{copy}.sha256")
