@@ -35,7 +35,7 @@ group.field=value, and sweep with -m and values separated by commas.
     mteb-vllm pipeline=rerank model=ms_marco_minilm tasks=nfcorpus
   # compare embeddings and scores with sentence-transformers
     mteb-vllm pipeline=parity engine.dtype=bfloat16
-  # a sweep in a file: how much faster is unpadding, and when
+  # a predefined sweep: when does it pay off not to pad, and by how much
     mteb-vllm experiment=unpadding
   # your own files in addition to the shipped ones
     mteb-vllm --config-dir my_conf experiment=mine
@@ -57,9 +57,9 @@ _PRINTING = ("hydra_help", "cfg", "info", "shell_completion")
 
 # Flags of Hydra's that would bypass the configuration of mteb-vllm, and what to do instead.
 _REFUSED = {
-    "config_path": "Put your own files into a folder and name it with --config-dir.",
+    "config_path": "Put your own files into a folder and pass it with --config-dir.",
     "config_name": "Put your own settings into an experiment: --config-dir DIR experiment=NAME.",
-    "experimental_rerun": "Repeat the command: it computes only what is missing. The settings of a run are in its run.json.",
+    "experimental_rerun": "Run the same command again: it computes only what is missing. A run's settings are in its run.json.",
 }
 
 
@@ -115,7 +115,7 @@ def _main() -> int:
     flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
     sys.argv[1:] = [*arguments.overrides, *flags]
     refused = [
-        Mistake(f"--{name.replace('_', '-')}", "this flag of Hydra's is not supported", way)
+        Mistake(f"--{name.replace('_', '-')}", "this Hydra flag is not supported", way)
         for name, way in _REFUSED.items()
         if getattr(arguments, name) is not None
     ]

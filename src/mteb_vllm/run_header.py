@@ -50,7 +50,7 @@ def print_run_header(console: Console, planned: Plan, record: RunRecord) -> None
             )
         if planned.template.text is None and is_language_model(planned.spec.model.config):
             record.warnings.append(
-                "A language model scores pairs without a score template: unless it was trained that way, its scores are "
+                "This language model scores pairs without a score template: unless it was trained that way, its scores are "
                 "meaningless."
             )
     if planned.reference is not None:

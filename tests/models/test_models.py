@@ -248,7 +248,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path, folder: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json cannot be read as JSON"):
         find_model(None, path=str(folder))
-    with pytest.raises(ModelError, match="no model is named"):
+    with pytest.raises(ModelError, match="no model is specified"):
         find_model(None)
 
 
@@ -299,7 +299,7 @@ def test_prompts_are_never_lost_to_a_failing_hub(hub: Any) -> None:
         (http(errors.RevisionNotFoundError), "org/name has no revision 'v1': set model.revision to a commit, branch or tag"),
         (http(errors.RepositoryNotFoundError), "the Hub has no model org/name, or it is private"),
         (http(errors.RemoteEntryNotFoundError), "org/name has no config.json, so vLLM cannot load it"),
-        (errors.LocalEntryNotFoundError("Cannot find\nit"), "is a network (`hf download org/name --revision v1`)"),
+        (errors.LocalEntryNotFoundError("Cannot find\nit"), "with network access (`hf download org/name --revision v1`)"),
         (errors.HFValidationError("Repo id must be in the form 'a/b'"), "cannot be loaded from the Hub: Repo id must be"),
         (http(errors.HfHubHTTPError, "503 Server Error\nmore"), "cannot be loaded from the Hub: 503 Server Error"),
         (OSError("[Errno 28] No space left on device"), "cannot be loaded from the Hub: [Errno 28] No space left"),

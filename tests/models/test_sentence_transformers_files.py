@@ -235,7 +235,7 @@ def test_every_module_type_is_run_or_refused_by_name(tmp_path: Path) -> None:
         (lambda at: chain(at, "Pooling", "Normalize", ("Dense", DENSE)), "Dense"),
         (lambda at: chain(at, ("Dense", DENSE), "Pooling"), "Dense"),
         (lambda at: chain(at, "Normalize"), "Normalize"),
-        (lambda at: chain(at, "Dropout"), "names no Pooling"),
+        (lambda at: chain(at, "Dropout"), "has no Pooling module"),
         (lambda at: chain(at, "Pooling", "custom_st.Whitening"), "custom_st.Whitening"),
         (lambda at: chain(at, "Pooling", ("sentence_transformers.base.modules.Dense", DENSE)), "base.modules.Dense"),
         (

@@ -152,7 +152,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("+engine.model=x", "is set by the model and the pipeline"),
         ("+engine.env.VLLM_LOGING_LEVEL=DEBUG", "Did you mean +engine.env.VLLM_LOGGING_LEVEL?"),
         ("engine.env.VLLM_LOGGING_LEVEL=DEBUG", "Add it with a plus: +engine.env.VLLM_LOGGING_LEVEL=DEBUG"),
-        ("+engine.env.VLLM_LOGGING_LEVEL=true", "Write switches as 0 and 1"),
+        ("+engine.env.VLLM_LOGGING_LEVEL=true", "Write booleans as 0 or 1"),
         ("engine.hf_overrides.x=1", "Add it with a plus: +engine.hf_overrides.x=1"),
         ("+model.engine.dtpye=x", "Did you mean +model.engine.dtype?"),
         ("+prompts.STS12-qeury=x", "Did you mean +prompts.STS12-query?"),
@@ -186,7 +186,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("model.revision=1234567", "should be a valid string\n    Quote strings for Hydra and for the shell: "
          "'model.revision=\"1234567\"'"),
         ("model.name=org/other", "For another model: model=custom model.name=org/other"),
-        ("model=custom", "no model is named"),
+        ("model=custom", "no model is specified"),
         ("model.path=/nowhere", "there is no folder /nowhere"),
         ("model.package=no_such_package/model", "is not installed: pip install no-such-package"),
         ("pipeline.chunk_size=x", "should be a valid integer"),
@@ -210,7 +210,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("float32", "is not of the form key=value"),
         ("prompts.query=[a", "Hydra cannot parse this value"),
         ("prompts.query=a,b", "several values, but this is not a sweep\n    To sweep over them, add -m. "
-         "A list: 'prompts.query=[a,b]'. A string with a comma: 'prompts.query=\"a,b\"'."),
+         "For a list: 'prompts.query=[a,b]'. For a string with a comma: 'prompts.query=\"a,b\"'."),
     ],
 )  # fmt: skip
 def test_a_message_says_what_to_do(override: str, message: str) -> None:
@@ -250,7 +250,7 @@ def test_no_code_of_the_user_is_imported_before_a_run(tmp_path: Path, monkeypatc
 
 def test_prompts_that_apply_to_no_task() -> None:
     message = only("tasks=sts12", "prompts.query=q")
-    assert "none of its keys (query) applies to the chosen tasks, which are of the types STS" in message
+    assert "none of its keys (query) applies to the chosen tasks (task types: STS)" in message
     assert "Keys that would apply: STS12, STS." in message
     # One key that applies is enough; the prompts of a recipe need not apply at all.
     assert one("tasks=sts12", "prompts=e5")
@@ -552,7 +552,7 @@ def test_a_broken_users_file(mine: Any, name: str, text: str, message: str) -> N
 
 def test_a_file_that_is_hidden_by_a_shipped_one(mine: Any) -> None:
     folder = mine("tasks/demo.yaml", "names: [STS12]\n")
-    assert f"{folder}/tasks/demo.yaml: is never read: a shipped file of this name is found first" in only(
+    assert f"{folder}/tasks/demo.yaml: is never read: a shipped file with the same name takes precedence" in only(
         config_dir=folder
     )
 

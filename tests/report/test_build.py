@@ -98,7 +98,7 @@ def test_errors_in_the_configuration_are_reported(sweep: Path, tmp_path: Path) -
             run([f"results.dir={tmp_path}/out", *overrides], multirun=multirun, show=False)
         return str(error.value)
 
-    assert "no runs to compare are named" in said("pipeline=report")
+    assert "no runs to compare are specified" in said("pipeline=report")
     assert f"runs={tmp_path}/none: there is no such file or folder" in said("pipeline=report", f"runs={tmp_path}/none")
     assert "no point has this name" in said("pipeline=report", f"runs={sweep}", "report.baseline=7")
     assert "cannot be swept" in said("pipeline=report", f"runs={sweep}", "report.epsilon=0,1", multirun=True)

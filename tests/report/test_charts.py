@@ -157,7 +157,7 @@ def test_a_score_that_is_missing_has_no_cell_and_a_task_without_a_baseline_is_na
         ("1", names[1]), ("1", names[2]), ("2", names[2])
     }  # fmt: skip
     said = title_of(drawn)
-    assert "No colour: no score." in said and "Left out: 1 task without a score of the baseline" in said
+    assert "No colour: no score." in said and "Left out: 1 task without a score for the baseline" in said
 
 
 def test_labels_lie_on_no_other_and_on_no_mark() -> None:

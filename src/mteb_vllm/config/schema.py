@@ -384,7 +384,7 @@ def _mistake(cls: Any, item: Any, prefix: str) -> Mistake:
         near = tuple(suggest(dotted, choice) for choice in nearest(str(value), choices))
         return Mistake(
             dotted,
-            "there is no such choice",
+            "is not a valid value",
             f"Allowed: {', '.join(choices)}.",
             near,
             value=f"{value}",

@@ -255,10 +255,10 @@ def _apply_to_encoder(
     notes: list[str] = []
     unknown = sorted(set(files.settings) - set(SETTINGS))
     if unknown:
-        notes.append(f"config_sentence_transformers.json: unknown to sentence-transformers: {', '.join(unknown)}")
+        notes.append(f"config_sentence_transformers.json: unknown keys: {', '.join(unknown)}")
     kind = files.settings.get("model_type")
     if kind not in (None, "SentenceTransformer"):
-        refused.append(f"config_sentence_transformers.json: model_type={kind}: is another kind of model")
+        refused.append(f"config_sentence_transformers.json: model_type={kind}: is not a SentenceTransformer")
     # Arguments that set both replace all modules after the transformer.
     decided = pooling is not None and normalized is not None
     own: str | None = _default_pooling(config)
@@ -306,7 +306,7 @@ def _apply_to_cross_encoder(
     if files.modules is not None and files.is_cross_encoder and not answers:
         first, *rest = files.modules or (None,)
         if first is None or first.kind != "Transformer":
-            refused.append("modules.json: its first module is no Transformer: vLLM runs nothing else")
+            refused.append("modules.json: its first module is not a Transformer, and vLLM supports nothing else")
         refused += [f"modules.json: {one.type}: vLLM does not run it after a cross-encoder ({runs})" for one in rest]
         refused += _check_transformer_module(files, "sequence-classification", "scores", runs)
     activation, problem = _find_activation(files, config, names)
@@ -322,7 +322,7 @@ def _apply_to_cross_encoder(
 
 
 def _remedy(names: SettingNames) -> str:
-    return f"{names.assign('engine', 'sentence_transformers')} runs it"
+    return f"to run it, use {names.assign('engine', 'sentence_transformers')}"
 
 
 def _check_modules(
@@ -351,7 +351,7 @@ def _check_modules(
         else:
             refused.append(f"modules.json: {one.type}: vLLM does not run it in this position ({runs})")
     if pooling is None:
-        refused.append("modules.json: names no Pooling")
+        refused.append("modules.json: has no Pooling module")
     return pooling, normalized, [] if decided else refused
 
 
@@ -364,7 +364,7 @@ def _check_pooling_module(module: ModuleFile, runs: str) -> tuple[str | None, li
         modes = [mode for key, mode in _OLD_MODES.items() if config.get(key)] or ["mean"]
     modes = [modes] if isinstance(modes, str) else list(modes)
     if not config.get("include_prompt", True):
-        problems.append(f"{at}: include_prompt=false: vLLM pools a prompt's tokens like the text's ({runs})")
+        problems.append(f"{at}: include_prompt=false: vLLM always pools a prompt's tokens, too ({runs})")
     if len(modes) != 1:
         problems.append(f"{at}: pooling modes {' and '.join(modes)} together: vLLM supports only one ({runs})")
         return None, problems
@@ -483,8 +483,8 @@ def _find_activation(
     name = str(named).rpartition(".")[2]
     if not str(named).startswith("torch.nn.modules.") or name not in kinds:
         return None, (
-            f"{where}: activation_fn={named}: neither the sigmoid nor the identity ({_remedy(names)}, or choose one: "
-            f"{names.assign('score_template.activation', 'sigmoid')})"
+            f"{where}: activation_fn={named}: vLLM supports only the sigmoid and the identity ({_remedy(names)}, or choose "
+            f"one: {names.assign('score_template.activation', 'sigmoid')})"
         )
     return kinds[name], None
 

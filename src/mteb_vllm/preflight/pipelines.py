@@ -56,7 +56,7 @@ def check_pipeline(
         names = ", ".join(f"{task.name} ({task.type})" for task in others[:5]) + (", ..." if len(others) > 5 else "")
         way = f"Choose tasks of these types: {suggest('tasks.types', list(types or ()))}, or tasks=demo_retrieval."
         who = "a reranker" if made.task_types is None else f"the pipeline {name}"
-        mistakes.append(Mistake("tasks", f"{who} is for retrieval and reranking, not for {names}", way))
+        mistakes.append(Mistake("tasks", f"{who} supports only retrieval and reranking tasks, not {names}", way))
     mistakes += made.check(context_limit(resolve_arguments(config.engine, config.model.engine)[0]))
     if made.first_stage is not None:
         stage, found = _check_first_stage(made.first_stage, chosen)

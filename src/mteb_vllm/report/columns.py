@@ -278,7 +278,7 @@ def _throughput(comparison: Comparison) -> list[Column]:
             key="saturated_tokens_per_second",
             left_out=7,
         ),
-        Column("to baseline", "", lambda row: row.ratio, times, key="speed_ratio", left_out=1),
+        Column("vs. baseline", "", lambda row: row.ratio, times, key="speed_ratio", left_out=1),
         Column("p50 at batch 1,", "ms", p50, _tenths, key="p50_ms_at_batch_1", left_out=1),
         Column("MFU", "", _field("point.throughput.roofline.mfu"), mfu, key="mfu", left_out=4),
         _csv("roofline_tokens_per_second", _field("point.throughput.roofline.tokens_per_second")),

@@ -16,8 +16,8 @@ MOST_NAMES = 8
 CACHED_CELL = "cached"
 NO_SPEED_DIFFERENCE = "no measurable difference"
 BUSY_MACHINE = (
-    "more than the machine can compute: it was busy while its rate was measured, so that the roofline is too low. "
-    "Measure it again on an idle machine"
+    "more than the machine can compute: it was busy while its rate was measured, so the roofline is too low. "
+    "Measure again on an idle machine"
 )
 
 

@@ -285,10 +285,10 @@ def ineffective_variable_notes(record: RunRecord) -> Iterator[str]:
     reference = record.parity.reference.engine if record.parity is not None else None
     for engine in filter(None, (record.engine, stage, reference)):
         for key, value in engine.late.items():
-            found = engine.threading.get(key, "nothing")
+            found = engine.threading.get(key, "none")
             yield (
-                f"{key}={value} is not in effect for {engine.backend}: torch was loaded in this process before it was "
-                f"set, and found {found}. In a separate process, the speed may differ."
+                f"{key}={value} has no effect on {engine.backend}: torch was loaded in this process before it was "
+                f"set (the value then: {found}). The speed may differ in a separate process."
             )
 
 
@@ -327,4 +327,4 @@ def print_summary(console: Console, record: RunRecord) -> None:
     kept_in = "" if measured else f", results in {record.config['results']['dir']}/results"
     console.print_line(f"Fingerprint {record.fingerprint}{kept_in}")
     if Path(record.output_dir, "run.json").exists():
-        console.print_line(f"Record:  {record.output_dir}/run.json")
+        console.print_line(f"Record: {record.output_dir}/run.json")

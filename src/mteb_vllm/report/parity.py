@@ -84,7 +84,7 @@ def _texts(task: TaskVerdict) -> tuple[str, str, str]:
     worst = f"{cosine.min:.6f}" if cosine is not None else f"{pairs.max:.2g}" if pairs is not None else ""
     if ranking is None:
         return worst, "", ""
-    return worst, f"{ranking.overlap:.2%} of {ranking.k}", number(ranking.kendall, 4)
+    return worst, f"{ranking.overlap:.2%} (k={ranking.k})", number(ranking.kendall, 4)
 
 
 def _reasons(parity: ParityRecord) -> list[str]:

@@ -92,7 +92,7 @@ def _roofline(roofline: Roofline | None) -> Iterable[str]:
     if roofline is None:
         return
     if roofline.flops_per_second is None or roofline.flops_per_token is None:
-        yield f"Roofline: unknown: {roofline.unknown}."
+        yield f"Roofline: unknown ({roofline.unknown})."
         return
     yield (
         f"Roofline: {_scaled(roofline.flops_per_second)}FLOP/s in {roofline.dtype} on {roofline.device}, measured on a large "

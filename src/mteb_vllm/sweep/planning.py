@@ -290,7 +290,7 @@ def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: StaleResults, f
     if failure is not None:
         return state("failed before", str(failure))
     if found == "other data":
-        return state("stale", "the data's revision")
+        return state("stale", "the data revision has changed")
     reasons = {"partial": "partly computed", "unreadable": f"{path} cannot be read", "complete": "results.reuse=none"}
     if found == "missing" and (differs := stale.reason(settings, task)):
         return state("stale", differs)

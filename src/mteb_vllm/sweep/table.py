@@ -70,5 +70,5 @@ def _summary(points: Sequence[PlannedPoint]) -> str:
         text += f", {len(engines)} {'engine' if len(engines) == 1 else 'engines'} to open ({', '.join(names)})"
     unknown = {task.name for point in points for task in point.pending_tasks if not task.work and task.same_as is None}
     if unknown:
-        text += f"; of unknown size: {', '.join(sorted(unknown))}"
+        text += f"; size unknown for: {', '.join(sorted(unknown))}"
     return f"{text}. The amounts are estimated from mteb's descriptive statistics."

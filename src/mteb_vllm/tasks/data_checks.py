@@ -107,8 +107,8 @@ def _training_problem(task: AbsTask, part: Mapping[str, Dataset]) -> str | None:
     if split is None or getattr(task, "is_cross_validation", False):
         return None
     if split not in part:
-        return f"there is no split {split} to train on; available: {', '.join(map(str, part))}"
-    return None if len(part[split]) else f"the split {split} to train on has no rows"
+        return f"there is no training split {split}; available: {', '.join(map(str, part))}"
+    return None if len(part[split]) else f"the training split {split} has no rows"
 
 
 def _column_problem(rows: Dataset, name: str, what: str, *, is_text: bool = True) -> str | None:
@@ -138,7 +138,7 @@ def _column_problem(rows: Dataset, name: str, what: str, *, is_text: bool = True
 
 def _count(n: int, total: int, what: str, problem: str, first: str) -> str:
     subject = f"{n:,} of {total:,} {what if total == 1 else _plural(what)}"
-    return f"{subject} {'has' if n == 1 else 'have'} {problem}, the first is {first}"
+    return f"{subject} {'has' if n == 1 else 'have'} {problem} (first: {first})"
 
 
 def _plural(what: str) -> str:

@@ -43,7 +43,7 @@ class TextSample(Sample):
 class VectorTrials(Trials):
     """Variants of an embedding model."""
 
-    not_reproduced = "running the model's modules one by one did not reproduce the reference: nothing was varied"
+    not_reproduced = "running the model's modules one by one did not reproduce the reference, so no causes were tested"
     all_same = "the embeddings are the same: the difference arises after embedding"
     sample: TextSample
 

@@ -83,7 +83,7 @@ def judge(
     if missing and verdict.splits:
         reasons.append(f"the reference has no score for {'; '.join(missing)}")
     if not verdict.splits:
-        reasons.append("the two sides have no split and subset in common")
+        reasons.append("the two sides have no split or subset in common")
     reasons += _judge_captured(verdict, engine, reference, allowed, worst)
     verdict.ranking = _mean_ranking(engine.rankings, reference.rankings, k)
     mine = [value for key in sorted(engine.similarities) for value in engine.similarities[key]]

@@ -61,7 +61,7 @@ def _measure_in_subprocess(dtype: str) -> float:
         return float(done.stdout.split()[-1])
     except (ValueError, IndexError):
         why = next(iter(done.stderr.strip().splitlines()[-1:]), f"exit status {done.returncode}")
-        raise RuntimeError(f"the rate in {dtype} could not be measured: {why}") from None
+        raise RuntimeError(f"the compute rate in {dtype} could not be measured: {why}") from None
 
 
 def matmul_rate(dtype: str, device: str | None = None, *, seconds: float = 0.5) -> float:
@@ -161,13 +161,13 @@ def model_flops(
     except Exception as error:  # a model's own code may raise anything
         reason = next(iter(str(error).strip().splitlines()), "")
         raise ValueError(
-            f"the operations of {location} cannot be counted: {type(error).__name__}: {reason[:200]}"
+            f"the FLOPs of {location} cannot be counted: {type(error).__name__}: {reason[:200]}"
         ) from error
     constant, linear, square = _parabola(_PROBES, points)
     expected = constant + linear * max(texts) + square * max(texts) ** 2
     if abs(expected - longest) > 1e-6 * longest:
         raise ValueError(
-            f"the operations of {location} are not of the form a + b n + c n²: "
+            f"the FLOPs of {location} are not of the form a + b n + c n²: "
             f"at {max(texts)} tokens {longest:.4g}, not {expected:.4g}"
         )
     return constant * len(texts) + linear * sum(texts) + square * sum(n * n for n in texts)

@@ -175,7 +175,7 @@ def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.Layer
     notes = [
         "Number: batch size. Vertical line: up to p90.",
         "At the bottom: offline (saturated) throughput." if at_once else "",
-        f"Shapes stand for {len(SHAPES)} lengths at most, and are left out." if len(lengths) > len(SHAPES) else "",
+        f"Shapes do not show lengths, of which there are more than {len(SHAPES)}." if len(lengths) > len(SHAPES) else "",
         _BETTER,
     ]
     return chart(layers, {"steps": data, "saturated": at_once}, "↑ median latency of a step, ms", filter(None, notes))
@@ -318,7 +318,7 @@ def reference_speed(comparison: Comparison) -> alt.LayerChart | None:
     ]
     several = rings(picked, pointed, x, y) if len(comparison.rows) > 1 else []
     layers = [*([band] if tolerance else []), points, *several, *texts("labels", "label", x, y)]
-    return chart(layers, {"points": data}, "↑ worst |score difference| to the reference", filter(None, notes))
+    return chart(layers, {"points": data}, "↑ worst |score difference| from the reference", filter(None, notes))
 
 
 def _engines(curves: Sequence[Curve], *, legend: bool = True) -> tuple[list[str], alt.Color | alt.ColorValue]:

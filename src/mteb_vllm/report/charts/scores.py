@@ -336,7 +336,7 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
         if len(groups) < len(ranked)
         else "",
         "No colour: no score." if len(cells) < len(tasks) * len(columns) else "",
-        f"Left out: {without} {'tasks' if without > 1 else 'task'} without a score of the baseline, or of any other point."
+        f"Left out: {without} {'tasks' if without > 1 else 'task'} without a score for the baseline or for any other point."
         if without
         else "",
         "Tasks in which the points differ most are listed first." if len(tasks) > 1 else "",
