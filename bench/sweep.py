@@ -1,6 +1,6 @@
-"""Measure the wall time that a sweep saves over the same points as single commands, one after the other.
+"""Measure the wall time that a sweep saves over the same points as separate commands, one after the other.
 
-The sweep and each single command start with an empty results store.
+The sweep and each separate command start with an empty results store.
 
     python bench/sweep.py                  # 2 dtypes x 2 max_num_seqs x 3 query prompts on the demo tasks: 12 points
     python bench/sweep.py --tasks StdlibDocsClassification prompts=none,e5 engine.max_num_seqs=32,64
@@ -52,7 +52,7 @@ def main() -> int:
             started = time.perf_counter()
             run(*point, f"results.dir={single / str(number)}")
             each.append(time.perf_counter() - started)
-            print(f"single command {len(each)} of {len(points)}: {each[-1]:.1f} s", flush=True)
+            print(f"separate command {len(each)} of {len(points)}: {each[-1]:.1f} s", flush=True)
         (record,) = sweep.glob("sweeps/*/*/sweep.json")
         summary = json.loads(record.read_text())
         ours = scores(sweep)
@@ -61,7 +61,7 @@ def main() -> int:
     print(f"engines opened             {summary['engines_opened']}")
     print(f"processes                  {summary['children']}")
     print(f"sweep                      {seconds:.1f} s")
-    print(f"single commands            {sum(each):.1f} s ({min(each):.1f} to {max(each):.1f} s each)")
+    print(f"separate commands          {sum(each):.1f} s ({min(each):.1f} to {max(each):.1f} s each)")
     print(f"ratio                      {seconds / sum(each):.3f}")
     if ours.keys() != theirs.keys():
         print("the sweep and the single commands have results of different tasks or settings")

@@ -320,7 +320,7 @@ def _run(
             record.engine = context.model.engine_record()
             record.warnings += _engine_warnings(record.engine)
         record.warnings += [
-            f"A stored file was damaged. It was quarantined as {path}, and its content computed again."
+            f"A stored file was damaged. It was quarantined as {path}, and its content was computed again."
             for path in [
                 *context.store.quarantined,
                 *(work.embeddings.quarantined if work.embeddings is not None else []),

@@ -53,7 +53,7 @@ NOT_OPENED: list[tuple[dict[str, Any], str]] = [
     ({"enable_prefix_caching": True}, "this model has no causal attention, so there is no KV cache"),
     (
         {"enable_chunked_prefill": True},
-        "this model has no causal attention, so a text cannot be split into several steps",
+        "this model has no causal attention, so a text cannot be split across several steps",
     ),
 ]
 
@@ -80,8 +80,8 @@ def as_overrides(arguments: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize(
     ("override", "text"),
     [
-        ("+engine.env={1: 2}", "engine.env.1: is not a valid name of an environment variable"),
-        ("+engine.env={true: 2}", "engine.env.True: is not a valid name of an environment variable"),
+        ("+engine.env={1: 2}", "engine.env.1: is not a valid environment variable name"),
+        ("+engine.env={true: 2}", "engine.env.True: is not a valid environment variable name"),
         ("engine.pooler_config={1: a}", "engine.pooler_config.1=a: pooler_config has no such key"),
     ],
 )

@@ -196,7 +196,7 @@ def test_damaged_results_leave_the_others_alone(tmp_path: Path) -> None:
     assert row.scores["STS12"] == TRUE and row.point.facts["model"] == "org/model"
     for name in (*damaged, "model_meta"):
         assert str(folder / f"{name}.json") in said
-    assert "it holds the scores of STS12" in said and "notes" not in said
+    assert "it contains the scores of STS12" in said and "notes" not in said
 
 
 @pytest.mark.parametrize(

@@ -424,7 +424,7 @@ def test_points_at_points_and_selects_them(browser: Any, tmp_path: Path) -> None
             opened.page.locator(name)
             for name in ("#vg-tooltip-element", "#quality_speed", "#task_differences .picked_column_marks path")
         )
-        assert f"Point {of.answer.point.name} (answer)" in opened.page.inner_text("#selected")
+        assert f"Point {of.answer.point.name} (recommended)" in opened.page.inner_text("#selected")
         assert ringed(opened) == [of.answer.point.name]
         heights = opened.page.eval_on_selector_all(MARKS, "marks => marks.map(mark => mark.__data__.y)")
         assert max(heights) - min(heights) > 200, "the axis does not begin at zero"
@@ -489,7 +489,7 @@ def test_colours_by_another_setting_and_shows_what_is_near_the_best(browser: Any
         labels = opened.page.locator("#quality_speed .role-legend-label text").evaluate_all(script)
         assert labels == ["float32", "bfloat16", "float16"] and marks.count() == 18
         assert len(set(marks.evaluate_all("all => all.map(mark => mark.getAttribute('fill'))"))) == 3
-        opened.page.get_by_label("only the 17 points within 0.01000 of the best").check()
+        opened.page.get_by_label("only the 17 points within 0.01 of the best").check()
         ringed(opened)
         assert marks.count() == 17
 

@@ -313,7 +313,7 @@ def test_columns_and_rows_of_other_tasks() -> None:
     assert "there is no column score" in str(problem(task, sentence1=["a"], sentence2=["b"]))
     assert problem(task, sentence1=[], sentence2=[], score=[]) == "there are no rows"
     task.dataset = DatasetDict({"dev": Dataset.from_dict(sts)})
-    assert data_checks.find_problem(task, "default", "test") == "there is no such split; there are: dev"
+    assert data_checks.find_problem(task, "default", "test") == "there is no such split; available: dev"
     task = mock_tasks.MockClassificationTask()
     assert problem(task, text=["a", "b"], label=[0, 1]) is None
     assert problem(task, text=["a", "b"], label=[0, None]) == "1 of 2 rows has a null label, the first is row 1"

@@ -248,10 +248,10 @@ def load(spec: EngineSpec) -> SentenceTransformersEngine:
             wrapper.model.max_seq_length = spec.args["max_model_len"]
         wrapper.model.max_seq_length = _context(wrapper.model)
     except Exception as error:
-        logger.exception("sentence-transformers did not open")
+        logger.exception("sentence-transformers could not load")
         gc.collect()
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise EngineStartError(f"sentence-transformers did not open {spec.model.name}: {first}") from error
+        raise EngineStartError(f"sentence-transformers could not load {spec.model.name}: {first}") from error
     model = wrapper.model
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     resolved = {

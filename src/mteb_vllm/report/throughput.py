@@ -92,12 +92,12 @@ def _roofline(roofline: Roofline | None) -> Iterable[str]:
     if roofline is None:
         return
     if roofline.flops_per_second is None or roofline.flops_per_token is None:
-        yield f"Roofline: unknown: {roofline.unknown}."
+        yield f"Roofline: unknown ({roofline.unknown})."
         return
     yield (
         f"Roofline: {_scaled(roofline.flops_per_second)}FLOP/s in {roofline.dtype} on {roofline.device}, measured on a large "
-        f"matrix product; {_scaled(roofline.flops_per_token)}FLOP per token: {number(roofline.tokens_per_second)} tokens/s, "
-        f"of which {roofline.mfu:.1%} are reached (MFU)."
+        f"matrix multiplication; {_scaled(roofline.flops_per_token)}FLOP per token: {number(roofline.tokens_per_second)} "
+        f"tokens/s, of which the engine reaches {roofline.mfu:.1%} (MFU)."
     )
     if roofline.mfu is not None and roofline.mfu > 1:
         yield f"Invalid: an MFU of {roofline.mfu:.1%} is {BUSY_MACHINE}."

@@ -196,7 +196,7 @@ class Roofline:
         unknown: Why it is unknown; all numbers are None then.
         dtype: The dtype in which the machine was measured.
         device: The device.
-        flops_per_second: Floating-point operations per second of a large matrix product.
+        flops_per_second: Floating-point operations per second of a large matrix multiplication.
         flops_per_token: Floating-point operations of the model per token, on average.
         tokens_per_second: `flops_per_second / flops_per_token`.
         mfu: Model FLOPs utilisation: the share of `tokens_per_second` that the engine reached.

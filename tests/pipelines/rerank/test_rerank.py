@@ -186,7 +186,7 @@ def test_a_failed_first_stage_fails_the_task_with_its_reason(tmp_path: Path, sma
     saved.write_text(json.dumps({"mteb_model_meta": {"model_name": "a/b", "revision": "1"}, "default": {"test": {}}}))
     overrides = [*small, "pipeline/first_stage=saved", f"pipeline.first_stage.path={saved}"]
     record = one(tmp_path, *overrides)
-    assert record.status == "failed" and "another split or task" in record.tasks[0].reason
+    assert record.status == "failed" and "a different split or task" in record.tasks[0].reason
     assert record.engine is None, "no engine was opened for it"
 
 

@@ -50,7 +50,7 @@ def test_operations_of_a_decoder_exclude_the_language_modelling_head(tmp_path: P
 
 
 def test_operations_that_cannot_be_counted_raise_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the operations of \S+ cannot be counted: .*config\.json"):
+    with pytest.raises(ValueError, match=r"the FLOPs of \S+ cannot be counted: .*config\.json"):
         model_flops(str(tmp_path), [8], convert="embed")
     from transformers import LongformerConfig
 

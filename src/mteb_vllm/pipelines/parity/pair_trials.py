@@ -50,7 +50,7 @@ class PairSample(Sample):
 class PairTrials(Trials):
     """Variants of a reranker."""
 
-    not_reproduced = "the reference did not reproduce its own scores: nothing was varied"
+    not_reproduced = "the reference did not reproduce its own scores, so no causes were tested"
     all_same = "the scores are the same: the difference arises after scoring"
     sample: PairSample
 
