@@ -472,7 +472,7 @@ def _shadowed_files(config_dir: str | None) -> list[Mistake]:
         twin = Path(config_dir, file.relative_to(shipped))
         if twin.is_file() and twin.read_bytes() != file.read_bytes():
             mistakes.append(
-                Mistake(str(twin), "is never read: a shipped file with the same name takes precedence", "Give it another name.")
+                Mistake(str(twin), "is never read: a shipped file with the same name takes precedence", "Rename it.")
             )
     return mistakes
 

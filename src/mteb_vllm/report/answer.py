@@ -105,7 +105,9 @@ def _why_no_speed(comparison: Comparison) -> str:
             "Some points embed texts and others score pairs: their speeds are not comparable, so no fastest point is given."
         )
     unknown = all(row.speed is None for row in comparison.rows)
-    which = "No speed was measured" if unknown else f"No speed was measured for the points within {comparison.epsilon:g} of the best"
+    which = "No speed was measured"
+    if not unknown:
+        which += f" for the points within {comparison.epsilon:g} of the best"
     return f"{which}: cached results, other people's results, and results for only some of the tasks have none."
 
 
@@ -244,7 +246,8 @@ def _effects(comparison: Comparison) -> list[str]:
         ]
         if not measured:
             what = "scores" if any(row.mean is not None for row in comparison.rows) else "measurements"
-            lines.append(f"{column}: no effect can be determined, since no two points with {what} differ only in this setting.")
+            why = f"no two points with {what} differ only in this setting"
+            lines.append(f"{column}: no effect can be determined, since {why}.")
         most = _most_different(measured)
         lines += map(_effect, most)
         if left_out := len(measured) - len(most):
