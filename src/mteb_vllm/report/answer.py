@@ -101,9 +101,7 @@ def _points(comparison: Comparison) -> list[str]:
 
 def _why_no_speed(comparison: Comparison) -> str:
     if comparison.unit is None:
-        return (
-            "Some points embed texts and others score pairs: their speeds are not comparable, so no fastest point is given."
-        )
+        return "Some points embed texts and others score pairs: their speeds are not comparable, so no fastest point is given."
     unknown = all(row.speed is None for row in comparison.rows)
     which = "No speed was measured"
     if not unknown:
