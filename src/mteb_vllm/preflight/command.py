@@ -399,7 +399,9 @@ class _Composition:
         pinned = any(chosen.get(field) is not None for field in ("revision", "path", "package"))
         name = OmegaConf.select(config, f"{at}.name")
         if pinned and chosen.get("name") is not None and name != chosen["name"]:
-            what = f"the recipe {recipe} is for {chosen['name']}: its revision, path and prompts do not fit another model"
+            what = (
+                f"the recipe {recipe} is for {chosen['name']}: its revision, path and prompts do not fit another model"
+            )
             choice = "model=custom" if at == "model" else f"model@{at}=custom"
             yield Mistake(
                 f"{at}.name",

@@ -175,7 +175,9 @@ def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.Layer
     notes = [
         "Number: batch size. Vertical line: up to p90.",
         "At the bottom: offline (saturated) throughput." if at_once else "",
-        f"Shapes do not show lengths, of which there are more than {len(SHAPES)}." if len(lengths) > len(SHAPES) else "",
+        f"Shapes do not show lengths, of which there are more than {len(SHAPES)}."
+        if len(lengths) > len(SHAPES)
+        else "",
         _BETTER,
     ]
     return chart(layers, {"steps": data, "saturated": at_once}, "↑ median latency of a step, ms", filter(None, notes))
