@@ -101,7 +101,9 @@ def _points(comparison: Comparison) -> list[str]:
 
 def _why_no_speed(comparison: Comparison) -> str:
     if comparison.unit is None:
-        return "Some points embed texts and others score pairs: their speeds are not comparable, so no fastest point is given."
+        return (
+            "Some points embed texts and others score pairs: their speeds are not comparable, so none is the fastest."
+        )
     unknown = all(row.speed is None for row in comparison.rows)
     which = "No speed was measured"
     if not unknown:
@@ -134,7 +136,7 @@ def _throughput(comparison: Comparison) -> list[str]:
     if fastest is None:
         units = {row.point.throughput.unit for row in rows if row.point.throughput}
         lines.append(
-            "Some points embed texts and others score pairs: their speeds are not comparable, so no fastest point is given."
+            "Some points embed texts and others score pairs: their speeds are not comparable, so there is no fastest point."
             if len(units) > 1
             else "No point measured its offline (saturated) throughput, so none is the fastest."
         )
