@@ -110,7 +110,9 @@ def test_a_longer_context_that_the_environment_allows() -> None:
 
 
 def test_a_misspelt_key_of_config_json() -> None:
-    with pytest.raises(ConfigError, match=r"is not a key of the model's config\.json, and vLLM does not read it") as caught:
+    with pytest.raises(
+        ConfigError, match=r"is not a key of the model's config\.json, and vLLM does not read it"
+    ) as caught:
         check([*ENCODER, "engine.hf_overrides={num_label: 1}"])
     assert "Did you mean 'engine.hf_overrides={num_labels:1}'?" in str(caught.value)
 
