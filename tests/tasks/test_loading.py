@@ -319,7 +319,7 @@ def test_columns_and_rows_of_other_tasks() -> None:
     assert problem(task, text=["a", "b"], label=[0, None]) == "1 of 2 rows has a null label, the first is row 1"
     assert problem(task, text=[1, 2], label=[0, 1]) == "the column text of the rows has the type int64, not text"
     task.dataset = DatasetDict({"test": Dataset.from_dict({"text": ["a"], "label": [0]})})
-    assert "there is no split train to train on" in str(data_checks.find_problem(task, "default", "test"))
+    assert "there is no training split train" in str(data_checks.find_problem(task, "default", "test"))
     task = mock_tasks.MockSummarizationTask()
     good: dict[str, Any] = {
         "text": ["a"], "human_summaries": [["b", "c"]], "machine_summaries": [["d"]], "relevance": [[0.5]]
