@@ -295,7 +295,7 @@ def test_prompts_are_never_lost_to_a_failing_hub(hub: Any) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (http(errors.GatedRepoError), "org/name at revision v1 is gated: accept its terms on its page, then run `hf auth login`"),
+        (http(errors.GatedRepoError), "org/name at revision v1 is gated: accept its terms on its page, then run `hf auth"),
         (http(errors.RevisionNotFoundError), "org/name has no revision 'v1': set model.revision to a commit, branch or tag"),
         (http(errors.RepositoryNotFoundError), "there is no model org/name on the Hub, or it is private"),
         (http(errors.RemoteEntryNotFoundError), "org/name has no config.json, so vLLM cannot load it"),
