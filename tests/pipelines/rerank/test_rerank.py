@@ -434,7 +434,7 @@ def test_rerankers_that_cannot_score_are_refused(small: list[str], tmp_path: Pat
     assert check([*with_model("qwen3"), ready, "score_template=none"]), "an explicit choice is accepted"
     original = 'engine.hf_overrides={classifier_from_token: ["no", "yes"], is_original_qwen3_reranker: true}'
     assert check([*with_model("qwen3"), original, "score_template=qwen3_reranker"])
-    assert "has positions for 256 tokens" in mistakes(*with_model("roberta"), "engine.max_model_len=258")
+    assert "has position embeddings for only 256 tokens" in mistakes(*with_model("roberta"), "engine.max_model_len=258")
 
 
 def test_a_users_own_dense_first_stage_is_a_file(small: list[str], tmp_path: Path) -> None:
