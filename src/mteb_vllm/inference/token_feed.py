@@ -90,6 +90,8 @@ def text_feed(engine: Engine, texts: Sequence[str]) -> TokenFeed | None:
     sample = [*by_length[:_CHECKED], *by_length[-_CHECKED:], *texts[:_CHECKED]]
     if new:
         sample += [*SAMPLE, "word " * engine.max_model_len, "ab" * 2 * engine.max_model_len]
+    if not sample:  # all embeddings are cached
+        return feed
     try:
         compare(sample, feed.tokenize(sample).ids, engine.tokenize(sample))
     except TokensRefusedError as error:
