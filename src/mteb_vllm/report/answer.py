@@ -136,7 +136,7 @@ def _throughput(comparison: Comparison) -> list[str]:
     if fastest is None:
         units = {row.point.throughput.unit for row in rows if row.point.throughput}
         lines.append(
-            "Some points embed texts and others score pairs: their speeds are not comparable, so there is no fastest point."
+            "Some points embed texts and others score pairs: their speeds are not comparable, so there is no fastest one."
             if len(units) > 1
             else "No point measured its offline (saturated) throughput, so none is the fastest."
         )
