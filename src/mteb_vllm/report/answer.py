@@ -24,6 +24,10 @@ from mteb_vllm.results.measurements import Roofline, ThroughputRecord
 # The most effects of one setting that are listed.
 _MOST_EFFECTS = 12
 
+_MIXED_UNITS = (
+    "Some points embed texts and others score pairs: their speeds are not comparable, so none is the fastest."
+)
+
 
 def answer(comparison: Comparison) -> list[str]:
     """Return the conclusion and the effect of each setting: one or a few sentences per line."""
@@ -101,9 +105,7 @@ def _points(comparison: Comparison) -> list[str]:
 
 def _why_no_speed(comparison: Comparison) -> str:
     if comparison.unit is None:
-        return (
-            "Some points embed texts and others score pairs: their speeds are not comparable, so none is the fastest."
-        )
+        return _MIXED_UNITS
     unknown = all(row.speed is None for row in comparison.rows)
     which = "No speed was measured"
     if not unknown:
@@ -136,7 +138,7 @@ def _throughput(comparison: Comparison) -> list[str]:
     if fastest is None:
         units = {row.point.throughput.unit for row in rows if row.point.throughput}
         lines.append(
-            "Some points embed texts and others score pairs: their speeds are not comparable, so there is no fastest one."
+            _MIXED_UNITS
             if len(units) > 1
             else "No point measured its offline (saturated) throughput, so none is the fastest."
         )
