@@ -148,6 +148,8 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("engine.preset=gpu", "there is no such preset\n    Presets: auto, vllm, vllm_cpu."),
         ("engine.block_size=16", "is not listed in conf/engine/\n    Add it with a plus: +engine.block_size=16"),
         ("+engine.blok_size=16", "has no such engine argument\n    Did you mean +engine.block_size?"),
+        ("engine.torch_dtype=float16", "has no such engine argument\n    Did you mean engine.dtype?"),
+        ("engine.max_length=64", "has no such engine argument\n    Did you mean engine.max_model_len?"),
         ("engine.nope.x=1", "has no such engine argument"),
         ("+engine.model=x", "is set by the model and the pipeline"),
         ("+engine.env.VLLM_LOGING_LEVEL=DEBUG", "Did you mean +engine.env.VLLM_LOGGING_LEVEL?"),
