@@ -37,7 +37,7 @@ def print_run_header(console: Console, planned: Plan, record: RunRecord) -> None
         record.warnings += [f"{spec.model.name}: {note}" for note in spec.applied.notes]
     if shell := record.settings["engine"]["shell"]:
         record.warnings.append(
-            f"Set in the shell rather than in engine.env, and part of the fingerprint: "
+            "Variables set in the shell rather than in engine.env, which are part of the fingerprint: "
             f"{', '.join(f'{k}={v}' for k, v in shell.items())}"
         )
     _print_input_texts(console, planned)
