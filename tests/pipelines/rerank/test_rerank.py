@@ -345,7 +345,8 @@ def test_a_reranking_task_from_a_folder_in_the_hubs_layout(
         assert again.tasks[0].status == "cached"
     else:
         assert task.status == "failed" and "candidate lists (top_ranked)" in task.reason
-        assert "put a copy of the data set into the folder mteb/AskUbuntuDupQuestions" in task.reason
+        assert task.failure is not None
+        assert f"put a copy of the data set into the folder {tmp_path}/mteb/AskUbuntu" in task.failure.advice
 
 
 def test_mock_reranking_tasks_of_mteb(tmp_path: Path, minilm: Any) -> None:
