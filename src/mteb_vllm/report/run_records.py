@@ -141,6 +141,8 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     yield "engine.backend", short_text(engine.get("backend") or (opened.backend if opened is not None else ""))
     for key, value in args.items():
         yield f"engine.{key}", short_text(value)
+    if record.throughput is not None and opened is not None:
+        yield "engine.replicas", short_text(opened.replicas)  # scores do not depend on it
     for key, value in _args(record, "env").items():
         yield f"engine.env.{key}", short_text(value)
     for key, value in _args(record, "shell").items():
