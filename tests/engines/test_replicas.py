@@ -20,10 +20,10 @@ import pytest
 
 import rerankers
 import tiny_models
-from mteb_vllm import VllmCrossEncoderWrapper, VllmEncoderWrapper
+from mteb_vllm import VllmCrossEncoderWrapper, VllmEncoderWrapper, run
 from mteb_vllm.engines import arguments, replicas
 from mteb_vllm.engines.arguments import replicas_problem, resolve_arguments
-from mteb_vllm.engines.base import EngineSpec, close_engines, is_open, open_engine
+from mteb_vllm.engines.base import EngineSpec, _open, close_engines, is_open, open_engine
 from mteb_vllm.engines.replicas import ReplicatedEngine, shares
 from mteb_vllm.errors import ConfigError, EngineError, EngineStartError
 from mteb_vllm.inference.encoding import encode_texts, run_texts
@@ -51,7 +51,7 @@ def spec_of(folder: Path, count: int, convert: Any = "embed") -> EngineSpec:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     root = tmp_path_factory.mktemp("models")
-    yield {"embed": tiny_models.tiny_encoder(root / "tiny"), "classify": rerankers.small("bert", root, 128)}
+    yield {"embed": tiny_models.tiny_encoder(root / "tiny", heads=1), "classify": rerankers.small("bert", root, 128)}
     close_engines()
 
 
@@ -65,7 +65,7 @@ def alone(folders: dict[str, Path]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def two(folders: dict[str, Path]) -> ReplicatedEngine:
+def two(folders: dict[str, Path], alone: dict[str, Any]) -> ReplicatedEngine:
     """Two replicas that embed; tests share them until one of them breaks them."""
     engine = open_engine(spec_of(folders["embed"], 2))
     assert isinstance(engine, ReplicatedEngine)
@@ -336,3 +336,25 @@ def test_gpus_and_their_memory_are_divided(folders: dict[str, Path], monkeypatch
     own = shares(replace(spec, replicas=2, env={"CUDA_VISIBLE_DEVICES": "3"}))
     assert [share.spec.env["CUDA_VISIBLE_DEVICES"] for share in own] == ["3", "3"]
     assert [share.spec.args["gpu_memory_utilization"] for share in own] == [0.46, 0.46]
+
+
+@needs_two_cores
+@pytest.mark.vllm
+def test_a_run_records_replicas_and_uses_results_of_one_engine(folders: dict[str, Path], tmp_path: Path) -> None:
+    close_engines()
+    base = [f"results.dir={tmp_path}", f"model.path={folders['embed']}", "tasks.names=[StdlibDocsClassification]"]
+    base.append("engine.max_model_len=32")
+    two = run([*base, "engine.replicas=2"], show=False)
+    assert two.engine is not None and (two.engine.replicas, two.engine.replicas_lost) == (2, 0)
+    assert two.peak_memory_mb is not None and two.peak_memory_mb.engine_processes > two.peak_memory_mb.process
+    assert not [text for text in two.warnings if "replica" in text]
+    engine = _open[0]
+    assert isinstance(engine, ReplicatedEngine)
+    os.kill(pids(engine)[0], signal.SIGKILL)
+    again = run([*base, "engine.replicas=2", "results.reuse=none"], show=False)
+    assert again.engine is not None and (again.engine.opened, again.engine.replicas_lost) == (0, 1)
+    assert [text for text in again.warnings if text.startswith("1 of 2 replicas of the engine died")]
+    assert again.scores == two.scores and again.fingerprint == two.fingerprint
+    close_engines()
+    one = run(base, show=False)
+    assert one.tasks[0].status == "cached" and one.fingerprint == two.fingerprint and one.scores == two.scores

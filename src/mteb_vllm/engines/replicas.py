@@ -152,7 +152,7 @@ class _Replica:
         except Exception:
             logger.exception("replica %d sent what cannot be read", self.number)
         finally:
-            self.status = self.process.reap()
+            self.status = self.process.wait(10)
             self._events.put((self, None))
 
     def describe_end(self) -> str:
@@ -173,9 +173,10 @@ class _Replica:
     def join(self, seconds: float) -> None:
         """Wait for its end, and kill it after so many seconds."""
         self._thread.join(seconds)
-        while self._thread.is_alive():
-            self.process.kill_group()
-            self._thread.join(1.0)
+        if self._thread.is_alive():
+            self.process.wait()
+            self._thread.join()
+        self.process.close()  # not by the thread, which would take the descriptor from a `send`
 
 
 _Events = queue.SimpleQueue[tuple[_Replica, Event | None]]

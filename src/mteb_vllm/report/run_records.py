@@ -72,7 +72,7 @@ def short_text(value: Any) -> str:
 
 def _point(folder: Path, record: RunRecord) -> Point:
     settings, engine = record.settings, record.engine
-    opened = engine.fingerprint if engine is not None else ""
+    opened = engine.identity if engine is not None else ""
     tasks = [_task(task) for task in record.tasks]
     # Without an engine at work, peak memory is that of Python and of mteb's data.
     at_work = record.throughput is not None or not tasks or any(not task.cached for task in tasks)

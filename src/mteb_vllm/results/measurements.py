@@ -51,6 +51,11 @@ class EngineRecord:
     replicas: Count = 1
     replicas_lost: Count = 0
 
+    @property
+    def identity(self) -> str:
+        """Its fingerprint, and the number of its replicas if there are several, on which speeds depend."""
+        return self.fingerprint if self.replicas == 1 else f"{self.fingerprint} x {self.replicas}"
+
 
 @dataclass
 class CacheRecord:

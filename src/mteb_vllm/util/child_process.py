@@ -108,26 +108,32 @@ class ChildProcess(Generic[Sent, Received]):
         finally:
             self.kill()
 
-    def kill_group(self) -> None:
-        """Kill the child and all of its processes, and leave the pipe open: `receive` will report the end."""
+    def wait(self, seconds: float = 0.0) -> int:
+        """Wait so long for the child to exit, and kill what remains of its processes; return its exit status."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+        return self._process.wait()
+
+    def close(self) -> None:
+        """Close the pipes to a child that has ended."""
+        self._pipe.close()
+        lifeline, self._lifeline = self._lifeline, -1
+        if lifeline >= 0:
+            os.close(lifeline)
 
     def kill(self) -> int:
         """Kill the child and all of its processes; return its exit status as in `subprocess`."""
-        self.kill_group()
-        status = self._process.wait()
-        self._pipe.close()
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-        self._lifeline = -1
+        status = self.wait()
+        self.close()
         return status
 
     def reap(self) -> int:
         """Kill the remaining processes of a child that has ended, and return its exit status."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(10)
-        return self.kill()
+        status = self.wait(10)
+        self.close()
+        return status
 
 
 def connect(orders: int, lifeline: int) -> Connection:
