@@ -6,6 +6,7 @@ Nothing here imports vLLM.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -85,12 +86,13 @@ def resolve_arguments(
     return args, _merge_env(*layers), name, "vllm", _resolve_replicas(merged.get("replicas"), args)
 
 
-def gpus_per_engine(args: Mapping[str, Any]) -> int:
-    """Return the number of GPUs that one engine uses, or of NUMA nodes on a CPU."""
-    return (args.get("tensor_parallel_size") or 1) * (args.get("pipeline_parallel_size") or 1)
+def gpus_per_engine(args: Mapping[str, object]) -> int:
+    """Return the number of GPUs that one engine uses, or of groups of cores on a CPU."""
+    sizes = [args.get(f"{way}_parallel_size") for way in ("tensor", "pipeline")]
+    return math.prod(size for size in sizes if isinstance(size, int))
 
 
-def _resolve_replicas(value: object, args: Mapping[str, Any]) -> int:
+def _resolve_replicas(value: object, args: Mapping[str, object]) -> int:
     """Return the number of replicas; `auto` is one for each group of GPUs that an engine uses, and 1 on a CPU."""
     if value == "auto":
         return max(1, gpu_count() // gpus_per_engine(args))

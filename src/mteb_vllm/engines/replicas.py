@@ -156,10 +156,10 @@ class _Replica:
             self._events.put((self, None))
 
     def describe_end(self) -> str:
-        """Return how it ended, and write the last lines of its log into this process's."""
+        """Return how it ended, and log that, with the last lines of its log unless that is this process's too."""
         how = describe_exit(self.status or 0)
-        lines = last_lines(self._log, since=self._written)
-        logger.error("replica %d ended (%s); the last lines of its log:\n%s", self.number, how, "\n".join(lines))
+        lines = [] if self._log == stderr_file() else last_lines(self._log, since=self._written)
+        logger.error("replica %d ended (%s)%s", self.number, how, "".join(f"\n  {line}" for line in lines))
         return how
 
     def last_lines(self) -> list[str]:
