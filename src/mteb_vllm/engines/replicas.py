@@ -424,7 +424,7 @@ class ReplicatedEngine(Engine):
         """
         replicas = self.llm
         assert replicas is not None
-        incoming, ended = iter(chunks), False
+        incoming, counted, ended = iter(chunks), itertools.count(), False
         numbers: dict[int, int] = {}  # number of a call -> number of its chunk
         returned: deque[Call] = deque()
         in_flight: dict[_Replica, dict[int, Call]] = {replica: {} for replica in replicas.living}
@@ -443,7 +443,7 @@ class ReplicatedEngine(Engine):
                             ended = True
                             break
                         call = Call(next(self._numbers), method, arguments, options)
-                        numbers[call.number] = len(numbers)
+                        numbers[call.number] = next(counted)
                     in_flight[replica][call.number] = call
                     replica.process.send(call)
                 if not any(in_flight.values()):
@@ -460,7 +460,7 @@ class ReplicatedEngine(Engine):
                     raise event.error
                 elif isinstance(event, Result) and in_flight[replica].pop(event.number, None) is not None:
                     self.cached_tokens += event.cached_tokens
-                    yield numbers[event.number], event.value
+                    yield numbers.pop(event.number), event.value
         finally:
             if any(in_flight.values()):
                 self.close()
