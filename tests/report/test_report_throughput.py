@@ -55,6 +55,14 @@ def reported(folder: Path, runs: list[RunRecord], width: int = 250) -> tuple[Pat
     return made, comparison, console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_replicas_are_a_setting_of_throughput_runs(tmp_path: Path) -> None:
+    runs = [replace(throughput_runs()[0], point=at) for at in range(2)]
+    for run, replicas in zip(runs, (1, 2), strict=True):
+        assert run.engine is not None
+        run.engine = replace(run.engine, replicas=replicas)
+    assert compared(tmp_path, runs).columns == ["engine.replicas"]
+
+
 def test_one_run_shows_its_steps_and_its_offline_throughput(tmp_path: Path) -> None:
     run = throughput_runs()[0]
     console = Console(file=io.StringIO(), width=120)
