@@ -59,7 +59,7 @@ _PRINTING = ("hydra_help", "cfg", "info", "shell_completion")
 _REFUSED = {
     "config_path": "Put your own files into a folder and pass it with --config-dir.",
     "config_name": "Put your own settings into an experiment: --config-dir DIR experiment=NAME.",
-    "experimental_rerun": "Run the same command again: it computes only what is missing. A run's settings are in its run.json.",
+    "experimental_rerun": "Run the same command again: it computes only what is missing. run.json holds a run's settings.",
 }
 
 

@@ -207,7 +207,7 @@ def test_a_query_longer_than_the_context_is_cut_and_counted(
 
 
 def test_a_model_with_two_labels_is_refused(opened: Callable[..., VllmCrossEncoderWrapper]) -> None:
-    with pytest.raises(ModelError, match="gives 2 scores for a pair"):
+    with pytest.raises(ModelError, match="outputs 2 scores per pair"):
         opened("two_labels")
 
 

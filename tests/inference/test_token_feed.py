@@ -123,7 +123,7 @@ def test_text_is_used_without_a_fast_tokenizer_or_with_another_interface(
         model.engine.feed = model.engine.takes_text = None
         monkeypatch.setattr(model.llm, "renderer", SimpleNamespace())
         assert model.engine.feed is None
-        with pytest.raises(Exception, match="interface"):
+        with pytest.raises(Exception, match="internal API"):
             model.engine.tokenization()
 
 
@@ -189,7 +189,7 @@ def test_items_are_made_ahead_but_not_without_bound() -> None:
         stream = iter(ready)
         assert next(stream) == 0
         time.sleep(0.3)
-        assert len(made) == 4, "one was taken, two wait, and one is held"
+        assert len(made) == 3, "one was taken, and two are ahead"
         assert [next(stream) for _ in range(5)] == [1, 2, 3, 4, 5]
     assert len(made) < 12
     assert not [one for one in threading.enumerate() if "token feed" in one.name]

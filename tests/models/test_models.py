@@ -295,9 +295,9 @@ def test_prompts_are_never_lost_to_a_failing_hub(hub: Any) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (http(errors.GatedRepoError), "org/name at revision v1 is gated: accept its terms on its page, then `hf auth login`"),
+        (http(errors.GatedRepoError), "org/name at revision v1 is gated: accept its terms on its page, then run `hf auth"),
         (http(errors.RevisionNotFoundError), "org/name has no revision 'v1': set model.revision to a commit, branch or tag"),
-        (http(errors.RepositoryNotFoundError), "the Hub has no model org/name, or it is private"),
+        (http(errors.RepositoryNotFoundError), "there is no model org/name on the Hub, or it is private"),
         (http(errors.RemoteEntryNotFoundError), "org/name has no config.json, so vLLM cannot load it"),
         (errors.LocalEntryNotFoundError("Cannot find\nit"), "with network access (`hf download org/name --revision v1`)"),
         (errors.HFValidationError("Repo id must be in the form 'a/b'"), "cannot be loaded from the Hub: Repo id must be"),
@@ -315,14 +315,14 @@ def test_a_model_that_cannot_be_loaded_has_a_remedy_in_one_line(hub: Any, error:
 
 
 @pytest.mark.parametrize(
-    ("offline", "message"), [(True, "offline mode is on (HF_HUB_OFFLINE)"), (False, "cannot be reached")]
+    ("offline", "message"), [(True, "offline mode is on (HF_HUB_OFFLINE)"), (False, "the Hub cannot be reached")]
 )
 def test_offline_on_purpose_or_not(hub: Any, monkeypatch: pytest.MonkeyPatch, offline: bool, message: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     hub(config=errors.LocalEntryNotFoundError("Cannot find it"))
     with pytest.raises(ModelError) as caught:
         find_model("org/name")
-    assert f"org/name is not in the local cache and the Hub {message}: " in str(caught.value)
+    assert f"org/name is not in the local cache and {message}: " in str(caught.value)
     assert "(`hf download org/name`)" in str(caught.value), "without a revision the newest one is downloaded"
 
 

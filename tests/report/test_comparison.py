@@ -287,7 +287,9 @@ def test_a_single_point_is_compared_with_nothing() -> None:
 def test_effects_that_cannot_be_determined_are_named() -> None:
     made = compare([point("0", task("A", 0.5), x="1", y="1"), point("1", task("A", 0.5), x="2", y="2")])
     assert made.effects == []
-    assert "x: no effect can be determined, since no two points with scores differ only in this setting." in answer(made)
+    assert "x: no effect can be determined, since no two points with scores differ only in this setting." in answer(
+        made
+    )
 
 
 def test_an_effect_gives_the_number_of_pairs_of_each_figure() -> None:

@@ -157,7 +157,7 @@ def test_speeds_in_texts_and_in_pairs_have_their_units() -> None:
     assert of.unit is None
     static, tables = html(of).split("<script")[0].replace("<wbr>", ""), comparison_markdown(of)
     assert ">texts or pairs/s</button>" in static and "| texts or pairs/s |" in tables
-    assert "Texts or pairs/s and tokens/s are what the engine computed" in static
+    assert "Texts or pairs/s and tokens/s are the amount that the engine computed" in static
     for row in (of.rows[0], of.rows[4]):
         assert row.speed is not None
         said = f"{row.speed.texts:,.0f} {row.speed.unit}"

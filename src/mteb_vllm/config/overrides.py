@@ -101,7 +101,8 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
         if isinstance(current, Mapping) and isinstance(value, (str, int, float)):
             choice = f"{key.replace('.', '/')}={override.get_value_string()}"
             way = f"To choose a file, use a slash: {shlex.quote(choice)}"
-            return [Mistake(key, f"{key} is a group of fields, not a single field", way if "." in key else "", written=written)]
+            what = f"{key} is a group of fields, not a single field"
+            return [Mistake(key, what, way if "." in key else "", written=written)]
         if override.is_add() and current is not None and not isinstance(value, (dict, list)):
             way = f"To change it, drop the plus: {shlex.quote(written.lstrip('+'))}"
             return [Mistake(key, f"is already set to {current}", way, written=written)]

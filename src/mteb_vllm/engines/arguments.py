@@ -427,8 +427,6 @@ def _env_mistakes(at: str, value: object, vllm: VllmCatalogue | None) -> list[Mi
             mistakes.append(Mistake(f"{at}.{name}", f"is not a variable that vLLM {vllm.version} reads", nearest=near))
         if isinstance(setting, bool) or not isinstance(setting, (str, int, float)):
             mistakes.append(
-                Mistake(
-                    f"{at}.{name}", "must be a string or a number", "Write booleans as 0 or 1.", value=f"{setting}"
-                )
+                Mistake(f"{at}.{name}", "must be a string or a number", "Write booleans as 0 or 1.", value=f"{setting}")
             )
     return mistakes

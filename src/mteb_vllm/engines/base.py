@@ -301,13 +301,18 @@ class Engine(ABC):
     ) -> Scores:
         """Score tokenised pairs; otherwise like `score`."""
 
+    def _refuse_tokens(self) -> TokensRefusedError:
+        return TokensRefusedError(f"{self.spec.backend_name} tokenises by itself")
+
+    # The following five belong together: an engine that takes token ids implements all of them.
+
     def tokenization(self) -> Tokenization:
         """Return how its front end tokenises a text.
 
         Raises:
             TokensRefusedError: if it takes no token ids, or if that cannot be determined.
         """
-        raise TokensRefusedError(f"{self.spec.backend_name} tokenises by itself")
+        raise self._refuse_tokens()
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids that its front end makes of texts.
@@ -315,7 +320,7 @@ class Engine(ABC):
         Raises:
             TokensRefusedError: as for `tokenization`.
         """
-        raise TokensRefusedError(f"{self.spec.backend_name} tokenises by itself")
+        raise self._refuse_tokens()
 
     def embed_tokens(self, tokens: Iterable[list[int] | None]) -> Generator[tuple[list[int], npt.NDArray[np.float32]]]:
         """Embed tokenised texts as they arrive, in steps as full as the engine allows.
@@ -331,8 +336,9 @@ class Engine(ABC):
 
         Raises:
             EngineError: if the engine has died or failed.
+            TokensRefusedError: as for `tokenization`.
         """
-        raise NotImplementedError
+        raise self._refuse_tokens()
 
     def tokenize_pairs(
         self, queries: Sequence[str], documents: Sequence[str], template: str | None
@@ -342,7 +348,7 @@ class Engine(ABC):
         Raises:
             TokensRefusedError: as for `tokenization`.
         """
-        raise TokensRefusedError(f"{self.spec.backend_name} tokenises by itself")
+        raise self._refuse_tokens()
 
     def score_arriving(
         self, pairs: Iterable[TokenPair | None], *, activation: Activation | None = None
@@ -352,7 +358,7 @@ class Engine(ABC):
         Yields:
             the positions of the pairs that were finished, and their scores: float32 array, shape (n_finished,).
         """
-        raise NotImplementedError
+        raise self._refuse_tokens()
 
     @abstractmethod
     def time_phases(self) -> contextlib.AbstractContextManager[Phases]:

@@ -226,9 +226,7 @@ class VllmEngine(Engine):
             yield
         except Exception as error:
             self.close()
-            if type(error).__name__ == "EngineDeadError":
-                raise EngineError("vLLM's engine died; the cause is in the log") from error
-            raise EngineError(f"vLLM's engine failed: {type(error).__name__}: {error}") from error
+            raise _engine_error(error) from error
 
     def _make_scores(self, values: Sequence[float], outputs: Sequence[PoolingRequestOutput]) -> Scores:
         cached = _count_cached_tokens(outputs)
@@ -246,15 +244,12 @@ class VllmEngine(Engine):
         try:
             outputs: list[PoolingRequestOutput] = getattr(self.llm, method)(inputs, *args, **kwargs)
         except Exception as error:
-            dead = type(error).__name__ == "EngineDeadError"
             refused = isinstance(error, (ValueError, TypeError)) and not self.llm.llm_engine.has_unfinished_requests()
-            if refused and not dead:
+            if refused and not _is_dead(error):
                 raise  # vLLM has rejected the requests and holds none of them
             # Requests left over from an interrupted step could be mixed up with those of the next call.
             self.close()
-            if dead:
-                raise EngineError("vLLM's engine died; the cause is in the log") from error
-            raise EngineError(f"vLLM's engine failed: {type(error).__name__}: {error}") from error
+            raise _engine_error(error) from error
         except BaseException:
             # Ctrl-C: vLLM keeps the requests, and their results would be returned by the next call.
             self.close()
@@ -311,13 +306,25 @@ class VllmEngine(Engine):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def _is_dead(error: Exception) -> bool:
+    return type(error).__name__ == "EngineDeadError"
+
+
+def _engine_error(error: Exception) -> EngineError:
+    if _is_dead(error):
+        return EngineError("vLLM's engine died; the cause is in the log")
+    return EngineError(f"vLLM's engine failed: {type(error).__name__}: {error}")
+
+
 @contextlib.contextmanager
 def _translate_api_errors() -> Iterator[None]:
-    """Turn errors of an unexpected interface into TokensRefusedError: it is not part of vLLM's stable one."""
+    """Turn errors of an unexpected interface into TokensRefusedError: what is called inside is internal to vLLM."""
     try:
         yield
     except (AttributeError, TypeError, KeyError) as error:
-        raise TokensRefusedError(f"this vLLM has another interface ({type(error).__name__}: {error})") from error
+        raise TokensRefusedError(
+            f"this version of vLLM has a different internal API ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _parameters(activation: Activation | None, first_length: int | None = None) -> PoolingParams:

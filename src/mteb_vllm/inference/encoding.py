@@ -20,7 +20,7 @@ import numpy.typing as npt
 from mteb_vllm.engines.base import Engine
 from mteb_vllm.errors import DataError, NonFiniteError
 from mteb_vllm.inference.embedding_cache.cache import Space
-from mteb_vllm.inference.token_feed import TokenBatch, TokenFeed, batches, prefetch, text_feed
+from mteb_vllm.inference.token_feed import TokenBatch, TokenFeed, batches, open_feed, prefetch, text_feed
 from mteb_vllm.results.counters import Work
 
 if TYPE_CHECKING:
@@ -118,10 +118,12 @@ def encode_texts(
 def run_texts(engine: Engine, texts: Sequence[str]) -> list[int]:
     """Embed texts and discard the embeddings, to measure speed; return the number of tokens of each text.
 
+    Call `text_feed` before: here texts are not checked, since that would take part in what is measured.
+
     Raises:
         EngineError: if the engine has died or failed.
     """
-    feed = text_feed(engine, texts)
+    feed = open_feed(engine)
     if feed is None:
         return engine.embed(list(texts))[1]
     lengths: list[int] = []

@@ -102,6 +102,8 @@ class PairTokenizer:
                 raise TokensRefusedError("vLLM renders pairs with a template of the model's own")
             # An empty document is tokenised as one of a pair, which vLLM does not do.
             pairs = [pair for pair in zip(queries, documents, strict=True) if pair[1] or self.joins_pairs]
+            if not pairs:
+                return feed
             ours = self.tokenize(feed, [query for query, _ in pairs], [document for _, document in pairs])
             # vLLM truncates pairs that are too long in another way.
             whole = [at for at, pair in enumerate(ours) if not pair.cut]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mteb_vllm.engines.base import Engine, MakeBar, Scores, TokenPair
 from mteb_vllm.inference.encoding import ProgressBar, check_finite, replace_surrogates, texts_without_tokens
 from mteb_vllm.inference.pairs import PairTokenizer
-from mteb_vllm.inference.token_feed import TokenFeed, batches, prefetch
+from mteb_vllm.inference.token_feed import TokenFeed, batches, open_feed, prefetch
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.results.counters import Work
 
@@ -45,7 +45,7 @@ def score_pairs(
         documents: The second text of each pair.
         template: The jinja template that renders a pair; None if the model joins the two texts itself.
         activation: Activation of the logit: "sigmoid", "none", or None for that of the model's files.
-        chunk_size: How many distinct pairs are passed to the engine at once.
+        chunk_size: How many distinct pairs are passed at once to an engine that gets text.
         progress: Called repeatedly with (distinct pairs done, distinct pairs in total).
 
     Returns:
@@ -97,11 +97,13 @@ def score_pairs(
 def run_pairs(engine: Engine, queries: Sequence[str], documents: Sequence[str], template: str | None) -> list[int]:
     """Score pairs that fit the context and discard the scores, to measure speed; return the number of tokens of each pair.
 
+    Call `PairTokenizer.feed` before: here pairs are not checked, since that would take part in what is measured.
+
     Raises:
         EngineError: if the engine has died or failed.
     """
     reader = PairTokenizer(engine, template)
-    feed = reader.feed(queries[:_CHECKED], documents[:_CHECKED])
+    feed = open_feed(engine)
     if feed is None:
         return engine.score(list(queries), list(documents), template=template).lengths
     lengths: list[int] = []

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
 
@@ -77,38 +77,42 @@ class TokenFeed:
 
 
 def text_feed(engine: Engine, texts: Sequence[str]) -> TokenFeed | None:
-    """Return what tokenises texts for an engine, if it does so as the engine itself; None if the engine is to get text.
-
-    That is checked once on texts on which tokenizers differ, and in each call on some of those that are about to be
-    tokenised.
-    """
-    new = engine.feed is None
+    """Return what tokenises texts for an engine, checked on some that are about to be tokenised; None: it gets text."""
     feed = open_feed(engine)
     if feed is None:
         return None
     by_length = sorted(texts, key=len)
-    sample = [*by_length[:_CHECKED], *by_length[-_CHECKED:], *texts[:_CHECKED]]
-    if new:
-        sample += [*SAMPLE, "word " * engine.max_model_len, "ab" * 2 * engine.max_model_len]
-    try:
-        compare(sample, feed.tokenize(sample).ids, engine.tokenize(sample))
-    except TokensRefusedError as error:
-        use_text(engine, error)
-        return None
-    return feed
+    return feed if agrees(engine, feed, [*by_length[:_CHECKED], *by_length[-_CHECKED:], *texts[:_CHECKED]]) else None
 
 
 def open_feed(engine: Engine) -> TokenFeed | None:
-    """Return the token feed of an engine, unchecked; None if it gets text, for the reason `engine.takes_text`."""
+    """Return the token feed of an engine; None if it gets text, for the reason `engine.takes_text`.
+
+    On the first call for an engine that embeds, it is checked on texts on which tokenizers differ.
+    """
     if engine.takes_text is None and engine.feed is None:
         try:
             how = engine.tokenization()
             if not getattr(engine.tokenizer, "is_fast", False):
                 raise TokensRefusedError("its tokenizer has no fast implementation")
-            engine.feed = TokenFeed(engine.tokenizer, how)
+            engine.feed = feed = TokenFeed(engine.tokenizer, how)
         except TokensRefusedError as error:
             use_text(engine, error)
+        else:
+            if engine.spec.convert == "embed":
+                agrees(engine, feed, [*SAMPLE, "word " * engine.max_model_len, "ab" * 2 * engine.max_model_len])
     return cast("TokenFeed | None", engine.feed)
+
+
+def agrees(engine: Engine, feed: TokenFeed, texts: Sequence[str]) -> bool:
+    """Return whether the token ids of texts are those of the engine's own front end; if not, it gets text from now on."""
+    if distinct := list(dict.fromkeys(texts)):
+        try:
+            compare(distinct, feed.tokenize(distinct).ids, engine.tokenize(distinct))
+        except TokensRefusedError as error:
+            use_text(engine, error)
+            return False
+    return True
 
 
 def use_text(engine: Engine, why: TokensRefusedError) -> None:
@@ -152,19 +156,19 @@ class Prefetched(Generic[T]):
         waited: Seconds that the consumer has waited for items.
     """
 
-    items: queue.Queue[tuple[T | None, BaseException | None, bool]]
+    take: Callable[[], T]
     waited: float = 0.0
 
     def __iter__(self) -> Iterator[T]:
         while True:
             started = time.perf_counter()
-            item, error, more = self.items.get()
-            self.waited += time.perf_counter() - started
-            if error is not None:
-                raise error
-            if not more:
+            try:
+                item = self.take()
+            except StopIteration:
                 return
-            yield item  # type: ignore[misc]
+            finally:
+                self.waited += time.perf_counter() - started
+            yield item
 
 
 @contextlib.contextmanager
@@ -173,30 +177,16 @@ def prefetch(items: Iterable[T], ahead: int = 2) -> Iterator[Prefetched[T]]:
 
     Errors of the iteration are raised where its items are used.
     """
-    made: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(maxsize=ahead)
-    stop = threading.Event()
+    thread = ThreadPoolExecutor(1, "mteb-vllm token feed")
+    iterator = iter(items)
+    waiting = deque(thread.submit(next, iterator) for _ in range(ahead))
 
-    def put(item: T | None, error: BaseException | None, more: bool) -> bool:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                made.put((item, error, more), timeout=0.1)
-                return True
-        return False
+    def take() -> T:
+        item = waiting.popleft().result()
+        waiting.append(thread.submit(next, iterator))
+        return item
 
-    def work() -> None:
-        try:
-            for item in items:
-                if not put(item, None, True):
-                    return
-        except BaseException as error:
-            put(None, error, False)
-        else:
-            put(None, None, False)
-
-    thread = threading.Thread(target=work, name="mteb-vllm token feed", daemon=True)
-    thread.start()
     try:
-        yield Prefetched(made)
+        yield Prefetched(take)
     finally:
-        stop.set()
-        thread.join()
+        thread.shutdown(cancel_futures=True)

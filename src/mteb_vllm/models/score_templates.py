@@ -217,7 +217,7 @@ def template_mistakes(at: str, text: str, file: str | None = None) -> list[Mista
         for side in lost
     ]
     if not lost and without.count(_PROBE) != 1:
-        what = "must contain the document exactly once and unchanged, since it is the document that is truncated in long pairs"
+        what = "must contain the document exactly once and unchanged, since in long pairs the document is truncated"
         mistakes.append(wrong(what, "Do not apply filters (trim, tojson, ...) or slices to the document."))
     return mistakes
 

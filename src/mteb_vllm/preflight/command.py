@@ -399,7 +399,9 @@ class _Composition:
         pinned = any(chosen.get(field) is not None for field in ("revision", "path", "package"))
         name = OmegaConf.select(config, f"{at}.name")
         if pinned and chosen.get("name") is not None and name != chosen["name"]:
-            what = f"the recipe {recipe} is for {chosen['name']}: its revision, path and prompts do not fit another model"
+            what = (
+                f"the recipe {recipe} is for {chosen['name']}: its revision, path and prompts do not fit another model"
+            )
             choice = "model=custom" if at == "model" else f"model@{at}=custom"
             yield Mistake(
                 f"{at}.name",
@@ -472,7 +474,7 @@ def _shadowed_files(config_dir: str | None) -> list[Mistake]:
         twin = Path(config_dir, file.relative_to(shipped))
         if twin.is_file() and twin.read_bytes() != file.read_bytes():
             mistakes.append(
-                Mistake(str(twin), "is never read: a shipped file with the same name takes precedence", "Give it another name.")
+                Mistake(str(twin), "is never read: a shipped file with the same name takes precedence", "Rename it.")
             )
     return mistakes
 

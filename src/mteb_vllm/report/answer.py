@@ -24,6 +24,10 @@ from mteb_vllm.results.measurements import Roofline, ThroughputRecord
 # The most effects of one setting that are listed.
 _MOST_EFFECTS = 12
 
+_MIXED_UNITS = (
+    "Some points embed texts and others score pairs: their speeds are not comparable, so none is the fastest."
+)
+
 
 def answer(comparison: Comparison) -> list[str]:
     """Return the conclusion and the effect of each setting: one or a few sentences per line."""
@@ -101,11 +105,11 @@ def _points(comparison: Comparison) -> list[str]:
 
 def _why_no_speed(comparison: Comparison) -> str:
     if comparison.unit is None:
-        return (
-            "Some points embed texts and others score pairs: their speeds are not comparable, so no fastest point is given."
-        )
+        return _MIXED_UNITS
     unknown = all(row.speed is None for row in comparison.rows)
-    which = "No speed was measured" if unknown else f"No speed was measured for the points within {comparison.epsilon:g} of the best"
+    which = "No speed was measured"
+    if not unknown:
+        which += f" for the points within {comparison.epsilon:g} of the best"
     return f"{which}: cached results, other people's results, and results for only some of the tasks have none."
 
 
@@ -134,7 +138,7 @@ def _throughput(comparison: Comparison) -> list[str]:
     if fastest is None:
         units = {row.point.throughput.unit for row in rows if row.point.throughput}
         lines.append(
-            "Some points embed texts and others score pairs: their speeds are not comparable, so no fastest point is given."
+            _MIXED_UNITS
             if len(units) > 1
             else "No point measured its offline (saturated) throughput, so none is the fastest."
         )
@@ -244,7 +248,8 @@ def _effects(comparison: Comparison) -> list[str]:
         ]
         if not measured:
             what = "scores" if any(row.mean is not None for row in comparison.rows) else "measurements"
-            lines.append(f"{column}: no effect can be determined, since no two points with {what} differ only in this setting.")
+            why = f"no two points with {what} differ only in this setting"
+            lines.append(f"{column}: no effect can be determined, since {why}.")
         most = _most_different(measured)
         lines += map(_effect, most)
         if left_out := len(measured) - len(most):

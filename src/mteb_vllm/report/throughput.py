@@ -46,7 +46,7 @@ def throughput_markdown(record: RunRecord) -> list[str]:
 
 
 def step_rows(throughput: ThroughputRecord) -> list[tuple[str, ...]]:
-    """Return one row per batch size: rates, latencies of a step, and the mean times of its phases."""
+    """Return one row per batch size: rates, latencies of a call, and the mean times of its phases."""
     return [
         (
             str(step.batch_size),

@@ -124,7 +124,7 @@ def test_an_injected_fault_is_named(tmp_path: Path, fault: dict[str, Any], cause
     assert outcome.status == "computed" and not verdict.passed and verdict.tasks[0].reasons
     first = verdict.hints[0]
     assert first.cause == cause, verdict
-    assert first.worst > 0.9999 and "as configured" in first.says
+    assert first.worst > 0.9999 and "As configured" in first.says
     shown = io.StringIO()
     print_parity(Console(file=shown, width=200), verdict)
     report = "\n".join(parity_markdown(verdict))

@@ -93,7 +93,7 @@ def throughput_curves(comparison: Comparison) -> list[Curve]:
 
 
 def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
-    """Draw the latency of a step against throughput, a curve for each point: its colour is the engine, its shape the lengths.
+    """Draw the latency of a call against throughput, a curve for each point: its colour is the engine, its shape the lengths.
 
     Args:
         curves: One or more.
@@ -175,10 +175,12 @@ def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.Layer
     notes = [
         "Number: batch size. Vertical line: up to p90.",
         "At the bottom: offline (saturated) throughput." if at_once else "",
-        f"Shapes do not show lengths, of which there are more than {len(SHAPES)}." if len(lengths) > len(SHAPES) else "",
+        f"Shapes do not show lengths, of which there are more than {len(SHAPES)}."
+        if len(lengths) > len(SHAPES)
+        else "",
         _BETTER,
     ]
-    return chart(layers, {"steps": data, "saturated": at_once}, "↑ median latency of a step, ms", filter(None, notes))
+    return chart(layers, {"steps": data, "saturated": at_once}, "↑ median latency of a call, ms", filter(None, notes))
 
 
 def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
@@ -211,7 +213,7 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
     y = alt.Y("point:N", sort=None, axis=None, scale=alt.Scale(domain=[curve.point for curve in curves], padding=0))
     picked, pointed = selections(selected, nearest=False)
     width: Any = alt.condition(picked, alt.value(2.5), alt.value(0)) if len(curves) > 1 else alt.value(0)
-    text: Json = {"baseline": "middle", "dy": -8, "tooltip": None}
+    text: Json = {"baseline": "middle", "dy": -10, "tooltip": None}
     layers = [
         alt.Chart(name="bars")
         .mark_bar(height=14, yOffset=9, tooltip=alt.ExprRef(TIP))
