@@ -203,6 +203,7 @@ class Engine(ABC):
         own_template: Whether vLLM renders pairs with a template of the model's own, which is not accessible here.
         processes: The engine's other processes.
         replicas_lost: How many of its replicas have died.
+        computed_by: How many texts or pairs each of its replicas has computed; empty without replicas.
         log: The file that those write to: standard error at their start, if that was a file.
         owners: Ids of the objects that use the engine; it is closed when the last one releases it.
         cached_tokens: Tokens found in the prefix cache so far.
@@ -232,6 +233,7 @@ class Engine(ABC):
     takes_text: str | None = None
     feed: object = None
     replicas_lost: int = 0
+    computed_by: list[int] = field(default_factory=list)
 
     @property
     def late(self) -> dict[str, str]:

@@ -54,6 +54,9 @@ main(orders, lifeline)
 # Tokens in a chunk at most, unless a single input has more. The first chunks are smaller, so that all replicas soon have one.
 _CHUNK_TOKENS, _FIRST_CHUNK_TOKENS = 16_384, 1024
 
+# Methods of an engine that compute the inputs in their first argument.
+_COMPUTING = ("embed", "score", "embed_tokens", "score_arriving")
+
 # Chunks that a replica has at a time: the one that it computes, and the next.
 _IN_FLIGHT = 2
 
@@ -360,25 +363,33 @@ class ReplicatedEngine(Engine):
         """Compute inputs as they arrive; yield the positions and the results of each chunk when it is finished."""
         starts = [0]
 
-        def chunks() -> Iterator[tuple[object, ...]]:
-            for chunk in self._chunks((one for one in inputs if one is not None), size):
-                starts.append(starts[-1] + len(chunk))
-                yield (chunk,)
+        def chunks() -> Iterator[tuple[object, ...] | None]:
+            for chunk in self._chunks(inputs, size):
+                if chunk:
+                    starts.append(starts[-1] + len(chunk))
+                yield (chunk,) if chunk else None
 
-        for number, values in self._distribute(method, chunks(), options):
-            yield list(range(starts[number], starts[number + 1])), cast("npt.NDArray[np.float32]", values)
+        with contextlib.closing(self._distribute(method, chunks(), options)) as done:
+            for number, values in done:
+                yield list(range(starts[number], starts[number + 1])), cast("npt.NDArray[np.float32]", values)
 
-    def _chunks(self, inputs: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    def _chunks(self, inputs: Iterable[T | None], size: Callable[[T], int]) -> Iterator[list[T]]:
         """Divide inputs into chunks of about as many tokens as an engine computes in a step, the first ones smaller.
 
         Args:
-            inputs: The inputs.
+            inputs: The inputs. None, where there is none at the moment, ends a chunk, and an empty one follows.
             size: Returns the number of tokens of an input.
         """
         most = min(_CHUNK_TOKENS, int(self.resolved.get("max_num_batched_tokens") or _CHUNK_TOKENS))
         chunk: list[T] = []
         tokens, limit, left = 0, min(_FIRST_CHUNK_TOKENS, most), self.spec.replicas
         for one in inputs:
+            if one is None:
+                if chunk:
+                    yield chunk
+                    chunk, tokens = [], 0
+                yield []
+                continue
             chunk.append(one)
             tokens += size(one)
             if tokens >= limit:
@@ -400,8 +411,8 @@ class ReplicatedEngine(Engine):
     ) -> list[T]:
         """Return the values of a method for chunks, in order."""
         found: dict[int, T] = {}
-        with _shown(bar, total) as count:
-            for number, value in self._distribute(method, chunks, options):
+        with _shown(bar, total) as count, contextlib.closing(self._distribute(method, chunks, options)) as done:
+            for number, value in done:
                 found[number] = cast("T", value)
                 count(length(found[number]))
         return [found[number] for number in sorted(found)]
@@ -412,15 +423,20 @@ class ReplicatedEngine(Engine):
         return value
 
     def _distribute(
-        self, method: str, chunks: Iterable[tuple[object, ...]], options: Mapping[str, object]
-    ) -> Iterator[tuple[int, object]]:
+        self, method: str, chunks: Iterable[tuple[object, ...] | None], options: Mapping[str, object]
+    ) -> Generator[tuple[int, object]]:
         """Call a method of the engines for each chunk of its arguments; yield a chunk's number and value when it is done.
 
-        Like a single engine, all are closed if the iteration does not end regularly.
+        Like a single engine, all are closed if the iteration ends while they compute.
+
+        Args:
+            method: The method.
+            chunks: Positional arguments of each call. None means that there are none at the moment.
+            options: Keyword arguments of all calls.
 
         Raises:
             EngineError: if all have died, or one has failed.
-            TokensRefusedError: from an engine.
+            Exception: any other error of the method.
         """
         replicas = self.llm
         assert replicas is not None
@@ -437,17 +453,22 @@ class ReplicatedEngine(Engine):
                     if returned:
                         call = returned.popleft()
                     else:
-                        with self._measured("tokenise"):
-                            arguments = next(incoming, None)
-                        if arguments is None:
+                        try:
+                            with self._measured("tokenise"):
+                                arguments = next(incoming)
+                        except StopIteration:
                             ended = True
+                            break
+                        if arguments is None:
                             break
                         call = Call(next(self._numbers), method, arguments, options)
                         numbers[call.number] = next(counted)
                     in_flight[replica][call.number] = call
                     replica.process.send(call)
                 if not any(in_flight.values()):
-                    return
+                    if ended:
+                        return
+                    continue
                 with self._measured("engine"):
                     replica, event = replicas.events.get()
                 if event is None:
@@ -455,11 +476,15 @@ class ReplicatedEngine(Engine):
                     replicas.remove(replica)
                     returned.extend(in_flight.pop(replica).values())
                 elif isinstance(event, Failed):
-                    if isinstance(event.error, TokensRefusedError):
-                        in_flight[replica].clear()
+                    if event.number is not None:
+                        in_flight[replica].pop(event.number, None)
+                    if isinstance(event.error, EngineError):
+                        self.close()  # that replica has closed its engine
                     raise event.error
-                elif isinstance(event, Result) and in_flight[replica].pop(event.number, None) is not None:
+                elif isinstance(event, Result) and (done := in_flight[replica].pop(event.number, None)) is not None:
                     self.cached_tokens += event.cached_tokens
+                    if done.method in _COMPUTING:
+                        self.computed_by[replica.number] += len(cast("Sequence[object]", done.arguments[0]))
                     yield numbers.pop(event.number), event.value
         finally:
             if any(in_flight.values()):
@@ -489,10 +514,8 @@ class ReplicatedEngine(Engine):
         return True
 
     def dead_processes(self) -> list[int]:
-        """See `Engine.dead_processes`."""
-        if self.llm is not None and any(replica.status is None for replica in self.llm.all):
-            return []
-        return super().dead_processes()
+        """See `Engine.dead_processes`; none, since the end of a replica is noticed here."""
+        return []
 
     def _shut_down(self) -> None:
         replicas, self.llm = self.llm, None
@@ -536,7 +559,7 @@ def load(spec: EngineSpec) -> ReplicatedEngine:
     engine = ReplicatedEngine(
         spec=spec, llm=replicas, seconds=0.0, processes=_processes(replicas), log=stderr_file(), **first.attributes
     )
-    engine._numbers = itertools.count()
+    engine._numbers, engine.computed_by = itertools.count(), [0] * spec.replicas
     if first.tokenizer is not None:
         with contextlib.suppress(Exception):  # a tokenizer with code of its own may raise anything
             engine._tokenizer = pickle.loads(first.tokenizer)
