@@ -288,7 +288,7 @@ def test_scores_are_those_of_one_engine(folders: dict[str, Path], alone: dict[st
 @needs_two_cores
 @pytest.mark.vllm
 def test_replicas_that_do_not_open_are_all_closed(folders: dict[str, Path]) -> None:
-    with pytest.raises(EngineStartError, match="vLLM failed to start with org/tiny: .* max_model_len"):
+    with pytest.raises(EngineStartError, match=r"vLLM failed to start with org/tiny: .* max_model_len"):
         VllmEncoderWrapper("org/tiny", path=str(folders["embed"]), replicas=2, max_model_len=100_000)
     assert not replica_processes(psutil.Process())
 

@@ -29,7 +29,10 @@ pipe = connect(orders, lifeline)
 # Holds shared memory, as does a process of its own, until it is killed.
 HOLDING = f"""{START}
 memory = SharedMemory(create=True, size=1)
-attach = "import sys, time; from multiprocessing.shared_memory import SharedMemory as S; m = S(sys.argv[1]); print(); time.sleep(600)"
+attach = '\\n'.join([
+    "import sys, time", "from multiprocessing.shared_memory import SharedMemory", "memory = SharedMemory(sys.argv[1])",
+    "print(flush=True)", "time.sleep(600)",
+])
 other = subprocess.Popen([sys.executable, "-c", attach, memory.name], stdout=subprocess.PIPE)
 other.stdout.readline()
 pipe.send((memory.name, other.pid))

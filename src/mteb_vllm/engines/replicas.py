@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from mteb_vllm.engines import environment
 from mteb_vllm.engines.arguments import gpus_per_engine
-from mteb_vllm.engines.base import Engine, EngineSpec, MakeBar, Scores, Tokenization, TokenPair, TokensRefusedError
+from mteb_vllm.engines.base import Engine, EngineSpec, MakeBar, Scores, Tokenization, TokenPair
 from mteb_vllm.engines.replica_process import Call, Command, Event, Failed, Opened, OpenEngine, Result
 from mteb_vllm.engines.timing import Phase, Phases, replace_attributes
 from mteb_vllm.engines.vllm import stderr_file
@@ -270,13 +270,60 @@ class _Replicas:
             self._own_log.unlink(missing_ok=True)
 
 
+class _Calls:
+    """Calls that replicas share.
+
+    Args:
+        living: The replicas.
+        calls: The calls; None where there is none at the moment.
+
+    Attributes:
+        ended: Whether there are no more.
+    """
+
+    def __init__(self, living: Iterable[_Replica], calls: Iterator[Call | None]) -> None:
+        self._in_flight: dict[_Replica, dict[int, Call]] = {replica: {} for replica in living}
+        self._incoming, self._returned = calls, deque[Call]()
+        self.ended = False
+
+    @property
+    def any_in_flight(self) -> bool:
+        """Whether any result is expected."""
+        return any(self._in_flight.values())
+
+    def send(self) -> None:
+        """Send calls to the replicas that have room for them."""
+        while True:
+            replica = min(self._in_flight, key=lambda one: len(self._in_flight[one]))
+            if len(self._in_flight[replica]) >= _IN_FLIGHT or (call := self._next()) is None:
+                return
+            self._in_flight[replica][call.number] = call
+            replica.process.send(call)
+
+    def _next(self) -> Call | None:
+        if self._returned:
+            return self._returned.popleft()
+        try:
+            return next(self._incoming)
+        except StopIteration:
+            self.ended = True
+            return None
+
+    def finish(self, replica: _Replica, number: int | None) -> Call | None:
+        """Return a call that a replica has finished; None if it is not one of these."""
+        return None if number is None else self._in_flight[replica].pop(number, None)
+
+    def take_back(self, replica: _Replica) -> None:
+        """Take back the calls of a replica that has died."""
+        self._returned.extend(self._in_flight.pop(replica).values())
+
+
 class ReplicatedEngine(Engine):
     """An open engine of several replicas; `llm` are the replicas."""
 
     llm: _Replicas | None
     _tokenizer: PreTrainedTokenizerBase | None = None
     _phases: Phases | None = None
-    _numbers: Iterator[int]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -440,33 +487,12 @@ class ReplicatedEngine(Engine):
         """
         replicas = self.llm
         assert replicas is not None
-        incoming, counted, ended = iter(chunks), itertools.count(), False
-        numbers: dict[int, int] = {}  # number of a call -> number of its chunk
-        returned: deque[Call] = deque()
-        in_flight: dict[_Replica, dict[int, Call]] = {replica: {} for replica in replicas.living}
+        calls = _Calls(replicas.living, self._calls(method, chunks, options))
         try:
             while True:
-                while returned or not ended:
-                    replica = min(replicas.living, key=lambda one: len(in_flight[one]))
-                    if len(in_flight[replica]) >= _IN_FLIGHT:
-                        break
-                    if returned:
-                        call = returned.popleft()
-                    else:
-                        try:
-                            with self._measured("tokenise"):
-                                arguments = next(incoming)
-                        except StopIteration:
-                            ended = True
-                            break
-                        if arguments is None:
-                            break
-                        call = Call(next(self._numbers), method, arguments, options)
-                        numbers[call.number] = next(counted)
-                    in_flight[replica][call.number] = call
-                    replica.process.send(call)
-                if not any(in_flight.values()):
-                    if ended:
+                calls.send()
+                if not calls.any_in_flight:
+                    if calls.ended:
                         return
                     continue
                 with self._measured("engine"):
@@ -474,21 +500,33 @@ class ReplicatedEngine(Engine):
                 if event is None:
                     self.replicas_lost += 1
                     replicas.remove(replica)
-                    returned.extend(in_flight.pop(replica).values())
+                    calls.take_back(replica)
                 elif isinstance(event, Failed):
-                    if event.number is not None:
-                        in_flight[replica].pop(event.number, None)
+                    calls.finish(replica, event.number)
                     if isinstance(event.error, EngineError):
                         self.close()  # that replica has closed its engine
                     raise event.error
-                elif isinstance(event, Result) and (done := in_flight[replica].pop(event.number, None)) is not None:
+                elif isinstance(event, Result) and (done := calls.finish(replica, event.number)) is not None:
                     self.cached_tokens += event.cached_tokens
-                    if done.method in _COMPUTING:
+                    if method in _COMPUTING:
                         self.computed_by[replica.number] += len(cast("Sequence[object]", done.arguments[0]))
-                    yield numbers.pop(event.number), event.value
+                    yield event.number, event.value
         finally:
-            if any(in_flight.values()):
+            if calls.any_in_flight:
                 self.close()
+
+    def _calls(
+        self, method: str, chunks: Iterable[tuple[object, ...] | None], options: Mapping[str, object]
+    ) -> Iterator[Call | None]:
+        """Make a call for each chunk, with its number; None for None."""
+        incoming, numbers = iter(chunks), itertools.count()
+        while True:
+            try:
+                with self._measured("tokenise"):
+                    arguments = next(incoming)
+            except StopIteration:
+                return
+            yield None if arguments is None else Call(next(numbers), method, arguments, options)
 
     def _measured(self, phase: Phase) -> contextlib.AbstractContextManager[None]:
         return self._phases.measure(phase) if self._phases is not None else contextlib.nullcontext()
@@ -509,8 +547,8 @@ class ReplicatedEngine(Engine):
         if not self.resolved.get("enable_prefix_caching") or self.llm is None:
             return False
         for replica in self.llm.living:
-            # Nobody waits for the result, since it precedes those of later calls.
-            replica.process.send(Call(next(self._numbers), "reset_prefix_cache"))
+            # Nobody waits for the result, since it precedes those of later calls; no other call has this number.
+            replica.process.send(Call(-1, "reset_prefix_cache"))
         return True
 
     def dead_processes(self) -> list[int]:
@@ -559,7 +597,7 @@ def load(spec: EngineSpec) -> ReplicatedEngine:
     engine = ReplicatedEngine(
         spec=spec, llm=replicas, seconds=0.0, processes=_processes(replicas), log=stderr_file(), **first.attributes
     )
-    engine._numbers, engine.computed_by = itertools.count(), [0] * spec.replicas
+    engine.computed_by = [0] * spec.replicas
     if first.tokenizer is not None:
         with contextlib.suppress(Exception):  # a tokenizer with code of its own may raise anything
             engine._tokenizer = pickle.loads(first.tokenizer)
