@@ -18,7 +18,7 @@ BROWSER = $(or $(MTEB_VLLM_CHROMIUM),$(strip $(foreach name,$(BROWSERS),$(shell 
 PINS := $(wildcard constraints-$(EXTRA).txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser run test test-slow test-conditions check format bench bench-sweep bench-prompts bench-embedding-cache \
+.PHONY: help install browser run test test-slow test-conditions check format bench bench-sweep bench-prompts bench-embedding-cache bench-replicas \
         docs reference picture wheel clean
 
 help:  ## list the targets
@@ -67,6 +67,9 @@ bench-prompts: install  ## what the embedding cache saves in a sweep over query 
 
 bench-embedding-cache: install  ## lookups per second in an embedding cache of a million vectors (1.7 GB of disk)
 	$(BIN)/python bench/embedding_cache.py $(BENCH)
+
+bench-replicas: install  ## one engine against several replicas, measured side by side (BENCH="--replicas 4 --pairs 20")
+	$(BIN)/python bench/replicas.py $(BENCH)
 
 docs: install  ## build docs/ into site/; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

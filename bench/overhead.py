@@ -40,7 +40,7 @@ def main() -> None:
     from mteb_vllm.engines.arguments import resolve_arguments
     from mteb_vllm.tasks.demo import TASKS
 
-    args, env, preset, _ = resolve_arguments({"preset": "auto", "dtype": arguments.dtype}, {})
+    args, env, preset, *_ = resolve_arguments({"preset": "auto", "dtype": arguments.dtype}, {})
     os.environ.update(env)
     task = TASKS["StdlibDocsRetrieval"]()
     task.load_data()

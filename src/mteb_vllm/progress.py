@@ -79,7 +79,8 @@ class Progress:
     @contextlib.contextmanager
     def opening(self, engine: EngineSpec) -> Iterator[None]:
         """Show that an engine is being opened, for the duration of the block."""
-        self.note(Phase.OPENING_ENGINE, f"Opening {engine.backend_name}: {engine.model.name}")
+        copies = f" ({engine.replicas} replicas)" if engine.replicas > 1 else ""
+        self.note(Phase.OPENING_ENGINE, f"Opening {engine.backend_name}: {engine.model.name}{copies}")
         yield
         if self._task:
             self._show(f"{self._label()} encoding")

@@ -87,6 +87,8 @@ def _print_engine(console: Console, what: str, spec: EngineSpec) -> None:
     description = f"preset {spec.preset}" + (f" (device {device()})" if spec.preset != "none" else "")
     if spec.backend != "vllm":
         description = spec.backend_name
+    if spec.replicas > 1:
+        description += f", {spec.replicas} replicas"
     console.print_line(f"{what}: {spec.model.name}, revision {spec.model.revision}")
     console.print_line(f"Engine: {description}: {_words(args)}")
     if vector_options := str(spec.applied):

@@ -344,11 +344,16 @@ def _run(
 
 
 def _engine_warnings(engine: EngineRecord | None) -> list[str]:
-    """Return the warnings that vLLM gave while it opened, and why it could not be given token ids."""
+    """Return the warnings that vLLM gave while it opened, why it could not be given token ids, and lost replicas."""
     if engine is None:
         return []
     slow = engine.text_reason is not None and engine.backend == "vllm"
     note = [f"vLLM tokenised the texts itself, one at a time: {engine.text_reason}."] if slow else []
+    if engine.replicas_lost:
+        note.append(
+            f"{engine.replicas_lost} of {engine.replicas} replicas of the engine died, and the others did their work. The "
+            "cause is in the log."
+        )
     return [*(f"vLLM: {text}" for text in engine.warnings), *note]
 
 

@@ -25,6 +25,7 @@ from mteb_vllm.report.comparison import Comparison, compare
 from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.page import page
 from mteb_vllm.report.tables import print_comparison
+from mteb_vllm.report.throughput import throughput_lines
 from mteb_vllm.results.measurements import Lengths, Memory
 from mteb_vllm.results.parity import TaskVerdict
 from mteb_vllm.results.record import RunRecord
@@ -53,6 +54,22 @@ def reported(folder: Path, runs: list[RunRecord], width: int = 250) -> tuple[Pat
     made, console = sweep(folder, runs), Console(file=io.StringIO(), width=width)
     comparison = build_report([made], made, ReportConfig(), console)
     return made, comparison, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_replicas_are_a_setting_of_throughput_runs(tmp_path: Path) -> None:
+    runs = [replace(throughput_runs()[0], point=at) for at in range(2)]
+    for run, replicas in zip(runs, (1, 2), strict=True):
+        assert run.engine is not None
+        run.engine = replace(run.engine, replicas=replicas)
+    assert compared(tmp_path, runs).columns == ["engine.replicas"]
+
+
+def test_one_run_shows_the_throughput_of_each_replica() -> None:
+    run = throughput_runs()[0]
+    assert run.throughput is not None and run.throughput.saturated is not None
+    assert not [line for line in throughput_lines(run) if "replica" in line]
+    run.throughput.saturated = replace(run.throughput.saturated, by_replica=[121.26, 118.74])
+    assert "Offline, by replica: 121.3, 118.7 requests/s." in throughput_lines(run)
 
 
 def test_one_run_shows_its_steps_and_its_offline_throughput(tmp_path: Path) -> None:

@@ -68,6 +68,15 @@ def test_engines_that_can_share_a_process_are_adjacent() -> None:
     assert len({point.plan.spec.process for point in threads if point.plan is not None}) == 2
 
 
+def test_other_replicas_are_another_engine_but_have_the_same_results() -> None:
+    points = planned("engine.replicas=1,2", "prompts=none,e5", "tasks=sts12", "results.reuse=none")
+    assert order(points) == [["0", "1"], ["2", "3"]]
+    assert [point.fingerprint for point in points[:2]] == [point.fingerprint for point in points[2:]]
+    measured = planned("pipeline=throughput", "engine.replicas=null,1,2")
+    assert order(measured) == [["0", "1"], ["2"]]
+    assert len({point.fingerprint for point in measured}) == 2, "speeds depend on replicas"
+
+
 def test_a_dense_first_stage_is_prefetched_for_the_rerankers_that_use_it(tmp_path: Path) -> None:
     axes = ["engine.max_num_seqs=32,64", "pipeline.first_stage.engine.max_num_seqs=8,16"]
     matrix = planned(*RERANK, *DENSE, *axes)

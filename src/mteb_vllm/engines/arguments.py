@@ -6,6 +6,7 @@ Nothing here imports vLLM.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -15,12 +16,12 @@ from mteb_vllm.catalogue import EngineArg, VllmCatalogue, vllm_catalogue
 from mteb_vllm.config.schema import conf_dir
 from mteb_vllm.engines.base import Backend
 from mteb_vllm.errors import Mistake
-from mteb_vllm.util.machine import cpu_build, device
+from mteb_vllm.util.machine import cores, cpu_build, device, gpu_count
 from mteb_vllm.util.shell import as_typed, suggest
 from mteb_vllm.util.suggestions import nearest, nearest_argument
 
 # Keys of `engine` that are not vLLM engine arguments.
-OWN_KEYS = ("backend", "preset", "env", "head_dtype")
+OWN_KEYS = ("backend", "preset", "env", "head_dtype", "replicas")
 PRESETS = ("auto", "vllm", "vllm_cpu")
 BACKENDS = ("vllm", "sentence_transformers")
 
@@ -60,7 +61,7 @@ def backend_of(engine: Mapping[str, Any]) -> Backend:
 
 def resolve_arguments(
     engine: Mapping[str, Any], recipe: Mapping[str, Any]
-) -> tuple[dict[str, object], dict[str, str], str, Backend]:
+) -> tuple[dict[str, object], dict[str, str], str, Backend, int]:
     """Return engine arguments and environment: the configuration over the recipe over the preset of this machine.
 
     Args:
@@ -68,20 +69,47 @@ def resolve_arguments(
         recipe: The model recipe's own engine arguments.
 
     Returns:
-        the arguments without nulls, the environment, the name of the preset, and the backend.
+        the arguments without nulls, the environment, the name of the preset, the backend, and the number of replicas.
     """
     if backend_of(engine) == "sentence_transformers":
         args = _sentence_transformers_arguments(engine, recipe)
         # On a CPU both backends use the same thread settings.
         preset = _preset_values("vllm_cpu") if str(args.get("device") or device()).startswith("cpu") else {}
         env = {key: value for key, value in _merge_env(preset, recipe, engine).items() if not key.startswith("VLLM_")}
-        return args, env, "none", "sentence_transformers"
+        return args, env, "none", "sentence_transformers", 1
     name = pick_preset(engine.get("preset") or "none")
     layers = [_preset_values(name), recipe, engine]
     merged: dict[str, object] = {}
     for layer in layers:
         merged |= {key: value for key, value in layer.items() if value is not None and key not in ("preset", "env")}
-    return _vllm_arguments(merged), _merge_env(*layers), name, "vllm"
+    args = _vllm_arguments(merged)
+    return args, _merge_env(*layers), name, "vllm", _resolve_replicas(merged.get("replicas"), args)
+
+
+def gpus_per_engine(args: Mapping[str, object]) -> int:
+    """Return the number of GPUs that one engine uses, or of groups of cores on a CPU."""
+    sizes = [args.get(f"{way}_parallel_size") for way in ("tensor", "pipeline")]
+    return math.prod(size for size in sizes if isinstance(size, int))
+
+
+def _resolve_replicas(value: object, args: Mapping[str, object]) -> int:
+    """Return the number of replicas; `auto` is one for each group of GPUs that an engine uses, and 1 on a CPU."""
+    if value == "auto":
+        return max(1, gpu_count() // gpus_per_engine(args))
+    return value if isinstance(value, int) else 1
+
+
+def replicas_problem(value: object, backend: Backend) -> tuple[str, str] | None:
+    """Return what is wrong with a number of replicas, and what is allowed; None if it is right."""
+    if value is None or value == "auto":
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        return "must be a number of engines, 1 or more, or auto", ""
+    if backend == "sentence_transformers" and value > 1:
+        return "sentence-transformers has no replicas", "Leave it unset, or switch to vLLM: engine=auto"
+    if backend == "vllm" and not gpu_count() and value > len(cores()):
+        return "each replica needs a core, and there are fewer", f"Cores: {len(cores())}."
+    return None
 
 
 def _merge_env(*layers: Mapping[str, Any]) -> dict[str, str]:
@@ -166,6 +194,9 @@ def check_sentence_transformers(where: str, values: Mapping[str, object]) -> lis
         kind = _SENTENCE_TRANSFORMERS_TYPES.get(key)
         if value is None or key in ("backend", "preset"):
             continue
+        if key == "replicas":
+            mistakes += _replicas_mistakes(f"{where}.{key}", value, "sentence_transformers")
+            continue
         if key == "env":
             mistakes += _env_mistakes(f"{where}.env", value, None)
         elif kind is None:
@@ -230,6 +261,8 @@ def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogu
                 )
         elif key == "env":
             mistakes += _env_mistakes(at, value, vllm)
+        elif key == "replicas":
+            mistakes += _replicas_mistakes(at, value, "vllm")
         elif key in _SENTENCE_TRANSFORMERS_ONLY:
             if value is not None:
                 what = "is an argument of sentence-transformers, but this engine is vLLM"
@@ -368,6 +401,11 @@ def context_limit(arguments: Mapping[str, object]) -> int | None:
     """Return the context length that arguments set, in tokens; None if it is the model's own (-1: as much as fits)."""
     limit = arguments.get("max_model_len")
     return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def _replicas_mistakes(at: str, value: object, backend: Backend) -> list[Mistake]:
+    problem = replicas_problem(value, backend)
+    return [Mistake(at, *problem, value=f"{value}")] if problem is not None else []
 
 
 _EXAMPLES = {"bool": "Allowed: true, false.", "list": "Write it as [a,b].", "dict": "Write it as {key: value}."}

@@ -2,7 +2,7 @@
 
 An engine is identified by its specification: model, revision, every engine argument, and the environment. Opening the same
 specification again returns the open engine; opening another one closes it. `vllm.py` and `sentence_transformers.py`
-implement the backends.
+implement the backends, and `replicas.py` an engine of several copies.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from mteb_vllm.errors import ModelError
 from mteb_vllm.models.files import Model
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.models.sentence_transformers_files import Applied, apply_files
+from mteb_vllm.results.failures import ENGINE_DIED
 from mteb_vllm.util import masking
 from mteb_vllm.util.fingerprint import METHOD, callable_identity, fingerprint
 from mteb_vllm.util.machine import device, versions
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+# Seconds that vLLM may take to notice that one of its processes has died.
+_NOTICE_WITHIN = 10.0
 
 Convert = Literal["embed", "classify"]
 Backend = Literal["vllm", "sentence_transformers"]
@@ -57,6 +61,7 @@ class EngineSpec:
         env: Environment variables that it is opened with.
         preset: The preset of `conf/engine/` that supplied defaults, for the record only.
         backend: The library that runs the model.
+        replicas: How many copies of the engine share the work; results do not depend on it.
         names: How messages name settings.
     """
 
@@ -66,6 +71,7 @@ class EngineSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     preset: str = "none"
     backend: Backend = "vllm"
+    replicas: int = 1
     names: SettingNames = SettingNames.CONFIGURATION
 
     def __post_init__(self) -> None:
@@ -110,6 +116,11 @@ class EngineSpec:
     def fingerprint(self) -> str:
         """The hash of `settings()`."""
         return fingerprint(self.settings())
+
+    @property
+    def identity(self) -> str:
+        """What an open engine is known by: its fingerprint, and the number of its replicas if there are several."""
+        return self.fingerprint if self.replicas == 1 else f"{self.fingerprint} x {self.replicas}"
 
 
 class Bar(Protocol):
@@ -191,6 +202,8 @@ class Engine(ABC):
         in_process: Whether the model runs in this process.
         own_template: Whether vLLM renders pairs with a template of the model's own, which is not accessible here.
         processes: The engine's other processes.
+        replicas_lost: How many of its replicas have died.
+        computed_by: How many texts or pairs each of its replicas has computed; empty without replicas.
         log: The file that those write to: standard error at their start, if that was a file.
         owners: Ids of the objects that use the engine; it is closed when the last one releases it.
         cached_tokens: Tokens found in the prefix cache so far.
@@ -219,6 +232,8 @@ class Engine(ABC):
     warnings: Sequence[str] = ()
     takes_text: str | None = None
     feed: object = None
+    replicas_lost: int = 0
+    computed_by: list[int] = field(default_factory=list)
 
     @property
     def late(self) -> dict[str, str]:
@@ -309,13 +324,14 @@ class Engine(ABC):
         """
         raise self._refuse_tokens()
 
-    def embed_tokens(self, tokens: Iterable[list[int]]) -> Generator[tuple[list[int], npt.NDArray[np.float32]]]:
+    def embed_tokens(self, tokens: Iterable[list[int] | None]) -> Generator[tuple[list[int], npt.NDArray[np.float32]]]:
         """Embed tokenised texts as they arrive, in steps as full as the engine allows.
 
         A caller that does not use all results must close the generator, or later calls might get them.
 
         Args:
-            tokens: The token ids of each text, special tokens included, truncated to the context.
+            tokens: The token ids of each text, special tokens included, truncated to the context. None in place of a text
+                means that there is none at the moment.
 
         Yields:
             the positions of the texts that were finished, and their embeddings: float32 array, shape (n_finished, dim).
@@ -337,7 +353,7 @@ class Engine(ABC):
         raise self._refuse_tokens()
 
     def score_arriving(
-        self, pairs: Iterable[TokenPair], *, activation: Activation | None = None
+        self, pairs: Iterable[TokenPair | None], *, activation: Activation | None = None
     ) -> Generator[tuple[list[int], npt.NDArray[np.float32]]]:
         """Score tokenised pairs as they arrive; otherwise like `embed_tokens`.
 
@@ -381,6 +397,10 @@ class Engine(ABC):
         """Shut the backend down and drop it."""
         self.llm = None
 
+    def dead_processes(self) -> list[int]:
+        """Return the ids of those of its processes that have ended, if it cannot work without them."""
+        return [process.pid for process in self.processes if has_ended(process)]
+
     @abstractmethod
     def _release_memory(self) -> None:
         """Free the memory that the backend still holds in this process after shutdown."""
@@ -400,8 +420,8 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[str]] | None
 
 def is_open(spec: EngineSpec) -> bool:
     """Return whether the engine of this specification is open."""
-    wanted = spec.fingerprint
-    return any(engine.llm is not None and engine.spec.fingerprint == wanted for engine in _open)
+    wanted = spec.identity
+    return any(engine.llm is not None and engine.spec.identity == wanted for engine in _open)
 
 
 # Holds at most one engine.
@@ -416,9 +436,9 @@ def open_engine(spec: EngineSpec) -> Engine:
         EngineStartError: if the engine does not open with these arguments.
         ModelError: if the model's files have changed since the specification was made: its fingerprint would be wrong.
     """
-    wanted = spec.fingerprint
+    wanted = spec.identity
     for engine in _open:
-        if engine.llm is not None and engine.spec.fingerprint == wanted:
+        if engine.llm is not None and engine.spec.identity == wanted:
             return engine
     close_engines()
     engine = _start(spec)
@@ -451,35 +471,43 @@ def engine_processes() -> list[Process]:
     return [process for engine in _open for process in engine.processes]
 
 
-def dead_processes() -> list[int]:
-    """Return the ids of engine processes that have ended according to the system; vLLM may notice late or never."""
+def has_ended(process: Process) -> bool:
+    """Return whether a process has ended according to the system."""
     import psutil
 
-    gone = []
-    for engine in _open:
-        for process in engine.processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                    continue
-            gone.append(process.pid)
-    return gone
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+def exit_if_engine_dies() -> None:
+    """Exit this process when processes of an open engine have died and vLLM has not noticed; to be run on a thread."""
+    missing: set[int] = set()
+    while True:
+        time.sleep(_NOTICE_WITHIN)
+        # Normally vLLM notices between two checks, and the engine closes.
+        dead = {pid for engine in _open for pid in engine.dead_processes()}
+        if still := dead & missing:
+            logger.error("a process of the engine has ended (%s) and vLLM has not noticed", sorted(still))
+            logging.shutdown()
+            os._exit(ENGINE_DIED)
+        missing = dead
 
 
 def _start(spec: EngineSpec) -> Engine:
     started = time.perf_counter()
-    backend = importlib.import_module(f"mteb_vllm.engines.{spec.backend}")
+    backend = importlib.import_module(f"mteb_vllm.engines.{spec.backend if spec.replicas == 1 else 'replicas'}")
     environment.apply_variables(spec.env)
     try:
         engine: Engine = backend.load(spec)
     except BaseException:
         environment.restore_variables()
         raise
-    # A separate process reads the variables when it starts.
-    engine.threading = (
-        environment.effective_threading_variables()
-        if engine.in_process
-        else environment.threading_variables(os.environ)
-    )
+    if engine.in_process:
+        engine.threading = environment.effective_threading_variables()
+    elif not engine.threading:
+        # A separate process reads the variables when it starts.
+        engine.threading = environment.threading_variables(os.environ)
     if engine.late:
         logger.warning("torch was loaded before these variables were set: %s", engine.late)
     engine.seconds = time.perf_counter() - started

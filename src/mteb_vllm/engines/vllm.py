@@ -6,6 +6,7 @@ import contextlib
 import copy
 import ctypes
 import gc
+import itertools
 import logging
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -135,25 +136,29 @@ class VllmEngine(Engine):
             params: TokenizeParams = renderer.default_cmpl_tok_params.with_kwargs(truncate_prompt_tokens=-1)
             return params
 
-    def embed_tokens(self, tokens: Iterable[list[int]]) -> Generator[tuple[list[int], npt.NDArray[np.float32]]]:
+    def embed_tokens(self, tokens: Iterable[list[int] | None]) -> Generator[tuple[list[int], npt.NDArray[np.float32]]]:
         """See `Engine.embed_tokens`."""
         import torch
         from vllm import PoolingParams
 
         params = PoolingParams(task="embed")
-        with contextlib.closing(self._run_requests((ids, params) for ids in tokens)) as steps:
+        requests = (None if ids is None else (ids, params) for ids in tokens)
+        with contextlib.closing(self._run_requests(requests)) as steps:
             for finished in steps:
                 vectors = torch.stack([output.outputs.data for _, output in finished]).float().numpy()
                 # Truncated after normalisation, as sentence-transformers does it.
                 yield [at for at, _ in finished], vectors[:, : self.spec.applied.truncate_dim]
 
     def score_arriving(
-        self, pairs: Iterable[TokenPair], *, activation: Activation | None = None
+        self, pairs: Iterable[TokenPair | None], *, activation: Activation | None = None
     ) -> Generator[tuple[list[int], npt.NDArray[np.float32]]]:
         """See `Engine.score_arriving`."""
 
-        def requests() -> Iterator[tuple[list[int], PoolingParams]]:
+        def requests() -> Iterator[tuple[list[int], PoolingParams] | None]:
             for pair in pairs:
+                if pair is None:
+                    yield None
+                    continue
                 params = _parameters(activation, pair.first_length)
                 params.task = "classify"
                 yield pair.tokens, params
@@ -164,9 +169,11 @@ class VllmEngine(Engine):
                 yield [at for at, _ in finished], np.array(values, dtype=np.float32)
 
     def _run_requests(
-        self, requests: Iterable[tuple[list[int], PoolingParams]]
+        self, requests: Iterable[tuple[list[int], PoolingParams] | None]
     ) -> Generator[list[tuple[int, PoolingRequestOutput]]]:
         """Compute requests as they arrive; yield those that a step has finished, with their positions.
+
+        None in place of a request lets the engine compute those that it has.
 
         As `LLM.encode` does, keeps 2 x `max_num_seqs` requests in the engine's core, which is enough to keep it busy, so
         that steps consist of the same texts. If the iteration does not end regularly, the engine is closed: it would return
@@ -178,22 +185,27 @@ class VllmEngine(Engine):
         core = self.llm.llm_engine
         room = 2 * core.vllm_config.scheduler_config.max_num_seqs
         places: dict[str, int] = {}
-        incoming = enumerate(requests)
+        incoming, positions = iter(requests), itertools.count()
         ended = False
         try:
             while True:
                 while not ended and len(places) < room:
-                    item = next(incoming, None)
-                    if item is None:
+                    try:
+                        request = next(incoming)
+                    except StopIteration:
                         ended = True
                         break
-                    at, (ids, params) = item
+                    if request is None:
+                        break
+                    ids, params = request
                     name = str(next(self.llm.request_counter))
                     with self._close_on_error():
                         core.add_request(name, {"type": "token", "prompt_token_ids": ids}, params)
-                    places[name] = at
+                    places[name] = next(positions)
                 if not places:
-                    return
+                    if ended:
+                        return
+                    continue
                 with self._close_on_error():
                     outputs = core.step()
                 self.cached_tokens += _count_cached_tokens(outputs)
@@ -392,7 +404,7 @@ def load(spec: EngineSpec) -> VllmEngine:
         processes=[
             one for one in psutil.Process().children(recursive=True) if one not in children and _is_engine_process(one)
         ],
-        log=_stderr_file(),
+        log=stderr_file(),
         in_process=type(llm.llm_engine.engine_core).__name__ == "InprocClient",
         labels=getattr(model_config.hf_config, "num_labels", None) if spec.convert == "classify" else None,
         warnings=tuple(warnings),
@@ -431,7 +443,7 @@ def _check_pooling(spec: EngineSpec, engine: VllmEngine) -> None:
         )
 
 
-def _stderr_file() -> Path | None:
+def stderr_file() -> Path | None:
     """Return the file that standard error is redirected to; None without one, or where the system is not Linux."""
     try:
         path = Path("/proc/self/fd/2").resolve()

@@ -72,7 +72,7 @@ def short_text(value: Any) -> str:
 
 def _point(folder: Path, record: RunRecord) -> Point:
     settings, engine = record.settings, record.engine
-    opened = engine.fingerprint if engine is not None else ""
+    opened = engine.identity if engine is not None else ""
     tasks = [_task(task) for task in record.tasks]
     # Without an engine at work, peak memory is that of Python and of mteb's data.
     at_work = record.throughput is not None or not tasks or any(not task.cached for task in tasks)
@@ -141,6 +141,8 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     yield "engine.backend", short_text(engine.get("backend") or (opened.backend if opened is not None else ""))
     for key, value in args.items():
         yield f"engine.{key}", short_text(value)
+    if record.throughput is not None and opened is not None:
+        yield "engine.replicas", short_text(opened.replicas)  # scores do not depend on it
     for key, value in _args(record, "env").items():
         yield f"engine.env.{key}", short_text(value)
     for key, value in _args(record, "shell").items():

@@ -220,7 +220,7 @@ def failure_from_exit(
         log: The last lines of its log.
         task: The current task.
     """
-    name = _signal(-status) if status < 0 else f"exit status {status}"
+    name = describe_exit(status)
     kind: Kind = "crash"
     if status == ENGINE_DIED:
         name, kind = "an engine process had died", "engine_died"
@@ -233,11 +233,14 @@ def failure_from_exit(
     return Failure(kind, f"the process ended ({name}) while {doing}", task, list(log), _ADVICE[kind], phase=phase)
 
 
-def _signal(number: int) -> str:
+def describe_exit(status: int) -> str:
+    """Return an exit status as in `subprocess` in words: `SIGKILL` or `exit status 1`."""
+    if status >= 0:
+        return f"exit status {status}"
     try:
-        return signal.Signals(number).name
+        return signal.Signals(-status).name
     except ValueError:  # a real-time signal
-        return f"signal {number}"
+        return f"signal {-status}"
 
 
 def failure_from_timeout(

@@ -34,6 +34,8 @@ class EngineRecord:
         late: Variables of `engine.env` set after that runtime was loaded, which are not in effect.
         warnings: Warnings about the model while it opened.
         text_reason: Why it got text instead of token ids; None if it got token ids, or nothing.
+        replicas: How many copies of it shared the work.
+        replicas_lost: How many of them died.
     """
 
     backend: str
@@ -46,6 +48,13 @@ class EngineRecord:
     late: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     text_reason: str | None = None
+    replicas: Count = 1
+    replicas_lost: Count = 0
+
+    @property
+    def identity(self) -> str:
+        """Its fingerprint, and the number of its replicas if there are several, on which speeds depend."""
+        return self.fingerprint if self.replicas == 1 else f"{self.fingerprint} x {self.replicas}"
 
 
 @dataclass
@@ -177,6 +186,7 @@ class Saturated:
         spread: (largest - smallest) / median of the repeats.
         cached_share: The share of the tokens that came from the engine's prefix cache.
         phases_s: The parts of the repeat closest to the median.
+        by_replica: Requests per second of each replica, in the same repeat; empty without replicas.
     """
 
     repeats: Count
@@ -186,6 +196,7 @@ class Saturated:
     spread: Amount
     cached_share: Amount
     phases_s: PhaseTimes
+    by_replica: list[Amount] = field(default_factory=list)
 
 
 @dataclass

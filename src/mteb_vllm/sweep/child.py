@@ -6,7 +6,6 @@ It exits when its parent exits for whatever reason, and kills the processes of i
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import functools
 import logging
 import os
@@ -25,11 +24,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobStatus, configure_log, run_job, setup_globals
 from omegaconf import open_dict, read_write
 
-from mteb_vllm.engines.base import EngineSpec, close_engines, dead_processes, engine_processes
+from mteb_vllm.engines.base import EngineSpec, close_engines, engine_processes, exit_if_engine_dies
 from mteb_vllm.engines.memory import leftover_mb
 from mteb_vllm.plan import unpack
 from mteb_vllm.progress import MakeProgress, Progress
-from mteb_vllm.results.failures import ENGINE_DIED, failure_from_exception
+from mteb_vllm.results.failures import failure_from_exception
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.runner import prefetch_first_stage
 from mteb_vllm.sweep.job import Job
@@ -49,15 +48,13 @@ from mteb_vllm.sweep.messages import (
 )
 from mteb_vllm.sweep.planning import PlannedPoint
 from mteb_vllm.util import disk
+from mteb_vllm.util.child_process import connect
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.masking import register, watch_environment
 from mteb_vllm.util.phase import Phase
-from mteb_vllm.util.streams import lenient, open_standard_streams
+from mteb_vllm.util.streams import lenient
 
 logger = logging.getLogger(__name__)
-
-# Seconds that vLLM may take to notice that one of its processes has died.
-_NOTICE_WITHIN = 10.0
 
 # Minimum number of seconds between two progress events.
 _SEND_EVERY = 0.2
@@ -70,16 +67,10 @@ def main(orders: int, lifeline: int) -> None:
         orders: File descriptor of the pipe to the sweep.
         lifeline: File descriptor of a pipe that closes when the sweep's process ends.
     """
-    for descriptor in (orders, lifeline):
-        os.set_inheritable(descriptor, False)  # an engine's processes must not hold them open
-    open_standard_streams()
-    # Write stacks to standard error, which goes into the point's log, on a crash and on SIGUSR1.
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
-    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
-    threading.Thread(target=_watch_engines, daemon=True).start()
+    pipe = connect(orders, lifeline)
+    threading.Thread(target=exit_if_engine_dies, daemon=True).start()
     signal.signal(signal.SIGTERM, _stop)
-    with Connection(orders) as pipe:
+    with pipe:
         try:
             while True:
                 pipe.send(_execute(pipe.recv(), pipe))
@@ -167,7 +158,7 @@ class _Relay(Progress):
     def opening(self, engine: EngineSpec) -> Iterator[None]:
         with super().opening(engine):
             yield
-        self._pipe.send(EngineOpened(engine.fingerprint))
+        self._pipe.send(EngineOpened(engine.identity))
         self._send_progress(Phase.ENCODING, "encoding")
 
     def start_task(self, name: str, what: str = "") -> None:
@@ -199,26 +190,6 @@ def _close_engines() -> EnginesClosed:
     return EnginesClosed(leftover_mb(), len(alive))
 
 
-def _watch_engines() -> None:
-    """Exit this process when a process of an engine has died and vLLM has not noticed."""
-    missing: set[int] = set()
-    while True:
-        time.sleep(_NOTICE_WITHIN)
-        # Normally vLLM notices between two checks, and the engine closes.
-        dead = set(dead_processes())
-        if still := dead & missing:
-            logger.error("a process of the engine has ended (%s) and vLLM has not noticed", sorted(still))
-            logging.shutdown()
-            os._exit(ENGINE_DIED)
-        missing = dead
-
-
 def _stop(number: int, frame: FrameType | None) -> None:
     # As on Ctrl-C, write the record so far and close engines.
     raise KeyboardInterrupt
-
-
-def _die_with_parent(lifeline: int) -> None:
-    while os.read(lifeline, 1):
-        pass
-    os.killpg(0, signal.SIGKILL)

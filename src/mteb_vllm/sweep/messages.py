@@ -59,9 +59,9 @@ class Activity:
 
 @dataclass(frozen=True)
 class EngineOpened:
-    """Event: an engine has opened."""
+    """Event: an engine has opened; see `EngineSpec.identity`."""
 
-    fingerprint: str
+    engine: str
 
 
 @dataclass(frozen=True)

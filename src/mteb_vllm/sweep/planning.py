@@ -218,13 +218,13 @@ def group_by_engine(points: Sequence[PlannedPoint]) -> list[Group]:
             free.append(Step(point))
             continue
         own, stage = point.plan.spec, point.pending_first_stage.spec if point.pending_first_stage is not None else None
-        key = own.fingerprint
+        key = own.identity
         # With results.reuse=none, the predictions of a prefetched first stage would not be read.
         if stage is not None and point.config.results.reuse == "none":
-            key = f"{stage.fingerprint}+{key}"
+            key = f"{stage.identity}+{key}"
         elif stage is not None:
-            specs[stage.fingerprint] = stage
-            prefetch.setdefault(stage.fingerprint, []).append(Step(point, first_stage_only=True))
+            specs[stage.identity] = stage
+            prefetch.setdefault(stage.identity, []).append(Step(point, first_stage_only=True))
         specs[key] = own
         by_engine.setdefault(key, []).append(Step(point))
     # Groups with first stages come before the rerankers that use them, even if they also have their own points. Engines

@@ -17,8 +17,8 @@ class Summary:
 
     Attributes:
         points: Point number to the point's number, folder, fingerprint, status, failures and seconds, for ended points.
-        engines: Engine fingerprint to the engine's model and points.
-        opened: Engine fingerprint to how often the engine was opened.
+        engines: `EngineSpec.identity` to the engine's model and points.
+        opened: `EngineSpec.identity` to how often the engine was opened.
         children: Number of child processes started.
         seconds: Wall time.
     """

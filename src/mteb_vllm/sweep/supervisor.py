@@ -162,7 +162,7 @@ class Supervisor:
             self._view.engine(group)
             numbers = [step.point.number for step in group.steps if not step.first_stage_only]
             about = {"model": group.engine.model.name, "points": []}
-            self._summary.engines.setdefault(group.engine.fingerprint, about)["points"] += numbers
+            self._summary.engines.setdefault(group.engine.identity, about)["points"] += numbers
         last: Failure | None = None
         given_up: Failure | None = None
         for step in group.steps:
@@ -221,7 +221,7 @@ class Supervisor:
             if event is not None:
                 running.update(event)
             if isinstance(event, EngineOpened):
-                self._summary.opened[event.fingerprint] += 1
+                self._summary.opened[event.engine] += 1
                 self._engine_log = point.folder / LOG
             elif isinstance(event, FirstStageDone):
                 return self._first_stage_done(point, event.prefetched)

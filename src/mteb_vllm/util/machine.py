@@ -50,6 +50,17 @@ def device() -> str:
     return f"cpu: {processor()}"
 
 
+def cores() -> list[int]:
+    """Return the ids of the cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def visible_gpus() -> list[str]:
+    """Return the visible GPUs as `CUDA_VISIBLE_DEVICES` names them; none with vLLM's CPU build."""
+    visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
+    return (visible or [str(at) for at in range(gpu_count())]) if gpu_count() else []
+
+
 def gpu_count() -> int:
     """Return the number of visible GPUs; 0 with vLLM's CPU build."""
     return 0 if cpu_build() else len(_gpus())

@@ -6,13 +6,13 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-from mteb_vllm.engines.arguments import backend_of, resolve_arguments, unknown_arguments
+from mteb_vllm.engines.arguments import backend_of, replicas_problem, resolve_arguments, unknown_arguments
 from mteb_vllm.engines.base import Convert, Engine, EngineSpec, is_open, open_engine
 from mteb_vllm.errors import ModelError
 from mteb_vllm.models.files import Model, find_model, missing_files
@@ -77,11 +77,13 @@ class VllmWrapperBase:
         env: Environment variables for vLLM.
         max_num_seqs: The most texts in one step of the engine.
         head_dtype: dtype of the pooling or classification head.
+        replicas: How many engines share the work, each in a process of its own; "auto": one for each GPU or group of GPUs.
         **engine_args: Any argument of vLLM's `EngineArgs`: dtype, max_model_len, pooler_config, ... Defaults as in
             `conf/engine/auto.yaml`: on a CPU float32, in this process; on a GPU vLLM's defaults.
 
     Raises:
         TypeError: if there is no such argument, with suggestions.
+        ValueError: if there cannot be so many replicas.
         ModelError: if the model cannot be found or read.
         EngineError: if vLLM does not open with these arguments.
         MissingPackageError: if vLLM is not installed.
@@ -104,12 +106,16 @@ class VllmWrapperBase:
         env: Mapping[str, str] | None = None,
         max_num_seqs: int = 128,
         head_dtype: str | None = None,
+        replicas: int | Literal["auto"] = 1,
         **engine_args: object,
     ) -> None:
         self._check_keywords(engine_args)
+        if (problem := replicas_problem(replicas, backend_of(engine_args))) is not None:
+            raise ValueError(f"replicas={replicas}: {'. '.join(filter(None, problem))}")
         name, revision = (model.name, model.revision) if isinstance(model, ModelMeta) else (model, revision)
         found = find_model(name, revision, path, names=SettingNames.KEYWORDS)
-        chosen = {"preset": "auto", "max_num_seqs": max_num_seqs, "head_dtype": head_dtype, **engine_args, "env": env}
+        own = {"preset": "auto", "max_num_seqs": max_num_seqs, "head_dtype": head_dtype, "replicas": replicas}
+        chosen = {**own, **engine_args, "env": env}
         spec = EngineSpec(found, self.convert, *resolve_arguments(chosen, {}), names=SettingNames.KEYWORDS)
         if problems := (*missing_files(found), *spec.applied.refused):
             raise ModelError("; ".join(problems))
@@ -190,11 +196,13 @@ class VllmWrapperBase:
             late=self._engine.late,
             warnings=list(self._engine.warnings),
             text_reason=self._engine.takes_text,
+            replicas=self.spec.replicas,
+            replicas_lost=self._engine.replicas_lost,
         )
 
     @property
     def llm(self) -> LLM:
-        """Return vLLM's `LLM`."""
+        """Return vLLM's `LLM`; with several replicas there is none in this process."""
         llm: LLM = self.engine.llm
         return llm
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,12 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.config.schema import Count, NotNegativeInt, Seconds, Spread
+from mteb_vllm.engines.arguments import gpus_per_engine
 from mteb_vllm.engines.memory import device_memory_mb, peak_memory
 from mteb_vllm.errors import MeasureError, Mistake
 from mteb_vllm.pipelines.base import Pipeline, RunContext
 from mteb_vllm.results.measurements import Lengths, Memory, Roofline, ThroughputRecord
 from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.tasks.estimates import Estimate
+from mteb_vllm.util.machine import gpu_count
 from mteb_vllm.util.phase import Phase
 
 if TYPE_CHECKING:
@@ -178,9 +179,11 @@ def _rate(engine: Engine) -> float | str:
     """Return the arithmetic rate of an engine's devices in FLOP/s, or why it could not be measured."""
     from mteb_vllm.pipelines.throughput.roofline import machine_rate
 
-    used = [engine.spec.args.get(f"{way}_parallel_size") or 1 for way in ("tensor", "pipeline")]
+    # Replicas may share a GPU; on a CPU, the rate is that of all cores.
+    size = gpus_per_engine(engine.spec.args)
+    groups = min(engine.spec.replicas, max(1, gpu_count() // size))
     try:
-        return machine_rate(engine.dtype, _device(engine)) * math.prod(used)
+        return machine_rate(engine.dtype, _device(engine)) * size * groups
     except (ValueError, RuntimeError, subprocess.TimeoutExpired) as error:
         return str(error)
 
