@@ -98,6 +98,10 @@ def execute(
     try:
         with storage_errors(points):
             start(job)
+    except ValueError:
+        if not (job.records and job.found_nothing):
+            raise
+        # Optuna has no best trial; the report says why.
     finally:
         close_engines(owned=close_owned)
         if points[0].swept:
@@ -144,4 +148,9 @@ def dry_run(points: Sequence[PlannedPoint], console: Console, *, swept: bool) ->
 
     planned = add_task_states(points)
     print_plan(console, planned, swept=swept)
+    if searched := points[0].searched:
+        chosen = (
+            f"The search chooses {points[0].composed.hydra.sweeper.n_trials} more points, by {', '.join(searched)}."
+        )
+        console.print_line(f"Point 0 is the default. {chosen}")
     return planned

@@ -42,7 +42,8 @@ from mteb_vllm.results.failures import (
 )
 from mteb_vllm.results.lookup import save_settings
 from mteb_vllm.results.measurements import EngineRecord, Memory
-from mteb_vllm.results.record import FirstStageRecord, RunRecord, TaskOutcome, write_record
+from mteb_vllm.results.objective import set_objective
+from mteb_vllm.results.record import FirstStageRecord, Objective, RunRecord, TaskOutcome, write_record
 from mteb_vllm.run_header import print_run_header, prompts_in_effect
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.util import disk
@@ -84,6 +85,7 @@ def run_config(
     console: Console | None = None,
     progress: MakeProgress = Progress,
     prefetched: PrefetchedFirstStage | None = None,
+    reference_score: float | None = None,
 ) -> RunRecord:
     """Run one configuration and write its record.
 
@@ -96,6 +98,7 @@ def run_config(
         console: Where progress is shown; None shows nothing.
         progress: Called with a console and the number of tasks to make the progress display.
         prefetched: The result of `prefetch_first_stage`, if the first stage has been run already.
+        reference_score: The mean score that `report.score_tolerance` refers to.
 
     Returns:
         the record, which also holds failures and write errors; they are not raised.
@@ -110,6 +113,7 @@ def run_config(
             console=console,
             progress=progress,
             prefetched=prefetched,
+            reference_score=reference_score,
         )
 
 
@@ -123,11 +127,12 @@ def _run_config(
     console: Console | None,
     progress: MakeProgress,
     prefetched: PrefetchedFirstStage | None,
+    reference_score: float | None,
 ) -> RunRecord:
     started = time.perf_counter()
     reset_peak_memory(engine_processes())
     console = console or quiet_console()
-    record = started_record(config, output_dir, overrides, point)
+    record = started_record(config, output_dir, overrides, point, reference_score)
     try:
         planned = current_plan(config, planned)
         record.settings = planned.settings
@@ -191,9 +196,17 @@ def prefetch_first_stage(
     return PrefetchedFirstStage(_first_stage_record(planned), failures)
 
 
-def started_record(config: RunConfig, output_dir: Path, overrides: Sequence[str], point: int | None) -> RunRecord:
+def started_record(
+    config: RunConfig,
+    output_dir: Path,
+    overrides: Sequence[str],
+    point: int | None,
+    reference_score: float | None = None,
+) -> RunRecord:
     """Return the record of a run that has just started."""
+    name = config.report.objective
     return RunRecord(
+        objective=Objective(name, reference_score=reference_score) if name is not None else None,
         overrides=list(overrides),
         point=point,
         config=asdict(config),
@@ -215,6 +228,7 @@ def finish(record: RunRecord, started: float) -> None:
         if record.failures or record.deviates:
             record.status = "failed"
         record.seconds = time.perf_counter() - started
+        set_objective(record)
         write_record(record, folder)
         one_run.write_run(record, folder)
         scrub(folder)

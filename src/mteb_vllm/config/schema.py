@@ -187,6 +187,8 @@ class ReportConfig(_Strict):
 
     baseline: Name | None = None
     epsilon: NotNegative = 0.001
+    objective: Literal["mean", "texts_per_second"] | None = None
+    score_tolerance: NotNegative | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +197,27 @@ class LauncherConfig(_Strict):
 
     point_timeout: Positive | None = None
     max_leftover_mb: Positive = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(_Strict):
+    """How a search chooses its points; see `conf/hydra/sweeper/optuna.yaml`.
+
+    Attributes:
+        search_space: Optuna's older form of `params`, not supported.
+        custom_search_space: The import path of a function, not supported: it would run any code.
+    """
+
+    n_trials: PositiveInt = 20
+    n_jobs: PositiveInt = 4
+    direction: Literal["maximize"] = "maximize"
+    storage: str | None = None
+    study_name: Name | None = None
+    max_failure_rate: Share = 1.0
+    sampler: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, Any] | None = None
+    search_space: None = None
+    custom_search_space: None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import Any
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -32,6 +32,7 @@ from mteb_vllm.config.overrides import apply, choice_mistake, describe_error, pa
 from mteb_vllm.config.schema import (
     LauncherConfig,
     RunConfig,
+    SearchConfig,
     build,
     compose_config,
     composer,
@@ -47,10 +48,19 @@ from mteb_vllm.models.files import clear_model_cache
 from mteb_vllm.pipelines.factory import PipelineParts, is_report
 from mteb_vllm.preflight.checks import check_config, folder_mistakes
 from mteb_vllm.preflight.discovery import with_fields
-from mteb_vllm.preflight.hydra import has_outside_references, hydra_mistakes, search_path_mistakes, secret_name_mistakes
+from mteb_vllm.preflight.hydra import (
+    SEARCH_SWEEPER,
+    has_outside_references,
+    hydra_mistakes,
+    search_path_mistakes,
+    secret_name_mistakes,
+)
 from mteb_vllm.preflight.packages import package_mistakes
 from mteb_vllm.util.masking import find_secrets, in_engine, mask, protect, register_fields, register_written
 from mteb_vllm.util.shell import keep_prefixes, suggest
+
+# The class of the launcher `engine_grouped`.
+_GROUPED = ".EngineGroupedLauncher"
 
 # What Hydra can raise for a malformed file.
 _NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError)
@@ -68,6 +78,7 @@ class Point:
         launched: The overrides as Hydra passes them to a launcher, secrets included; empty for a single run.
         composed: The whole configuration of a point of a sweep, with Hydra's own settings under `hydra`.
         folder: Hydra's folder of the run or the sweep at the time of the check; None if only Hydra can determine it.
+        searched: The keys whose values a search chooses; empty if this is not the default point of a search.
     """
 
     overrides: tuple[str, ...]
@@ -77,6 +88,7 @@ class Point:
     launched: tuple[str, ...] = field(default=(), repr=False)
     composed: DictConfig | None = field(default=None, repr=False, compare=False)
     folder: Path | None = None
+    searched: tuple[str, ...] = ()
 
 
 def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str | None = None) -> list[Point]:
@@ -88,7 +100,8 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         config_dir: The user's folder of configuration files.
 
     Returns:
-        the points, in the order in which Hydra runs them.
+        the points, in the order in which Hydra runs them. Of a search, only its default point, without the searched keys;
+        each of their values is checked on its own, but the search chooses the combinations while it runs.
 
     Raises:
         ConfigError: with all mistakes of all points, without duplicates.
@@ -108,10 +121,12 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         mistakes = composition.with_fields(mistakes)
         swept = multirun or composition.sweeps
         # An override on the command line replaces the configuration's own axis of the same key.
-        axes, found = _axes([*composition.axes, *parsed] if swept else parsed, swept)
+        search = composition.searches and swept
+        axes, found = _axes([*composition.axes, *parsed] if swept else parsed, swept, search)
         mistakes += [*_shadowed_files(config_dir), *composition.mistakes, *found]
         typed = {override.key_or_group: _prefix(override) for override in parsed}
-        for overrides_of_point in itertools.product(*axes):
+        combinations = _one_by_one(axes) if search else itertools.product(*(axis.values for axis in axes))
+        for overrides_of_point in combinations:
             composed, config, found = composition.point(overrides_of_point)
             if config is not None:
                 found += _target_mistakes(config, typed)
@@ -126,6 +141,10 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
                     point = replace(point, launched=launched, composed=whole)
                 points.append(point)
             mistakes += found
+        if search and points:
+            searched = tuple(axis.key for axis in axes if axis.searched)
+            points = [replace(points[0], searched=searched)]
+            mistakes += [] if found else _search_mistakes(points[0], composition.grouped)
         if points and not is_report(points[0].config):
             points[0] = replace(points[0], folder=composition.folder(overrides_of_point, swept))
             mistakes += _hydra_folder_mistakes(points[0])
@@ -183,12 +202,36 @@ def _report_mistakes(points: Sequence[Point]) -> Iterator[Mistake]:
     """Yield the mistakes in the settings of reports, which concern all points together."""
     for point in points:
         name = point.config.report.baseline
+        if point.config.report.score_tolerance is not None and not point.searched:
+            what = "is only used in a search, whose default point has the score to compare with"
+            yield Mistake("report.score_tolerance", what, "Add: -m hydra/sweeper=optuna", code="conflict")
         if is_report(point.config) and point.swept:
             yield Mistake(
                 "pipeline", "cannot be swept", "One report compares any number of runs: runs=[a,b]", value="report"
             )
+        elif point.searched and name not in (None, "0"):
+            yield Mistake("report.baseline", "a search is compared with its default, point 0", value=f"{name}")
         elif point.swept and name is not None and name not in map(str, range(len(points))):
             yield Mistake("report.baseline", f"the sweep has points 0 to {len(points) - 1}", value=f"{name}")
+
+
+def _search_mistakes(point: Point, grouped: bool) -> Iterator[Mistake]:
+    """Yield the mistakes in the settings of a search.
+
+    Args:
+        point: Its default point.
+        grouped: Whether its points are run by the launcher `engine_grouped`.
+    """
+    report = point.config.report
+    if not point.searched:
+        way = "Give a key several values: 'engine.max_num_seqs=choice(32,64,128)', or in hydra.sweeper.params."
+        yield Mistake("hydra/sweeper", "there is nothing to search: no key has several values", way, value="optuna")
+    if report.objective is None:
+        way = "Add: report.objective=mean, or report.objective=texts_per_second"
+        yield Mistake("report.objective", "a search needs an objective, which it maximises", way, code="missing")
+    if report.score_tolerance is not None and not grouped:
+        what = "compares with the default point, which only hydra/launcher=engine_grouped runs"
+        yield Mistake("report.score_tolerance", what, code="conflict")
 
 
 class _Composition:
@@ -196,12 +239,14 @@ class _Composition:
 
     Attributes:
         sweeps: Whether the configuration itself requests a sweep.
+        searches: Whether its sweeper is a search, which chooses the points while it runs.
+        grouped: Whether its launcher is `engine_grouped`.
         axes: The configuration's own axes (`hydra.sweeper.params`).
         mistakes: The mistakes in Hydra's own settings.
     """
 
     def __init__(self, overrides: Sequence[Override]) -> None:
-        self.sweeps = False
+        self.sweeps = self.searches = self.grouped = False
         self.axes: list[Override] = []
         self.mistakes: list[Mistake] = []
         # Valid overrides of Hydra's own settings; first those of the search path, which decides which files are found.
@@ -222,9 +267,14 @@ class _Composition:
                 found = apply(override, config)
                 self.mistakes += found
                 self._fixed += [] if found else [_text(override)]
+        self.searches = str(config.hydra.sweeper.get("_target_")) == SEARCH_SWEEPER
+        self.grouped = str(config.hydra.launcher.get("_target_")).endswith(_GROUPED)
         self.mistakes += [*_launcher_mistakes(config.hydra.launcher), *_job_mistakes(config.hydra.job)]
+        if self.searches:
+            self.mistakes += _setting_mistakes(SearchConfig, config.hydra.sweeper, "hydra.sweeper")
         self.sweeps = config.hydra.mode == RunMode.MULTIRUN
         params = config.hydra.sweeper.get("params") or {}
+        params = params if isinstance(params, Mapping) else {}  # `SearchConfig` reports it
         self.axes, unread = parse_overrides([f"{key}={value}" for key, value in params.items()])
         self.mistakes += unread
 
@@ -410,13 +460,28 @@ class _Composition:
             )
 
 
-def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Override]], list[Mistake]]:
+@dataclass(frozen=True)
+class _Axis:
+    """A key and its values.
+
+    Attributes:
+        key: The key.
+        values: One override per value; of a range of a search only the first and the last value.
+        searched: Whether a search chooses the value.
+    """
+
+    key: str
+    values: list[Override]
+    searched: bool = False
+
+
+def _axes(overrides: Sequence[Override], swept: bool, search: bool = False) -> tuple[list[_Axis], list[Mistake]]:
     """Return the values of each key in the order of Hydra's BasicSweeper: of repeated keys the last one counts."""
-    axes: dict[str, list[Override]] = {}
+    axes: dict[str, _Axis] = {}
     mistakes = []
     for at, override in enumerate(overrides):
         key, written = override.get_key_element(), _text(override)
-        values = [override]
+        values, searched = [override], False
         if override.is_sweep_override():
             if not swept:
                 start, _, raw = written.partition("=")
@@ -428,27 +493,62 @@ def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Overrid
             elif override.is_hydra_override():
                 mistakes.append(_override_mistake(override, "Hydra's own settings cannot be swept"))
             try:
-                values, _ = parse_overrides([f"{key}={value}" for value in override.sweep_string_iterator()])
+                texts = _search_values(override) if search else list(override.sweep_string_iterator())
+                values, _ = parse_overrides([f"{key}={value}" for value in texts])
             except (HydraException, ValueError) as error:
                 mistakes.append(_override_mistake(override, describe_error(error), code="syntax"))
                 continue
             if not values:
                 mistakes.append(_override_mistake(override, "has no value", code="missing"))
                 continue
-        axes[key if swept else str(at)] = values
+            searched = search
+        axes[key if swept else str(at)] = _Axis(key, values, searched)
     return list(axes.values()), mistakes
 
 
+def _search_values(override: Override) -> list[str]:
+    """Return the values of a searched key as text: all that are listed, the ends of a range or an interval.
+
+    Raises:
+        ValueError: if Optuna's sweeper does not support this kind of sweep.
+    """
+    sweep = override.value()
+    if isinstance(sweep, IntervalSweep):
+        return [str(sweep.start), str(sweep.end)]
+    if isinstance(sweep, RangeSweep) and None not in (sweep.start, sweep.stop) and not sweep.shuffle:
+        start, stop, step = sweep.start, sweep.stop, sweep.step
+        if step <= 0 or stop < start:  # type: ignore[operator]
+            raise ValueError("a search needs a range that ascends")
+        # Unlike Hydra's own sweeps, Optuna includes the end of a range.
+        return [str(start), str(start + (stop - start) // step * step)]  # type: ignore[operator]
+    if override.is_choice_sweep() or isinstance(sweep, RangeSweep):
+        return list(override.sweep_string_iterator())
+    raise ValueError("a search does not support this: list the values, as choice(a,b)")
+
+
+def _one_by_one(axes: Sequence[_Axis]) -> Iterator[tuple[Override, ...]]:
+    """Yield the default of a search, without the searched keys, and then with each value of each searched key alone."""
+    default = tuple(value for axis in axes if not axis.searched for value in axis.values)
+    yield default
+    for axis in axes:
+        if axis.searched:
+            yield from ((*default, value) for value in axis.values)
+
+
 def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:
-    if not str(launcher.get("_target_")).endswith(".EngineGroupedLauncher"):
+    if not str(launcher.get("_target_")).endswith(_GROUPED):
         return []  # a launcher of a plugin, with settings of its own
+    return _setting_mistakes(LauncherConfig, launcher, "hydra.launcher")
+
+
+def _setting_mistakes(cls: type[LauncherConfig | SearchConfig], node: DictConfig, where: str) -> list[Mistake]:
     try:
-        values: Any = OmegaConf.to_container(launcher, resolve=True)
-        build(LauncherConfig, {key: value for key, value in values.items() if key != "_target_"}, "hydra.launcher")
+        values: Any = OmegaConf.to_container(node, resolve=True)
+        build(cls, {key: value for key, value in values.items() if key != "_target_"}, where)
     except ConfigError as error:
         return list(error.mistakes)
     except OmegaConfBaseException as error:
-        return [Mistake("hydra.launcher", describe_error(error))]
+        return [Mistake(where, describe_error(error))]
     return []
 
 

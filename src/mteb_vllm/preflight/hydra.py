@@ -27,6 +27,10 @@ from mteb_vllm.util.quiet import LogFile
 # Registered with Hydra when a sweep starts.
 _OWN_LAUNCHER = "hydra_plugins.mteb_vllm.EngineGroupedLauncher"
 
+# The sweeper of `hydra/sweeper=optuna`, and how to install it.
+SEARCH_SWEEPER = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
+_INSTALL_SEARCH = "Install it: pip install 'mteb-vllm[optuna]'"
+
 _FORMATTERS = (f"{MaskingFormatter.__module__}.{MaskingFormatter.__name__}", "colorlog.ColoredFormatter")
 _HANDLERS = (f"{LogFile.__module__}.{LogFile.__name__}",)
 
@@ -39,7 +43,10 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
     installed = Plugins.instance().class_name_to_class
     for part, kind in (("launcher", Launcher), ("sweeper", Sweeper)):
         target = _value(hydra[part], "_target_")
-        if target != _OWN_LAUNCHER and not issubclass(installed.get(str(target), object), kind):
+        if target == SEARCH_SWEEPER and target not in installed:
+            what = "needs the package hydra-optuna-sweeper, which is not installed"
+            mistakes.append(Mistake("hydra/sweeper", what, _INSTALL_SEARCH, value="optuna", code="not_installed"))
+        elif target != _OWN_LAUNCHER and not issubclass(installed.get(str(target), object), kind):
             mistakes.append(
                 Mistake(
                     f"hydra.{part}._target_", f"is not an installed {part}", _WAY, value=f"{target}", code="refused"

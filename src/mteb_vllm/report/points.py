@@ -9,6 +9,7 @@ from typing import Final, Literal
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.measurements import Amount, Count, Score, ThroughputRecord, Unit
 from mteb_vllm.results.parity import ParityRecord
+from mteb_vllm.results.record import Objective
 
 # Pipelines that measure something other than scores.
 _MEASURING = ("throughput", "parity")
@@ -72,6 +73,7 @@ class Point:
         failures: Its failures, with logs.
         throughput: The measurements of a throughput run; None for any other.
         parity: The verdict of a parity run; None for any other.
+        objective: The objective of a run that has one.
         started: When the run began, in ISO format; "" where it is unknown.
     """
 
@@ -89,6 +91,7 @@ class Point:
     failures: list[Failure] = field(default_factory=list)
     throughput: ThroughputRecord | None = None
     parity: ParityRecord | None = None
+    objective: Objective | None = None
     started: str = ""
 
     @property

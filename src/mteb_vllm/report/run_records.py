@@ -90,6 +90,7 @@ def _point(folder: Path, record: RunRecord) -> Point:
         failures=[one for one in (record.failure, *(task.failure for task in record.tasks)) if one is not None],
         throughput=record.throughput,
         parity=record.parity,
+        objective=record.objective,
         started=record.started,
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.results.failures import Failure
-from mteb_vllm.results.record import TaskOutcome
+from mteb_vllm.results.record import RunRecord, TaskOutcome
 from mteb_vllm.runner import PrefetchedFirstStage
 from mteb_vllm.sweep.planning import PlannedPoint
 from mteb_vllm.util.phase import Phase
@@ -27,6 +27,7 @@ class RunPoint:
         secrets: The values to mask in all output.
         first_stage_only: Whether to run only the first stage.
         prefetched: The first stage's outcome, if it has been run already.
+        reference_score: The mean score of a search's default point.
     """
 
     point: PlannedPoint
@@ -37,6 +38,7 @@ class RunPoint:
     secrets: tuple[str, ...] = field(default=(), repr=False)
     first_stage_only: bool = False
     prefetched: PrefetchedFirstStage | None = None
+    reference_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,15 @@ class FirstStageDone:
 
 @dataclass(frozen=True)
 class PointDone:
-    """Event: a point has ended; `answer` is Hydra's `JobReturn`, which holds its record."""
+    """Event: a point has ended.
+
+    Attributes:
+        answer: Hydra's `JobReturn`.
+        record: The point's record.
+    """
 
     answer: Any
+    record: RunRecord
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ class Supervisor:
         summary: The sweep's summary, which is updated.
         point_timeout: Time limit for a point in seconds; None for no limit.
         max_leftover_mb: Memory in MB that a closed engine may leave allocated before its process is replaced.
+        reference_score: The mean score of a search's default point.
 
     Attributes:
         job_returns: Point number to Hydra's `JobReturn`; None if the point ended without one.
@@ -119,10 +120,12 @@ class Supervisor:
         *,
         point_timeout: float | None,
         max_leftover_mb: float,
+        reference_score: float | None = None,
     ) -> None:
         self._points = {point.planned.number: point for point in points}
         self._context, self._folder, self._view, self._summary = context, folder, view, summary
         self._timeout, self._max_leftover_mb = point_timeout, max_leftover_mb
+        self._reference_score = reference_score
         self._child: Child | None = None
         self._process: tuple[str, tuple[tuple[str, str], ...]] | None = None
         self._child_log = folder / "child.log"
@@ -205,6 +208,7 @@ class Supervisor:
                 registered(),
                 step.first_stage_only,
                 prefetched,
+                self._reference_score,
             )
         )
         while True:
@@ -226,7 +230,7 @@ class Supervisor:
             elif isinstance(event, FirstStageDone):
                 return self._first_stage_done(point, event.prefetched)
             elif isinstance(event, PointDone):
-                return self._point_done(point, event.answer)
+                return self._point_done(point, event)
             elif isinstance(event, PointFailed):
                 failure = replace(event.failure, log=self._log(point, written))
                 self._replace_child_after([failure])
@@ -248,10 +252,9 @@ class Supervisor:
         # Other failures will recur, task by task, when the point itself runs.
         return self._fail(point, dead) if dead is not None else None
 
-    def _point_done(self, point: SweepPoint, answer: Any) -> Failure | None:
-        record: RunRecord = answer.return_value
-        self._add_record(point.planned.number, record, answer)
-        tried = [failure for failure in record.failures if failure.tried]
+    def _point_done(self, point: SweepPoint, done: PointDone) -> Failure | None:
+        self._add_record(point.planned.number, done.record, done.answer)
+        tried = [failure for failure in done.record.failures if failure.tried]
         self._replace_child_after(tried)
         return next((failure for failure in tried if _did_not_open(failure)), None)
 
@@ -274,7 +277,7 @@ class Supervisor:
     ) -> Failure:
         """Write the record of a point that could not write its own."""
         planned = point.planned
-        record = started_record(planned.config, point.folder, planned.overrides, planned.number)
+        record = started_record(planned.config, point.folder, planned.overrides, planned.number, self._reference_score)
         if planned.plan is not None:
             record.settings, record.fingerprint = planned.plan.settings, planned.fingerprint
         record.tasks, record.failure = list(tasks), failure
