@@ -47,6 +47,13 @@ HOMES = {
     r"pipeline\.(lengths|tokens|requests|batch_sizes)": ("pipeline=throughput",),
     r"'tasks\.subsets": ("tasks=xquad",),
     r"\S*pipeline[./]reference": ("pipeline=parity",),
+    r"hydra[./]sweeper|report\.score_tolerance|.*=choice\(": (
+        "-m",
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.direction=maximize",
+        "report.objective=mean",
+        "engine.seed=choice(0,1)",
+    ),
     r"pipeline=report|pipeline\.dir": ("pipeline=report", "runs=outputs"),
     r"score_template|.*model\.kind=cross_encoder": ("model=ms_marco_minilm", "pipeline=rerank", "tasks=demo_retrieval"),
 }
@@ -145,7 +152,8 @@ def is_ours(mistake: Mistake) -> bool:
         "holds no run",
         "there is no such folder",
     )
-    if any(text in mistake.what for text in absent) and ("model" in mistake.where or "runs" in mistake.where):
+    places = ("model", "runs", "hydra/sweeper")
+    if any(text in mistake.what for text in absent) and any(place in mistake.where for place in places):
         return False
     return not PLACEHOLDERS.search(str(mistake))
 

@@ -201,7 +201,7 @@ class LauncherConfig(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(_Strict):
-    """How a search chooses its points; see `conf/hydra/sweeper/optuna.yaml`.
+    """The settings of Hydra's sweeper `optuna`.
 
     Attributes:
         search_space: Optuna's older form of `params`, not supported.
@@ -209,11 +209,11 @@ class SearchConfig(_Strict):
     """
 
     n_trials: PositiveInt = 20
-    n_jobs: PositiveInt = 4
-    direction: Literal["maximize"] = "maximize"
+    n_jobs: PositiveInt = 2
+    direction: Any = "maximize"
     storage: str | None = None
     study_name: Name | None = None
-    max_failure_rate: Share = 1.0
+    max_failure_rate: Share = 0.0
     sampler: dict[str, Any] = field(default_factory=dict)
     params: dict[str, Any] | None = None
     search_space: None = None

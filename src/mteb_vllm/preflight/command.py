@@ -52,6 +52,7 @@ from mteb_vllm.preflight.hydra import (
     SEARCH_SWEEPER,
     has_outside_references,
     hydra_mistakes,
+    missing_sweeper_mistake,
     search_path_mistakes,
     secret_name_mistakes,
 )
@@ -117,6 +118,9 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         unread = {mistake.section for mistake in mistakes}
         if imported := search_path_mistakes(overrides):
             raise ConfigError([*mistakes, *imported])  # composing would import the package
+        choices = [(override.key_or_group, override.value()) for override in parsed if not override.is_sweep_override()]
+        if ("hydra/sweeper", "optuna") in choices and (missing := missing_sweeper_mistake()) is not None:
+            raise ConfigError([*mistakes, missing])  # without it, its settings are unknown keys
         composition = _Composition(parsed)
         mistakes = composition.with_fields(mistakes)
         swept = multirun or composition.sweeps
@@ -271,7 +275,7 @@ class _Composition:
         self.grouped = str(config.hydra.launcher.get("_target_")).endswith(_GROUPED)
         self.mistakes += [*_launcher_mistakes(config.hydra.launcher), *_job_mistakes(config.hydra.job)]
         if self.searches:
-            self.mistakes += _setting_mistakes(SearchConfig, config.hydra.sweeper, "hydra.sweeper")
+            self.mistakes += _sweeper_mistakes(config.hydra.sweeper)
         self.sweeps = config.hydra.mode == RunMode.MULTIRUN
         params = config.hydra.sweeper.get("params") or {}
         params = params if isinstance(params, Mapping) else {}  # `SearchConfig` reports it
@@ -304,6 +308,8 @@ class _Composition:
                 way = "In a sweep over first stages, put it into a file of your own: pipeline/first_stage/NAME.yaml"
                 what = "only pipeline/first_stage=dense has this key"
                 return None, None, [*mistakes, _override_mistake(mounted[0], what, way)]
+            if "hydra/sweeper/optuna" in str(error) and (missing := missing_sweeper_mistake()) is not None:
+                return None, None, [*mistakes, missing]
             undecoded = list(_encoding_mistakes()) if isinstance(error, UnicodeDecodeError) else []
             return (
                 None,
@@ -539,6 +545,16 @@ def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:
     if not str(launcher.get("_target_")).endswith(_GROUPED):
         return []  # a launcher of a plugin, with settings of its own
     return _setting_mistakes(LauncherConfig, launcher, "hydra.launcher")
+
+
+def _sweeper_mistakes(sweeper: DictConfig) -> list[Mistake]:
+    """Return the mistakes in the settings of the sweeper `optuna`."""
+    mistakes = _setting_mistakes(SearchConfig, sweeper, "hydra.sweeper")
+    direction = getattr(sweeper.direction, "name", sweeper.direction)
+    if direction != "maximize":
+        way = "Add: hydra.sweeper.direction=maximize"
+        mistakes.append(Mistake("hydra.sweeper.direction", "objectives are to be maximised", way, value=f"{direction}"))
+    return mistakes
 
 
 def _setting_mistakes(cls: type[LauncherConfig | SearchConfig], node: DictConfig, where: str) -> list[Mistake]:

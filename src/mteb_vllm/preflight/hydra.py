@@ -27,9 +27,8 @@ from mteb_vllm.util.quiet import LogFile
 # Registered with Hydra when a sweep starts.
 _OWN_LAUNCHER = "hydra_plugins.mteb_vllm.EngineGroupedLauncher"
 
-# The sweeper of `hydra/sweeper=optuna`, and how to install it.
+# The sweeper of `hydra/sweeper=optuna`.
 SEARCH_SWEEPER = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
-_INSTALL_SEARCH = "Install it: pip install 'mteb-vllm[optuna]'"
 
 _FORMATTERS = (f"{MaskingFormatter.__module__}.{MaskingFormatter.__name__}", "colorlog.ColoredFormatter")
 _HANDLERS = (f"{LogFile.__module__}.{LogFile.__name__}",)
@@ -43,10 +42,7 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
     installed = Plugins.instance().class_name_to_class
     for part, kind in (("launcher", Launcher), ("sweeper", Sweeper)):
         target = _value(hydra[part], "_target_")
-        if target == SEARCH_SWEEPER and target not in installed:
-            what = "needs the package hydra-optuna-sweeper, which is not installed"
-            mistakes.append(Mistake("hydra/sweeper", what, _INSTALL_SEARCH, value="optuna", code="not_installed"))
-        elif target != _OWN_LAUNCHER and not issubclass(installed.get(str(target), object), kind):
+        if target != _OWN_LAUNCHER and not issubclass(installed.get(str(target), object), kind):
             mistakes.append(
                 Mistake(
                     f"hydra.{part}._target_", f"is not an installed {part}", _WAY, value=f"{target}", code="refused"
@@ -85,6 +81,15 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
     for part in ("job_logging", "hydra_logging"):
         mistakes += _logging_mistakes(hydra.get(part), f"hydra.{part}", ())
     return mistakes
+
+
+def missing_sweeper_mistake() -> Mistake | None:
+    """Return a mistake if the sweeper `optuna` is not installed; call it where something has chosen it."""
+    if SEARCH_SWEEPER in Plugins.instance().class_name_to_class:
+        return None
+    what = "needs the package hydra-optuna-sweeper, which is not installed"
+    way = "Install it: pip install 'mteb-vllm[optuna]'"
+    return Mistake("hydra/sweeper", what, way, value="optuna", code="not_installed")
 
 
 def secret_name_mistakes(hydra: DictConfig) -> list[Mistake]:
