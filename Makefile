@@ -47,42 +47,42 @@ browser:
 	@[ -n "$(BROWSER)" ] || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
 	    { apt-get update && apt-get install --yes --no-install-recommends chromium-headless-shell; } >/dev/null 2>&1 || true
 
-test: check browser  ## all tests but the slow ones, JOBS files at a time
+test: check browser  ## all tests except the slow ones, JOBS files at a time
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slow: install  ## the slow tests, JOBS files at a time: every fault of a sweep, a soak of kills, published scores, reranking
 	$(BIN)/pytest -m slow -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test-conditions: install  ## reverse every condition that decides about reuse, one at a time: a test fails for each (CONDITIONS="results.lookup")
+test-conditions: install  ## mutation test: invert each condition that decides about reuse; a test must fail for each (CONDITIONS="results.lookup")
 	$(BIN)/python tests/reverse_conditions.py $(CONDITIONS)
 
-bench: install  ## what the wrappers cost over raw vLLM, measured side by side (BENCH="--what predict --pairs 20")
+bench: install  ## the overhead of the wrappers over raw vLLM, measured side by side (BENCH="--what predict --pairs 20")
 	$(BIN)/python bench/overhead.py $(BENCH)
 
-bench-sweep: install  ## what a sweep saves over the same points as single commands (about 15 minutes)
+bench-sweep: install  ## what a sweep saves over the same points as separate commands (about 15 minutes)
 	$(BIN)/python bench/sweep.py $(BENCH)
 
-bench-prompts: install  ## what the embedding cache saves a sweep over query prompts (BENCH="--tasks SciFact")
+bench-prompts: install  ## what the embedding cache saves in a sweep over query prompts (BENCH="--tasks SciFact")
 	$(BIN)/python bench/prompts.py $(BENCH)
 
-bench-embedding-cache: install  ## look-ups a second in an embedding cache of a million vectors (1.7 GB of disk)
+bench-embedding-cache: install  ## lookups per second in an embedding cache of a million vectors (1.7 GB of disk)
 	$(BIN)/python bench/embedding_cache.py $(BENCH)
 
-docs: install  ## build docs/ into site/; a dead link fails
+docs: install  ## build docs/ into site/; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-reference: install  ## write the pages of docs/ that follow from conf/: configuration keys, models
+reference: install  ## generate the pages of docs/ that are based on conf/: configuration keys, models
 	$(BIN)/python docs/generate.py
 
-picture: install browser  ## run the sweep of docs/screenshot.py and take the picture of its report (REPORT=file: of that report)
+picture: install browser  ## run the sweep of docs/screenshot.py and take a picture of its report (REPORT=file: take it of that report)
 	$(BIN)/python docs/screenshot.py $(REPORT)
 
-format: install  ## let ruff write
+format: install  ## fix and format the code with ruff
 	$(BIN)/ruff check --fix src tests bench docs
 	$(BIN)/ruff format src tests bench docs
 
 wheel: install  ## dist/*.whl
 	$(BIN)/python -m build --no-isolation --wheel
 
-clean:  ## remove what the other targets made, but no results
+clean:  ## remove everything that the other targets made, except results
 	rm -rf $(VENV) dist build site .mypy_cache .pytest_cache .ruff_cache

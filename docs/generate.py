@@ -47,7 +47,7 @@ class Described:
 
 
 def read(path: Path) -> Described:
-    """Read a YAML file with the comments of its keys: behind a key, continued below it, or on lines of their own above."""
+    """Read a YAML file with the comments of its keys: after a key, continued below it, or on separate lines above."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     first = next((at for at, line in enumerate(lines) if not line.startswith("#")), len(lines))
@@ -102,10 +102,10 @@ def _words(described: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     kind = described.get("type", "")
     if kind == "array":
         items = _words(described.get("items", {}), definitions)
-        plural = {"text": "texts", "integer": "integers", "number": "numbers"}
+        plural = {"string": "strings", "integer": "integers", "number": "numbers"}
         word, _, limit = items.partition(" ")
         return f"list of {' '.join([plural.get(word, word), limit]).strip()}".strip()
-    names = {"string": "text", "object": "a mapping", "boolean": "`true`, `false`"}
+    names = {"string": "string", "object": "a mapping", "boolean": "`true`, `false`"}
     limits = [
         f"{sign} {described[key]:,g}" if abs(described[key]) < 1e6 else f"{sign} {int(described[key]):,}"
         for key, sign in (("exclusiveMinimum", ">"), ("minimum", "≥"), ("exclusiveMaximum", "<"), ("maximum", "≤"))
@@ -167,7 +167,7 @@ def keys(file: Described, prefix: str, cls: Any = None, inside: str = "") -> lis
 
     Args:
         file: The file.
-        prefix: Their parent in the configuration, as `pipeline`; "" at the top.
+        prefix: Their parent in the configuration, such as `pipeline`; "" at the top.
         cls: The dataclass that they are parsed into; None where the keys are open.
         inside: The key of the file that they are under; "" for those at the top.
 
@@ -199,7 +199,7 @@ def choices(file: Described, parent: str = "") -> list[tuple[str, str, str]]:
 
     Args:
         file: The file.
-        parent: Where the file is mounted, as `pipeline.first_stage`; "" at the top.
+        parent: Where the file is mounted, such as `pipeline.first_stage`; "" at the top.
     """
     found = []
     for entry in file.values.get("defaults", []):
@@ -253,7 +253,7 @@ def values_table(file: Described) -> str:
 def fields_of(path: Path) -> Any:
     """Return a dataclass with the fields of the class in a file's `_target_` that the file itself has to give values.
 
-    Those that are groups of their own, mappings, or come from a file that it extends are left out.
+    Those that are separate groups, mappings, or come from a file that it extends are left out.
     """
     file = read(path)
     module, _, name = str(file.values["_target_"]).rpartition(".")
@@ -285,9 +285,9 @@ def configuration(conf: Path) -> str:
     out = [
         "# Configuration keys\n",
         MARK,
-        "Choose a file with `group=file`, set a field with `group.field=value`. A key whose default is `null` is unset: the "
-        "model's recipe, the engine's preset or the model's own files decide. See [the command line](command-line.md) for "
-        "quoting and precedence.\n",
+        "Choose a file with `group=file`, and set a field with `group.field=value`. A key whose default is `null` is unset: "
+        "its value then comes from the model's recipe, the engine's preset, or the model's own files. See [the command "
+        "line](command-line.md) for quoting and precedence.\n",
         "## Groups\n",
         choices_table(choices(main)),
         "## Top level\n",
@@ -328,7 +328,7 @@ def configuration(conf: Path) -> str:
 
 
 _OPEN_PROMPTS = (
-    "A task, a task type, `Task-query` and `TaskType-document` are keys, too: `'+prompts.STS12=\"...\"'`. See "
+    "A task, a task type, `Task-query` and `TaskType-document` can also be used as keys: `'+prompts.STS12=\"...\"'`. See "
     "[prompts and instructions](../how-to/prompts.md).\n"
 )
 
@@ -372,7 +372,7 @@ def models(conf: Path) -> str:
         "# Models\n",
         MARK,
         "Each of these is one file in `conf/model/`: id, pinned revision, prompts, instruction template, score template and "
-        "engine values. Any other model: see [your own model](../how-to/own-model.md).\n",
+        "engine arguments. For any other model, see [your own model](../how-to/own-model.md).\n",
     ]
     for kind, title in (("encoder", "Embedding models"), ("cross_encoder", "Rerankers")):
         found = [
@@ -381,7 +381,8 @@ def models(conf: Path) -> str:
             for stem, file in recipes.items()
             if stem not in ("fields", "custom") and file.values.get("kind", "encoder") == kind
         ]  # fmt: skip
-        out += [f"## {title}\n", table(["choice", "model", "revision", "input", "engine", "notes"], found)]
+        header = ["choice", "model", "revision", "prompts and templates", "engine arguments", "notes"]
+        out += [f"## {title}\n", table(header, found)]
     return "\n".join(out)
 
 
@@ -399,7 +400,7 @@ def _inputs(recipe: Mapping[str, Any]) -> str:
         if (recipe.get("prompts") or {}).get(key)
     ]
     others = len(set(recipe.get("prompts") or {}) - {"query", "document"})
-    parts += [f"{others} task types"] if others else []
+    parts += [f"and prompts for {others} task types"] if others else []
     if template := (recipe.get("instruction") or {}).get("template"):
         parts.append(f"instruction {code(template)}")
     if file := (recipe.get("score_template") or {}).get("file"):

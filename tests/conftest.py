@@ -108,6 +108,7 @@ class FakeEngine:
         model, names = SimpleNamespace(name="fake/model"), SettingNames.CONFIGURATION
         self.spec = SimpleNamespace(model=model, applied=Applied(), names=names)
         self.pools_prompts = True
+        self.takes_text, self.feed = "it is not vLLM", None
         self.llm = self
         self.cached_tokens = 0
         self.broken = broken

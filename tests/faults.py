@@ -80,7 +80,7 @@ def _loading(happens: Callable[[], None]) -> None:
 def _encoding(happens: Callable[[], None]) -> None:
     from mteb_vllm.engines.vllm import VllmEngine
 
-    _before(VllmEngine, "call", happens)
+    _before(VllmEngine, "_run_requests", happens)
 
 
 def _scoring(happens: Callable[[], None]) -> None:

@@ -115,7 +115,7 @@ def test_flags_may_follow_overrides(run: Any) -> None:
         (["--config-dir", "/nowhere"], "--config-dir /nowhere: there is no such folder"),
         (["--cfg", "job", "--config-dir", "/nowhere"], "'/nowhere' not found"),
         (["--config-name", "mine"], "--config-dir DIR experiment=NAME"),
-        (["--config-path", "mine"], "name it with --config-dir"),
+        (["--config-path", "mine"], "pass it with --config-dir"),
         (["--experimental-rerun", "x.pickle"], "it computes only what is missing"),
         (["engine.dtype=flaot32"], "Did you mean engine.dtype=float32?"),
         (["model"], "model: is not of the form key=value"),

@@ -144,7 +144,7 @@ def test_troubleshooting_names_every_failure_and_error_with_cause_and_remedy() -
     defined = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
     assert set(sections(exceptions)) == defined
     for title, body in sections(text).items():
-        assert re.search(r"\*\*Cause\.\*\* [\w`].*\*\*What to do\.\*\* \w", body, re.DOTALL), title
+        assert re.search(r"\*\*(Cause|Meaning)\.\*\* [\w`].*\*\*What to do\.\*\* \w", body, re.DOTALL), title
     assert all(f"`{code}`" in sections(exceptions)["ConfigError"] for code in get_args(errors.Code))
 
 

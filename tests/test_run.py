@@ -90,7 +90,7 @@ def test_a_truncated_result_is_reported_quarantined_and_computed_again(first: tu
     path.write_bytes(path.read_bytes()[:200])
     again = one(folder)
     assert [task.status for task in again.tasks] == ["computed"] and again.scores == record.scores
-    assert any(f"{path.name}.broken, and its content computed again" in warning for warning in again.warnings)
+    assert any(f"{path.name}.broken, and its content was computed again" in warning for warning in again.warnings)
     assert path.with_suffix(".json.broken").stat().st_size == 200 and path.stat().st_size > 200
     assert [task.status for task in one(folder).tasks] == ["cached"]
 

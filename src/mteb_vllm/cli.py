@@ -17,8 +17,8 @@ from mteb_vllm.util.streams import exit_status, open_standard_streams
 from mteb_vllm.util.wrapping import wrap_lines
 
 HELP = """mteb-vllm evaluates embedding models and rerankers on MTEB tasks with vLLM,
-from YAML. Choose a file of a group with group=file, set a field with
-group.field=value, sweep with -m and commas.
+configured in YAML. Choose a file of a group with group=file, set a field with
+group.field=value, and sweep with -m and values separated by commas.
 
   # MiniLM on the demo tasks, offline, on a CPU
     mteb-vllm
@@ -33,9 +33,9 @@ group.field=value, sweep with -m and commas.
     mteb-vllm pipeline=report runs='outputs/sweeps/*/*'
   # rerank the candidates of a first stage
     mteb-vllm pipeline=rerank model=ms_marco_minilm tasks=nfcorpus
-  # check that the embeddings are those of sentence-transformers
+  # compare embeddings and scores with sentence-transformers
     mteb-vllm pipeline=parity engine.dtype=bfloat16
-  # a sweep in a file: how much faster is unpadding, and when
+  # a predefined sweep: when does it pay off not to pad, and by how much
     mteb-vllm experiment=unpadding
   # your own files in addition to the shipped ones
     mteb-vllm --config-dir my_conf experiment=mine
@@ -55,11 +55,11 @@ _WIDTH = 80
 # Flags of Hydra's that only print something.
 _PRINTING = ("hydra_help", "cfg", "info", "shell_completion")
 
-# Flags of Hydra's that would bypass the configuration of this program, and what to do instead.
+# Flags of Hydra's that would bypass the configuration of mteb-vllm, and what to do instead.
 _REFUSED = {
-    "config_path": "Put your own files into a folder and name it with --config-dir.",
+    "config_path": "Put your own files into a folder and pass it with --config-dir.",
     "config_name": "Put your own settings into an experiment: --config-dir DIR experiment=NAME.",
-    "experimental_rerun": "Repeat the command: it computes only what is missing. The settings of a run are in its run.json.",
+    "experimental_rerun": "Run the same command again: it computes only what is missing. run.json holds a run's settings.",
 }
 
 
@@ -80,7 +80,7 @@ def main() -> NoReturn:
         _print_error(error)
         status = 1
     except KeyboardInterrupt as error:
-        _print_error("Interrupted. Finished results are kept; the same command computes the rest.")
+        _print_error("Interrupted. Finished results are kept; running the same command again computes the rest.")
         # By the convention of shells, 128 plus the signal's number; a sweep passes the number on.
         status = 128 + (error.args[0] if error.args else signal.SIGINT)
     except SystemExit as ended:  # from argparse, and from Hydra's own --help
@@ -115,7 +115,7 @@ def _main() -> int:
     flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
     sys.argv[1:] = [*arguments.overrides, *flags]
     refused = [
-        Mistake(f"--{name.replace('_', '-')}", "this flag of Hydra's is not supported", way)
+        Mistake(f"--{name.replace('_', '-')}", "this Hydra flag is not supported", way)
         for name, way in _REFUSED.items()
         if getattr(arguments, name) is not None
     ]

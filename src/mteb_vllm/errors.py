@@ -137,7 +137,7 @@ class StorageError(MtebVllmError):
 
 
 DATA_ADVICE = (
-    "correct the data set, or put a correct copy of it into a folder of the same name in the working directory"
+    "fix the data set, or put a corrected copy of it into a folder with its name (org/name) in the working directory"
 )
 
 

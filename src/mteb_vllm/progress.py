@@ -86,7 +86,7 @@ class Progress:
 
     def waiting(self) -> None:
         """Show that the run waits for another one, which is computing the same result."""
-        self.note(Phase.WAITING, f"Waiting for another run that computes {self._task}")
+        self.note(Phase.WAITING, f"Waiting for another run that is computing {self._task}")
 
     def line(self, text: str) -> None:
         """Print a permanent line."""
@@ -101,7 +101,7 @@ class Progress:
         """Show how many texts or pairs are computed, and how many per second.
 
         Args:
-            what: Which ones, as "de query".
+            what: Which ones, e.g. "de query".
             done: The number of computed ones.
             total: The number of all.
             unit: "texts" or "pairs".
@@ -140,7 +140,7 @@ class Progress:
         if outcome.status == "failed" and (kept := outcome.subset_scores()):
             shown = ", ".join(f"{where} {score:.5f}" for where, score in kept[:5])
             more = f", and {len(kept) - 5:,} more" if len(kept) > 5 else ""
-            self.line(f"      {outcome.metric} of the other subsets, which are kept: {shown}{more}")
+            self.line(f"      {outcome.metric} for the other subsets (kept): {shown}{more}")
 
     def _show(self, text: str) -> None:
         """Show a step of unknown length, with its seconds."""

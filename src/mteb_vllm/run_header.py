@@ -37,7 +37,7 @@ def print_run_header(console: Console, planned: Plan, record: RunRecord) -> None
         record.warnings += [f"{spec.model.name}: {note}" for note in spec.applied.notes]
     if shell := record.settings["engine"]["shell"]:
         record.warnings.append(
-            f"Set in the shell rather than in engine.env, and part of the settings: "
+            f"Set in the shell rather than in engine.env, and part of the fingerprint: "
             f"{', '.join(f'{k}={v}' for k, v in shell.items())}"
         )
     _print_input_texts(console, planned)
@@ -50,7 +50,7 @@ def print_run_header(console: Console, planned: Plan, record: RunRecord) -> None
             )
         if planned.template.text is None and is_language_model(planned.spec.model.config):
             record.warnings.append(
-                "A language model scores pairs without a score template: unless it was trained that way, its scores are "
+                "This language model scores pairs without a score template: unless it was trained that way, its scores are "
                 "meaningless."
             )
     if planned.reference is not None:
@@ -87,10 +87,10 @@ def _print_engine(console: Console, what: str, spec: EngineSpec) -> None:
     description = f"preset {spec.preset}" + (f" (device {device()})" if spec.preset != "none" else "")
     if spec.backend != "vllm":
         description = spec.backend_name
-    console.print_line(f"{what}: {spec.model.name} at {spec.model.revision}")
+    console.print_line(f"{what}: {spec.model.name}, revision {spec.model.revision}")
     console.print_line(f"Engine: {description}: {_words(args)}")
     if vector_options := str(spec.applied):
-        console.print_line(f"Vectors: {vector_options}")
+        console.print_line(f"Embeddings: {vector_options}")
 
 
 def _words(values: dict[str, Any]) -> str:

@@ -334,7 +334,7 @@ def _run(
             record.engine = context.model.engine_record()
             record.warnings += _engine_warnings(record.engine)
         record.warnings += [
-            f"A stored file was damaged. It was quarantined as {path}, and its content computed again."
+            f"A stored file was damaged. It was quarantined as {path}, and its content was computed again."
             for path in [
                 *context.store.quarantined,
                 *(work.embeddings.quarantined if work.embeddings is not None else []),
@@ -358,8 +358,12 @@ def _run(
 
 
 def _engine_warnings(engine: EngineRecord | None) -> list[str]:
-    """Return the warnings that vLLM gave while it opened."""
-    return [f"vLLM: {text}" for text in engine.warnings] if engine is not None else []
+    """Return the warnings that vLLM gave while it opened, and why it could not be given token ids."""
+    if engine is None:
+        return []
+    slow = engine.text_reason is not None and engine.backend == "vllm"
+    note = [f"vLLM tokenised the texts itself, one at a time: {engine.text_reason}."] if slow else []
+    return [*(f"vLLM: {text}" for text in engine.warnings), *note]
 
 
 def _engine_lines(model: Any, log: Path) -> list[str]:

@@ -96,7 +96,7 @@ def test_pairs_are_scored_as_by_a_cross_encoder(name: str, tmp_path: Path) -> No
 
 def test_failures_are_engine_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
-    with pytest.raises(EngineStartError, match="sentence-transformers did not open local/"):
+    with pytest.raises(EngineStartError, match="sentence-transformers could not load local/"):
         open_engine(spec_of(str(tmp_path)))
     from mteb_vllm.models.files import package_folder
 
@@ -119,7 +119,7 @@ def mistakes(*overrides: str) -> str:
 def test_arguments_of_the_other_backend_are_errors() -> None:
     text = mistakes("engine=sentence_transformers", "engine.max_num_seqs=8", "engine.dtype=int8", "engine.batch_size=0")
     assert "engine.max_num_seqs=8: is a vLLM argument, but this engine is sentence-transformers" in text
-    assert "engine.dtype=int8: there is no such choice" in text and "engine.batch_size=0: must be 1 or more" in text
+    assert "engine.dtype=int8: is not a valid value" in text and "engine.batch_size=0: must be 1 or more" in text
     text = mistakes("engine.batch_size=8", "engine.backend=vlm")
     assert "engine.batch_size=8: is an argument of sentence-transformers, but this engine is vLLM" in text
     assert "engine.backend=vlm: there is no such backend" in text and "engine.backend=vllm" in text
@@ -148,6 +148,6 @@ def test_settings_that_cannot_be_compared_are_errors(tmp_path: Path) -> None:
         "pipeline.reference.engine.backend=vllm",
         "+model.engine.backend=sentence_transformers",
     )
-    assert "pipeline.tolerance=-1" in text and "holds neither runs nor results" in text
+    assert "pipeline.tolerance=-1" in text and "contains neither runs nor results" in text
     assert "pipeline.reference.engine.backend=vllm: the reference must be sentence-transformers" in text
     assert "model.engine.backend=sentence_transformers: a recipe cannot set the backend" in text

@@ -10,6 +10,7 @@ import mteb
 import numpy as np
 import pytest
 
+import engine_inputs
 import rerankers
 from mteb_vllm import ModelError, VllmCrossEncoderWrapper
 from mteb_vllm.config.schema import ScoreTemplateConfig
@@ -155,18 +156,20 @@ def test_each_distinct_pair_reaches_the_engine_once_and_those_of_a_query_are_con
 ) -> None:
     # Only full blocks are shared, and by default a block on a CPU has 128 tokens.
     with opened("qwen3", block_size=32, max_num_seqs=8) as reranker:
-        handed: list[Any] = []
-        score = reranker.llm.score
-        reranker.llm.score = lambda one, other, **kwargs: (
-            handed.extend(zip(one, other, strict=True)) or score(one, other, **kwargs)
-        )
         queries = ["a", "b", "a", "b", "a", "c", "a"]
         documents = ["1", "1", "2", "2", "1", "1", "3"]
-        scores = rerankers.predict(reranker, queries, documents)
-        assert handed == [("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("b", "2"), ("c", "1")]
+        with engine_inputs.recorded(reranker.engine) as given:
+            scores = rerankers.predict(reranker, queries, documents)
+        template = reranker.template.with_instruction(reranker.applied["SciFact", "pair"]["prefix"])
+        tokenizer = reranker.llm.get_tokenizer()
+        expected = [
+            [{"role": "query", "content": query}, {"role": "document", "content": document}]
+            for query, document in [("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("b", "2"), ("c", "1")]
+        ]
+        rendered = [tokenizer.apply_chat_template(pair, chat_template=template, tokenize=False) for pair in expected]
+        assert given == [tokenizer(text)["input_ids"] for text in rendered]
         assert scores[0] == scores[4] and len(set(scores.tolist())) == 6
         assert (reranker.work.texts, reranker.work.computed) == (7, 6)
-        handed.clear()
         many = [f"{at} {text}" for at, text in enumerate(rerankers.texts()[:64])]
         rerankers.predict(reranker, ["how to sort a list"] * 64, many)
         assert reranker.work.cached_tokens > 32 * 32, "pairs of a query share the prefix before the document"
@@ -178,15 +181,8 @@ def test_each_distinct_pair_reaches_the_engine_once_and_those_of_a_query_are_con
 def test_the_query_and_the_templates_tail_survive(opened: Callable[..., VllmCrossEncoderWrapper], name: str) -> None:
     """The tokens of a pair with a document that is far too long end like the template, and contain the query."""
     with opened(name) as reranker:
-        given: list[list[int]] = []
-        encode = reranker.llm.encode
-
-        def spy(prompts: Any, *args: Any, **kwargs: Any) -> Any:
-            given.extend(prompt["prompt_token_ids"] for prompt in prompts)
-            return encode(prompts, *args, **kwargs)
-
-        reranker.llm.encode = spy
-        rerankers.predict(reranker, ["return the sorted list"], ["The number of items. " * 500])
+        with engine_inputs.recorded(reranker.engine) as given:
+            rerankers.predict(reranker, ["return the sorted list"], ["The number of items. " * 500])
         (tokens,) = given
         assert len(tokens) == CONTEXT
         text = reranker.llm.get_tokenizer().decode(tokens)
@@ -211,7 +207,7 @@ def test_a_query_longer_than_the_context_is_cut_and_counted(
 
 
 def test_a_model_with_two_labels_is_refused(opened: Callable[..., VllmCrossEncoderWrapper]) -> None:
-    with pytest.raises(ModelError, match="gives 2 scores for a pair"):
+    with pytest.raises(ModelError, match="outputs 2 scores per pair"):
         opened("two_labels")
 
 

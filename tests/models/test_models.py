@@ -223,7 +223,7 @@ def test_missing_files_are_reported(folder: Path) -> None:
 @pytest.mark.parametrize("file", ["config.json", "config_sentence_transformers.json"])
 def test_a_file_with_another_type_is_an_error(folder: Path, file: str, content: str) -> None:
     (folder / file).write_text(content)
-    with pytest.raises(ModelError, match=rf"{file} holds .*, not an object"):
+    with pytest.raises(ModelError, match=rf"{file} contains .*, not an object"):
         find_model(None, path=str(folder))
 
 
@@ -248,7 +248,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path, folder: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json cannot be read as JSON"):
         find_model(None, path=str(folder))
-    with pytest.raises(ModelError, match="no model is named"):
+    with pytest.raises(ModelError, match="no model is specified"):
         find_model(None)
 
 
@@ -295,11 +295,11 @@ def test_prompts_are_never_lost_to_a_failing_hub(hub: Any) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (http(errors.GatedRepoError), "org/name at revision v1 is gated: accept its terms on its page, then `hf auth login`"),
+        (http(errors.GatedRepoError), "org/name at revision v1 is gated: accept its terms on its page, then run `hf auth"),
         (http(errors.RevisionNotFoundError), "org/name has no revision 'v1': set model.revision to a commit, branch or tag"),
-        (http(errors.RepositoryNotFoundError), "the Hub has no model org/name, or it is private"),
+        (http(errors.RepositoryNotFoundError), "there is no model org/name on the Hub, or it is private"),
         (http(errors.RemoteEntryNotFoundError), "org/name has no config.json, so vLLM cannot load it"),
-        (errors.LocalEntryNotFoundError("Cannot find\nit"), "is a network (`hf download org/name --revision v1`)"),
+        (errors.LocalEntryNotFoundError("Cannot find\nit"), "with network access (`hf download org/name --revision v1`)"),
         (errors.HFValidationError("Repo id must be in the form 'a/b'"), "cannot be loaded from the Hub: Repo id must be"),
         (http(errors.HfHubHTTPError, "503 Server Error\nmore"), "cannot be loaded from the Hub: 503 Server Error"),
         (OSError("[Errno 28] No space left on device"), "cannot be loaded from the Hub: [Errno 28] No space left"),
@@ -315,21 +315,21 @@ def test_a_model_that_cannot_be_loaded_has_a_remedy_in_one_line(hub: Any, error:
 
 
 @pytest.mark.parametrize(
-    ("offline", "message"), [(True, "is switched off (HF_HUB_OFFLINE)"), (False, "cannot be reached")]
+    ("offline", "message"), [(True, "offline mode is on (HF_HUB_OFFLINE)"), (False, "the Hub cannot be reached")]
 )
 def test_offline_on_purpose_or_not(hub: Any, monkeypatch: pytest.MonkeyPatch, offline: bool, message: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     hub(config=errors.LocalEntryNotFoundError("Cannot find it"))
     with pytest.raises(ModelError) as caught:
         find_model("org/name")
-    assert f"org/name is not in the local cache and the Hub {message}: " in str(caught.value)
+    assert f"org/name is not in the local cache and {message}: " in str(caught.value)
     assert "(`hf download org/name`)" in str(caught.value), "without a revision the newest one is downloaded"
 
 
 def test_the_real_library_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=r"is not in the local cache and the Hub is switched off"):
+    with pytest.raises(ModelError, match=r"is not in the local cache and offline mode is on"):
         find_model("org/name", COMMIT)
     with pytest.raises(ModelError, match="cannot be loaded from the Hub: Repo id must"):
         find_model("not/a/name")

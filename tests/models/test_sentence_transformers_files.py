@@ -235,7 +235,7 @@ def test_every_module_type_is_run_or_refused_by_name(tmp_path: Path) -> None:
         (lambda at: chain(at, "Pooling", "Normalize", ("Dense", DENSE)), "Dense"),
         (lambda at: chain(at, ("Dense", DENSE), "Pooling"), "Dense"),
         (lambda at: chain(at, "Normalize"), "Normalize"),
-        (lambda at: chain(at, "Dropout"), "names no Pooling"),
+        (lambda at: chain(at, "Dropout"), "has no Pooling module"),
         (lambda at: chain(at, "Pooling", "custom_st.Whitening"), "custom_st.Whitening"),
         (lambda at: chain(at, "Pooling", ("sentence_transformers.base.modules.Dense", DENSE)), "base.modules.Dense"),
         (
@@ -260,8 +260,8 @@ def test_an_order_or_kind_that_vllm_does_not_run_is_refused(tmp_path: Path, chan
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("modules.json", None, "holds null, not a list"),
-        ("modules.json", {}, "holds {}, not a list"),
+        ("modules.json", None, "contains null, not a list"),
+        ("modules.json", {}, "contains {}, not a list"),
         ("modules.json", [1], "a module needs a type and a path"),
         ("modules.json", [{"type": f"{OLD}.Pooling", "path": "../x"}], "is outside the model's folder"),
         (
@@ -282,7 +282,7 @@ def test_an_order_or_kind_that_vllm_does_not_run_is_refused(tmp_path: Path, chan
         ("sentence_bert_config.json", {"max_seq_length": "256"}, 'max_seq_length="256": must be 1 or more'),
         ("sentence_bert_config.json", {"model_args": 1}, "model_args=1: must be an object"),
         ("config_sentence_transformers.json", {"truncate_dim": 0}, "truncate_dim=0: must be 1 or more"),
-        ("config_sentence_transformers.json", {"prompts": ["q"]}, "must be an object of texts"),
+        ("config_sentence_transformers.json", {"prompts": ["q"]}, "must be an object whose values are strings"),
         ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "is not one of its prompts"),
         ("tokenizer_config.json", [], "not an object"),
     ],
@@ -313,7 +313,8 @@ def test_the_configuration_wins_over_the_files(tmp_path: Path) -> None:
 def test_a_model_without_such_files_gets_the_defaults_of_sentence_transformers(tmp_path: Path) -> None:
     made = applied(plain(tmp_path))
     assert (made.pooling, made.normalized, made.context, made.refused) == ("MEAN", False, 512, ())
-    assert str(made) == "mean pooling, not normalised (no modules.json: the defaults of sentence-transformers)"
+    source = "the defaults of sentence-transformers, since there is no modules.json"
+    assert str(made) == f"mean pooling, not normalised (from {source})"
     plain(tmp_path, {"architectures": ["Qwen3ForCausalLM"]})
     assert applied(tmp_path).pooling == "LAST"
     assert applied(tmp_path, hf_overrides={"is_causal": False}).pooling == "MEAN"
@@ -506,6 +507,7 @@ def test_embeddings_are_those_of_sentence_transformers(tiny: Path, tmp_path: Pat
     from sentence_transformers import SentenceTransformer
 
     from mteb_vllm.engines.base import open_engine
+    from mteb_vllm.inference.encoding import encode_texts
 
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)
@@ -517,8 +519,8 @@ def test_embeddings_are_those_of_sentence_transformers(tiny: Path, tmp_path: Pat
     )
     assert spec.applied.refused == ()
     engine = open_engine(spec)
-    found, _ = engine.embed(texts)
-    assert found.shape == expected.shape == (3, engine.dim)
+    found, _ = encode_texts(engine, texts, len(texts))
+    assert engine.takes_text is None and found.shape == expected.shape == (3, engine.dim)
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-3)
     cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosines.min() > 0.9999

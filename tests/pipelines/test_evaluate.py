@@ -47,7 +47,7 @@ class Encoder:
     def engine(self) -> Any:
         self.tried += 1
         if not self.opens:
-            raise EngineError("vLLM did not open")
+            raise EngineError("vLLM failed to start with")
         return self
 
     def engine_record(self) -> None:

@@ -152,7 +152,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("+engine.model=x", "is set by the model and the pipeline"),
         ("+engine.env.VLLM_LOGING_LEVEL=DEBUG", "Did you mean +engine.env.VLLM_LOGGING_LEVEL?"),
         ("engine.env.VLLM_LOGGING_LEVEL=DEBUG", "Add it with a plus: +engine.env.VLLM_LOGGING_LEVEL=DEBUG"),
-        ("+engine.env.VLLM_LOGGING_LEVEL=true", "Write switches as 0 and 1"),
+        ("+engine.env.VLLM_LOGGING_LEVEL=true", "Write booleans as 0 or 1"),
         ("engine.hf_overrides.x=1", "Add it with a plus: +engine.hf_overrides.x=1"),
         ("+model.engine.dtpye=x", "Did you mean +model.engine.dtype?"),
         ("+prompts.STS12-qeury=x", "Did you mean +prompts.STS12-query?"),
@@ -160,14 +160,14 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("+prompts.Retreival=x", "Did you mean +prompts.Retrieval?"),
         ("prompts.STS12=x", "this prompt key is not set yet\n    Add it with a plus: +prompts.STS12=x"),
         ("engine.blok_size=16", "Did you mean +engine.block_size?"),
-        ("+prompts.STS12=true", "this is bool\n    Quote a text for Hydra and for the shell: '+prompts.STS12=\"true\"'"),
+        ("+prompts.STS12=true", "not bool\n    Quote strings for Hydra and for the shell: '+prompts.STS12=\"true\"'"),
         ("+prompts.STS12=it's: ", """shell: '+prompts.STS12="it'"'"'s: "'"""),
         ('+prompts.STS12="cost ${y} "', """A literal ${ is written \\${: '+prompts.STS12="cost \\${y} "'"""),
         ('prompts.query="cost ${"', """A literal ${ is written \\${: 'prompts.query="cost \\${"'"""),
         ("+engine.kv_cache_dtype=fp9", "Did you mean +engine.kv_cache_dtype=fp8"),
-        ("prompts.query=5", "must be a text, this is int\n    Quote a text for Hydra and for the shell: '"),
-        ("prompts.query=passage ", "strips the white space around this text\n    Quote a text for Hydra and for the shell: "
-         "'prompts.query=\"passage \"'"),
+        ("prompts.query=5", "must be a string, not int\n    Quote strings for Hydra and for the shell: '"),
+        ("prompts.query=passage ", "strips the white space around this string\n    Quote strings for Hydra and for the shell"
+         ": 'prompts.query=\"passage \"'"),
         ("instruction.template=Instruct", "must contain the string '{instruction}'"),
         ("instruction.template=nowhere.at_all:mine", "is not the import path of a callable"),
         ("tasks.names=[STS21]", "Did you mean STS12 or STS22?"),
@@ -183,10 +183,10 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("tasks=sts21", "there is no file sts21.yaml in tasks/\n    Did you mean tasks=sts12?\n    Files: banking77"),
         ("model.kind=cross_encoder", "the pipeline evaluate needs a model of kind encoder"),
         ("model.kind=encodr", "Did you mean model.kind=encoder?\n    Allowed: encoder, cross_encoder."),
-        ("model.revision=1234567", "should be a valid string\n    Quote a text for Hydra and for the shell: "
+        ("model.revision=1234567", "should be a valid string\n    Quote strings for Hydra and for the shell: "
          "'model.revision=\"1234567\"'"),
         ("model.name=org/other", "For another model: model=custom model.name=org/other"),
-        ("model=custom", "no model is named"),
+        ("model=custom", "no model is specified"),
         ("model.path=/nowhere", "there is no folder /nowhere"),
         ("model.package=no_such_package/model", "is not installed: pip install no-such-package"),
         ("pipeline.chunk_size=x", "should be a valid integer"),
@@ -210,7 +210,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("float32", "is not of the form key=value"),
         ("prompts.query=[a", "Hydra cannot parse this value"),
         ("prompts.query=a,b", "several values, but this is not a sweep\n    To sweep over them, add -m. "
-         "A list: 'prompts.query=[a,b]'. A text with a comma: 'prompts.query=\"a,b\"'."),
+         "For a list: 'prompts.query=[a,b]'. For a string with a comma: 'prompts.query=\"a,b\"'."),
     ],
 )  # fmt: skip
 def test_a_message_says_what_to_do(override: str, message: str) -> None:
@@ -250,7 +250,7 @@ def test_no_code_of_the_user_is_imported_before_a_run(tmp_path: Path, monkeypatc
 
 def test_prompts_that_apply_to_no_task() -> None:
     message = only("tasks=sts12", "prompts.query=q")
-    assert "none of its keys (query) applies to the chosen tasks, which are of the types STS" in message
+    assert "none of its keys (query) applies to the chosen tasks (task types: STS)" in message
     assert "Keys that would apply: STS12, STS." in message
     # One key that applies is enough; the prompts of a recipe need not apply at all.
     assert one("tasks=sts12", "prompts=e5")
@@ -552,7 +552,7 @@ def test_a_broken_users_file(mine: Any, name: str, text: str, message: str) -> N
 
 def test_a_file_that_is_hidden_by_a_shipped_one(mine: Any) -> None:
     folder = mine("tasks/demo.yaml", "names: [STS12]\n")
-    assert f"{folder}/tasks/demo.yaml: is never read: a shipped file of this name is found first" in only(
+    assert f"{folder}/tasks/demo.yaml: is never read: a shipped file with the same name takes precedence" in only(
         config_dir=folder
     )
 

@@ -33,14 +33,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"eplb_config": {"window_size": 0}}, "engine.eplb_config.window_size=0: must be more than 0"),
     ({"max_model_len": 0}, "must be 1 or more\n    Leave it unset for the model's own context"),
     ({"max_model_len": -5}, "must be 1 or more"),
-    ({"max_model_len": 257}, "the model's context is 256 tokens\n    Did you mean engine.max_model_len=256?"),
+    ({"max_model_len": 257}, "the model's context length is 256 tokens\n    Did you mean engine.max_model_len=256?"),
     ({"max_model_len": "16k"}, "must be int, got str\n    Did you mean engine.max_model_len=16000?"),
     ({"max_num_batched_tokens": "2K"}, "Did you mean engine.max_num_batched_tokens=2048?"),
     ({"max_num_batched_tokens": 100}, "Did you mean engine.max_num_batched_tokens=256 or engine.max_model_len=100?"),
-    ({"max_num_batched_tokens": 255}, "is less than the context of 256 tokens"),
+    ({"max_num_batched_tokens": 255}, "is less than the context length of 256 tokens"),
     ({"max_num_batched_tokens": 300, "max_num_seqs": 301},
      "Did you mean engine.max_num_batched_tokens=301 or engine.max_num_seqs=300?"),
-    ({"max_num_seqs": 10**9}, "exceeds the tokens of a step"),
+    ({"max_num_seqs": 10**9}, "exceeds the tokens of one engine step"),
     ({"watermark": 1.5}, "must be less than 1"),
     ({"block_size": 0}, "must be more than 0"),
     ({"gpu_memory_utilization": 1.5}, "must be a fraction of the memory"),
@@ -53,7 +53,7 @@ NOT_OPENED: list[tuple[dict[str, Any], str]] = [
     ({"enable_prefix_caching": True}, "this model has no causal attention, so there is no KV cache"),
     (
         {"enable_chunked_prefill": True},
-        "this model has no causal attention, so a text cannot be split into several steps",
+        "this model has no causal attention, so a text cannot be split across several steps",
     ),
 ]
 
@@ -80,8 +80,8 @@ def as_overrides(arguments: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize(
     ("override", "text"),
     [
-        ("+engine.env={1: 2}", "engine.env.1: is not a valid name of an environment variable"),
-        ("+engine.env={true: 2}", "engine.env.True: is not a valid name of an environment variable"),
+        ("+engine.env={1: 2}", "engine.env.1: is not a valid environment variable name"),
+        ("+engine.env={true: 2}", "engine.env.True: is not a valid environment variable name"),
         ("engine.pooler_config={1: a}", "engine.pooler_config.1=a: pooler_config has no such key"),
     ],
 )
@@ -110,7 +110,9 @@ def test_a_longer_context_that_the_environment_allows() -> None:
 
 
 def test_a_misspelt_key_of_config_json() -> None:
-    with pytest.raises(ConfigError, match=r"neither the model's config\.json nor vLLM") as caught:
+    with pytest.raises(
+        ConfigError, match=r"is not a key of the model's config\.json, and vLLM does not read it"
+    ) as caught:
         check([*ENCODER, "engine.hf_overrides={num_label: 1}"])
     assert "Did you mean 'engine.hf_overrides={num_labels:1}'?" in str(caught.value)
 

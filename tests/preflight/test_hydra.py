@@ -98,12 +98,12 @@ def test_the_classes_that_hydra_ships_are_allowed() -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        (BOMB, "mine.yaml expands to more than 100,000 values by its aliases"),
-        (MERGES, "mine.yaml expands to more than 100,000 values by its aliases"),
+        (BOMB, "mine.yaml expands to more than 100,000 values through its aliases"),
+        (MERGES, "mine.yaml expands to more than 100,000 values through its aliases"),
         ("a: &a [*a]\n", "one of its aliases contains itself"),
         ("a: " + "[" * 3000 + "]" * 3000, "mine.yaml is nested more than 100 levels deep"),
         (f"# {'x' * 5_000_000}\na: 1\n", "mine.yaml has more than 5,000,000 bytes"),
-        (DOUBLING, "expands to more than 1,000,000 characters by its references"),
+        (DOUBLING, "expands to more than 1,000,000 characters through its references"),
         ("prompts:\n  query: ${prompts.document}\n  document: ${.query}\n", "prompts.query: refers to itself"),
         ("prompts: ${prompts}\n", "prompts: refers to itself"),
     ],

@@ -39,8 +39,8 @@ def test_a_torchvision_for_cuda_beside_a_torch_for_the_cpu(install: Install) -> 
         check([])
     (mistake,) = caught.value.mistakes
     assert str(mistake) == (
-        "torchvision 0.28.0: was built for CUDA, and torch 2.13.0+cpu is installed (operator torchvision::nms does not "
-        "exist)\n    Text models do not need it. Remove it: uv pip uninstall torchvision"
+        "torchvision 0.28.0: was built for CUDA, but torch 2.13.0+cpu is installed ('operator torchvision::nms does not "
+        "exist')\n    Text models do not need it. Remove it: uv pip uninstall torchvision"
     )
     assert "torchvision" not in sys.modules
 
@@ -49,7 +49,7 @@ def test_a_torchvision_for_another_version_of_torch(install: Install) -> None:
     install("torch", "2.13.0+cpu")
     install("torchvision", "0.27.0+cpu", "torch (==2.12.0)")
     (mistake,) = package_mistakes()
-    assert "was built for torch 2.12.0, and torch 2.13.0+cpu is installed" in mistake.what
+    assert "was built for torch 2.12.0, but torch 2.13.0+cpu is installed" in mistake.what
     assert mistake.allowed.endswith("Remove it: pip uninstall -y torchvision")
 
 

@@ -32,11 +32,11 @@ def message(*overrides: str) -> str:
     [
         ("model.revision=../../..", "is not the name of a commit, branch or tag: is not a valid folder name"),
         ("model.revision=/tmp/elsewhere", "is not the name of a commit, branch or tag: is not a valid folder name"),
-        ("model.revision=feature/x", "model.revision=feature/x: leads to another folder"),
-        ('model.revision="a\tb"', "holds a character that cannot be printed"),
-        (f"model.name=org/{'x' * 300}", "is too long for a folder name: 305 bytes, of at most 255"),
+        ("model.revision=feature/x", "model.revision=feature/x: contains a path separator"),
+        ('model.revision="a\tb"', "contains an unprintable character"),
+        (f"model.name=org/{'x' * 300}", "is too long for a folder name: 305 bytes (the limit is 255)"),
         (f"model.name='org/{'é' * 127}'", "is too long for a folder name: 259 bytes"),
-        ("model.name='org/a\x07b'", "holds a character that cannot be printed"),
+        ("model.name='org/a\x07b'", "contains an unprintable character"),
     ],
     ids=["parents", "absolute", "folder", "tab", "long", "bytes", "bell"],
 )

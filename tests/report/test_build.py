@@ -98,7 +98,7 @@ def test_errors_in_the_configuration_are_reported(sweep: Path, tmp_path: Path) -
             run([f"results.dir={tmp_path}/out", *overrides], multirun=multirun, show=False)
         return str(error.value)
 
-    assert "no runs to compare are named" in said("pipeline=report")
+    assert "no runs to compare are specified" in said("pipeline=report")
     assert f"runs={tmp_path}/none: there is no such file or folder" in said("pipeline=report", f"runs={tmp_path}/none")
     assert "no point has this name" in said("pipeline=report", f"runs={sweep}", "report.baseline=7")
     assert "cannot be swept" in said("pipeline=report", f"runs={sweep}", "report.epsilon=0,1", multirun=True)
@@ -121,7 +121,9 @@ def test_the_command_line_makes_a_report_without_mteb_torch_or_vllm(sweep: Path,
     words = ["pipeline=report", f"runs={sweep.parent}/*", f"pipeline.dir={tmp_path}/report"]
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Fastest within 0.001" in done.stdout and f"{tmp_path}/report/report.html" in done.stdout.replace("\n", "")
+    assert "Fastest of the 2 points" in done.stdout and f"{tmp_path}/report/report.html" in done.stdout.replace(
+        "\n", ""
+    )
     assert done.stdout.splitlines()[-1] == "loaded"
     failed = subprocess.run([sys.executable, "-m", "mteb_vllm", "pipeline=report"], capture_output=True, text=True)
     assert failed.returncode == 2 and "Traceback" not in failed.stderr

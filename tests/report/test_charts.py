@@ -92,12 +92,10 @@ def test_shows_every_point_the_front_and_the_names() -> None:
         (row.point.name, row.speed.texts, row.mean) for row in of.rows if row.speed
     }
     assert {one["point"] for one in rows if one["front"]} == {row.point.name for row in of.rows if row.on_front}
-    assert {one["role"] for one in rows if "role" in one} == {"best", "answer", "baseline"}
+    assert {one["role"] for one in rows if "role" in one} == {"best", "recommended", "baseline"}
     assert {one["point"] for one in rows if not one["own"]} == {row.point.name for row in of.rows if row.speed_of_other}
     said = title_of(drawn)
-    assert (
-        "Pareto front" in said and "within 0.00100 of the best" in said and "Hollow: speed measured in another" in said
-    )
+    assert "Pareto front" in said and "within 0.001 of the best" in said and "Hollow: speed measured in another" in said
 
 
 def test_counts_what_it_cannot_show() -> None:
@@ -159,7 +157,7 @@ def test_a_score_that_is_missing_has_no_cell_and_a_task_without_a_baseline_is_na
         ("1", names[1]), ("1", names[2]), ("2", names[2])
     }  # fmt: skip
     said = title_of(drawn)
-    assert "No colour: no score." in said and "Left out: 1 task without a score of the baseline" in said
+    assert "No colour: no score." in said and "Left out: 1 task without a score for the baseline" in said
 
 
 def test_labels_lie_on_no_other_and_on_no_mark() -> None:

@@ -64,8 +64,11 @@ def test_means_differences_and_the_answer() -> None:
     assert [row.good for row in made.rows] == [True, True, False]
     assert [row.on_front for row in made.rows] == [True, True, False]
     said = " ".join(answer(made))
-    assert "1 of 3 points failed, completely or in some tasks: 2." in said
-    assert "Fastest within 0.001 of it (2 of 3 are): point 1 (dtype=bf16), mean 0.59967, 133 texts/s." in said
+    assert "1 of 3 points failed, entirely or on some tasks: 2." in said
+    assert (
+        "Fastest of the 2 points within 0.001 of the best mean: point 1 (dtype=bf16), mean 0.59967, 133 texts/s."
+        in said
+    )
     assert "dtype=bf16 instead of float32: score -0.00033, speed x1.33, 1 pair." in said
     # The scale of epsilon is the scores' own, and its edge is in.
     assert named(compare([row.point for row in made.rows], epsilon=0.001 / 3))["1"].good
@@ -114,8 +117,8 @@ def test_points_that_failed_before_their_first_task_change_nothing_for_the_other
     assert [row.mean for row in made.rows] == [0.5, None, None, 0.6]
     assert [(one.value, one.pairs, one.score) for one in made.effects] == [("2", 1, None), ("3", 1, pytest.approx(0.1))]
     said = answer(made)
-    assert said[0] == "2 of 4 points failed, completely or in some tasks: 1, 2."
-    assert said[1] == "2 points without all scores cannot be the best: 1, 2."
+    assert said[0] == "2 of 4 points failed, entirely or on some tasks: 1, 2."
+    assert said[1] == "2 points with missing scores cannot be the best: 1, 2."
 
 
 def test_points_without_a_common_task_have_no_best_point() -> None:
@@ -284,7 +287,9 @@ def test_a_single_point_is_compared_with_nothing() -> None:
 def test_effects_that_cannot_be_determined_are_named() -> None:
     made = compare([point("0", task("A", 0.5), x="1", y="1"), point("1", task("A", 0.5), x="2", y="2")])
     assert made.effects == []
-    assert "x: no effect can be determined, since no two points with scores differ in it alone." in answer(made)
+    assert "x: no effect can be determined, since no two points with scores differ only in this setting." in answer(
+        made
+    )
 
 
 def test_an_effect_gives_the_number_of_pairs_of_each_figure() -> None:
@@ -316,7 +321,7 @@ def test_the_answer_lists_the_largest_effects_of_many_values() -> None:
     points = [point(str(n), task("A", 0.5 + n / 1000), engine=str(n), x=str(n)) for n in range(50)]
     lines = [line for line in answer(compare(points)) if line.startswith("x")]
     assert len(lines) == 13 and lines[0].startswith("x=38 instead of 0: score +0.03800")
-    assert lines[-1] == "x: 37 other values changed less."
+    assert lines[-1] == "x: 37 other values had smaller effects."
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -196,7 +196,7 @@ def test_damaged_results_leave_the_others_alone(tmp_path: Path) -> None:
     assert row.scores["STS12"] == TRUE and row.point.facts["model"] == "org/model"
     for name in (*damaged, "model_meta"):
         assert str(folder / f"{name}.json") in said
-    assert "it holds the scores of STS12" in said and "notes" not in said
+    assert "it contains the scores of STS12" in said and "notes" not in said
 
 
 @pytest.mark.parametrize(
@@ -233,5 +233,5 @@ def test_a_loop_of_links_is_a_failed_point(sweep: Path, tmp_path: Path) -> None:
 
 def test_the_damage_of_a_reference_is_named(sweep: Path) -> None:
     (sweep / "1" / "run.json").write_text("null")
-    with pytest.raises(ConfigError, match=r"contains no result of STS12(?s:.*)is no readable record"):
+    with pytest.raises(ConfigError, match=r"contains no results for STS12(?s:.*)is not a readable record"):
         stored_scores([str(sweep / "1")], ["STS12"])

@@ -254,7 +254,7 @@ def test_a_path_without_runs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_runs([tmp_path / "empty", tmp_path / "typo*"])
     first, second = caught.value.mistakes
-    assert first.what == "holds neither runs nor results" and second.what == "there is no such file or folder"
+    assert first.what == "contains neither runs nor results" and second.what == "there is no such file or folder"
     assert first.where == f"runs={tmp_path / 'empty'}" and "run.json" in first.allowed
 
 

@@ -47,7 +47,7 @@ def shown(show: Any, *args: Any) -> str:
 
 def test_failures_come_first_and_cached_results_have_no_speed() -> None:
     _, rows = one_run.task_table(record(FINE, REUSED, FAILED))
-    assert [row[0] for row in rows] == ["NFCorpus", "STS12", "SciFact", "mean of 2 of 3"]
+    assert [row[0] for row in rows] == ["NFCorpus", "STS12", "SciFact", "mean score of 2 of 3 / total"]
     assert rows[1][2:] == ("0.72369", "200", "2,000", "5.5", "")
     assert rows[2][3:] == ("cached", "", "", "")
     assert rows[3][2] == "0.68439"
@@ -145,5 +145,5 @@ def test_no_number_is_wrapped_on_a_narrow_terminal() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     line = next(line for line in text.splitlines() if line.startswith("StdlibDocsRetrieval"))
     assert line.split() == ["StdlibDocsRetrieval", "ndcg_at_10", "0.50000", "0.75000", "+0.25000", "0.87500", "66.7%"]
-    assert "Not shown, but in report.md: tokens/s, share of ceiling, seconds, pairs/s" in text
+    assert "Columns only in report.md: tokens/s, share of ceiling, seconds, pairs/s" in text
     assert max(map(len, text.splitlines())) <= 80

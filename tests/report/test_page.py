@@ -157,7 +157,7 @@ def test_speeds_in_texts_and_in_pairs_have_their_units() -> None:
     assert of.unit is None
     static, tables = html(of).split("<script")[0].replace("<wbr>", ""), comparison_markdown(of)
     assert ">texts or pairs/s</button>" in static and "| texts or pairs/s |" in tables
-    assert "Texts or pairs/s and tokens/s are what the engine computed" in static
+    assert "Texts or pairs/s and tokens/s are the amount that the engine computed" in static
     for row in (of.rows[0], of.rows[4]):
         assert row.speed is not None
         said = f"{row.speed.texts:,.0f} {row.speed.unit}"
@@ -424,7 +424,7 @@ def test_points_at_points_and_selects_them(browser: Any, tmp_path: Path) -> None
             opened.page.locator(name)
             for name in ("#vg-tooltip-element", "#quality_speed", "#task_differences .picked_column_marks path")
         )
-        assert f"Point {of.answer.point.name} (answer)" in opened.page.inner_text("#selected")
+        assert f"Point {of.answer.point.name} (recommended)" in opened.page.inner_text("#selected")
         assert ringed(opened) == [of.answer.point.name]
         heights = opened.page.eval_on_selector_all(MARKS, "marks => marks.map(mark => mark.__data__.y)")
         assert max(heights) - min(heights) > 200, "the axis does not begin at zero"
@@ -489,7 +489,7 @@ def test_colours_by_another_setting_and_shows_what_is_near_the_best(browser: Any
         labels = opened.page.locator("#quality_speed .role-legend-label text").evaluate_all(script)
         assert labels == ["float32", "bfloat16", "float16"] and marks.count() == 18
         assert len(set(marks.evaluate_all("all => all.map(mark => mark.getAttribute('fill'))"))) == 3
-        opened.page.get_by_label("only the 17 points within 0.01000 of the best").check()
+        opened.page.get_by_label("only the 17 points within 0.01 of the best").check()
         ringed(opened)
         assert marks.count() == 17
 

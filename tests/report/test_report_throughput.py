@@ -74,7 +74,7 @@ def test_one_run_shows_its_steps_and_its_offline_throughput(tmp_path: Path) -> N
         assert f"| {' | '.join(row)} |" in text
     for shown in (said, text):
         assert "240.0 requests/s, 30,720 tokens/s, the median of 3 repeats (2.13, 2.09, 2.20 s; spread 5.0%" in shown
-        assert "50 GFLOP/s in float32" in shown and "46,729 tokens/s, of which 65.7% are reached (MFU)" in shown
+        assert "50 GFLOP/s in float32" in shown and "46,729 tokens/s, of which the engine reaches 65.7% (MFU)" in shown
         assert "Peak memory: the process 1,200 MiB." in shown and "Engine start: 2.4 s; warm-up: 3.1 s." in shown
         assert "main score" not in shown
 
@@ -94,7 +94,7 @@ def test_unknown_measurements_of_one_run_are_left_out() -> None:
     said = throughput("float16", roofline=False)
     said.saturated, said.memory_mb = None, Memory(0.0, 0.0)
     text = one_run.run_markdown(record(0, throughput=said))
-    assert "Roofline: unknown: no matrix product in this dtype on this device." in text
+    assert "Roofline: unknown (no matrix product in this dtype on this device)." in text
     assert "Offline" not in text and "memory" not in text
     failed = one_run.run_markdown(throughput_runs()[3])
     assert "engine start: Free memory" in failed and "throughput.png" not in failed
@@ -134,18 +134,18 @@ def test_a_sweep_without_scores_is_about_speed(tmp_path: Path) -> None:
     made, comparison, said = reported(tmp_path, throughput_runs())
     lines = answer(comparison)
     assert lines == [
-        "1 of 4 points failed, completely or in some tasks: 3.",
+        "1 of 4 points failed, entirely or on some tasks: 3.",
         "Highest offline throughput: point 1 (engine.dtype=bfloat16), 440 requests/s, 56,320 tokens/s. "
-        "Against the baseline, point 0: x1.83. That is 50.2% of the 112,150 tokens/s at the machine's roofline.",
-        "As fast, within the spread of the repeats: 2.",
-        "Shortest latency of one request alone: point 1 (engine.dtype=bfloat16), median 8.4 ms.",
+        "Relative to the baseline (point 0): speed x1.83. That is 50.2% of the 112,150 tokens/s at the machine's roofline.",
+        "Equally fast, within the spread of the repeats: 2.",
+        "Lowest latency of a single request: point 1 (engine.dtype=bfloat16), median 8.4 ms.",
         "engine.dtype=bfloat16 instead of float32: speed x1.83, 1 pair.",
         "engine.dtype=float16 instead of float32: speed x1.80, 1 pair.",
     ]
     assert all(line in said for line in lines) and "no best point" not in said
     head = next(line for line in said.splitlines() if line.startswith("point "))
     assert re.split(r"  +", head.strip()) == [
-        "point", "engine.dtype", "requests/s", "tokens/s", "to baseline", "p50 at batch 1, ms", "MFU", "spread",
+        "point", "engine.dtype", "requests/s", "tokens/s", "vs. baseline", "p50 at batch 1, ms", "MFU", "spread",
         "seconds", "engine start s", "peak MiB",
     ]  # fmt: skip
     static = (made / "report.html").read_text().split("<script")[0]
@@ -191,7 +191,7 @@ def test_an_mfu_above_100_percent_is_invalid_and_the_reason_is_given(tmp_path: P
     assert recompute.check(made) > 8 and float(best["mfu"]) == 1.125
     single = one_run.run_markdown(runs[1])
     assert f"Invalid: an MFU of 112.5% is more than {reason}" in single
-    assert "Invalid" not in one_run.run_markdown(runs[0]) and "(point 0)" not in text
+    assert "Invalid" not in one_run.run_markdown(runs[0]) and "% (point 0)" not in text
 
 
 def test_other_texts_and_pairs_are_not_compared(tmp_path: Path) -> None:
@@ -215,9 +215,12 @@ def test_parity_names_the_points_that_passed_and_the_deviations_of_the_others(tm
     assert comparison.passed is comparison.rows[0] and comparison.rows[0].parity_speed is comparison.rows[0].speed
     assert "Parity: 1 of 3 points passed. The reference: sentence-transformers 6.2.0 in float32." in said
     assert "Fastest that passed: point 0 (engine.dtype=float32), 4,000 tokens/s." in said
-    assert "Not passed: point 1 (engine.dtype=bfloat16): at worst -0.00070 in STS12, lowest cosine 0.99985.\n" in said
     assert (
-        "point 2 (engine.dtype=float16): at worst -0.01240 in STS12, lowest cosine 0.41000. Pooling: with CLS" in said
+        "Not passed: point 1 (engine.dtype=bfloat16): at worst -0.00070 in STS12, lowest cosine similarity 0.99985."
+        in said
+    )
+    assert (
+        "point 2 (engine.dtype=float16): at worst -0.01240 in STS12, lowest cosine similarity 0.41000. Pooling:" in said
     )
     assert "Best:" not in said and "no best point" not in said
     rows = list(csv.DictReader((made / "report.csv").open()))
@@ -258,7 +261,7 @@ def test_without_a_difference_or_a_speed_there_is_no_place(tmp_path: Path) -> No
     assert answer(of)[:3] == [
         "Parity: 0 of 2 points passed. The reference: sentence-transformers 6.2.0 in float32.",
         "Not passed: point 0 (engine.dtype=float32): STS12: the engine failed: out of memory.",
-        "Not passed: point 1 (engine.dtype=bfloat16): at worst -0.00100 in STS12, lowest cosine 0.99990.",
+        "Not passed: point 1 (engine.dtype=bfloat16): at worst -0.00100 in STS12, lowest cosine similarity 0.99990.",
     ]
 
 

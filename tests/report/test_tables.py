@@ -135,7 +135,7 @@ def test_every_figure_is_that_of_the_files(sweep: Path) -> None:
 
 def test_markdown_has_every_section_and_nothing_breaks_it(sweep: Path) -> None:
     text = comparison_markdown(compare(read_runs([sweep])))
-    assert text.startswith("# m on S1, S2, R1\n\n4 points, 3 tasks, differences to point 0\n")
+    assert text.startswith("# m on S1, S2, R1\n\n4 points, 3 tasks, differences relative to point 0\n")
     assert (
         text.index("| R1 |")
         < text.index("## Conclusions")
@@ -146,8 +146,8 @@ def test_markdown_has_every_section_and_nothing_breaks_it(sweep: Path) -> None:
         "best first"
     )
     assert "| 1 | float32 | e5 | 0.65350 | 0.81000 | 0.72000 | 0.43050 | +0.00017 |" in text
-    assert "speed of 0, 2 of 3 cached |" in text
-    for heading in ("Conclusions", "Effects", "Differences to the baseline, by task", "Failures"):
+    assert "speed of point 0; 2 of 3 tasks cached |" in text
+    for heading in ("Conclusions", "Effects", "Differences from the baseline, by task", "Failures"):
         assert f"\n## {heading}\n" in text
     assert "| R1 | 0.43000 | +0.00050 | -0.01000 |  |" not in text, "a point without tasks has no column"
     assert "| R1 | 0.43000 | +0.00050 | -0.01000 |" in text
@@ -161,8 +161,8 @@ def test_markdown_has_every_section_and_nothing_breaks_it(sweep: Path) -> None:
 def test_the_terminal_shows_scores_first_and_says_which_columns_are_left_out(sweep: Path) -> None:
     comparison = compare(read_runs([sweep]))
     wide, narrow = shown(comparison, 250), shown(comparison, 90)
-    assert "S1" in wide and "Not shown" not in wide
-    assert re.search(r"Not shown, but in report.csv: the columns .*engine start s, peak MiB", narrow)
+    assert "S1" in wide and "Only in report.csv" not in wide
+    assert re.search(r"Only in report.csv: the columns .*engine start s, peak MiB", narrow)
     assert wide.index("\n1 ") < wide.index("\n0 ") < wide.index("\n2 ") < wide.index("\n3 "), "best first"
     head = next(line for line in wide.splitlines() if line.startswith("point "))
     columns = ["engine.dtype", "prompts", "mean", "S1", "difference", "texts/s", "seconds", "peak MiB"]
@@ -261,7 +261,7 @@ def test_a_cached_point_shows_cached_instead_of_measurements(tmp_path: Path) -> 
     made = written(tmp_path, computed, cached_run(1, known, dtype="bfloat16"))
     rows = {row["point"]: row for row in csv.DictReader(io.StringIO(comparison_csv(made)))}
     assert (rows["1"]["cached_results"], rows["1"]["texts_per_second"], rows["1"]["peak_memory_mb"]) == ("1", "", "")
-    line = "| 1 | bfloat16 | 0.81000 | +0.01000 | cached | cached | 3.0 | cached | cached | as good as the best |"
+    line = "| 1 | bfloat16 | 0.81000 | +0.01000 | cached | cached | 3.0 | cached | cached | best |"
     assert line in comparison_markdown(made)
     static = page(made, [], "x").split("<script")[0]
     assert static.count(">cached</td>") == 4 and "nothing was measured" in static

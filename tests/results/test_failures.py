@@ -43,9 +43,9 @@ NODE = ValueError(
 @pytest.mark.parametrize(
     ("error", "task", "kind"),
     [
-        (caused(errors.EngineStartError("vLLM did not open x: ..."), CUDA), None, "out_of_memory_loading"),
-        (caused(errors.EngineStartError("vLLM did not open x: ..."), NODE), "STS12", "out_of_memory_loading"),
-        (errors.EngineStartError("vLLM did not open x: no such dtype"), "STS12", "engine_start"),
+        (caused(errors.EngineStartError("vLLM failed to start with x: ..."), CUDA), None, "out_of_memory_loading"),
+        (caused(errors.EngineStartError("vLLM failed to start with x: ..."), NODE), "STS12", "out_of_memory_loading"),
+        (errors.EngineStartError("vLLM failed to start with x: no such dtype"), "STS12", "engine_start"),
         (caused(errors.EngineError("vLLM's engine failed at work"), CPU), "STS12", "out_of_memory_encoding"),
         (MemoryError(), "STS12", "out_of_memory_encoding"),
         (errors.EngineError("vLLM's engine died at work"), "STS12", "engine_died"),
@@ -93,8 +93,8 @@ def test_every_kind_has_advice_or_gives_it_in_its_message() -> None:
     own = {"first_stage", "model", "missing_package", "interrupted"}  # their messages contain the advice, or need none
     assert set(failures._ADVICE) == set(get_args(Kind)) - own
     assert "hydra.launcher.point_timeout" in failure_from_timeout(60, Phase.OPENING_ENGINE, "opening vLLM").advice
-    said = errors.EngineStartError("vLLM did not open x: y", "lower engine.max_model_len")
-    assert str(said) == "vLLM did not open x: y\n  What to try: lower engine.max_model_len."
+    said = errors.EngineStartError("vLLM failed to start with x: y", "lower engine.max_model_len")
+    assert str(said) == "vLLM failed to start with x: y\n  What to try: lower engine.max_model_len."
     assert failure_from_exception(said).advice == ""
 
 

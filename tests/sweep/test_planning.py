@@ -115,7 +115,7 @@ def test_the_states_of_points(tmp_path: Path) -> None:
     assert points[0].work == () and points[1].work[0].texts < work.texts
     header, rows = plan_table(points, swept=True)
     states = [row[header.index("state")] for row in rows]
-    assert header == ["point", "engine.max_num_seqs", "settings", "state", "engine", "~work", "~tokens"]
+    assert header == ["point", "engine.max_num_seqs", "fingerprint", "state", "engine", "input (est.)", "tokens (est.)"]
     assert states[0] == "done" and states[1] == "to run (1 of 2 tasks: STS13)"
     assert states[2].startswith("stale: vllm 0.26 -> ")
     assert states[3] == "failed before: killed in STS12: the process ended"

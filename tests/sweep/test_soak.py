@@ -22,8 +22,8 @@ ROUNDS = 20
 SEED = int(os.environ.get("MTEB_VLLM_SOAK_SEED", random.SystemRandom().randrange(10**6)))
 PROMPTS = ",".join(f"'{letter}: '" for letter in "abcdefghijklmnop")
 SWEEP = [
-    "tasks.names=[StdlibDocsClassification]", "engine.dtype=bfloat16", "engine.max_num_seqs=32,64", "prompts=none",
-    "engine.max_model_len=32", f"+prompts.Classification={PROMPTS}",
+    "tasks.names=[StdlibDocsClassification]", "engine.max_num_seqs=32,64", "engine.max_model_len=16", "prompts=none",
+    f"+prompts.Classification={PROMPTS}",
 ]  # fmt: skip
 N_POINTS = 32
 

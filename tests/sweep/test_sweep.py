@@ -211,7 +211,7 @@ def test_waiting_for_another_run_does_not_count_towards_the_time_limit(monkeypat
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     running = _StepState()
     running.update(TaskProgress("STS12", Phase.ENCODING, "texts", 1, 2))
-    assert (running.doing, running.task, running.waits_since) == ("at texts of STS12", "STS12", None)
+    assert (running.doing, running.task, running.waits_since) == ("working on STS12 (texts)", "STS12", None)
     running.update(Activity(Phase.WAITING, "Waiting for another run that computes STS12"))
     assert running.waits_since == 2.0
     running.update(Activity(Phase.OPENING_ENGINE, "Opening vLLM: org/name"))

@@ -154,14 +154,14 @@ def test_an_aggregate_has_the_revision_of_its_parts(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"corpus": counted(CORPUS, title=None)}, "2 of 4 documents have a null title, the first is d0"),
-        ({"corpus": counted(CORPUS, text=None)}, "2 of 4 documents have a null text, the first is d0"),
+        ({"corpus": counted(CORPUS, title=None)}, "2 of 4 documents have a null title (first: d0)"),
+        ({"corpus": counted(CORPUS, text=None)}, "2 of 4 documents have a null text (first: d0)"),
         (
             {"corpus": [{**row, "text": 7} for row in CORPUS]},
             "the column text of the documents has the type int64, not text",
         ),
         ({"corpus": [{"_id": row["_id"]} for row in CORPUS]}, "the documents have no column text"),
-        ({"queries": [*QUERIES[:3], {"_id": "q3", "text": None}]}, "1 of 4 queries has a null text, the first is q3"),
+        ({"queries": [*QUERIES[:3], {"_id": "q3", "text": None}]}, "1 of 4 queries has a null text (first: q3)"),
         ({"default": NO_QRELS}, "split test: there are no relevance judgements"),
         ({"default": [{"query-id": "q1", "corpus-id": "d1", "score": 0}]}, "there are no relevant documents"),
         ({"default": [{"query-id": "x", "corpus-id": "d1", "score": 1}]}, "there are no queries that have relevance"),
@@ -199,7 +199,7 @@ def test_an_error_in_one_subset_does_not_affect_the_others(
     (outcome,) = evaluate(tmp_path / "results", model, load("XQuADRetrieval", subsets=["de", "en", "es"]))
     assert outcome.status == "failed" and outcome.main_score is None and outcome.failure.kind == "data"
     assert "1 of 3 subsets failed: subset de, split validation: " in outcome.reason
-    wanted = "cannot be loaded" if text == "missing" else "1 of 3 documents has a null text, the first is d1"
+    wanted = "cannot be loaded" if text == "missing" else "1 of 3 documents has a null text (first: d1)"
     assert wanted in outcome.reason
     assert set(outcome.scores["validation"]) == {"en", "es"} and len(outcome.subset_scores()) == 2
     again = Encoder()
@@ -308,18 +308,18 @@ def test_columns_and_rows_of_other_tasks() -> None:
     sts = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "score": [1.0, 2.0]}
     task: Any = mock_tasks.MockSTSTask()
     assert problem(task, **sts) is None
-    assert problem(task, **{**sts, "sentence2": ["c", None]}) == "1 of 2 rows has a null sentence2, the first is row 1"
-    assert problem(task, **{**sts, "score": [None, None]}) == "2 of 2 rows have a null score, the first is row 0"
+    assert problem(task, **{**sts, "sentence2": ["c", None]}) == "1 of 2 rows has a null sentence2 (first: row 1)"
+    assert problem(task, **{**sts, "score": [None, None]}) == "2 of 2 rows have a null score (first: row 0)"
     assert "there is no column score" in str(problem(task, sentence1=["a"], sentence2=["b"]))
     assert problem(task, sentence1=[], sentence2=[], score=[]) == "there are no rows"
     task.dataset = DatasetDict({"dev": Dataset.from_dict(sts)})
-    assert data_checks.find_problem(task, "default", "test") == "there is no such split; there are: dev"
+    assert data_checks.find_problem(task, "default", "test") == "there is no such split; available: dev"
     task = mock_tasks.MockClassificationTask()
     assert problem(task, text=["a", "b"], label=[0, 1]) is None
-    assert problem(task, text=["a", "b"], label=[0, None]) == "1 of 2 rows has a null label, the first is row 1"
+    assert problem(task, text=["a", "b"], label=[0, None]) == "1 of 2 rows has a null label (first: row 1)"
     assert problem(task, text=[1, 2], label=[0, 1]) == "the column text of the rows has the type int64, not text"
     task.dataset = DatasetDict({"test": Dataset.from_dict({"text": ["a"], "label": [0]})})
-    assert "there is no split train to train on" in str(data_checks.find_problem(task, "default", "test"))
+    assert "there is no training split train" in str(data_checks.find_problem(task, "default", "test"))
     task = mock_tasks.MockSummarizationTask()
     good: dict[str, Any] = {
         "text": ["a"], "human_summaries": [["b", "c"]], "machine_summaries": [["d"]], "relevance": [[0.5]]

@@ -83,7 +83,7 @@ def test_a_benchmark_has_its_own_subsets_and_splits() -> None:
 def test_filters_do_not_restore_subsets_excluded_by_a_benchmark() -> None:
     assert load_selected(benchmark=EN, languages=["eng"])["STS22.v2"].hf_subsets == ["en"]
     assert selected(benchmark=EN, languages=["deu"]) == []
-    assert "no task of the benchmark 'MTEB(eng, v2)' matches the filters" in str(
+    assert "no task in the benchmark 'MTEB(eng, v2)' matches the filters" in str(
         tasks.no_tasks_mistake(TasksConfig(benchmark=EN, languages=["deu"]))
     )
 

@@ -86,7 +86,7 @@ def test_engines_get_secrets_and_fingerprints_do_not(monkeypatch: pytest.MonkeyP
 
 def test_a_secret_in_a_setting_that_results_depend_on_is_an_error() -> None:
     for text in ("+prompts.STS=${oc.env:HF_TOKEN}", "model.name='org/${oc.env:DB_PASSWORD}'"):
-        with pytest.raises(ConfigError, match="must not hold a secret") as caught:
+        with pytest.raises(ConfigError, match="must not contain a secret") as caught:
             check([text])
         assert "QbRx" not in str(caught.value)
 

@@ -73,7 +73,7 @@ def test_a_refused_file_names_the_backend_argument(tmp_path: Path) -> None:
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "max"}))
     with pytest.raises(ModelError) as caught:
         VllmEncoderWrapper(str(tmp_path))
-    assert "backend='sentence_transformers' runs it" in str(caught.value) and "engine=" not in str(caught.value)
+    assert "to run it, use backend='sentence_transformers'" in str(caught.value) and "engine=" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

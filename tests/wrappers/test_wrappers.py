@@ -1,11 +1,11 @@
-"""The wrappers on real vLLM: the exact texts that `LLM` gets, and the life cycle of wrappers and engines."""
+"""The wrappers on real vLLM: the exact inputs that it gets, and the life cycle of wrappers and engines."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,45 @@ import numpy as np
 import pytest
 from mteb.types import PromptType
 
+import engine_inputs
 from mteb_vllm import VllmCrossEncoderWrapper, VllmEncoderWrapper
 from mteb_vllm.engines.base import open_engine
+from mteb_vllm.inference.token_feed import TokenBatch, TokenFeed
 from mteb_vllm.models.prompts import Prompts, resolve
 
 pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture
-def handed(minilm: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every text that vLLM's own `LLM.encode` gets from now on; the engine still computes."""
-    texts: list[str] = []
-    encode = minilm.llm.encode
+def handed(minilm: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Every text whose tokens vLLM's core gets from now on; the engine still computes."""
+    known: dict[tuple[int, ...], str] = {}
+    tokenize = TokenFeed.tokenize
 
-    def spy(prompts: list[str], **kwargs: Any) -> Any:
-        texts.extend(prompts)
-        return encode(prompts, **kwargs)
+    def spy(self: TokenFeed, texts: Sequence[str]) -> TokenBatch:
+        batch = tokenize(self, texts)
+        known.update(zip(map(tuple, batch.ids), texts, strict=True))
+        return batch
 
-    monkeypatch.setattr(minilm.llm, "encode", spy)
-    return texts
+    monkeypatch.setattr(TokenFeed, "tokenize", spy)
+    with engine_inputs.recorded(minilm.engine) as ids:
+        yield _Texts(ids, known)  # type: ignore[misc]
+
+
+class _Texts:
+    """The texts of recorded token ids."""
+
+    def __init__(self, ids: list[list[int]], known: dict[tuple[int, ...], str]) -> None:
+        self._ids, self._known = ids, known
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._known[tuple(one)] for one in self._ids)
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == other
+
+    def clear(self) -> None:
+        self._ids.clear()
 
 
 @pytest.fixture
@@ -222,16 +242,12 @@ def test_cross_encoder_scores_each_distinct_pair_once(tmp_path: Path, minilm_arg
     documents = ["a mutable sequence", "a mapping", "use sorted()", "a mutable sequence"]
     args = {**minilm_args, "model": "test/cross", "path": path}
     with VllmCrossEncoderWrapper(**args, query_prefix="q: ", document_prefix="d: ") as reranker:
-        handed: list[Any] = []
-        score = reranker.llm.score
-        reranker.llm.score = lambda one, other, **kwargs: (
-            handed.extend(zip(one, other, strict=True)) or score(one, other, **kwargs)
-        )
         loaders = [DataLoader(Dataset.from_dict({"text": texts}), batch_size=3) for texts in (queries, documents)]
         metadata = mteb.get_task("SciFact").metadata
-        scores = reranker.predict(*loaders, task_metadata=metadata, hf_split="test", hf_subset="default")
+        with engine_inputs.recorded(reranker.engine) as given:
+            scores = reranker.predict(*loaders, task_metadata=metadata, hf_split="test", hf_subset="default")
     pairs = [(f"q: {query}", f"d: {document}") for query, document in zip(queries, documents, strict=True)]
-    assert handed == pairs[:3]
+    assert given == AutoTokenizer.from_pretrained(path)(pairs[:3])["input_ids"]
     reference = CrossEncoder(path, device="cpu").predict(pairs)
     assert scores.shape == (4,) and scores.dtype == np.float32 and scores[0] == scores[3]
     np.testing.assert_allclose(scores, reference, atol=1e-5)

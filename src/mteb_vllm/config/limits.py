@@ -67,7 +67,7 @@ def _count_values(node: Any, file: str, counts: dict[int, int], level: int) -> i
         inner = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else node.value
         counts[id(node)] = 1 + sum(_count_values(one, file, counts, level + 1) for one in inner)
     if counts[id(node)] > _VALUES:
-        raise TooLargeError(f"{file} expands to more than {_VALUES:,} values by its aliases (&, *)")
+        raise TooLargeError(f"{file} expands to more than {_VALUES:,} values through its aliases (&, *)")
     return counts[id(node)]
 
 
@@ -88,7 +88,7 @@ def reference_mistakes(config: DictConfig) -> list[Mistake]:
             sizes[path] = size_of(node, path)
             open_paths.pop()
         if sizes[path] > _CHARACTERS:
-            raise _EndlessError(path, f"expands to more than {_CHARACTERS:,} characters by its references")
+            raise _EndlessError(path, f"expands to more than {_CHARACTERS:,} characters through its references")
         return sizes[path]
 
     def size_of(node: Any, path: tuple[str, ...]) -> int:

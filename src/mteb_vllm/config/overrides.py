@@ -79,7 +79,7 @@ def choice_mistake(override: Override, options: Sequence[str]) -> Mistake | None
     return Mistake(
         key,
         f"there is no file {unknown}.yaml in {key}/",
-        f"Files: {', '.join(options)}. Put files of your own into a folder and pass it with --config-dir.",
+        f"Files: {', '.join(options)}. Put your own files into a folder and pass it with --config-dir.",
         tuple(suggest(override.get_key_element(), option) for option in nearest(str(unknown), options)),
         written=written,
         code="unknown_choice",
@@ -101,7 +101,8 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
         if isinstance(current, Mapping) and isinstance(value, (str, int, float)):
             choice = f"{key.replace('.', '/')}={override.get_value_string()}"
             way = f"To choose a file, use a slash: {shlex.quote(choice)}"
-            return [Mistake(key, f"{key} is a group of fields", way if "." in key else "", written=written)]
+            what = f"{key} is a group of fields, not a single field"
+            return [Mistake(key, what, way if "." in key else "", written=written)]
         if override.is_add() and current is not None and not isinstance(value, (dict, list)):
             way = f"To change it, drop the plus: {shlex.quote(written.lstrip('+'))}"
             return [Mistake(key, f"is already set to {current}", way, written=written)]
@@ -132,7 +133,7 @@ def _stripped_space_mistakes(override: Override) -> list[Mistake]:
     if not equals or typed == typed.strip() or value != typed.strip():
         return []
     way = quoted(name, typed)
-    return [Mistake(override.key_or_group, "Hydra strips the white space around this text", way, written=written)]
+    return [Mistake(override.key_or_group, "Hydra strips the white space around this string", way, written=written)]
 
 
 def _delete(override: Override, current: Any, config: DictConfig) -> list[Mistake]:

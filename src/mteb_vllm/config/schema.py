@@ -327,8 +327,8 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 
 
 def quoted(key: str, value: str) -> str:
-    """Return advice on quoting a text such that neither the shell nor Hydra changes it."""
-    return f"Quote a text for Hydra and for the shell: {suggest(key, unquoted(value))}"
+    """Return advice on quoting a string such that neither the shell nor Hydra changes it."""
+    return f"Quote strings for Hydra and for the shell: {suggest(key, unquoted(value))}"
 
 
 def parse(config: Mapping[str, Any]) -> RunConfig:
@@ -407,7 +407,7 @@ def _mistake(cls: Any, item: Any, prefix: str) -> Mistake:
         near = tuple(suggest(dotted, choice) for choice in nearest(str(value), choices))
         return Mistake(
             dotted,
-            "there is no such choice",
+            "is not a valid value",
             f"Allowed: {', '.join(choices)}.",
             near,
             value=f"{value}",

@@ -147,7 +147,7 @@ def unknown_arguments(
         others: Further names that may be suggested.
 
     Returns:
-        for each unknown name the nearest right names, best first.
+        for each unknown name the suggested names, best first.
     """
     known = {*_SENTENCE_TRANSFORMERS_TYPES, *OWN_KEYS}
     if backend == "vllm":
@@ -188,7 +188,7 @@ def check_sentence_transformers(where: str, values: Mapping[str, object]) -> lis
         elif key in _CHOICES and value not in _CHOICES[key]:
             near = tuple(suggest(f"{where}.{key}", choice) for choice in nearest(str(value), _CHOICES[key]))
             mistakes.append(
-                wrong("there is no such choice", f"Allowed: {', '.join(_CHOICES[key])}.", near, code="unknown_choice")
+                wrong("is not a valid value", f"Allowed: {', '.join(_CHOICES[key])}.", near, code="unknown_choice")
             )
     return mistakes
 
@@ -379,7 +379,7 @@ def _env_mistakes(at: str, value: object, vllm: VllmCatalogue | None) -> list[Mi
     mistakes = []
     for name, setting in value.items():
         if not isinstance(name, str) or not name or "=" in name or "\0" in name:
-            mistakes.append(Mistake(f"{at}.{name}", "is not a valid name of an environment variable"))
+            mistakes.append(Mistake(f"{at}.{name}", "is not a valid environment variable name"))
             continue
         if name.startswith("VLLM_") and vllm is None:
             what = "is a vLLM variable, but this engine is sentence-transformers"
@@ -389,6 +389,6 @@ def _env_mistakes(at: str, value: object, vllm: VllmCatalogue | None) -> list[Mi
             mistakes.append(Mistake(f"{at}.{name}", f"is not a variable that vLLM {vllm.version} reads", nearest=near))
         if isinstance(setting, bool) or not isinstance(setting, (str, int, float)):
             mistakes.append(
-                Mistake(f"{at}.{name}", "must be a text or a number", "Write switches as 0 and 1.", value=f"{setting}")
+                Mistake(f"{at}.{name}", "must be a string or a number", "Write booleans as 0 or 1.", value=f"{setting}")
             )
     return mistakes

@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -140,8 +140,27 @@ class Scores(NamedTuple):
     cached: int = 0
 
 
+class TokensRefusedError(Exception):
+    """An engine takes no token ids, or not those that we would make; it gets text, and no user sees this error."""
+
+
 @dataclass(frozen=True)
-class LongPair:
+class Tokenization:
+    """How the front end of an engine tokenises a text.
+
+    Attributes:
+        arguments: The arguments of its call of the tokenizer, such as `truncation` and `max_length`.
+        lower_case: Whether it first converts the text to lower case.
+        limit: Tokens after which a text is truncated, special tokens included.
+    """
+
+    arguments: Mapping[str, Any]
+    lower_case: bool
+    limit: int
+
+
+@dataclass(frozen=True)
+class TokenPair:
     """A tokenised pair, truncated to the context length.
 
     Attributes:
@@ -177,6 +196,8 @@ class Engine(ABC):
         cached_tokens: Tokens found in the prefix cache so far.
         threading: The variables of the threading runtime in effect in its process.
         warnings: Warnings about the model that were logged while it opened.
+        takes_text: Why it gets text instead of token ids; None if it gets token ids, or if that is not decided yet.
+        feed: What makes its token ids (`inference.token_feed.TokenFeed`), once that is decided.
     """
 
     spec: EngineSpec
@@ -196,6 +217,8 @@ class Engine(ABC):
     cached_tokens: int = 0
     threading: dict[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    takes_text: str | None = None
+    feed: object = None
 
     @property
     def late(self) -> dict[str, str]:
@@ -261,9 +284,67 @@ class Engine(ABC):
 
     @abstractmethod
     def score_tokens(
-        self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: MakeBar = False
+        self, pairs: Sequence[TokenPair], *, activation: Activation | None = None, bar: MakeBar = False
     ) -> Scores:
         """Score tokenised pairs; otherwise like `score`."""
+
+    def _refuse_tokens(self) -> TokensRefusedError:
+        return TokensRefusedError(f"{self.spec.backend_name} tokenises by itself")
+
+    # The following five belong together: an engine that takes token ids implements all of them.
+
+    def tokenization(self) -> Tokenization:
+        """Return how its front end tokenises a text.
+
+        Raises:
+            TokensRefusedError: if it takes no token ids, or if that cannot be determined.
+        """
+        raise self._refuse_tokens()
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids that its front end makes of texts.
+
+        Raises:
+            TokensRefusedError: as for `tokenization`.
+        """
+        raise self._refuse_tokens()
+
+    def embed_tokens(self, tokens: Iterable[list[int]]) -> Generator[tuple[list[int], npt.NDArray[np.float32]]]:
+        """Embed tokenised texts as they arrive, in steps as full as the engine allows.
+
+        A caller that does not use all results must close the generator, or later calls might get them.
+
+        Args:
+            tokens: The token ids of each text, special tokens included, truncated to the context.
+
+        Yields:
+            the positions of the texts that were finished, and their embeddings: float32 array, shape (n_finished, dim).
+
+        Raises:
+            EngineError: if the engine has died or failed.
+            TokensRefusedError: as for `tokenization`.
+        """
+        raise self._refuse_tokens()
+
+    def tokenize_pairs(
+        self, queries: Sequence[str], documents: Sequence[str], template: str | None
+    ) -> list[tuple[list[int], list[int] | None]]:
+        """Return the token ids and the token type ids, if it has any, that its front end makes of pairs.
+
+        Raises:
+            TokensRefusedError: as for `tokenization`.
+        """
+        raise self._refuse_tokens()
+
+    def score_arriving(
+        self, pairs: Iterable[TokenPair], *, activation: Activation | None = None
+    ) -> Generator[tuple[list[int], npt.NDArray[np.float32]]]:
+        """Score tokenised pairs as they arrive; otherwise like `embed_tokens`.
+
+        Yields:
+            the positions of the pairs that were finished, and their scores: float32 array, shape (n_finished,).
+        """
+        raise self._refuse_tokens()
 
     @abstractmethod
     def time_phases(self) -> contextlib.AbstractContextManager[Phases]:

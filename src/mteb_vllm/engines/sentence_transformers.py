@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from mteb_vllm.engines.base import LongPair, MakeBar
+    from mteb_vllm.engines.base import MakeBar, TokenPair
 
 # The values that modules pass to each other, by name.
 Features: TypeAlias = "dict[str, torch.Tensor]"
@@ -109,7 +109,7 @@ class SentenceTransformersEngine(Engine):
         return Scores(_flatten(values), [lengths[pair] for pair in zip(queries, documents, strict=True)])
 
     def score_tokens(
-        self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: MakeBar = False
+        self, pairs: Sequence[TokenPair], *, activation: Activation | None = None, bar: MakeBar = False
     ) -> Scores:
         """See `Engine.score_tokens`."""
         rows = []
@@ -248,10 +248,10 @@ def load(spec: EngineSpec) -> SentenceTransformersEngine:
             wrapper.model.max_seq_length = spec.args["max_model_len"]
         wrapper.model.max_seq_length = _context(wrapper.model)
     except Exception as error:
-        logger.exception("sentence-transformers did not open")
+        logger.exception("sentence-transformers could not load")
         gc.collect()
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise EngineStartError(f"sentence-transformers did not open {spec.model.name}: {first}") from error
+        raise EngineStartError(f"sentence-transformers could not load {spec.model.name}: {first}") from error
     model = wrapper.model
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     resolved = {

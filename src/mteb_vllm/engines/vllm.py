@@ -8,7 +8,7 @@ import ctypes
 import gc
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mteb_vllm.engines import memory
-from mteb_vllm.engines.base import Engine, EngineSpec, Scores, special_tokens
+from mteb_vllm.engines.base import Engine, EngineSpec, Scores, Tokenization, TokensRefusedError, special_tokens
 from mteb_vllm.engines.timing import Phases, replace_attributes
 from mteb_vllm.engines.vllm_workarounds import explain_start_error, guard_llvmlite, shorter_context
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from vllm import LLM, PoolingParams
     from vllm.config import PoolerConfig
     from vllm.outputs import PoolingRequestOutput
+    from vllm.renderers import TokenizeParams
 
-    from mteb_vllm.engines.base import LongPair, MakeBar
+    from mteb_vllm.engines.base import MakeBar, TokenPair
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class VllmEngine(Engine):
         return self._make_scores([output.outputs.score for output in outputs], outputs)
 
     def score_tokens(
-        self, pairs: Sequence[LongPair], *, activation: Activation | None = None, bar: MakeBar = False
+        self, pairs: Sequence[TokenPair], *, activation: Activation | None = None, bar: MakeBar = False
     ) -> Scores:
         """See `Engine.score_tokens`."""
         outputs = self.call(
@@ -98,6 +99,122 @@ class VllmEngine(Engine):
             use_tqdm=bar,
         )
         return self._make_scores([float(output.outputs.data) for output in outputs], outputs)
+
+    def tokenization(self) -> Tokenization:
+        """See `Engine.tokenization`."""
+        params = self._tokenize_params()
+        # `LLM.score` does not convert pairs to lower case.
+        lower_case = params.do_lower_case and self.spec.convert == "embed"
+        return Tokenization(params.get_encode_kwargs(), lower_case, self.max_model_len)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `Engine.tokenize`."""
+        params = self._tokenize_params()
+        with _translate_api_errors():
+            prompts = self.llm.renderer.tokenize_prompts([{"prompt": text} for text in texts], params)
+            return [list(prompt["prompt_token_ids"]) for prompt in prompts]
+
+    def tokenize_pairs(
+        self, queries: Sequence[str], documents: Sequence[str], template: str | None
+    ) -> list[tuple[list[int], list[int] | None]]:
+        """See `Engine.tokenize_pairs`."""
+        how = self._tokenize_params().get_encode_kwargs()
+        found = []
+        with _translate_api_errors():
+            processor = self.llm.pooling_io_processors["cross-encoder"]
+            for query, document in zip(queries, documents, strict=True):
+                _, prompt = processor.get_score_prompt(query, document, encode_kwargs=how, chat_template=template)
+                found.append((list(prompt["prompt_token_ids"]), prompt.get("token_type_ids")))
+        return found
+
+    def _tokenize_params(self) -> TokenizeParams:
+        with _translate_api_errors():
+            renderer = self.llm.renderer
+            if renderer.mm_processor is not None:
+                raise TokensRefusedError("vLLM processes its inputs as those of a multimodal model")
+            params: TokenizeParams = renderer.default_cmpl_tok_params.with_kwargs(truncate_prompt_tokens=-1)
+            return params
+
+    def embed_tokens(self, tokens: Iterable[list[int]]) -> Generator[tuple[list[int], npt.NDArray[np.float32]]]:
+        """See `Engine.embed_tokens`."""
+        import torch
+        from vllm import PoolingParams
+
+        params = PoolingParams(task="embed")
+        with contextlib.closing(self._run_requests((ids, params) for ids in tokens)) as steps:
+            for finished in steps:
+                vectors = torch.stack([output.outputs.data for _, output in finished]).float().numpy()
+                # Truncated after normalisation, as sentence-transformers does it.
+                yield [at for at, _ in finished], vectors[:, : self.spec.applied.truncate_dim]
+
+    def score_arriving(
+        self, pairs: Iterable[TokenPair], *, activation: Activation | None = None
+    ) -> Generator[tuple[list[int], npt.NDArray[np.float32]]]:
+        """See `Engine.score_arriving`."""
+
+        def requests() -> Iterator[tuple[list[int], PoolingParams]]:
+            for pair in pairs:
+                params = _parameters(activation, pair.first_length)
+                params.task = "classify"
+                yield pair.tokens, params
+
+        with contextlib.closing(self._run_requests(requests())) as steps:
+            for finished in steps:
+                values = [float(output.outputs.data) for _, output in finished]
+                yield [at for at, _ in finished], np.array(values, dtype=np.float32)
+
+    def _run_requests(
+        self, requests: Iterable[tuple[list[int], PoolingParams]]
+    ) -> Generator[list[tuple[int, PoolingRequestOutput]]]:
+        """Compute requests as they arrive; yield those that a step has finished, with their positions.
+
+        As `LLM.encode` does, keeps 2 x `max_num_seqs` requests in the engine's core, which is enough to keep it busy, so
+        that steps consist of the same texts. If the iteration does not end regularly, the engine is closed: it would return
+        what is left as results of the next call.
+
+        Raises:
+            EngineError: if the engine has died or failed.
+        """
+        core = self.llm.llm_engine
+        room = 2 * core.vllm_config.scheduler_config.max_num_seqs
+        places: dict[str, int] = {}
+        incoming = enumerate(requests)
+        ended = False
+        try:
+            while True:
+                while not ended and len(places) < room:
+                    item = next(incoming, None)
+                    if item is None:
+                        ended = True
+                        break
+                    at, (ids, params) = item
+                    name = str(next(self.llm.request_counter))
+                    with self._close_on_error():
+                        core.add_request(name, {"type": "token", "prompt_token_ids": ids}, params)
+                    places[name] = at
+                if not places:
+                    return
+                with self._close_on_error():
+                    outputs = core.step()
+                self.cached_tokens += _count_cached_tokens(outputs)
+                if outputs:
+                    yield [(places.pop(output.request_id), output) for output in outputs]
+        finally:
+            if places:
+                self.close()
+
+    @contextlib.contextmanager
+    def _close_on_error(self) -> Iterator[None]:
+        """Close the engine after an error inside the block, since it may hold requests whose results nobody expects.
+
+        Raises:
+            EngineError: in place of any exception but Ctrl-C and the like.
+        """
+        try:
+            yield
+        except Exception as error:
+            self.close()
+            raise _engine_error(error) from error
 
     def _make_scores(self, values: Sequence[float], outputs: Sequence[PoolingRequestOutput]) -> Scores:
         cached = _count_cached_tokens(outputs)
@@ -115,15 +232,12 @@ class VllmEngine(Engine):
         try:
             outputs: list[PoolingRequestOutput] = getattr(self.llm, method)(inputs, *args, **kwargs)
         except Exception as error:
-            dead = type(error).__name__ == "EngineDeadError"
             refused = isinstance(error, (ValueError, TypeError)) and not self.llm.llm_engine.has_unfinished_requests()
-            if refused and not dead:
+            if refused and not _is_dead(error):
                 raise  # vLLM has rejected the requests and holds none of them
             # Requests left over from an interrupted step could be mixed up with those of the next call.
             self.close()
-            if dead:
-                raise EngineError("vLLM's engine died; the cause is in the log") from error
-            raise EngineError(f"vLLM's engine failed: {type(error).__name__}: {error}") from error
+            raise _engine_error(error) from error
         except BaseException:
             # Ctrl-C: vLLM keeps the requests, and their results would be returned by the next call.
             self.close()
@@ -178,6 +292,27 @@ class VllmEngine(Engine):
         # glibc keeps freed memory, which for weights and caches is a lot.
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _is_dead(error: Exception) -> bool:
+    return type(error).__name__ == "EngineDeadError"
+
+
+def _engine_error(error: Exception) -> EngineError:
+    if _is_dead(error):
+        return EngineError("vLLM's engine died; the cause is in the log")
+    return EngineError(f"vLLM's engine failed: {type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def _translate_api_errors() -> Iterator[None]:
+    """Turn errors of an unexpected interface into TokensRefusedError: what is called inside is internal to vLLM."""
+    try:
+        yield
+    except (AttributeError, TypeError, KeyError) as error:
+        raise TokensRefusedError(
+            f"this version of vLLM has a different internal API ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _parameters(activation: Activation | None, first_length: int | None = None) -> PoolingParams:

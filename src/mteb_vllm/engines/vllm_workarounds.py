@@ -63,21 +63,21 @@ def explain_start_error(spec: EngineSpec, error: Exception) -> tuple[str, str]:
     pickled = names.assign("engine.load_format", "auto", new=True)
     hints = (
         ("Available memory on node", f"lower {memory} (on a CPU: a fraction of the node's memory)"),
-        ("Free memory on device", f"lower {memory}, or free the GPU"),
+        ("Free memory on device", f"lower {memory}, or free memory on the GPU"),
         ("out of memory", f"lower {memory} or {batched}, or use a smaller dtype"),
         ("safetensors", f"if the model has only pickled weights and you trust them: {pickled}"),
         ("no model weights", f"if the model has only pickled weights and you trust them: {pickled}"),
         (
             "trust_remote_code",
-            f"read the model's own code, then add {names.assign('engine.trust_remote_code', True)}",
+            f"review the model's own code, then add {names.assign('engine.trust_remote_code', True)}",
         ),
         ("smaller than max_model_len", f"raise {batched} to the context length, or lower {length}"),
         ("at least one cacheable group", f"leave {caching} unset: this model has no causal attention"),
         ("max_model_len", f"lower {length} to the model's context length"),
-        ("Engine core initialization failed", "the cause is above it in the log"),
+        ("Engine core initialization failed", "see the log: the cause is in the lines above this error"),
     )
     hint = next((way for mark, way in hints if mark.lower() in message.lower()), "")
-    return f"vLLM did not open {spec.model.name}: {first}", hint
+    return f"vLLM failed to start with {spec.model.name}: {first}", hint
 
 
 def _validation_error(item: ErrorDetails) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import functools
 import hashlib
 import itertools
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from mteb_vllm.engines.base import Engine, MakeBar
+from mteb_vllm.engines.base import Engine
 from mteb_vllm.errors import DataError, NonFiniteError
 from mteb_vllm.inference.embedding_cache.cache import Space
+from mteb_vllm.inference.token_feed import TokenBatch, TokenFeed, batches, open_feed, prefetch, text_feed
 from mteb_vllm.results.counters import Work
 
 if TYPE_CHECKING:
@@ -24,8 +28,9 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from transformers import PreTrainedTokenizerBase
 
-# A text with more than _LONG characters per token of the context is shortened before tokenisation, first to _KEPT: vLLM
-# tokenises a complete text before it truncates, which takes seconds for a book. Tokens of real text have 2 to 6 characters.
+# A text with more than _LONG characters per token of the context is shortened before tokenisation, first to _KEPT: a
+# tokenizer tokenises a complete text before it truncates it, which takes seconds for a book. Tokens of real text have 2 to 6
+# characters.
 _LONG, _KEPT = 24, 16
 
 _LETTER = re.compile(r"[A-Za-z0-9]")
@@ -66,8 +71,8 @@ def encode_texts(
 ) -> tuple[npt.NDArray[np.float32], Work]:
     """Embed texts, each distinct one once.
 
-    Memory beyond the result: one chunk of texts with the engine's outputs, and a hash for each distinct text (about 120
-    bytes with its dictionary entry).
+    Memory beyond the result: two chunks of texts, the tokens of those that the engine will compute next, and a hash for each
+    distinct text (about 120 bytes with its dictionary entry).
 
     A text without tokens, such as an empty one if the tokenizer adds no special tokens, gets the zero vector: vLLM rejects
     it, and sentence-transformers returns zeros for it in a batch with other texts.
@@ -77,7 +82,7 @@ def encode_texts(
         texts: The texts; lone surrogates become U+FFFD, as UTF-8 cannot encode them.
         n_texts: The number of texts.
         prefix: Prefix of each text.
-        chunk_size: How many texts are passed to the engine at once.
+        chunk_size: How many texts are looked up, computed and added to the cache at a time.
         progress: Called repeatedly with (texts done, texts in total).
         cache: The embeddings of this engine on disk; they are not computed again, and new ones are added.
 
@@ -92,32 +97,80 @@ def encode_texts(
     """
     started = time.perf_counter()
     made = _Embeddings(engine, n_texts, replace_surrogates(prefix), cache)
-    stream = iter(texts)
-    while batch := list(itertools.islice(stream, chunk_size)):
-        chunk = made.take(batch)
-        bar = progress and functools.partial(ProgressBar, progress, made.n_taken - len(chunk.texts), n_texts)
-        made.encode(chunk, bar or False)
-        if progress is not None:
-            progress(made.n_taken, n_texts)
-    if made.n_taken != n_texts:
-        raise ValueError(f"got {made.n_taken} texts, expected {n_texts}")
+    chunks = made.chunks(iter(texts), chunk_size)
+    first = next(chunks, None)
+    feed = None if first is None else text_feed(engine, first.texts)
+    if first is not None:
+        chunks = itertools.chain([first], chunks)
+    if feed is not None:
+        with prefetch(_tokenize(feed, chunks)) as ready:
+            made.encode_tokens(ready, progress)
+            made.work.store_seconds += min(made.look_up_seconds, ready.waited)
+    else:
+        for chunk in chunks:
+            made.encode_texts(chunk, progress)
+        made.work.store_seconds += made.look_up_seconds
     made.finish()
     made.work.seconds = time.perf_counter() - started - made.work.store_seconds
     return made.out, made.work
 
 
+def run_texts(engine: Engine, texts: Sequence[str]) -> list[int]:
+    """Embed texts and discard the embeddings, to measure speed; return the number of tokens of each text.
+
+    Call `text_feed` before: here texts are not checked, since that would take part in what is measured.
+
+    Raises:
+        EngineError: if the engine has died or failed.
+    """
+    feed = open_feed(engine)
+    if feed is None:
+        return engine.embed(list(texts))[1]
+    lengths: list[int] = []
+
+    def tokens() -> Iterator[list[int]]:
+        for batch in ready:
+            lengths.extend(map(len, batch.ids))
+            yield from batch.ids
+
+    with prefetch(feed.tokenize(texts[part]) for part in batches(map(len, texts))) as ready:
+        collections.deque(engine.embed_tokens(tokens()), maxlen=0)
+    return lengths
+
+
 @dataclass
 class _Chunk:
-    """Distinct texts with their prompts, their rows in the result, and their keys."""
+    """Distinct texts to compute, with their prompts, their rows in the result, and their keys.
+
+    Attributes:
+        n_skipped: How many other texts were requested with them, which need not be computed.
+        end: How many texts were requested up to here.
+        n_left: How many of its texts are not computed yet.
+    """
 
     texts: list[str] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
+    n_skipped: int = 0
+    end: int = 0
+    n_left: int = 0
 
     def only(self, chosen: Sequence[int]) -> _Chunk:
         return _Chunk(
             [self.texts[at] for at in chosen], [self.rows[at] for at in chosen], [self.keys[at] for at in chosen]
         )
+
+
+# A chunk, the rows of it that are tokenised, and their tokens.
+_Tokenized = tuple[_Chunk, slice, TokenBatch]
+
+
+def _tokenize(feed: TokenFeed, chunks: Iterable[_Chunk]) -> Iterator[_Tokenized]:
+    for chunk in chunks:
+        if not chunk.texts:
+            yield chunk, slice(0, 0), TokenBatch([], [])
+        for part in batches(map(len, chunk.texts)):
+            yield chunk, part, feed.tokenize(chunk.texts[part])
 
 
 class _Embeddings:
@@ -135,10 +188,29 @@ class _Embeddings:
         # If a prompt's tokens are not pooled, the embedding also depends on which part of the text is the prompt.
         self.mark = "" if engine.pools_prompts else f"{len(prefix)} "
         self.key = cache.key if cache is not None else _digest
+        # Chunks are made on another thread than the one that adds their embeddings to the cache.
+        self.cache_lock = threading.Lock()
+        self.look_up_seconds = 0.0
         if cache is not None:
             cache.refresh()
 
-    def take(self, batch: Sequence[object]) -> _Chunk:
+    def chunks(self, texts: Iterator[object], size: int) -> Iterator[_Chunk]:
+        """Take the texts chunk by chunk, and yield those of each that are to be computed.
+
+        Raises:
+            DataError: if one of them is not a string.
+            ValueError: if there are not `n_texts` texts.
+        """
+        while batch := list(itertools.islice(texts, size)):
+            chunk = self._take(batch)
+            chunk.n_skipped, chunk.n_left = len(batch) - len(chunk.texts), len(chunk.texts)
+            chunk.end = self.n_taken
+            self._shorten(chunk)
+            yield chunk
+        if self.n_taken != self.n_texts:
+            raise ValueError(f"got {self.n_taken} texts, expected {self.n_texts}")
+
+    def _take(self, batch: Sequence[object]) -> _Chunk:
         """Return the texts to compute: neither seen before, nor without tokens, nor cached."""
         chunk = _Chunk()
         for text in batch:
@@ -165,41 +237,82 @@ class _Embeddings:
 
     def _skip_cached(self, cache: Space, chunk: _Chunk) -> _Chunk:
         started = time.perf_counter()
-        found, cut = cache.look_up(chunk.keys, self.out, chunk.rows)
+        with self.cache_lock:
+            found, cut = cache.look_up(chunk.keys, self.out, chunk.rows)
         self.truncated.update(itertools.compress(chunk.rows, cut))
         self.work.stored += int(found.sum())
-        self.work.store_seconds += time.perf_counter() - started
+        self.look_up_seconds += time.perf_counter() - started
         return chunk.only(np.flatnonzero(~found).tolist())
 
-    def encode(self, chunk: _Chunk, bar: MakeBar) -> None:
-        """Compute the embeddings of a chunk, and add them to the cache."""
-        if not chunk.texts:
-            return
-        self._compute(chunk.texts, chunk.rows, bar)
+    def _shorten(self, chunk: _Chunk) -> None:
+        for at, text in enumerate(chunk.texts):
+            shorter = shorten_if_long(text, self.engine.tokenizer, self.engine.max_model_len)
+            if shorter is not text:
+                self.truncated.add(chunk.rows[at])
+                chunk.texts[at] = shorter
+
+    def encode_texts(self, chunk: _Chunk, progress: Progress | None) -> None:
+        """Compute the embeddings of a chunk from its texts."""
+        if chunk.texts:
+            bar = progress and functools.partial(ProgressBar, progress, chunk.end - len(chunk.texts), self.n_texts)
+            block, lengths = self.engine.embed(chunk.texts, bar or False, self.prefix)
+            self.out[chunk.rows] = block
+            self.work.tokens += sum(lengths)
+            self._find_truncated(chunk, lengths)
+            self._complete(chunk)
+        if progress is not None:
+            progress(chunk.end, self.n_texts)
+
+    def _find_truncated(self, chunk: _Chunk, lengths: Sequence[int]) -> None:
+        # A text as long as the context was truncated, or has exactly that length.
+        limit, rows, texts = self.engine.max_model_len, chunk.rows, chunk.texts
+        full = [at for at, length in enumerate(lengths) if length >= limit and rows[at] not in self.truncated]
+        if full:
+            whole = self.engine.tokenizer([texts[at] for at in full], truncation=False, verbose=False)["input_ids"]
+            self.truncated.update(rows[at] for at, ids in zip(full, whole, strict=True) if len(ids) > limit)
+
+    def encode_tokens(self, ready: Iterable[_Tokenized], progress: Progress | None) -> None:
+        """Compute the embeddings of chunks as their tokens arrive."""
+        places: dict[int, tuple[_Chunk, int]] = {}  # position among the engine's requests -> chunk, position in it
+        done = 0
+
+        def requests() -> Iterator[list[int]]:
+            nonlocal done
+            position = 0
+            for chunk, part, batch in ready:
+                if part.start == 0:
+                    done += chunk.n_skipped
+                    if progress is not None and not chunk.texts:
+                        progress(done, self.n_texts)
+                self.truncated.update(itertools.compress(chunk.rows[part], batch.truncated))
+                self.work.tokens += sum(map(len, batch.ids))
+                for at, ids in enumerate(batch.ids, part.start):
+                    places[position] = (chunk, at)
+                    position += 1
+                    yield ids
+
+        with contextlib.closing(self.engine.embed_tokens(requests())) as steps:
+            for positions, block in steps:
+                finished = [places.pop(position) for position in positions]
+                self.out[[chunk.rows[at] for chunk, at in finished]] = block
+                done += len(finished)
+                for chunk, _ in finished:
+                    chunk.n_left -= 1
+                    if not chunk.n_left:
+                        self._complete(chunk)
+                if progress is not None:
+                    progress(done, self.n_texts)
+
+    def _complete(self, chunk: _Chunk) -> None:
+        """Check the embeddings of a chunk, and add them to the cache."""
+        check_finite(self.engine, self.out[chunk.rows], "embeddings")
+        self.work.computed += len(chunk.texts)
         if self.cache is not None:
             started = time.perf_counter()
             cut = np.array([row in self.truncated for row in chunk.rows])
-            self.cache.add(chunk.keys, self.out[chunk.rows], cut)
+            with self.cache_lock:
+                self.cache.add(chunk.keys, self.out[chunk.rows], cut)
             self.work.store_seconds += time.perf_counter() - started
-
-    def _compute(self, texts: list[str], rows: list[int], bar: MakeBar) -> None:
-        engine, limit = self.engine, self.engine.max_model_len
-        for at, text in enumerate(texts):
-            if len(text) > _LONG * limit:
-                shorter = shorten(text, engine.tokenizer, limit)
-                if shorter is not text:
-                    self.truncated.add(rows[at])
-                    texts[at] = shorter
-        block, lengths = engine.embed(texts, bar, self.prefix)
-        check_finite(engine, block, "embeddings")
-        self.out[rows] = block
-        self.work.computed += len(texts)
-        self.work.tokens += sum(lengths)
-        # A text as long as the context was truncated, or has exactly that length.
-        full = [at for at, length in enumerate(lengths) if length >= limit and rows[at] not in self.truncated]
-        if full:
-            whole = engine.tokenizer([texts[at] for at in full], truncation=False, verbose=False)["input_ids"]
-            self.truncated.update(rows[at] for at, ids in zip(full, whole, strict=True) if len(ids) > limit)
 
     def finish(self) -> None:
         """Copy the embeddings of repeated texts, and complete the counters."""
@@ -224,6 +337,11 @@ def texts_without_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def shorten_if_long(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
+    """Return the beginning of a text with far more characters than fit the context; else the text."""
+    return shorten(text, tokenizer, limit) if len(text) > _LONG * limit else text
 
 
 def shorten(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:

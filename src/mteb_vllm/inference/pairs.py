@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mteb_vllm.engines.base import Engine, LongPair
+from mteb_vllm.engines.base import Engine, TokenPair, TokensRefusedError
 from mteb_vllm.errors import TemplateError
-from mteb_vllm.inference.encoding import shorten
+from mteb_vllm.inference.encoding import shorten, shorten_if_long
+from mteb_vllm.inference.token_feed import TokenFeed, compare, open_feed, use_text
 from mteb_vllm.models.score_templates import render_pair
 
 # In a pair that is tokenised as one text, tokens can merge or split where its parts meet.
@@ -32,10 +33,12 @@ class PairTokenizer:
     """
 
     def __init__(self, engine: Engine, template: str | None) -> None:
+        self.engine = engine
         self.limit = engine.max_model_len
         self.template = template
         self.tokenizer = engine.tokenizer
         self.joins_pairs = template is not None or not engine.separates_pairs
+        self._around: dict[str, tuple[str, str]] = {}
 
     def fit_queries(self, queries: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64], list[bool]]:
         """Return the room that each query leaves for a document; a query that leaves none is truncated to half the context.
@@ -80,25 +83,76 @@ class PairTokenizer:
         """Return for each document whether it may be too long for the room that its query leaves."""
         return lengths + (_SEAM if self.joins_pairs else 0) > room
 
-    def cut(self, query: str, document: str) -> LongPair:
+    def shorten(self, document: str) -> str:
+        """Return the beginning of a document that is certainly too long; else the document."""
+        return shorten_if_long(document, self.tokenizer, self.limit)
+
+    def feed(self, queries: Sequence[str], documents: Sequence[str]) -> TokenFeed | None:
+        """Return what tokenises pairs for the engine, if it does so as the engine itself; None: the engine gets text.
+
+        Args:
+            queries: The queries of some pairs that are about to be scored, on which that is checked.
+            documents: Their documents.
+        """
+        feed = open_feed(self.engine)
+        if feed is None:
+            return None
+        try:
+            if self.engine.own_template:
+                raise TokensRefusedError("vLLM renders pairs with a template of the model's own")
+            # An empty document is tokenised as one of a pair, which vLLM does not do.
+            pairs = [pair for pair in zip(queries, documents, strict=True) if pair[1] or self.joins_pairs]
+            if not pairs:
+                return feed
+            ours = self.tokenize(feed, [query for query, _ in pairs], [document for _, document in pairs])
+            # vLLM truncates pairs that are too long in another way.
+            whole = [at for at, pair in enumerate(ours) if not pair.cut]
+            pairs = [pairs[at] for at in whole]
+            of_engine = self.engine.tokenize_pairs(
+                [query for query, _ in pairs], [document for _, document in pairs], self.template
+            )
+            compare(pairs, [ours[at] for at in whole], [_token_pair(*one) for one in of_engine])
+        except TokensRefusedError as error:
+            use_text(self.engine, error)
+            return None
+        return feed
+
+    def tokenize(self, feed: TokenFeed, queries: Sequence[str], documents: Sequence[str]) -> list[TokenPair]:
+        """Tokenise pairs in one call of the tokenizer, truncated to the context."""
+        if not self.joins_pairs:
+            encoded = feed.encode(queries, documents, truncation="only_second")
+            cut = feed.lost_tokens(encoded)
+            types = encoded.get("token_type_ids") or [None] * len(cut)
+            return [_token_pair(*pair) for pair in zip(encoded["input_ids"], types, cut, strict=True)]
+        pairs = list(zip(queries, documents, strict=True))
+        rendered = [document.join(self._text_around_document(query)) for query, document in pairs]
+        encoded = feed.encode(rendered, truncation=False, max_length=None)
+        types = encoded.get("token_type_ids") or [None] * len(rendered)
+        # Of those that are too long, the end of the document is removed, and not that of the text.
+        return [
+            _token_pair(ids, segments) if len(ids) <= self.limit else self.cut(query, document)
+            for (query, document), ids, segments in zip(pairs, encoded["input_ids"], types, strict=True)
+        ]
+
+    def cut(self, query: str, document: str) -> TokenPair:
         """Tokenise a pair, truncated to the context if it is too long."""
         document = shorten(document, self.tokenizer, self.limit)
         return self._truncate_text(query, document) if self.joins_pairs else self._truncate_pair(query, document)
 
-    def _truncate_pair(self, query: str, document: str) -> LongPair:
+    def _truncate_pair(self, query: str, document: str) -> TokenPair:
         # As a batch of one, since a call with single texts omits an empty second text and its separator.
         encoded = self.tokenizer([query], [document], truncation=False, verbose=False)
         inside = [at for at, side in enumerate(encoded.sequence_ids(0)) if side == 1]
         return self._truncate_document({key: rows[0] for key, rows in encoded.items()}, inside)
 
-    def _truncate_text(self, query: str, document: str) -> LongPair:
+    def _truncate_text(self, query: str, document: str) -> TokenPair:
         head, tail = self._text_around_document(query)
         encoded = self.tokenizer(head + document + tail, truncation=False, verbose=False, return_offsets_mapping=True)
         begin, end = len(head), len(head) + len(document)
         inside = [at for at, (start, stop) in enumerate(encoded["offset_mapping"]) if begin <= start < stop <= end]
         return self._truncate_document(encoded, inside)
 
-    def _truncate_document(self, encoded: Mapping[str, Sequence[int]], inside: Sequence[int]) -> LongPair:
+    def _truncate_document(self, encoded: Mapping[str, Sequence[int]], inside: Sequence[int]) -> TokenPair:
         """Remove the last tokens of the document, whose positions are `inside`, until the pair fits the context."""
         tokens = list(encoded["input_ids"])
         excess = max(len(tokens) - self.limit, 0)
@@ -110,7 +164,7 @@ class PairTokenizer:
         types = encoded.get("token_type_ids")
         kept = [*range(last - excess), *range(last, len(tokens))]
         segments = None if types is None else [types[at] for at in kept]
-        return LongPair([tokens[at] for at in kept], _first_length(segments), excess > 0)
+        return _token_pair([tokens[at] for at in kept], segments, excess > 0)
 
     def _document_room(self, queries: Sequence[str]) -> npt.NDArray[np.int64]:
         if self.joins_pairs:
@@ -126,7 +180,12 @@ class PairTokenizer:
         """Return the text before and after the document in a pair that is tokenised as one text."""
         if self.template is None:
             return query, ""
-        head, mark, tail = render_pair(self.tokenizer, self.template, query, _MARK).rpartition(_MARK)
+        if query not in self._around:
+            self._around[query] = self._render_around_document(self.template, query)
+        return self._around[query]
+
+    def _render_around_document(self, template: str, query: str) -> tuple[str, str]:
+        head, mark, tail = render_pair(self.tokenizer, template, query, _MARK).rpartition(_MARK)
         if not mark or _MARK in head:
             raise TemplateError("the score template must contain the document exactly once and unchanged")
         return head, tail
@@ -142,6 +201,10 @@ class PairTokenizer:
             text, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True
         )["offset_mapping"]
         return text[: offsets[count - 1][1]] if len(offsets) > count else text
+
+
+def _token_pair(tokens: Sequence[int], types: Sequence[int] | None, cut: bool = False) -> TokenPair:
+    return TokenPair(list(tokens), _first_length(types), cut)
 
 
 def _first_length(types: Sequence[int] | None) -> int | None:

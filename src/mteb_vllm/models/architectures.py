@@ -17,8 +17,8 @@ def label_count_error(labels: int, names: SettingNames = SettingNames.CONFIGURAT
     """
     tokens = {"classifier_from_token": ["no", "yes"], "method": "from_2_way_softmax"}
     return (
-        f"gives {labels} scores for a pair, but a reranker gives one: use a model with one label, or name the two answer "
-        f"tokens of a yes-or-no model: {names.assign('engine.hf_overrides', tokens)}"
+        f"outputs {labels} scores per pair, but a reranker must output one: use a model with one label, or specify the two "
+        f"answer tokens of a yes-or-no model: {names.assign('engine.hf_overrides', tokens)}"
     )
 
 

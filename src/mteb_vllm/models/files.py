@@ -97,7 +97,7 @@ def find_model(
         return _local_model(name, revision, Path(os.path.expanduser(path)))  # noqa: PTH111
     if name is None:
         choices = names.assign("model.name", "org/name"), names.assign("model.path", "/folder")
-        raise ModelError(f"no model is named: set {' or '.join(choices)}")
+        raise ModelError(f"no model is specified: set {' or '.join(choices)}")
     return _hub_model(name, revision, names)
 
 
@@ -222,8 +222,8 @@ def _check_links(name: str, snapshot: Path) -> None:
     broken = [path for path in snapshot.rglob("*") if path.is_symlink() and not path.exists()]
     if broken and constants.HF_HUB_OFFLINE:
         raise ModelError(
-            f"{broken[0]} is a link to a deleted file (was the cache pruned?), and the Hub is switched off "
-            f"(HF_HUB_OFFLINE): download it where there is a network (`{_download_command(name, snapshot.name)}`)"
+            f"{broken[0]} is a link to a deleted file (was the cache pruned?), and offline mode is on "
+            f"(HF_HUB_OFFLINE): unset it, or download the model elsewhere (`{_download_command(name, snapshot.name)}`)"
         )
 
 
@@ -251,19 +251,21 @@ def _fetch(name: str, revision: str | None, file: str, names: SettingNames, *, o
         with quiet_hub():
             return Path(hf_hub_download(name, file, revision=revision))
     except errors.GatedRepoError:
-        why = "is gated: accept its terms on its page, then `hf auth login` or set HF_TOKEN to a token that may read it"
+        why = "is gated: accept its terms on its page, then run `hf auth login` or set HF_TOKEN to a token with read access"
         raise ModelError(f"{at} {why}") from None
     except errors.RevisionNotFoundError:
         why = f"has no revision {revision!r}: set {names.name_of('model.revision')} to a commit, branch or tag"
         raise ModelError(f"{name} {why}") from None
     except errors.RepositoryNotFoundError:
-        raise ModelError(f"the Hub has no model {name}, or it is private (`hf auth login`, HF_TOKEN)") from None
+        raise ModelError(
+            f"there is no model {name} on the Hub, or it is private: if so, run `hf auth login` or set HF_TOKEN"
+        ) from None
     except errors.LocalEntryNotFoundError:
         if optional:
             return None
-        why = "the Hub is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+        why = "offline mode is on (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         raise ModelError(
-            f"{at} is not in the local cache and {why}: download it where there is a network "
+            f"{at} is not in the local cache and {why}: download it on a machine with network access "
             f"(`{_download_command(name, revision)}`), or use a local folder: {names.assign('model.path', '/folder')}"
         ) from None
     except errors.EntryNotFoundError:

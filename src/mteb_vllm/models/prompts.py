@@ -282,7 +282,7 @@ def _signature_problem(source: CallableSource) -> str:
     """Return why a callable cannot be called with (instruction, prompt_type), by its source; empty if it can or might."""
     node, arguments = source.node, source.arguments
     if isinstance(node, ast.AsyncFunctionDef):
-        return "is a coroutine function, but a template must return a text"
+        return "is a coroutine function, but a template must return a string"
     if arguments is None or getattr(node, "decorator_list", None):
         return ""  # a decorator may change the signature; it is checked when the run starts
     positional = [*arguments.posonlyargs, *arguments.args]

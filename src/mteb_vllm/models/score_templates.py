@@ -170,7 +170,7 @@ def check(where: str, config: ScoreTemplateConfig | None) -> list[Mistake]:
     if config is None:
         return []
     if config.template is not None and config.file is not None:
-        return [Mistake(where, "names both a template and a file", f"Set one of them: {where}.file=null")]
+        return [Mistake(where, "sets both a template and a file", f"Set one of them: {where}.file=null")]
     at = f"{where}.template" if config.file is None else f"{where}.file"
     try:
         text = template_text(config)
@@ -200,7 +200,7 @@ def template_mistakes(at: str, text: str, file: str | None = None) -> list[Mista
         return [wrong("is nested too deeply")]
     if changing:
         what = f"uses {', '.join(changing)}: time and random values change from one rendering to the next"
-        return [wrong(what, "Results under one fingerprint must have the same input texts.")]
+        return [wrong(what, "Remove them: the same settings must always give the same input texts.")]
     probes = _render_in_subprocess(text)
     if probes.error is not None:
         near = nearest(probes.undefined, _NAMES) if probes.undefined else ()
@@ -217,7 +217,7 @@ def template_mistakes(at: str, text: str, file: str | None = None) -> list[Mista
         for side in lost
     ]
     if not lost and without.count(_PROBE) != 1:
-        what = "must contain the document exactly once and unchanged, since documents of long pairs are truncated by tokens"
+        what = "must contain the document exactly once and unchanged, since in long pairs the document is truncated"
         mistakes.append(wrong(what, "Do not apply filters (trim, tojson, ...) or slices to the document."))
     return mistakes
 

@@ -2,7 +2,7 @@
 
 vLLM reads a part of these files itself and silently ignores the rest. So all of them are read here, in the formats before
 and since sentence-transformers 5.4, and each setting is either applied (pooling, normalisation, dimensions, context length,
-activation) or refused by name. There are no heavy imports.
+activation) or rejected with an error that names it. There are no heavy imports.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _OLD_MODES = {
 }
 POOLING_MODES = tuple(_OLD_MODES.values())
 _VLLM_POOLING = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
-_POOLING_WORDS = {"CLS": "CLS", "MEAN": "mean", "LAST": "last-token"}
+POOLING_WORDS = {"CLS": "CLS", "MEAN": "mean", "LAST": "last-token"}
 
 # The only types of Dense that vLLM loads (_DENSE_MODULE_TYPES), and the activations that it supports (get_act_fn).
 _DENSE_TYPES = ("sentence_transformers.models.Dense", "sentence_transformers.base.modules.dense.Dense")
@@ -175,10 +175,10 @@ class Applied:
     def __str__(self) -> str:
         if self.pooling is None:
             return ""
-        words = [f"{_POOLING_WORDS.get(self.pooling, self.pooling)} pooling"]
+        words = [f"{POOLING_WORDS.get(self.pooling, self.pooling)} pooling"]
         words.append("normalised" if self.normalized else "not normalised")
         words += [f"the first {self.truncate_dim} dimensions"] if self.truncate_dim else []
-        return f"{', '.join(words)} ({self.source})"
+        return f"{', '.join(words)} (from {self.source})"
 
 
 def read_files(locate: Locate) -> SentenceTransformersFiles:
@@ -215,7 +215,7 @@ def read_json(path: Path, kind: type[_Json]) -> _Json:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(content, kind):
         wanted = "an object" if kind is dict else "a list"
-        raise ModelError(f"{path} holds {_shorten(content)}, not {wanted}")
+        raise ModelError(f"{path} contains {_shorten(content)}, not {wanted}")
     return content
 
 
@@ -255,14 +255,14 @@ def _apply_to_encoder(
     notes: list[str] = []
     unknown = sorted(set(files.settings) - set(SETTINGS))
     if unknown:
-        notes.append(f"config_sentence_transformers.json: unknown to sentence-transformers: {', '.join(unknown)}")
+        notes.append(f"config_sentence_transformers.json: unknown keys: {', '.join(unknown)}")
     kind = files.settings.get("model_type")
     if kind not in (None, "SentenceTransformer"):
-        refused.append(f"config_sentence_transformers.json: model_type={kind}: is another kind of model")
+        refused.append(f"config_sentence_transformers.json: model_type={kind}: is not a SentenceTransformer")
     # Arguments that set both replace all modules after the transformer.
     decided = pooling is not None and normalized is not None
     own: str | None = _default_pooling(config)
-    own_normalized, source = False, "no modules.json: the defaults of sentence-transformers"
+    own_normalized, source = False, "the defaults of sentence-transformers, since there is no modules.json"
     if files.modules is not None:
         own, own_normalized, found = _check_modules(files.modules, pooling is not None, decided, runs)
         refused, source = [*refused, *found], "modules.json"
@@ -306,7 +306,7 @@ def _apply_to_cross_encoder(
     if files.modules is not None and files.is_cross_encoder and not answers:
         first, *rest = files.modules or (None,)
         if first is None or first.kind != "Transformer":
-            refused.append("modules.json: its first module is no Transformer: vLLM runs nothing else")
+            refused.append("modules.json: its first module is not a Transformer, and vLLM supports nothing else")
         refused += [f"modules.json: {one.type}: vLLM does not run it after a cross-encoder ({runs})" for one in rest]
         refused += _check_transformer_module(files, "sequence-classification", "scores", runs)
     activation, problem = _find_activation(files, config, names)
@@ -322,7 +322,7 @@ def _apply_to_cross_encoder(
 
 
 def _remedy(names: SettingNames) -> str:
-    return f"{names.assign('engine', 'sentence_transformers')} runs it"
+    return f"to run it, use {names.assign('engine', 'sentence_transformers')}"
 
 
 def _check_modules(
@@ -351,7 +351,7 @@ def _check_modules(
         else:
             refused.append(f"modules.json: {one.type}: vLLM does not run it in this position ({runs})")
     if pooling is None:
-        refused.append("modules.json: names no Pooling")
+        refused.append("modules.json: has no Pooling module")
     return pooling, normalized, [] if decided else refused
 
 
@@ -364,7 +364,7 @@ def _check_pooling_module(module: ModuleFile, runs: str) -> tuple[str | None, li
         modes = [mode for key, mode in _OLD_MODES.items() if config.get(key)] or ["mean"]
     modes = [modes] if isinstance(modes, str) else list(modes)
     if not config.get("include_prompt", True):
-        problems.append(f"{at}: include_prompt=false: vLLM pools a prompt's tokens like the text's ({runs})")
+        problems.append(f"{at}: include_prompt=false: vLLM always pools a prompt's tokens, too ({runs})")
     if len(modes) != 1:
         problems.append(f"{at}: pooling modes {' and '.join(modes)} together: vLLM supports only one ({runs})")
         return None, problems
@@ -483,8 +483,8 @@ def _find_activation(
     name = str(named).rpartition(".")[2]
     if not str(named).startswith("torch.nn.modules.") or name not in kinds:
         return None, (
-            f"{where}: activation_fn={named}: neither the sigmoid nor the identity ({_remedy(names)}, or choose one: "
-            f"{names.assign('score_template.activation', 'sigmoid')})"
+            f"{where}: activation_fn={named}: vLLM supports only the sigmoid and the identity ({_remedy(names)}, or choose "
+            f"one: {names.assign('score_template.activation', 'sigmoid')})"
         )
     return kinds[name], None
 
@@ -502,7 +502,7 @@ def _read_settings(locate: Locate) -> dict[str, Any]:
     if prompts is not None and not (
         isinstance(prompts, dict) and all(isinstance(text, (str, type(None))) for text in prompts.values())
     ):
-        raise ModelError(f"{file}: prompts={_shorten(prompts)}: must be an object of texts")
+        raise ModelError(f"{file}: prompts={_shorten(prompts)}: must be an object whose values are strings")
     default = settings.get("default_prompt_name")
     if default is not None and default not in (prompts or {}):
         raise ModelError(f"{file}: default_prompt_name={_shorten(default)}: is not one of its prompts")

@@ -86,7 +86,7 @@ def build_target(
     allowed = (*TARGETS, *(own or ()))
     if not isinstance(target, str) or not target.startswith(allowed):
         way = f"Allowed: {', '.join(allowed)}."
-        way += "" if own is None else f" A class of your own: {suggest('allowed_targets', ['my_package.'])}"
+        way += "" if own is None else f" For your own class: {suggest('allowed_targets', ['my_package.'])}"
         return None, [wrong("is not a class that a configuration may use", way, code="refused")]
     try:
         cls: Any = _class(target)

@@ -58,7 +58,7 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> tuple[Pi
         prompted = parts.pipeline.prompted_tasks(task_selection.parts(chosen, mteb))
         mistakes += _unused_prompts(prompts, prompted, config)
     if not reranker and config.score_template != ScoreTemplateConfig(from_model=config.score_template.from_model):
-        what = "is for cross-encoders, and the model is an encoder"
+        what = "is for cross-encoders, but the model is an encoder"
         way = "Leave it out, or choose a reranker: model=ms_marco_minilm"
         mistakes.append(Mistake("score_template", what, way, code="conflict"))
     wrong_kind = any(mistake.code == "model_kind" for mistake in pipeline)
@@ -95,8 +95,8 @@ def _objective_mistakes(config: RunConfig, *, scored: bool, name: str) -> list[M
 def _check_report(config: RunConfig) -> tuple[PipelineParts | None, list[Mistake]]:
     made, mistakes = build_target("pipeline", config.pipeline, "model_kinds")
     if not config.runs:
-        way = "Name folders of sweeps, runs or results: runs='outputs/sweeps/2026-11-24/*'"
-        mistakes.append(Mistake("runs", "no runs to compare are named", way, code="missing"))
+        way = "Specify folders of sweeps, runs or results: runs='outputs/sweeps/2026-11-24/*'"
+        mistakes.append(Mistake("runs", "no runs to compare are specified", way, code="missing"))
     if config.dry_run:
         mistakes.append(Mistake("dry_run", "a report has no dry run: it computes no scores", value="true"))
     own = made.dir if made is not None else None
@@ -116,7 +116,7 @@ def _unused_prompts(prompts: Mapping[str, Any], parts: Sequence[TaskInfo], confi
     if config.model.kind == "cross_encoder":
         template = score_templates.resolve(config.score_template, config.model.score_template)
         if not template.takes_instruction:
-            what = "a reranker's prompts are instructions, and its score template has no place for one"
+            what = "a reranker's prompts are instructions, but its score template does not use {{ instruction }}"
             way = "To prefix each query or document, set score_template.query_prefix or score_template.document_prefix."
             return [Mistake("prompts", what, way, code="conflict")]
     elif applying_keys(keys, parts):
@@ -124,7 +124,7 @@ def _unused_prompts(prompts: Mapping[str, Any], parts: Sequence[TaskInfo], confi
     if instruction_keys(keys, parts) and config.model.kind == "cross_encoder":
         return []
     types = ", ".join(sorted({task.type for task in parts}))
-    what = f"none of its keys ({', '.join(keys)}) applies to the chosen tasks, which are of the types {types}"
+    what = f"none of its keys ({', '.join(keys)}) applies to the chosen tasks (task types: {types})"
     way = f"Keys that would apply: {', '.join(candidate_keys(parts[0].name, parts[0].type, None))}. "
     way += "query and document apply only to tasks with queries, such as retrieval."
     return [Mistake("prompts", what, way, code="conflict")]

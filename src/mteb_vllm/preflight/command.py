@@ -158,7 +158,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
     if vllm_catalogue() is None and any(_needs_vllm(point.config) for point in points):
         if not mistakes:
             raise MissingPackageError(INSTALL)
-        mistakes.append(Mistake("vLLM", "is needed to run this", INSTALL, code="not_installed"))
+        mistakes.append(Mistake("vLLM", "is required for this command", INSTALL, code="not_installed"))
     if mistakes:
         raise ConfigError(mistakes)
     return points
@@ -305,7 +305,7 @@ class _Composition:
                 return None, None, [*mistakes, _override_mistake(staged[0], what, "Add: pipeline=rerank")]
             mounted = [choice for choice in choices if (choice.package or "").startswith("pipeline.first_stage.")]
             if mounted and "Could not override" in str(error):
-                way = "In a sweep over first stages, put it into a file of your own: pipeline/first_stage/NAME.yaml"
+                way = "In a sweep over first stages, put it into your own file: pipeline/first_stage/NAME.yaml"
                 what = "only pipeline/first_stage=dense has this key"
                 return None, None, [*mistakes, _override_mistake(mounted[0], what, way)]
             if "hydra/sweeper/optuna" in str(error) and (missing := missing_sweeper_mistake()) is not None:
@@ -343,7 +343,7 @@ class _Composition:
             mistakes += secret_name_mistakes(base.hydra)
         for path in sorted(secrets, key=str):
             if not in_engine(path):
-                what = "must not hold a secret: results depend on it, and secrets are not part of fingerprints"
+                what = "must not contain a secret: results depend on it, and secrets are not part of fingerprints"
                 way = "Secrets are only allowed in engine arguments and engine.env."
                 mistakes.append(Mistake(".".join(map(str, path)), what, way, code="refused"))
         for overlay in ("experiment", "local"):
@@ -447,7 +447,7 @@ class _Composition:
                 found = found[key] if there else None
             if found != value and not any(f"{full}.".startswith(f"{key}.") for key in by_hand):
                 way = f"To use the file's value: {suggest(full if there else f'+{full}', value)}"
-                yield _override_mistake(choice, f"the experiment (or local/) overrules its {full} by {found!r}", way)
+                yield _override_mistake(choice, f"the experiment (or local/) overrides its {full} with {found!r}", way)
 
     def _name_mistakes(self, recipe: Any, config: DictConfig, at: str) -> Iterator[Mistake]:
         """Yield a mistake if a pinned recipe is used under the name of another model."""
@@ -455,7 +455,9 @@ class _Composition:
         pinned = any(chosen.get(field) is not None for field in ("revision", "path", "package"))
         name = OmegaConf.select(config, f"{at}.name")
         if pinned and chosen.get("name") is not None and name != chosen["name"]:
-            what = f"the recipe {recipe} has the revision, path or prompts of {chosen['name']}, which is another model"
+            what = (
+                f"the recipe {recipe} is for {chosen['name']}: its revision, path and prompts do not fit another model"
+            )
             choice = "model=custom" if at == "model" else f"model@{at}=custom"
             yield Mistake(
                 f"{at}.name",
@@ -494,7 +496,7 @@ def _axes(overrides: Sequence[Override], swept: bool, search: bool = False) -> t
                 listed, text = shlex.quote(f"{start}=[{raw}]"), suggest(start, raw)
                 way = "To sweep over them, add -m."
                 if isinstance(sweep := override.value(), ChoiceSweep) and sweep.simple_form:
-                    way += f" A list: {listed}. A text with a comma: {text}."
+                    way += f" For a list: {listed}. For a string with a comma: {text}."
                 mistakes.append(_override_mistake(override, "has several values, but this is not a sweep", way))
             elif override.is_hydra_override():
                 mistakes.append(_override_mistake(override, "Hydra's own settings cannot be swept"))
@@ -543,7 +545,7 @@ def _one_by_one(axes: Sequence[_Axis]) -> Iterator[tuple[Override, ...]]:
 
 def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:
     if not str(launcher.get("_target_")).endswith(_GROUPED):
-        return []  # a launcher of a plugin, with settings of its own
+        return []  # a plugin's launcher, with its own settings
     return _setting_mistakes(LauncherConfig, launcher, "hydra.launcher")
 
 
@@ -574,7 +576,7 @@ def _job_mistakes(job: DictConfig) -> Iterator[Mistake]:
         yield Mistake("hydra.job.chdir", what, value="true")
     for name in job.env_set:
         if str(name).startswith("VLLM_"):
-            what = "is a variable of vLLM's and belongs to the engine"
+            what = "is a vLLM variable, which must be set in engine.env"
             yield Mistake(f"hydra.job.env_set.{name}", what, f"Set it with: +engine.env.{name}=...")
 
 
@@ -588,7 +590,7 @@ def _shadowed_files(config_dir: str | None) -> list[Mistake]:
         twin = Path(config_dir, file.relative_to(shipped))
         if twin.is_file() and twin.read_bytes() != file.read_bytes():
             mistakes.append(
-                Mistake(str(twin), "is never read: a shipped file of this name is found first", "Give it another name.")
+                Mistake(str(twin), "is never read: a shipped file with the same name takes precedence", "Rename it.")
             )
     return mistakes
 
@@ -606,7 +608,7 @@ def _encoding_mistakes() -> Iterator[Mistake]:
             except UnicodeDecodeError as error:
                 line = content.count(b"\n", 0, error.start) + 1
                 what = f"is not UTF-8 (the byte 0x{content[error.start]:02x} in line {line})"
-                yield Mistake(str(file), what, "Save it as UTF-8, with an editor or iconv.")
+                yield Mistake(str(file), what, "Convert it to UTF-8, with an editor or iconv.")
             except OSError:
                 continue
 

@@ -50,7 +50,7 @@ def _with_tasks(mistake: Mistake, value: str, mteb: MtebCatalogue) -> Mistake:
         near = tuple(suggest("tasks.names", [name]) for name in nearest(value, mteb.tasks))
     if not near:
         return mistake
-    way = "The group tasks/ holds files; name tasks in tasks.names, a benchmark in tasks.benchmark."
+    way = "tasks=... selects a file. To select tasks by name, set tasks.names; to select a benchmark, tasks.benchmark."
     return replace(mistake, nearest=(*near, *mistake.nearest), allowed=way)
 
 
@@ -72,7 +72,7 @@ def _with_model(
     other = suggest(key, "custom")
     if Path(value).is_dir() and "/" in value:
         path = suggest(f"{place}.path", value)
-        way = f"The group model/ holds files; name the folder of a model in {place}.path."
+        way = f"model=... selects a recipe file. For a model in a local folder, set {place}.path."
         return replace(mistake, nearest=(f"{other} {path}",), allowed=way)
     if recipes := [name for name in options if str(load(f"model/{name}").get("name")).lower() == value.lower()]:
         return replace(mistake, nearest=tuple(suggest(key, name) for name in recipes))

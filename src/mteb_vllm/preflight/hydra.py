@@ -72,7 +72,7 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
                     mistakes.append(
                         Mistake(
                             f"{path}._target_",
-                            "is not in the configuration of a plugin",
+                            "is not a target that an installed plugin declares",
                             _WAY,
                             value=f"{target}",
                             code="refused",

@@ -34,7 +34,7 @@ from mteb_vllm.util.suggestions import close, nearest
 _DEFAULT_TOKENS = 32768
 _CAUSAL_ONLY = {
     "enable_prefix_caching": "there is no KV cache for texts to share",
-    "enable_chunked_prefill": "a text cannot be split into several steps",
+    "enable_chunked_prefill": "a text cannot be split across several steps",
 }
 # Keys of any model's config.json: those that transformers' PreTrainedConfig declares, and others that vLLM reads.
 _CONFIG_KEYS = (
@@ -115,7 +115,7 @@ def _model_mistakes(
     if named is None:
         wrong = functools.partial(Mistake, at)
     if model.name is None and model.path is None and model.package is None:
-        return [wrong("no model is named", f"Set {at}.name=org/name or {at}.path=/folder.", code="missing")]
+        return [wrong("no model is specified", f"Set {at}.name=org/name or {at}.path=/folder.", code="missing")]
     if mistakes := _revision_mistakes(at, model.revision):
         return mistakes
     try:
@@ -128,7 +128,7 @@ def _model_mistakes(
     folders = {f"name={found.name}": model_folder(found.name), f"revision={found.revision}": found.revision}
     misplaced = [(field, problem) for field, name in folders.items() if (problem := name_problem(name)) is not None]
     if misplaced:
-        way = "It becomes the name of a folder of results."
+        way = "It is used as the name of a results folder."
         return [Mistake(f"{at}.{field}", problem, way) for field, problem in misplaced]
     arguments, env, *_ = resolve_arguments(engine, model.engine)
     overrides = arguments.get("hf_overrides")
@@ -145,7 +145,7 @@ def _model_mistakes(
     place = f"{at.removesuffix('model')}engine"
     limit, context = position_limit(config), context_limit(arguments)
     if limit is not None and context is not None and context > limit:
-        what = f"the model has positions for {limit} tokens"
+        what = f"the model has position embeddings for only {limit} tokens"
         mistakes.append(
             Mistake(
                 f"{place}.max_model_len", what, nearest=(suggest(f"{place}.max_model_len", limit),), value=f"{context}"
@@ -166,7 +166,7 @@ def _step_mistakes(
     Args:
         place: The section of the arguments, as `engine`.
         arguments: The engine arguments.
-        longest: The longest context of the model in tokens; None if unknown.
+        longest: The longest context length of the model in tokens; None if unknown.
         env: The engine's environment.
         encoder_only: Whether the model's attention is never causal.
     """
@@ -181,7 +181,10 @@ def _step_mistakes(
         near = (suggest(f"{place}.max_model_len", longest),)
         return [
             Mistake(
-                f"{place}.max_model_len", f"the model's context is {longest} tokens", nearest=near, value=f"{given}"
+                f"{place}.max_model_len",
+                f"the model's context length is {longest} tokens",
+                nearest=near,
+                value=f"{given}",
             )
         ]
     context = given or longest
@@ -199,7 +202,7 @@ def _step_mistakes(
         return mistakes  # reported as wrong values
     if tokens is not None and encoder_only and context is not None and tokens < context:
         if arguments.get("enable_chunked_prefill") is not True:
-            what = f"is less than the context of {context} tokens, and this model computes a text in one step"
+            what = f"is less than the context length of {context} tokens, but this model must process a text in a single step"
             ways = (suggest(f"{place}.max_num_batched_tokens", context), suggest(f"{place}.max_model_len", tokens))
             mistakes.append(
                 Mistake(f"{place}.max_num_batched_tokens", what, nearest=ways, value=f"{tokens}", code="conflict")
@@ -213,8 +216,8 @@ def _step_mistakes(
     devices = [arguments.get(name) or 1 for name in ("tensor_parallel_size", "pipeline_parallel_size")]
     most = max(context or 0, _DEFAULT_TOKENS * math.prod(size for size in devices if isinstance(size, int)))
     if tokens is None and texts > most and context is not None:
-        what = f"exceeds the tokens of a step: at most {most:,}, unless {place}.max_num_batched_tokens is set"
-        mistakes.append(Mistake(f"{place}.max_num_seqs", what, "128 to 1024 is usual.", value=f"{texts}"))
+        what = f"exceeds the tokens of one engine step: at most {most:,}, unless {place}.max_num_batched_tokens is set"
+        mistakes.append(Mistake(f"{place}.max_num_seqs", what, "Typical values are 128 to 1024.", value=f"{texts}"))
     return mistakes
 
 
@@ -228,7 +231,7 @@ def _override_mistakes(at: str, overrides: Any, config: Mapping[str, Any]) -> li
         near = [name for name in nearest(str(key), known) if close(str(key), name)] if key not in known else []
         if near:
             written = [{name if other == key else other: one for other, one in overrides.items()} for name in near]
-            what = "is a key of neither the model's config.json nor vLLM"
+            what = "is not a key of the model's config.json, and vLLM does not read it"
             mistakes.append(
                 Mistake(
                     f"{at}.{key}",

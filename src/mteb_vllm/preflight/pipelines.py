@@ -56,7 +56,7 @@ def check_pipeline(
         names = ", ".join(f"{task.name} ({task.type})" for task in others[:5]) + (", ..." if len(others) > 5 else "")
         way = f"Choose tasks of these types: {suggest('tasks.types', list(types or ()))}, or tasks=demo_retrieval."
         who = "a reranker" if made.task_types is None else f"the pipeline {name}"
-        mistakes.append(Mistake("tasks", f"{who} is for retrieval and reranking, not for {names}", way))
+        mistakes.append(Mistake("tasks", f"{who} supports only retrieval and reranking tasks, not {names}", way))
     mistakes += made.check(context_limit(resolve_arguments(config.engine, config.model.engine)[0]))
     if made.first_stage is not None:
         stage, found = _check_first_stage(made.first_stage, chosen)
@@ -93,7 +93,7 @@ def _check_reference(
 def _check_first_stage(config: Mapping[str, Any], chosen: Sequence[TaskInfo]) -> tuple[Any, list[Mistake]]:
     where = "pipeline.first_stage"
     stage, mistakes = build_target(where, config, "is_first_stage")
-    # Tasks with candidates of their own do not use the first stage.
+    # Tasks with their own candidates do not use the first stage.
     needing = [task for task in chosen if not task_selection.brings_candidates(task.type)]
     parts = task_selection.parts(needing, mteb_catalogue())
     if isinstance(stage, Dense):

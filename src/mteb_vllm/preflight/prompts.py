@@ -22,13 +22,13 @@ def prompt_mistakes(where: str, values: Mapping[str, object], mteb: MtebCatalogu
             if not isinstance(value, bool):
                 mistakes.append(Mistake(f"{where}.{key}", "must be true or false", value=f"{value}"))
         elif not known_prompt_key(str(key), mteb):
-            what = "is neither a task, a task type, query or document, nor a combination such as STS12-query"
+            what = "is not a task, a task type, query, document, or a combination such as STS12-query"
             near = tuple(
                 as_typed(f"{where}.{name}", path, new=name not in values) for name in _near_prompt_keys(str(key), mteb)
             )
             mistakes.append(Mistake(f"{where}.{key}", what, nearest=near, code="unknown_key"))
         elif value is not None and not isinstance(value, str):
-            what = f"must be a text, this is {type(value).__name__}"
+            what = f"must be a string, not {type(value).__name__}"
             mistakes.append(
                 Mistake(
                     f"{where}.{key}",

@@ -24,6 +24,10 @@ from mteb_vllm.results.measurements import Roofline, ThroughputRecord
 # The most effects of one setting that are listed.
 _MOST_EFFECTS = 12
 
+_MIXED_UNITS = (
+    "Some points embed texts and others score pairs: their speeds are not comparable, so none is the fastest."
+)
+
 
 def answer(comparison: Comparison) -> list[str]:
     """Return the conclusion and the effect of each setting: one or a few sentences per line."""
@@ -42,7 +46,7 @@ def _failed(comparison: Comparison) -> list[str]:
     if not failed:
         return []
     of = "The point" if len(rows) == 1 else f"{len(failed)} of {count(len(rows), 'point')}"
-    return [f"{of} failed, completely or in some tasks: {join_names(failed)}."]
+    return [f"{of} failed, entirely or on some tasks: {join_names(failed)}."]
 
 
 def _means(comparison: Comparison) -> list[str]:
@@ -50,7 +54,7 @@ def _means(comparison: Comparison) -> list[str]:
     rows, lines = [row for row in comparison.rows if row.point.for_scores], []
     if partial := [row.point.name for row in rows if "incomplete" in row.point.facts]:
         lines.append(
-            f"The results of {join_names(partial)} lack some of a task's splits and subsets: such a score is the mean over "
+            f"The results of {join_names(partial)} lack some splits or subsets: the scores of those tasks are means over "
             "those that are present."
         )
     without = [row.point.name for row in rows if row.mean is None]
@@ -62,7 +66,7 @@ def _means(comparison: Comparison) -> list[str]:
         if nowhere:
             lines.append(f"No point has a score for {join_names(nowhere)}.")
     elif without:
-        lines.append(f"{count(len(without), 'point')} without all scores cannot be the best: {join_names(without)}.")
+        lines.append(f"{count(len(without), 'point')} with missing scores cannot be the best: {join_names(without)}.")
     if comparison.shared and (left_out := len(comparison.tasks) - len(comparison.shared)):
         lines.append(f"Means leave out {count(left_out, 'task')} that some points lack.")
     return lines
@@ -81,8 +85,10 @@ def _points(comparison: Comparison) -> list[str]:
     if fast is None or fast.speed is None or fast.mean is None:
         return [*lines, _why_no_speed(comparison)]
     good = sum(row.good for row in comparison.rows)
-    within = f"within {comparison.epsilon:g} of it ({good:,} of {len(comparison.rows):,} are)"
-    if fast is best:
+    within = f"of the {count(good, 'point')} within {comparison.epsilon:g} of the best mean"
+    if good == 1:
+        lines.append(f"No other point is within {comparison.epsilon:g} of the best mean.")
+    elif fast is best:
         lines.append(f"It is also the fastest {within}.")
     else:
         differences = _against(fast, best, "best") + ("" if best is baseline else _against(fast, baseline, "baseline"))
@@ -91,7 +97,7 @@ def _points(comparison: Comparison) -> list[str]:
         )
     if fast.speed.of != fast.point.name:
         where = f"measured in {point_name(fast.speed.of)}, on the same engine"
-        lines.append(f"The speed of {point_name(fast.point.name)} was {where}: it computed too little itself.")
+        lines.append(f"The speed of {point_name(fast.point.name)} was {where}, since it computed too little itself.")
     if unknown := sum(row.speed is None for row in comparison.rows if row.good):
         lines.append(f"The speed of {count(unknown, 'point')} within {comparison.epsilon:g} of the best is unknown.")
     return lines
@@ -99,25 +105,23 @@ def _points(comparison: Comparison) -> list[str]:
 
 def _why_no_speed(comparison: Comparison) -> str:
     if comparison.unit is None:
-        return (
-            "Some points embed texts and others score pairs: their speeds are not comparable, so none is the fastest."
-        )
+        return _MIXED_UNITS
     unknown = all(row.speed is None for row in comparison.rows)
-    which = "No speed was measured" if unknown else "No speed was measured for the points as good as this"
-    return f"{which}: cached results, results of others, and results of some of the tasks only have none."
+    which = "No speed was measured"
+    if not unknown:
+        which += f" for the points within {comparison.epsilon:g} of the best"
+    return f"{which}: cached results, other people's results, and results for only some of the tasks have none."
 
 
 def _against(row: Row, other: Row, part: str) -> str:
     """Return a sentence on the differences of a point to another."""
     if row is other:
         return f" It is the {part}."
-    words = [signed(row.mean - other.mean)] if row.mean is not None and other.mean is not None else []
+    words = [f"score {signed(row.mean - other.mean)}"] if row.mean is not None and other.mean is not None else []
     if row.speed is not None and other.speed is not None and row.speed.unit == other.speed.unit:
         same = row.speed.of == other.speed.of
-        words.append(
-            "as fast, on the same engine" if same else f"{row.speed.texts / other.speed.texts:.2f} times as fast"
-        )
-    return f" Against the {part}, {point_name(other.point.name)}: {', '.join(words)}." if words else ""
+        words.append("same speed (same engine)" if same else f"speed {times(row.speed.texts / other.speed.texts)}")
+    return f" Relative to the {part} ({point_name(other.point.name)}): {', '.join(words)}." if words else ""
 
 
 def _at(row: Row) -> str:
@@ -134,7 +138,7 @@ def _throughput(comparison: Comparison) -> list[str]:
     if fastest is None:
         units = {row.point.throughput.unit for row in rows if row.point.throughput}
         lines.append(
-            "Some points embed texts and others score pairs: their speeds are not comparable, so none is the fastest."
+            _MIXED_UNITS
             if len(units) > 1
             else "No point measured its offline (saturated) throughput, so none is the fastest."
         )
@@ -143,12 +147,12 @@ def _throughput(comparison: Comparison) -> list[str]:
         assert record is not None and record.requests_per_second is not None
         lines.append(f"{_fastest_throughput(comparison, fastest, record, len(rows))}{_roofline(record.roofline)}")
         if alike := [row.point.name for row in rows if row is not fastest and same_speed(row, fastest)]:
-            lines.append(f"As fast, within the spread of the repeats: {join_names(alike)}.")
+            lines.append(f"Equally fast, within the spread of the repeats: {join_names(alike)}.")
     lines += [*_latency(comparison, rows), *_invalid_mfu(rows)]
     lengths = dict.fromkeys(str(row.point.throughput.lengths) for row in rows if row.point.throughput)
     if len(lengths) > 1:
         lines.append(
-            f"The points have texts of different lengths ({'; '.join(lengths)}), on which requests/s depend too."
+            f"The points have texts of different lengths ({'; '.join(lengths)}), which also affects requests/s."
         )
     return lines
 
@@ -169,7 +173,7 @@ def _parity(comparison: Comparison) -> list[str]:
     for row, verdict in failed[:MOST_NAMES]:
         difference, task = verdict.worst
         words = [] if difference is None else [f"{signed(difference)} in {task}"]
-        words += [] if verdict.lowest_cosine is None else [f"lowest cosine {verdict.lowest_cosine:.5f}"]
+        words += [] if verdict.lowest_cosine is None else [f"lowest cosine similarity {verdict.lowest_cosine:.5f}"]
         hint = "".join(f" {str(hint)[:1].upper()}{str(hint)[1:]}." for hint in verdict.hints[:1])
         reason = next(verdict.reasons, "")
         off = f": at worst {', '.join(words)}" if words else f": {reason}" if reason else ""
@@ -188,8 +192,8 @@ def _fastest_throughput(comparison: Comparison, row: Row, record: ThroughputReco
         against = " It is the baseline."
     elif row.ratio is not None:
         baseline = next(one for one in comparison.rows if one.point.name == comparison.baseline)
-        ratio = NO_SPEED_DIFFERENCE if same_speed(row, baseline) else times(row.ratio)
-        against = f" Against the baseline, {point_name(comparison.baseline)}: {ratio}."
+        ratio = NO_SPEED_DIFFERENCE if same_speed(row, baseline) else f"speed {times(row.ratio)}"
+        against = f" Relative to the baseline ({point_name(comparison.baseline)}): {ratio}."
     return f"Highest offline throughput: {describe_point(comparison, row)}, {speed}.{against}"
 
 
@@ -224,9 +228,9 @@ def _latency(comparison: Comparison, rows: list[Row]) -> list[str]:
     p50, row = min(latencies, key=lambda one: one[0])
     whose = f": {describe_point(comparison, row)}" if len(latencies) > 1 else ""
     return (
-        [f"Shortest latency of one request alone{whose}, median {p50:,.1f} ms."]
+        [f"Lowest latency of a single request{whose}, median {p50:,.1f} ms."]
         if whose
-        else [f"Latency of one request alone: median {p50:,.1f} ms."]
+        else [f"Latency of a single request: median {p50:,.1f} ms."]
     )
 
 
@@ -244,11 +248,12 @@ def _effects(comparison: Comparison) -> list[str]:
         ]
         if not measured:
             what = "scores" if any(row.mean is not None for row in comparison.rows) else "measurements"
-            lines.append(f"{column}: no effect can be determined, since no two points with {what} differ in it alone.")
+            why = f"no two points with {what} differ only in this setting"
+            lines.append(f"{column}: no effect can be determined, since {why}.")
         most = _most_different(measured)
         lines += map(_effect, most)
         if left_out := len(measured) - len(most):
-            lines.append(f"{column}: {count(left_out, 'other value')} changed less.")
+            lines.append(f"{column}: {count(left_out, 'other value')} had smaller effects.")
     return lines
 
 

@@ -8,9 +8,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mteb_vllm.report.comparison import Comparison, Point, Row
-from mteb_vllm.report.formatting import CACHED_CELL, mfu, number, percent, rate, score, settings_text, signed, times
+from mteb_vllm.report.formatting import (
+    CACHED_CELL,
+    mfu,
+    number,
+    percent,
+    point_name,
+    rate,
+    score,
+    settings_text,
+    signed,
+    times,
+)
 
-# Up to this many tasks have columns everywhere. More have a table of their own on the terminal and in Markdown, and are
+# Up to this many tasks have columns everywhere. More have a separate table on the terminal and in Markdown, and are
 # behind a checkbox on the page.
 FEW_TASKS = 6
 # Up to this many settings have columns everywhere. Of more, those that are rarely changed share a column.
@@ -24,7 +35,7 @@ class Column:
 
     Attributes:
         name: The name of its values; "" where the unit is enough.
-        unit: Their unit, as "MiB"; "" where there is none, or the name has it.
+        unit: Their unit, e.g. "MiB"; "" where there is none, or the name has it.
         value: Returns its value for a row, with all digits; None where it is unknown.
         format: Formats a value.
         kind: "setting" in which points differ, "words", "figure", "mean" for the figure that points are ranked by, "type" for
@@ -96,7 +107,7 @@ def table_columns(comparison: Comparison) -> list[Column]:
         Column(
             "peak", "MiB", lambda row: row.point.peak_memory_mb, number, key="peak_memory_mb", left_out=12, measured=True
         ),
-        Column("", "", lambda row: _remarks(row, several), kind="words", page=False),
+        Column("", "", lambda row: _remarks(comparison, row), kind="words", page=False),
         _csv("failures", lambda row: "; ".join(" ".join(str(failure).split()) for failure in row.point.failures)),
     ]  # fmt: skip
 
@@ -107,7 +118,7 @@ def speed_unit(comparison: Comparison) -> str:
 
 
 def has_many_tasks(comparison: Comparison) -> bool:
-    """Return whether the tasks have a table of their own on the terminal and in Markdown."""
+    """Return whether the tasks have a separate table on the terminal and in Markdown."""
     return len(comparison.tasks) > FEW_TASKS
 
 
@@ -268,7 +279,7 @@ def _throughput(comparison: Comparison) -> list[Column]:
             key="saturated_tokens_per_second",
             left_out=7,
         ),
-        Column("to baseline", "", lambda row: row.ratio, times, key="speed_ratio", left_out=1),
+        Column("vs. baseline", "", lambda row: row.ratio, times, key="speed_ratio", left_out=1),
         Column("p50 at batch 1,", "ms", p50, _tenths, key="p50_ms_at_batch_1", left_out=1),
         Column("MFU", "", _field("point.throughput.roofline.mfu"), mfu, key="mfu", left_out=4),
         _csv("roofline_tokens_per_second", _field("point.throughput.roofline.tokens_per_second")),
@@ -332,7 +343,7 @@ def _verdict(passed: bool) -> str:
     return "passed" if passed else "not passed"
 
 
-def _remarks(row: Row, several: bool) -> str:
+def _remarks(comparison: Comparison, row: Row) -> str:
     """Return the remarks on a point: its failure, or what its numbers do not tell."""
     if row.point.failed:
         failures = row.point.failures
@@ -347,8 +358,15 @@ def _remarks(row: Row, several: bool) -> str:
     objective = row.point.objective
     marks = [
         f"no objective: {objective.reason}" if objective is not None and objective.reason else "",
-        "as good as the best" if row.good and several else "",
-        f"speed of {row.speed_of_other}" if row.speed_of_other else "",
-        f"{cached} of {len(row.point.tasks)} cached" if cached and not row.point.cached else "",
+        _rank(comparison, row),
+        f"speed of {point_name(row.speed_of_other)}" if row.speed_of_other else "",
+        f"{cached} of {len(row.point.tasks)} tasks cached" if cached and not row.point.cached else "",
     ]
-    return ", ".join(mark for mark in marks if mark)
+    return "; ".join(mark for mark in marks if mark)
+
+
+def _rank(comparison: Comparison, row: Row) -> str:
+    """Return whether a point is the best of several, or within the margin of it."""
+    if not row.good or len(comparison.rows) < 2:
+        return ""
+    return "best" if row is comparison.best else f"within {comparison.epsilon:g} of the best"

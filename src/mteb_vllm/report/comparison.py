@@ -109,7 +109,7 @@ class Comparison:
     """A comparison of runs.
 
     Attributes:
-        columns: The settings in which the points differ, as "engine.dtype".
+        columns: The settings in which the points differ, e.g. "engine.dtype".
         constants: The settings that they share: key to value, the most important first.
         tasks: The names of all tasks, in the order in which they first occur.
         types: Task to type.

@@ -16,8 +16,8 @@ MOST_NAMES = 8
 CACHED_CELL = "cached"
 NO_SPEED_DIFFERENCE = "no measurable difference"
 BUSY_MACHINE = (
-    "more than the machine can compute: it was busy while its rate was measured, so that the roofline is too low. "
-    "Measure it again on an idle machine"
+    "more than the machine can compute: it was busy while its rate was measured, so the roofline is too low. "
+    "Measure again on an idle machine"
 )
 
 
@@ -60,7 +60,7 @@ def join_names(some: Sequence[str]) -> str:
 
 
 def count(n: int, word: str) -> str:
-    """Return a number and a noun, as "2 points"."""
+    """Return a number and a noun, e.g. "2 points"."""
     return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 

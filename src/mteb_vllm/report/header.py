@@ -17,7 +17,7 @@ _PACKAGES = ("mteb-vllm", "mteb", "vllm", "sentence-transformers", "transformers
 
 
 def title(comparison: Comparison) -> str:
-    """Return a title that names the models and the tasks, as "org/model on STS12, STS13"."""
+    """Return a title that names the models and the tasks, e.g. "org/model on STS12, STS13"."""
     points = [row.point for row in comparison.rows]
     models = dict.fromkeys(point.facts.get("model", "") for point in points if point.facts.get("model"))
     selections = {point.facts.get("tasks", "") for point in points if point.tasks}
@@ -55,7 +55,7 @@ def _listed(names: Sequence[str], noun: str) -> str:
 
 
 def scope(comparison: Comparison) -> str:
-    """Return how many points and tasks there are, and which point differences are against."""
+    """Return how many points and tasks there are, and which point differences are relative to."""
     points, shared = len(comparison.rows), len(comparison.shared)
     parts = ["One point" if points == 1 else f"{points:,} points"]
     if comparison.tasks or comparison.scored:
@@ -66,7 +66,7 @@ def scope(comparison: Comparison) -> str:
             else f"{count(total, 'task')}, {shared or 'none'} of them in all points"
         )
     if points > 1:
-        parts.append(f"differences to {point_name(comparison.baseline)}")
+        parts.append(f"differences relative to {point_name(comparison.baseline)}")
     return ", ".join(parts)
 
 
@@ -98,7 +98,7 @@ def _lines(date: str, devices: Sequence[str], versions: dict[str, list[str]]) ->
 
 
 def _date(started: str) -> str:
-    """Return an ISO time without its seconds, as "2026-11-24 10:00 +00:00"."""
+    """Return an ISO time without its seconds, e.g. "2026-11-24 10:00 +00:00"."""
     found = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)[\d:.]*([+-]\d\d:\d\d|Z)?", started)
     return " ".join(filter(None, found.groups())) if found else started
 

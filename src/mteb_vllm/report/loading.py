@@ -38,16 +38,16 @@ def read_runs(paths: Sequence[str | Path]) -> list[Point]:
         try:
             places = _places(path)
         except (OSError, ValueError) as error:
-            mistakes.append(Mistake("runs", f"cannot be looked up: {error}", _LOOKED_FOR, value=f"{path}"))
+            mistakes.append(Mistake("runs", f"cannot be read: {error}", _LOOKED_FOR, value=f"{path}"))
             continue
         points = _read(places)
         if not points:
-            what = "holds neither runs nor results" if places else "there is no such file or folder"
+            what = "contains neither runs nor results" if places else "there is no such file or folder"
             mistakes.append(Mistake("runs", what, _LOOKED_FOR, value=f"{path}"))
         for point in points:
             found.setdefault(point.folder, point)
     if mistakes or not found:
-        raise ConfigError(mistakes or [Mistake("runs", "names nothing", _LOOKED_FOR)])
+        raise ConfigError(mistakes or [Mistake("runs", "no runs are specified", _LOOKED_FOR)])
     names = _run_names(found.values()) | _result_names(found.values())
     return [replace(point, name=names[folder]) for folder, point in found.items()]
 

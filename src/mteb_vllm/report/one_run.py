@@ -11,6 +11,7 @@ from rich.table import Table
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.models.prompts import Prefix, Prompts, applying_keys, instruction_keys
 from mteb_vllm.models.score_templates import ScoreTemplate
+from mteb_vllm.models.sentence_transformers_files import POOLING_WORDS
 from mteb_vllm.report.formatting import CACHED_CELL, markdown, number, percent, signed
 from mteb_vllm.report.header import run_circumstances, run_title
 from mteb_vllm.report.parity import parity_markdown, print_parity
@@ -133,7 +134,7 @@ def _print_tasks(console: Console, columns: Sequence[str], rows: Sequence[Sequen
         table.add_row(*(row[at] for at in shown))
     left_out = console.print_table(table, optional=_LEFT_OUT)
     if left_out:
-        console.print_line(f"Not shown, but in report.md: {', '.join(left_out)}")
+        console.print_line(f"Columns only in report.md: {', '.join(left_out)}")
 
 
 def print_failure(console: Console, failure: Failure) -> None:
@@ -158,7 +159,7 @@ def failure_lines(failure: Failure) -> list[str]:
 
 
 def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return a header, and one row per task; failures first, and the mean of several scores last."""
+    """Return a header, and one row per task, failures first; last, the mean of several scores and the totals."""
     reranked = record.first_stage is not None or any(task.candidates for task in record.tasks)
     rows = []
     for task in sorted(record.tasks, key=lambda task: task.status != "failed"):
@@ -176,9 +177,9 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
         encode = sum(task.seconds.get("encode", 0.0) for task in record.tasks)
         speed = (number(computed / encode), number(tokens / encode)) if encode else ("", "")
         total = sum(task.total_seconds for task in record.tasks)
-        of = "mean" if len(scored) == len(record.tasks) else f"mean of {len(scored)} of {len(record.tasks)}"
+        of = "mean score" if len(scored) == len(record.tasks) else f"mean score of {len(scored)} of {len(record.tasks)}"
         scores = _rerank_scores(scored) if reranked else (number(mean(task.main_score for task in scored), 5),)
-        rows.append((of, "", *scores, *speed, number(total, 1) if total else "", ""))
+        rows.append((f"{of} / total", "", *scores, *speed, number(total, 1) if total else "", ""))
     unit = "texts/s" if any(task.computed and task.unit == "texts" for task in record.tasks) else "pairs/s"
     return (tuple(unit if name == "pairs/s" else name for name in RERANK_COLUMNS) if reranked else TASK_COLUMNS), rows
 
@@ -216,7 +217,7 @@ def run_markdown(record: RunRecord) -> str:
         "",
         f"- status: {record.status}",
         *(f"- {label}: {inline(text)}" for label, text in run_circumstances(record)),
-        f"- settings: `{record.fingerprint}`",
+        f"- fingerprint: `{record.fingerprint}`",
         f"- revision: {code(str(model.get('revision')))}",
         *_first_stage_lines(record),
         *([f"- objective: {inline(describe_objective(record))}"] if record.objective is not None else []),
@@ -261,7 +262,7 @@ def first_stage_truncation_notes(stage: FirstStageRecord) -> Iterator[str]:
     """Return the number of a dense first stage's texts that were truncated."""
     if stage.work is not None and (truncated := stage.work.truncated):
         share = f"{truncated:,} of {stage.work.texts:,} texts ({truncated / stage.work.texts:.1%})"
-        yield f"First stage: {share} are longer than its context and were cut."
+        yield f"First stage: {share} exceed its context length and were truncated."
 
 
 def truncation_notes(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
@@ -271,15 +272,15 @@ def truncation_notes(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
     context = record.engine.resolved["max_model_len"]
     of = f"of {task.texts:,} {task.unit}"
     if task.blank:
-        given = "embedded as the zero vector" if task.unit == "texts" else "given the score 0"
-        yield f"{task.name}: {task.blank:,} {of} ({task.blank / task.texts:.1%}) have no token (empty), and were {given}."
+        given = "got the zero vector" if task.unit == "texts" else "got the score 0"
+        yield f"{task.name}: {task.blank:,} {of} ({task.blank / task.texts:.1%}) have no tokens (empty), and {given}."
     if task.truncated:
         share = f"{task.truncated:,} {of} ({task.truncated / task.texts:.1%})"
-        lost = "and were cut" if task.unit == "texts" else "and lost the end of their document"
-        yield f"{task.name}: {share} are longer than the context of {context} tokens {lost}."
+        lost = "were truncated" if task.unit == "texts" else "lost the end of their document"
+        yield f"{task.name}: {share} exceed the context length of {context} tokens and {lost}."
     if task.truncated_queries:
         share = f"{task.truncated_queries:,} {of} ({task.truncated_queries / task.texts:.1%})"
-        yield f"{task.name}: the query of {share} is too long for the context of {context} tokens by itself, and was cut."
+        yield f"{task.name}: in {share}, the query alone exceeds the context length of {context} tokens and was truncated."
 
 
 def ineffective_variable_notes(record: RunRecord) -> Iterator[str]:
@@ -288,10 +289,10 @@ def ineffective_variable_notes(record: RunRecord) -> Iterator[str]:
     reference = record.parity.reference.engine if record.parity is not None else None
     for engine in filter(None, (record.engine, stage, reference)):
         for key, value in engine.late.items():
-            found = engine.threading.get(key, "nothing")
+            found = engine.threading.get(key, "none")
             yield (
-                f"{key}={value} is not in effect for {engine.backend}: torch was loaded in this process before it was "
-                f"set, and found {found}. In a process of its own, the speed may differ."
+                f"{key}={value} has no effect on {engine.backend}: torch was loaded in this process before it was "
+                f"set (the value then: {found}). The speed may differ in a separate process."
             )
 
 
@@ -299,7 +300,8 @@ def _in_effect(resolved: Mapping[str, Any]) -> str:
     """Return the settings of the open engine: pooling, normalisation, dimensions, context and special tokens."""
     words = []
     if resolved.get("pooling"):
-        words.append(f"{resolved['pooling']} pooling")
+        pooling = str(resolved["pooling"])
+        words.append(f"{POOLING_WORDS.get(pooling, pooling)} pooling")
         words.append("normalised" if resolved.get("normalized") is not False else "not normalised")
     if resolved.get("dimensions"):
         words.append(f"{resolved['dimensions']} dimensions")
@@ -318,15 +320,15 @@ def print_summary(console: Console, record: RunRecord) -> None:
         console.print_line(text)
     kept = record.embedding_cache
     if kept is not None and (kept.read or kept.written or kept.passed):
-        text = f"Embeddings: {kept.read:,} read from {kept.folder}, {kept.written:,} kept in it"
+        text = f"Embedding cache ({kept.folder}): {kept.read:,} read, {kept.written:,} added"
         if kept.passed:
-            text += f", {kept.passed:,} not kept: {kept.stopped}"
+            text += f", {kept.passed:,} not added: {kept.stopped}"
         console.print_line(text)
     if record.engine is not None:
-        console.print_line(f"In effect: {_in_effect(record.engine.resolved)}")
+        console.print_line(f"Effective settings: {_in_effect(record.engine.resolved)}")
     # Throughput and parity runs store no results.
     measured = record.throughput is not None or record.parity is not None
     kept_in = "" if measured else f", results in {record.config['results']['dir']}/results"
-    console.print_line(f"Settings {record.fingerprint}{kept_in}")
+    console.print_line(f"Fingerprint {record.fingerprint}{kept_in}")
     if Path(record.output_dir, "run.json").exists():
-        console.print_line(f"Record:  {record.output_dir}/run.json")
+        console.print_line(f"Record: {record.output_dir}/run.json")

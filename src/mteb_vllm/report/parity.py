@@ -10,7 +10,7 @@ from mteb_vllm.util.console import Console
 from mteb_vllm.util.escape import inline
 
 COLUMNS = (
-    "task", "split", "metric", "reference", "engine", "difference", "worst cosine", "top-k overlap", "tau", "verdict"
+    "task", "split", "metric", "reference", "engine", "difference", "lowest cosine", "top-k overlap", "tau", "verdict"
 )  # fmt: skip
 PAIR_COLUMNS = (*COLUMNS[:6], "largest score difference", *COLUMNS[7:])
 
@@ -37,7 +37,7 @@ def parity_markdown(parity: ParityRecord) -> list[str]:
     """Return a verdict, its reasons, and hints at causes, as lines of Markdown."""
     lines = ["## Parity", "", inline(headline(parity)), "", *markdown(*parity_table(parity))]
     for title, some in (
-        ("Reasons", _reasons(parity)), ("Worst texts", _worst(parity)), ("Hints", _hints(parity))
+        ("Reasons", _reasons(parity)), ("Texts with the lowest similarity", _worst(parity)), ("Hints", _hints(parity))
     ):  # fmt: skip
         if some:
             lines += ["", f"### {title}", "", *(f"- {inline(' '.join(line.split()))}" for line in some)]
@@ -84,7 +84,7 @@ def _texts(task: TaskVerdict) -> tuple[str, str, str]:
     worst = f"{cosine.min:.6f}" if cosine is not None else f"{pairs.max:.2g}" if pairs is not None else ""
     if ranking is None:
         return worst, "", ""
-    return worst, f"{ranking.overlap:.2%} of {ranking.k}", number(ranking.kendall, 4)
+    return worst, f"{ranking.overlap:.2%} (k={ranking.k})", number(ranking.kendall, 4)
 
 
 def _reasons(parity: ParityRecord) -> list[str]:
@@ -93,7 +93,7 @@ def _reasons(parity: ParityRecord) -> list[str]:
 
 def _worst(parity: ParityRecord) -> list[str]:
     return [
-        f"{task.task}: cosine {text.cosine:.5f}, {text.side}: {' '.join(text.text.split())}"
+        f"{task.task}: cosine similarity {text.cosine:.5f}, {text.side}: {' '.join(text.text.split())}"
         for task in parity.tasks
         if not task.passed
         for text in task.worst
@@ -101,5 +101,5 @@ def _worst(parity: ParityRecord) -> list[str]:
 
 
 def _hints(parity: ParityRecord) -> list[str]:
-    notes = [f"No cause: {note}." for note in parity.notes]
+    notes = [f"No cause found: {note}." for note in parity.notes]
     return [*(f"Hint ({hint.cause}): {hint.says}" for hint in parity.hints), *notes]

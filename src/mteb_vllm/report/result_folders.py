@@ -48,7 +48,7 @@ def _point(folder: Path, files: Sequence[Path]) -> Point | None:
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             # The name, the folder or the remaining content tells whether an unreadable file was meant to be a result.
             meant = file.stem in mteb_catalogue().tasks or b'"task_name"' in content or _in_layout(folder)
-            (damaged if meant else others)[file] = f"{file} is no readable result ({describe_error(error)})"
+            (damaged if meant else others)[file] = f"{file} is not a readable result ({describe_error(error)})"
             continue
         tasks.append(task)
         versions.add(str(result.get("mteb_version")))
@@ -94,12 +94,12 @@ def _result(file: Path, content: bytes) -> dict[str, Any] | None:
     result = parse_json(content)
     if not isinstance(result, dict) or not result.keys() & _OF_RESULTS:
         if file.stem in mteb_catalogue().tasks:
-            raise ValueError("it holds no scores")
+            raise ValueError("it contains no scores")
         return None
     if "mteb_dataset_name" in result:
-        raise ValueError("it is in the format of mteb before 1.11: load it with mteb once, and save it")
+        raise ValueError("it is in the format used before mteb 1.11: load it with a current mteb, and save it again")
     if result["task_name"] != file.stem:
-        raise ValueError(f"it holds the scores of {result['task_name']}")
+        raise ValueError(f"it contains the scores of {result['task_name']}")
     return result
 
 
@@ -114,15 +114,15 @@ def _facts(folder: Path) -> tuple[dict[str, str], str]:
         try:
             found = parse_json(read_file(file))
             if not all(isinstance(found[key], str | None) for key in found.keys() & {"name", "revision"}):
-                raise ValueError("the name and the revision must be texts")
+                raise ValueError("the name and the revision must be strings")
             if by_folders and found.get("name") and model_folder(found["name"]) != of_model.parent.name:
-                raise ValueError(f"it is that of {found['name']}")
+                raise ValueError(f"it belongs to {found['name']}")
             if experiment and found.get("revision") not in (None, of_model.name):
-                raise ValueError(f"it is that of revision {found['revision']}")
+                raise ValueError(f"it belongs to revision {found['revision']}")
             meta = found
         except (OSError, ValueError, AttributeError) as error:
             why = describe_error(error)
-            problem = f"{file} cannot be read ({why}): the model is taken from the folders' names"
+            problem = f"{file} cannot be read ({why}): the model's name and revision are taken from the folder names"
     model = of_model.parent.name.replace("__", "/", 1) if by_folders else folder.name
     revision = of_model.name if by_folders else ""
     facts = {
@@ -163,5 +163,5 @@ def _number(value: Any) -> float:
         ValueError: if it is not a number, or too large for a score or a time.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e9:
-        raise ValueError(f"a score or a time is {short_text(value)}")
+        raise ValueError(f"a score or a time is not a valid number: {short_text(value)}")
     return float(value)

@@ -46,9 +46,9 @@ def read_run(folder: Path) -> FoundRun:
             raise ValueError("it is the record of a single run")
         return found
     except FileNotFoundError:
-        why = f"{folder} holds no run.json: the run has not ended, was killed, or the file was deleted"
+        why = f"{folder} contains no run.json: the run has not finished or was killed, or the file was deleted"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        why = f"{path} is no readable record ({describe_error(error)})"
+        why = f"{path} is not a readable record ({describe_error(error)})"
     return FoundRun(Point("", folder, failures=[failure_from_damage(why)]), number)
 
 

@@ -42,7 +42,7 @@ def differing_settings(points: Sequence[Point]) -> dict[str, list[str]]:
     """Return the settings in which points differ: key to the value of each point, "" where it has none.
 
     The model comes first, then what differs on the command lines, then any other fact in which two points differ that are
-    equal so far. A key of a model's recipe that follows from the model has no column of its own.
+    equal so far. A key of a model's recipe that follows from the model has no separate column.
     """
     # An unreadable record has no settings, and so differs from none.
     readable = [at for at, point in enumerate(points) if point.overrides or point.facts]

@@ -13,7 +13,7 @@ class Speed:
     """The speed of a point's engine on the tasks that all points share, counting computed texts only.
 
     Texts differ in length from task to task, so speeds are comparable over the same tasks only. A task is measured in a
-    point that computed at least half of its distinct texts; a cached result measures nothing. A point has a speed of its own
+    point that computed at least half of its distinct texts; a cached result measures nothing. A point has its own speed
     if all shared tasks are measured in it; where points share no task, if all of its own are.
 
     Attributes:
@@ -22,7 +22,7 @@ class Speed:
         unit: "texts" or "pairs".
         computed: The number of texts that it was measured on.
         of: The name of the point that it was measured in: the point itself, or the first other point with the same engine
-            and a speed of its own; where points share no task, with the same tasks as well.
+            and its own speed; where points share no task, with the same tasks as well.
     """
 
     texts: float

@@ -60,12 +60,12 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     left_out += [f"the columns {', '.join(column.header for column in hidden)}"] if hidden else []
     left_out += [f"the scores of {len(comparison.tasks)} tasks"] if tasks else []
     if left_out:
-        console.print_line(f"Not shown, but in report.csv: {'; '.join(left_out)}")
+        console.print_line(f"Only in report.csv: {'; '.join(left_out)}")
     console.print()
     for line in answer(comparison):
         console.print_line(line)
     if line := recommended_command(comparison):
-        console.print_line(f"Command of the recommended configuration: {line}")
+        console.print_line(f"Command for the recommended configuration: {line}")
 
 
 def _print_head(console: Console, comparison: Comparison) -> None:
@@ -80,7 +80,7 @@ def _print_head(console: Console, comparison: Comparison) -> None:
         if key != "device" and not key.startswith("versions.")
     ]
     if shared:
-        more = f"; {len(shared) - _MOST_CONSTANTS} more in report.md" if len(shared) > _MOST_CONSTANTS else ""
+        more = f"; {len(shared) - _MOST_CONSTANTS} more settings in report.md" if len(shared) > _MOST_CONSTANTS else ""
         console.print_line(f"Identical in all points: {', '.join(shared[:_MOST_CONSTANTS])}{more}")
     console.print()
 
@@ -118,7 +118,7 @@ def comparison_markdown(comparison: Comparison) -> str:
         lines += _scores(comparison, rows)
     lines += ["## Conclusions", "", *(f"- {inline(line)}" for line in answer(comparison))]
     if line := recommended_command(comparison):
-        lines += ["", "The command of the recommended configuration:", "", *fenced([line])]
+        lines += ["", "Command for the recommended configuration:", "", *fenced([line])]
     lines += [*_effects(comparison), *_differences(comparison, rows)]
     if comparison.constants:
         heading = "Identical in all points" if len(rows) > 1 else "Settings"
@@ -191,7 +191,7 @@ def _scores(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
 
 
 def _differences(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
-    """Return the section on differences to the baseline, with the tasks as rows and the best points as columns."""
+    """Return the section on differences from the baseline, with the tasks as rows and the best points as columns."""
     most_tasks, most_points = _MOST_DIFFERENCES
     baseline = next(row for row in comparison.rows if row.point.name == comparison.baseline)
     others = [row for row in ranked if row is not baseline and row.point.tasks]
@@ -207,7 +207,7 @@ def _differences(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
         lines.append([name, score(against), *map(signed, differences)])
     legend = [f"- {inline(f'{row.point.name}: {settings_text(comparison.columns, row.settings)}')}" for row in shown]
     left_out = [f"The best {most_points} of {len(others):,} points; all scores are in report.csv.", ""]
-    return ["", "## Differences to the baseline, by task", "", *(left_out if len(shown) < len(others) else []),
+    return ["", "## Differences from the baseline, by task", "", *(left_out if len(shown) < len(others) else []),
             *(legend if comparison.columns else []), "", *markdown(header, lines)]  # fmt: skip
 
 

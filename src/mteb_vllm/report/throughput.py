@@ -46,7 +46,7 @@ def throughput_markdown(record: RunRecord) -> list[str]:
 
 
 def step_rows(throughput: ThroughputRecord) -> list[tuple[str, ...]]:
-    """Return one row per batch size: rates, latencies of a step, and the mean times of its phases."""
+    """Return one row per batch size: rates, latencies of a call, and the mean times of its phases."""
     return [
         (
             str(step.batch_size),
@@ -92,12 +92,12 @@ def _roofline(roofline: Roofline | None) -> Iterable[str]:
     if roofline is None:
         return
     if roofline.flops_per_second is None or roofline.flops_per_token is None:
-        yield f"Roofline: unknown: {roofline.unknown}."
+        yield f"Roofline: unknown ({roofline.unknown})."
         return
     yield (
         f"Roofline: {_scaled(roofline.flops_per_second)}FLOP/s in {roofline.dtype} on {roofline.device}, measured on a large "
-        f"matrix product; {_scaled(roofline.flops_per_token)}FLOP per token: {number(roofline.tokens_per_second)} tokens/s, "
-        f"of which {roofline.mfu:.1%} are reached (MFU)."
+        f"matrix multiplication; {_scaled(roofline.flops_per_token)}FLOP per token: {number(roofline.tokens_per_second)} "
+        f"tokens/s, of which the engine reaches {roofline.mfu:.1%} (MFU)."
     )
     if roofline.mfu is not None and roofline.mfu > 1:
         yield f"Invalid: an MFU of {roofline.mfu:.1%} is {BUSY_MACHINE}."

@@ -19,7 +19,7 @@ class Work:
         cached_tokens: Those of them found in the engine's prefix cache.
         blank: Requested texts without a token, which are not passed to the engine: their embedding is zero. Pairs without a
             token get the score 0.
-        truncated: Requested texts longer than the context; of pairs, those whose document was truncated.
+        truncated: Requested texts longer than the context length; of pairs, those whose document was truncated.
         truncated_queries: Requested pairs whose query alone exceeds the context and was truncated.
         seconds: Wall time, without that of the embedding cache.
         store_seconds: Wall time of reading and writing the embedding cache.

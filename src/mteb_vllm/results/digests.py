@@ -45,7 +45,7 @@ def read_verified(root: Path, path: Path) -> bytes:
     except (FileNotFoundError, DamagedError):
         digests = []
     if _digest(root, path, content).encode() not in digests:
-        raise DamagedError(f"it does not match its digest {_digest_path(path).name}")
+        raise DamagedError(f"it does not match its checksum {_digest_path(path).name}")
     return content
 
 

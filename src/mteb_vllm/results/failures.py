@@ -66,11 +66,11 @@ _ADVICE: dict[Kind, str] = {
     "out_of_memory_encoding": "lower engine.max_num_batched_tokens or engine.max_num_seqs, or use a smaller dtype",
     "engine_start": "see the log for details; set engine.enforce_eager=true to rule out compilation",
     "engine_died": "see the log for the reason; if it shows none, memory may have run out: lower engine.max_num_seqs",
-    "segmentation_fault": "see the log for the stack; set engine.enforce_eager=true to rule out compiled code",
-    "crash": "see the log for the stack",
-    "killed": "the kernel kills processes when memory runs out (see dmesg): lower engine.max_num_seqs or "
+    "segmentation_fault": "see the log for the stack trace; set engine.enforce_eager=true to rule out compiled code",
+    "crash": "see the log for the stack trace",
+    "killed": "memory probably ran out, and the kernel killed the process (check dmesg): lower engine.max_num_seqs or "
     "engine.max_num_batched_tokens, or use a smaller dtype",
-    "timeout": "see the log for the stack; allow more time with hydra.launcher.point_timeout, in seconds",
+    "timeout": "see the log for the stack trace; allow more time with hydra.launcher.point_timeout, in seconds",
     "disk": "free space there, or choose another folder with results.dir=...; then repeat the command, which computes only "
     "what is missing",
     "data": DATA_ADVICE,
@@ -205,7 +205,7 @@ def failure_from_exit(
     name = _signal(-status) if status < 0 else f"exit status {status}"
     kind: Kind = "crash"
     if status == ENGINE_DIED:
-        name, kind = "a process of the engine had died", "engine_died"
+        name, kind = "an engine process had died", "engine_died"
     elif status == -signal.SIGABRT and any(map(_MEMORY.search, log)):
         kind = "out_of_memory_loading" if phase is Phase.OPENING_ENGINE else "out_of_memory_encoding"
     elif status in (-signal.SIGSEGV, -signal.SIGBUS):
@@ -238,7 +238,8 @@ def one_line_message(error: BaseException) -> str:
         "HF_HUB_OFFLINE" in line or "offline mode" in line.lower() for line in lines
     )
     text = f"{kind}: {lines[0]}" if lines else kind
-    return text + (" (HF_HUB_OFFLINE is set: download the data first on a machine with a network)" if offline else "")
+    hint = " (HF_HUB_OFFLINE is set: unset it, or download the data first on a machine with network access)"
+    return text + (hint if offline else "")
 
 
 def failure_from_damage(why: str, task: str | None = None) -> Failure:

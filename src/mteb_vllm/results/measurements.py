@@ -33,6 +33,7 @@ class EngineRecord:
         threading: The threading runtime's environment variables, as its process saw them.
         late: Variables of `engine.env` set after that runtime was loaded, which are not in effect.
         warnings: Warnings about the model while it opened.
+        text_reason: Why it got text instead of token ids; None if it got token ids, or nothing.
     """
 
     backend: str
@@ -44,6 +45,7 @@ class EngineRecord:
     threading: dict[str, str] = field(default_factory=dict)
     late: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    text_reason: str | None = None
 
 
 @dataclass
@@ -194,7 +196,7 @@ class Roofline:
         unknown: Why it is unknown; all numbers are None then.
         dtype: The dtype in which the machine was measured.
         device: The device.
-        flops_per_second: Floating-point operations per second of a large matrix product.
+        flops_per_second: Floating-point operations per second of a large matrix multiplication.
         flops_per_token: Floating-point operations of the model per token, on average.
         tokens_per_second: `flops_per_second / flops_per_token`.
         mfu: Model FLOPs utilisation: the share of `tokens_per_second` that the engine reached.

@@ -34,12 +34,12 @@ class SplitVerdict:
 
 @dataclass
 class VectorAgreement:
-    """Cosines of the two embeddings of each text, and ratios of their lengths.
+    """Cosine similarities of the two embeddings of each text, and ratios of their lengths.
 
     Attributes:
         texts: Number of texts compared.
-        min: The lowest cosine.
-        p001: The 0.001 quantile of the cosines.
+        min: The lowest cosine similarity.
+        p001: The 0.001 quantile of the cosine similarities.
         p01: The 0.01 quantile.
         p10: The 0.1 quantile.
         p50: The median.
@@ -107,7 +107,7 @@ class DifferingText:
     Attributes:
         text: Its beginning.
         side: The side of the task that it belongs to, e.g. "query".
-        cosine: The cosine of its two embeddings.
+        cosine: The cosine similarity of its two embeddings.
     """
 
     text: str
@@ -148,7 +148,7 @@ class Tolerances:
 
     Attributes:
         score: Largest absolute difference of a main score.
-        cosine: Smallest cosine of a text's two embeddings; for rerankers, smallest correlation of the pair scores.
+        cosine: Lowest cosine similarity of a text's two embeddings; for rerankers, lowest correlation of the pair scores.
         length: Largest deviation from 1 of the ratio of the vector lengths.
     """
 
@@ -164,7 +164,7 @@ class Hint:
     Attributes:
         cause: The cause.
         says: The measurement in one sentence.
-        worst: The worst remaining cosine, or largest remaining difference of pair scores; None for infinity.
+        worst: The lowest remaining cosine similarity, or largest remaining difference of pair scores; None for infinity.
         median: The median of the same.
     """
 
@@ -236,7 +236,7 @@ class ParityRecord:
 
     @property
     def lowest_cosine(self) -> float | None:
-        """The lowest cosine of a text's two embeddings; None if none were compared."""
+        """The lowest cosine similarity of a text's two embeddings; None if none were compared."""
         return min((task.cosine.min for task in self.tasks if task.cosine is not None), default=None)
 
     @property

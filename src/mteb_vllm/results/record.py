@@ -66,7 +66,7 @@ class TaskOutcome:
         tokens: Tokens passed to the engine.
         cached_tokens: Those of them found in the engine's prefix cache.
         blank: Texts without a token, which are embedded as zeros; of pairs, those scored 0 for that reason.
-        truncated: Texts longer than the context; of pairs, those whose document was truncated.
+        truncated: Texts longer than the context length; of pairs, those whose document was truncated.
         truncated_queries: Pairs whose query alone exceeds the context and was truncated.
         prompts: For each side, the prefix, its key, and a rendered example.
         candidates: Where a reranker's candidates come from: "first stage", or "own" if the task brings them.

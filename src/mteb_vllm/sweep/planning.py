@@ -235,7 +235,7 @@ def group_by_engine(points: Sequence[PlannedPoint]) -> list[Group]:
             prefetch.setdefault(stage.fingerprint, []).append(Step(point, first_stage_only=True))
         specs[key] = own
         by_engine.setdefault(key, []).append(Step(point))
-    # Groups with first stages come before the rerankers that use them, even if they also have points of their own. Engines
+    # Groups with first stages come before the rerankers that use them, even if they also have their own points. Engines
     # that can share a process are adjacent.
     order = [*_by_process(prefetch, specs), *_by_process((key for key in by_engine if key not in prefetch), specs)]
     groups = [Group(0, None, free)] if free else []
@@ -300,7 +300,7 @@ def _state(config: RunConfig, made: Plan, task: TaskInfo, stale: StaleResults, f
     if failure is not None:
         return state("failed before", str(failure))
     if found == "other data":
-        return state("stale", "the data's revision")
+        return state("stale", "the data revision has changed")
     reasons = {"partial": "partly computed", "unreadable": f"{path} cannot be read", "complete": "results.reuse=none"}
     if found == "missing" and (differs := stale.reason(settings, task)):
         return state("stale", differs)

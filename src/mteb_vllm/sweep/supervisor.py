@@ -86,10 +86,10 @@ class _StepState:
             else:
                 self.task = None
         elif isinstance(event, TaskProgress):
-            self.phase, self.doing, self.task = event.phase, f"at {event.text} of {event.task}", event.task
+            self.phase, self.doing, self.task = event.phase, f"working on {event.task} ({event.text})", event.task
         elif isinstance(event, TaskDone):
             self.tasks.append(event.outcome)
-            self.phase, self.doing, self.task = Phase.BETWEEN_TASKS, f"after {event.outcome.name}", None
+            self.phase, self.doing, self.task = Phase.BETWEEN_TASKS, f"idle after {event.outcome.name}", None
 
 
 class Supervisor:
@@ -173,7 +173,7 @@ class Supervisor:
             if point.planned.number in self.records:
                 continue  # it has failed with its first stage
             if given_up is not None:
-                message = f"{given_up.message} (not tried: this engine has failed to open twice in a row)"
+                message = f"{given_up.message} (not tried: this engine failed to start twice in a row)"
                 self._fail(point, replace(given_up, message=message, task=None, tried=False))
                 continue
             failure = self._run_step(step, point)

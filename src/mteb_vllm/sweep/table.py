@@ -9,6 +9,8 @@ from rich.table import Table
 from mteb_vllm.sweep.planning import PlannedPoint, group_by_engine
 from mteb_vllm.util.console import Console
 
+_ESTIMATES = ("input (est.)", "tokens (est.)")
+
 
 def print_plan(console: Console, points: Sequence[PlannedPoint], *, swept: bool) -> None:
     """Print the planned points as a table, with a summary."""
@@ -16,11 +18,11 @@ def print_plan(console: Console, points: Sequence[PlannedPoint], *, swept: bool)
     title = f"Dry run: {len(points)} points" if swept else "Dry run"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in header:
-        right = column in ("point", "engine", "~work", "~tokens")
+        right = column in ("point", "engine", *_ESTIMATES)
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console.print_table(table, optional=("settings", "~tokens", "~work"))
+    console.print_table(table, optional=("fingerprint", *reversed(_ESTIMATES)))
     for point in points:
         if point.failure is not None:
             at = f"Point {point.number}: " if swept else ""
@@ -31,7 +33,7 @@ def print_plan(console: Console, points: Sequence[PlannedPoint], *, swept: bool)
 def plan_table(points: Sequence[PlannedPoint], *, swept: bool) -> tuple[list[str], list[list[str]]]:
     """Return a header, and one row per point: settings that differ, fingerprint, state with reason, engine, and work."""
     keys = list(points[0].differs) if points else []
-    header = ["point", *keys, "settings", "state", "engine", "~work", "~tokens"]
+    header = ["point", *keys, "fingerprint", "state", "engine", *_ESTIMATES]
     rows = []
     for point in points:
         rows.append(
@@ -68,5 +70,5 @@ def _summary(points: Sequence[PlannedPoint]) -> str:
         text += f", {len(engines)} {'engine' if len(engines) == 1 else 'engines'} to open ({', '.join(names)})"
     unknown = {task.name for point in points for task in point.pending_tasks if not task.work and task.same_as is None}
     if unknown:
-        text += f"; of unknown size: {', '.join(sorted(unknown))}"
-    return f"{text}. Work and tokens are estimates from mteb's descriptive statistics."
+        text += f"; size unknown for: {', '.join(sorted(unknown))}"
+    return f"{text}. The amounts are estimated from mteb's descriptive statistics."

@@ -35,7 +35,7 @@ def find_problem(task: AbsTask, subset: str, split: str) -> str | None:
     if not isinstance(part, Mapping):
         return None  # a task-specific format
     if split not in part:
-        return f"there is no such split; there are: {', '.join(map(str, part)) or 'none'}"
+        return f"there is no such split; available: {', '.join(map(str, part)) or 'none'}"
     if not _is_evaluated_generically(task):
         return None
     if isinstance(task, AbsTaskRetrieval):
@@ -94,7 +94,7 @@ def _rows_problem(task: AbsTask, subset: str, rows: Dataset) -> str | None:
     labels = [getattr(task, name) for name in _LABELS if hasattr(task, name)]
     labels += ["score"] if isinstance(task, AbsTaskSTS) else []
     if missing := [name for name in (*texts, *labels) if name not in rows.column_names]:
-        return f"there is no column {missing[0]}; there are: {', '.join(rows.column_names)}"
+        return f"there is no column {missing[0]}; available: {', '.join(rows.column_names)}"
     if any(getattr(task, name, None) is not None for name in _SAMPLES):
         return None
     found = (_column_problem(rows, name, "row") for name in texts)
@@ -107,8 +107,8 @@ def _training_problem(task: AbsTask, part: Mapping[str, Dataset]) -> str | None:
     if split is None or getattr(task, "is_cross_validation", False):
         return None
     if split not in part:
-        return f"there is no split {split} to train on; there are: {', '.join(map(str, part))}"
-    return None if len(part[split]) else f"the split {split} to train on has no rows"
+        return f"there is no training split {split}; available: {', '.join(map(str, part))}"
+    return None if len(part[split]) else f"the training split {split} has no rows"
 
 
 def _column_problem(rows: Dataset, name: str, what: str, *, is_text: bool = True) -> str | None:
@@ -121,7 +121,7 @@ def _column_problem(rows: Dataset, name: str, what: str, *, is_text: bool = True
         is_text: Whether the column must contain texts, or lists of them.
     """
     if name not in rows.column_names:
-        return f"the {_plural(what)} have no column {name}; there are: {', '.join(rows.column_names)}"
+        return f"the {_plural(what)} have no column {name}; available: {', '.join(rows.column_names)}"
     column = rows.data.column(name)
     if is_text and not _has_texts(column.type):
         return f"the column {name} of the {_plural(what)} has the type {column.type}, not text"
@@ -138,7 +138,7 @@ def _column_problem(rows: Dataset, name: str, what: str, *, is_text: bool = True
 
 def _count(n: int, total: int, what: str, problem: str, first: str) -> str:
     subject = f"{n:,} of {total:,} {what if total == 1 else _plural(what)}"
-    return f"{subject} {'has' if n == 1 else 'have'} {problem}, the first is {first}"
+    return f"{subject} {'has' if n == 1 else 'have'} {problem} (first: {first})"
 
 
 def _plural(what: str) -> str:

@@ -25,7 +25,7 @@ Tokens are estimated from characters, by script. `CHARACTERS_PER_TOKEN` are mean
 (XLM-RoBERTa's and Mistral's) on XQuAD and the Universal Declaration of Human Rights; `ENGLISH` is that of BERT's tokenizer on
 SciFact, STS12 and others (3.9 to 4.9). A tokenizer trained on little text of a language produces two to three times as many
 tokens, while BERT's replaces whole words of unsupported scripts by one token. Truncation is applied to the average text, so
-the estimate is too high if only some texts are longer than the context.
+the estimate is too high if only some texts are longer than the context length.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def no_tasks_mistake(config: TasksConfig) -> Mistake:
         way = "Set tasks.names, tasks.benchmark, tasks.types or tasks.languages."
         return Mistake("tasks", "no tasks are selected", way, code="missing")
     where = f"the benchmark {config.benchmark!r}" if config.benchmark and config.names is None else "tasks.names"
-    return Mistake("tasks", f"no task of {where} matches the filters", "To filter all of MTEB: tasks=mteb.")
+    return Mistake("tasks", f"no task in {where} matches the filters", "To filter all of MTEB: tasks=mteb.")
 
 
 def load(config: TasksConfig, names: Iterable[str]) -> list[AbsTask]:
@@ -193,7 +193,7 @@ def _split_mistakes(splits: Sequence[str], chosen: Sequence[TaskInfo], catalogue
     # A data set may have splits that its task does not evaluate, such as train: only names that no task has are errors.
     all_splits = {split for task in catalogue.tasks.values() for split in task.splits}
     unknown = [split for split in splits if split not in own | all_splits]
-    allowed = f"The chosen tasks' own: {', '.join(sorted(own))}."
+    allowed = f"Splits of the chosen tasks: {', '.join(sorted(own))}."
     return [
         Mistake(
             "tasks.splits", "there is no such split", allowed, nearest(split, own), value=split, code="unknown_choice"

@@ -29,11 +29,11 @@ def name_problem(name: str) -> str | None:
     if name in ("", ".", ".."):
         return "is not a valid folder name"
     if "/" in name or os.sep in name:
-        return "leads to another folder"
+        return "contains a path separator"
     if not name.isprintable():
-        return "holds a character that cannot be printed"
+        return "contains an unprintable character"
     if (length := len(os.fsencode(name))) > _LONGEST_NAME:
-        return f"is too long for a folder name: {length} bytes, of at most {_LONGEST_NAME}"
+        return f"is too long for a folder name: {length} bytes (the limit is {_LONGEST_NAME})"
     return None
 
 

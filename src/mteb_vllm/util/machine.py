@@ -85,7 +85,7 @@ def gpu_figures(field: str) -> list[str]:
     rows = [[cell.strip() for cell in line.split(",", 2)] for line in answer.splitlines() if line.count(",") >= 2]
     wanted = [] if visible is None else [word.strip() for word in visible.split(",")]
     chosen = [value for word in wanted for index, uuid, value in rows if word == index or uuid.startswith(word or " ")]
-    # MIG slices have identifiers of their own, which match none of the rows.
+    # MIG slices have their own identifiers, which match none of the rows.
     return chosen or [value for _, _, value in rows]
 
 

@@ -106,7 +106,7 @@ def find_callable_source(path: str) -> CallableSource:
         origin = _absolute(node, module, is_package=file.name == "__init__.py")
         name = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
         module = origin
-    raise ValueError(f"{path} is re-exported by more than {_REEXPORTS} modules, or in a circle")
+    raise ValueError(f"{path} is re-exported by more than {_REEXPORTS} modules, or circularly")
 
 
 # Module to the digest of the source from which it was imported.

@@ -81,7 +81,7 @@ class VllmWrapperBase:
             `conf/engine/auto.yaml`: on a CPU float32, in this process; on a GPU vLLM's defaults.
 
     Raises:
-        TypeError: if there is no such argument, with the nearest right names.
+        TypeError: if there is no such argument, with suggestions.
         ModelError: if the model cannot be found or read.
         EngineError: if vLLM does not open with these arguments.
         MissingPackageError: if vLLM is not installed.
@@ -189,6 +189,7 @@ class VllmWrapperBase:
             threading=self._engine.threading,
             late=self._engine.late,
             warnings=list(self._engine.warnings),
+            text_reason=self._engine.takes_text,
         )
 
     @property

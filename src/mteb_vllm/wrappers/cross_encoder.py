@@ -99,7 +99,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
 
         Raises:
             EngineError: if vLLM does not open with these arguments.
-            ModelError: if the model does not give exactly one score for a pair, or vLLM has a template of its own for it.
+            ModelError: if the model does not give exactly one score for a pair, or vLLM has its own template for it.
         """
         engine = super().engine
         if engine.labels not in (None, 1):
@@ -108,7 +108,7 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
         if engine.own_template:
             self.cleanup()
             raise ModelError(
-                f"vLLM renders pairs for {self.spec.model.name} with a template of its own, so long pairs cannot be truncated"
+                f"vLLM renders pairs for {self.spec.model.name} with its own template, so long pairs cannot be truncated"
             )
         return engine
 

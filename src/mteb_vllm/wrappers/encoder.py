@@ -233,7 +233,7 @@ class VllmEncoderReranker(EmbeddingWrapper):
             **kwargs: mteb's encode arguments, not used.
 
         Returns:
-            scores: float32 array, shape (n_pairs,), each the cosine of two embeddings.
+            scores: float32 array, shape (n_pairs,), each the cosine similarity of two embeddings.
 
         Raises:
             NonFiniteError: if the engine returns NaN or Inf.
@@ -244,7 +244,7 @@ class VllmEncoderReranker(EmbeddingWrapper):
         for inputs, side in ((inputs1, PromptType.query), (inputs2, PromptType.document)):
             rows, texts = deduplicate(loader_texts(inputs)[0])
             vectors = self.embed(texts, len(texts), task_metadata, hf_subset, side)
-            # A zero vector has no direction; its cosine becomes 0.
+            # A zero vector has no direction; its cosine similarity becomes 0.
             lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
             sides.append((rows, vectors / lengths))
         (query_rows, queries), (document_rows, documents) = sides

@@ -127,7 +127,7 @@ def test_a_verdict_gives_its_reasons() -> None:
     assert better.reasons == ["the main score differs from the reference's by +0.01000, tolerance 0.0005"]
     turned = verdict(Side(scores, captured([[1, 0], [1, 1]])), Side(scores, vectors))
     assert turned.reasons == [
-        "1 of 2 texts have a cosine below 0.99; the worst is 0.70711",
+        "1 of 2 texts have a cosine similarity below 0.99; the lowest is 0.70711",
         "the embeddings' norms are 1 to 1.4142 times the reference's, but the tolerance is 0.01",
     ]
     assert turned.worst == [DifferingText("text 01", "texts", pytest.approx(0.7071068))]

@@ -213,8 +213,8 @@ def test_saved_predictions_that_do_not_fit_are_refused_with_the_reason(
     assert "for NFCorpus" in refused(lambda file: file.pop("mteb_vllm"), "NFCorpus_predictions.json")
     assert "revision v0" in refused(another_revision)
     assert "has no predictions for default/test; it has default/train" in refused(another_split)
-    assert "another split or task: 1 of the" in refused(another_query)
-    assert "another corpus: it retrieves 'doc-1'" in refused(another_corpus)
+    assert "a different split or task: 1 of the" in refused(another_query)
+    assert "a different corpus: it contains document 'doc-1'" in refused(another_corpus)
     assert "is not a predictions file in mteb's format" in refused(nothing)
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(FirstStageError, match="is not a predictions file in mteb's format"):
@@ -254,7 +254,7 @@ def test_saved_predictions_in_a_store_are_verified(task: Any, tmp_path: Path, bm
     best = next(iter(content["default"]["test"].values()))
     best[next(iter(best))] += 100
     path.write_text(json.dumps(content))
-    with pytest.raises(FirstStageError, match="its hash does not match"):
+    with pytest.raises(FirstStageError, match="its checksum does not match"):
         Saved(path=str(path)).searcher(task)
     copy = shutil.copy(path, tmp_path / path.name)
     shutil.copy(f"{path}.sha256", f"{copy}.sha256")

@@ -186,7 +186,7 @@ def test_a_failed_first_stage_fails_the_task_with_its_reason(tmp_path: Path, sma
     saved.write_text(json.dumps({"mteb_model_meta": {"model_name": "a/b", "revision": "1"}, "default": {"test": {}}}))
     overrides = [*small, "pipeline/first_stage=saved", f"pipeline.first_stage.path={saved}"]
     record = one(tmp_path, *overrides)
-    assert record.status == "failed" and "another split or task" in record.tasks[0].reason
+    assert record.status == "failed" and "a different split or task" in record.tasks[0].reason
     assert record.engine is None, "no engine was opened for it"
 
 
@@ -422,7 +422,7 @@ def test_rerankers_that_cannot_score_are_refused(small: list[str], tmp_path: Pat
         return [text for text in small if not text.startswith("model.path")] + [f"model.path={path}", *more]
 
     text = mistakes(*with_model("two_labels"))
-    assert "gives 2 scores for a pair" in text and "use a model with one label" in text
+    assert "outputs 2 scores per pair" in text and "use a model with one label" in text
     assert "engine.hf_overrides must name the answer tokens" in mistakes(*with_model("qwen3"))
     ready = (
         "engine.hf_overrides={architectures: [Qwen3ForSequenceClassification], "
@@ -434,7 +434,7 @@ def test_rerankers_that_cannot_score_are_refused(small: list[str], tmp_path: Pat
     assert check([*with_model("qwen3"), ready, "score_template=none"]), "an explicit choice is accepted"
     original = 'engine.hf_overrides={classifier_from_token: ["no", "yes"], is_original_qwen3_reranker: true}'
     assert check([*with_model("qwen3"), original, "score_template=qwen3_reranker"])
-    assert "has positions for 256 tokens" in mistakes(*with_model("roberta"), "engine.max_model_len=258")
+    assert "has position embeddings for only 256 tokens" in mistakes(*with_model("roberta"), "engine.max_model_len=258")
 
 
 def test_a_users_own_dense_first_stage_is_a_file(small: list[str], tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ def test_kinds_of_models_and_tasks_must_fit_the_pipeline(small: list[str]) -> No
     assert "StdlibDocsClustering (Clustering)" in mistakes("pipeline=rerank", "pipeline.scoring=cosine")
     assert "from 1 to 1000" in mistakes(*small[:-1], "pipeline.top_k=1001")
     assert "is for cross-encoders" in mistakes("score_template=qwen3_reranker")
-    assert "its score template has no place for one" in mistakes(*small, 'prompts.query="q: "')
+    assert "but its score template does not use {{ instruction }}" in mistakes(*small, 'prompts.query="q: "')
     assert "is part of its score template" in mistakes(*small, "instruction=qwen")
     assert "pipeline/first_stage=dense" in mistakes(*small, "pipeline.first_stage=dense")
     assert "Add: pipeline=rerank" in mistakes("pipeline/first_stage=bm25", "tasks=demo_retrieval")

@@ -50,7 +50,7 @@ def test_operations_of_a_decoder_exclude_the_language_modelling_head(tmp_path: P
 
 
 def test_operations_that_cannot_be_counted_raise_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the operations of \S+ cannot be counted: .*config\.json"):
+    with pytest.raises(ValueError, match=r"the FLOPs of \S+ cannot be counted: .*config\.json"):
         model_flops(str(tmp_path), [8], convert="embed")
     from transformers import LongformerConfig
 
@@ -58,7 +58,7 @@ def test_operations_that_cannot_be_counted_raise_with_the_reason(tmp_path: Path)
     LongformerConfig(
         hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, attention_window=16
     ).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"operations of \S+ (are not of the form a \+ b n \+ c n²|cannot be counted)"):
+    with pytest.raises(ValueError, match=r"FLOPs of \S+ (are not of the form a \+ b n \+ c n²|cannot be counted)"):
         model_flops(str(tmp_path), [300], convert="embed")
 
 
@@ -112,5 +112,7 @@ def test_a_gpu_is_measured_in_a_subprocess_whose_error_is_passed_on(monkeypatch:
     monkeypatch.setattr(roofline, "_measure_in_subprocess", lambda dtype: 1e15)
     assert roofline.machine_rate("bfloat16") == 1e15
     monkeypatch.undo()
-    with pytest.raises(RuntimeError, match=r"the rate in float7 could not be measured: .*not a floating-point dtype"):
+    with pytest.raises(
+        RuntimeError, match=r"the compute rate in float7 could not be measured: .*not a floating-point dtype"
+    ):
         roofline._measure_in_subprocess("float7")

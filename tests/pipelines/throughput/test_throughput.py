@@ -69,7 +69,8 @@ def sleeping(prefixes: bool = False) -> tuple[VllmEngine, Sleeping]:
     llm = Sleeping()
     resolved = {"enable_prefix_caching": prefixes}
     spec = SimpleNamespace(env={}, applied=SimpleNamespace(truncate_dim=None))
-    return VllmEngine(spec, llm, 0.0, "float32", 8, 2, resolved), llm  # type: ignore[arg-type]
+    engine = VllmEngine(spec, llm, 0.0, "float32", 8, 2, resolved, takes_text="its texts have no tokens")  # type: ignore[arg-type]
+    return engine, llm  # type: ignore[return-value]
 
 
 @pytest.mark.usefixtures("clock")

@@ -111,7 +111,9 @@ def test_too_short_and_too_many_texts_are_refused(minilm_tokenizer: Any, monkeyp
     monkeypatch.setattr(demo, "docstrings", lambda: few)
     with pytest.raises(ValueError, match=r"^7 tokens leave no room .* 'a prefix of five: ' and special tokens take 7"):
         texts_of_length(minilm_tokenizer, [20, 7], prefix="a prefix of five: ", seed=0)
-    with pytest.raises(ValueError, match=r"of 1,500 distinct texts could not be made, such as one of 3 tokens"):
+    with pytest.raises(
+        ValueError, match=r"of 1,500 distinct texts could not be generated, for example one of 3 tokens"
+    ):
         texts_of_length(minilm_tokenizer, [3] * 1500, seed=0)
     assert texts_of_length(minilm_tokenizer, [], seed=0) == []
 

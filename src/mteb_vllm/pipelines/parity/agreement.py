@@ -17,7 +17,7 @@ Rankings = Mapping[str, Mapping[str, float]]
 
 
 def cosines(one: Floats, other: Floats) -> npt.NDArray[np.float64]:
-    """Return the cosine of each pair of rows; 1 if both rows are zero, 0 if one of them is.
+    """Return the cosine similarity of each pair of rows; 1 if both rows are zero, 0 if one of them is.
 
     Args:
         one: Shape (n, dim).
@@ -72,7 +72,7 @@ def deviations(one: Floats, reference: Floats) -> npt.NDArray[np.float64]:
 
 
 def vector_agreement(one: Floats, reference: Floats) -> VectorAgreement:
-    """Return the cosines (minimum and quantiles) and the range of the norms' ratios.
+    """Return the cosine similarities (minimum and quantiles) and the range of the norms' ratios.
 
     Args:
         one: Shape (n, dim), n at least 1.

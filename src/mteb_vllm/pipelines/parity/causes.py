@@ -28,7 +28,7 @@ class Change:
         cause: The kind of setting: "pooling", "truncation", ...
         part: The part of the reference that it replaces; changes to different parts can be combined.
         value: The new value.
-        words: The change in words, as "with CLS pooling".
+        words: The change in words, such as "with CLS pooling".
         way: The configuration key that a user would change.
     """
 
@@ -47,7 +47,7 @@ class Measured:
         deviation: The largest deviation, by which variants are compared.
         worst: The lowest cosine, or the largest difference of scores.
         median: The median cosine or difference.
-        words: The worst value as a clause, as "the worst cosine is 0.99".
+        words: The worst value as a clause, such as "the lowest cosine similarity is 0.99".
     """
 
     deviation: float
@@ -92,7 +92,8 @@ def _hint(changes: Sequence[Change], left: Measured, as_is: Measured) -> Hint:
     words = " and ".join(change.words for change in changes)
     ways = "; ".join(dict.fromkeys(change.way for change in changes))
     cause = " and ".join(change.cause for change in changes)
-    return Hint(cause, f"{words}, {left.words}; as configured, {as_is.words}. See {ways}.", left.worst, left.median)
+    text = f"{words}, the reference matches: {left.words}. As configured, {as_is.words}. See {ways}."
+    return Hint(cause, text, left.worst, left.median)
 
 
 def is_similar(own: Measured, observed: Measured) -> bool:

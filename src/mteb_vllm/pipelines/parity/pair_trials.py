@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mteb_vllm.engines.base import LongPair
+from mteb_vllm.engines.base import TokenPair
 from mteb_vllm.errors import MtebVllmError, NonFiniteError
 from mteb_vllm.inference.scoring import score_pairs
 from mteb_vllm.models.score_templates import ScoreTemplate, render_pair
@@ -50,7 +50,7 @@ class PairSample(Sample):
 class PairTrials(Trials):
     """Variants of a reranker."""
 
-    not_reproduced = "the reference did not reproduce its own scores: nothing was varied"
+    not_reproduced = "the reference did not reproduce its own scores, so no causes were tested"
     all_same = "the scores are the same: the difference arises after scoring"
     sample: PairSample
 
@@ -141,10 +141,10 @@ class PairTrials(Trials):
                 first, second = tokenizer([query, document], add_special_tokens=False, verbose=False)["input_ids"]
                 typed = "token_type_ids" in tokenizer.model_input_names
                 ids = [*first, *second][:limit]
-                pairs.append(LongPair(ids, min(len(first), limit) if typed else None, False))
+                pairs.append(TokenPair(ids, min(len(first), limit) if typed else None, False))
             else:
                 rendered = render_pair(tokenizer, text, query, document)
                 ids = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"][:limit]
-                pairs.append(LongPair(ids, None, False))
+                pairs.append(TokenPair(ids, None, False))
         made: Values = self.engine.score_tokens(pairs, activation=template.activation).values
         return (1 / (1 + np.exp(-made))).astype(np.float32) if template.activation == "sigmoid" else made

@@ -74,13 +74,13 @@ class Parity(Pipeline):
 
     Attributes:
         tolerance: The maximum absolute difference of main scores; None: 0.0005 for encoders, 0.002 for rerankers.
-        min_cosine: The minimum cosine of a text's two embeddings; for rerankers, the minimum Pearson correlation of the
-            pairs' scores.
+        min_cosine: The minimum cosine similarity of a text's two embeddings; for rerankers, the minimum Pearson correlation
+            of the pairs' scores.
         norm_tolerance: The maximum deviation from 1 of the ratio of the two embeddings' norms.
         top_k: The number of top documents per query whose rankings are compared.
-        candidates: The number of BM25 candidates per query for a reranker, in tasks without candidates of their own.
+        candidates: The number of BM25 candidates per query for a reranker, in tasks without their own candidates.
         max_texts: The maximum number of texts, or pairs, compared per task.
-        worst: The number of texts with the lowest cosine to list per task.
+        worst: The number of texts with the lowest cosine similarity to list per task.
         chunk_size: The maximum number of distinct texts or pairs passed to the engine at once.
         reference: The configuration of the reference.
     """

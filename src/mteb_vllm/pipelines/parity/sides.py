@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 class SideRunner:
-    """Evaluates a model, with an empty results store of its own.
+    """Evaluates a model, with its own, empty results store.
 
     Args:
         model: A wrapper of this package.
         folder: A folder for this side's results, deleted after the comparison.
         limit: The maximum number of texts or pairs kept per task.
         depth: The number of top documents kept per ranking.
-        candidates: The number of candidates per query for a reranker, in tasks without candidates of their own.
+        candidates: The number of candidates per query for a reranker, in tasks without their own candidates.
         shared: A folder for data that both sides use.
     """
 

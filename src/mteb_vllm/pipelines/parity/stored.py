@@ -29,11 +29,11 @@ def stored_scores(runs: Sequence[str], tasks: Sequence[str]) -> tuple[Point, dic
     wrong = functools.partial(Mistake, "pipeline.reference.runs", value=",".join(map(str, runs)))
     if not points:
         damaged = [failure.message for point in every for failure in point.failures if failure.kind == "damaged"]
-        raise ConfigError([wrong(f"contains no result of {', '.join(tasks)}", " ".join(damaged))])
+        raise ConfigError([wrong(f"contains no results for {', '.join(tasks)}", " ".join(damaged))])
     if len(points) > 1:
         there = ", ".join(str(point.folder) for point in points[:5])
         raise ConfigError(
-            [wrong("contains several runs, and the reference must be one of them", f"Choose one: {there}")]
+            [wrong("contains several runs, but the reference must be a single one", f"Choose one: {there}")]
         )
     (point,) = points
     read = _run_scores if point.source == "run" else _result_scores

@@ -132,7 +132,9 @@ class Trials(abc.ABC):
         own, observed = self.compare(made, self.sample.reference), self.compare(self.observed, self.sample.reference)
         if not is_similar(own, observed):
             return None
-        words = f"in {dtype}, the reference deviates as much: {own.words}; for the engine, {observed.words}."
+        words = (
+            f"in {dtype}, the reference deviates from itself by as much: {own.words}. For the engine, {observed.words}."
+        )
         return Hint("dtype", f"{words} See engine.dtype.", own.worst, own.median)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POOLINGS = {"cls": "CLS", "mean": "mean", "lasttoken": "last-token", "max": "max"}
-# For vectors of equal norm, a deviation of 1e-3 is a cosine of 0.999.
+# For vectors of equal norm, a deviation of 1e-3 is a cosine similarity of 0.999.
 LIMITS = Limits(reproduced=1e-4, same=1e-5, enough=1e-3)
 BATCH = 16
 
@@ -43,7 +43,7 @@ class TextSample(Sample):
 class VectorTrials(Trials):
     """Variants of an embedding model."""
 
-    not_reproduced = "running the model's modules one by one did not reproduce the reference: nothing was varied"
+    not_reproduced = "running the model's modules one by one did not reproduce the reference, so no causes were tested"
     all_same = "the embeddings are the same: the difference arises after embedding"
     sample: TextSample
 
@@ -114,7 +114,7 @@ class VectorTrials(Trials):
         """Return the distance between two sides' embeddings, shape (n, dim) each."""
         apart, found, ratios = deviations(one, other), cosines(one, other), norm_ratios(one, other)
         worst, median = float(found.min()), float(np.median(found))
-        words = f"the worst cosine is {worst:.5f}"
+        words = f"the lowest cosine similarity is {worst:.5f}"
         low, high = float(ratios.min()), float(ratios.max())
         if max(abs(low - 1), abs(high - 1)) > 0.01:
             words += f" and the norms are {low:.3g} to {high:.3g} times the engine's"

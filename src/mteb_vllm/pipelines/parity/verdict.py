@@ -38,7 +38,7 @@ class Side:
         scores: The main scores.
         captured: The embeddings, or scores of pairs, of the same texts on both sides.
         rankings: For retrieval tasks: the rankings, by part, subset and split.
-        similarities: For similarity tasks: the cosines of the pairs, by part, subset and split.
+        similarities: For similarity tasks: the cosine similarities of the pairs, by part, subset and split.
         failed: The error message, if the side failed.
     """
 
@@ -61,7 +61,7 @@ def judge(
         reference: The reference.
         allowed: The tolerances.
         k: The number of top documents per ranking that are compared.
-        worst: The number of texts with the lowest cosine to list.
+        worst: The number of texts with the lowest cosine similarity to list.
     """
     verdict = TaskVerdict(task)
     sides = {"engine": engine, "reference": reference}
@@ -83,7 +83,7 @@ def judge(
     if missing and verdict.splits:
         reasons.append(f"the reference has no score for {'; '.join(missing)}")
     if not verdict.splits:
-        reasons.append("the two sides have no split and subset in common")
+        reasons.append("the two sides have no split or subset in common")
     reasons += _judge_captured(verdict, engine, reference, allowed, worst)
     verdict.ranking = _mean_ranking(engine.rankings, reference.rankings, k)
     mine = [value for key in sorted(engine.similarities) for value in engine.similarities[key]]
@@ -122,7 +122,8 @@ def _judge_captured(verdict: TaskVerdict, engine: Side, reference: Side, allowed
     if not found.min >= allowed.cosine:
         below = int((each < allowed.cosine).sum())
         reasons.append(
-            f"{below:,} of {found.texts:,} texts have a cosine below {allowed.cosine:g}; the worst is {found.min:.5f}"
+            f"{below:,} of {found.texts:,} texts have a cosine similarity below {allowed.cosine:g}; the lowest is "
+            f"{found.min:.5f}"
         )
     low, high = found.length
     assert low is not None and high is not None  # infinity becomes None only when a record is stored

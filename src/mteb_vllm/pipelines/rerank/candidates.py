@@ -64,7 +64,7 @@ class SavedSearch(_Search):
         missing = [query for query in wanted if query not in found]
         if missing:
             raise FirstStageError(
-                f"{self.file} is of another split or task: {len(missing):,} of the {len(wanted):,} queries of {where} "
+                f"{self.file} is for a different split or task: {len(missing):,} of the {len(wanted):,} queries of {where} "
                 f"are missing from it (such as {missing[0]!r})"
             )
         odd = next((query for query in wanted if not _are_scores(found[query])), None)
@@ -75,7 +75,7 @@ class SavedSearch(_Search):
         unknown = next((document for one in results.values() for document in one if document not in self.present), None)
         if unknown is not None:
             raise FirstStageError(
-                f"{self.file} is of another corpus: it retrieves {unknown!r}, which is not in {where}"
+                f"{self.file} is for a different corpus: it contains document {unknown!r}, which is not in {where}"
             )
         return results
 

@@ -207,7 +207,7 @@ class Saved(_Configured):
                 f"{file} is not a predictions file in mteb's format: {type(error).__name__} {error}"
             ) from None
         if predictions_changed(file):
-            raise FirstStageError(f"{file} was changed after it was written: its hash does not match")
+            raise FirstStageError(f"{file} was changed after it was written: its checksum does not match")
         about = content.get("mteb_vllm")
         about = about if isinstance(about, dict) else {}
         named = file.name.removesuffix("_predictions.json")

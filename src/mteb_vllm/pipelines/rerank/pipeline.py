@@ -1,6 +1,6 @@
 """Two-stage reranking: a first stage retrieves candidates and stores its predictions, a reranker scores the top of them.
 
-The first stage's predictions and score are stored as results of their own and reused by every run that needs them. So is the
+The first stage's predictions and score are stored as separate results and reused by every run that needs them. So is the
 ceiling, the score of a perfect reranker on the same candidates. Tasks with their own candidate lists need no first stage.
 """
 
@@ -209,7 +209,7 @@ class Rerank(Pipeline):
                 named = {unit_name(unit): unit for unit in units(part)}
                 broken.update({named[name]: error for name, error in failed_units.items() if name in named})
                 if few := set_candidates(part, store, stage.searcher(part).mteb_model_meta, self.top_k, broken):
-                    what = f"the first stage has fewer than {self.top_k} candidates for {few:,} queries"
+                    what = f"the first stage retrieved fewer than {self.top_k} candidates for {few:,} queries"
                     warnings.append(f"{part.metadata.name}: {what}.")
             try:
                 mteb_run.evaluate_loaded(Ceiling(part, candidates), part, store, reuse=reuse, broken=broken)

@@ -39,6 +39,7 @@ class Stopwatch:
     def __init__(self, engine: Engine, requests: Requests) -> None:
         self.engine, self.requests = engine, requests
         self._next = 0
+        requests.check_tokens(engine)
 
     def time_call(self, count: int) -> _Call:
         """Time one call with the next `count` requests."""

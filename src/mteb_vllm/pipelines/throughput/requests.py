@@ -12,8 +12,10 @@ import numpy as np
 
 from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.engines.base import Engine
-from mteb_vllm.inference.encoding import texts_without_tokens
+from mteb_vllm.inference.encoding import run_texts, texts_without_tokens
 from mteb_vllm.inference.pairs import PairTokenizer
+from mteb_vllm.inference.scoring import run_pairs
+from mteb_vllm.inference.token_feed import text_feed
 from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.models.score_templates import ScoreTemplate
 from mteb_vllm.pipelines.throughput.workload import draw_lengths, pairs_of_length, texts_of_length
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 # Tokens of a pair's query, and consecutive pairs that share a query, as is typical for reranking.
 _QUERY_TOKENS, _PER_QUERY = 16, 10
+# Pairs of each template that are tokenised both by the engine and by us, to compare.
+_CHECKED = 4
 _SIDES = ("query", "document")
 
 
@@ -87,14 +91,26 @@ class Requests:
         """The unit of a request."""
         return "texts" if self.documents is None else "pairs"
 
-    def run(self, engine: Engine, rows: Sequence[int]) -> list[int]:
-        """Run some requests in one call per template; return the number of tokens of each."""
+    def check_tokens(self, engine: Engine) -> None:
+        """Find out whether the engine can be given token ids for these requests, which takes time that is not its own."""
         if self.documents is None:
-            return engine.embed([self.texts[row] for row in rows])[1]
+            text_feed(engine, self.texts)
+            return
+        for template, alike in itertools.groupby(range(len(self)), key=lambda row: self.templates[row]):
+            rows = list(alike)[:_CHECKED]
+            PairTokenizer(engine, template).feed(
+                [self.texts[row] for row in rows], [self.documents[row] for row in rows]
+            )
+
+    def run(self, engine: Engine, rows: Sequence[int]) -> list[int]:
+        """Run some requests as evaluations do, in one call per template; return the number of tokens of each."""
+        if self.documents is None:
+            return run_texts(engine, [self.texts[row] for row in rows])
         lengths = []
         for template, alike in itertools.groupby(rows, key=lambda row: self.templates[row]):
             pairs = [(self.texts[row], self.documents[row]) for row in alike]
-            lengths += engine.score(*map(list, zip(*pairs, strict=True)), template=template).lengths
+            queries, documents = map(list, zip(*pairs, strict=True))
+            lengths += run_pairs(engine, queries, documents, template)
         return lengths
 
 

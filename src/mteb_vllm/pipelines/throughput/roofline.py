@@ -1,4 +1,4 @@
-"""The roofline: the machine's measured rate of large matrix products, and the number of a model's operations."""
+"""The roofline: the machine's measured FLOP/s of large matrix multiplications, and the number of a model's operations."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def _measure_in_subprocess(dtype: str) -> float:
         return float(done.stdout.split()[-1])
     except (ValueError, IndexError):
         why = next(iter(done.stderr.strip().splitlines()[-1:]), f"exit status {done.returncode}")
-        raise RuntimeError(f"the rate in {dtype} could not be measured: {why}") from None
+        raise RuntimeError(f"the compute rate in {dtype} could not be measured: {why}") from None
 
 
 def matmul_rate(dtype: str, device: str | None = None, *, seconds: float = 0.5) -> float:
-    """Return the arithmetic rate of a large square matrix product, measured with torch in this process.
+    """Return the FLOP/s of a large square matrix multiplication, measured with torch in this process.
 
     The product is that of a linear layer, x Wᵀ, since other layouts can be many times slower in half precision. Its size is
     doubled as long as the next one is expected to take at most `seconds`. torch's settings (threads, TF32) and random state
@@ -128,7 +128,7 @@ def model_flops(
 ) -> float:
     """Return a model's floating-point operations for texts of these lengths, without padding.
 
-    They are counted by torch's `FlopCounterMode` (matrix products, two operations per multiply-add; no element-wise
+    They are counted by torch's `FlopCounterMode` (matrix multiplications, two operations per multiply-add; no element-wise
     operations) on transformers' model, built from its configuration on the meta device. No weights are loaded.
 
     A transformer needs exactly a + b n + c n² operations for n tokens: layers process each token alike (b), attention scores
@@ -161,13 +161,13 @@ def model_flops(
     except Exception as error:  # a model's own code may raise anything
         reason = next(iter(str(error).strip().splitlines()), "")
         raise ValueError(
-            f"the operations of {location} cannot be counted: {type(error).__name__}: {reason[:200]}"
+            f"the FLOPs of {location} cannot be counted: {type(error).__name__}: {reason[:200]}"
         ) from error
     constant, linear, square = _parabola(_PROBES, points)
     expected = constant + linear * max(texts) + square * max(texts) ** 2
     if abs(expected - longest) > 1e-6 * longest:
         raise ValueError(
-            f"the operations of {location} are not of the form a + b n + c n²: "
+            f"the FLOPs of {location} are not of the form a + b n + c n²: "
             f"at {max(texts)} tokens {longest:.4g}, not {expected:.4g}"
         )
     return constant * len(texts) + linear * sum(texts) + square * sum(n * n for n in texts)

@@ -242,8 +242,8 @@ class _TextMaker:
                 return found
             left = retry
         raise ValueError(
-            f"{len(left):,} of {len(wanted):,} distinct texts could not be made, such as one of {wanted[left[0]]} tokens, "
-            f"of which {rest} take {least - self._cost[short]}: use longer or fewer texts"
+            f"{len(left):,} of {len(wanted):,} distinct texts could not be generated, for example one of {wanted[left[0]]} "
+            f"tokens, of which {rest} take {least - self._cost[short]}: use longer or fewer texts"
         )
 
     def _extend(self, tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""Charts of measurements: latency against throughput, tokens/s against the roofline, and the difference to a reference."""
+"""Charts of measurements: latency against throughput, tokens/s against the roofline, and the difference from a reference."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def throughput_curves(comparison: Comparison) -> list[Curve]:
 
 
 def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
-    """Draw the latency of a step against throughput, a curve for each point: its colour is the engine, its shape the lengths.
+    """Draw the latency of a call against throughput, a curve for each point: its colour is the engine, its shape the lengths.
 
     Args:
         curves: One or more.
@@ -173,12 +173,14 @@ def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.Layer
         *texts("sizes", "size", x, y),
     ]  # fmt: skip
     notes = [
-        "Number: batch size. Upwards from a point: to p90.",
+        "Number: batch size. Vertical line: up to p90.",
         "At the bottom: offline (saturated) throughput." if at_once else "",
-        f"Shapes stand for {len(SHAPES)} lengths at most, and are left out." if len(lengths) > len(SHAPES) else "",
+        f"Shapes do not show lengths, of which there are more than {len(SHAPES)}."
+        if len(lengths) > len(SHAPES)
+        else "",
         _BETTER,
     ]
-    return chart(layers, {"steps": data, "saturated": at_once}, "↑ median latency of a step, ms", filter(None, notes))
+    return chart(layers, {"steps": data, "saturated": at_once}, "↑ median latency of a call, ms", filter(None, notes))
 
 
 def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
@@ -194,7 +196,7 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
     data: list[Json] = []
     for curve, kind in zip(curves, kinds, strict=True):
         tokens, roofline = curve.throughput.tokens_per_second, curve.throughput.roofline or Roofline()
-        share = "roofline not known" if roofline.mfu is None else f"{roofline.mfu:.1%} MFU"
+        share = "roofline unknown" if roofline.mfu is None else f"{roofline.mfu:.1%} MFU"
         words = "not measured" if tokens is None else f"{number(tokens)} tokens/s, {share}"
         tip = {"title": curve.title or "Throughput", "tokens/s": number(tokens) or "not measured"}
         tip |= {"roofline, tokens/s": number(roofline.tokens_per_second) or "not known"}
@@ -211,7 +213,7 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
     y = alt.Y("point:N", sort=None, axis=None, scale=alt.Scale(domain=[curve.point for curve in curves], padding=0))
     picked, pointed = selections(selected, nearest=False)
     width: Any = alt.condition(picked, alt.value(2.5), alt.value(0)) if len(curves) > 1 else alt.value(0)
-    text: Json = {"baseline": "middle", "dy": -8, "tooltip": None}
+    text: Json = {"baseline": "middle", "dy": -10, "tooltip": None}
     layers = [
         alt.Chart(name="bars")
         .mark_bar(height=14, yOffset=9, tooltip=alt.ExprRef(TIP))
@@ -231,12 +233,12 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
         .mark_text(**text, align=alt.ExprRef("datum.name ? 'right' : 'left'"))
         .encode(y=y, x=alt.value(alt.ExprRef("datum.name ? width : 0")), text="words:N"),
     ]
-    notes = ["Outlined: the roofline, what the machine's arithmetic allows."]
+    notes = ["Outlined: the roofline, the most that the machine's FLOP/s allow."]
     return chart(layers, {"points": data}, "offline (saturated) tokens/s →", notes, height=44 * len(data))
 
 
 def reference_speed(comparison: Comparison) -> alt.LayerChart | None:
-    """Draw each parity point's worst difference to the reference against tokens/s; None if no point has both."""
+    """Draw each parity point's worst difference from the reference against tokens/s; None if no point has both."""
     import altair as alt
 
     rows = [row for row in comparison.rows if row.point.parity is not None]
@@ -312,19 +314,19 @@ def reference_speed(comparison: Comparison) -> alt.LayerChart | None:
     notes = [
         f"Green: within the tolerance of {tolerance:g}." if tolerance else "",
         "" if all(one["own"] for one in data) else "Hollow: speed of a throughput point on the same engine.",
-        "Less than 0.000001 is drawn there." if any(off < LEAST_DIFFERENCE for *_, off in found) else "",
+        "Differences below 0.000001 are drawn at 0.000001." if any(off < LEAST_DIFFERENCE for *_, off in found) else "",
         f"Not in the plot: {missing:,} without a difference or a speed." if missing else "",
         _BETTER,
     ]
     several = rings(picked, pointed, x, y) if len(comparison.rows) > 1 else []
     layers = [*([band] if tolerance else []), points, *several, *texts("labels", "label", x, y)]
-    return chart(layers, {"points": data}, "↑ worst |score difference| to the reference", filter(None, notes))
+    return chart(layers, {"points": data}, "↑ worst |score difference| from the reference", filter(None, notes))
 
 
 def _engines(curves: Sequence[Curve], *, legend: bool = True) -> tuple[list[str], alt.Color | alt.ColorValue]:
     """Return the label of each curve's engine, and the encoding of colour by it.
 
-    Where there are more engines than colours, the fastest have one of their own, and the others share the last.
+    Where there are more engines than colours, the fastest have their own, and the others share the last.
     """
     import altair as alt
 

@@ -1,4 +1,4 @@
-"""Charts of scores: quality against speed, and the differences to the baseline by task."""
+"""Charts of scores: quality against speed, and the differences from the baseline by task."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ MOST_COLUMNS = 60
 
 
 def first_selected(comparison: Comparison) -> Row:
-    """Return the point that is selected at first: the answer, else the best, the fastest, or the first."""
+    """Return the point that is selected at first: the recommended one, else the best, the fastest, or the first."""
     named = (comparison.answer, comparison.best, comparison.fastest, comparison.passed)
     return next((row for row in named if row is not None), comparison.rows[0])
 
 
 def roles_of(comparison: Comparison, row: Row) -> list[str]:
-    """Return what a point is in the comparison, in words."""
+    """Return the roles of a point in the comparison, such as "best"."""
     failed = ["failed"] if row.point.failed else []
     if len(comparison.rows) == 1:
         return failed
     named = {
-        "answer": comparison.answer,
+        "recommended": comparison.answer,
         "best": comparison.best,
         "fastest": comparison.fastest,
         "fastest that passed": comparison.passed,
@@ -145,7 +145,7 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
     )  # fmt: skip
     y = alt.Y("mean:Q", axis=alt.Axis(tickCount=6), scale=alt.Scale(nice=False, zero=False, domain=domain(1)))
     looks, params = _kinds(comparison, labels, [row for row, _, _ in drawn])
-    # A value without a colour of its own takes the last.
+    # A value without its own colour takes the last.
     last = len(CATEGORIES) - 1
     kind = f"indexof(kinds[colour], datum.tip[colour]) < 0 ? kinds[colour][{last}] : datum.tip[colour]"
     points = (
@@ -171,12 +171,14 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
     layers = [*([band] if several else []), front, points]
     layers += [*rings(picked, pointed, x, y), *texts("roles", "role", x, y, bold=True)] if several else []
     if zoom:
-        within = f"only the {len(close):,} points within {NEAR * comparison.epsilon:.5f} of the best"
+        within = f"only the {len(close):,} points within {NEAR * comparison.epsilon:g} of the best"
         check = alt.binding_checkbox(name=within)
         params.append(alt.param(name="near", value=False, bind=check))
     notes = [
-        f"Green: within {comparison.epsilon:.5f} of the best." if several else "",
-        "Line: Pareto front, nothing is both better and faster." if sum(row.on_front for row in rows) > 1 else "",
+        f"Green: within {comparison.epsilon:g} of the best." if several else "",
+        "Line: Pareto front, no other point is both better and faster."
+        if sum(row.on_front for row in rows) > 1
+        else "",
         "Ring: selected." if several else "",
         "" if all(one["own"] for one in data) else "Hollow: speed measured in another point on the same engine.",
         left_out(comparison),
@@ -201,7 +203,7 @@ def left_out(comparison: Comparison) -> str:
 def _domains(
     comparison: Comparison, places: Sequence[tuple[float, float]]
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return the ends of both axes, with so much between them that what is only noise looks small."""
+    """Return the ends of both axes, far enough apart that mere noise looks small."""
     speeds, means = zip(*places, strict=True)
     alone = len(places) == 1
     slow, fast = min(*speeds, 0.7 * max(speeds)), max(speeds) * (1.3 if alone else 1)
@@ -215,7 +217,7 @@ def _domains(
 def _kinds(
     comparison: Comparison, labels: Sequence[dict[str, str]], rows: Sequence[Row]
 ) -> tuple[Json, list[alt.Parameter]]:
-    """Return the encodings of colour and shape by a setting, and the parameters that say by which; none without settings."""
+    """Return the encodings of colour and shape by a setting, and the parameters that choose it; none without settings."""
     import altair as alt
 
     kinds: dict[str, list[str]] = {}
@@ -243,7 +245,7 @@ def _kinds(
 
 
 def task_differences(comparison: Comparison) -> alt.LayerChart | None:
-    """Draw each point's score differences to the baseline, a row for each task; None if there is nothing to compare.
+    """Draw each point's score differences from the baseline, a row for each task; None if there is nothing to compare.
 
     The columns are the other points, the best first; of many, points of neighbouring ranks share one, which shows their mean.
     """
@@ -327,17 +329,17 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
         .transform_filter("isValid(picked.point) && indexof(datum.members, picked.point[0]) >= 0")
     )
     without = len(comparison.tasks) - len(tasks)
-    title = f"score difference to {point_name(short(baseline.point.name))}, the baseline, by task"
+    title = f"score difference from {point_name(short(baseline.point.name))}, the baseline, by task"
     notes = [
         "Outlined: the selected point.",
         f"{len(ranked):,} points, {len(groups)} columns: each shows the mean of neighbouring ranks."
         if len(groups) < len(ranked)
         else "",
         "No colour: no score." if len(cells) < len(tasks) * len(columns) else "",
-        f"Left out: {without} {'tasks' if without > 1 else 'task'} without a score of the baseline, or of any other point."
+        f"Left out: {without} {'tasks' if without > 1 else 'task'} without a score for the baseline or for any other point."
         if without
         else "",
-        "Tasks in which the points differ most stand first." if len(tasks) > 1 else "",
+        "Tasks in which the points differ most are listed first." if len(tasks) > 1 else "",
     ]
     data = {"cells": cells, "columns": columns}
     params = [alt.param(name="about", value=about)]

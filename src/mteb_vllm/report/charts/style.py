@@ -61,7 +61,7 @@ def chart(
 
     Args:
         layers: The layers, from back to front.
-        data: The rows of each named data set; the first is that of layers without data of their own.
+        data: The rows of each named data set; the first is that of layers without their own data.
         title: What the vertical axis shows.
         notes: Sentences on how to read the chart and what is left out.
         height: Of the plot without title, axes and legends, in pixels.
