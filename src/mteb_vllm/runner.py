@@ -85,7 +85,6 @@ def run_config(
     console: Console | None = None,
     progress: MakeProgress = Progress,
     prefetched: PrefetchedFirstStage | None = None,
-    reference_score: float | None = None,
 ) -> RunRecord:
     """Run one configuration and write its record.
 
@@ -98,7 +97,6 @@ def run_config(
         console: Where progress is shown; None shows nothing.
         progress: Called with a console and the number of tasks to make the progress display.
         prefetched: The result of `prefetch_first_stage`, if the first stage has been run already.
-        reference_score: The mean score that `report.score_tolerance` refers to.
 
     Returns:
         the record, which also holds failures and write errors; they are not raised.
@@ -113,7 +111,6 @@ def run_config(
             console=console,
             progress=progress,
             prefetched=prefetched,
-            reference_score=reference_score,
         )
 
 
@@ -127,12 +124,11 @@ def _run_config(
     console: Console | None,
     progress: MakeProgress,
     prefetched: PrefetchedFirstStage | None,
-    reference_score: float | None,
 ) -> RunRecord:
     started = time.perf_counter()
     reset_peak_memory(engine_processes())
     console = console or quiet_console()
-    record = started_record(config, output_dir, overrides, point, reference_score)
+    record = started_record(config, output_dir, overrides, point)
     try:
         planned = current_plan(config, planned)
         record.settings = planned.settings
@@ -196,17 +192,11 @@ def prefetch_first_stage(
     return PrefetchedFirstStage(_first_stage_record(planned), failures)
 
 
-def started_record(
-    config: RunConfig,
-    output_dir: Path,
-    overrides: Sequence[str],
-    point: int | None,
-    reference_score: float | None = None,
-) -> RunRecord:
+def started_record(config: RunConfig, output_dir: Path, overrides: Sequence[str], point: int | None) -> RunRecord:
     """Return the record of a run that has just started."""
     name = config.report.objective
     return RunRecord(
-        objective=Objective(name, reference_score=reference_score) if name is not None else None,
+        objective=Objective(name) if name is not None else None,
         overrides=list(overrides),
         point=point,
         config=asdict(config),

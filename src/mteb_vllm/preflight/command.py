@@ -52,7 +52,7 @@ from mteb_vllm.preflight.hydra import (
     SEARCH_SWEEPER,
     has_outside_references,
     hydra_mistakes,
-    missing_sweeper_mistake,
+    search_is_installed,
     search_path_mistakes,
     secret_name_mistakes,
 )
@@ -118,16 +118,14 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         unread = {mistake.section for mistake in mistakes}
         if imported := search_path_mistakes(overrides):
             raise ConfigError([*mistakes, *imported])  # composing would import the package
-        choices = [(override.key_or_group, override.value()) for override in parsed if not override.is_sweep_override()]
-        if ("hydra/sweeper", "optuna") in choices and (missing := missing_sweeper_mistake()) is not None:
-            raise ConfigError([*mistakes, missing])  # without it, its settings are unknown keys
         composition = _Composition(parsed)
         mistakes = composition.with_fields(mistakes)
         swept = multirun or composition.sweeps
         # An override on the command line replaces the configuration's own axis of the same key.
         search = composition.searches and swept
-        axes, found = _axes([*composition.axes, *parsed] if swept else parsed, swept, search)
-        mistakes += [*_shadowed_files(config_dir), *composition.mistakes, *found]
+        sampler = composition.sampler if search else None
+        axes, unreadable = _axes([*composition.axes, *parsed] if swept else parsed, swept, sampler)
+        mistakes += [*_shadowed_files(config_dir), *composition.mistakes, *unreadable]
         typed = {override.key_or_group: _prefix(override) for override in parsed}
         combinations = _one_by_one(axes) if search else itertools.product(*(axis.values for axis in axes))
         for overrides_of_point in combinations:
@@ -148,7 +146,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         if search and points:
             searched = tuple(axis.key for axis in axes if axis.searched)
             points = [replace(points[0], searched=searched)]
-            mistakes += [] if found else _search_mistakes(points[0], composition.grouped)
+            mistakes += [] if unreadable else _search_mistakes(points[0], composition)
         if points and not is_report(points[0].config):
             points[0] = replace(points[0], folder=composition.folder(overrides_of_point, swept))
             mistakes += _hydra_folder_mistakes(points[0])
@@ -207,7 +205,7 @@ def _report_mistakes(points: Sequence[Point]) -> Iterator[Mistake]:
     for point in points:
         name = point.config.report.baseline
         if point.config.report.score_tolerance is not None and not point.searched:
-            what = "is only used in a search, whose default point has the score to compare with"
+            what = "is only used in a search, whose default point has the scores to compare with"
             yield Mistake("report.score_tolerance", what, "Add: -m hydra/sweeper=optuna", code="conflict")
         if is_report(point.config) and point.swept:
             yield Mistake(
@@ -219,23 +217,35 @@ def _report_mistakes(points: Sequence[Point]) -> Iterator[Mistake]:
             yield Mistake("report.baseline", f"the sweep has points 0 to {len(points) - 1}", value=f"{name}")
 
 
-def _search_mistakes(point: Point, grouped: bool) -> Iterator[Mistake]:
+def _search_mistakes(point: Point, composition: _Composition) -> Iterator[Mistake]:
     """Yield the mistakes in the settings of a search.
 
     Args:
         point: Its default point.
-        grouped: Whether its points are run by the launcher `engine_grouped`.
+        composition: Its composition, which has Hydra's own settings.
     """
-    report = point.config.report
+    config, parts = point.config, point.pipeline
+    objective, tolerance = config.report.objective, config.report.score_tolerance
     if not point.searched:
         way = "Give a key several values: 'engine.max_num_seqs=choice(32,64,128)', or in hydra.sweeper.params."
         yield Mistake("hydra/sweeper", "there is nothing to search: no key has several values", way, value="optuna")
-    if report.objective is None:
+    if objective is None:
         way = "Add: report.objective=mean, or report.objective=texts_per_second"
         yield Mistake("report.objective", "a search needs an objective, which it maximises", way, code="missing")
-    if report.score_tolerance is not None and not grouped:
+    if objective == "texts_per_second" and parts is not None and parts.pipeline.scores_tasks:
+        if config.results.reuse != "none" and parts.pipeline.cached:
+            what = "a search for speed has to compute every point, since a cached result has no speed"
+            way = "Add: results.reuse=none"
+            yield Mistake("results.reuse", what, way, value=config.results.reuse, code="conflict")
+        if config.embedding_cache.use == "always":
+            what = "a search for speed has to compute every point, since a cached embedding has no speed"
+            yield Mistake("embedding_cache.use", what, "Leave it out.", value="always", code="conflict")
+    if tolerance is not None and objective == "mean":
+        what = "is for searches for speed: of two scores, report.objective=mean takes the higher one"
+        yield Mistake("report.score_tolerance", what, "Leave it out.", value=f"{tolerance:g}", code="conflict")
+    if tolerance is not None and not composition.grouped:
         what = "compares with the default point, which only hydra/launcher=engine_grouped runs"
-        yield Mistake("report.score_tolerance", what, code="conflict")
+        yield Mistake("report.score_tolerance", what, value=f"{tolerance:g}", code="conflict")
 
 
 class _Composition:
@@ -245,12 +255,14 @@ class _Composition:
         sweeps: Whether the configuration itself requests a sweep.
         searches: Whether its sweeper is a search, which chooses the points while it runs.
         grouped: Whether its launcher is `engine_grouped`.
+        sampler: The class of a search's sampler.
         axes: The configuration's own axes (`hydra.sweeper.params`).
         mistakes: The mistakes in Hydra's own settings.
     """
 
     def __init__(self, overrides: Sequence[Override]) -> None:
         self.sweeps = self.searches = self.grouped = False
+        self.sampler = ""
         self.axes: list[Override] = []
         self.mistakes: list[Mistake] = []
         # Valid overrides of Hydra's own settings; first those of the search path, which decides which files are found.
@@ -266,16 +278,19 @@ class _Composition:
         except _NOT_COMPOSED:
             return  # `point` reports the reason
         OmegaConf.set_readonly(config.hydra, False)
+        self.searches = str(config.hydra.sweeper.get("_target_")) == SEARCH_SWEEPER
         for override in values:
             if override.is_hydra_override():
+                if self.searches and not search_is_installed() and re.match(r"hydra[./]sweeper\b", override.key_or_group):
+                    continue  # its samplers and their settings are unknown without the package
                 found = apply(override, config)
                 self.mistakes += found
                 self._fixed += [] if found else [_text(override)]
-        self.searches = str(config.hydra.sweeper.get("_target_")) == SEARCH_SWEEPER
         self.grouped = str(config.hydra.launcher.get("_target_")).endswith(_GROUPED)
         self.mistakes += [*_launcher_mistakes(config.hydra.launcher), *_job_mistakes(config.hydra.job)]
         if self.searches:
-            self.mistakes += _sweeper_mistakes(config.hydra.sweeper)
+            self.mistakes += _setting_mistakes(SearchConfig, config.hydra.sweeper, "hydra.sweeper")
+            self.sampler = str((config.hydra.sweeper.get("sampler") or {}).get("_target_"))
         self.sweeps = config.hydra.mode == RunMode.MULTIRUN
         params = config.hydra.sweeper.get("params") or {}
         params = params if isinstance(params, Mapping) else {}  # `SearchConfig` reports it
@@ -308,8 +323,6 @@ class _Composition:
                 way = "In a sweep over first stages, put it into your own file: pipeline/first_stage/NAME.yaml"
                 what = "only pipeline/first_stage=dense has this key"
                 return None, None, [*mistakes, _override_mistake(mounted[0], what, way)]
-            if "hydra/sweeper/optuna" in str(error) and (missing := missing_sweeper_mistake()) is not None:
-                return None, None, [*mistakes, missing]
             undecoded = list(_encoding_mistakes()) if isinstance(error, UnicodeDecodeError) else []
             return (
                 None,
@@ -483,8 +496,14 @@ class _Axis:
     searched: bool = False
 
 
-def _axes(overrides: Sequence[Override], swept: bool, search: bool = False) -> tuple[list[_Axis], list[Mistake]]:
-    """Return the values of each key in the order of Hydra's BasicSweeper: of repeated keys the last one counts."""
+def _axes(overrides: Sequence[Override], swept: bool, sampler: str | None) -> tuple[list[_Axis], list[Mistake]]:
+    """Return the values of each key in the order of Hydra's BasicSweeper: of repeated keys the last one counts.
+
+    Args:
+        overrides: The overrides.
+        swept: Whether several values of a key are a sweep.
+        sampler: The class by which a search chooses values; None if this is not a search.
+    """
     axes: dict[str, _Axis] = {}
     mistakes = []
     for at, override in enumerate(overrides):
@@ -501,7 +520,7 @@ def _axes(overrides: Sequence[Override], swept: bool, search: bool = False) -> t
             elif override.is_hydra_override():
                 mistakes.append(_override_mistake(override, "Hydra's own settings cannot be swept"))
             try:
-                texts = _search_values(override) if search else list(override.sweep_string_iterator())
+                texts = list(override.sweep_string_iterator() if sampler is None else _search_values(override, sampler))
                 values, _ = parse_overrides([f"{key}={value}" for value in texts])
             except (HydraException, ValueError) as error:
                 mistakes.append(_override_mistake(override, describe_error(error), code="syntax"))
@@ -509,29 +528,35 @@ def _axes(overrides: Sequence[Override], swept: bool, search: bool = False) -> t
             if not values:
                 mistakes.append(_override_mistake(override, "has no value", code="missing"))
                 continue
-            searched = search
+            searched = sampler is not None
         axes[key if swept else str(at)] = _Axis(key, values, searched)
     return list(axes.values()), mistakes
 
 
-def _search_values(override: Override) -> list[str]:
-    """Return the values of a searched key as text: all that are listed, the ends of a range or an interval.
+def _search_values(override: Override, sampler: str) -> Sequence[str]:
+    """Return the values of a searched key as text: all that are listed, or the ends of a range or an interval.
+
+    Args:
+        override: The override that gives the key several values.
+        sampler: The class by which the search chooses values.
 
     Raises:
         ValueError: if Optuna's sweeper does not support this kind of sweep.
     """
     sweep = override.value()
+    if sampler.endswith(".GridSampler") and not override.is_choice_sweep():
+        raise ValueError("a grid needs a list of values, as choice(a,b)")
     if isinstance(sweep, IntervalSweep):
         return [str(sweep.start), str(sweep.end)]
     if isinstance(sweep, RangeSweep) and None not in (sweep.start, sweep.stop) and not sweep.shuffle:
         start, stop, step = sweep.start, sweep.stop, sweep.step
         if step <= 0 or stop < start:  # type: ignore[operator]
-            raise ValueError("a search needs a range that ascends")
+            raise ValueError("a search needs an ascending range")
         # Unlike Hydra's own sweeps, Optuna includes the end of a range.
         return [str(start), str(start + (stop - start) // step * step)]  # type: ignore[operator]
     if override.is_choice_sweep() or isinstance(sweep, RangeSweep):
         return list(override.sweep_string_iterator())
-    raise ValueError("a search does not support this: list the values, as choice(a,b)")
+    raise ValueError("a search does not support this; list the values, as choice(a,b)")
 
 
 def _one_by_one(axes: Sequence[_Axis]) -> Iterator[tuple[Override, ...]]:
@@ -547,16 +572,6 @@ def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:
     if not str(launcher.get("_target_")).endswith(_GROUPED):
         return []  # a plugin's launcher, with its own settings
     return _setting_mistakes(LauncherConfig, launcher, "hydra.launcher")
-
-
-def _sweeper_mistakes(sweeper: DictConfig) -> list[Mistake]:
-    """Return the mistakes in the settings of the sweeper `optuna`."""
-    mistakes = _setting_mistakes(SearchConfig, sweeper, "hydra.sweeper")
-    direction = getattr(sweeper.direction, "name", sweeper.direction)
-    if direction != "maximize":
-        way = "Add: hydra.sweeper.direction=maximize"
-        mistakes.append(Mistake("hydra.sweeper.direction", "objectives are to be maximised", way, value=f"{direction}"))
-    return mistakes
 
 
 def _setting_mistakes(cls: type[LauncherConfig | SearchConfig], node: DictConfig, where: str) -> list[Mistake]:

@@ -42,7 +42,10 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
     installed = Plugins.instance().class_name_to_class
     for part, kind in (("launcher", Launcher), ("sweeper", Sweeper)):
         target = _value(hydra[part], "_target_")
-        if target != _OWN_LAUNCHER and not issubclass(installed.get(str(target), object), kind):
+        if target == SEARCH_SWEEPER and not search_is_installed():
+            what, way = "needs the package hydra-optuna-sweeper", "Install it: pip install 'mteb-vllm[search]'"
+            mistakes.append(Mistake("hydra/sweeper", what, way, value="optuna", code="not_installed"))
+        elif target != _OWN_LAUNCHER and not issubclass(installed.get(str(target), object), kind):
             mistakes.append(
                 Mistake(
                     f"hydra.{part}._target_", f"is not an installed {part}", _WAY, value=f"{target}", code="refused"
@@ -83,13 +86,9 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
     return mistakes
 
 
-def missing_sweeper_mistake() -> Mistake | None:
-    """Return a mistake if the sweeper `optuna` is not installed; call it where something has chosen it."""
-    if SEARCH_SWEEPER in Plugins.instance().class_name_to_class:
-        return None
-    what = "needs the package hydra-optuna-sweeper, which is not installed"
-    way = "Install it: pip install 'mteb-vllm[optuna]'"
-    return Mistake("hydra/sweeper", what, way, value="optuna", code="not_installed")
+def search_is_installed() -> bool:
+    """Return whether the package of the sweeper `optuna` is installed."""
+    return SEARCH_SWEEPER in Plugins.instance().class_name_to_class
 
 
 def secret_name_mistakes(hydra: DictConfig) -> list[Mistake]:

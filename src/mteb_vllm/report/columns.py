@@ -93,7 +93,6 @@ def table_columns(comparison: Comparison) -> list[Column]:
         *_speeds(comparison),
         *_throughput(comparison),
         *_parity(comparison),
-        *_objective(comparison),
         Column("speed from point", "", lambda row: row.speed_of_other, kind="words", text=False),
         Column("Pareto front", "", lambda row: "yes" if row.on_front else "", kind="words", text=False, page=several),
         Column("computed", "", lambda row: row.point.total("computed"), number, key="computed", text=False),
@@ -316,17 +315,6 @@ def _parity(comparison: Comparison) -> list[Column]:
     ]
 
 
-def _objective(comparison: Comparison) -> list[Column]:
-    if not any(row.point.objective is not None for row in comparison.rows):
-        return []
-    return [
-        Column(
-            "objective", "", _field("point.objective.value"), lambda value: f"{value:.6g}", key="objective", left_out=7
-        ),
-        _csv("no_objective_because", _field("point.objective.reason")),
-    ]
-
-
 def _unit(row: Row) -> str:
     return row.speed.unit if row.speed is not None else ""
 
@@ -355,9 +343,7 @@ def _remarks(comparison: Comparison, row: Row) -> str:
         text = str(of_run) if of_run is not None else f"{', '.join(tasks)} ({', '.join(kinds)})"
         return cut(" ".join(f"failed: {text}".split()), _LONGEST_FAILURE)
     cached = sum(task.cached for task in row.point.tasks)
-    objective = row.point.objective
     marks = [
-        f"no objective: {objective.reason}" if objective is not None and objective.reason else "",
         _rank(comparison, row),
         f"speed of {point_name(row.speed_of_other)}" if row.speed_of_other else "",
         f"{cached} of {len(row.point.tasks)} tasks cached" if cached and not row.point.cached else "",

@@ -9,7 +9,6 @@ from typing import Final, Literal
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.measurements import Amount, Count, Score, ThroughputRecord, Unit
 from mteb_vllm.results.parity import ParityRecord
-from mteb_vllm.results.record import Objective
 
 # Pipelines that measure something other than scores.
 _MEASURING = ("throughput", "parity")
@@ -62,7 +61,7 @@ class Point:
         folder: Where it was found.
         source: "run" for a run of this program, "results" for a folder of results in mteb's layout, whoever wrote it.
         overrides: The overrides of its command line: key to value.
-        arguments: The same, as they were typed: what a command that repeats the run is made of.
+        arguments: The arguments of a command that repeats the run; None where there is no such command.
         facts: All its settings, flat, by dotted keys: "model", "revision", "engine.dtype", "device", "versions.vllm", ...;
             values as they are shown.
         engine: The fingerprint of its engine; "" where there is none.
@@ -73,7 +72,6 @@ class Point:
         failures: Its failures, with logs.
         throughput: The measurements of a throughput run; None for any other.
         parity: The verdict of a parity run; None for any other.
-        objective: The objective of a run that has one.
         started: When the run began, in ISO format; "" where it is unknown.
     """
 
@@ -81,7 +79,7 @@ class Point:
     folder: Path
     source: Literal["run", "results"] = "run"
     overrides: dict[str, str] = field(default_factory=dict)
-    arguments: tuple[str, ...] = ()
+    arguments: tuple[str, ...] | None = None
     facts: dict[str, str] = field(default_factory=dict)
     engine: str = ""
     tasks: list[TaskScore] = field(default_factory=list)
@@ -91,7 +89,6 @@ class Point:
     failures: list[Failure] = field(default_factory=list)
     throughput: ThroughputRecord | None = None
     parity: ParityRecord | None = None
-    objective: Objective | None = None
     started: str = ""
 
     @property

@@ -230,15 +230,13 @@ class Objective:
 
     Attributes:
         name: The value of `report.objective`.
-        value: The figure; None if the run does not have it, or its score is too low.
+        value: The figure; None if the run does not have it.
         reason: Why there is no value.
-        reference_score: The mean score that `report.score_tolerance` refers to; None if there is none.
     """
 
     name: Literal["mean", "texts_per_second"]
     value: Amount | Score | None = None
     reason: str | None = None
-    reference_score: Score | None = None
 
 
 @dataclass

@@ -120,13 +120,7 @@ def _execute(command: Command, pipe: Connection) -> Event:
 def _run_point(command: RunPoint, console: Console, progress: MakeProgress) -> Event:
     version.setbase("1.3")
     setup_globals()
-    job = Job(
-        console,
-        [_point_with_plan(command)],
-        progress=progress,
-        prefetched=command.prefetched,
-        reference_score=command.reference_score,
-    )
+    job = Job(console, [_point_with_plan(command)], progress=progress, prefetched=command.prefetched)
     answer = run_job(
         job,
         command.config,

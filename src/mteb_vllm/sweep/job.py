@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ from mteb_vllm.errors import MtebVllmError
 from mteb_vllm.progress import MakeProgress, Progress
 from mteb_vllm.report.build import build_report
 from mteb_vllm.report.one_run import print_run
-from mteb_vllm.report.search import best_trial, print_search
+from mteb_vllm.report.search import print_search
 from mteb_vllm.results.record import RunRecord
+from mteb_vllm.results.search import Search, objective_value
 from mteb_vllm.runner import PrefetchedFirstStage, run_config
 from mteb_vllm.sweep.planning import PlannedPoint
 from mteb_vllm.util.masking import find_secrets, mask, protect, register_fields, scrub, watch_environment
@@ -37,7 +38,8 @@ class Job:
         reported: Whether the sweep's report was written.
         progress: Makes the progress display of a point.
         prefetched: The outcome of the point's first stage, if it has been run already.
-        reference_score: The mean score of a search's default point.
+        search: The search, whose default is the only one of `points`; None in a sweep or a single run.
+        compare_best: Measures the best point of a search against the default; set by the launcher, if it can do that.
     """
 
     console: Console
@@ -47,10 +49,14 @@ class Job:
     reported: bool = True
     progress: MakeProgress = Progress
     prefetched: PrefetchedFirstStage | None = None
-    reference_score: float | None = None
+    search: Search | None = None
+    compare_best: Callable[[], None] | None = None
 
     def __call__(self, cfg: Any) -> RunRecord | float | None:
-        """Run the point that Hydra composed; return what `job_result` returns."""
+        """Run the point that Hydra composed, and return its record, or the objective if there is one.
+
+        None is an objective without a value: Optuna's sweeper counts it as a failed trial and goes on.
+        """
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
         from omegaconf import OmegaConf
@@ -76,10 +82,11 @@ class Job:
             console=self.console,
             progress=self.progress,
             prefetched=self.prefetched,
-            reference_score=self.reference_score,
         )
         self.records.append(record)
-        return job_result(record)
+        if self.search is not None:
+            return self.search.add(record)
+        return record if record.objective is None else objective_value(record)
 
     def point(self, number: int, overrides: Sequence[str]) -> PlannedPoint | None:
         """Return a checked point; None for one that was not checked, because another sweeper has generated it.
@@ -92,20 +99,10 @@ class Job:
         return next((one for one in self.points if (one.number, one.launched) == (number, launched)), None)
 
     @property
-    def default_point(self) -> PlannedPoint | None:
-        """The default point of a search; None if this is no search."""
-        return self.points[0] if self.points and self.points[0].searched else None
-
-    @property
-    def found_nothing(self) -> bool:
-        """Whether this is a search, and none of the points that it chose has an objective."""
-        return self.default_point is not None and best_trial(self.records, self.default_point.searched) is None
-
-    @property
     def failed(self) -> bool:
         """Whether the report or a point failed; of a search, the report or all of the points that it chose."""
-        if self.default_point is not None:
-            return not self.reported or self.found_nothing
+        if self.search is not None:
+            return not self.reported or self.search.best is None
         return not self.reported or any(record.status != "ok" for record in self.records)
 
     def end_sweep(self) -> None:
@@ -131,20 +128,12 @@ class Job:
                 message = str(error) if isinstance(error, MtebVllmError) else f"{type(error).__name__}: {error}"
                 text = f"The report could not be written: {message}. To try again: {_report_command(folder)}"
                 self.console.print_line(text, style="red")
-            if (default := self.default_point) is not None:
-                print_search(self.console, records, default.searched, default.composed.hydra.runtime.choices, folder)
+            if self.search is not None and self.search.trials:
+                print_search(self.console, self.search, self.points[0].composed.hydra.runtime.choices, folder)
             self.console.print_line(f"Sweep: {folder}")
         if missing:
             text = f"Not done: {len(missing)} of {len(self.points)} points ({', '.join(missing)})."
             self.console.print_line(f"{text} Repeat the command to run them.")
-
-
-def job_result(record: RunRecord) -> RunRecord | float | None:
-    """Return what a run returns to Hydra: its record, or with `report.objective` the figure; None if it has no figure.
-
-    Optuna's sweeper counts a trial with None as failed and goes on; NaN would end its search.
-    """
-    return record if record.objective is None else record.objective.value
 
 
 def _report_command(folder: Path) -> str:

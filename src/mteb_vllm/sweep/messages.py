@@ -27,7 +27,6 @@ class RunPoint:
         secrets: The values to mask in all output.
         first_stage_only: Whether to run only the first stage.
         prefetched: The first stage's outcome, if it has been run already.
-        reference_score: The mean score of a search's default point.
     """
 
     point: PlannedPoint
@@ -38,7 +37,6 @@ class RunPoint:
     secrets: tuple[str, ...] = field(default=(), repr=False)
     first_stage_only: bool = False
     prefetched: PrefetchedFirstStage | None = None
-    reference_score: float | None = None
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,6 @@ class PlannedPoint:
         failure: Why planning failed.
         tasks: The states of its tasks.
         group: The number of its engine group, from 1; None if it needs no engine.
-        searched: The keys whose values a search chooses; empty if this is not the default point of a search.
     """
 
     number: int
@@ -90,7 +89,6 @@ class PlannedPoint:
     failure: Failure | None = None
     tasks: list[TaskState] = field(default_factory=list)
     group: int | None = None
-    searched: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -162,15 +160,7 @@ def plan_points(points: Sequence[Point], first: int = 0) -> list[PlannedPoint]:
     differences = differing_overrides([point.overrides for point in points])
     planned = []
     for number, (checked, differs) in enumerate(zip(points, differences, strict=True), first):
-        point = PlannedPoint(
-            number,
-            checked.overrides,
-            differs,
-            checked.config,
-            checked.launched,
-            checked.composed,
-            searched=checked.searched,
-        )
+        point = PlannedPoint(number, checked.overrides, differs, checked.config, checked.launched, checked.composed)
         try:
             planned.append(replace(point, plan=make_plan(checked.config, checked.pipeline)))
         except MtebVllmError as error:

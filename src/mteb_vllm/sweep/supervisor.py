@@ -103,7 +103,6 @@ class Supervisor:
         summary: The sweep's summary, which is updated.
         point_timeout: Time limit for a point in seconds; None for no limit.
         max_leftover_mb: Memory in MB that a closed engine may leave allocated before its process is replaced.
-        reference_score: The mean score of a search's default point.
 
     Attributes:
         job_returns: Point number to Hydra's `JobReturn`; None if the point ended without one.
@@ -120,12 +119,10 @@ class Supervisor:
         *,
         point_timeout: float | None,
         max_leftover_mb: float,
-        reference_score: float | None = None,
     ) -> None:
         self._points = {point.planned.number: point for point in points}
         self._context, self._folder, self._view, self._summary = context, folder, view, summary
         self._timeout, self._max_leftover_mb = point_timeout, max_leftover_mb
-        self._reference_score = reference_score
         self._child: Child | None = None
         self._process: tuple[str, tuple[tuple[str, str], ...]] | None = None
         self._child_log = folder / "child.log"
@@ -208,7 +205,6 @@ class Supervisor:
                 registered(),
                 step.first_stage_only,
                 prefetched,
-                self._reference_score,
             )
         )
         while True:
@@ -277,7 +273,7 @@ class Supervisor:
     ) -> Failure:
         """Write the record of a point that could not write its own."""
         planned = point.planned
-        record = started_record(planned.config, point.folder, planned.overrides, planned.number, self._reference_score)
+        record = started_record(planned.config, point.folder, planned.overrides, planned.number)
         if planned.plan is not None:
             record.settings, record.fingerprint = planned.plan.settings, planned.fingerprint
         record.tasks, record.failure = list(tasks), failure
