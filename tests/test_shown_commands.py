@@ -47,11 +47,11 @@ HOMES = {
     r"pipeline\.(lengths|tokens|requests|batch_sizes)": ("pipeline=throughput",),
     r"'tasks\.subsets": ("tasks=xquad",),
     r"\S*pipeline[./]reference": ("pipeline=parity",),
-    r"hydra[./]sweeper|report\.score_tolerance|.*=choice\(": (
+    r"'?hydra[./]sweeper|report\.score_tolerance|.*=choice\(": (
         "-m",
         "hydra/sweeper=optuna",
-        "hydra.sweeper.direction=maximize",
-        "report.objective=mean",
+        "report.objective=texts_per_second",
+        "results.reuse=none",
         "engine.seed=choice(0,1)",
     ),
     r"pipeline=report|pipeline\.dir": ("pipeline=report", "runs=outputs"),
@@ -152,8 +152,7 @@ def is_ours(mistake: Mistake) -> bool:
         "holds no run",
         "there is no such folder",
     )
-    places = ("model", "runs", "hydra/sweeper")
-    if any(text in mistake.what for text in absent) and any(place in mistake.where for place in places):
+    if any(text in mistake.what for text in absent) and ("model" in mistake.where or "runs" in mistake.where):
         return False
     return not PLACEHOLDERS.search(str(mistake))
 

@@ -104,4 +104,4 @@ def test_a_search_over_prompts_alone_has_no_engine_to_save(tmp_path: Path) -> No
 def test_a_report_recommends_no_command_that_would_search_again(tmp_path: Path) -> None:
     for experiment, expected in (("tune", None), (None, ("model=e5_small", "engine.max_model_len=64", "results.reuse=none"))):
         write_record(point(0, 1.0, experiment=experiment), tmp_path)
-        assert read_run(tmp_path).arguments == expected
+        assert read_run(tmp_path).point.arguments == expected
