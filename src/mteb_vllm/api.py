@@ -84,10 +84,10 @@ def execute(
         the finished job; of a dry run, the planned points; of a report, the comparison.
     """
     from mteb_vllm.engines.base import close_engines
+    from mteb_vllm.results.search import Search
     from mteb_vllm.sweep.job import Job
     from mteb_vllm.sweep.launcher import register
     from mteb_vllm.sweep.planning import plan_points
-    from mteb_vllm.results.search import Search
 
     if is_report(points[0].config):
         return report(points[0], console)

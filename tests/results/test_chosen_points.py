@@ -12,7 +12,9 @@ from mteb_vllm.results.search import Search
 
 def measured(point: int, scores: tuple[float, float], seconds: float = 1.0) -> RunRecord:
     first, second = scores
-    return record("texts_per_second", task("A", first, seconds=seconds), task("B", second, seconds=seconds), point=point)
+    return record(
+        "texts_per_second", task("A", first, seconds=seconds), task("B", second, seconds=seconds), point=point
+    )
 
 
 def search(tolerance: float | None = 0.01) -> Search:
@@ -47,7 +49,7 @@ def test_optuna_learns_nothing_from_a_point_without_an_objective() -> None:
 
 def test_the_best_is_the_fastest_that_is_not_refused() -> None:
     found = search()
-    for point, (scores, seconds) in enumerate([((0.5, 0.6), 4.0), ((0.7, 0.6), 1.0), ((0.5, 0.6), 2.0), ((0.5, 0.6), 2.0)], 1):
-        found.add(measured(point, scores, seconds))
+    for point, score, seconds in ((1, 0.5, 4.0), (2, 0.7, 1.0), (3, 0.5, 2.0), (4, 0.5, 2.0)):
+        found.add(measured(point, (score, 0.6), seconds))
     found.add(record("texts_per_second", failure=Failure("engine_start", "no"), point=5))
     assert found.best is found.trials[2], "the first of two equal ones"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measured_runs import throughput
 
+from measured_runs import throughput
 from mteb_vllm.results.counters import Measured
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.objective import describe_objective, set_objective

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from test_own_pipeline import own
-from tiny_models import tiny_encoder
 
 from mteb_vllm import run
 from mteb_vllm.errors import ConfigError, MtebVllmError
 from mteb_vllm.preflight.command import Point, check
 from mteb_vllm.results.record import RunRecord, read_record
+from tiny_models import tiny_encoder
 
 __all__ = ["own"]  # the fixture
 
@@ -239,14 +239,16 @@ def test_a_search_that_finds_nothing_fails(timed: dict[str, Any], tmp_path: Path
     search = words(tmp_path, *SPEED, "pipeline.seconds=choice(9)", "hydra.sweeper.n_jobs=3")
     done = command_line("-m", "--config-dir", timed["config_dir"], *search, path=tmp_path)
     assert done.returncode == 1, done.stderr
-    assert "The search found nothing: all of its 3 points failed or were refused." in " ".join(done.stdout.split())
+    assert "The search found nothing: each of the chosen points (3) failed or was refused." in " ".join(
+        done.stdout.split()
+    )
     assert "Traceback" not in done.stderr
 
 
 def test_without_the_scores_of_the_default_no_point_can_be_judged(timed: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "conf" / "pipeline" / "count.yaml").write_text(YAML.replace("1.0", "9.0"))
     search = words(tmp_path, *SPEED, "report.score_tolerance=0.1", "pipeline.seconds=choice(2,3)")
-    with pytest.raises(MtebVllmError, match="its default, point 0, failed"):
+    with pytest.raises(MtebVllmError, match="its default, point 0, failed, so no score"):
         run(search, multirun=True, show=False, **timed)
 
 

@@ -279,10 +279,10 @@ class _Composition:
             return  # `point` reports the reason
         OmegaConf.set_readonly(config.hydra, False)
         self.searches = str(config.hydra.sweeper.get("_target_")) == SEARCH_SWEEPER
+        # Without its package, the settings of the sweeper are unknown.
+        unknown = r"hydra[./]sweeper\b" if self.searches and not search_is_installed() else r"(?!)"
         for override in values:
-            if override.is_hydra_override():
-                if self.searches and not search_is_installed() and re.match(r"hydra[./]sweeper\b", override.key_or_group):
-                    continue  # its samplers and their settings are unknown without the package
+            if override.is_hydra_override() and not re.match(unknown, override.key_or_group):
                 found = apply(override, config)
                 self.mistakes += found
                 self._fixed += [] if found else [_text(override)]

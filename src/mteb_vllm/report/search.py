@@ -46,7 +46,8 @@ def print_search(console: Console, search: Search, choices: Mapping[str, Any], f
             what = f"its scores differ by more than report.score_tolerance={search.tolerance:g}: {how}"
             console.print_line(f"Refused: {_name(search, record)}: {what}", style="yellow")
     if best is None:
-        console.print_line(f"The search found nothing: all of its {len(search.trials)} points failed or were refused.")
+        n_trials = len(search.trials)
+        console.print_line(f"The search found nothing: each of the chosen points ({n_trials}) failed or was refused.")
         return
     console.print_line(f"Best of {len(search.trials)} points: {_name(search, best)}, {_figures(best)}")
     if search.default is not None:
@@ -83,9 +84,7 @@ def _comparison(search: Search, best: RunRecord) -> Iterator[str]:
         verdict = f"{sum(ratios) / len(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
         if min(of_best) <= max(of_default):
             verdict = "no measurable difference"
-        yield (
-            f"Both measured again, in turn: default {_list(of_default)}, best {_list(of_best)} texts/s: {verdict}."
-        )
+        yield f"Both measured again, in turn: default {_list(of_default)}, best {_list(of_best)} texts/s: {verdict}."
 
 
 def _measured_pairs(search: Search) -> tuple[list[float], list[float]] | None:

@@ -148,12 +148,17 @@ class EngineGroupedLauncher(Launcher):
             self._run(self._job.points)
             search.default = self._job.records[-1]
             if search.tolerance is not None and search.default.status != "ok":
-                message = "The search has ended: its default, point 0, failed, so report.score_tolerance has no reference."
+                message = "The search ends: its default, point 0, failed, so no score can be compared with it."
                 raise MtebVllmError(message)
         # The default is point 0, of which the sweeper does not know.
-        returns = self._run(self._plan_trials(job_overrides, initial_job_idx + 1, search.searched))
-        for answer, record in zip(returns, self._job.records[-len(returns) :], strict=True):
-            answer.return_value = search.add(record)
+        trials = self._plan_trials(job_overrides, initial_job_idx + 1, search.searched)
+        before = len(self._job.records)
+        try:
+            returns = self._run(trials)
+        finally:  # also of those that ended before Ctrl-C
+            values = [search.add(record) for record in self._job.records[before:]]
+        for answer, value in zip(returns, values, strict=True):
+            answer.return_value = value
         return returns
 
     def _plan_trials(
