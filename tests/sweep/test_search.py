@@ -220,6 +220,19 @@ def test_a_search_finds_the_fastest_point_that_keeps_the_score(
     assert "To use it: mteb-vllm pipeline=count" in shown and "Traceback" not in shown
 
 
+@pytest.mark.slow
+def test_a_search_with_a_database_learns_from_earlier_ones(
+    timed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = [f"hydra.sweeper.storage=sqlite:///{tmp_path}/search.db", "hydra.sweeper.study_name=mine"]
+    search = words(tmp_path, *SPEED, *storage, "hydra.sweeper.n_jobs=3")
+    run([*search, "pipeline.seconds=choice(0.25)"], multirun=True, show=False, **timed)
+    (tmp_path / "my_package" / "counting.py").write_text(TIMED.replace('"] = self', '"] = 2 * self'))
+    run([*search, "pipeline.seconds=choice(0.25)"], multirun=True, **timed)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "An earlier search of this study found a better point: pipeline.seconds=0.25, 400." in shown
+
+
 def test_an_invalid_combination_is_a_failed_point(timed: dict[str, Any], tmp_path: Path) -> None:
     """Each value is valid by itself, so the check before the search cannot find it."""
     axes = ["pipeline=count,evaluate", "pipeline.seconds=choice(0.5,2)", "hydra/sweeper/sampler=grid"]
