@@ -58,7 +58,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(words: lis
     (hidden / "__init__.py").touch()
     done = command_line(*words, path=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "hydra/sweeper=optuna needs the package hydra-optuna-sweeper" in " ".join(done.stderr.split())
+    assert "hydra/sweeper=optuna: needs the package hydra-optuna-sweeper" in done.stderr
     assert "pip install 'mteb-vllm[search]'" in done.stderr
     mistakes = [line for line in done.stderr.splitlines() if line.startswith("  - ")]
     assert len(mistakes) == (2 if "engine.dtype=float31" in words else 1), done.stderr
