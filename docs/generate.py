@@ -315,15 +315,11 @@ def configuration(conf: Path) -> str:
                 out += [f"### Values of engine={name}\n", values_table(read(folder / f"{name}.yaml"))]
     out += _pipelines(conf)
     launcher = read(conf / "hydra" / "launcher" / "engine_grouped.yaml")
-    sweeper = read(conf / "hydra" / "sweeper" / "optuna.yaml")
     folders = ", ".join(f"`hydra.{kind}.dir` is {code(main.values['hydra'][kind]['dir'])}" for kind in ("run", "sweep"))
     out += [
         "## hydra\n",
         f"{markdown(launcher.head)}\n",
         keys_table(keys(launcher, "hydra.launcher", schema.LauncherConfig)),
-        f"{markdown(sweeper.head)}\n",
-        choices_table(choices(sweeper, "hydra.sweeper")),
-        keys_table(keys(sweeper, "hydra.sweeper", schema.SearchConfig)),
         f"The folders of runs and sweeps: {folders}.\n",
         "## experiment\n",
         _experiments(conf),

@@ -50,6 +50,7 @@ HOMES = {
     r"'?hydra[./]sweeper|report\.score_tolerance|.*=choice\(": (
         "-m",
         "hydra/sweeper=optuna",
+        "hydra.sweeper.direction=maximize",
         "report.objective=texts_per_second",
         "results.reuse=none",
         "engine.seed=choice(0,1)",

@@ -210,10 +210,10 @@ class SearchConfig(_Strict):
 
     n_trials: PositiveInt = 20
     n_jobs: PositiveInt = 2
-    direction: Literal["maximize"] = "maximize"
+    direction: Any = "maximize"
     storage: str | None = None
     study_name: Name | None = None
-    max_failure_rate: Share = 1.0
+    max_failure_rate: Share = 0.0
     sampler: dict[str, Any] = field(default_factory=dict)
     params: dict[str, Any] | None = None
     search_space: None = None

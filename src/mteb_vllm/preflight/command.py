@@ -20,7 +20,7 @@ from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -52,7 +52,7 @@ from mteb_vllm.preflight.hydra import (
     SEARCH_SWEEPER,
     has_outside_references,
     hydra_mistakes,
-    search_is_installed,
+    missing_search_mistake,
     search_path_mistakes,
     secret_name_mistakes,
 )
@@ -118,6 +118,9 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         unread = {mistake.section for mistake in mistakes}
         if imported := search_path_mistakes(overrides):
             raise ConfigError([*mistakes, *imported])  # composing would import the package
+        choices = [(override.key_or_group, override.value()) for override in parsed if not override.is_sweep_override()]
+        if ("hydra/sweeper", "optuna") in choices and (missing := missing_search_mistake()) is not None:
+            raise ConfigError([*mistakes, missing])  # without its package, its settings are unknown keys
         composition = _Composition(parsed)
         mistakes = composition.with_fields(mistakes)
         swept = multirun or composition.sweeps
@@ -279,17 +282,15 @@ class _Composition:
             return  # `point` reports the reason
         OmegaConf.set_readonly(config.hydra, False)
         self.searches = str(config.hydra.sweeper.get("_target_")) == SEARCH_SWEEPER
-        # Without its package, the settings of the sweeper are unknown.
-        unknown = r"hydra[./]sweeper\b" if self.searches and not search_is_installed() else r"(?!)"
         for override in values:
-            if override.is_hydra_override() and not re.match(unknown, override.key_or_group):
+            if override.is_hydra_override():
                 found = apply(override, config)
                 self.mistakes += found
                 self._fixed += [] if found else [_text(override)]
         self.grouped = str(config.hydra.launcher.get("_target_")).endswith(_GROUPED)
         self.mistakes += [*_launcher_mistakes(config.hydra.launcher), *_job_mistakes(config.hydra.job)]
         if self.searches:
-            self.mistakes += _setting_mistakes(SearchConfig, config.hydra.sweeper, "hydra.sweeper")
+            self.mistakes += _sweeper_mistakes(config.hydra.sweeper)
             self.sampler = str((config.hydra.sweeper.get("sampler") or {}).get("_target_"))
         self.sweeps = config.hydra.mode == RunMode.MULTIRUN
         params = config.hydra.sweeper.get("params") or {}
@@ -323,6 +324,10 @@ class _Composition:
                 way = "In a sweep over first stages, put it into your own file: pipeline/first_stage/NAME.yaml"
                 what = "only pipeline/first_stage=dense has this key"
                 return None, None, [*mistakes, _override_mistake(mounted[0], what, way)]
+            if isinstance(error, MissingConfigException) and error.missing_cfg_file == "hydra/sweeper/optuna":
+                missing = missing_search_mistake()
+                assert missing is not None
+                return None, None, [*mistakes, missing]
             undecoded = list(_encoding_mistakes()) if isinstance(error, UnicodeDecodeError) else []
             return (
                 None,
@@ -572,6 +577,16 @@ def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:
     if not str(launcher.get("_target_")).endswith(_GROUPED):
         return []  # a plugin's launcher, with its own settings
     return _setting_mistakes(LauncherConfig, launcher, "hydra.launcher")
+
+
+def _sweeper_mistakes(sweeper: DictConfig) -> list[Mistake]:
+    """Return the mistakes in the settings of the sweeper `optuna`."""
+    mistakes = _setting_mistakes(SearchConfig, sweeper, "hydra.sweeper")
+    direction = getattr(sweeper.direction, "name", sweeper.direction)
+    if direction != "maximize":
+        way = "Add: hydra.sweeper.direction=maximize"
+        mistakes.append(Mistake("hydra.sweeper.direction", "objectives are maximised", way, value=f"{direction}"))
+    return mistakes
 
 
 def _setting_mistakes(cls: type[LauncherConfig | SearchConfig], node: DictConfig, where: str) -> list[Mistake]:

@@ -42,10 +42,7 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
     installed = Plugins.instance().class_name_to_class
     for part, kind in (("launcher", Launcher), ("sweeper", Sweeper)):
         target = _value(hydra[part], "_target_")
-        if target == SEARCH_SWEEPER and not search_is_installed():
-            what, way = "needs the package hydra-optuna-sweeper", "Install it: pip install 'mteb-vllm[search]'"
-            mistakes.append(Mistake("hydra/sweeper", what, way, value="optuna", code="not_installed"))
-        elif target != _OWN_LAUNCHER and not issubclass(installed.get(str(target), object), kind):
+        if target != _OWN_LAUNCHER and not issubclass(installed.get(str(target), object), kind):
             mistakes.append(
                 Mistake(
                     f"hydra.{part}._target_", f"is not an installed {part}", _WAY, value=f"{target}", code="refused"
@@ -86,9 +83,12 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
     return mistakes
 
 
-def search_is_installed() -> bool:
-    """Return whether the package of the sweeper `optuna` is installed."""
-    return SEARCH_SWEEPER in Plugins.instance().class_name_to_class
+def missing_search_mistake() -> Mistake | None:
+    """Return a mistake if the package of the sweeper `optuna` is not installed, which something has chosen."""
+    if SEARCH_SWEEPER in Plugins.instance().class_name_to_class:
+        return None
+    what, way = "needs the package hydra-optuna-sweeper", "Install it: pip install 'mteb-vllm[search]'"
+    return Mistake("hydra/sweeper", what, way, value="optuna", code="not_installed")
 
 
 def secret_name_mistakes(hydra: DictConfig) -> list[Mistake]:
