@@ -74,14 +74,6 @@ def test_a_speed_up_is_that_of_the_measurements_in_turn(tmp_path: Path) -> None:
     assert "in a single measurement of each" in shown(search, tmp_path)
 
 
-def test_a_better_point_of_an_earlier_search_is_named(tmp_path: Path) -> None:
-    (tmp_path / "optimization_results.yaml").write_text("best_params: {engine.dtype: auto}\nbest_value: 100.0\n")
-    search = searched(point(1, 1.0, dtype="float16"))
-    assert "earlier" not in shown(search, tmp_path), "it is this search's own best"
-    (tmp_path / "optimization_results.yaml").write_text("best_params: {engine.dtype: auto}\nbest_value: 123.0\n")
-    assert "An earlier search of this study found a better point: engine.dtype=auto, 123.\n" in shown(search, tmp_path)
-
-
 def test_a_search_can_find_nothing(tmp_path: Path) -> None:
     slower = shown(searched(point(1, 2.5, dtype="float16")), tmp_path)
     assert "found nothing better than the default" in slower and "times as fast" not in slower

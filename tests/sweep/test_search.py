@@ -108,7 +108,8 @@ def test_each_value_is_checked(overrides: list[str], expected: str) -> None:
         ([*MEAN, SIZES, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials"),
         ([*MEAN, SIZES, "hydra.sweeper.sampler.sead=0"], "hydra.sweeper.sampler.sead"),
         ([*MEAN, SIZES, "hydra/sweeper/sampler=gird"], "hydra/sweeper/sampler=grid"),
-        ([*MEAN, SIZES, "hydra.sweeper.custom_search_space=evil.run"], "custom_search_space"),
+        ([*MEAN, SIZES, "hydra.sweeper.custom_search_space=evil.run"], "hydra.sweeper.custom_search_space"),
+        ([*MEAN, SIZES, "hydra.sweeper.storage=sqlite:///search.db"], "hydra.sweeper.storage"),
         ([*MEAN, SIZES, "report.baseline=3"], "compared with its default, point 0"),
         ([*MEAN, SIZES, "report.score_tolerance=0.1"], "is for searches for speed"),
         ([*SPEED, SIZES, "results.reuse=exact"], "a cached result has no speed"),
@@ -218,19 +219,6 @@ def test_a_search_finds_the_fastest_point_that_keeps_the_score(
     assert f"Refused: point {refused.point} (pipeline.seconds=0.25 pipeline.score=0.75)" in shown
     assert "default 100.0 and 100.0, best 400.0 and 400.0 texts/s: 4.00 times as fast (4.00 to 4.00)" in shown
     assert "To use it: mteb-vllm pipeline=count" in shown and "Traceback" not in shown
-
-
-@pytest.mark.slow
-def test_a_search_with_a_database_learns_from_earlier_ones(
-    timed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    storage = [f"hydra.sweeper.storage=sqlite:///{tmp_path}/search.db", "hydra.sweeper.study_name=mine"]
-    search = words(tmp_path, *SPEED, *storage, "hydra.sweeper.n_jobs=3")
-    run([*search, "pipeline.seconds=choice(0.25)"], multirun=True, show=False, **timed)
-    (tmp_path / "my_package" / "counting.py").write_text(TIMED.replace('"] = self', '"] = 2 * self'))
-    run([*search, "pipeline.seconds=choice(0.25)"], multirun=True, **timed)
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "An earlier search of this study found a better point: pipeline.seconds=0.25, 400." in shown
 
 
 def test_an_invalid_combination_is_a_failed_point(timed: dict[str, Any], tmp_path: Path) -> None:

@@ -203,16 +203,20 @@ class LauncherConfig(_Strict):
 class SearchConfig(_Strict):
     """The settings of Hydra's sweeper `optuna`.
 
+    Settings that must be None are not supported.
+
     Attributes:
-        search_space: Optuna's older form of `params`, not supported.
-        custom_search_space: The import path of a function, not supported: it would run any code.
+        search_space: Optuna's older form of `params`.
+        custom_search_space: The import path of a function: it would run any code.
+        storage: The database of a study: Optuna 2 cannot create one with SQLAlchemy 2.
+        study_name: The name of a study in the database.
     """
 
     n_trials: PositiveInt = 20
     n_jobs: PositiveInt = 2
     direction: Any = "maximize"
-    storage: str | None = None
-    study_name: Name | None = None
+    storage: None = None
+    study_name: None = None
     max_failure_rate: Share = 0.0
     sampler: dict[str, Any] = field(default_factory=dict)
     params: dict[str, Any] | None = None

@@ -49,10 +49,11 @@ from mteb_vllm.pipelines.factory import PipelineParts, is_report
 from mteb_vllm.preflight.checks import check_config, folder_mistakes
 from mteb_vllm.preflight.discovery import with_fields
 from mteb_vllm.preflight.hydra import (
+    MISSING_SEARCH,
     SEARCH_SWEEPER,
     has_outside_references,
     hydra_mistakes,
-    missing_search_mistake,
+    missing_search_mistakes,
     search_path_mistakes,
     secret_name_mistakes,
 )
@@ -116,11 +117,9 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
     with composer(config_dir):
         parsed, mistakes = parse_overrides(overrides)
         unread = {mistake.section for mistake in mistakes}
-        if imported := search_path_mistakes(overrides):
-            raise ConfigError([*mistakes, *imported])  # composing would import the package
-        choices = [(override.key_or_group, override.value()) for override in parsed if not override.is_sweep_override()]
-        if ("hydra/sweeper", "optuna") in choices and (missing := missing_search_mistake()) is not None:
-            raise ConfigError([*mistakes, missing])  # without its package, its settings are unknown keys
+        # Composing would import the package of a search path, and not know the settings of a missing sweeper.
+        if fatal := [*search_path_mistakes(overrides), *missing_search_mistakes(parsed)]:
+            raise ConfigError([*mistakes, *fatal])
         composition = _Composition(parsed)
         mistakes = composition.with_fields(mistakes)
         swept = multirun or composition.sweeps
@@ -315,25 +314,7 @@ class _Composition:
         except ConfigError as error:
             return None, None, [*mistakes, *error.mistakes]
         except _NOT_COMPOSED as error:
-            staged = [choice for choice in choices if choice.key_or_group == "pipeline/first_stage"]
-            if staged and "No match in the defaults list" in str(error):
-                what = "only a pipeline with two stages has a first stage"
-                return None, None, [*mistakes, _override_mistake(staged[0], what, "Add: pipeline=rerank")]
-            mounted = [choice for choice in choices if (choice.package or "").startswith("pipeline.first_stage.")]
-            if mounted and "Could not override" in str(error):
-                way = "In a sweep over first stages, put it into your own file: pipeline/first_stage/NAME.yaml"
-                what = "only pipeline/first_stage=dense has this key"
-                return None, None, [*mistakes, _override_mistake(mounted[0], what, way)]
-            if isinstance(error, MissingConfigException) and error.missing_cfg_file == "hydra/sweeper/optuna":
-                missing = missing_search_mistake()
-                assert missing is not None
-                return None, None, [*mistakes, missing]
-            undecoded = list(_encoding_mistakes()) if isinstance(error, UnicodeDecodeError) else []
-            return (
-                None,
-                None,
-                [*mistakes, *(undecoded or [Mistake("configuration", describe_error(error), code="syntax")])],
-            )
+            return None, None, [*mistakes, *_composition_mistakes(error, choices)]
         files = base.hydra.runtime.choices
         config = OmegaConf.masked_copy(base, [str(key) for key in base if key != "hydra"])
         # All points of a command share the time of `${now:...}`, as those of a sweep of Hydra's do.
@@ -571,6 +552,28 @@ def _one_by_one(axes: Sequence[_Axis]) -> Iterator[tuple[Override, ...]]:
     for axis in axes:
         if axis.searched:
             yield from ((*default, value) for value in axis.values)
+
+
+def _composition_mistakes(error: Exception, choices: Sequence[Override]) -> list[Mistake]:
+    """Return the mistakes for which Hydra could not compose a configuration.
+
+    Args:
+        error: Hydra's error.
+        choices: The chosen files.
+    """
+    staged = [choice for choice in choices if choice.key_or_group == "pipeline/first_stage"]
+    if staged and "No match in the defaults list" in str(error):
+        return [
+            _override_mistake(staged[0], "only a pipeline with two stages has a first stage", "Add: pipeline=rerank")
+        ]
+    mounted = [choice for choice in choices if (choice.package or "").startswith("pipeline.first_stage.")]
+    if mounted and "Could not override" in str(error):
+        way = "In a sweep over first stages, put it into your own file: pipeline/first_stage/NAME.yaml"
+        return [_override_mistake(mounted[0], "only pipeline/first_stage=dense has this key", way)]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file == "hydra/sweeper/optuna":
+        return [MISSING_SEARCH]
+    undecoded = list(_encoding_mistakes()) if isinstance(error, UnicodeDecodeError) else []
+    return undecoded or [Mistake("configuration", describe_error(error), code="syntax")]
 
 
 def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:

@@ -52,7 +52,7 @@ def print_search(console: Console, search: Search, choices: Mapping[str, Any], f
     console.print_line(f"Best of {len(search.trials)} points: {_name(search, best)}, {_figures(best)}")
     if search.default is not None:
         console.print_line(f"Default: point {search.default.point}, {_figures(search.default)}")
-    for line in [*_comparison(search, best), *_earlier(folder, best)]:
+    for line in _comparison(search, best):
         console.print_line(line)
     chosen = _searched(search, best)
     name = "mine" if choices.get("engine") != "mine" else "mine_tuned"  # a file must not extend itself
@@ -85,17 +85,6 @@ def _comparison(search: Search, best: RunRecord) -> Iterator[str]:
         if min(of_best) <= max(of_default):
             verdict = "no measurable difference"
         yield f"Both measured again, in turn: default {_list(of_default)}, best {_list(of_best)} texts/s: {verdict}."
-
-
-def _earlier(folder: Path, best: RunRecord) -> Iterator[str]:
-    """Yield a better point of an earlier search that is in the same database (`hydra.sweeper.storage`), if there is one."""
-    file, value = folder / "optimization_results.yaml", objective_value(best)
-    if not file.exists() or value is None:
-        return  # the search was interrupted
-    study = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if study["best_value"] > value:
-        chosen = " ".join(f"{key}={one}" for key, one in study["best_params"].items())
-        yield f"An earlier search of this study found a better point: {chosen}, {study['best_value']:.6g}."
 
 
 def _measured_pairs(search: Search) -> tuple[list[float], list[float]] | None:
