@@ -99,12 +99,7 @@ def execute(
     register()
     try:
         with storage_errors(points):
-            try:
-                start(job)
-            except ValueError:
-                if job.search is None or not job.search.trials or job.search.best is not None:
-                    raise
-                # Optuna has no best trial; the end of the report says why.
+            start(job)
             if job.compare_best is not None:
                 job.compare_best()
     finally:

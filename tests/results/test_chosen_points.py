@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from test_objective import record, task
 
@@ -29,7 +31,7 @@ def test_optuna_learns_the_objective() -> None:
 def test_a_point_that_changes_a_score_is_refused_in_either_direction(scores: tuple[float, float]) -> None:
     """Also where the differences cancel each other out in the mean."""
     found = search()
-    assert found.add(measured(1, scores)) == float("-inf")
+    assert found.add(measured(1, scores)) == -math.inf
     assert f"A {scores[0]:.5f} instead of 0.50000" in found.refused[1] and found.best is None
     assert ("B" in found.refused[1]) == (scores[1] != 0.6)
 
@@ -41,9 +43,9 @@ def test_a_difference_of_the_tolerance_is_not_refused() -> None:
     assert Search((), 0.01).add(measured(1, (0.9, 0.1))) == 100, "Hydra's own launcher runs no default"
 
 
-def test_optuna_learns_nothing_from_a_point_without_an_objective() -> None:
+def test_a_point_without_an_objective_is_worse_than_all_others() -> None:
     found = search()
-    assert found.add(record("texts_per_second", task("A", None, failure=Failure("task", "no")), point=1)) is None
+    assert found.add(record("texts_per_second", task("A", None, failure=Failure("task", "no")), point=1)) == -math.inf
     assert found.best is None and not found.refused
 
 

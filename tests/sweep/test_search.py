@@ -195,6 +195,7 @@ def point_of(records: list[RunRecord], **fields: float) -> RunRecord:
     return next(record for record in records if fields.items() <= record.config["pipeline"].items())
 
 
+@pytest.mark.slow
 def test_a_search_finds_the_fastest_point_that_keeps_the_score(
     timed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,7 +238,7 @@ def test_an_invalid_combination_is_a_failed_point(timed: dict[str, Any], tmp_pat
 
 
 def test_a_search_that_finds_nothing_fails(timed: dict[str, Any], tmp_path: Path) -> None:
-    search = words(tmp_path, *SPEED, "pipeline.seconds=choice(9)", "hydra.sweeper.n_jobs=3")
+    search = words(tmp_path, *SPEED, "pipeline.seconds=choice(9)", "hydra/launcher=basic")
     done = command_line("-m", "--config-dir", timed["config_dir"], *search, path=tmp_path)
     assert done.returncode == 1, done.stderr
     assert "The search found nothing: each of the chosen points (3) failed or was refused." in " ".join(

@@ -530,7 +530,7 @@ def _search_values(override: Override, sampler: str) -> Sequence[str]:
         ValueError: if Optuna's sweeper does not support this kind of sweep.
     """
     sweep = override.value()
-    if sampler.endswith(".GridSampler") and not override.is_choice_sweep():
+    if sampler.endswith(".GridSampler") and not isinstance(sweep, ChoiceSweep):
         raise ValueError("a grid needs a list of values, as choice(a,b)")
     if isinstance(sweep, IntervalSweep):
         return [str(sweep.start), str(sweep.end)]
@@ -540,7 +540,7 @@ def _search_values(override: Override, sampler: str) -> Sequence[str]:
             raise ValueError("a search needs an ascending range")
         # Unlike Hydra's own sweeps, Optuna includes the end of a range.
         return [str(start), str(start + (stop - start) // step * step)]  # type: ignore[operator]
-    if override.is_choice_sweep() or isinstance(sweep, RangeSweep):
+    if isinstance(sweep, (ChoiceSweep, RangeSweep)):
         return list(override.sweep_string_iterator())
     raise ValueError("a search does not support this; list the values, as choice(a,b)")
 

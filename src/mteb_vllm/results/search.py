@@ -30,19 +30,17 @@ class Search:
     refused: dict[int | None, str] = field(default_factory=dict)
     pairs: list[tuple[RunRecord, RunRecord]] = field(default_factory=list)
 
-    def add(self, record: RunRecord) -> float | None:
+    def add(self, record: RunRecord) -> float:
         """Add a chosen point that has ended, and return its value for Optuna.
 
         Returns:
-            its objective; minus infinity if it is refused, so that the search turns away from it; None if it has none,
-            which Optuna counts as a failed trial and learns nothing from.
+            its objective; minus infinity if it has none or is refused, so that the search turns away from its values.
         """
         self.trials.append(record)
         value = objective_value(record)
         if value is not None and (how := self._deviation(record)):
             self.refused[record.point] = how
-            return float("-inf")
-        return value
+        return float("-inf") if value is None or record.point in self.refused else value
 
     @property
     def best(self) -> RunRecord | None:

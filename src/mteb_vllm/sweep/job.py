@@ -53,10 +53,7 @@ class Job:
     compare_best: Callable[[], None] | None = None
 
     def __call__(self, cfg: Any) -> RunRecord | float | None:
-        """Run the point that Hydra composed, and return its record, or the objective if there is one.
-
-        None is an objective without a value: Optuna's sweeper counts it as a failed trial and goes on.
-        """
+        """Run the point that Hydra composed, and return its record, or the value of its objective if it has one."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
         from omegaconf import OmegaConf
