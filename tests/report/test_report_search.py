@@ -74,6 +74,15 @@ def test_a_speed_up_is_that_of_the_measurements_in_turn(tmp_path: Path) -> None:
     assert "in a single measurement of each" in shown(search, tmp_path)
 
 
+def test_pairs_are_called_pairs(tmp_path: Path) -> None:
+    search = searched(point(1, 1.0, dtype="float16"))
+    for run in (search.default, *search.trials):
+        assert run is not None
+        run.tasks[0].prompts = {"A pair": {}}
+    text = shown(search, tmp_path)
+    assert "100.0 pairs/s" in text and "50.0 pairs/s" in text and "texts/s" not in text
+
+
 def test_a_search_can_find_nothing(tmp_path: Path) -> None:
     slower = shown(searched(point(1, 2.5, dtype="float16")), tmp_path)
     assert "found nothing better than the default" in slower and "times as fast" not in slower

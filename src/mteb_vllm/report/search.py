@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mteb_vllm.results.measurements import Unit
 from mteb_vllm.results.objective import describe_objective
 from mteb_vllm.results.record import RunRecord, mean
 from mteb_vllm.results.search import Search, objective_value
@@ -84,7 +85,8 @@ def _comparison(search: Search, best: RunRecord) -> Iterator[str]:
         verdict = f"{sum(ratios) / len(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
         if min(of_best) <= max(of_default):
             verdict = "no measurable difference"
-        yield f"Both measured again, in turn: default {_list(of_default)}, best {_list(of_best)} texts/s: {verdict}."
+        figures = f"default {_list(of_default)}, best {_list(of_best)} {_unit(best)}/s"
+        yield f"Both measured again, in turn: {figures}: {verdict}."
 
 
 def _measured_pairs(search: Search) -> tuple[list[float], list[float]] | None:
@@ -110,8 +112,12 @@ def _figures(record: RunRecord) -> str:
         return describe_objective(record)
     if objective.name == "mean":
         return f"mean score {objective.value:.5f}"
-    words = f"{objective.value:,.1f} texts/s"
+    words = f"{objective.value:,.1f} {_unit(record)}/s"
     return words if score is None else f"{words}, mean score {score:.5f}"
+
+
+def _unit(record: RunRecord) -> Unit:
+    return record.throughput.unit if record.throughput is not None else record.tasks[0].unit
 
 
 def _searched(search: Search, record: RunRecord) -> dict[str, str]:
