@@ -80,7 +80,7 @@ def test_the_baseline_may_be_any_point() -> None:
     made = compare(points, baseline="1")
     assert [row.difference for row in made.rows] == [-0.25, 0.0]
     assert [(one.value, one.against) for one in made.effects] == [("1", "2")]
-    with pytest.raises(ValueError, match="no point is called 7; there are 0, 1"):
+    with pytest.raises(ValueError, match="no point is called 7; available: 0, 1"):
         compare(points, baseline="7")
 
 

@@ -87,12 +87,12 @@ def test_a_single_runs_record_in_the_place_of_a_points_is_noticed(sweep: Path, t
     single = write_run(tmp_path / "single")
     (sweep / "1" / "run.json").write_bytes((single / "run.json").read_bytes())
     (sweep / "multirun.yaml").touch()
-    assert "it is the record of a single run" in read_runs([sweep])[1].failures[0].message
+    assert "it is the record of a single run, not of a point of this sweep" in read_runs([sweep])[1].failures[0].message
 
 
 def test_a_record_in_the_place_of_another_is_noticed(sweep: Path) -> None:
     (sweep / "1" / "run.json").write_bytes((sweep / "2" / "run.json").read_bytes())
-    assert "it is the record of point 2" in read_runs([sweep])[1].failures[0].message
+    assert "it is the record of point 2, not of point 1" in read_runs([sweep])[1].failures[0].message
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -219,7 +219,7 @@ def test_a_point_that_was_killed_in_a_task_is_shown_as_failed() -> None:
     made[1].tasks[:] = made[1].tasks[:1]
     made[1].failures.append(replace(failure(), task="StdlibDocsClassification1"))
     text = comparison_markdown(compare(made))
-    assert "| failed: out of memory loading in StdlibDocsClassification1: the process ended" in text
+    assert "| failed: out of memory while loading in StdlibDocsClassification1: the process ended" in text
     assert "failed: None" not in text
 
 

@@ -146,7 +146,7 @@ def test_a_sweep_without_scores_is_about_speed(tmp_path: Path) -> None:
     head = next(line for line in said.splitlines() if line.startswith("point "))
     assert re.split(r"  +", head.strip()) == [
         "point", "engine.dtype", "requests/s", "tokens/s", "vs. baseline", "p50 at batch 1, ms", "MFU", "spread",
-        "seconds", "engine start s", "peak MiB",
+        "seconds", "engine start s", "peak memory MiB",
     ]  # fmt: skip
     static = (made / "report.html").read_text().split("<script")[0]
     assert "all-MiniLM-L6-v2: throughput</h1>" in static and 'id="throughput"' in static and "0 tasks" not in static
@@ -183,14 +183,14 @@ def test_an_mfu_above_100_percent_is_invalid_and_the_reason_is_given(tmp_path: P
     runs[1].throughput.roofline.flops_per_second = 1.07e6 * 56_320 / 1.125
     runs[1].throughput.roofline.tokens_per_second = 56_320 / 1.125
     made, _, text = reported(tmp_path, runs)
-    reason = "the machine can compute: it was busy while its rate was measured"
-    assert f"Invalid: an MFU of 112.5% (point 1) is more than {reason}" in text and "That is 112.5%" not in text
+    reason = "the machine was probably busy while its peak FLOP/s were measured"
+    assert f"Invalid: an MFU of 112.5% (point 1) is impossible: {reason}" in text and "That is 112.5%" not in text
     row = next(line for line in (made / "report.md").read_text().splitlines() if line.startswith("| 1 |"))
     assert "| 112.5% (invalid) |" in row and ">112.5% (invalid)</td>" in (made / "report.html").read_text()
     best = next(csv.DictReader((made / "report.csv").open()))
     assert recompute.check(made) > 8 and float(best["mfu"]) == 1.125
     single = one_run.run_markdown(runs[1])
-    assert f"Invalid: an MFU of 112.5% is more than {reason}" in single
+    assert f"Invalid: an MFU of 112.5% is impossible: {reason}" in single
     assert "Invalid" not in one_run.run_markdown(runs[0]) and "% (point 0)" not in text
 
 

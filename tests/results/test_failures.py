@@ -54,7 +54,11 @@ NODE = ValueError(
         (errors.ModelError("there is no folder /x"), None, "model"),
         (errors.MissingPackageError("vLLM is not installed"), None, "missing_package"),
         (errors.FirstStageError("/x cannot be read"), "STS12", "first_stage"),
-        (caused(errors.FirstStageError("first stage: ..."), errors.DataError("no network")), "STS12", "data"),
+        (
+            caused(errors.FirstStageError("the first stage failed: ..."), errors.DataError("no network")),
+            "STS12",
+            "data",
+        ),
         (ZeroDivisionError("division by zero"), "STS12", "task"),
         (KeyError("a bug"), None, "error"),
         (KeyboardInterrupt(), None, "interrupted"),

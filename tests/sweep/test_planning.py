@@ -130,6 +130,7 @@ def test_a_task_with_the_same_input_fingerprint_is_computed_once(tmp_path: Path)
     first, other = planned(*words)
     assert [(task.name, task.same_as) for task in other.tasks] == [("SciFact", None), ("STS12", 0)]
     assert other.tasks[1].work == () and 0 < other.tokens < first.tokens
+    assert other.tasks[1].reason == "same result as point 0, computed only once"
     again = planned(*words, "results.reuse=none")[1]
     assert [task.same_as for task in again.tasks] == [None, None]
     # Once the first is computed, the other is done, unless its input texts differ.

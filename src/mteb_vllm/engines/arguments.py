@@ -236,7 +236,8 @@ def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogu
                 near = tuple(as_typed(f"{where}.{name}", at) for name in nearest_argument(key, vllm.args))
                 mistakes.append(Mistake(at, what, "To switch: engine=sentence_transformers", near, value=f"{value}"))
         elif key in _SET_BY_WRAPPERS:
-            mistakes.append(Mistake(at, "is set by the model and the pipeline", "Use model.name or model.revision."))
+            way = "Use model.name, model.revision or model.kind."
+            mistakes.append(Mistake(at, "is set by the model and the pipeline", way))
         elif key == "head_dtype":
             choices = ("model", *(vllm.args["dtype"].choices or ()))
             if value is not None and value not in choices:
@@ -369,7 +370,7 @@ def context_limit(arguments: Mapping[str, object]) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-_EXAMPLES = {"bool": "true or false.", "list": "As [a,b].", "dict": "As {key: value}."}
+_EXAMPLES = {"bool": "Allowed: true, false.", "list": "Write it as [a,b].", "dict": "Write it as {key: value}."}
 
 
 def _env_mistakes(at: str, value: object, vllm: VllmCatalogue | None) -> list[Mistake]:

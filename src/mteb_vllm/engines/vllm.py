@@ -131,7 +131,7 @@ class VllmEngine(Engine):
         with _translate_api_errors():
             renderer = self.llm.renderer
             if renderer.mm_processor is not None:
-                raise TokensRefusedError("vLLM processes its inputs as those of a multimodal model")
+                raise TokensRefusedError("vLLM treats this model as multimodal")
             params: TokenizeParams = renderer.default_cmpl_tok_params.with_kwargs(truncate_prompt_tokens=-1)
             return params
 
@@ -426,8 +426,8 @@ def _check_pooling(spec: EngineSpec, engine: VllmEngine) -> None:
     if requested != found and requested[0] in ("CLS", "MEAN", "LAST"):
         engine.close()
         raise EngineStartError(
-            f"vLLM does not pool as the files of {spec.model.name} specify: {found[0]}, normalised {found[1]}, instead of "
-            f"{requested[0]}, normalised {requested[1]}"
+            f"vLLM's pooling does not match the files of {spec.model.name}: it is {found[0]} (normalised: {found[1]}), "
+            f"not {requested[0]} (normalised: {requested[1]})"
         )
 
 

@@ -380,7 +380,7 @@ def check_finite(engine: Engine, values: npt.NDArray[np.float32], what: str) -> 
         wider = ("float32",) if engine.dtype == "bfloat16" else ("bfloat16", "float32")
         remedy = " or ".join(engine.spec.names.assign("engine.dtype", dtype) for dtype in wider)
         raise NonFiniteError(
-            f"{broken} of {len(values)} {what} of {engine.spec.model.name} in {engine.dtype} have NaN or Inf "
+            f"{broken} of {len(values)} {what} of {engine.spec.model.name} in {engine.dtype} contain NaN or Inf "
             f"(probably overflow). Try {remedy}."
         )
 

@@ -424,7 +424,7 @@ class _Composition:
         return self._checked_bases[id(base)]
 
     def _overlay_mistakes(self, choice: Override, by_hand: Sequence[str], config: DictConfig) -> Iterator[Mistake]:
-        """Yield a mistake for each value by which an overlay overrules a file that was chosen on the command line."""
+        """Yield a mistake for each value with which an overlay overrides a file that was chosen on the command line."""
         group, name = choice.key_or_group, choice.value()
         if (
             choice.package

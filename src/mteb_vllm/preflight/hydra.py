@@ -182,9 +182,8 @@ def _logging_mistakes(node: Any, path: str, keys: tuple[str, ...]) -> Iterator[M
                 yield Mistake(at, "is not a handler or formatter of Python's logging", value=f"{value}", code="refused")
             yield from _logging_mistakes(value, at, (*keys, str(key)))
     elif isinstance(node, str) and node.startswith("ext://") and node not in ("ext://sys.stdout", "ext://sys.stderr"):
-        yield Mistake(
-            path, "would be imported", "Allowed: ext://sys.stdout, ext://sys.stderr.", value=node, code="refused"
-        )
+        what = "is not allowed, since it would be imported"
+        yield Mistake(path, what, "Allowed: ext://sys.stdout, ext://sys.stderr.", value=node, code="refused")
 
 
 def _is_logging_class(name: Any, *, formatter: bool) -> bool:

@@ -180,7 +180,7 @@ def compare(
     """
     names = [point.name for point in points]
     if not names or baseline not in (None, *names):
-        raise ValueError(f"no point is called {baseline}; there are {', '.join(names)}" if names else "no points")
+        raise ValueError(f"no point is called {baseline}; available: {', '.join(names)}" if names else "no points")
     reference = names.index(baseline) if baseline is not None else 0
     tasks = [task for point in points for task in point.tasks]
     types = {task.name: task.type for task in reversed(tasks)}

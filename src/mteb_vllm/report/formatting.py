@@ -16,7 +16,7 @@ MOST_NAMES = 8
 CACHED_CELL = "cached"
 NO_SPEED_DIFFERENCE = "no measurable difference"
 BUSY_MACHINE = (
-    "more than the machine can compute: it was busy while its rate was measured, so the roofline is too low. "
+    "impossible: the machine was probably busy while its peak FLOP/s were measured, so the roofline is too low. "
     "Measure again on an idle machine"
 )
 

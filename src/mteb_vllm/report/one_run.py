@@ -68,8 +68,8 @@ def describe_prompts(record: Mapping[str, Any]) -> str:
     """Return the result of `prompts_record` in one line: the prompts and the template in effect."""
     own = f"{record['source']}, else the tasks' own" if record["prompts"] else "the tasks' own"
     if (score := record.get("score_template")) is not None:
-        how = "a score template" if score["template"] is not None else "the model's own way"
-        return f"Pairs: {how}; instructions: {own}" if score["takes_instruction"] else f"Pairs: {how}"
+        how = "the score template" if score["template"] is not None else "the model's own"
+        return f"Pair format: {how}; instructions: {own}" if score["takes_instruction"] else f"Pair format: {how}"
     if record["template"] is None:
         return f"Prompts: {record['source']}"
     documents = "" if record["apply_to_documents"] else ", not for documents"
@@ -165,7 +165,7 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
     for task in sorted(record.tasks, key=lambda task: task.status != "failed"):
         seconds = number(task.total_seconds, 1) if task.status == "computed" else ""
         stored = f"{task.stored:,} from the embedding cache" if task.stored else ""
-        state = {"computed": stored, "failed": f"failed: {task.reason or 'not done'}"}.get(task.status, "")
+        state = {"computed": stored, "failed": f"failed: {task.reason or 'not run'}"}.get(task.status, "")
         cached = task.status == CACHED
         speed = (CACHED_CELL if cached else number(task.texts_per_second), number(task.tokens_per_second))
         scores = _rerank_scores([task]) if reranked else (number(task.main_score, 5),)
@@ -177,7 +177,11 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
         encode = sum(task.seconds.get("encode", 0.0) for task in record.tasks)
         speed = (number(computed / encode), number(tokens / encode)) if encode else ("", "")
         total = sum(task.total_seconds for task in record.tasks)
-        of = "mean score" if len(scored) == len(record.tasks) else f"mean score of {len(scored)} of {len(record.tasks)}"
+        of = (
+            "mean score"
+            if len(scored) == len(record.tasks)
+            else f"mean score of {len(scored)} of {len(record.tasks)} tasks"
+        )
         scores = _rerank_scores(scored) if reranked else (number(mean(task.main_score for task in scored), 5),)
         rows.append((f"{of} / total", "", *scores, *speed, number(total, 1) if total else "", ""))
     unit = "texts/s" if any(task.computed and task.unit == "texts" for task in record.tasks) else "pairs/s"

@@ -41,9 +41,9 @@ def read_run(folder: Path) -> FoundRun:
         record = read_record(path, scores=False)
         found = FoundRun(_point(folder, record), record.point)
         if None not in (number, found.number) and number != found.number:
-            raise ValueError(f"it is the record of point {found.number}")
+            raise ValueError(f"it is the record of point {found.number}, not of point {number}")
         if found.number is None and number is not None and (folder.parent / _SWEEP).exists():
-            raise ValueError("it is the record of a single run")
+            raise ValueError("it is the record of a single run, not of a point of this sweep")
         return found
     except FileNotFoundError:
         why = f"{folder} contains no run.json: the run has not finished or was killed, or the file was deleted"

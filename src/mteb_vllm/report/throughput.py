@@ -70,7 +70,7 @@ def throughput_lines(record: RunRecord) -> list[str]:
 
 
 def _title(throughput: ThroughputRecord) -> str:
-    return f"Steps of {throughput.unit}: {throughput.lengths}"
+    return f"Speed by batch size ({throughput.unit}: {throughput.lengths})"
 
 
 def _saturated(throughput: ThroughputRecord) -> Iterable[str]:

@@ -55,6 +55,19 @@ Kind = Literal[
     "error",  # anything else: a bug
 ]
 
+# How kinds are shown to people; the others by their own words.
+_LABELS: dict[Kind, str] = {
+    "out_of_memory_loading": "out of memory while loading",
+    "out_of_memory_encoding": "out of memory while encoding",
+    "disk": "disk error",
+    "data": "data error",
+    "task": "task error",
+    "first_stage": "first-stage error",
+    "not_finite": "NaN or Inf",
+    "model": "model error",
+    "damaged": "damaged file",
+}
+
 # Failures after which the engine and its process can no longer be trusted.
 FATAL: tuple[Kind, ...] = (
     "out_of_memory_loading", "out_of_memory_encoding", "engine_start", "engine_died", "segmentation_fault", "crash",
@@ -71,8 +84,8 @@ _ADVICE: dict[Kind, str] = {
     "killed": "memory probably ran out, and the kernel killed the process (check dmesg): lower engine.max_num_seqs or "
     "engine.max_num_batched_tokens, or use a smaller dtype",
     "timeout": "see the log for the stack trace; allow more time with hydra.launcher.point_timeout, in seconds",
-    "disk": "free space there, or choose another folder with results.dir=...; then repeat the command, which computes only "
-    "what is missing",
+    "disk": "free space on that disk or fix the folder's permissions, or choose another folder with results.dir=...; then "
+    "run the same command again, which computes only what is missing",
     "data": DATA_ADVICE,
     "task": "see the log for the traceback",
     "not_finite": "use another dtype: float16 overflows in models that were trained in bfloat16",
@@ -127,9 +140,14 @@ class Failure:
         object.__setattr__(self, "message", mask(self.message))
         object.__setattr__(self, "log", [mask(line) for line in self.log])
 
+    @property
+    def label(self) -> str:
+        """Its kind in words, e.g. "data error"."""
+        return _LABELS.get(self.kind, self.kind.replace("_", " "))
+
     def __str__(self) -> str:
         at = f" in {self.task}" if self.task else ""
-        return f"{self.kind.replace('_', ' ')}{at}: {self.message}"
+        return f"{self.label}{at}: {self.message}"
 
 
 def failure_from_exception(error: BaseException, task: str | None = None) -> Failure:

@@ -354,8 +354,8 @@ def read_record(path: Path, *, scores: bool = True) -> RunRecord:
         version = (
             (content.get("versions") or {}).get("mteb-vllm") if isinstance(content.get("versions"), dict) else None
         )
-        origin = f"written by another version of mteb-vllm{f' ({version})' if version else ''}"
-        raise ValueError(f"{origin}, in version {schema or 0} of the format, not {SCHEMA}: run it again")
+        origin = f"written by {f'mteb-vllm {version}' if version else 'another version of mteb-vllm'}"
+        raise ValueError(f"{origin} in format {schema or 0}, but this version reads format {SCHEMA}")
     if not sealed:
         raise ValueError("it was changed after it was written")
     return _adapter().validate_json(text)

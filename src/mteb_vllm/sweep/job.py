@@ -130,7 +130,7 @@ class Job:
             self.console.print_line(f"Sweep: {folder}")
         if missing:
             text = f"Not done: {len(missing)} of {len(self.points)} points ({', '.join(missing)})."
-            self.console.print_line(f"{text} Repeat the command to run them.")
+            self.console.print_line(f"{text} Run the same command again to continue with them.")
 
 
 def _report_command(folder: Path) -> str:

@@ -236,7 +236,8 @@ class EngineGroupedLauncher(Launcher):
         """Raise if points share a folder, or Hydra's context cannot be pickled for a child process."""
         folders = Counter(point.folder for point in points)
         if twice := [str(folder) for folder, n in folders.items() if n > 1]:
-            raise HydraException(f"hydra.sweep.subdir gives several points the same folder: {twice[0]}")
+            way = "include the point's number, ${hydra.job.num}"
+            raise HydraException(f"hydra.sweep.subdir gives several points the same folder, {twice[0]}: {way}")
         try:
             pickle.dumps(self._context)
         except (pickle.PicklingError, TypeError, AttributeError) as error:

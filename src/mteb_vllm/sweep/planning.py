@@ -197,7 +197,9 @@ class _EarlierPoints:
         if input_fingerprint is None or state.state in ("done", "failed before"):
             return state
         first = self._first.setdefault(input_fingerprint, number)
-        return state if first == number else replace(state, reason=f"as point {first}", work=(), same_as=first)
+        if first == number:
+            return state
+        return replace(state, reason=f"same result as point {first}, computed only once", work=(), same_as=first)
 
 
 def group_by_engine(points: Sequence[PlannedPoint]) -> list[Group]:

@@ -340,7 +340,9 @@ class Supervisor:
                     continue
                 if event.leftover_mb > self._max_leftover_mb or event.processes:
                     what = (
-                        f"{event.processes} processes" if event.processes else f"{event.leftover_mb:,.0f} MB of memory"
+                        f"{event.processes} {'process' if event.processes == 1 else 'processes'}"
+                        if event.processes
+                        else f"{event.leftover_mb:,.0f} MB of memory"
                     )
                     self._view.line(f"The closed engine left {what} behind: continuing in a new process")
                     self._child = None

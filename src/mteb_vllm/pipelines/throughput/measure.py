@@ -96,16 +96,16 @@ def measure(
         the number of tokens of each request.
     """
     watch = Stopwatch(engine, requests)
-    notify("warming up")
+    notify("Warming up")
     started = time.perf_counter()
     for _ in range(2):
         watch.time_call(min(max(batch_sizes), len(requests), 32))
     figures.warm_up_seconds = time.perf_counter() - started
     for size in batch_sizes:
-        notify(f"{size:,} at a time")
+        notify(f"Timing calls at batch size {size:,}")
         watch.time_call(size)  # untimed: libraries may prepare something for each new shape
         figures.steps.append(_step(size, list(_repeat(watch, size, steps, seconds))))
-    notify(f"all {len(requests):,} in one call")
+    notify(f"Timing all {len(requests):,} {requests.unit} in one call")
     runs = [watch.time_all() for _ in range(repeats)]
     figures.saturated = _saturated(len(requests), runs)
     return runs[0].lengths

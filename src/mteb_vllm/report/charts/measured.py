@@ -199,7 +199,7 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
         share = "roofline unknown" if roofline.mfu is None else f"{roofline.mfu:.1%} MFU"
         words = "not measured" if tokens is None else f"{number(tokens)} tokens/s, {share}"
         tip = {"title": curve.title or "Throughput", "tokens/s": number(tokens) or "not measured"}
-        tip |= {"roofline, tokens/s": number(roofline.tokens_per_second) or "not known"}
+        tip |= {"roofline, tokens/s": number(roofline.tokens_per_second) or "unknown"}
         tip |= {} if roofline.mfu is None else {"MFU": f"{roofline.mfu:.1%}"}
         data.append(
             {

@@ -339,7 +339,7 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
         f"Left out: {without} {'tasks' if without > 1 else 'task'} without a score for the baseline or for any other point."
         if without
         else "",
-        "Tasks in which the points differ most are listed first." if len(tasks) > 1 else "",
+        "Tasks on which the points differ most are listed first." if len(tasks) > 1 else "",
     ]
     data = {"cells": cells, "columns": columns}
     params = [alt.param(name="about", value=about)]
