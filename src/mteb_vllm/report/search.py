@@ -64,7 +64,7 @@ def print_search(console: Console, search: Search, choices: Mapping[str, Any], f
             write_atomically(file, text)
         console.print_line(f"Its engine arguments ({file}), ready to be saved as conf/engine/{name}.yaml:\n")
         console.print_line(text)
-    words = list(_words(best, choices, engine=name if text else None))
+    words = list(_words(search, best, choices, engine=name if text else None))
     console.print_line(f"To use it: {command(*(['--config-dir', str(folder / _FOLDER)] if text else []), *words)}")
 
 
@@ -131,11 +131,12 @@ def _overrides(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def _words(best: RunRecord, choices: Mapping[str, Any], engine: str | None) -> Iterator[str]:
-    """Yield the overrides of the best point.
+def _words(search: Search, best: RunRecord, choices: Mapping[str, Any], engine: str | None) -> Iterator[str]:
+    """Yield the overrides of the best point, those that the search has chosen last.
 
     Args:
-        best: Its record.
+        search: The search.
+        best: The record of its best point.
         choices: Group to chosen file, of the default point.
         engine: The file of its engine, which replaces all searched engine arguments; None if there is none.
     """
@@ -146,7 +147,7 @@ def _words(best: RunRecord, choices: Mapping[str, Any], engine: str | None) -> I
             for group in _GROUPS
             if choices.get(group) not in (None, "auto") and group not in overrides
         )
-    for key, value in overrides.items():
+    for key, value in sorted(overrides.items(), key=lambda item: item[0] in search.searched):
         name, _, _ = key.lstrip("+~").partition(".")
         if name not in _OF_SEARCH and not (engine is not None and name == "engine"):
             yield f"{key}={value}" if value or not key.startswith("~") else key
