@@ -29,7 +29,7 @@ def point(
     **more: Any,
 ) -> RunRecord:
     searched = [f"engine.dtype={dtype}", "prompts=e5"] if dtype else []
-    engine = {"preset": "vllm_cpu", "dtype": dtype, "max_model_len": 64, "max_num_seqs": None}
+    engine = {"preset": "auto", "dtype": dtype, "max_model_len": 64, "max_num_seqs": None, "env": {}}
     overrides = [*more.pop("fixed", FIXED), *searched]
     config = {"engine": engine, "experiment": more.pop("experiment", None), "model": {}, "tasks": {}, "pipeline": {}}
     return record(name, task("A", score, seconds=seconds), point=number, overrides=overrides, config=config, **more)
@@ -58,7 +58,7 @@ def test_the_best_point_is_shown_against_the_default_as_yaml_and_as_a_command(tm
     assert f"Refused: {refused}: A 0.52000 instead of 0.50000\n" in text
     assert "No objective: point 3" in text and "no memory" in text
     written = (tmp_path / "best" / "engine" / "mine.yaml").read_text()
-    assert yaml.safe_load(written) == {"defaults": ["auto", "_self_"], "max_model_len": 64, "dtype": "float16"}
+    assert yaml.safe_load(written) == {"preset": "auto", "dtype": "float16", "max_model_len": 64}
     assert written.startswith("# Found by a search: texts_per_second: 100.\n") and written in text
     assert f"To use it: mteb-vllm --config-dir {tmp_path}/best model=e5_small prompts=e5 engine=mine\n" in text
 
@@ -105,14 +105,6 @@ def test_the_command_names_what_an_experiment_chose_but_not_the_experiment(tmp_p
         searched(point(1, 1.0, dtype="float16", fixed=fixed)), tmp_path, experiment="tune", pipeline="evaluate"
     )
     assert text.splitlines()[-1].endswith("/best model=e5_small pipeline=evaluate tasks=sts12 prompts=e5 engine=mine")
-
-
-def test_the_file_extends_the_engine_that_was_searched_but_never_itself(tmp_path: Path) -> None:
-    search = searched(point(1, 1.0, dtype="float16"))
-    shown(search, tmp_path, engine="vllm_cpu")
-    assert yaml.safe_load((tmp_path / "best/engine/mine.yaml").read_text())["defaults"] == ["vllm_cpu", "_self_"]
-    assert "engine=mine_tuned" in shown(search, tmp_path, engine="mine")
-    assert yaml.safe_load((tmp_path / "best/engine/mine_tuned.yaml").read_text())["defaults"] == ["mine", "_self_"]
 
 
 def test_a_search_over_prompts_alone_has_no_engine_to_save(tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ def test_a_real_search_ends_with_a_file_that_can_be_used(tmp_path: Path, capsys:
     (written,) = (tmp_path / "out").glob("sweeps/*/*/best/engine/mine.yaml")
     values = yaml.safe_load(written.read_text())
     size = best.config["engine"]["max_num_seqs"]
-    assert values == {"defaults": ["auto", "_self_"], "max_model_len": 64, "max_num_seqs": size, "dtype": "float32"}
+    assert values == {"preset": "auto", "dtype": "float32", "max_model_len": 64, "max_num_seqs": size}
     shown = " ".join(capsys.readouterr().out.split())
     assert "Best of 3 points" in shown and "engine=mine" in shown and "Refused" not in shown
     assert ("Both measured again, in turn" in shown) == (len(records) == 8)

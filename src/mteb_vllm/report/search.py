@@ -15,6 +15,7 @@ from mteb_vllm.results.search import Search, objective_value
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.disk import attempt
 from mteb_vllm.util.files import write_atomically
+from mteb_vllm.util.masking import mask_values
 from mteb_vllm.util.shell import command
 
 # Groups that an experiment may choose, which the command for the best point repeats.
@@ -23,8 +24,8 @@ _GROUPS = ("model", "prompts", "instruction", "score_template", "tasks", "pipeli
 # Settings of the search itself, which are not part of the best point.
 _OF_SEARCH = ("experiment", "report", "results")
 
-# A folder for --config-dir.
-_FOLDER = "best"
+# The best engine arguments: one file in a folder for --config-dir.
+_FILE = Path("best", "engine", "mine.yaml")
 
 
 def print_search(console: Console, search: Search, choices: Mapping[str, Any], folder: Path) -> None:
@@ -55,17 +56,15 @@ def print_search(console: Console, search: Search, choices: Mapping[str, Any], f
         console.print_line(f"Default: point {search.default.point}, {_figures(search.default)}")
     for line in _comparison(search, best):
         console.print_line(line)
-    chosen = _searched(search, best)
-    name = "mine" if choices.get("engine") != "mine" else "mine_tuned"  # a file must not extend itself
-    file = folder / _FOLDER / "engine" / f"{name}.yaml"
-    if text := _engine_yaml(chosen, best, str(chosen.get("engine", choices.get("engine")))):
+    file = folder / _FILE
+    if text := _engine_yaml(search, best):
         with attempt(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, text)
-        console.print_line(f"Its engine arguments ({file}), ready to be saved as conf/engine/{name}.yaml:\n")
+        console.print_line(f"Its engine arguments ({file}), ready to be saved as conf/engine/mine.yaml:\n")
         console.print_line(text)
-    words = list(_words(search, best, choices, engine=name if text else None))
-    console.print_line(f"To use it: {command(*(['--config-dir', str(folder / _FOLDER)] if text else []), *words)}")
+    options = ["--config-dir", str(file.parents[1])] if text else []
+    console.print_line(f"To use it: {command(*options, *_words(search, best, choices, engine=bool(text)))}")
 
 
 def _comparison(search: Search, best: RunRecord) -> Iterator[str]:
@@ -131,14 +130,14 @@ def _overrides(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def _words(search: Search, best: RunRecord, choices: Mapping[str, Any], engine: str | None) -> Iterator[str]:
+def _words(search: Search, best: RunRecord, choices: Mapping[str, Any], *, engine: bool) -> Iterator[str]:
     """Yield the overrides of the best point, those that the search has chosen last.
 
     Args:
         search: The search.
         best: The record of its best point.
         choices: Group to chosen file, of the default point.
-        engine: The file of its engine, which replaces all searched engine arguments; None if there is none.
+        engine: Whether its engine arguments are in a file.
     """
     overrides = dict(_overrides(best))
     if "experiment" in overrides:  # it would search again
@@ -149,32 +148,16 @@ def _words(search: Search, best: RunRecord, choices: Mapping[str, Any], engine: 
         )
     for key, value in sorted(overrides.items(), key=lambda item: item[0] in search.searched):
         name, _, _ = key.lstrip("+~").partition(".")
-        if name not in _OF_SEARCH and not (engine is not None and name == "engine"):
+        if name not in _OF_SEARCH and not (engine and name == "engine"):
             yield f"{key}={value}" if value or not key.startswith("~") else key
-    if engine is not None:
-        yield f"engine={engine}"
+    if engine:
+        yield f"engine={_FILE.stem}"
 
 
-def _engine_yaml(chosen: Mapping[str, str], best: RunRecord, extends: str) -> str:
-    """Return the file of the best point's engine; "" if the search did not choose any of its arguments.
-
-    Args:
-        chosen: The searched keys and their values.
-        best: The record of the best point.
-        extends: The engine file whose arguments the search varied.
-    """
-    content: dict[str, Any] = {}
-    for key, _ in _overrides(best):
-        head, *names = key.lstrip("+~").split(".")
-        if head != "engine" or not names:
-            continue
-        value, inner = best.config["engine"], content
-        for name in names:
-            value = value[name]
-        for name in names[:-1]:
-            inner = inner.setdefault(name, {})
-        inner[names[-1]] = value
-    if not any(key.lstrip("+").partition(".")[0] == "engine" for key in chosen):
+def _engine_yaml(search: Search, best: RunRecord) -> str:
+    """Return the file of the best point's engine; "" if the search did not choose any of its arguments."""
+    if not any(key.lstrip("+").partition(".")[0] == "engine" for key in search.searched):
         return ""
-    head = f"# Found by a search: {describe_objective(best)}.\n"
-    return head + yaml.safe_dump({"defaults": [extends, "_self_"], **content}, sort_keys=False)
+    values = {key: value for key, value in best.config["engine"].items() if value not in (None, {}, [])}
+    text = yaml.safe_dump(mask_values(values), sort_keys=False)
+    return f"# Found by a search: {describe_objective(best)}.\n{text}"
