@@ -106,4 +106,4 @@ def _date(started: str) -> str:
 def recommended_command(comparison: Comparison) -> str:
     """Return the command that runs the recommended configuration, quoted for a shell; "" where it is unknown."""
     row: Row | None = comparison.recommended
-    return command(*row.point.arguments) if row is not None and row.point.source == "run" else ""
+    return command(*row.point.arguments) if row is not None and row.point.arguments is not None else ""

@@ -18,6 +18,7 @@ from mteb_vllm.report.parity import parity_markdown, print_parity
 from mteb_vllm.report.points import CACHED, gain_share
 from mteb_vllm.report.throughput import print_throughput, throughput_markdown
 from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.objective import describe_objective
 from mteb_vllm.results.record import FirstStageRecord, RunRecord, TaskOutcome, mean
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.disk import attempt
@@ -114,6 +115,8 @@ def print_run(console: Console, record: RunRecord) -> None:
         _print_tasks(console, *task_table(record))
     if record.parity is not None:
         print_parity(console, record.parity)
+    if record.objective is not None:
+        console.print_line(f"Objective: {describe_objective(record)}")
     for warning in record.warnings:
         console.print_line(f"Note: {warning}", style="yellow")
     for failure in record.failures:
@@ -221,6 +224,7 @@ def run_markdown(record: RunRecord) -> str:
         f"- fingerprint: `{record.fingerprint}`",
         f"- revision: {code(str(model.get('revision')))}",
         *_first_stage_lines(record),
+        *([f"- objective: {inline(describe_objective(record))}"] if record.objective is not None else []),
         f"- command: {code(command(*record.overrides))}",
         "",
         *(throughput_markdown(record) if record.throughput is not None else []),

@@ -61,7 +61,7 @@ class Point:
         folder: Where it was found.
         source: "run" for a run of this program, "results" for a folder of results in mteb's layout, whoever wrote it.
         overrides: The overrides of its command line: key to value.
-        arguments: The same, as they were typed: what a command that repeats the run is made of.
+        arguments: The arguments of a command that repeats the run; None where there is no such command.
         facts: All its settings, flat, by dotted keys: "model", "revision", "engine.dtype", "device", "versions.vllm", ...;
             values as they are shown.
         engine: The fingerprint of its engine; "" where there is none.
@@ -79,7 +79,7 @@ class Point:
     folder: Path
     source: Literal["run", "results"] = "run"
     overrides: dict[str, str] = field(default_factory=dict)
-    arguments: tuple[str, ...] = ()
+    arguments: tuple[str, ...] | None = None
     facts: dict[str, str] = field(default_factory=dict)
     engine: str = ""
     tasks: list[TaskScore] = field(default_factory=list)

@@ -80,7 +80,7 @@ def _point(folder: Path, record: RunRecord) -> Point:
         name="",
         folder=folder,
         overrides=dict(_override(text) for text in record.overrides),
-        arguments=tuple(record.overrides),
+        arguments=_arguments(record),
         facts={key: text for key, text in _facts(record) if text},
         engine=opened or (fingerprint(settings["engine"]) if settings.get("engine") else ""),
         tasks=tasks,
@@ -92,6 +92,17 @@ def _point(folder: Path, record: RunRecord) -> Point:
         parity=record.parity,
         started=record.started,
     )
+
+
+def _arguments(record: RunRecord) -> tuple[str, ...] | None:
+    """Return the overrides of a run, without the settings of reports: these concern the whole sweep or search.
+
+    Returns:
+        None for a point of a search that an experiment defines, since the experiment would search again.
+    """
+    if record.objective is not None and record.point is not None and record.config.get("experiment"):
+        return None
+    return tuple(text for text in record.overrides if not text.lstrip("+~").startswith("report."))
 
 
 def _override(text: str) -> tuple[str, str]:

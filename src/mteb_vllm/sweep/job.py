@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,9 @@ from mteb_vllm.errors import MtebVllmError
 from mteb_vllm.progress import MakeProgress, Progress
 from mteb_vllm.report.build import build_report
 from mteb_vllm.report.one_run import print_run
+from mteb_vllm.report.search import print_search
 from mteb_vllm.results.record import RunRecord
+from mteb_vllm.results.search import Search, objective_value
 from mteb_vllm.runner import PrefetchedFirstStage, run_config
 from mteb_vllm.sweep.planning import PlannedPoint
 from mteb_vllm.util.masking import find_secrets, mask, protect, register_fields, scrub, watch_environment
@@ -36,6 +38,8 @@ class Job:
         reported: Whether the sweep's report was written.
         progress: Makes the progress display of a point.
         prefetched: The outcome of the point's first stage, if it has been run already.
+        search: The search, whose default is the only one of `points`; None in a sweep or a single run.
+        compare_best: Measures the best point of a search against the default; set by the launcher, if it can do that.
     """
 
     console: Console
@@ -45,9 +49,11 @@ class Job:
     reported: bool = True
     progress: MakeProgress = Progress
     prefetched: PrefetchedFirstStage | None = None
+    search: Search | None = None
+    compare_best: Callable[[], None] | None = None
 
-    def __call__(self, cfg: Any) -> RunRecord:
-        """Run the point that Hydra composed."""
+    def __call__(self, cfg: Any) -> RunRecord | float | None:
+        """Run the point that Hydra composed, and return its record, or the value of its objective if it has one."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
         from omegaconf import OmegaConf
@@ -75,7 +81,9 @@ class Job:
             prefetched=self.prefetched,
         )
         self.records.append(record)
-        return record
+        if self.search is not None:
+            return self.search.add(record)
+        return record if record.objective is None else objective_value(record)
 
     def point(self, number: int, overrides: Sequence[str]) -> PlannedPoint | None:
         """Return a checked point; None for one that was not checked, because another sweeper has generated it.
@@ -89,7 +97,9 @@ class Job:
 
     @property
     def failed(self) -> bool:
-        """Whether a point or the report failed."""
+        """Whether the report or a point failed; of a search, the report or all of the points that it chose."""
+        if self.search is not None:
+            return not self.reported or self.search.best is None
         return not self.reported or any(record.status != "ok" for record in self.records)
 
     def end_sweep(self) -> None:
@@ -115,6 +125,8 @@ class Job:
                 message = str(error) if isinstance(error, MtebVllmError) else f"{type(error).__name__}: {error}"
                 text = f"The report could not be written: {message}. To try again: {_report_command(folder)}"
                 self.console.print_line(text, style="red")
+            if self.search is not None and self.search.trials:
+                print_search(self.console, self.search, self.points[0].composed.hydra.runtime.choices, folder)
             self.console.print_line(f"Sweep: {folder}")
         if missing:
             text = f"Not done: {len(missing)} of {len(self.points)} points ({', '.join(missing)})."

@@ -226,7 +226,7 @@ class Supervisor:
             elif isinstance(event, FirstStageDone):
                 return self._first_stage_done(point, event.prefetched)
             elif isinstance(event, PointDone):
-                return self._point_done(point, event.answer)
+                return self._point_done(point, event)
             elif isinstance(event, PointFailed):
                 failure = replace(event.failure, log=self._log(point, written))
                 self._replace_child_after([failure])
@@ -248,10 +248,9 @@ class Supervisor:
         # Other failures will recur, task by task, when the point itself runs.
         return self._fail(point, dead) if dead is not None else None
 
-    def _point_done(self, point: SweepPoint, answer: Any) -> Failure | None:
-        record: RunRecord = answer.return_value
-        self._add_record(point.planned.number, record, answer)
-        tried = [failure for failure in record.failures if failure.tried]
+    def _point_done(self, point: SweepPoint, done: PointDone) -> Failure | None:
+        self._add_record(point.planned.number, done.record, done.answer)
+        tried = [failure for failure in done.record.failures if failure.tried]
         self._replace_child_after(tried)
         return next((failure for failure in tried if _did_not_open(failure)), None)
 
