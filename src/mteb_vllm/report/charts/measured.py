@@ -25,7 +25,7 @@ from mteb_vllm.report.charts.style import (
     texts,
 )
 from mteb_vllm.report.comparison import Comparison
-from mteb_vllm.report.formatting import distinct_names, number, point_name, rate, settings_text
+from mteb_vllm.report.formatting import BUSY_MACHINE, distinct_names, mfu, number, point_name, rate, settings_text
 from mteb_vllm.results.measurements import Roofline, ThroughputRecord
 
 if TYPE_CHECKING:
@@ -196,11 +196,11 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
     data: list[Json] = []
     for curve, kind in zip(curves, kinds, strict=True):
         tokens, roofline = curve.throughput.tokens_per_second, curve.throughput.roofline or Roofline()
-        share = "roofline unknown" if roofline.mfu is None else f"{roofline.mfu:.1%} MFU"
+        share = "roofline unknown" if roofline.mfu is None else f"MFU {mfu(roofline.mfu)}"
         words = "not measured" if tokens is None else f"{number(tokens)} tokens/s, {share}"
         tip = {"title": curve.title or "Throughput", "tokens/s": number(tokens) or "not measured"}
         tip |= {"roofline, tokens/s": number(roofline.tokens_per_second) or "not known"}
-        tip |= {} if roofline.mfu is None else {"MFU": f"{roofline.mfu:.1%}"}
+        tip |= {} if roofline.mfu is None else {"MFU": mfu(roofline.mfu)}
         data.append(
             {
                 "point": curve.point, "engine": kind,
@@ -233,8 +233,12 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
         .mark_text(**text, align=alt.ExprRef("datum.name ? 'right' : 'left'"))
         .encode(y=y, x=alt.value(alt.ExprRef("datum.name ? width : 0")), text="words:N"),
     ]
-    notes = ["Outlined: the roofline, the most that the machine's FLOP/s allow."]
-    return chart(layers, {"points": data}, "offline (saturated) tokens/s →", notes, height=44 * len(data))
+    invalid = any(((curve.throughput.roofline or Roofline()).mfu or 0.0) > 1 for curve in curves)
+    notes = [
+        "Outlined: the roofline, the most that the machine's FLOP/s allow.",
+        f"Invalid: an MFU above 100% is {BUSY_MACHINE}." if invalid else "",
+    ]
+    return chart(layers, {"points": data}, "offline (saturated) tokens/s →", filter(None, notes), height=44 * len(data))
 
 
 def reference_speed(comparison: Comparison) -> alt.LayerChart | None:
