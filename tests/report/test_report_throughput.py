@@ -271,8 +271,8 @@ def test_without_a_difference_or_a_speed_there_is_no_place(tmp_path: Path) -> No
     assert "reference_speed" not in charts(of) and of.passed is None
     assert answer(of)[:3] == [
         "Parity: 0 of 2 points passed. The reference: sentence-transformers 6.2.0 in float32.",
-        "Not passed: point 0 (engine.dtype=float32): STS12: the engine failed: out of memory.",
         "Not passed: point 1 (engine.dtype=bfloat16): at worst -0.00100 in STS12, lowest cosine similarity 0.99990.",
+        "Not passed: point 0 (engine.dtype=float32): STS12: the engine failed: out of memory.",
     ]
 
 
@@ -289,17 +289,62 @@ def test_of_many_points_all_are_drawn_and_the_fastest_have_colours_of_their_own(
     steps, bars = drawn["throughput"]["datasets"]["steps"], drawn["roofline"]["datasets"]["points"]
     assert [(one["point"], one["rate"], one["p50"]) for one in steps] == [
         (row.point.name, step.requests_per_second, step.latency_ms.p50)
-        for row in of.rows
+        for row in reversed(of.rows)
         for step in row.point.throughput.steps
     ]
-    assert [one["point"] for one in drawn["throughput"]["datasets"]["saturated"]] == [row.point.name for row in of.rows]
+    fastest_first = [str(at) for at in reversed(range(30))]
+    assert [one["point"] for one in drawn["throughput"]["datasets"]["saturated"]] == fastest_first
     assert [(one["point"], one["tokens"], round(one["roofline"])) for one in bars] == [
-        (str(at), 100.0 + at, 46729) for at in range(30)
+        (name, 100.0 + int(name), 46729) for name in fastest_first
     ]
     engines = {one["point"]: one["engine"] for one in bars}
     assert {engines[str(at)] for at in range(23)} == {"23 other engines"}
     assert [engines[str(at)] for at in range(23, 30)] == [f"max_num_seqs={at}" for at in range(23, 30)]
     assert {one["size"] for one in steps if one["wide"]} >= {"1", "64"}
+
+
+def unlike_ranks() -> list[RunRecord]:
+    """Parity runs, of which that with the highest scores is the furthest from the reference."""
+    offs = {"float32": 0.0124, "bfloat16": -7e-4, "float16": 2e-7}
+    return [
+        record(
+            at, "pipeline=parity", dtype=dtype, parity=parity(off),
+            tasks=(outcome("STS12", 0.7237 + off, 20.0 - at), outcome("STS13", 0.8 + off / 2, 10.0)),
+        )
+        for at, (dtype, off) in enumerate(offs.items())
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("runs", "ranked", "bars", "columns"),
+    [
+        (throughput_runs, "1203", "120", ""),
+        (unlike_ranks, "210", "", "21"),
+        (mixed_runs, "023467518", "675", "2341"),
+    ],
+    ids=["throughput", "parity", "mixed"],
+)
+def test_tables_and_charts_have_the_same_order_the_best_first(
+    tmp_path: Path, runs: Runs, ranked: str, bars: str, columns: str
+) -> None:
+    made, comparison, text = reported(tmp_path, runs())
+    names = set(ranked)
+    html = (made / "report.html").read_text()
+    orders = {
+        "CSV": [row["point"] for row in csv.DictReader((made / "report.csv").open())],
+        "Markdown": re.findall(r"^\| (\d) \|", (made / "report.md").read_text().split("## ")[0], re.MULTILINE),
+        "page": re.findall(r'<tr data-at="(\d)"', html),
+        "terminal": re.findall(r"^(\d)  ", text.split("\n1 of ")[0].split("Parity:")[0], re.MULTILINE),
+    }
+    assert orders == dict.fromkeys(orders, list(ranked)) and names == {row.point.name for row in comparison.rows}
+    drawn = data_of(html)["charts"]
+    points = drawn["roofline"]["datasets"]["points"] if bars else []
+    assert [one["point"] for one in points] == list(bars)
+    if bars:
+        (layer,) = (layer for layer in drawn["roofline"]["layer"] if layer.get("name") == "bars")
+        assert layer["encoding"]["y"]["scale"]["domain"] == list(bars)
+    cells = drawn["task_differences"]["datasets"]["cells"] if columns else []
+    assert list(dict.fromkeys(one["point"] for one in cells)) == list(columns)
 
 
 def test_colour_is_the_engine_and_shape_the_lengths(tmp_path: Path) -> None:
@@ -339,7 +384,7 @@ def test_the_page_looks_right(browser: Any, tmp_path: Path, width: int, scheme: 
         box = step.bounding_box()
         opened.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         opened.page.wait_for_selector("#throughput .curves_marks path[stroke-width='3']")
-        assert "Point 6" in opened.page.inner_text("#selected")
+        assert "Point 7" in opened.page.inner_text("#selected"), "the second best"
         opened.page.set_viewport_size({"width": 1680 - width, "height": 900})
         assert opened.page.evaluate(WIDTHS) == []
         assert opened.page.evaluate(OUTSIDE) == [] and opened.said == []

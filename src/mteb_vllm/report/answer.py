@@ -130,7 +130,7 @@ def _at(row: Row) -> str:
 
 def _throughput(comparison: Comparison) -> list[str]:
     """Return the fastest point, those as fast, the shortest latency, and what cannot be compared or cannot be right."""
-    rows = [row for row in comparison.rows if row.point.throughput is not None]
+    rows = [row for row in comparison.ranked if row.point.throughput is not None]
     if not rows:
         return []
     lines = []
@@ -159,7 +159,7 @@ def _throughput(comparison: Comparison) -> list[str]:
 
 def _parity(comparison: Comparison) -> list[str]:
     """Return how many points passed, the fastest of them, and the deviations of those that did not."""
-    found = [(row, row.point.parity) for row in comparison.rows if row.point.parity is not None]
+    found = [(row, row.point.parity) for row in comparison.ranked if row.point.parity is not None]
     if not found:
         return []
     failed = [(row, verdict) for row, verdict in found if not verdict.passed]

@@ -63,8 +63,8 @@ class Curve:
 
 
 def throughput_curves(comparison: Comparison) -> list[Curve]:
-    """Return the throughput of all points that measured it, in the points' order."""
-    found = [(row, measured) for row in comparison.rows if (measured := row.point.throughput) and measured.steps]
+    """Return the throughput of all points that measured it, the best first."""
+    found = [(row, measured) for row in comparison.ranked if (measured := row.point.throughput) and measured.steps]
     rows = [row for row, _ in found]
     # An engine that nobody knows is the point's own.
     engines = [row.point.engine or f"point {row.point.name}" for row in rows]
@@ -245,7 +245,7 @@ def reference_speed(comparison: Comparison) -> alt.LayerChart | None:
     """Draw each parity point's worst difference from the reference against tokens/s; None if no point has both."""
     import altair as alt
 
-    rows = [row for row in comparison.rows if row.point.parity is not None]
+    rows = [row for row in comparison.ranked if row.point.parity is not None]
     found = [
         (row, row.point.parity, row.parity_speed, abs(difference))
         for row in rows

@@ -252,7 +252,7 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
     import altair as alt
 
     baseline = next(row for row in comparison.rows if row.point.name == comparison.baseline)
-    others = [row for row in comparison.rows if row is not baseline]
+    others = [row for row in comparison.ranked if row is not baseline]
     off = {
         task: {
             row.point.name: value - base
@@ -266,7 +266,6 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
     ranked = [row for row in others if any(row.point.name in values for values in off.values())]
     if not ranked:
         return None
-    ranked.sort(key=lambda row: -math.inf if row.mean is None else row.mean, reverse=True)
     # Where points differ most stands first.
     tasks = sorted(off, key=lambda task: min([0.0, *off[task].values()]) - max([0.0, *off[task].values()]))
     groups = _groups(ranked)
