@@ -170,7 +170,7 @@ class VllmEngine(Engine):
 
         As `LLM.encode` does, keeps 2 x `max_num_seqs` requests in the engine's core, which is enough to keep it busy, so
         that steps consist of the same texts. If the iteration does not end regularly, the engine is closed: it would return
-        what is left as results of the next call.
+        the remaining results in the next call.
 
         Raises:
             EngineError: if the engine has died or failed.
@@ -306,7 +306,7 @@ def _engine_error(error: Exception) -> EngineError:
 
 @contextlib.contextmanager
 def _translate_api_errors() -> Iterator[None]:
-    """Turn errors of an unexpected interface into TokensRefusedError: what is called inside is internal to vLLM."""
+    """Turn errors of an unexpected interface into TokensRefusedError, since the block calls internals of vLLM."""
     try:
         yield
     except (AttributeError, TypeError, KeyError) as error:

@@ -52,7 +52,7 @@ from mteb_vllm.preflight.packages import package_mistakes
 from mteb_vllm.util.masking import find_secrets, in_engine, mask, protect, register_fields, register_written
 from mteb_vllm.util.shell import keep_prefixes, suggest
 
-# What Hydra can raise for a malformed file.
+# The exceptions that Hydra raises for malformed files.
 _NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError)
 
 

@@ -129,7 +129,7 @@ def _at(row: Row) -> str:
 
 
 def _throughput(comparison: Comparison) -> list[str]:
-    """Return the fastest point, those as fast, the shortest latency, and what cannot be compared or cannot be right."""
+    """Return the fastest point, those equally fast, the lowest latency, and which figures are incomparable or invalid."""
     rows = [row for row in comparison.ranked if row.point.throughput is not None]
     if not rows:
         return []

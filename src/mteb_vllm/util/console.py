@@ -16,7 +16,7 @@ from rich.text import Text
 from mteb_vllm.util.escape import visible
 from mteb_vllm.util.wrapping import wrap_lines
 
-# What rich puts around each column of a table without a box, in characters.
+# The padding of each column in rich's tables without a box, in characters.
 _PADDING = 2
 
 
@@ -133,6 +133,6 @@ class Counted(rich.progress.ProgressColumn):
         self._column = column
 
     def render(self, task: rich.progress.Task) -> RenderableType:
-        """Return what the column renders, or nothing."""
+        """Return the rendered column, or nothing."""
         counted = task.total and task.fields.get("since") is None
         return self._column.render(task) if counted else Text("")
