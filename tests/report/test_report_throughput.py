@@ -61,11 +61,11 @@ def test_one_run_shows_its_steps_and_its_offline_throughput(tmp_path: Path) -> N
     run = throughput_runs()[0]
     console = Console(file=io.StringIO(), width=120)
     one_run.print_run(console, run)
-    said = console.file.getvalue()  # type: ignore[attr-defined]
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
     one_run.write_run(run, tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert all((tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("throughput", "roofline"))
-    rows = [line.split() for line in said.splitlines() if re.match(r" +\d+  ", line)]
+    rows = [line.split() for line in printed.splitlines() if re.match(r" +\d+  ", line)]
     assert [int(row[0]) for row in rows] == [step.batch_size for step in run.throughput.steps]
     for row, step in zip(rows, run.throughput.steps, strict=True):
         figures = [float(cell.replace(",", "").strip("%")) for cell in row]
@@ -74,7 +74,7 @@ def test_one_run_shows_its_steps_and_its_offline_throughput(tmp_path: Path) -> N
         )
         assert sum(figures[6:9]) == pytest.approx(step.latency_ms.mean, rel=1e-2)
         assert f"| {' | '.join(row)} |" in text
-    for shown in (said, text):
+    for shown in (printed, text):
         assert "240.0 requests/s, 30,720 tokens/s, the median of 3 repeats (2.13, 2.09, 2.20 s; spread 5.0%" in shown
         assert "50 GFLOP/s in float32" in shown and "46,729 tokens/s, of which the engine reaches 65.7% (MFU)" in shown
         assert "Peak memory: the process 1,200 MiB." in shown and "Engine start: 2.4 s; warm-up: 3.1 s." in shown
@@ -93,9 +93,9 @@ def test_one_run_of_parity_shows_its_scores_and_its_verdict(tmp_path: Path) -> N
 
 
 def test_unknown_measurements_of_one_run_are_left_out() -> None:
-    said = throughput("float16", roofline=False)
-    said.saturated, said.memory_mb = None, Memory(0.0, 0.0)
-    text = one_run.run_markdown(record(0, throughput=said))
+    measured = throughput("float16", roofline=False)
+    measured.saturated, measured.memory_mb = None, Memory(0.0, 0.0)
+    text = one_run.run_markdown(record(0, throughput=measured))
     assert "Roofline: unknown (no matrix product in this dtype on this device)." in text
     assert "Offline" not in text and "memory" not in text
     failed = one_run.run_markdown(throughput_runs()[3])
@@ -133,7 +133,7 @@ def test_every_figure_of_a_report_is_that_of_the_records(runs: Runs, pictures: s
 
 
 def test_a_sweep_without_scores_is_about_speed(tmp_path: Path) -> None:
-    made, comparison, said = reported(tmp_path, throughput_runs())
+    made, comparison, text = reported(tmp_path, throughput_runs())
     lines = answer(comparison)
     assert lines == [
         "1 of 4 points failed, entirely or on some tasks: 3.",
@@ -144,8 +144,8 @@ def test_a_sweep_without_scores_is_about_speed(tmp_path: Path) -> None:
         "engine.dtype=bfloat16 instead of float32: speed x1.83, 1 pair.",
         "engine.dtype=float16 instead of float32: speed x1.80, 1 pair.",
     ]
-    assert all(line in said for line in lines) and "no best point" not in said
-    head = next(line for line in said.splitlines() if line.startswith("point "))
+    assert all(line in text for line in lines) and "no best point" not in text
+    head = next(line for line in text.splitlines() if line.startswith("point "))
     assert re.split(r"  +", head.strip()) == [
         "point", "engine.dtype", "requests/s", "tokens/s", "vs. baseline", "p50 at batch 1, ms", "MFU", "spread",
         "seconds", "engine start s", "peak MiB",
@@ -227,19 +227,19 @@ def test_other_texts_and_pairs_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_parity_names_the_points_that_passed_and_the_deviations_of_the_others(tmp_path: Path) -> None:
-    made, comparison, said = reported(tmp_path, parity_runs())
+    made, comparison, text = reported(tmp_path, parity_runs())
     assert comparison.best is None and comparison.answer is None and not any(row.good for row in comparison.rows)
     assert comparison.passed is comparison.rows[0] and comparison.rows[0].parity_speed is comparison.rows[0].speed
-    assert "Parity: 1 of 3 points passed. The reference: sentence-transformers 6.2.0 in float32." in said
-    assert "Fastest that passed: point 0 (engine.dtype=float32), 4,000 tokens/s." in said
+    assert "Parity: 1 of 3 points passed. The reference: sentence-transformers 6.2.0 in float32." in text
+    assert "Fastest that passed: point 0 (engine.dtype=float32), 4,000 tokens/s." in text
     assert (
         "Not passed: point 1 (engine.dtype=bfloat16): at worst -0.00070 in STS12, lowest cosine similarity 0.99985."
-        in said
+        in text
     )
     assert (
-        "point 2 (engine.dtype=float16): at worst -0.01240 in STS12, lowest cosine similarity 0.41000. Pooling:" in said
+        "point 2 (engine.dtype=float16): at worst -0.01240 in STS12, lowest cosine similarity 0.41000. Pooling:" in text
     )
-    assert "Best:" not in said and "no best point" not in said
+    assert "Best:" not in text and "no best point" not in text
     rows = list(csv.DictReader((made / "report.csv").open()))
     assert [row["parity"] for row in rows] == ["True", "False", "False"]
     assert rows[2]["hint"].startswith("pooling: with CLS pooling") and rows[2]["status"] == "ok"
@@ -285,9 +285,9 @@ def test_without_a_difference_or_a_speed_there_is_no_place(tmp_path: Path) -> No
 def test_of_many_points_all_are_drawn_and_the_fastest_have_colours_of_their_own(tmp_path: Path) -> None:
     runs = []
     for at in range(30):
-        said = throughput()
-        said.saturated.requests_per_second = said.saturated.tokens_per_second = 100.0 + at
-        run = record(at, f"engine.max_num_seqs={at}", throughput=said)
+        measured = throughput()
+        measured.saturated.requests_per_second = measured.saturated.tokens_per_second = 100.0 + at
+        run = record(at, f"engine.max_num_seqs={at}", throughput=measured)
         run.engine.fingerprint = f"engine {at}"
         runs.append(run)
     of = compared(tmp_path, runs)
@@ -373,7 +373,7 @@ def test_colour_is_the_engine_and_shape_the_lengths(tmp_path: Path) -> None:
 def test_the_page_looks_right(browser: Any, tmp_path: Path, width: int, scheme: str) -> None:  # noqa: F811
     of = compared(tmp_path, mixed_runs())
     with Opened(browser, page(of, answer(of), "Sweep"), tmp_path, width, scheme) as opened:
-        assert opened.said == []
+        assert opened.messages == []
         assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(PALE) == []
         assert opened.page.evaluate(OVERLAPS) == []
@@ -393,7 +393,7 @@ def test_the_page_looks_right(browser: Any, tmp_path: Path, width: int, scheme: 
         assert "Point 7" in opened.page.inner_text("#selected"), "the second best"
         opened.page.set_viewport_size({"width": 1680 - width, "height": 900})
         assert opened.page.evaluate(WIDTHS) == []
-        assert opened.page.evaluate(OUTSIDE) == [] and opened.said == []
+        assert opened.page.evaluate(OUTSIDE) == [] and opened.messages == []
 
 
 @pytest.mark.parametrize(
@@ -402,12 +402,12 @@ def test_the_page_looks_right(browser: Any, tmp_path: Path, width: int, scheme: 
 def test_pages_of_one_kind_draw_without_complaint(browser: Any, tmp_path: Path, runs: Runs) -> None:  # noqa: F811
     of = compared(tmp_path, runs())
     with Opened(browser, page(of, answer(of), "Sweep"), tmp_path, 700) as opened:
-        assert opened.said == [] and opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(PALE) == []
+        assert opened.messages == [] and opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(PALE) == []
         assert (opened.page.locator("#h-quality_speed").count() == 1) == of.scored
         assert not re.search("NaN|Infinity|-0<", opened.page.inner_html("main"))
         opened.page.locator("#points thead button").nth(2).click()
         opened.page.fill("#filter", "float32")
-        assert opened.said == []
+        assert opened.messages == []
 
 
 def test_pictures_of_a_report_before_do_not_stay(tmp_path: Path) -> None:
