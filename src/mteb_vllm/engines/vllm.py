@@ -205,7 +205,7 @@ class VllmEngine(Engine):
 
     @contextlib.contextmanager
     def _close_on_error(self) -> Iterator[None]:
-        """Close the engine after an error inside the block, since it may hold requests whose results nobody expects.
+        """Close the engine after an error inside the block, since it may hold requests whose results are not collected.
 
         Raises:
             EngineError: in place of any exception but Ctrl-C and the like.
