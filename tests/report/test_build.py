@@ -99,7 +99,9 @@ def test_errors_in_the_configuration_are_reported(sweep: Path, tmp_path: Path) -
         return str(error.value)
 
     assert "no runs to compare are specified" in error_of("pipeline=report")
-    assert f"runs={tmp_path}/none: there is no such file or folder" in error_of("pipeline=report", f"runs={tmp_path}/none")
+    assert f"runs={tmp_path}/none: there is no such file or folder" in error_of(
+        "pipeline=report", f"runs={tmp_path}/none"
+    )
     assert "no point has this name" in error_of("pipeline=report", f"runs={sweep}", "report.baseline=7")
     assert "cannot be swept" in error_of("pipeline=report", f"runs={sweep}", "report.epsilon=0,1", multirun=True)
     assert "Add: pipeline=report" in error_of(f"runs={sweep}")
@@ -107,7 +109,9 @@ def test_errors_in_the_configuration_are_reported(sweep: Path, tmp_path: Path) -
     assert "greater than or equal to 0" in error_of("pipeline=report", f"runs={sweep}", "report.epsilon=-1")
     assert "computes no scores" in error_of("pipeline=report", f"runs={sweep}", "dry_run=true")
     (tmp_path / "file").write_text("in the way")
-    assert f"pipeline.dir={tmp_path}/file" in error_of("pipeline=report", f"runs={sweep}", f"pipeline.dir={tmp_path}/file")
+    assert f"pipeline.dir={tmp_path}/file" in error_of(
+        "pipeline=report", f"runs={sweep}", f"pipeline.dir={tmp_path}/file"
+    )
     assert not (tmp_path / "out" / "reports").exists()
 
 

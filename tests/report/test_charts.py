@@ -95,7 +95,9 @@ def test_shows_every_point_the_front_and_the_names() -> None:
     assert {one["role"] for one in rows if "role" in one} == {"best", "recommended", "baseline"}
     assert {one["point"] for one in rows if not one["own"]} == {row.point.name for row in of.rows if row.speed_of_other}
     title = title_of(drawn)
-    assert "Pareto front" in title and "within 0.001 of the best" in title and "Hollow: speed measured in another" in title
+    assert (
+        "Pareto front" in title and "within 0.001 of the best" in title and "Hollow: speed measured in another" in title
+    )
 
 
 def test_counts_what_it_cannot_show() -> None:

@@ -306,9 +306,9 @@ OVERLAPS = """() => [...document.querySelectorAll(".plot svg")].flatMap(svg => {
     && other.left < one.right - 1 && one.top < other.bottom - 4 && other.top < one.bottom - 4).map(([b]) => [a, b]));
 })"""
 
-# How much lies above, below and beside the first plot: legends, axes, titles.
-PLOT = """() => {
-  const box = document.querySelector("#quality_speed .points_voronoi").getBoundingClientRect();
+# The size of a plot without its title, axes and legends: that of the cells around its marks.
+PLOT = """cells => {
+  const box = document.querySelector(cells).getBoundingClientRect();
   return [box.width, box.height];
 }"""
 
@@ -358,7 +358,26 @@ def test_looks_right(browser: Any, tmp_path: Path, name: str, width: int, scheme
         # Narrower and wider again, as a tablet that is turned.
         opened.page.set_viewport_size({"width": 1680 - width, "height": 900})
         assert opened.page.evaluate(WIDTHS) == []
-        assert opened.page.evaluate(OUTSIDE) == [] and opened.messages == []
+        assert opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(OVERLAPS) == [] and opened.messages == []
+
+
+def test_prints_all_rows_and_charts_on_white_paper(browser: Any, tmp_path: Path) -> None:
+    with Opened(browser, html(comparison(40)), tmp_path, 700, "dark") as opened:
+        opened.page.emulate_media(media="print")
+        paper = opened.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        assert paper == "rgb(255, 255, 255)"
+        assert [text for contrast, _, text in opened.page.evaluate(PALE) if contrast < 4.5] == []
+        assert opened.page.evaluate(OUTSIDE) == []
+        assert not any(
+            opened.page.locator(name).is_visible() for name in ("#filter", "#quality_speed-controls", "#keys")
+        )
+        box = opened.page.locator(".scroll").first
+        overflow, height = box.evaluate("box => [getComputedStyle(box).overflow, getComputedStyle(box).maxHeight]")
+        assert (overflow, height) == ("visible", "none")
+        assert box.evaluate("box => box.clientHeight >= box.scrollHeight"), "no row is cut off"
+        assert opened.page.locator("#points tbody tr").count() == 40
+        pdf = opened.page.pdf()
+        assert pdf.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", pdf)) > 1
 
 
 def test_sorts_by_what_figures_are_worth(browser: Any, tmp_path: Path) -> None:
@@ -517,7 +536,7 @@ def test_legends_do_not_push_the_plot_away(browser: Any, tmp_path: Path, name: s
     values = {"long": ["x" * 300, "y" * 300], "many": [f"value {at}" for at in range(30)]}[name]
     of = compare(points(30, axes={"prompts.query": values, "engine.dtype": [str(at) for at in range(15)]}))
     with Opened(browser, html(of), tmp_path, 400) as opened:
-        width, height = opened.page.evaluate(PLOT)
+        width, height = opened.page.evaluate(PLOT, "#quality_speed .points_voronoi")
         assert (
             width > 250 and height > 300 and opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         )

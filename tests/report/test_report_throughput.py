@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 from test_charts import title_of
-from test_page import OUTSIDE, OVERLAPS, PALE, WIDTHS, Opened, browser, data_of  # noqa: F401
+from test_page import OUTSIDE, OVERLAPS, PALE, PLOT, WIDTHS, Opened, browser, data_of  # noqa: F401
 
 import recompute
 from measured_runs import mixed_runs, outcome, parity, parity_runs, record, throughput, throughput_runs, write_runs
+from mteb_vllm import report
 from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.report import one_run
 from mteb_vllm.report.answer import answer
@@ -195,16 +196,21 @@ def test_an_mfu_above_100_percent_is_invalid_and_the_reason_is_given(tmp_path: P
     assert f"Invalid: an MFU of 112.5% is more than {reason}" in single
     assert "Invalid" not in one_run.run_markdown(runs[0]) and "% (point 0)" not in text
 
+
 def test_the_roofline_chart_flags_an_mfu_above_100_percent(tmp_path: Path) -> None:
     runs = throughput_runs()[:2]
     runs[1].throughput.roofline.mfu = 1.125
     made, comparison, _ = reported(tmp_path, runs)
     drawn = specifications(comparison)["roofline"]
     bars = {one["point"]: one for one in drawn["datasets"]["points"]}
-    assert bars["1"]["words"] == "56,320 tokens/s, MFU 112.5% (invalid)" and bars["1"]["tip"]["MFU"] == "112.5% (invalid)"
+    assert (
+        bars["1"]["words"] == "56,320 tokens/s, MFU 112.5% (invalid)" and bars["1"]["tip"]["MFU"] == "112.5% (invalid)"
+    )
     assert bars["0"]["words"] == "30,720 tokens/s, MFU 65.7%" and bars["0"]["tip"]["MFU"] == "65.7%"
     assert f"Invalid: an MFU above 100% is {BUSY_MACHINE}." in title_of(drawn)
-    assert (made / "roofline.png").read_bytes() == picture(data_of((made / "report.html").read_text())["charts"]["roofline"])
+    assert (made / "roofline.png").read_bytes() == picture(
+        data_of((made / "report.html").read_text())["charts"]["roofline"]
+    )
 
 
 def test_a_valid_mfu_is_not_flagged_in_the_chart(tmp_path: Path) -> None:
@@ -334,7 +340,6 @@ def test_tables_and_charts_have_the_same_order_the_best_first(
     tmp_path: Path, runs: Runs, ranked: str, bars: str, columns: str
 ) -> None:
     made, comparison, text = reported(tmp_path, runs())
-    names = set(ranked)
     html = (made / "report.html").read_text()
     orders = {
         "CSV": [row["point"] for row in csv.DictReader((made / "report.csv").open())],
@@ -342,7 +347,8 @@ def test_tables_and_charts_have_the_same_order_the_best_first(
         "page": re.findall(r'<tr data-at="(\d)"', html),
         "terminal": re.findall(r"^(\d)  ", text.split("\n1 of ")[0].split("Parity:")[0], re.MULTILINE),
     }
-    assert orders == dict.fromkeys(orders, list(ranked)) and names == {row.point.name for row in comparison.rows}
+    assert orders == {place: list(ranked) for place in orders}
+    assert set(ranked) == {row.point.name for row in comparison.rows}
     drawn = data_of(html)["charts"]
     points = drawn["roofline"]["datasets"]["points"] if bars else []
     assert [one["point"] for one in points] == list(bars)
@@ -393,7 +399,69 @@ def test_the_page_looks_right(browser: Any, tmp_path: Path, width: int, scheme: 
         assert "Point 7" in opened.page.inner_text("#selected"), "the second best"
         opened.page.set_viewport_size({"width": 1680 - width, "height": 900})
         assert opened.page.evaluate(WIDTHS) == []
-        assert opened.page.evaluate(OUTSIDE) == [] and opened.messages == []
+        assert opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(OVERLAPS) == [] and opened.messages == []
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_legends_of_throughput_do_not_push_the_plot_away(browser: Any, tmp_path: Path, width: int) -> None:  # noqa: F811
+    runs = []
+    for at in range(30):
+        run = record(at, f"engine.compilation_config={'x' * 200}{at}", throughput=throughput(tokens=2 ** (4 + at % 4)))
+        run.engine.fingerprint = f"engine {at}"
+        runs.append(run)
+    of = compared(tmp_path, runs)
+    with Opened(browser, page(of, answer(of), "Sweep"), tmp_path, width) as opened:
+        assert opened.page.locator("#throughput .role-legend").count() == 2, "one for engines, one for lengths"
+        across, up = opened.page.evaluate(PLOT, "#throughput .steps_voronoi")
+        assert across > 250 and up > 300
+        assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(OVERLAPS) == [] and opened.messages == []
+
+
+def next_frame(opened: Opened) -> None:
+    opened.page.evaluate("async () => { for (const _ of [1, 2]) await new Promise(requestAnimationFrame); }")
+
+
+@pytest.mark.parametrize(
+    ("chart", "marks", "field"), [("throughput", "steps", "engine"), ("reference_speed", "points", "verdict")]
+)
+def test_an_entry_of_a_legend_shows_its_marks_alone(
+    browser: Any,  # noqa: F811
+    tmp_path: Path,
+    chart: str,
+    marks: str,
+    field: str,
+) -> None:
+    of = compared(tmp_path, mixed_runs())
+    with Opened(browser, page(of, answer(of), "Sweep"), tmp_path) as opened:
+
+        def clear() -> set[str]:
+            """The values of the marks that are not faint."""
+            next_frame(opened)
+            script = "(all, field) => all.map(({__data__: one}) => [one.datum[field], one.opacity])"
+            found = opened.page.eval_on_selector_all(f"#{chart} .{marks}_marks path", script, field)
+            return {value for value, opacity in found if opacity == 1}
+
+        entries = opened.page.locator(f"#{chart} .role-legend-label text")
+        names = entries.all_text_contents()
+        assert len(names) > 1 and clear() == set(names)
+        opened.page.locator(f"#{chart} .role-legend-symbol path").nth(1).click(force=True)
+        assert clear() == {names[1]} and opened.messages == []
+
+
+def test_a_click_on_a_bar_selects_its_point(browser: Any, tmp_path: Path) -> None:  # noqa: F811
+    of = compared(tmp_path, mixed_runs())
+    with Opened(browser, page(of, answer(of), "Sweep"), tmp_path) as opened:
+        for at, name in enumerate("675"):
+            bar = opened.page.locator("#roofline .bars_marks path").nth(at)
+            bar.scroll_into_view_if_needed()
+            box = bar.bounding_box()
+            opened.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+            next_frame(opened)
+            assert f"Point {name}" in opened.page.inner_text("#selected")
+            assert f"Point {name}" in opened.page.inner_text("#vg-tooltip-element")
+            assert opened.page.locator("#points tr[aria-current]").get_attribute("data-at") == name
+        assert opened.messages == []
 
 
 @pytest.mark.parametrize(
@@ -408,6 +476,41 @@ def test_pages_of_one_kind_draw_without_complaint(browser: Any, tmp_path: Path, 
         opened.page.locator("#points thead button").nth(2).click()
         opened.page.fill("#filter", "float32")
         assert opened.messages == []
+
+
+def test_the_pictures_of_a_report_are_made_of_the_charts_of_its_page(tmp_path: Path) -> None:
+    made, _, _ = reported(tmp_path, mixed_runs())
+    on_page = data_of((made / "report.html").read_text())["charts"]
+    pictures = {path.stem: path.read_bytes() for path in made.glob("*.png")}
+    assert sorted(pictures) == ["quality_speed", "reference_speed", "roofline", "task_differences", "throughput"]
+    assert pictures == {name: picture(one) for name, one in on_page.items()}
+
+
+def test_selections_are_declared_in_the_specifications(tmp_path: Path) -> None:
+    drawn = specifications(compared(tmp_path, mixed_runs()))
+    declared = {
+        name: {param["name"]: param for part in (one, *one["layer"]) for param in part.get("params", [])}
+        for name, one in drawn.items()
+    }
+    assert len(declared) == 5
+    for name, params in declared.items():
+        picked, pointed = params["picked"]["select"], params["pointed"]["select"]
+        assert (picked["type"], picked["on"], picked["fields"]) == ("point", "click", ["point"]), name
+        assert (pointed["type"], pointed["on"], pointed["clear"]) == ("point", "pointerover", "pointerout"), name
+        assert '"tooltip": {"expr": "' in json.dumps(drawn[name]), name
+    legends = {name for name, params in declared.items() if params.get("legend", {}).get("bind") == "legend"}
+    assert legends == {"quality_speed", "throughput", "reference_speed"}
+    script = (Path(report.__file__).parent / "page.js").read_text()
+    assert not re.search("pointer(move|over|out)|mouse|createElementNS|canvas", script), (
+        "page.js only connects the charts"
+    )
+
+
+def test_the_title_of_the_page_names_models_and_tasks(tmp_path: Path) -> None:
+    made, _, _ = reported(tmp_path, mixed_runs())
+    title = "sentence-transformers/all-MiniLM-L6-v2 on STS12, STS13"
+    html = (made / "report.html").read_text()
+    assert f"<title>{title}</title>" in html and f"<h1>{title}</h1>" in html
 
 
 def test_pictures_of_a_report_before_do_not_stay(tmp_path: Path) -> None:
