@@ -100,7 +100,8 @@ class Console(rich.console.Console):
             self.print(table.title, soft_wrap=True)
         for cells in zip(*(column.cells for column in table.columns), strict=True):
             for column, cell in zip(table.columns, cells, strict=True):
-                self.print_line(f"{column.header}: {cell}")
+                if column.header or cell:
+                    self.print_line(f"{column.header}: {cell}" if column.header else f"{cell}")
             self.print()
 
 
