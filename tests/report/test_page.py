@@ -361,6 +361,17 @@ def test_looks_right(browser: Any, tmp_path: Path, name: str, width: int, scheme
         assert opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(OVERLAPS) == [] and opened.messages == []
 
 
+def test_a_chart_gets_a_width_that_was_that_of_its_plot(browser: Any, tmp_path: Path) -> None:
+    with Opened(browser, html(comparison(12)), tmp_path) as opened:
+        plot = opened.page.evaluate("views.get($('task_differences')).width()")
+        assert 400 < plot < opened.page.evaluate("$('task_differences').clientWidth") - 50, (
+            "less the names of the tasks"
+        )
+        opened.page.evaluate("width => { document.querySelector('main').style.width = `${width}px`; }", plot)
+        assert opened.page.evaluate("$('task_differences').clientWidth") == plot
+        assert opened.page.evaluate(WIDTHS) == [] and opened.page.evaluate(OUTSIDE) == []
+
+
 def test_prints_all_rows_and_charts_on_white_paper(browser: Any, tmp_path: Path) -> None:
     with Opened(browser, html(comparison(40)), tmp_path, 700, "dark") as opened:
         opened.page.emulate_media(media="print")
