@@ -225,7 +225,7 @@ def test_other_texts_and_pairs_are_not_compared(tmp_path: Path) -> None:
     ]
     of_texts = compared(tmp_path / "texts", runs[:2])
     assert of_texts.fastest is of_texts.rows[1]
-    assert any("texts of different lengths (128 tokens each; 32 tokens each)" in line for line in answer(of_texts))
+    assert any("texts of different lengths (32 tokens each; 128 tokens each)" in line for line in answer(of_texts))
     both = compared(tmp_path / "both", runs)
     assert both.fastest is None and [row.ratio for row in both.rows] == [1, 4, None]
     assert any("some points embed texts" in line.lower() for line in answer(both))

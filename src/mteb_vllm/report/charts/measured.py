@@ -153,17 +153,19 @@ def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.Layer
         if 1 < len(lengths) <= len(SHAPES)
         else alt.value("circle")
     )
+    # Of a legend that layers share, Vega-Lite binds the selection to the first layer, so only the layer with it has one.
+    plain = colour.legend(None) if isinstance(colour, alt.Color) else colour
     layers = [
         alt.Chart(name="spreads")
         .mark_rule(strokeWidth=1, tooltip=None)
-        .encode(x, y, y2="p90:Q", color=colour, opacity=faint),
+        .encode(x, y, y2="p90:Q", color=plain, opacity=faint),
         alt.Chart(name="curves")
         .mark_line(tooltip=None)
-        .encode(x, y, color=colour, detail="point:N", order=alt.Order("rate:Q"), strokeWidth=thick, opacity=faint),
+        .encode(x, y, color=plain, detail="point:N", order=alt.Order("rate:Q"), strokeWidth=thick, opacity=faint),
         alt.Chart(alt.NamedData("saturated"), name="saturated")
         .mark_rule(strokeWidth=3, tooltip=alt.ExprRef(TIP))
         .encode(
-            x, y=alt.value("height"), y2=alt.value(alt.ExprRef("height - 16")), color=colour, opacity=faint,
+            x, y=alt.value("height"), y2=alt.value(alt.ExprRef("height - 16")), color=plain, opacity=faint,
         ),
         alt.Chart(name="steps")
         .mark_point(filled=True, size=50, tooltip=alt.ExprRef(TIP))
