@@ -55,7 +55,7 @@ _WIDTH = 80
 # Flags of Hydra's that only print something.
 _PRINTING = ("hydra_help", "cfg", "info", "shell_completion")
 
-# Flags of Hydra's that would bypass the configuration of mteb-vllm, and what to do instead.
+# Hydra's flags that would bypass the configuration of mteb-vllm, and their replacements.
 _REFUSED = {
     "config_path": "Put your own files into a folder and pass it with --config-dir.",
     "config_name": "Put your own settings into an experiment: --config-dir DIR experiment=NAME.",

@@ -150,7 +150,7 @@ def _run_config(
     except BaseException as error:
         record.failure = failure_from_exception(error)
         record.peak_memory_mb = Memory(**peak_memory(engine_processes()))
-        finish(record, started)  # Ctrl-C: keep what is done so far
+        finish(record, started)  # Ctrl-C: keep the results so far
         raise
     if record.failure is not None:
         record.failure = add_log(record.failure, last_lines(output_dir / LOG))

@@ -189,14 +189,14 @@ def test_damaged_results_leave_the_others_alone(tmp_path: Path) -> None:
     (folder / "STSBenchmark.json").write_text(text.replace("0.7", '"0.7"'))
     (folder / "notes.json").write_text('{"mine": 1}')
     (folder / "model_meta.json").write_text("null")
-    comparison, said = reported(tmp_path / "results")
+    comparison, text = reported(tmp_path / "results")
     [row] = comparison.rows
     damaged = ["BIOSSES", "Own", "STS13", "STS14", "STS15", "STS16", "STS17", "STSBenchmark"]
     assert {name for name, score in row.scores.items() if score is None} == set(damaged)
     assert row.scores["STS12"] == TRUE and row.point.facts["model"] == "org/model"
     for name in (*damaged, "model_meta"):
-        assert str(folder / f"{name}.json") in said
-    assert "it contains the scores of STS12" in said and "notes" not in said
+        assert str(folder / f"{name}.json") in text
+    assert "it contains the scores of STS12" in text and "notes" not in text
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ _SENTENCE_TRANSFORMERS_TYPES: dict[str, type] = {
     "load_format": str,
 }
 _SENTENCE_TRANSFORMERS_ONLY = ("batch_size", "attn_implementation", "device")
-# Arguments of vLLM that follow from the model and from what it is used for.
+# Arguments of vLLM that follow from the model and its use.
 _SET_BY_WRAPPERS = frozenset({"model", "revision", "runner", "convert"})
 _CHOICES = {
     "dtype": ("float32", "float16", "bfloat16", "auto"),

@@ -109,7 +109,7 @@ class EngineSpec:
 
     @property
     def process(self) -> tuple[str, tuple[tuple[str, str], ...]]:
-        """What a process cannot change after its first engine: the backend and the variables of the threading runtime."""
+        """The settings that are fixed by a process's first engine: backend and variables of the threading runtime."""
         return self.backend, tuple(environment.threading_variables(self.env).items())
 
     @property
@@ -210,7 +210,7 @@ class Engine(ABC):
         threading: The variables of the threading runtime in effect in its process.
         warnings: Warnings about the model that were logged while it opened.
         takes_text: Why it gets text instead of token ids; None if it gets token ids, or if that is not decided yet.
-        feed: What makes its token ids (`inference.token_feed.TokenFeed`), once that is decided.
+        feed: The tokeniser of its inputs (`inference.token_feed.TokenFeed`); None until it is decided, or if it gets text.
     """
 
     spec: EngineSpec

@@ -177,7 +177,7 @@ class VllmEngine(Engine):
 
         As `LLM.encode` does, keeps 2 x `max_num_seqs` requests in the engine's core, which is enough to keep it busy, so
         that steps consist of the same texts. If the iteration does not end regularly, the engine is closed: it would return
-        what is left as results of the next call.
+        the remaining results in the next call.
 
         Raises:
             EngineError: if the engine has died or failed.
@@ -217,7 +217,7 @@ class VllmEngine(Engine):
 
     @contextlib.contextmanager
     def _close_on_error(self) -> Iterator[None]:
-        """Close the engine after an error inside the block, since it may hold requests whose results nobody expects.
+        """Close the engine after an error inside the block, since it may hold requests whose results are not collected.
 
         Raises:
             EngineError: in place of any exception but Ctrl-C and the like.
@@ -318,7 +318,7 @@ def _engine_error(error: Exception) -> EngineError:
 
 @contextlib.contextmanager
 def _translate_api_errors() -> Iterator[None]:
-    """Turn errors of an unexpected interface into TokensRefusedError: what is called inside is internal to vLLM."""
+    """Turn errors of an unexpected interface into TokensRefusedError, since the block calls internals of vLLM."""
     try:
         yield
     except (AttributeError, TypeError, KeyError) as error:

@@ -118,7 +118,7 @@ def encode_texts(
 def run_texts(engine: Engine, texts: Sequence[str]) -> list[int]:
     """Embed texts and discard the embeddings, to measure speed; return the number of tokens of each text.
 
-    Call `text_feed` before: here texts are not checked, since that would take part in what is measured.
+    Call `text_feed` before: texts are not checked here, so that the check is not part of the measured time.
 
     Raises:
         EngineError: if the engine has died or failed.

@@ -88,7 +88,7 @@ class PairTokenizer:
         return shorten_if_long(document, self.tokenizer, self.limit)
 
     def feed(self, queries: Sequence[str], documents: Sequence[str]) -> TokenFeed | None:
-        """Return what tokenises pairs for the engine, if it does so as the engine itself; None: the engine gets text.
+        """Return the tokeniser of pairs, if its token ids are those of the engine itself; None: the engine gets text.
 
         Args:
             queries: The queries of some pairs that are about to be scored, on which that is checked.

@@ -64,7 +64,7 @@ from mteb_vllm.util.shell import keep_prefixes, suggest
 # The class of the launcher `engine_grouped`.
 _GROUPED = ".EngineGroupedLauncher"
 
-# What Hydra can raise for a malformed file.
+# The exceptions that Hydra raises for malformed files.
 _NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError)
 
 

@@ -131,8 +131,8 @@ def _at(row: Row) -> str:
 
 
 def _throughput(comparison: Comparison) -> list[str]:
-    """Return the fastest point, those as fast, the shortest latency, and what cannot be compared or cannot be right."""
-    rows = [row for row in comparison.rows if row.point.throughput is not None]
+    """Return the fastest point, those equally fast, the lowest latency, and which figures are incomparable or invalid."""
+    rows = [row for row in comparison.ranked if row.point.throughput is not None]
     if not rows:
         return []
     lines = []
@@ -161,7 +161,7 @@ def _throughput(comparison: Comparison) -> list[str]:
 
 def _parity(comparison: Comparison) -> list[str]:
     """Return how many points passed, the fastest of them, and the deviations of those that did not."""
-    found = [(row, row.point.parity) for row in comparison.rows if row.point.parity is not None]
+    found = [(row, row.point.parity) for row in comparison.ranked if row.point.parity is not None]
     if not found:
         return []
     failed = [(row, verdict) for row, verdict in found if not verdict.passed]

@@ -154,7 +154,7 @@ def _settings(comparison: Comparison) -> list[Column]:
     rare = _rarely_changed(comparison)
 
     def column(at: int, name: str) -> Column:
-        # A table for readers does not repeat what the name of each point says already.
+        # A table for readers does not repeat settings that are part of every point's name.
         shown = at not in rare and not all(_named_by(row.point, name, row.settings[at]) for row in comparison.rows)
         return Column(name, "", lambda row: row.settings[at], kind="setting", key=name, text=shown, page=shown)
 
@@ -338,7 +338,7 @@ def _verdict(passed: bool) -> str:
 
 
 def _remarks(comparison: Comparison, row: Row) -> str:
-    """Return the remarks on a point: its failure, or what its numbers do not tell."""
+    """Return the remarks on a point: its failure, or its rank and the origin of its figures."""
     if row.point.failed:
         failures = row.point.failures
         of_run = next((failure for failure in failures if failure.task is None), None)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # The most names that are listed in a sentence.
 MOST_NAMES = 8
-# What a cell says of a figure that was not measured, since the results were read from the store.
+# Shown in place of a figure that was not measured, since the results were cached.
 CACHED_CELL = "cached"
 NO_SPEED_DIFFERENCE = "no measurable difference"
 BUSY_MACHINE = (

@@ -1,4 +1,4 @@
-"""The head of a report: its title, what it compares, when and where it was measured, and the command to use."""
+"""The head of a report: title, scope, date, device, versions, and the command of the recommended configuration."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def _print_tasks(console: Console, columns: Sequence[str], rows: Sequence[Sequen
 
 
 def print_failure(console: Console, failure: Failure) -> None:
-    """Show a failure and what to try; its log is in the record."""
+    """Show a failure and its remedy; its log is in the record."""
     # A file that could not be written is no failure of the computation.
     text = (
         f"Not written: {failure.message}" if failure.kind == "disk" and failure.task is None else f"Failed: {failure}"

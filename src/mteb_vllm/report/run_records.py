@@ -111,7 +111,7 @@ def _override(text: str) -> tuple[str, str]:
 
 
 def _task(task: TaskOutcome) -> TaskScore:
-    # What a cached result took is in another run's record: here it counts for its score alone.
+    # The work for a cached result is in another run's record: only its score counts here.
     work = task.to_measured(None)
     return TaskScore(
         name=task.name,

@@ -1,6 +1,6 @@
 """Typed failures of points and tasks: a kind, a message, the last lines of the log, and advice.
 
-Failures are also stored with the results, so that a later run can report and skip what failed before:
+Failures are also stored with the results, so that a later run can report and skip earlier failures:
 
     <root>/failures/<fingerprint>.json
 """
@@ -117,10 +117,10 @@ class Failure:
 
     Attributes:
         kind: Its kind.
-        message: What happened, in one line or a few.
+        message: The error, in one or a few lines.
         task: The task in which it happened; None if outside of any task.
         log: The last lines of the log.
-        advice: What to try.
+        advice: A suggested remedy.
         tried: Whether it happened in this run; false if it comes from an earlier run or another point.
         phase: The phase in which a process ended or timed out; None for an exception.
     """
@@ -215,7 +215,7 @@ def failure_from_exit(
 
     Args:
         status: Its exit status as in `subprocess`: if negative, the signal that ended it.
-        phase: What it was doing.
+        phase: Its phase at the time.
         doing: The same in words, e.g. "opening vLLM".
         log: The last lines of its log.
         task: The current task.
@@ -267,7 +267,7 @@ def failure_from_damage(why: str, task: str | None = None) -> Failure:
     """Return the failure for a file that a report cannot read, or that is damaged.
 
     Args:
-        why: What is wrong with it, including its path.
+        why: The problem, including its path.
         task: The task whose result it is; None for a whole run or folder.
     """
     return Failure("damaged", why, task, [], _ADVICE["damaged"])

@@ -41,7 +41,7 @@ class RunPoint:
 
 @dataclass(frozen=True)
 class CloseEngines:
-    """Command: close all engines, and report what remains of them."""
+    """Command: close all engines, and report the processes and memory that remain."""
 
 
 @dataclass(frozen=True)

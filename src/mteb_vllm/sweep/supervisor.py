@@ -137,7 +137,7 @@ class Supervisor:
         """Run all points.
 
         Raises:
-            KeyboardInterrupt: on Ctrl-C; the child has been ended, and `records` holds what is done.
+            KeyboardInterrupt: on Ctrl-C; the child has been ended, and `records` has the finished points.
         """
         try:
             for point in self._points.values():

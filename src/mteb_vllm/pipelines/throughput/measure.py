@@ -100,7 +100,7 @@ def measure(
         steps: The minimum number of calls per batch size.
         seconds: The minimum time spent on each batch size, up to `_MAX_STEPS` calls.
         repeats: The number of calls with all requests.
-        notify: Called with a description of what is measured next.
+        notify: Called with a description of the next measurement.
 
     Returns:
         the number of tokens of each request.
