@@ -100,7 +100,7 @@ def _resolve_replicas(value: object, args: Mapping[str, object]) -> int:
 
 
 def replicas_problem(value: object, backend: Backend) -> tuple[str, str] | None:
-    """Return what is wrong with a number of replicas, and what is allowed; None if it is right."""
+    """Return the error in a number of replicas, and the allowed values; None if it is valid."""
     if value is None or value == "auto":
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -119,7 +119,7 @@ class EngineSpec:
 
     @property
     def identity(self) -> str:
-        """What an open engine is known by: its fingerprint, and the number of its replicas if there are several."""
+        """Return the key of an open engine: its fingerprint, and the number of its replicas if there are several."""
         return self.fingerprint if self.replicas == 1 else f"{self.fingerprint} x {self.replicas}"
 
 

@@ -101,7 +101,7 @@ class Result:
 
     Attributes:
         number: The call's number.
-        value: What it returned; for a streaming method, the results in the order of the inputs.
+        value: The returned value; for a streaming method, the results in the order of the inputs.
         cached_tokens: Tokens found in the prefix cache since the previous result.
     """
 

@@ -570,7 +570,7 @@ def _text_tokens(text: str) -> int:
 
 @contextlib.contextmanager
 def _shown(bar: MakeBar, total: int) -> Iterator[Callable[[int], object]]:
-    """Return what advances a progress bar inside the block."""
+    """Yield the function that advances a progress bar, inside the block."""
     made = bar(total=total, desc="Processed prompts") if bar else None
     yield made.update if made is not None else lambda count: None
     if made is not None:
