@@ -355,6 +355,15 @@ def started_replicas(parent: subprocess.Popen[bytes], reached: Callable[[], bool
     raise AssertionError("the replicas did not start")
 
 
+def test_replicas_write_to_a_log_that_is_appended_to(tmp_path: Path) -> None:
+    code = "from mteb_vllm.engines.replicas import run_log; print(run_log())"
+    found = []
+    for mode in ("w", "a"):
+        with (tmp_path / mode).open(mode) as file:
+            found.append(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=file, check=True))
+    assert [os.fsdecode(done.stdout).strip() for done in found] == ["None", str(tmp_path / "a")]
+
+
 def test_threads_of_replicas_end_with_their_engine() -> None:
     close_engines()
     assert not [one for one in threading.enumerate() if one.name.startswith("mteb-vllm replica")]
@@ -473,7 +482,7 @@ def test_a_run_whose_replicas_all_die_fails_and_the_same_command_completes_it(
         record: Any = run(command, show=False)
     (failure,) = record.failures
     assert len(killed) == 2 and record.status == "failed" and failure.kind == "engine_died"
-    assert "all 2 replicas died, the last one with SIGKILL" in failure.message and failure.log
+    assert "all 2 replicas died, the last one with SIGKILL" in failure.message
     again: Any = run(command, show=False)
     assert again.status == "ok" and again.tasks[0].status == "computed"
     assert again.scores == single.scores and (again.engine.replicas, again.engine.replicas_lost) == (2, 0)

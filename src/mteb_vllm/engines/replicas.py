@@ -6,6 +6,7 @@ Inputs are sent in chunks to whichever replica has room. The chunks of a replica
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import logging
 import os
@@ -161,7 +162,7 @@ class _Replica:
     def describe_end(self) -> str:
         """Return how it ended, and log that, with the last lines of its log unless that is this process's too."""
         how = describe_exit(self.status or 0)
-        lines = [] if self._log == stderr_file() else last_lines(self._log, since=self._written)
+        lines = [] if self._log == run_log() else last_lines(self._log, since=self._written)
         logger.error("replica %d ended (%s)%s", self.number, how, "".join(f"\n  {line}" for line in lines))
         return how
 
@@ -183,6 +184,14 @@ class _Replica:
 
 
 _Events = queue.SimpleQueue[tuple[_Replica, Event | None]]
+
+
+def run_log() -> Path | None:
+    """Return the file that standard error is appended to, as in a run; None without one.
+
+    Several processes cannot write to a file that a shell redirects to with `>`: they would overwrite each other's lines.
+    """
+    return stderr_file() if fcntl.fcntl(2, fcntl.F_GETFL) & os.O_APPEND else None
 
 
 @contextlib.contextmanager
@@ -225,7 +234,7 @@ class _Replicas:
         Raises:
             EngineStartError: if an engine does not open.
         """
-        if (log := stderr_file()) is None:
+        if (log := run_log()) is None:
             handle, name = tempfile.mkstemp(prefix="mteb-vllm-replicas-", suffix=".log")
             os.close(handle)
             log = self._own_log = Path(name)
@@ -595,7 +604,7 @@ def load(spec: EngineSpec) -> ReplicatedEngine:
         raise
     first = replicas.opened[replicas.all[0]]
     engine = ReplicatedEngine(
-        spec=spec, llm=replicas, seconds=0.0, processes=_processes(replicas), log=stderr_file(), **first.attributes
+        spec=spec, llm=replicas, seconds=0.0, processes=_processes(replicas), log=run_log(), **first.attributes
     )
     engine.computed_by = [0] * spec.replicas
     if first.tokenizer is not None:
