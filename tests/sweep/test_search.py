@@ -296,8 +296,13 @@ def test_a_real_search_ends_with_a_file_that_can_be_used(tmp_path: Path, capsys:
 @pytest.mark.slow
 @pytest.mark.vllm
 def test_the_same_search_again_takes_cached_scores_and_goes_on(tmp_path: Path) -> None:
-    search = tiny(tmp_path, *MEAN, "engine.max_model_len=choice(16,64)", "prompts=none,e5")
+    """Points of a batch that differ only in prompts share an engine."""
+    prompts = '+prompts.StdlibDocsClassification=choice("a: ","b: ","c: ","d: ","e: ","f: ")'
+    search = tiny(tmp_path, *MEAN, "hydra.sweeper.n_jobs=3", prompts)
     first: Any = run(search, multirun=True, show=False)
+    assert len({one.overrides[0] for one in first[1:]}) > 1, "choose another seed"
+    summary = json.loads((Path(first[0].output_dir).parent / "sweep.json").read_text())
+    assert summary["engines_opened"] == 1, "for the default and the whole batch"
     again: Any = run([word.replace("n_trials=3", "n_trials=4") for word in search], multirun=True, show=False)
     assert [one.overrides for one in again][:4] == [one.overrides for one in first] and len(again) == 5
     assert all(task.status == "cached" for record in again[:4] for task in record.tasks)

@@ -139,24 +139,30 @@ class EngineGroupedLauncher(Launcher):
     def _launch_trials(
         self, search: Search, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
-        """Run a batch of points that a search has chosen, before the first batch also the default.
+        """Run a batch of points that a search has chosen, and with the first batch the default.
+
+        Returns:
+            one `JobReturn` per chosen point, in order.
 
         Raises:
-            MtebVllmError: if points are to be compared with the default's scores and it has not got all of them.
+            MtebVllmError: if scores are to be compared with the default's, and it failed.
         """
-        if search.default is None:
-            self._run(self._job.points)
-            search.default = self._job.records[-1]
-            if search.tolerance is not None and search.default.status != "ok":
-                message = "The search ends: its default, point 0, failed, so no score can be compared with it."
-                raise MtebVllmError(message)
+        default = self._job.points if search.default is None else []
         # The default is point 0, of which the sweeper does not know.
         trials = self._plan_trials(job_overrides, initial_job_idx + 1, search.searched)
         before = len(self._job.records)
         try:
-            returns = self._run(trials)
+            returns = self._run([*default, *trials])[len(default) :]
         finally:  # also of those that ended before Ctrl-C
-            values = [search.add(record) for record in self._job.records[before:]]
+            values = []
+            for record in self._job.records[before:]:
+                if record.point == 0:
+                    search.default = record
+                else:
+                    values.append(search.add(record))
+        if search.tolerance is not None and search.default is not None and search.default.status != "ok":
+            message = "The search ends: its default, point 0, failed, so no score can be compared with it."
+            raise MtebVllmError(message)
         for answer, value in zip(returns, values, strict=True):
             answer.return_value = value
         return returns
