@@ -304,7 +304,7 @@ def test_the_recommended_configuration_comes_with_a_command_that_bash_reads_back
     assert done.stdout.splitlines() == words
     assert f"\n{line}\n" in comparison_markdown(made) and f"configuration: {line}\n" in shown(made)
     assert f">{line}</pre>" in unescape(page(made, [], "x"))
-    others = replace(made.rows[0].point, source="results")
+    others = replace(made.rows[0].point, source="results", arguments=None)
     assert recommended_command(compare([others])) == "", "nobody knows how these were made"
 
 
