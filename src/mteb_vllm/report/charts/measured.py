@@ -153,24 +153,24 @@ def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.Layer
         if 1 < len(lengths) <= len(SHAPES)
         else alt.value("circle")
     )
-    # Of a legend that layers share, Vega-Lite binds the selection to the first layer, so only the layer with it has one.
-    plain = colour.legend(None) if isinstance(colour, alt.Color) else colour
+    # Of a legend that layers share, Vega-Lite binds the selection to the first layer.
     layers = [
         alt.Chart(name="spreads")
         .mark_rule(strokeWidth=1, tooltip=None)
-        .encode(x, y, y2="p90:Q", color=plain, opacity=faint),
+        .encode(x, y, y2="p90:Q", color=colour, opacity=faint)
+        .add_params(*([legend] if engines else [])),
         alt.Chart(name="curves")
         .mark_line(tooltip=None)
-        .encode(x, y, color=plain, detail="point:N", order=alt.Order("rate:Q"), strokeWidth=thick, opacity=faint),
+        .encode(x, y, color=colour, detail="point:N", order=alt.Order("rate:Q"), strokeWidth=thick, opacity=faint),
         alt.Chart(alt.NamedData("saturated"), name="saturated")
         .mark_rule(strokeWidth=3, tooltip=alt.ExprRef(TIP))
         .encode(
-            x, y=alt.value("height"), y2=alt.value(alt.ExprRef("height - 16")), color=plain, opacity=faint,
+            x, y=alt.value("height"), y2=alt.value(alt.ExprRef("height - 16")), color=colour, opacity=faint,
         ),
         alt.Chart(name="steps")
         .mark_point(filled=True, size=50, tooltip=alt.ExprRef(TIP))
         .encode(x, y, color=colour, shape=shape, opacity=faint)
-        .add_params(picked, pointed, *([legend] if engines else [])),
+        .add_params(picked, pointed),
         *rings(picked, pointed, x, y)[1:],
         *texts("sizes", "size", x, y),
     ]  # fmt: skip
