@@ -287,6 +287,7 @@ def test_scores_are_those_of_one_engine(folders: dict[str, Path], alone: dict[st
 
 @needs_two_cores
 @pytest.mark.vllm
+@pytest.mark.slow
 def test_replicas_that_do_not_open_are_all_closed(folders: dict[str, Path]) -> None:
     with pytest.raises(EngineStartError, match=r"vLLM failed to start with org/tiny: .* max_model_len"):
         VllmEncoderWrapper("org/tiny", path=str(folders["embed"]), replicas=2, max_model_len=100_000)
@@ -315,7 +316,12 @@ def test_a_replica_that_is_killed_while_it_opens_fails_the_start(folders: dict[s
 @needs_two_cores
 @pytest.mark.vllm
 @pytest.mark.parametrize(
-    ("when", "number"), [("opening", signal.SIGKILL), ("open", signal.SIGKILL), ("open", signal.SIGINT)]
+    ("when", "number"),
+    [
+        ("opening", signal.SIGKILL),
+        ("open", signal.SIGKILL),
+        pytest.param("open", signal.SIGINT, marks=pytest.mark.slow),
+    ],
 )
 def test_nothing_is_left_when_the_parent_ends(
     folders: dict[str, Path], when: str, number: signal.Signals, tmp_path: Path
@@ -457,6 +463,7 @@ def single(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @needs_two_cores
 @pytest.mark.vllm
+@pytest.mark.slow
 def test_a_run_that_loses_a_replica_has_the_scores_of_one_engine(base: list[str], single: Any, tmp_path: Path) -> None:
     close_engines()
     with killing(1) as killed:
