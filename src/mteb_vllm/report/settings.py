@@ -9,7 +9,7 @@ from mteb_vllm.report.points import Point
 from mteb_vllm.util.shell import unquoted
 
 # Overrides that change neither scores nor speeds.
-_IRRELEVANT = re.compile(r"results\.dir|retry_failed|dry_run|store\.max_bytes|runs|report\..*")
+_IRRELEVANT = re.compile(r"results\.dir|retry_failed|dry_run|embedding_cache\.max_bytes|runs|report\..*")
 
 # Facts that distinguish points, the most important first. All others follow from these, or change nothing.
 _DISTINGUISHING = tuple(
