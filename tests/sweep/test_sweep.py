@@ -29,12 +29,13 @@ from mteb_vllm.sweep.messages import Activity, PointFailed, RunPoint, TaskProgre
 from mteb_vllm.sweep.planning import plan_points
 from mteb_vllm.sweep.supervisor import _StepState
 from mteb_vllm.util.phase import Phase
+from tiny_models import tiny_overrides
 
 pytestmark = pytest.mark.vllm
 
 TASK = "StdlibDocsClassification"
 AXES = ["engine.max_num_seqs=32,64", "prompts=none,e5"]  # two engines, two points each
-# Most texts are truncated: these tests compare scores only with each other.
+# A tiny model, and most texts are truncated: these tests compare scores only with each other.
 BASE = [f"tasks.names=[{TASK}]", "engine.max_model_len=16"]
 
 # fault, when, point, kind: the first point of an engine is the one that loads it.
@@ -58,7 +59,7 @@ HERE = "hydra/launcher=basic"
 
 
 def sweep(folder: Path, *more: str, axes: list[str] = AXES) -> Any:
-    return run([f"results.dir={folder}", *BASE, *axes, *more], multirun=True, show=False)
+    return run([f"results.dir={folder}", *tiny_overrides(), *BASE, *axes, *more], multirun=True, show=False)
 
 
 def summary_of(records: Any) -> dict[str, Any]:
@@ -244,7 +245,7 @@ def test_a_killed_engine_process_is_detected(tmp_path: Path, control: Any, monke
 def command(folder: Path, *words: str) -> subprocess.Popen[str]:
     env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
     return subprocess.Popen(
-        [sys.executable, "-m", "mteb_vllm", "-m", f"results.dir={folder}", *BASE, *words],
+        [sys.executable, "-m", "mteb_vllm", "-m", f"results.dir={folder}", *tiny_overrides(), *BASE, *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent, env=env,
     )  # fmt: skip
 
