@@ -1,21 +1,19 @@
 """Labels of classification tasks, read from their data set once.
 
-mteb passes the label column of a data set to scikit-learn, and `datasets` decodes that column row by row each time it is looked
-at: about 40 times in each of a task's 10 experiments (mteb 2.26, datasets 5.0). With thousands of texts this takes longer than
-computing their embeddings, and the engine waits.
+mteb passes the label column of a data set to scikit-learn, and `datasets` decodes that column row by row each time it is
+looked at: about 40 times in each of a task's 10 experiments (mteb 2.26, datasets 5.2). With thousands of texts this takes
+longer than computing their embeddings, and the engine waits.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from mteb_vllm.engines.timing import replace_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from datasets import Dataset
     from mteb.abstasks import AbsTask
 
@@ -26,23 +24,22 @@ def labels_as_lists(task: AbsTask) -> Iterator[None]:
 
     The scores are the same. Tasks of other types, and those with code of their own for this, are left alone.
     """
-    from mteb.abstasks.classification import AbsTaskClassification as Stock
+    from mteb.abstasks.classification import AbsTaskClassification as Classification
 
-    kind, replacements = type(task), {}
-    if isinstance(task, Stock) and kind._calculate_scores is Stock._calculate_scores:
-        calculate = task._calculate_scores
+    replacements: dict[str, Callable[..., object]] = {}
+    if isinstance(task, Classification):
+        kind, score, draw = type(task), task._calculate_scores, task._undersample_data
 
-        def calculate_scores(y_test: Iterable[object], y_pred: object) -> object:
-            return calculate(list(y_test), y_pred)
+        def calculate_scores(y_test: Iterable[int], y_pred: list[int]) -> object:
+            return score(list(y_test), y_pred)
 
-        replacements["_calculate_scores"] = calculate_scores
-    if isinstance(task, Stock) and kind._undersample_data is Stock._undersample_data:
-        undersample = task._undersample_data
+        def undersample_data(dataset: Dataset, *args: object, **kwargs: object) -> object:
+            return draw(_ListColumns(dataset), *args, **kwargs)  # type: ignore[arg-type]
 
-        def undersample_data(dataset: Dataset, experiment: int, order: list[int] | None = None) -> object:
-            return undersample(_ListColumns(dataset), experiment, order)
-
-        replacements["_undersample_data"] = undersample_data
+        if kind._calculate_scores is Classification._calculate_scores:
+            replacements["_calculate_scores"] = calculate_scores
+        if kind._undersample_data is Classification._undersample_data:
+            replacements["_undersample_data"] = undersample_data
     with replace_attributes(task, **replacements):
         yield
 

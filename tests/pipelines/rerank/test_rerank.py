@@ -98,10 +98,14 @@ def test_the_record_has_both_scores_the_gain_and_the_ceiling(first: tuple[Path, 
     assert result.parent.name == f"settings_{record.fingerprint}"
 
 
-def test_a_repeated_run_computes_nothing(first: tuple[Path, Any], small: list[str]) -> None:
+def test_a_repeated_run_computes_nothing(
+    first: tuple[Path, Any], small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, record = first
     before = predictions(folder)[0].stat().st_mtime_ns
-    again = one(folder, *small)
+    again: Any = run([*small, f"results.dir={folder}"])
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("first", "reranked", "gain", "ceiling", "possible"))
     assert again.tasks[0].status == "cached" and again.engine is None and again.fingerprint == record.fingerprint
     scores = [(task.main_score, task.first_stage, task.ceiling) for task in (*record.tasks, *again.tasks)]
     assert scores[0] == scores[1]
@@ -127,6 +131,7 @@ def test_results_depend_on_top_k_first_stage_and_score_template(first: tuple[Pat
         assert one(folder, *overrides, changed).tasks[0].status == "cached", other.overrides
 
 
+@pytest.mark.slow
 def test_the_demo_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record: Any = run(["experiment=rerank_demo", f"results.dir={tmp_path}"])
     text = capsys.readouterr().out
