@@ -130,13 +130,15 @@ def _main() -> int:
             register_secrets(arguments.overrides, config_dir=arguments.config_dir)
             run_hydra(lambda cfg: None)()
             return 0
+        import psutil
+
         from mteb_vllm.api import execute
         from mteb_vllm.preflight.command import check
         from mteb_vllm.progress import terminal
         from mteb_vllm.sweep.job import Job
 
         points = check(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
-        done = execute(points, terminal(), lambda job: run_hydra(job)())
+        done = execute(points, terminal(), lambda job: run_hydra(job)(), since=psutil.Process().create_time())
     except Exception as error:
         # Commands that only print are not checked first, and Hydra may refuse one that has passed the checks.
         if not (printing or isinstance(error, HydraException) or _raised_in_hydra(error)):

@@ -32,6 +32,13 @@ RERANK_COLUMNS = (
     "tokens/s", "seconds", "",
 )  # fmt: skip
 
+# The phases until a run's first score. Shorter ones are not shown, in seconds.
+_PHASES = {
+    "start": "starting", "import": "importing mteb", "engine": "opening the engine", "load": "loading data",
+    "encode": "encoding", "store": "in the embedding cache", "score": "scoring", "other": "other work",
+}  # fmt: skip
+_SHORTEST = 0.1
+
 # The columns that a narrow terminal leaves out, in this order.
 _LEFT_OUT = ("tokens/s", "share of ceiling", "seconds", "pairs/s", "texts/s")
 
@@ -328,6 +335,11 @@ def print_summary(console: Console, record: RunRecord) -> None:
         if kept.passed:
             text += f", {kept.passed:,} not added: {kept.stopped}"
         console.print_line(text)
+    if (phases := record.first_score) and record.point is None:
+        parts = ", ".join(
+            f"{seconds:.1f} s {_PHASES[name]}" for name, seconds in phases.items() if seconds >= _SHORTEST
+        )
+        console.print_line(f"First score after {sum(phases.values()):.1f} s: {parts}")
     if record.engine is not None:
         console.print_line(f"Effective settings: {_in_effect(record.engine.resolved)}")
     # Throughput and parity runs store no results.

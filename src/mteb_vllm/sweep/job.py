@@ -40,6 +40,7 @@ class Job:
         prefetched: The outcome of the point's first stage, if it has been run already.
         search: The search, whose default is the only one of `points`; None in a sweep or a single run.
         compare_best: Measures the best point of a search against the default; set by the launcher, if it can do that.
+        since: When the command started, by `time.time`.
     """
 
     console: Console
@@ -51,6 +52,7 @@ class Job:
     prefetched: PrefetchedFirstStage | None = None
     search: Search | None = None
     compare_best: Callable[[], None] | None = None
+    since: float | None = None
 
     def __call__(self, cfg: Any) -> RunRecord | float | None:
         """Run the point that Hydra composed, and return its record, or the value of its objective if it has one."""
@@ -79,6 +81,7 @@ class Job:
             console=self.console,
             progress=self.progress,
             prefetched=self.prefetched,
+            since=self.since if point is None else None,
         )
         self.records.append(record)
         if self.search is not None:
