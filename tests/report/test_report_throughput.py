@@ -466,6 +466,30 @@ def test_an_entry_of_a_legend_shows_its_marks_alone(
         assert clear() == {names[1]} and opened.messages == []
 
 
+def test_a_curve_goes_from_batch_size_to_batch_size(tmp_path: Path) -> None:
+    run = throughput_runs()[0]
+    assert run.throughput is not None
+    run.throughput.steps[-1] = replace(run.throughput.steps[-1], requests_per_second=1.0)  # the largest is the slowest
+    drawn = specifications(compared(tmp_path, [run]))["throughput"]
+    (line,) = [layer for layer in drawn["layer"] if layer.get("name") == "curves"]
+    order = line["encoding"]["order"]["field"]
+    rows = sorted(drawn["datasets"]["steps"], key=lambda row: row[order])
+    assert [row["size"] for row in rows] == ["1", "2", "4", "8", "16", "32", "64"]
+
+
+def test_a_chart_mentions_only_what_it_shows(tmp_path: Path) -> None:
+    both = compared(tmp_path / "2", throughput_runs()[:2])
+    assert "Thick: selected." in title_of(specifications(both)["throughput"])
+    assert "Dotted: selected." in title_of(specifications(both)["roofline"])
+    run = throughput_runs()[0]
+    assert run.throughput is not None
+    alike = [replace(one, latency_ms=replace(one.latency_ms, p90=one.latency_ms.p50)) for one in run.throughput.steps]
+    run.throughput.steps = alike
+    drawn = specifications(compared(tmp_path / "1", [run]))
+    assert "selected" not in title_of(drawn["throughput"]) + title_of(drawn["roofline"])
+    assert "p90" in title_of(specifications(both)["throughput"]) and "p90" not in title_of(drawn["throughput"])
+
+
 def test_a_click_on_a_bar_selects_its_point(browser: Any, tmp_path: Path) -> None:  # noqa: F811
     of = compared(tmp_path, mixed_runs())
     with Opened(browser, page(of, answer(of), "Sweep"), tmp_path) as opened:

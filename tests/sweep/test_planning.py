@@ -135,6 +135,27 @@ def test_the_states_of_points(tmp_path: Path) -> None:
     assert "3 of 4 points to run, 3 engines to open" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def last_line(points: list[PlannedPoint], *, swept: bool = False) -> str:
+    console = Console(file=io.StringIO(), width=300)
+    print_plan(console, points, swept=swept)
+    return console.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined,no-any-return]
+
+
+def test_the_summary_of_a_dry_run_names_what_there_is_to_run(tmp_path: Path) -> None:
+    words = ["tasks.names=[STS12,STS13]", f"results.dir={tmp_path}"]
+    statistics = " The amounts are estimated from mteb's descriptive statistics."
+    fresh = planned(*words)
+    assert last_line(fresh).startswith("2 of 2 tasks to run, 1 engine to open (")
+    assert last_line(fresh).endswith(f").{statistics}")
+    put_result(fresh[0], "STS12", tmp_path)
+    assert last_line(planned(*words)).startswith("1 of 2 tasks to run, 1 engine to open (")
+    put_result(fresh[0], "STS13", tmp_path)
+    assert last_line(planned(*words)) == "Nothing to run."
+    assert last_line(planned(*words, "prompts=none,e5"), swept=True).startswith("1 of 2 points to run, ")
+    throughput = last_line(planned("pipeline=throughput", *words))
+    assert throughput.startswith("To run: throughput, 1 engine to open (") and statistics not in throughput
+
+
 def test_a_dry_run_breaks_no_word_at_80_columns(tmp_path: Path) -> None:
     words = [
         "engine.max_num_batched_tokens=8192,16384",

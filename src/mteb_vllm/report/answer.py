@@ -54,7 +54,7 @@ def _means(comparison: Comparison) -> list[str]:
     rows, lines = [row for row in comparison.rows if row.point.for_scores], []
     if partial := [row.point.name for row in rows if "incomplete" in row.point.facts]:
         lines.append(
-            f"The results of {join_names(partial)} lack some splits or subsets: the scores of those tasks are means over "
+            f"The results of {join_names(partial)} lack some splits or subsets of their tasks; the scores are means over "
             "those that are present."
         )
     without = [row.point.name for row in rows if row.mean is None]
@@ -243,11 +243,7 @@ def _effects(comparison: Comparison) -> list[str]:
         return ["The points do not differ in any setting."]
     lines = []
     for column in comparison.columns:
-        measured = [
-            effect
-            for effect in comparison.effects
-            if effect.column == column and (effect.score, effect.speed) != (None, None)
-        ]
+        measured = [effect for effect in comparison.known_effects if effect.column == column]
         if not measured:
             what = "scores" if any(row.mean is not None for row in comparison.rows) else "measurements"
             why = f"no two points with {what} differ only in this setting"

@@ -293,10 +293,10 @@ def ineffective_variable_notes(record: RunRecord) -> Iterator[str]:
     reference = record.parity.reference.engine if record.parity is not None else None
     for engine in filter(None, (record.engine, stage, reference)):
         for key, value in engine.late.items():
-            found = engine.threading.get(key, "none")
+            found = engine.threading.get(key, "not set")
             yield (
                 f"{key}={value} has no effect on {engine.backend}: torch was loaded in this process before it was "
-                f"set (the value then: {found}). The speed may differ in a separate process."
+                f"set (its value at that time: {found}). The speed may differ in a separate process."
             )
 
 
