@@ -37,6 +37,8 @@ group.field=value, and sweep with -m and values separated by commas.
     mteb-vllm pipeline=parity
   # a predefined sweep: the cost of padding when texts vary in length
     mteb-vllm experiment=unpadding
+  # a search for the fastest engine arguments (extra `search`)
+    mteb-vllm experiment=tune_throughput
   # your own files in addition to the shipped ones
     mteb-vllm --config-dir my_conf experiment=mine
   # print the configuration and stop

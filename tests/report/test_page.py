@@ -517,7 +517,7 @@ def test_colours_by_another_setting_and_shows_what_is_near_the_best(browser: Any
             ".sort(([a], [b]) => a.x - b.x || a.y - b.y).map(([, text]) => text)"
         )
         labels = opened.page.locator("#quality_speed .role-legend-label text").evaluate_all(script)
-        assert labels == ["float32", "bfloat16", "float16"] and marks.count() == 18
+        assert labels == ["dtype=float32", "dtype=bfloat16", "dtype=float16"] and marks.count() == 18
         assert len(set(marks.evaluate_all("all => all.map(mark => mark.getAttribute('fill'))"))) == 3
         opened.page.get_by_label("only the 17 points within 0.01 of the best").check()
         ringed(opened)

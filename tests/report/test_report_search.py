@@ -95,7 +95,7 @@ def test_scores_are_compared_by_their_difference(tmp_path: Path) -> None:
     search = searched(point(1, 1.0, score=0.75, dtype="float16", name="mean"), name="mean")
     search.refused.clear()
     text = shown(search, tmp_path)
-    assert "mean score 0.75000" in text and "The best is +0.25000 better in mean score." in text
+    assert "mean score 0.75000" in text and "The mean score of the best is higher by 0.25000." in text
 
 
 def test_the_command_names_what_an_experiment_chose_but_not_the_experiment(tmp_path: Path) -> None:

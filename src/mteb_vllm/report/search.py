@@ -75,7 +75,7 @@ def _comparison(search: Search, best: RunRecord) -> Iterator[str]:
     if value <= default:
         yield "The search found nothing better than the default."
     elif best.objective is not None and best.objective.name == "mean":
-        yield f"The best is {value - default:+.5f} better in mean score."
+        yield f"The mean score of the best is higher by {value - default:.5f}."
     elif (measured := _measured_pairs(search)) is None:
         yield f"The best was {value / default:.2f} times as fast, in a single measurement of each."
     else:
