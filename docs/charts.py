@@ -54,7 +54,7 @@ def curves(rows: Sequence[dict[str, str]], tokens: int) -> list[Curve]:
 
 
 def _step(size: int, p50: float) -> Step:
-    """Return what the table has of calls with one batch size: their median latency, in ms."""
+    """Return the step of calls with one batch size, of which the table has the median latency, in ms."""
     rate = 1000 * size / p50
     return Step(size, 0, rate, 0.0, Latency(p50, p50, p50, p50), PhaseTimes(0.0, 0.0, 0.0), 0.0)
 
