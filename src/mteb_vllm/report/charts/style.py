@@ -188,8 +188,8 @@ def placed(
                 left = x * width + dx - (long if dx < 0 else long / 2 if dx == 0 else 0)
                 box = (left, left + long, -y * HEIGHT + dy, 13)
                 if text and left >= 0 and left + long <= width and -HEIGHT <= box[2] <= -6 and _clear(box, written):
-                    spot = [dx, dy, "right" if dx < 0 else "center" if dx == 0 else "left"]
-                    free.append(((not _clear(box, marks), not _clear(box, near)), box, spot))
+                    offset = [dx, dy, "right" if dx < 0 else "center" if dx == 0 else "left"]
+                    free.append(((not _clear(box, marks), not _clear(box, near)), box, offset))
             (covers, _), box, spot = min(free, key=lambda one: one[0], default=((True, True), (0, 0, 0, 0), None))
             spots[size] = spot if always or not covers else None
             if spots[size]:
