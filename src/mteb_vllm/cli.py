@@ -34,9 +34,11 @@ group.field=value, and sweep with -m and values separated by commas.
   # rerank the candidates of a first stage
     mteb-vllm pipeline=rerank model=ms_marco_minilm tasks=nfcorpus
   # compare embeddings and scores with sentence-transformers
-    mteb-vllm pipeline=parity engine.dtype=bfloat16
+    mteb-vllm pipeline=parity
   # a predefined sweep: the cost of padding when texts vary in length
     mteb-vllm experiment=unpadding
+  # a search for the fastest engine arguments (extra `search`)
+    mteb-vllm experiment=tune_throughput
   # your own files in addition to the shipped ones
     mteb-vllm --config-dir my_conf experiment=mine
   # print the configuration and stop

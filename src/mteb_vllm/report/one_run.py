@@ -141,7 +141,7 @@ def _print_tasks(console: Console, columns: Sequence[str], rows: Sequence[Sequen
         table.add_row(*(row[at] for at in shown))
     left_out = console.print_table(table, optional=_LEFT_OUT)
     if left_out:
-        console.print_line(f"Columns only in report.md: {', '.join(left_out)}")
+        console.print_line(f"Not shown here, but in report.md: the columns {', '.join(left_out)}")
 
 
 def print_failure(console: Console, failure: Failure) -> None:
@@ -300,10 +300,10 @@ def ineffective_variable_notes(record: RunRecord) -> Iterator[str]:
     reference = record.parity.reference.engine if record.parity is not None else None
     for engine in filter(None, (record.engine, stage, reference)):
         for key, value in engine.late.items():
-            found = engine.threading.get(key, "none")
+            found = engine.threading.get(key, "not set")
             yield (
                 f"{key}={value} has no effect on {engine.backend}: torch was loaded in this process before it was "
-                f"set (the value then: {found}). The speed may differ in a separate process."
+                f"set (its value at that time: {found}). The speed may differ in a separate process."
             )
 
 
