@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -169,7 +170,7 @@ def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         "sentence-transformers has no replicas"
         in mistakes("engine=sentence_transformers", "engine.ray_address=auto")[0]
     )
-    first_stage = ["pipeline=rerank", "model=ms_marco_minilm", "pipeline/first_stage=dense"]
+    first_stage = ["pipeline=rerank", "pipeline.scoring=cosine", "pipeline/first_stage=dense"]
     (found,) = mistakes(*first_stage, "pipeline.first_stage.engine.ray_address=auto")
     assert found.startswith("pipeline.first_stage.engine.ray_address=auto: needs the package ray")
 
@@ -346,7 +347,6 @@ def test_a_run_on_two_nodes_has_the_scores_of_one_engine(
     assert record.status == "ok" and record.scores == single.scores and record.fingerprint == single.fingerprint
     assert (record.engine.replicas, record.engine.replicas_lost) == (2, 0)
     assert record.engine.ray_address == nodes.address and len(set(record.engine.nodes)) == 2
-    assert "[replica 1][" in Path(record.folder, "mteb-vllm.log").read_text() if hasattr(record, "folder") else True
     close_engines()
     assert none_left() and signal.getsignal(signal.SIGTERM) == handler and os.environ["RAY_ADDRESS"] == "127.0.0.1:1"
 
@@ -422,7 +422,9 @@ def test_nothing_is_left_when_the_command_ends(
     """
     overrides = [*base, f"results.dir={tmp_path}", f"engine.ray_address={nodes.address}"]
     shown = (tmp_path / "shown").open("w+")
-    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *overrides], stdout=shown, stderr=shown)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *overrides], stdout=shown, stderr=shown, cwd=tmp_path
+    )
     deadline = time.monotonic() + 300
     while len(replica_processes()) < 2 and time.monotonic() < deadline and parent.poll() is None:
         time.sleep(0.2)
@@ -432,7 +434,8 @@ def test_nothing_is_left_when_the_command_ends(
     status = parent.wait(120)
     assert none_left()
     assert status == -number if number == signal.SIGKILL else status == 128 + number
-    assert "ray" not in (tmp_path / "shown").read_text().lower().replace(nodes.address, "").replace("ray cluster", "")
+    # Nothing of Ray's own.
+    assert not re.search(r"worker\.py|raylet|\(pid=|ReplicaHost", (tmp_path / "shown").read_text())
 
 
 @needs_ray

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from mteb_vllm._version import __version__
 from mteb_vllm.engines import environment
@@ -44,6 +44,7 @@ from mteb_vllm.util.fingerprint import is_ignored_variable
 from mteb_vllm.util.machine import cores, device, versions
 
 if TYPE_CHECKING:
+    from ray import ObjectRef
     from ray.actor import ActorHandle
 
 logger = logging.getLogger(__name__)
@@ -203,7 +204,9 @@ class RemoteProcess:
     def send(self, message: Command) -> None:
         """Send a command."""
         pickled = pickle.dumps(message)
-        with contextlib.suppress(_ray().exceptions.RayError):  # `receive` will report that the actor has ended
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):  # `receive` will report that the actor has ended
             self._actor.send.options(concurrency_group="send").remote(pickled)
 
     def receive(self, seconds: float) -> Event | None:
@@ -212,7 +215,8 @@ class RemoteProcess:
         Raises:
             EOFError: if the process has ended; with the reason if its actor has.
         """
-        ray = _ray()
+        import ray
+
         try:
             answer: Answer = ray.get(self._actor.receive.options(concurrency_group="receive").remote(seconds))
         except ray.exceptions.RayError as error:  # also of a node that is only unavailable: an event may be lost
@@ -230,13 +234,17 @@ class RemoteProcess:
 
     def terminate(self) -> None:
         """Let it close its engine and exit."""
-        with contextlib.suppress(_ray().exceptions.RayError):
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
             self._actor.terminate.remote()
 
     def wait(self, seconds: float = 0.0) -> int:
         """Kill its actor, with which it ends; return its exit status."""
+        import ray
+
         with contextlib.suppress(Exception):  # the connection to the cluster may have ended
-            _ray().kill(self._actor)
+            ray.kill(self._actor)
         return -signal.SIGKILL if self._status is None else self._status
 
     def close(self) -> None:
@@ -259,7 +267,9 @@ class Cluster:
             check_address(address)
         except ClusterError as error:
             raise EngineStartError(f"engine.ray_address={address}: {error}") from None
-        if _ray().is_initialized():
+        import ray
+
+        if ray.is_initialized():
             what = "this process has joined a Ray cluster already"
             raise EngineStartError(what, "call ray.shutdown() before an engine with ray_address opens")
         try:
@@ -284,9 +294,10 @@ class Cluster:
             places = place(_living_nodes(), spec.replicas, gpus_per_engine(spec.args))
         except ClusterError as error:
             raise EngineStartError(f"engine.ray_address={spec.ray_address}: {error}") from None
-        ray, env = _ray(), _sent_variables(spec)
+        import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        env = _sent_variables(spec)
         groups = {"send": 1, "receive": 1}  # each on a thread of its own, in order
         host = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups=groups)(ReplicaHost)
         for one in places:
@@ -295,7 +306,7 @@ class Cluster:
             self._actors.append(made.remote())
         own = facts()
         asked = [actor.describe.remote(spec.model, env) for actor in self._actors]
-        found = [self._ask(question, one.node) for one, question in zip(places, asked, strict=True)]
+        found = [cast("Facts", self._ask(question, one.node)) for one, question in zip(places, asked, strict=True)]
         for one, theirs in zip(places, found, strict=True):
             check(theirs, own, one.node)
         for one, theirs, actor in zip(places, found, self._actors, strict=True):
@@ -303,15 +314,16 @@ class Cluster:
             self._ask(actor.start.remote(env, share.cores), one.node)
             yield RemoteProcess(actor, log), share.spec, one.node.name
 
-    def _ask(self, question: Any, node: Node) -> Any:
+    def _ask(self, question: ObjectRef, node: Node) -> object:
         """Return the answer of a node's actor.
 
         Raises:
             EngineStartError: if it has not started or has failed.
         """
-        ray = _ray()
+        import ray
+
         try:
-            return ray.get(question, timeout=_START_WITHIN)
+            answer: object = ray.get(question, timeout=_START_WITHIN)
         except ray.exceptions.GetTimeoutError:
             what = f"{node.name} did not start a replica within {_START_WITHIN:g} s"
             raise EngineStartError(what, "see with `ray status` whether other work holds its cores or GPUs") from None
@@ -320,10 +332,12 @@ class Cluster:
                 what = f"mteb-vllm is not installed in the Python of Ray on {node.name}"
                 raise EngineStartError(what, "install it on all nodes, in the same version") from None
             raise EngineStartError(f"{node.name} cannot run a replica: {_reason(error)}") from None
+        return answer
 
     def leave(self) -> None:
         """Kill what is left of the actors, and leave the cluster."""
-        ray = _ray()
+        import ray
+
         for actor in self._actors:
             with contextlib.suppress(Exception):  # it has ended
                 ray.kill(actor)
@@ -363,6 +377,8 @@ def print_nodes(address: str) -> None:
 
 
 def _living_nodes() -> list[Node]:
+    import ray
+
     return [
         Node(
             id=node["NodeID"],
@@ -371,13 +387,15 @@ def _living_nodes() -> list[Node]:
             cpus=node["Resources"].get("CPU", 0.0),
             gpus=node["Resources"].get("GPU", 0.0),
         )
-        for node in _ray().nodes()
+        for node in ray.nodes()
         if node["Alive"]
     ]
 
 
 def _join(address: str) -> None:
     """Join a cluster without a trace in this process: its environment, its signal handlers, its terminal, its logging."""
+    import ray
+
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
     before = {key: os.environ.get(key) for key in (*CHOOSING, *NO_STATISTICS)}
@@ -385,7 +403,7 @@ def _join(address: str) -> None:
         os.environ.pop(key, None)
     os.environ.update(NO_STATISTICS)
     try:
-        _ray().init(address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
+        ray.init(address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
     finally:
         for key, value in before.items():
             os.environ.pop(key, None)
@@ -412,9 +430,3 @@ def _reason(error: Exception) -> str:
     """Return the reason of an actor's end, or the error of its method, in a line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0 if not lines or "Actor" in type(error).__name__ else -1] if lines else type(error).__name__
-
-
-def _ray() -> Any:
-    import ray
-
-    return ray

@@ -121,13 +121,12 @@ class VllmWrapperBase:
         on_cluster = ray_address is not None
         if (problem := replicas_problem(replicas, backend_of(engine_args), on_cluster=on_cluster)) is not None:
             raise ValueError(f"replicas={replicas}: {'. '.join(filter(None, problem))}")
+        if on_cluster and (refused := cluster_problem(ray_address, replicas, engine_args, env or {})) is not None:
+            raise ValueError(f"ray_address={ray_address!r}: {refused}")
         name, revision = (model.name, model.revision) if isinstance(model, ModelMeta) else (model, revision)
         found = find_model(name, revision, path, names=SettingNames.KEYWORDS)
         own = {"preset": "auto", "max_num_seqs": max_num_seqs, "head_dtype": head_dtype, "replicas": replicas}
-        chosen = {**own, **engine_args, "env": env}
-        if on_cluster and (refused := cluster_problem(ray_address, replicas, engine_args, env or {})) is not None:
-            raise ValueError(f"ray_address={ray_address!r}: {refused}")
-        chosen["ray_address"] = ray_address
+        chosen = {**own, "ray_address": ray_address, **engine_args, "env": env}
         spec = EngineSpec(found, self.convert, *resolve_arguments(chosen, {}), names=SettingNames.KEYWORDS)
         if problems := (*missing_files(found), *spec.applied.refused):
             raise ModelError("; ".join(problems))
