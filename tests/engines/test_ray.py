@@ -161,6 +161,15 @@ def test_bad_addresses(value: str, message: str, monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - started < 15
 
 
+def test_an_address_of_another_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "_ray_installed", lambda: True)
+    monkeypatch.setattr(ray_cluster, "_LIST_WITHIN", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        address = f"127.0.0.1:{service.getsockname()[1]}"
+        (found,) = mistakes(f"engine.ray_address={address}")
+    assert found.startswith(f"engine.ray_address={address}: no Ray cluster has answered at this address within 0.5 s")
+
+
 def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "_ray_installed", lambda: False)
     assert mistakes("engine.ray_address=auto") == [
@@ -170,6 +179,8 @@ def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         "sentence-transformers has no replicas"
         in mistakes("engine=sentence_transformers", "engine.ray_address=auto")[0]
     )
+    with pytest.raises(ValueError, match="sentence-transformers has no replicas on a cluster"):
+        VllmEncoderWrapper("org/none", backend="sentence_transformers", ray_address="auto")
     first_stage = ["pipeline=rerank", "pipeline.scoring=cosine", "pipeline/first_stage=dense"]
     (found,) = mistakes(*first_stage, "pipeline.first_stage.engine.ray_address=auto")
     assert found.startswith("pipeline.first_stage.engine.ray_address=auto: needs the package ray")
@@ -454,7 +465,7 @@ def test_a_node_with_other_weights_is_refused(nodes: Nodes, folder: Path, tmp_pa
 
 @needs_ray
 @pytest.mark.slow
-def test_a_cluster_of_another_version_and_a_port_of_another_service(nodes: Nodes) -> None:
+def test_a_cluster_of_another_version(nodes: Nodes) -> None:
     code = """
         import json, sys, ray
         from ray.experimental.internal_kv import _internal_kv_get as get, _internal_kv_put as put

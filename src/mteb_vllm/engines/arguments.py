@@ -143,6 +143,8 @@ def replicas_problem(value: object, backend: Backend, *, on_cluster: bool = Fals
         backend: The backend of the engine.
         on_cluster: Whether they run on the nodes of a Ray cluster, which `cluster_problem` looks at.
     """
+    if backend == "sentence_transformers" and on_cluster:
+        return "sentence-transformers has no replicas on a cluster", "Leave it unset, or switch to vLLM: engine=auto"
     if value is None or value == "auto":
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -30,7 +30,7 @@ print_nodes(address)
 """
 
 # Seconds for a connection to the address, and for the cluster to list its nodes, which includes importing Ray.
-_CONNECT_WITHIN, _LIST_WITHIN = 5.0, 120.0
+_CONNECT_WITHIN, _LIST_WITHIN = 5.0, 60.0
 
 # Variables of the shell by which Ray would choose another cluster than the configuration does.
 CHOOSING = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_RUNTIME_ENV_HOOK", "RAY_JOB_CONFIG_JSON_ENV_VAR")
@@ -216,7 +216,7 @@ def _list_nodes(address: str) -> Iterator[Node]:
             command, capture_output=True, text=True, env=own_variables(os.environ), timeout=_LIST_WITHIN, check=False
         )
     except subprocess.TimeoutExpired:
-        what = f"the cluster did not list its nodes within {_LIST_WITHIN:g} s"
+        what = f"no Ray cluster has answered at this address within {_LIST_WITHIN:g} s"
         raise ClusterError(what, "Check it: ray status") from None
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
