@@ -18,11 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
+import rerankers
 import tiny_models
-from mteb_vllm import VllmEncoderWrapper, run
+from mteb_vllm import VllmCrossEncoderWrapper, VllmEncoderWrapper, run
 from mteb_vllm.engines import arguments, ray_cluster
 from mteb_vllm.engines.arguments import resolve_arguments
 from mteb_vllm.engines.base import EngineSpec, close_engines, open_engine
@@ -39,6 +41,7 @@ from mteb_vllm.engines.ray_cluster import (
 from mteb_vllm.engines.ray_replica import ReplicaHost, _node_variables, _sent_variables, _share, check, facts
 from mteb_vllm.engines.replicas import ReplicatedEngine
 from mteb_vllm.errors import ConfigError, EngineStartError, ModelError
+from mteb_vllm.inference.scoring import score_pairs
 from mteb_vllm.models.files import find_model
 from mteb_vllm.preflight import command
 
@@ -447,6 +450,25 @@ def test_nothing_is_left_when_the_command_ends(
     assert status == -number if number == signal.SIGKILL else status == 128 + number
     # Nothing of Ray's own.
     assert not re.search(r"worker\.py|raylet|\(pid=|ReplicaHost", (tmp_path / "shown").read_text())
+
+
+@needs_ray
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_cross_encoder_scores_on_both_nodes(nodes: Nodes, tmp_path: Path) -> None:
+    close_engines()
+    path = str(rerankers.small("bert", tmp_path, 128))
+    queries = [f"how to sort {at // 8} lists" for at in range(400)]
+    documents = [f"use sorted on item {at} " + "a list of words " * (at % 40) for at in range(400)]
+    with VllmCrossEncoderWrapper("org/bert", path=path) as model:
+        expected, work = score_pairs(model.engine, queries, documents)
+    with VllmCrossEncoderWrapper("org/bert", path=path, ray_address=nodes.address) as model:
+        found, other = score_pairs(model.engine, queries, documents)
+        assert len(model.engine.computed_by) == 2 and min(model.engine.computed_by) > 0
+    # The pairs of a step, and so their order of summation, differ.
+    np.testing.assert_allclose(found, expected, rtol=3e-7)
+    assert (other.tokens, other.truncated) == (work.tokens, work.truncated)
+    assert none_left()
 
 
 @needs_ray

@@ -1,7 +1,7 @@
-"""A Ray cluster as replicas see it: how to reach it, its nodes, and the places on them.
+"""Find the nodes of a Ray cluster, and distribute replicas over them.
 
-Nothing here imports Ray into this process: a child process asks the cluster, because connecting to it changes signal handlers
-and cannot be limited in time.
+Nothing here imports Ray into this process: a child process connects to the cluster, because that changes signal handlers and
+cannot be limited in time.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _have(node: Node, *, on_gpus: bool) -> str:
 
 
 def find_nodes(address: object) -> tuple[Node, ...]:
-    """Return the living nodes of a cluster; asked once per command.
+    """Return the living nodes of a cluster; each cluster is queried once per command.
 
     Args:
         address: `auto` for the cluster of this machine, or `host:port`.
@@ -169,7 +169,7 @@ def clear_cluster_cache() -> None:
     _look_up.cache_clear()
 
 
-# Points of a sweep share a cluster; it is asked once, failures included.
+# Points of a sweep share a cluster; it is queried once, failures included.
 @functools.lru_cache(maxsize=16)
 def _look_up(address: object) -> tuple[Node, ...] | ClusterError:
     try:
@@ -222,14 +222,14 @@ def _list_nodes(address: str) -> Iterator[Node]:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise ClusterError(f"the cluster cannot be asked for its nodes: {lines[-1]}") from None
+        raise ClusterError(f"the nodes of the cluster cannot be listed: {lines[-1]}") from None
     if isinstance(answer, str):
         raise ClusterError(*explain(answer, address))
     yield from (Node(**node) for node in answer)
 
 
 def explain(message: str, address: str) -> tuple[str, str]:
-    """Return what an error of `ray.init` means, and a remedy."""
+    """Return the meaning of an error of `ray.init`, and a remedy."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if "ersion mismatch" in message:
         versions = re.findall(r"(Ray|Python): ?([\w.]+)", message)

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.actor import ActorHandle
 
-logger = logging.getLogger(__name__)
-
 # Seconds for all actors to start, which a cluster with other work may delay.
 _START_WITHIN = 300.0
 
@@ -57,7 +55,7 @@ _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 class Facts(NamedTuple):
-    """What a node's results depend on.
+    """The properties of a node that results depend on, and the state of its model.
 
     Attributes:
         versions: The versions of packages, Python and this package's source.
@@ -73,11 +71,11 @@ class Facts(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What an actor has received from its process.
+    """An answer of an actor: an event and the output of its process.
 
     Attributes:
         event: A pickled event; None if there is none.
-        output: What the process has written since the last answer.
+        output: The output since the last answer.
         status: Its exit status; None while it runs.
     """
 
@@ -94,7 +92,7 @@ class ReplicaHost:
         self._output = -1
 
     def describe(self, model: Model, env: Mapping[str, str]) -> Facts:
-        """Return what this node's results depend on.
+        """Return the properties of this node that results depend on.
 
         Args:
             model: The model that the replica will load.
@@ -141,7 +139,7 @@ class ReplicaHost:
 
 
 def facts(problem: str | None = None) -> Facts:
-    """Return what results depend on in this process."""
+    """Return the properties of this machine that results depend on."""
     package = Path(__file__).parents[1]
     source = folder_digest(package, lambda name: name.endswith(".py"))[:12]
     own = {"mteb-vllm": __version__, "source of mteb-vllm": source, "python": platform.python_version()}

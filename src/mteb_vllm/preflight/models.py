@@ -71,7 +71,7 @@ def engine_mistakes(where: str, model: ModelConfig, engine: Mapping[str, Any]) -
     return mistakes if mistakes or not on_cluster else _cluster_mistakes(where, address, model, engine)
 
 
-def _cluster_mistakes(where: str, address: object, model: ModelConfig, engine: Mapping[str, Any]) -> list[Mistake]:
+def _cluster_mistakes(where: str, address: object, model: ModelConfig, engine: Mapping[str, object]) -> list[Mistake]:
     """Return the mistakes in the use of a Ray cluster for replicas."""
     args, env, *_ = resolve_arguments({**engine, "ray_address": None}, model.engine)
     replicas = next((one["replicas"] for one in (engine, model.engine) if one.get("replicas") is not None), None)
