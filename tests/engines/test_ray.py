@@ -166,11 +166,11 @@ def test_bad_addresses(value: str, message: str, monkeypatch: pytest.MonkeyPatch
 
 def test_an_address_of_another_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "_ray_installed", lambda: True)
-    monkeypatch.setattr(ray_cluster, "_LIST_WITHIN", 0.5)
+    monkeypatch.setattr(ray_cluster, "_LIST_WITHIN", 0.001)
     with socket.create_server(("127.0.0.1", 0)) as service:
         address = f"127.0.0.1:{service.getsockname()[1]}"
         (found,) = mistakes(f"engine.ray_address={address}")
-    assert found.startswith(f"engine.ray_address={address}: no Ray cluster has answered at this address within 0.5 s")
+    assert found.startswith(f"engine.ray_address={address}: no Ray cluster has answered at this address within 0.001 s")
 
 
 def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
