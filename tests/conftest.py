@@ -28,6 +28,7 @@ os.environ["MTEB_CACHE"] = str(Path(_SCRATCH.name) / "mteb")
 SLOWEST = (
     "sweep/test_sweep.py", "sweep/test_soak.py", "test_run.py", "pipelines/rerank/test_rerank.py",
     "inference/test_scoring.py", "pipelines/parity/test_parity.py", "wrappers/test_wrappers.py", "engines/test_replicas.py",
+    "engines/test_ray.py",
     "tasks/test_demo.py", "test_catalogue.py", "pipelines/test_published.py", "pipelines/throughput/test_throughput.py",
     "inference/test_encoding.py",
 )  # fmt: skip

@@ -25,7 +25,8 @@ IN_STRINGS = {
     "catalogue.py": {"mteb_vllm.tasks.describe", "mteb_vllm.engines.describe"},  # run as separate processes
     "config/schema.py": {"mteb_vllm.pipelines."},  # allowed prefix of a `_target_`
     "engines/base.py": {"mteb_vllm.engines."},  # the module of a backend
-    "engines/replicas.py": {"mteb_vllm.engines.replica_process"},  # the process of a replica
+    "engines/ray_cluster.py": {"mteb_vllm.engines.ray_replica"},  # asks a cluster, as a separate process
+    "engines/replica_process.py": {"mteb_vllm.engines.replica_process"},  # the process of a replica
     "models/score_templates.py": {"mteb_vllm.models.score_templates"},  # templates are rendered in a separate process
     "report/run_records.py": {"mteb_vllm.pipelines."},  # the prefix of a `_target_`
     "sweep/process.py": {"mteb_vllm.sweep.child"},  # the process that runs points

@@ -155,6 +155,10 @@ def is_ours(mistake: Mistake) -> bool:
     )
     if any(text in mistake.what for text in absent) and ("model" in mistake.where or "runs" in mistake.where):
         return False
+    if mistake.where.partition("=")[0].endswith("ray_address") and (
+        "Ray cluster" in mistake.what or "package ray" in mistake.what
+    ):
+        return False
     return not PLACEHOLDERS.search(str(mistake))
 
 

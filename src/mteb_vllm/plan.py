@@ -198,8 +198,11 @@ def _settings(planned: Plan) -> dict[str, Any]:
     """Return the current settings of a plan: everything that its results depend on, except tasks and reference."""
     pipeline, prompts, template = planned.pipeline, planned.prompts, planned.template
     settings: dict[str, Any] = {"engine": planned.spec.settings()}
-    if not pipeline.scores_tasks and planned.spec.replicas > 1:
-        settings["replicas"] = planned.spec.replicas  # they change speeds, but no scores
+    if not pipeline.scores_tasks and planned.spec.replicated:
+        # They change speeds, but no scores.
+        settings["replicas"] = planned.spec.replicas
+        if planned.spec.ray_address is not None:
+            settings["on_cluster"] = True
     if template is not None:
         settings["score_template"] = template.settings()
         settings["instructions"] = dict(prompts.values) if template.takes_instruction else None

@@ -89,6 +89,8 @@ def _print_engine(console: Console, what: str, spec: EngineSpec) -> None:
         description = spec.backend_name
     if spec.replicas > 1:
         description += f", {spec.replicas} replicas"
+    if spec.ray_address is not None:
+        description += f" on the Ray cluster {spec.ray_address}"
     console.print_line(f"{what}: {spec.model.name}, revision {spec.model.revision}")
     console.print_line(f"Engine: {description}: {_words(args)}")
     if vector_options := str(spec.applied):

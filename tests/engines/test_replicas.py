@@ -24,11 +24,13 @@ import pytest
 import rerankers
 import tiny_models
 from mteb_vllm import VllmCrossEncoderWrapper, VllmEncoderWrapper, run
-from mteb_vllm.engines import arguments, replicas
+from mteb_vllm.engines import arguments
+from mteb_vllm.engines import shares as machine_shares
 from mteb_vllm.engines.arguments import replicas_problem, resolve_arguments
 from mteb_vllm.engines.base import EngineSpec, TokensRefusedError, close_engines, is_open, open_engine
 from mteb_vllm.engines.replica_process import _portable
-from mteb_vllm.engines.replicas import ReplicatedEngine, shares
+from mteb_vllm.engines.replicas import ReplicatedEngine
+from mteb_vllm.engines.shares import shares
 from mteb_vllm.errors import ConfigError, EngineError, EngineStartError
 from mteb_vllm.inference.encoding import encode_texts, run_texts
 from mteb_vllm.inference.scoring import score_pairs
@@ -418,8 +420,8 @@ def test_auto_is_one_replica_for_each_group_of_gpus(monkeypatch: pytest.MonkeyPa
 
 
 def test_cores_and_memory_are_divided(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicas, "visible_gpus", list)
-    monkeypatch.setattr(replicas, "cores", lambda: [1, 2, 5, 6, 7])
+    monkeypatch.setattr(machine_shares, "visible_gpus", list)
+    monkeypatch.setattr(machine_shares, "cores", lambda: [1, 2, 5, 6, 7])
     spec = replace(spec_of(folders["embed"], 1), replicas=2)
     one, other = shares(spec)
     assert (one.cores, other.cores) == ([1, 2], [5, 6, 7]) and one.turn == other.turn
@@ -432,7 +434,7 @@ def test_cores_and_memory_are_divided(folders: dict[str, Path], monkeypatch: pyt
 
 
 def test_gpus_and_their_memory_are_divided(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicas, "visible_gpus", lambda: ["0", "1", "2", "7"])
+    monkeypatch.setattr(machine_shares, "visible_gpus", lambda: ["0", "1", "2", "7"])
     spec = spec_of(folders["embed"], 1)
     spec = replace(spec, args={"max_num_seqs": 8})
 

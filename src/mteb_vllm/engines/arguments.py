@@ -15,13 +15,14 @@ from typing import Any
 from mteb_vllm.catalogue import EngineArg, VllmCatalogue, vllm_catalogue
 from mteb_vllm.config.schema import conf_dir
 from mteb_vllm.engines.base import Backend
+from mteb_vllm.engines.ray_cluster import ClusterError, find_nodes, place, replicas_of
 from mteb_vllm.errors import Mistake
 from mteb_vllm.util.machine import cores, cpu_build, device, gpu_count
 from mteb_vllm.util.shell import as_typed, suggest
 from mteb_vllm.util.suggestions import nearest, nearest_argument
 
 # Keys of `engine` that are not vLLM engine arguments.
-OWN_KEYS = ("backend", "preset", "env", "head_dtype", "replicas")
+OWN_KEYS = ("backend", "preset", "env", "head_dtype", "replicas", "ray_address")
 PRESETS = ("auto", "vllm", "vllm_cpu")
 BACKENDS = ("vllm", "sentence_transformers")
 
@@ -61,7 +62,7 @@ def backend_of(engine: Mapping[str, Any]) -> Backend:
 
 def resolve_arguments(
     engine: Mapping[str, Any], recipe: Mapping[str, Any]
-) -> tuple[dict[str, object], dict[str, str], str, Backend, int]:
+) -> tuple[dict[str, object], dict[str, str], str, Backend, int, str | None]:
     """Return engine arguments and environment: the configuration over the recipe over the preset of this machine.
 
     Args:
@@ -69,21 +70,24 @@ def resolve_arguments(
         recipe: The model recipe's own engine arguments.
 
     Returns:
-        the arguments without nulls, the environment, the name of the preset, the backend, and the number of replicas.
+        the arguments without nulls, the environment, the name of the preset, the backend, the number of replicas, and the
+        address of the Ray cluster that they run on.
     """
     if backend_of(engine) == "sentence_transformers":
         args = _sentence_transformers_arguments(engine, recipe)
         # On a CPU both backends use the same thread settings.
         preset = _preset_values("vllm_cpu") if str(args.get("device") or device()).startswith("cpu") else {}
         env = {key: value for key, value in _merge_env(preset, recipe, engine).items() if not key.startswith("VLLM_")}
-        return args, env, "none", "sentence_transformers", 1
+        return args, env, "none", "sentence_transformers", 1, None
     name = pick_preset(engine.get("preset") or "none")
     layers = [_preset_values(name), recipe, engine]
     merged: dict[str, object] = {}
     for layer in layers:
         merged |= {key: value for key, value in layer.items() if value is not None and key not in ("preset", "env")}
     args = _vllm_arguments(merged)
-    return args, _merge_env(*layers), name, "vllm", _resolve_replicas(merged.get("replicas"), args)
+    address = merged.get("ray_address")
+    count = _resolve_replicas(merged.get("replicas"), args, address)
+    return args, _merge_env(*layers), name, "vllm", count, address if isinstance(address, str) else None
 
 
 def gpus_per_engine(args: Mapping[str, object]) -> int:
@@ -92,22 +96,62 @@ def gpus_per_engine(args: Mapping[str, object]) -> int:
     return math.prod(size for size in sizes if isinstance(size, int))
 
 
-def _resolve_replicas(value: object, args: Mapping[str, object]) -> int:
-    """Return the number of replicas; `auto` is one for each group of GPUs that an engine uses, and 1 on a CPU."""
+def _resolve_replicas(value: object, args: Mapping[str, object], address: object) -> int:
+    """Return the number of replicas; `auto` is one for each group of GPUs that an engine uses, and 1 on a CPU.
+
+    With the address of a Ray cluster, unset means `auto`: for each group of the cluster's GPUs, or each of its nodes.
+    """
+    if address is not None and value in (None, "auto"):
+        try:
+            return max(1, replicas_of(find_nodes(address), gpus_per_engine(args)))
+        except ClusterError:  # reported by `cluster_problem`
+            return 1
     if value == "auto":
         return max(1, gpu_count() // gpus_per_engine(args))
     return value if isinstance(value, int) else 1
 
 
-def replicas_problem(value: object, backend: Backend) -> tuple[str, str] | None:
-    """Return the error in a number of replicas, and the allowed values; None if it is valid."""
+def cluster_problem(
+    address: object, replicas: object, args: Mapping[str, object], env: Mapping[str, str]
+) -> ClusterError | None:
+    """Return why replicas cannot run on a Ray cluster; None if they can.
+
+    Args:
+        address: Its address.
+        replicas: Their number, or `auto`, or None.
+        args: The arguments of an engine.
+        env: Its environment.
+    """
+    if args.get("distributed_executor_backend") == "ray":
+        what = "replicas on a Ray cluster start their workers themselves, each on its node"
+        return ClusterError(what, "Leave engine.distributed_executor_backend unset.", "conflict")
+    if "CUDA_VISIBLE_DEVICES" in env:
+        what = "Ray assigns the GPUs of its nodes"
+        return ClusterError(what, "Leave engine.env.CUDA_VISIBLE_DEVICES unset.", "conflict")
+    try:
+        place(find_nodes(address), replicas if isinstance(replicas, int) else 1, gpus_per_engine(args))
+    except ClusterError as error:
+        return error
+    return None
+
+
+def replicas_problem(value: object, backend: Backend, *, on_cluster: bool = False) -> tuple[str, str] | None:
+    """Return the error in a number of replicas, and the allowed values; None if it is valid.
+
+    Args:
+        value: The number, or `auto`, or None.
+        backend: The backend of the engine.
+        on_cluster: Whether they run on the nodes of a Ray cluster, which `cluster_problem` looks at.
+    """
+    if backend == "sentence_transformers" and on_cluster:
+        return "sentence-transformers has no replicas on a cluster", "Leave it unset, or switch to vLLM: engine=auto"
     if value is None or value == "auto":
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         return "must be a number of engines, 1 or more, or auto", ""
     if backend == "sentence_transformers" and value > 1:
         return "sentence-transformers has no replicas", "Leave it unset, or switch to vLLM: engine=auto"
-    if backend == "vllm" and not gpu_count() and value > len(cores()):
+    if backend == "vllm" and not on_cluster and not gpu_count() and value > len(cores()):
         return "each replica needs a core, and there are fewer", f"Cores: {len(cores())}."
     return None
 
@@ -197,6 +241,11 @@ def check_sentence_transformers(where: str, values: Mapping[str, object]) -> lis
         if key == "replicas":
             mistakes += _replicas_mistakes(f"{where}.{key}", value, "sentence_transformers")
             continue
+        if key == "ray_address":
+            mistakes.append(
+                wrong("sentence-transformers has no replicas", "Leave it unset, or switch to vLLM: engine=auto")
+            )
+            continue
         if key == "env":
             mistakes += _env_mistakes(f"{where}.env", value, None)
         elif kind is None:
@@ -224,13 +273,16 @@ def check_sentence_transformers(where: str, values: Mapping[str, object]) -> lis
     return mistakes
 
 
-def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogue) -> list[Mistake]:
+def check_arguments(
+    where: str, values: Mapping[str, object], vllm: VllmCatalogue, *, on_cluster: bool = False
+) -> list[Mistake]:
     """Return the errors in vLLM engine arguments, according to the installed vLLM's own description of them.
 
     Args:
         where: The section of the configuration, such as `engine`.
         values: Its values, nulls included.
         vllm: The description of the installed vLLM.
+        on_cluster: Whether replicas run on the nodes of a Ray cluster.
     """
     mistakes = []
     for key, value in values.items():
@@ -262,7 +314,9 @@ def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogu
         elif key == "env":
             mistakes += _env_mistakes(at, value, vllm)
         elif key == "replicas":
-            mistakes += _replicas_mistakes(at, value, "vllm")
+            mistakes += _replicas_mistakes(at, value, "vllm", on_cluster=on_cluster)
+        elif key == "ray_address":
+            pass  # `cluster_problem` needs other arguments too
         elif key in _SENTENCE_TRANSFORMERS_ONLY:
             if value is not None:
                 what = "is an argument of sentence-transformers, but this engine is vLLM"
@@ -403,8 +457,8 @@ def context_limit(arguments: Mapping[str, object]) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def _replicas_mistakes(at: str, value: object, backend: Backend) -> list[Mistake]:
-    problem = replicas_problem(value, backend)
+def _replicas_mistakes(at: str, value: object, backend: Backend, *, on_cluster: bool = False) -> list[Mistake]:
+    problem = replicas_problem(value, backend, on_cluster=on_cluster)
     return [Mistake(at, *problem, value=f"{value}")] if problem is not None else []
 
 

@@ -31,6 +31,7 @@ from mteb_vllm.models.files import Model
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.models.sentence_transformers_files import Applied, apply_files
 from mteb_vllm.results.failures import ENGINE_DIED
+from mteb_vllm.results.measurements import identity
 from mteb_vllm.util import masking
 from mteb_vllm.util.fingerprint import METHOD, callable_identity, fingerprint
 from mteb_vllm.util.machine import device, versions
@@ -62,6 +63,7 @@ class EngineSpec:
         preset: The preset of `conf/engine/` that supplied defaults, for the record only.
         backend: The library that runs the model.
         replicas: How many copies of the engine share the work; results do not depend on it.
+        ray_address: The Ray cluster on whose nodes they run; None for this machine.
         names: How messages name settings.
     """
 
@@ -72,6 +74,7 @@ class EngineSpec:
     preset: str = "none"
     backend: Backend = "vllm"
     replicas: int = 1
+    ray_address: str | None = None
     names: SettingNames = SettingNames.CONFIGURATION
 
     def __post_init__(self) -> None:
@@ -119,8 +122,13 @@ class EngineSpec:
 
     @property
     def identity(self) -> str:
-        """Return the key of an open engine: its fingerprint, and the number of its replicas if there are several."""
-        return self.fingerprint if self.replicas == 1 else f"{self.fingerprint} x {self.replicas}"
+        """Return the key of an open engine: its fingerprint, and its replicas if there are several or on a cluster."""
+        return identity(self.fingerprint, self.replicas, self.ray_address)
+
+    @property
+    def replicated(self) -> bool:
+        """Whether it runs in processes that are fed with chunks, rather than as one engine of this process."""
+        return self.replicas > 1 or self.ray_address is not None
 
 
 class Bar(Protocol):
@@ -203,6 +211,7 @@ class Engine(ABC):
         own_template: Whether vLLM renders pairs with a template of the model's own, which is not accessible here.
         processes: The engine's other processes.
         replicas_lost: How many of its replicas have died.
+        nodes: The node of each replica on a Ray cluster; empty on this machine.
         computed_by: How many texts or pairs each of its replicas has computed; empty without replicas.
         log: The file that those write to: standard error at their start, if that was a file.
         owners: Ids of the objects that use the engine; it is closed when the last one releases it.
@@ -234,6 +243,7 @@ class Engine(ABC):
     feed: object = None
     replicas_lost: int = 0
     computed_by: list[int] = field(default_factory=list)
+    nodes: list[str] = field(default_factory=list)
 
     @property
     def late(self) -> dict[str, str]:
@@ -496,7 +506,7 @@ def exit_if_engine_dies() -> None:
 
 def _start(spec: EngineSpec) -> Engine:
     started = time.perf_counter()
-    backend = importlib.import_module(f"mteb_vllm.engines.{spec.backend if spec.replicas == 1 else 'replicas'}")
+    backend = importlib.import_module(f"mteb_vllm.engines.{'replicas' if spec.replicated else spec.backend}")
     environment.apply_variables(spec.env)
     try:
         engine: Engine = backend.load(spec)

@@ -12,9 +12,10 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from mteb_vllm.engines.base import (
     open_engine,
 )
 from mteb_vllm.results.failures import ENGINE_DIED
-from mteb_vllm.util.child_process import connect
+from mteb_vllm.util.child_process import ChildProcess, connect
 from mteb_vllm.util.masking import register, watch_environment
 from mteb_vllm.util.quiet import quiet_libraries
 
@@ -38,6 +39,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+START = """
+import json, sys
+sys.path[:], orders, lifeline = json.loads(sys.argv[1])
+from mteb_vllm.engines.replica_process import main
+main(orders, lifeline)
+"""
 
 # Methods of an engine that take inputs as they arrive and yield results as they finish.
 _STREAMING = ("embed_tokens", "score_arriving")
@@ -125,6 +133,35 @@ class Failed:
 
 Command = OpenEngine | Call
 Event = Opened | Result | Failed
+
+
+def start_process(log: Path, env: Mapping[str, str], cores: Sequence[int]) -> ChildProcess[Command, Event]:
+    """Start a replica's process on this machine; it waits for the command to open its engine.
+
+    Args:
+        log: The file for its output.
+        env: Its environment variables.
+        cores: Ids of the cores that it runs on; empty: all.
+    """
+    with _on_cores(cores):
+        return ChildProcess(START, log, env)
+
+
+@contextlib.contextmanager
+def _on_cores(chosen: Sequence[int]) -> Iterator[None]:
+    """Start processes on these cores inside the block: a process inherits the cores of the thread that starts it.
+
+    The threading runtime counts them when it is loaded, which may be before the first line of Python.
+    """
+    if not chosen or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, chosen)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def main(orders: int, lifeline: int) -> None:

@@ -1,6 +1,7 @@
-"""An engine of several replicas on one machine, each a complete vLLM in a process of its own, that share the work.
+"""An engine of several replicas, each a complete vLLM in a process of its own, that share the work.
 
-Inputs are sent in chunks to whichever replica has room. The chunks of a replica that dies are given to another one.
+Replicas are child processes of this process, or of Ray actors on the nodes of a cluster (`engines.ray_replica`). Inputs are
+sent in chunks to whichever replica has room. The chunks of a replica that dies are given to another one.
 """
 
 from __future__ import annotations
@@ -17,40 +18,41 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from mteb_vllm.engines import environment
-from mteb_vllm.engines.arguments import gpus_per_engine
 from mteb_vllm.engines.base import Engine, EngineSpec, MakeBar, Scores, Tokenization, TokenPair
-from mteb_vllm.engines.replica_process import Call, Command, Event, Failed, Opened, OpenEngine, Result
+from mteb_vllm.engines.replica_process import (
+    Call,
+    Command,
+    Event,
+    Failed,
+    Opened,
+    OpenEngine,
+    Result,
+    start_process,
+)
+from mteb_vllm.engines.shares import shares
 from mteb_vllm.engines.timing import Phase, Phases, replace_attributes
 from mteb_vllm.engines.vllm import stderr_file
-from mteb_vllm.errors import EngineError, EngineStartError
+from mteb_vllm.errors import EngineError, EngineStartError, ModelError
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.results.failures import describe_exit, last_lines
-from mteb_vllm.util.child_process import ChildProcess
-from mteb_vllm.util.machine import cores, visible_gpus
 from mteb_vllm.util.masking import registered
 
 if TYPE_CHECKING:
     from psutil import Process
     from transformers import PreTrainedTokenizerBase
 
+    from mteb_vllm.engines.ray_replica import Cluster
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-START = """
-import json, sys
-sys.path[:], orders, lifeline = json.loads(sys.argv[1])
-from mteb_vllm.engines.replica_process import main
-main(orders, lifeline)
-"""
 
 # Tokens in a chunk at most, unless a single input has more. The first chunks are smaller, so that all replicas soon have one.
 _CHUNK_TOKENS, _FIRST_CHUNK_TOKENS = 16_384, 1024
@@ -64,62 +66,35 @@ _IN_FLIGHT = 2
 # Characters of a token, roughly, for texts that the replicas tokenise.
 _TOKEN_CHARACTERS = 4
 
-# vLLM's own default of `gpu_memory_utilization`.
-_MEMORY = 0.92
-
 # Seconds that replicas may take to close their engines.
 _CLOSE_WITHIN = 30.0
 
 
-class Share(NamedTuple):
-    """A replica's share of the machine.
+class ReplicaProcess(Protocol):
+    """A replica's process, on this machine (`util.child_process.ChildProcess`) or on a node of a cluster."""
 
-    Attributes:
-        spec: The specification of its engine.
-        cores: Ids of the cores that it runs on; empty: all.
-        turn: Replicas with the same one open at the same time. Those that share a GPU open one after another, because vLLM
-            measures the GPU's free memory meanwhile.
-    """
+    def send(self, message: Command, /) -> None:
+        """Send a command."""
 
-    spec: EngineSpec
-    cores: Sequence[int] = ()
-    turn: int = 0
+    def receive(self, seconds: float, /) -> Event | None:
+        """Return the next event; None if there is none within this many seconds.
 
+        Raises:
+            EOFError: if the process has ended; with a reason if more than its exit status is known.
+        """
 
-def shares(spec: EngineSpec) -> list[Share]:
-    """Divide this machine among the replicas of an engine: GPUs and their memory, or cores and memory.
+    def terminate(self) -> None:
+        """Let it close its engine and exit."""
 
-    Variables of `spec.env` have precedence.
-    """
-    count, size, gpus = spec.replicas, gpus_per_engine(spec.args), visible_gpus()
-    found = []
-    if not gpus:
-        for part in _split(cores(), count):
-            bound = {"VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, rank)) for rank in _split(part, size))}
-            own_cores = () if bound.keys() & spec.env.keys() or len(part) < size else part
-            found.append(Share(_reduce(spec, bound if own_cores else {}, count), own_cores))
-        return found
-    groups = [gpus[at : at + size] for at in range(0, len(gpus) - size + 1, size)] or [gpus]
-    if "CUDA_VISIBLE_DEVICES" in spec.env:
-        groups = [gpus]
-    for number in range(count):
-        group = number % len(groups)
-        sharing = len(range(group, count, len(groups)))
-        env = {"CUDA_VISIBLE_DEVICES": ",".join(groups[group])}
-        found.append(Share(_reduce(spec, env, sharing), turn=number // len(groups)))
-    return found
+    def wait(self, seconds: float = 0.0, /) -> int:
+        """Wait so long for it to exit, and kill what remains of it; return its exit status as in `subprocess`."""
 
+    def close(self) -> None:
+        """Free what is held for a process that has ended."""
 
-def _split(items: Sequence[T], count: int) -> list[Sequence[T]]:
-    """Divide items into contiguous parts of about the same size."""
-    return [items[len(items) * at // count : len(items) * (at + 1) // count] for at in range(count)]
-
-
-def _reduce(spec: EngineSpec, env: Mapping[str, str], sharing: int) -> EngineSpec:
-    """Return the specification of one replica, whose memory is shared by so many."""
-    memory = float(spec.args.get("gpu_memory_utilization") or _MEMORY) / sharing
-    args = dict(spec.args) if sharing == 1 else {**spec.args, "gpu_memory_utilization": memory}
-    return replace(spec, args=args, env={**env, **spec.env}, replicas=1)
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None on another node."""
 
 
 class _Replica:
@@ -127,23 +102,31 @@ class _Replica:
 
     Args:
         number: Its number, from 0.
-        share: Its share of the machine.
-        log: The file for its output.
+        process: The process.
+        spec: The specification of its engine.
+        node: The name of its node; None on this machine.
+        log: The file that its output is appended to.
         events: Where its events go; None for its end.
 
     Attributes:
         status: Its exit status as in `subprocess`; None while it runs.
     """
 
-    def __init__(self, number: int, share: Share, log: Path, events: _Events) -> None:
-        self.number, self._log, self._events = number, log, events
+    def __init__(
+        self, number: int, process: ReplicaProcess, spec: EngineSpec, node: str | None, log: Path, events: _Events
+    ) -> None:
+        self.number, self.process, self.spec, self.node = number, process, spec, node
+        self._log, self._events = log, events
         self._written = log.stat().st_size
+        self._reason = ""
         self.status: int | None = None
-        env = {**environment.outer_variables(), **environment.threading_variables(share.spec.env)}
-        with _on_cores(share.cores):
-            self.process: ChildProcess[Command, Event] = ChildProcess(START, log, env)
         self._thread = threading.Thread(target=self._receive, name=f"mteb-vllm replica {number}", daemon=True)
         self._thread.start()
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        return f"replica {self.number}" + (f" on {self.node}" if self.node is not None else "")
 
     def _receive(self) -> None:
         try:
@@ -151,19 +134,19 @@ class _Replica:
                 event = self.process.receive(1.0)
                 if event is not None:
                     self._events.put((self, event))
-        except EOFError:
-            pass
+        except EOFError as end:
+            self._reason = str(end)
         except Exception:
-            logger.exception("replica %d sent a message that cannot be read", self.number)
+            logger.exception("%s sent a message that cannot be read", self.name)
         finally:
             self.status = self.process.wait(10)
             self._events.put((self, None))
 
     def describe_end(self) -> str:
         """Return how it ended, and log that, with the last lines of its log unless that is this process's too."""
-        how = describe_exit(self.status or 0)
+        how = self._reason or describe_exit(self.status or 0)
         lines = [] if self._log == run_log() else last_lines(self._log, since=self._written)
-        logger.error("replica %d ended (%s)%s", self.number, how, "".join(f"\n  {line}" for line in lines))
+        logger.error("%s ended (%s)%s", self.name, how, "".join(f"\n  {line}" for line in lines))
         return how
 
     def last_lines(self) -> list[str]:
@@ -194,21 +177,21 @@ def run_log() -> Path | None:
     return stderr_file() if fcntl.fcntl(2, fcntl.F_GETFL) & os.O_APPEND else None
 
 
-@contextlib.contextmanager
-def _on_cores(chosen: Sequence[int]) -> Iterator[None]:
-    """Start processes on these cores inside the block: a process inherits the cores of the thread that starts it.
+def _environment(spec: EngineSpec) -> dict[str, str]:
+    return {**environment.outer_variables(), **environment.threading_variables(spec.env)}
 
-    The threading runtime counts them when it is loaded, which may be before the first line of Python.
-    """
-    if not chosen or not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, chosen)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+
+def _located(error: Exception, replica: _Replica) -> Exception:
+    """Return the error of a replica, with the name of its node."""
+    if replica.node is None:
+        return error
+    message = f"on {replica.node}: {error}"
+    if isinstance(error, ModelError):
+        return ModelError(message)
+    located = EngineStartError(message)
+    located.advises = isinstance(error, EngineStartError) and error.advises
+    located.__cause__ = error
+    return located
 
 
 class _Replicas:
@@ -227,6 +210,7 @@ class _Replicas:
         self.events: _Events = queue.SimpleQueue()
         self.opened: dict[_Replica, Opened] = {}
         self._own_log: Path | None = None
+        self._cluster: Cluster | None = None
 
     def open(self, spec: EngineSpec) -> None:
         """Start all replicas and wait until their engines are open.
@@ -238,24 +222,50 @@ class _Replicas:
             handle, name = tempfile.mkstemp(prefix="mteb-vllm-replicas-", suffix=".log")
             os.close(handle)
             log = self._own_log = Path(name)
-        for _, together in itertools.groupby(enumerate(shares(spec)), key=lambda one: one[1].turn):
-            for number, share in together:
-                replica = _Replica(number, share, log, self.events)
-                self.all.append(replica)
-                try:
-                    replica.process.send(OpenEngine(number, share.spec, registered()))
-                except (pickle.PicklingError, AttributeError, TypeError) as error:
-                    raise EngineStartError(f"replicas need arguments that can be pickled: {error}") from error
-            while len(self.opened) < len(self.all):
-                replica, event = self.events.get()
-                if isinstance(event, Failed):
-                    raise event.error
-                if not isinstance(event, Opened):
-                    lines = "".join(f"\n  {line}" for line in replica.last_lines())
-                    how = replica.describe_end()
-                    raise EngineStartError(f"replica {replica.number} ended ({how}) while its engine opened{lines}")
-                self.opened[replica] = event
+        if spec.ray_address is not None:
+            self._open_together(self._start_on_nodes(spec, log))
+        else:
+            for _, together in itertools.groupby(shares(spec), key=lambda share: share.turn):
+                self._open_together(
+                    self._add(start_process(log, _environment(share.spec), share.cores), share.spec, None, log)
+                    for share in together
+                )
         self.living = list(self.all)
+
+    def _start_on_nodes(self, spec: EngineSpec, log: Path) -> Iterator[_Replica]:
+        from mteb_vllm.engines import ray_replica
+
+        assert spec.ray_address is not None
+        self._cluster = ray_replica.Cluster(spec.ray_address)
+        for process, own, node in self._cluster.start(spec, log):
+            yield self._add(process, own, node, log)
+
+    def _add(self, process: ReplicaProcess, spec: EngineSpec, node: str | None, log: Path) -> _Replica:
+        replica = _Replica(len(self.all), process, spec, node, log, self.events)
+        self.all.append(replica)
+        return replica
+
+    def _open_together(self, replicas: Iterable[_Replica]) -> None:
+        """Let replicas open their engines at the same time, and wait for them.
+
+        Raises:
+            EngineStartError: if an engine does not open.
+            ModelError: if a replica cannot read the model, or finds other files.
+        """
+        for replica in replicas:
+            try:
+                replica.process.send(OpenEngine(replica.number, replica.spec, registered()))
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise EngineStartError(f"replicas need arguments that can be pickled: {error}") from error
+        while len(self.opened) < len(self.all):
+            replica, event = self.events.get()
+            if isinstance(event, Failed):
+                raise _located(event.error, replica)
+            if not isinstance(event, Opened):
+                lines = "".join(f"\n  {line}" for line in replica.last_lines())
+                how = replica.describe_end()
+                raise EngineStartError(f"{replica.name} ended ({how}) while its engine opened{lines}")
+            self.opened[replica] = event
 
     def remove(self, replica: _Replica) -> None:
         """Remove one that has died.
@@ -275,6 +285,8 @@ class _Replicas:
         deadline = time.monotonic() + _CLOSE_WITHIN
         for replica in self.all:
             replica.join(max(0.0, deadline - time.monotonic()))
+        if self._cluster is not None:
+            self._cluster.leave()
         if self._own_log is not None:
             self._own_log.unlink(missing_ok=True)
 
@@ -606,7 +618,8 @@ def load(spec: EngineSpec) -> ReplicatedEngine:
     engine = ReplicatedEngine(
         spec=spec, llm=replicas, seconds=0.0, processes=_processes(replicas), log=run_log(), **first.attributes
     )
-    engine.computed_by = [0] * spec.replicas
+    engine.computed_by = [0] * len(replicas.all)
+    engine.nodes = [replica.node for replica in replicas.all if replica.node is not None]
     if first.tokenizer is not None:
         with contextlib.suppress(Exception):  # a tokenizer with code of its own may raise anything
             engine._tokenizer = pickle.loads(first.tokenizer)
@@ -618,7 +631,9 @@ def _processes(replicas: _Replicas) -> list[Process]:
 
     found = []
     for replica, opened in replicas.opened.items():
-        for pid in (replica.process.pid, *opened.processes):
+        if (own := replica.process.pid) is None:
+            continue  # on another node, where ids mean other processes
+        for pid in (own, *opened.processes):
             with contextlib.suppress(psutil.NoSuchProcess):  # it has died since
                 found.append(psutil.Process(pid))
     return found

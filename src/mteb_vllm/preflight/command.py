@@ -42,6 +42,7 @@ from mteb_vllm.config.schema import (
     parse_what_fits,
 )
 from mteb_vllm.engines.arguments import backend_of
+from mteb_vllm.engines.ray_cluster import clear_cluster_cache
 from mteb_vllm.engines.vllm import INSTALL
 from mteb_vllm.errors import Code, ConfigError, MissingPackageError, Mistake
 from mteb_vllm.models.files import clear_model_cache
@@ -112,6 +113,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
     """
     warm()
     clear_model_cache()
+    clear_cluster_cache()
     register_written(overrides)
     points = []
     with composer(config_dir):

@@ -15,6 +15,7 @@ from mteb_vllm.engines.arguments import (
     backend_of,
     check_arguments,
     check_sentence_transformers,
+    cluster_problem,
     context_limit,
     resolve_arguments,
 )
@@ -61,10 +62,23 @@ def engine_mistakes(where: str, model: ModelConfig, engine: Mapping[str, Any]) -
     if model.engine.get("backend") is not None:
         what, way = "a recipe cannot set the backend", f"Use {where}engine.backend."
         return [Mistake(f"{where}model.engine.backend", what, way, value=f"{model.engine['backend']}")]
-    return [
-        *check_arguments(f"{where}engine", engine, vllm),
-        *check_arguments(f"{where}model.engine", model.engine, vllm),
+    address = next((one["ray_address"] for one in (engine, model.engine) if one.get("ray_address") is not None), None)
+    on_cluster = address is not None
+    mistakes = [
+        *check_arguments(f"{where}engine", engine, vllm, on_cluster=on_cluster),
+        *check_arguments(f"{where}model.engine", model.engine, vllm, on_cluster=on_cluster),
     ]
+    return mistakes if mistakes or not on_cluster else _cluster_mistakes(where, address, model, engine)
+
+
+def _cluster_mistakes(where: str, address: object, model: ModelConfig, engine: Mapping[str, object]) -> list[Mistake]:
+    """Return the mistakes in the use of a Ray cluster for replicas."""
+    args, env, *_ = resolve_arguments({**engine, "ray_address": None}, model.engine)
+    replicas = next((one["replicas"] for one in (engine, model.engine) if one.get("replicas") is not None), None)
+    if (problem := cluster_problem(address, replicas, args, env)) is None:
+        return []
+    key = f"{where}engine.ray_address"
+    return [Mistake(key, problem.what, problem.way, value=f"{address}", code=problem.code)]
 
 
 def recipe_mistakes(

@@ -154,6 +154,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield f"engine.{key}", short_text(value)
     if record.throughput is not None and opened is not None:
         yield "engine.replicas", short_text(opened.replicas)  # scores do not depend on it
+        yield "engine.ray_address", short_text(opened.ray_address or "")
     for key, value in _args(record, "env").items():
         yield f"engine.env.{key}", short_text(value)
     for key, value in _args(record, "shell").items():

@@ -19,6 +19,13 @@ Rate = Annotated[float, Interval(ge=0, le=1e30)]
 Unit = Literal["texts", "pairs"]
 
 
+def identity(fingerprint: str, replicas: int, ray_address: str | None) -> str:
+    """Return the key of an engine: its fingerprint, and its replicas if there are several or on a cluster."""
+    if ray_address is not None:
+        return f"{fingerprint} x {replicas} on {ray_address}"
+    return fingerprint if replicas == 1 else f"{fingerprint} x {replicas}"
+
+
 @dataclass
 class EngineRecord:
     """How an engine was opened.
@@ -36,6 +43,8 @@ class EngineRecord:
         text_reason: Why it got text instead of token ids; None if it got token ids, or nothing.
         replicas: How many copies of it shared the work.
         replicas_lost: How many of them died.
+        ray_address: The Ray cluster on whose nodes they ran; None for this machine.
+        nodes: The node of each; empty on this machine.
     """
 
     backend: str
@@ -50,11 +59,13 @@ class EngineRecord:
     text_reason: str | None = None
     replicas: Count = 1
     replicas_lost: Count = 0
+    ray_address: str | None = None
+    nodes: list[str] = field(default_factory=list)
 
     @property
     def identity(self) -> str:
-        """Its fingerprint, and the number of its replicas if there are several, on which speeds depend."""
-        return self.fingerprint if self.replicas == 1 else f"{self.fingerprint} x {self.replicas}"
+        """Its fingerprint, and its replicas if there are several or on a cluster, on which speeds depend."""
+        return identity(self.fingerprint, self.replicas, self.ray_address)
 
 
 @dataclass

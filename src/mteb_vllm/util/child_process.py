@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -72,19 +73,31 @@ class ChildProcess(Generic[Sent, Received]):
         with contextlib.suppress(OSError):  # `receive` will report that the child has ended
             self._pipe.send(message)
 
+    def send_pickled(self, message: bytes) -> None:
+        """Send a message that is pickled already."""
+        with contextlib.suppress(OSError):
+            self._pipe.send_bytes(message)
+
     def receive(self, seconds: float) -> Received | None:
         """Return the next message; None if there is none within this many seconds.
 
         Raises:
             EOFError: if the child has ended.
         """
+        pickled = self.receive_pickled(seconds)
+        if pickled is None:
+            return None
+        message: Received = pickle.loads(pickled)
+        return message
+
+    def receive_pickled(self, seconds: float) -> bytes | None:
+        """Return the next message as it is, to pass it on; otherwise like `receive`."""
         try:
             if not self._pipe.poll(seconds):
                 if self._process.poll() is not None:
                     raise EOFError  # a process that it forked may still hold its end of the pipe
                 return None
-            message: Received = self._pipe.recv()
-            return message
+            return self._pipe.recv_bytes()
         except (EOFError, ConnectionError):
             raise EOFError from None
 

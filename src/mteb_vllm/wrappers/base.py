@@ -12,7 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-from mteb_vllm.engines.arguments import backend_of, replicas_problem, resolve_arguments, unknown_arguments
+from mteb_vllm.engines.arguments import (
+    backend_of,
+    cluster_problem,
+    replicas_problem,
+    resolve_arguments,
+    unknown_arguments,
+)
 from mteb_vllm.engines.base import Convert, Engine, EngineSpec, is_open, open_engine
 from mteb_vllm.errors import ModelError
 from mteb_vllm.models.files import Model, find_model, missing_files
@@ -78,12 +84,13 @@ class VllmWrapperBase:
         max_num_seqs: The most texts in one step of the engine.
         head_dtype: dtype of the pooling or classification head.
         replicas: How many engines share the work, each in a process of its own; "auto": one for each GPU or group of GPUs.
+        ray_address: The Ray cluster on whose nodes they run, "auto" or "host:port"; None: on this machine.
         **engine_args: Any argument of vLLM's `EngineArgs`: dtype, max_model_len, pooler_config, ... Defaults as in
             `conf/engine/auto.yaml`: on a CPU float32, in this process; on a GPU vLLM's defaults.
 
     Raises:
         TypeError: if there is no such argument, with suggestions.
-        ValueError: if there cannot be so many replicas.
+        ValueError: if there cannot be so many replicas, or not on that cluster.
         ModelError: if the model cannot be found or read.
         EngineError: if vLLM does not open with these arguments.
         MissingPackageError: if vLLM is not installed.
@@ -106,16 +113,20 @@ class VllmWrapperBase:
         env: Mapping[str, str] | None = None,
         max_num_seqs: int = 128,
         head_dtype: str | None = None,
-        replicas: int | Literal["auto"] = 1,
+        replicas: int | Literal["auto"] | None = None,
+        ray_address: str | None = None,
         **engine_args: object,
     ) -> None:
         self._check_keywords(engine_args)
-        if (problem := replicas_problem(replicas, backend_of(engine_args))) is not None:
+        on_cluster = ray_address is not None
+        if (problem := replicas_problem(replicas, backend_of(engine_args), on_cluster=on_cluster)) is not None:
             raise ValueError(f"replicas={replicas}: {'. '.join(filter(None, problem))}")
+        if on_cluster and (refused := cluster_problem(ray_address, replicas, engine_args, env or {})) is not None:
+            raise ValueError(f"ray_address={ray_address!r}: {refused}")
         name, revision = (model.name, model.revision) if isinstance(model, ModelMeta) else (model, revision)
         found = find_model(name, revision, path, names=SettingNames.KEYWORDS)
         own = {"preset": "auto", "max_num_seqs": max_num_seqs, "head_dtype": head_dtype, "replicas": replicas}
-        chosen = {**own, **engine_args, "env": env}
+        chosen = {**own, "ray_address": ray_address, **engine_args, "env": env}
         spec = EngineSpec(found, self.convert, *resolve_arguments(chosen, {}), names=SettingNames.KEYWORDS)
         if problems := (*missing_files(found), *spec.applied.refused):
             raise ModelError("; ".join(problems))
@@ -198,6 +209,8 @@ class VllmWrapperBase:
             text_reason=self._engine.takes_text,
             replicas=self.spec.replicas,
             replicas_lost=self._engine.replicas_lost,
+            ray_address=self.spec.ray_address,
+            nodes=list(self._engine.nodes),
         )
 
     @property

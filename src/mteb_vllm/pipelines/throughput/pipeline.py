@@ -182,6 +182,10 @@ def _rate(engine: Engine) -> float | str:
     # Replicas may share a GPU; on a CPU, the rate is that of all cores.
     size = gpus_per_engine(engine.spec.args)
     groups = min(engine.spec.replicas, max(1, gpu_count() // size))
+    if engine.spec.ray_address is not None:
+        if not gpu_count():
+            return "the replicas ran on cores of several machines"
+        groups = engine.spec.replicas  # no two on a GPU
     try:
         return machine_rate(engine.dtype, _device(engine)) * size * groups
     except (ValueError, RuntimeError, subprocess.TimeoutExpired) as error:
