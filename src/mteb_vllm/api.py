@@ -85,14 +85,16 @@ def execute(
     """
     from mteb_vllm.engines.base import close_engines
     from mteb_vllm.sweep.job import Job
-    from mteb_vllm.sweep.launcher import register
+    from mteb_vllm.sweep.launcher import known_device, register
     from mteb_vllm.sweep.planning import plan_points
+    from mteb_vllm.sweep.slurm import plan_for
 
     if is_report(points[0].config):
         return report(points[0], console)
-    planned = plan_points(points)
     if any(point.config.dry_run for point in points):
-        return dry_run(planned, console, swept=points[0].swept)
+        with plan_for(known_device(points)):
+            return dry_run(plan_points(points), console, swept=points[0].swept)
+    planned = plan_points(points)
     job = Job(console, planned)
     register()
     try:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from mteb_vllm.engines import environment
 from mteb_vllm.engines.arguments import gpus_per_engine
 from mteb_vllm.engines.base import Engine, EngineSpec, MakeBar, Scores, Tokenization, TokenPair, TokensRefusedError
+from mteb_vllm.engines.memory import within_limit
 from mteb_vllm.engines.replica_process import Call, Command, Event, Failed, Opened, OpenEngine, Result
 from mteb_vllm.engines.timing import Phase, Phases, replace_attributes
 from mteb_vllm.engines.vllm import stderr_file
@@ -33,7 +34,7 @@ from mteb_vllm.errors import EngineError, EngineStartError
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.results.failures import describe_exit, last_lines
 from mteb_vllm.util.child_process import ChildProcess
-from mteb_vllm.util.machine import cores, visible_gpus
+from mteb_vllm.util.machine import cores, on_cores, split, visible_gpus
 from mteb_vllm.util.masking import registered
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def shares(spec: EngineSpec) -> list[Share]:
     count, size, gpus = spec.replicas, gpus_per_engine(spec.args), visible_gpus()
     found = []
     if not gpus:
-        for part in _split(cores(), count):
-            bound = {"VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, rank)) for rank in _split(part, size))}
+        for part in split(cores(), count):
+            bound = {"VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, rank)) for rank in split(part, size))}
             own_cores = () if bound.keys() & spec.env.keys() or len(part) < size else part
             found.append(Share(_reduce(spec, bound if own_cores else {}, count), own_cores))
         return found
@@ -106,14 +107,9 @@ def shares(spec: EngineSpec) -> list[Share]:
     return found
 
 
-def _split(items: Sequence[T], count: int) -> list[Sequence[T]]:
-    """Divide items into contiguous parts of about the same size."""
-    return [items[len(items) * at // count : len(items) * (at + 1) // count] for at in range(count)]
-
-
 def _reduce(spec: EngineSpec, env: Mapping[str, str], sharing: int) -> EngineSpec:
     """Return the specification of one replica, whose memory is shared by so many."""
-    memory = float(spec.args.get("gpu_memory_utilization") or _MEMORY) / sharing
+    memory = within_limit(float(spec.args.get("gpu_memory_utilization") or _MEMORY)) / sharing
     args = dict(spec.args) if sharing == 1 else {**spec.args, "gpu_memory_utilization": memory}
     return replace(spec, args=args, env={**env, **spec.env}, replicas=1)
 
@@ -136,7 +132,7 @@ class _Replica:
         self._written = log.stat().st_size
         self.status: int | None = None
         env = {**environment.outer_variables(), **environment.threading_variables(share.spec.env)}
-        with _on_cores(share.cores):
+        with on_cores(share.cores):
             self.process: ChildProcess[Command, Event] = ChildProcess(START, log, env)
         self._thread = threading.Thread(target=self._receive, name=f"mteb-vllm replica {number}", daemon=True)
         self._thread.start()
@@ -180,23 +176,6 @@ class _Replica:
 
 
 _Events = queue.SimpleQueue[tuple[_Replica, Event | None]]
-
-
-@contextlib.contextmanager
-def _on_cores(chosen: Sequence[int]) -> Iterator[None]:
-    """Start processes on these cores inside the block: a process inherits the cores of the thread that starts it.
-
-    The threading runtime counts them when it is loaded, which may be before the first line of Python.
-    """
-    if not chosen or not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, chosen)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 class _Replicas:

@@ -32,6 +32,7 @@ from mteb_vllm.config.overrides import apply, choice_mistake, describe_error, pa
 from mteb_vllm.config.schema import (
     LauncherConfig,
     RunConfig,
+    SlurmConfig,
     build,
     compose_config,
     composer,
@@ -46,9 +47,17 @@ from mteb_vllm.errors import Code, ConfigError, MissingPackageError, Mistake
 from mteb_vllm.models.files import clear_model_cache
 from mteb_vllm.pipelines.factory import PipelineParts, is_report
 from mteb_vllm.preflight.checks import check_config, folder_mistakes
+from mteb_vllm.preflight.devices import device_mistakes, engine_size_mistakes
 from mteb_vllm.preflight.discovery import with_fields
-from mteb_vllm.preflight.hydra import has_outside_references, hydra_mistakes, search_path_mistakes, secret_name_mistakes
-from mteb_vllm.preflight.packages import package_mistakes
+from mteb_vllm.preflight.hydra import (
+    LOCAL_LAUNCHER,
+    SLURM_LAUNCHER,
+    has_outside_references,
+    hydra_mistakes,
+    search_path_mistakes,
+    secret_name_mistakes,
+)
+from mteb_vllm.preflight.packages import package_mistakes, slurm_mistakes
 from mteb_vllm.util.masking import find_secrets, in_engine, mask, protect, register_fields, register_written
 from mteb_vllm.util.shell import keep_prefixes, suggest
 
@@ -130,6 +139,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
             points[0] = replace(points[0], folder=composition.folder(overrides_of_point, swept))
             mistakes += _hydra_folder_mistakes(points[0])
     mistakes += _report_mistakes(points)
+    mistakes += _launcher_mistakes(composition.launcher, points, swept)
     if not (points and all(is_report(point.config) for point in points)):
         mistakes += package_mistakes()
     if vllm_catalogue() is None and any(_needs_vllm(point.config) for point in points):
@@ -198,12 +208,14 @@ class _Composition:
         sweeps: Whether the configuration itself requests a sweep.
         axes: The configuration's own axes (`hydra.sweeper.params`).
         mistakes: The mistakes in Hydra's own settings.
+        launcher: The settings of our own launcher; None with another one, or if they have mistakes.
     """
 
     def __init__(self, overrides: Sequence[Override]) -> None:
         self.sweeps = False
         self.axes: list[Override] = []
         self.mistakes: list[Mistake] = []
+        self.launcher: LauncherConfig | SlurmConfig | None = None
         # Valid overrides of Hydra's own settings; first those of the search path, which decides which files are found.
         self._fixed = [_text(override) for override in overrides if override.key_or_group == "hydra.searchpath"]
         self._options = functools.cache(lambda group: group_options(group, self._fixed))
@@ -222,7 +234,8 @@ class _Composition:
                 found = apply(override, config)
                 self.mistakes += found
                 self._fixed += [] if found else [_text(override)]
-        self.mistakes += [*_launcher_mistakes(config.hydra.launcher), *_job_mistakes(config.hydra.job)]
+        self.launcher, found = _parse_launcher(config.hydra.launcher)
+        self.mistakes += [*found, *_job_mistakes(config.hydra.job)]
         self.sweeps = config.hydra.mode == RunMode.MULTIRUN
         params = config.hydra.sweeper.get("params") or {}
         self.axes, unread = parse_overrides([f"{key}={value}" for key, value in params.items()])
@@ -441,17 +454,36 @@ def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Overrid
     return list(axes.values()), mistakes
 
 
-def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:
-    if not str(launcher.get("_target_")).endswith(".EngineGroupedLauncher"):
-        return []  # a plugin's launcher, with its own settings
+def _parse_launcher(launcher: DictConfig) -> tuple[LauncherConfig | SlurmConfig | None, list[Mistake]]:
+    """Return the settings of one of our own launchers, and the mistakes in them."""
+    classes: dict[str, type[LauncherConfig | SlurmConfig]] = {
+        LOCAL_LAUNCHER: LauncherConfig,
+        SLURM_LAUNCHER: SlurmConfig,
+    }
+    if (cls := classes.get(str(launcher.get("_target_")))) is None:
+        return None, []  # a plugin's launcher, with its own settings
     try:
         values: Any = OmegaConf.to_container(launcher, resolve=True)
-        build(LauncherConfig, {key: value for key, value in values.items() if key != "_target_"}, "hydra.launcher")
+        return build(cls, {key: value for key, value in values.items() if key != "_target_"}, "hydra.launcher"), []
     except ConfigError as error:
-        return list(error.mistakes)
+        return None, list(error.mistakes)
     except OmegaConfBaseException as error:
-        return [Mistake("hydra.launcher", describe_error(error))]
-    return []
+        return None, [Mistake("hydra.launcher", describe_error(error))]
+
+
+def _launcher_mistakes(
+    launcher: LauncherConfig | SlurmConfig | None, points: Sequence[Point], swept: bool
+) -> list[Mistake]:
+    """Return the mistakes in a launcher's settings that depend on this machine and on the points."""
+    if isinstance(launcher, SlurmConfig):
+        return slurm_mistakes(swept)
+    if launcher is None or not swept:
+        return []
+    mistakes = device_mistakes(launcher)
+    for point in points if not mistakes else ():
+        if point.pipeline is not None and not is_report(point.config):
+            mistakes += engine_size_mistakes(launcher, point.config, point.pipeline)
+    return mistakes
 
 
 def _job_mistakes(job: DictConfig) -> Iterator[Mistake]:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.errors import MtebVllmError
-from mteb_vllm.progress import MakeProgress, Progress
+from mteb_vllm.progress import MakeProgress, Progress, terminal
 from mteb_vllm.report.build import build_report
 from mteb_vllm.report.one_run import print_run
-from mteb_vllm.results.record import RunRecord
+from mteb_vllm.results.record import RunRecord, read_record
 from mteb_vllm.runner import PrefetchedFirstStage, run_config
 from mteb_vllm.sweep.planning import PlannedPoint
-from mteb_vllm.util.masking import find_secrets, mask, protect, register_fields, scrub, watch_environment
+from mteb_vllm.util.files import write_atomically
+from mteb_vllm.util.masking import (
+    find_secrets,
+    mask,
+    protect,
+    register,
+    register_fields,
+    registered,
+    scrub,
+    watch_environment,
+)
 from mteb_vllm.util.shell import command, override
 
 if TYPE_CHECKING:
@@ -36,6 +49,7 @@ class Job:
         reported: Whether the sweep's report was written.
         progress: Makes the progress display of a point.
         prefetched: The outcome of the point's first stage, if it has been run already.
+        returned: Where copies in other processes note the folders of their points; None as long as there is no copy.
     """
 
     console: Console
@@ -45,6 +59,16 @@ class Job:
     reported: bool = True
     progress: MakeProgress = Progress
     prefetched: PrefetchedFirstStage | None = None
+    returned: Path | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Job], tuple[object, ...]]:
+        """Return how to make a copy in another process, where a launcher of somebody else runs points."""
+        if self.returned is None:
+            self.returned = Path(self.points[0].config.results.dir).absolute() / f".returned-{uuid.uuid4().hex[:12]}"
+            self.returned.mkdir(parents=True)
+        # A plan may hold objects of the user's that cannot be pickled; the copy makes its own.
+        points = [replace(point, plan=None, composed=None) for point in self.points]
+        return _copy, (points, self.returned, registered())
 
     def __call__(self, cfg: Any) -> RunRecord:
         """Run the point that Hydra composed."""
@@ -75,6 +99,8 @@ class Job:
             prefetched=self.prefetched,
         )
         self.records.append(record)
+        if self.returned is not None and point is not None:
+            write_atomically(self.returned / str(point), str(Path(record.output_dir).absolute()))
         return record
 
     def point(self, number: int, overrides: Sequence[str]) -> PlannedPoint | None:
@@ -87,6 +113,18 @@ class Job:
         launched = tuple(map(str, overrides))
         return next((one for one in self.points if (one.number, one.launched) == (number, launched)), None)
 
+    def _add_returned(self) -> None:
+        """Add the records of points that copies in other processes have run."""
+        if self.returned is None:
+            return
+        done = {record.point for record in self.records}
+        for note in self.returned.iterdir():
+            if note.name.isdigit() and int(note.name) not in done:
+                with contextlib.suppress(OSError, ValueError):  # listed as not done
+                    self.records.append(read_record(Path(note.read_text(encoding="utf-8"), "run.json")))
+        self.records.sort(key=lambda record: record.point or 0)
+        shutil.rmtree(self.returned, ignore_errors=True)
+
     @property
     def failed(self) -> bool:
         """Whether a point or the report failed."""
@@ -94,6 +132,7 @@ class Job:
 
     def end_sweep(self) -> None:
         """Write the report of a sweep next to the points' folders, and list the points that were not run."""
+        self._add_returned()
         records = sorted(self.records, key=lambda record: record.point or 0)
         done = {record.point for record in records}
         missing = [str(at) for at in range(len(self.points)) if at not in done]
@@ -119,6 +158,12 @@ class Job:
         if missing:
             text = f"Not done: {len(missing)} of {len(self.points)} points ({', '.join(missing)})."
             self.console.print_line(f"{text} Repeat the command to run them.")
+
+
+def _copy(points: Sequence[PlannedPoint], returned: Path, secrets: Sequence[str]) -> Job:
+    for value in secrets:
+        register(value)
+    return Job(terminal(), points, returned=returned)
 
 
 def _report_command(folder: Path) -> str:
