@@ -129,7 +129,7 @@ class _StepState:
     doing: str = "starting"
     task: str | None = None
     tasks: list[TaskOutcome] = field(default_factory=list)
-    began: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=lambda: time.perf_counter())
     waited: float = 0.0
     waits_since: float | None = None
 
