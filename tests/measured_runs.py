@@ -30,7 +30,7 @@ from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 
 # Latency of one request in ms, and offline throughput in requests per second, by dtype.
 STEP = {"float32": 12.1, "bfloat16": 8.4, "float16": 9.0}
-AT_ONCE = {"float32": 240.0, "bfloat16": 440.0, "float16": 431.0}
+OFFLINE = {"float32": 240.0, "bfloat16": 440.0, "float16": 431.0}
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -38,7 +38,7 @@ def throughput(
     dtype: str = "float32", *, unit: Unit = "texts", tokens: int = 128, roofline: bool = True
 ) -> ThroughputRecord:
     """The measurements of a throughput run."""
-    most, alone = AT_ONCE[dtype] * 128 / tokens, STEP[dtype] * tokens / 128
+    most, alone = OFFLINE[dtype] * 128 / tokens, STEP[dtype] * tokens / 128
     steps = []
     for size in (1, 2, 4, 8, 16, 32, 64):
         p50 = alone + 1000 * (size - 1) / most
@@ -137,7 +137,7 @@ def throughput_runs() -> list[RunRecord]:
     """Throughput runs in float32, bfloat16 and float16, and one that failed."""
     runs = [
         record(at, "pipeline=throughput", dtype=dtype, throughput=throughput(dtype, roofline=dtype != "float16"))
-        for at, dtype in enumerate(AT_ONCE)
+        for at, dtype in enumerate(OFFLINE)
     ]
     cause = Failure(
         "engine_start", "Free memory on device is less than desired", None, ["RuntimeError: too little memory"]

@@ -92,7 +92,7 @@ CACHED = "cached"
 TECHNICAL = ("computed", "stored", "cached_results", "engine_start_seconds", "seconds", "peak_memory_mb")
 
 # The columns of the page that say "cached" where all results of a point were.
-MEASURED = ("texts/s", "pairs/s", "tokens/s", "engine start, s", "peak MiB")
+MEASURED = ("texts/s", "pairs/s", "tokens/s", "engine start, s", "peak memory MiB")
 
 # The columns of the page: the figure, and its format.
 SHOWN: dict[str, tuple[str, Any]] = {
@@ -103,7 +103,7 @@ SHOWN: dict[str, tuple[str, Any]] = {
     "computed": ("computed", "{:,}".format),
     "engine start, s": ("engine_start_seconds", "{:,.1f}".format),
     "seconds": ("seconds", "{:,.1f}".format),
-    "peak MiB": ("peak_memory_mb", "{:,.0f}".format),
+    "peak memory MiB": ("peak_memory_mb", "{:,.0f}".format),
     "pairs/s": ("texts_per_second", "{:,.0f}".format),
     "first stage": ("first_stage", "{:.5f}".format),
     "reranked": ("mean", "{:.5f}".format),
@@ -117,7 +117,7 @@ SHOWN: dict[str, tuple[str, Any]] = {
     "p50 at batch 1, ms": ("p50_ms_at_batch_1", "{:,.1f}".format),
     "MFU": ("mfu", lambda value: f"{value:.1%}" + " (invalid)" * (value > 1)),
     "spread": ("saturated_spread", "{:.1%}".format),
-    "device MiB": ("device_memory_mb", "{:,.0f}".format),
+    "device memory MiB": ("device_memory_mb", "{:,.0f}".format),
     "worst difference": ("worst_score_difference", lambda value: f"{round(value, 5) + 0.0:+.5f}"),
     "lowest cosine": ("worst_cosine", "{:.6f}".format),
 }
@@ -224,17 +224,17 @@ def expect(root: Path, run: dict[str, Any]) -> dict[str, Any]:
 
 def of_throughput(run: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, float | None]:
     """The measurements of a throughput run, from its steps and repeats."""
-    said = run.get("throughput")
-    if not said:
+    measured = run.get("throughput")
+    if not measured:
         return dict.fromkeys(THROUGHPUT)
-    requests, tokens = at_once(run)
-    alike = len(runs) > 1 and (runs[0].get("throughput") or {}).get("unit") == said["unit"]
-    rate = at_once(runs[0])[0] if alike else None
+    requests, tokens = saturated(run)
+    alike = len(runs) > 1 and (runs[0].get("throughput") or {}).get("unit") == measured["unit"]
+    rate = saturated(runs[0])[0] if alike else None
     roofline = (
-        said["roofline"].get("flops_per_second")
-        and said["roofline"]["flops_per_second"] / said["roofline"]["flops_per_token"]
+        measured["roofline"].get("flops_per_second")
+        and measured["roofline"]["flops_per_second"] / measured["roofline"]["flops_per_token"]
     )
-    alone = [step["latency_ms"]["p50"] for step in said["steps"] if step["batch_size"] == 1]
+    alone = [step["latency_ms"]["p50"] for step in measured["steps"] if step["batch_size"] == 1]
     return {
         "saturated_requests_per_second": requests,
         "saturated_tokens_per_second": tokens,
@@ -242,32 +242,32 @@ def of_throughput(run: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, 
         "p50_ms_at_batch_1": alone[0] if alone else None,
         "mfu": tokens / roofline if roofline else None,
         "roofline_tokens_per_second": roofline,
-        "saturated_spread": said["saturated"]["spread"],
-        "device_memory_mb": said["memory_mb"]["device"],
+        "saturated_spread": measured["saturated"]["spread"],
+        "device_memory_mb": measured["memory_mb"]["device"],
     }
 
 
-def at_once(run: dict[str, Any]) -> tuple[float, float]:
+def saturated(run: dict[str, Any]) -> tuple[float, float]:
     """Requests and tokens per second of offline throughput."""
-    said = run["throughput"]
-    rate = said["requests"] / median(said["saturated"]["seconds"])
-    assert math.isclose(rate, said["saturated"]["requests_per_second"], rel_tol=0.01), (run["point"], rate)
-    return said["saturated"]["requests_per_second"], said["saturated"]["tokens_per_second"]
+    measured = run["throughput"]
+    rate = measured["requests"] / median(measured["saturated"]["seconds"])
+    assert math.isclose(rate, measured["saturated"]["requests_per_second"], rel_tol=0.01), (run["point"], rate)
+    return measured["saturated"]["requests_per_second"], measured["saturated"]["tokens_per_second"]
 
 
 def of_parity(run: dict[str, Any], runs: list[dict[str, Any]], own: tuple[Any, ...]) -> dict[str, float | None]:
     """The deviations of a parity run from its reference, and the speed of its engine."""
-    said = run.get("parity")
-    if not said:
+    verdict = run.get("parity")
+    if not verdict:
         return dict.fromkeys(PARITY)
-    splits = [split for task in said["tasks"] for split in task["splits"]]
-    cosines = [task["cosine"]["min"] for task in said["tasks"] if task["cosine"]]
+    splits = [split for task in verdict["tasks"] for split in task["splits"]]
+    cosines = [task["cosine"]["min"] for task in verdict["tasks"] if task["cosine"]]
     differences = sorted((split["engine"] - split["reference"] for split in splits), key=abs)
     timed = timed_on(run, runs)
     return {
         "worst_score_difference": differences[-1] if differences else None,
         "worst_cosine": min(cosines, default=None),
-        "parity_tokens_per_second": at_once(timed)[1] if timed else own[1],
+        "parity_tokens_per_second": saturated(timed)[1] if timed else own[1],
     }
 
 
@@ -280,11 +280,11 @@ def timed_on(run: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any] 
 
 def check_words(row: dict[str, str], run: dict[str, Any], timed: dict[str, Any] | None) -> None:
     """Check the words of parity: the verdict, the point that measured its speed, and the hint."""
-    said = run.get("parity") or {}
-    if said:
-        assert row["parity"] == str(said["passed"]), (run["point"], row["parity"])
+    verdict = run.get("parity") or {}
+    if verdict:
+        assert row["parity"] == str(verdict["passed"]), (run["point"], row["parity"])
         assert row["parity_tokens_measured_in"] == (str(timed["point"]) if timed else row["measured_in"])
-        says = said["hints"][0]["says"] if said["hints"] else ""
+        says = verdict["hints"][0]["says"] if verdict["hints"] else ""
         assert row["hint"].endswith(says) and bool(row["hint"]) == bool(says), (run["point"], row["hint"])
 
 

@@ -277,7 +277,7 @@ def test_a_catalogue_is_cached_in_memory_and_on_disk(fresh: list[str], capsys: p
     assert catalogue.mteb_catalogue().models == first.models
     assert fresh == ["mteb"]
     notices = capsys.readouterr().err.splitlines()
-    assert notices == [f"Reading the task list of mteb {metadata.version('mteb')} (once, about 15 s)..."]
+    assert notices == [f"Reading the task list of mteb {metadata.version('mteb')} (only once; takes about 15 s)..."]
 
 
 def _flip(text: bytes) -> bytes:
@@ -415,7 +415,8 @@ def test_cache_dir(own: str, xdg: str, expected: str, monkeypatch: pytest.Monkey
 def test_the_error_of_a_failing_child_is_reported(fake_mteb: Callable[[str], None]) -> None:
     fake_mteb("raise ImportError('libmissing.so: no such file')")
     with pytest.raises(
-        CatalogueError, match=r"mteb cannot be read .*exit status 1(?s:.*)libmissing\.so: no such file$"
+        CatalogueError,
+        match=r"mteb could not be imported and inspected .*exited with status 1\)(?s:.*)libmissing\.so: no such file$",
     ):
         catalogue._make("mteb")
 

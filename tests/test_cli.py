@@ -151,8 +151,8 @@ def test_other_expected_errors_have_no_traceback_either(run: Any, monkeypatch: p
 
         return failing
 
-    monkeypatch.setattr(cli, "_main", fail(CatalogueError("vllm cannot be read")))
-    assert (run().status, run().err) == (2, "vllm cannot be read\n")
+    monkeypatch.setattr(cli, "_main", fail(CatalogueError("vllm could not be imported and inspected")))
+    assert (run().status, run().err) == (2, "vllm could not be imported and inspected\n")
     monkeypatch.setattr(cli, "_main", fail(EngineError("vLLM died")))
     assert (run().status, run().err) == (1, "vLLM died\n")
     monkeypatch.setattr(cli, "_main", fail(KeyboardInterrupt()))

@@ -41,6 +41,110 @@ def test_pictures_are_small() -> None:
     assert (DOCS / "images" / "report.png").stat().st_size < 200_000
 
 
+# Language.
+
+# Words of earlier versions, which were not idiomatic: some for all text, some for the docstrings and comments of modules.
+UNIDIOMATIC = (
+    r"\broofs?\b", r"\beverything at once\b", r"\bset aside\b", r"\b(?:gives?|giving|gave) way\b", r"\bbeside\b",
+    r"\b(?:said|told|hears?|asks|asked for|whomever)\b", r"\bof whom\b", r"\breads? behind\b", r"\bknown already\b",
+    r"\bstands? (?:first|last|in it|in front|on top|behind)\b", r"\bwhat (?:stands|comes of|the model reads)\b",
+    r"\bReturn what\b", r"\btells? (?:it|them|one) from\b",
+)  # fmt: skip
+UNIDIOMATIC_IN_MODULES = (r'"""What\b', r"# What\b", r"^ +\w+: What\b")
+TEXTS = (".css", ".jinja", ".js", ".md", ".py", ".yaml", ".yml")
+
+
+def unidiomatic(text: str, patterns: tuple[str, ...]) -> list[str]:
+    found = (re.search(pattern, line) for line in text.splitlines() for pattern in patterns)
+    return [match[0] for match in found if match is not None]
+
+
+def test_unidiomatic_words_of_earlier_versions_do_not_come_back() -> None:
+    files = [README, ROOT / "CHANGELOG.md"]
+    files += [path for name in ("src", "conf", "docs") for path in (ROOT / name).rglob("*") if path.suffix in TEXTS]
+    found = {}
+    for path in files:
+        if path.name != "vega.js":
+            patterns = UNIDIOMATIC + (UNIDIOMATIC_IN_MODULES if path.is_relative_to(ROOT / "src") else ())
+            found[path.relative_to(ROOT).as_posix()] = unidiomatic(path.read_text(encoding="utf-8"), patterns)
+    assert len(found) > 200
+    assert {path: words for path, words in found.items() if words} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "The share of the roof is 50 %.", "A text that is set aside gives way.", "# What is shown", '    """What it is."""',
+        "        name: What tells it from the others.", "the best stands first", "as the engine said", "a file beside it",
+        '    """Return what the engine hears."""',
+    ],
+)  # fmt: skip
+def test_unidiomatic_words_are_found(line: str) -> None:
+    assert unidiomatic(line, UNIDIOMATIC + UNIDIOMATIC_IN_MODULES)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "the roofline of the machine", "The file cannot be read as Python.", "All errors are reported at once.",
+        "# Stands for null", "  What to try: lower engine.max_model_len", "## What a sweep saves",
+    ],
+)  # fmt: skip
+def test_idiomatic_words_are_not_found(line: str) -> None:
+    assert not unidiomatic(line, UNIDIOMATIC)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("pipeline.window", "pipeline.chunk_size"),
+        ("pipeline.length_tolerance", "pipeline.norm_tolerance"),
+        ("store.", "embedding_cache."),
+    ],
+)
+def test_the_changelog_lists_renamed_keys(old: str, new: str) -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    reference = (DOCS / "reference" / "configuration.md").read_text(encoding="utf-8")
+    assert re.search(rf"`{re.escape(old)}\*?`[^`]*`{re.escape(new)}\*?`", changelog), f"{old} -> {new}"
+    assert f"| `{new}" in reference and f"| `{old}" not in reference
+
+
+def test_the_readme_defines_a_point_where_it_is_first_mentioned() -> None:
+    text = re.sub(r"^```.*?^```$", "", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    first = next(part for part in re.split(r"\n\s*\n", text) if re.search(r"\bpoints?\b", part))
+    assert re.search(r"[Ee]ach combination of values is a \*point\*", " ".join(first.split()))
+
+
+# The folder tree of the architecture page.
+
+NAME = r"\w+(?:\.py|/)"
+
+
+def in_package(folder: Path) -> set[str]:
+    """The packages and public modules in a folder, as `sweep/` and `plan.py`."""
+    packages = {f"{path.parent.name}/" for path in folder.glob("*/__init__.py")}
+    return packages | {path.name for path in folder.glob("[!_]*.py")}
+
+
+def folder_tree(page: str) -> dict[str, str]:
+    """The names in the tree of the package: name to the rest of its line."""
+    (tree,) = re.findall(r"^```text\n(.*?^src/mteb_vllm/\n.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    found = {}
+    for line in tree.partition("src/mteb_vllm/\n")[2].splitlines():
+        names, rest = re.split(r" {2,}", line.strip(), maxsplit=1)
+        found |= dict.fromkeys(names.split(", "), rest)
+    return found
+
+
+def test_the_tree_of_the_architecture_page_is_that_of_the_package() -> None:
+    package = ROOT / "src" / "mteb_vllm"
+    tree = folder_tree((DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8"))
+    assert set(tree) == in_package(package)
+    for name, rest in tree.items():
+        if name.endswith("/"):
+            assert set(re.findall(NAME, rest)) <= in_package(package / name), name
+
+
 # The reference pages.
 
 

@@ -50,6 +50,14 @@ HOMES = {
     r"pipeline\.(lengths|tokens|requests|batch_sizes)": ("pipeline=throughput",),
     r"'tasks\.subsets": ("tasks=xquad",),
     r"\S*pipeline[./]reference": ("pipeline=parity",),
+    r"'?hydra[./]sweeper|report\.score_tolerance|.*=choice\(": (
+        "-m",
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.direction=maximize",
+        "report.objective=texts_per_second",
+        "results.reuse=none",
+        "engine.seed=choice(0,1)",
+    ),
     r"pipeline=report|pipeline\.dir": ("pipeline=report", "runs=outputs"),
     rf"'?\+?hydra\.launcher\.({OF_SLURM})|hydra/launcher=slurm": (
         "-m",

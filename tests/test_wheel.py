@@ -65,8 +65,8 @@ def test_composes_with_ones_own_files_far_from_any_checkout(installed: Path, tmp
         "                  mine.config.tasks.names, mine.config.prompts['query']]))\n"
     )
     env = os.environ | {"PYTHONPATH": str(installed)}
-    said = json.loads(python("-c", script, cwd=tmp_path, env=env))
-    assert said == [
+    printed = json.loads(python("-c", script, cwd=tmp_path, env=env))
+    assert printed == [
         str(installed / "mteb_vllm" / "__init__.py"),
         str(installed / "mteb_vllm" / "conf"),
         ["STS12"],

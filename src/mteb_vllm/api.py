@@ -84,6 +84,7 @@ def execute(
         the finished job; of a dry run, the planned points; of a report, the comparison.
     """
     from mteb_vllm.engines.base import close_engines
+    from mteb_vllm.results.search import Search
     from mteb_vllm.sweep.job import Job
     from mteb_vllm.sweep.launcher import known_device, register
     from mteb_vllm.sweep.planning import plan_points
@@ -93,13 +94,16 @@ def execute(
         return report(points[0], console)
     if any(point.config.dry_run for point in points):
         with plan_for(known_device(points)):
-            return dry_run(plan_points(points), console, swept=points[0].swept)
+            return dry_run(plan_points(points), console, points[0])
     planned = plan_points(points)
-    job = Job(console, planned)
+    searched, tolerance = points[0].searched, points[0].config.report.score_tolerance
+    job = Job(console, planned, search=Search(searched, tolerance) if searched else None)
     register()
     try:
         with storage_errors(points):
             start(job)
+            if job.compare_best is not None:
+                job.compare_best()
     finally:
         close_engines(owned=close_owned)
         if points[0].swept:
@@ -139,11 +143,22 @@ def storage_errors(points: Sequence[Point]) -> Iterator[None]:
         raise StorageError(f"{found.filename}: {disk.reason(error)}") from error
 
 
-def dry_run(points: Sequence[PlannedPoint], console: Console, *, swept: bool) -> list[PlannedPoint]:
-    """Print what a command would do, point by point, without loading, opening or writing anything."""
+def dry_run(points: Sequence[PlannedPoint], console: Console, first: Point) -> list[PlannedPoint]:
+    """Print what a command would do, point by point, without loading, opening or writing anything.
+
+    Args:
+        points: The planned points.
+        console: Where it is printed.
+        first: The first of the points that were checked.
+    """
     from mteb_vllm.sweep.planning import add_task_states
     from mteb_vllm.sweep.table import print_plan
 
     planned = add_task_states(points)
-    print_plan(console, planned, swept=swept)
+    print_plan(console, planned, swept=first.swept)
+    if first.searched and first.composed is not None:
+        n_trials = first.composed.hydra.sweeper.n_trials
+        console.print_line(
+            f"Point 0 is the default. The search then chooses {n_trials} points: {', '.join(first.searched)}."
+        )
     return planned

@@ -191,7 +191,7 @@ def _load(kind: str, name: str, version: str, what: str, seconds: int) -> dict[s
     except (OSError, ValueError, TypeError) as error:
         if not isinstance(error, FileNotFoundError):
             logger.warning("%s cannot be read and is made again (%s)", path, error)
-    print(f"Reading {what} of {name} {version} (once, about {seconds} s)...", file=sys.stderr, flush=True)
+    print(f"Reading {what} of {name} {version} (only once; takes about {seconds} s)...", file=sys.stderr, flush=True)
     text = _make(kind)
     try:
         if path.is_dir() and not path.is_symlink():
@@ -212,7 +212,9 @@ def _make(kind: str) -> bytes:
         done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         if done.returncode:
             tail = "\n".join(done.stderr.decode(errors="replace").splitlines()[-15:])
-            raise CatalogueError(f"{kind} cannot be read (exit status {done.returncode} of the child process):\n{tail}")
+            raise CatalogueError(
+                f"{kind} could not be imported and inspected (a child process exited with status {done.returncode}):\n{tail}"
+            )
         return out.read_bytes()
 
 

@@ -35,7 +35,7 @@ group.field=value, and sweep with -m and values separated by commas.
     mteb-vllm pipeline=rerank model=ms_marco_minilm tasks=nfcorpus
   # compare embeddings and scores with sentence-transformers
     mteb-vllm pipeline=parity engine.dtype=bfloat16
-  # a predefined sweep: when does it pay off not to pad, and by how much
+  # a predefined sweep: the cost of padding when texts vary in length
     mteb-vllm experiment=unpadding
   # your own files in addition to the shipped ones
     mteb-vllm --config-dir my_conf experiment=mine
@@ -55,7 +55,7 @@ _WIDTH = 80
 # Flags of Hydra's that only print something.
 _PRINTING = ("hydra_help", "cfg", "info", "shell_completion")
 
-# Flags of Hydra's that would bypass the configuration of mteb-vllm, and what to do instead.
+# Hydra's flags that would bypass the configuration of mteb-vllm, and their replacements.
 _REFUSED = {
     "config_path": "Put your own files into a folder and pass it with --config-dir.",
     "config_name": "Put your own settings into an experiment: --config-dir DIR experiment=NAME.",

@@ -49,8 +49,8 @@ class Mistake:
 
     Attributes:
         key: The configuration key concerned, e.g. `engine.dtype`, or else the file or other subject.
-        what: What is wrong with it.
-        allowed: What is allowed, in words; empty if `what` already says it.
+        what: The problem.
+        allowed: A description of the allowed values; empty if it is part of `what`.
         nearest: The nearest valid names, best first.
         value: The key's value, if the value is wrong; None if it is not shown.
         written: The user's own text, if it is shown in place of the key and its value.
@@ -146,7 +146,7 @@ class DataError(MtebVllmError, LookupError):
     """A task's data cannot be loaded, or does not have the required form.
 
     Attributes:
-        advice: What to try.
+        advice: A suggested remedy.
     """
 
     def __init__(self, message: str, advice: str = DATA_ADVICE) -> None:

@@ -65,7 +65,7 @@ class Progress:
         self._bar.stop()
 
     def note(self, phase: Phase, text: str) -> None:
-        """Show what is done outside of any task, on a terminal with the seconds that it takes.
+        """Show an activity outside of any task; on a terminal with the elapsed seconds.
 
         Args:
             phase: The phase.
@@ -102,7 +102,7 @@ class Progress:
         """Show how many texts or pairs are computed, and how many per second.
 
         Args:
-            what: Which ones, e.g. "de query".
+            what: A label of the texts or pairs, e.g. "de query".
             done: The number of computed ones.
             total: The number of all.
             unit: "texts" or "pairs".

@@ -27,7 +27,7 @@ def print_run_header(console: Console, planned: Plan, record: RunRecord) -> None
         console.print()
     elif stage is not None:
         options = _words({key: value for key, value in vars(stage).items() if value is not None})
-        console.print_line(f"First stage: {stage.name}: {options}")
+        console.print_line(f"First stage: {stage.name}" + (f" ({options})" if options else ""))
     _print_engine(console, "Model" if stage is None else "Reranker", planned.spec)
     for spec in [planned.spec, *([stage.spec] if stage is not None and stage.spec is not None else [])]:
         if spec.args.get("trust_remote_code"):
@@ -37,7 +37,7 @@ def print_run_header(console: Console, planned: Plan, record: RunRecord) -> None
         record.warnings += [f"{spec.model.name}: {note}" for note in spec.applied.notes]
     if shell := record.settings["engine"]["shell"]:
         record.warnings.append(
-            f"Set in the shell rather than in engine.env, and part of the fingerprint: "
+            "Variables set in the shell rather than in engine.env, which are part of the fingerprint: "
             f"{', '.join(f'{k}={v}' for k, v in shell.items())}"
         )
     _print_input_texts(console, planned)

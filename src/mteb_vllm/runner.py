@@ -42,7 +42,8 @@ from mteb_vllm.results.failures import (
 )
 from mteb_vllm.results.lookup import save_settings
 from mteb_vllm.results.measurements import EngineRecord, Memory
-from mteb_vllm.results.record import FirstStageRecord, RunRecord, TaskOutcome, write_record
+from mteb_vllm.results.objective import set_objective
+from mteb_vllm.results.record import FirstStageRecord, Objective, RunRecord, TaskOutcome, write_record
 from mteb_vllm.run_header import print_run_header, prompts_in_effect
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.util import disk
@@ -149,7 +150,7 @@ def _run_config(
     except BaseException as error:
         record.failure = failure_from_exception(error)
         record.peak_memory_mb = Memory(**peak_memory(engine_processes()))
-        finish(record, started)  # Ctrl-C: keep what is done so far
+        finish(record, started)  # Ctrl-C: keep the results so far
         raise
     if record.failure is not None:
         record.failure = add_log(record.failure, last_lines(output_dir / LOG))
@@ -193,7 +194,9 @@ def prefetch_first_stage(
 
 def started_record(config: RunConfig, output_dir: Path, overrides: Sequence[str], point: int | None) -> RunRecord:
     """Return the record of a run that has just started."""
+    name = config.report.objective
     return RunRecord(
+        objective=Objective(name) if name is not None else None,
         overrides=list(overrides),
         point=point,
         config=asdict(config),
@@ -215,6 +218,7 @@ def finish(record: RunRecord, started: float) -> None:
         if record.failures or record.deviates:
             record.status = "failed"
         record.seconds = time.perf_counter() - started
+        set_objective(record)
         write_record(record, folder)
         one_run.write_run(record, folder)
         scrub(folder)

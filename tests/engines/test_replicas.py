@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +26,18 @@ import tiny_models
 from mteb_vllm import VllmCrossEncoderWrapper, VllmEncoderWrapper, run
 from mteb_vllm.engines import arguments, replicas
 from mteb_vllm.engines.arguments import replicas_problem, resolve_arguments
-from mteb_vllm.engines.base import EngineSpec, _open, close_engines, is_open, open_engine
+from mteb_vllm.engines.base import EngineSpec, TokensRefusedError, close_engines, is_open, open_engine
+from mteb_vllm.engines.replica_process import _portable
 from mteb_vllm.engines.replicas import ReplicatedEngine, shares
 from mteb_vllm.errors import ConfigError, EngineError, EngineStartError
 from mteb_vllm.inference.encoding import encode_texts, run_texts
 from mteb_vllm.inference.scoring import score_pairs
 from mteb_vllm.models.files import find_model
+from mteb_vllm.pipelines.throughput.measure import measure
+from mteb_vllm.pipelines.throughput.requests import Requests
 from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import failure_from_exception
+from mteb_vllm.results.measurements import Lengths, ThroughputRecord
 from mteb_vllm.util.machine import cores
 
 needs_two_cores = pytest.mark.skipif(len(cores()) < 2, reason="NOT TESTED: two replicas need two cores")
@@ -79,6 +86,33 @@ def two(folders: dict[str, Path], alone: dict[str, Any]) -> ReplicatedEngine:
 def pids(engine: ReplicatedEngine) -> list[int]:
     assert engine.llm is not None
     return [replica.process.pid for replica in engine.llm.all]
+
+
+def replica_processes(parent: psutil.Process) -> list[psutil.Process]:
+    """Return the processes of all replicas of a process."""
+    found = []
+    for one in parent.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [one] if "replica_process" in " ".join(one.cmdline()) else []
+    return found
+
+
+@contextlib.contextmanager
+def killing(count: int) -> Iterator[list[int]]:
+    """Kill so many replicas after the first results of each call inside the block; yield a list of those that were killed."""
+    distribute, killed = ReplicatedEngine._distribute, list[int]()
+
+    def distributed(self: ReplicatedEngine, *args: Any) -> Any:
+        for at, done in enumerate(distribute(self, *args)):
+            if at == 3 and not killed:
+                killed.extend(pids(self)[:count])
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
+            yield done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReplicatedEngine, "_distribute", distributed)
+        yield killed
 
 
 def is_gone(pid: int, seconds: float = 30.0) -> bool:
@@ -132,6 +166,47 @@ def test_phases_add_up(two: ReplicatedEngine) -> None:
     assert phases.tokenise > 0 and phases.engine > phases.collect
 
 
+@needs_two_cores
+@pytest.mark.vllm
+def test_throughput_is_that_of_all_and_of_each_replica(two: ReplicatedEngine) -> None:
+    requests, figures = Requests(TEXTS[4:]), ThroughputRecord("texts", len(TEXTS) - 4, Lengths("tasks"))
+    how: dict[str, Any] = {"steps": 1, "seconds": 0.0, "repeats": 1, "notify": lambda _: None}
+    measure(two, requests, figures, batch_sizes=[1, 8], **how)
+    assert figures.saturated is not None
+    rates = figures.saturated.by_replica
+    assert len(rates) == 2 and min(rates) > 0
+    assert sum(rates) == pytest.approx(figures.saturated.requests_per_second)
+
+
+@needs_two_cores
+@pytest.mark.vllm
+def test_inputs_may_depend_on_earlier_results(two: ReplicatedEngine) -> None:
+    """None lets the engines compute those that they have."""
+    found: list[int] = []
+
+    def tokens() -> Iterator[list[int] | None]:
+        for at in range(3):
+            yield [101, 2000 + at, 102]
+            while len(found) <= at:
+                yield None
+
+    blocks = []
+    for positions, block in two.embed_tokens(tokens()):
+        found += positions
+        blocks.append(block)
+    assert found == [0, 1, 2]
+    together = dict(zip(*next(two.embed_tokens([[101, 2000 + at, 102] for at in range(3)])), strict=True))
+    np.testing.assert_allclose(np.concatenate(blocks), [together[at] for at in range(3)], atol=1e-6)
+
+
+@needs_two_cores
+@pytest.mark.vllm
+def test_an_error_of_a_call_has_its_type_and_leaves_the_engines_open(two: ReplicatedEngine) -> None:
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'texts'"):
+        two._call("tokenize")
+    assert two.llm is not None and two.replicas_lost == 0 and len(two.tokenize(["a cat"])) == 1
+
+
 def test_results_and_fingerprint_do_not_depend_on_replicas(folders: dict[str, Path]) -> None:
     one, other = (spec_of(folders["embed"], count) for count in (1, 2))
     assert one.fingerprint == other.fingerprint and one.settings() == other.settings()
@@ -147,44 +222,38 @@ def test_an_open_engine_is_known_by_its_replicas(two: ReplicatedEngine) -> None:
 
 @needs_two_cores
 @pytest.mark.vllm
-def test_a_replica_that_is_killed_loses_nothing(two: ReplicatedEngine, alone: dict[str, Any]) -> None:
-    victim = pids(two)[0]
-
-    def texts() -> Iterator[str]:
-        for at, text in enumerate(TEXTS):
-            if at == 900:
-                os.kill(victim, signal.SIGKILL)
-            yield text
-
-    found, _ = encode_texts(two, texts(), len(TEXTS), chunk_size=100)
-    np.testing.assert_array_equal(found, alone["embed"][0])
-    assert two.replicas_lost == 1 and is_gone(victim)
-    assert two.dead_processes() == [], "the other one works"
-    again, _ = encode_texts(two, TEXTS, len(TEXTS))
-    np.testing.assert_array_equal(again, found)
-
-
-@needs_two_cores
-@pytest.mark.vllm
-def test_if_all_replicas_are_killed_the_engine_closes_and_opens_again(
+def test_a_replica_that_is_killed_loses_nothing_and_the_last_one_closes_the_engine(
     two: ReplicatedEngine, alone: dict[str, Any]
 ) -> None:
-    killed = pids(two)
-
-    def texts() -> Iterator[str]:
-        for at, text in enumerate(TEXTS):
-            if at == 900:
-                for pid in killed:
-                    os.kill(pid, signal.SIGKILL)
-            yield text
-
+    victim, last = pids(two)
+    with killing(1) as killed:
+        found, _ = encode_texts(two, TEXTS, len(TEXTS))
+    assert killed == [victim] and is_gone(victim) and two.replicas_lost == 1
+    np.testing.assert_array_equal(found, alone["embed"][0])
+    again, _ = encode_texts(two, TEXTS, len(TEXTS))
+    np.testing.assert_array_equal(again, found)
+    os.kill(last, signal.SIGKILL)  # while it is idle
     with pytest.raises(EngineError, match=r"all 2 replicas died, the last one with SIGKILL") as caught:
-        encode_texts(two, texts(), len(TEXTS), chunk_size=100)
+        encode_texts(two, TEXTS, len(TEXTS))
     assert failure_from_exception(caught.value, "STS12").kind == "engine_died"
-    assert two.llm is None and not is_open(two.spec) and all(map(is_gone, killed))
-    engine = open_engine(two.spec)
-    assert engine is not two
-    np.testing.assert_array_equal(encode_texts(engine, TEXTS, len(TEXTS))[0], alone["embed"][0])
+    assert two.llm is None and not is_open(two.spec) and is_gone(last)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (EngineStartError("it does not open", "lower it"), EngineStartError),
+        (TokensRefusedError("no tokens"), TokensRefusedError),
+        (MemoryError("no memory"), MemoryError),
+        (json.JSONDecodeError("broken", "{", 1), ValueError),
+        (subprocess.TimeoutExpired("vllm", 1.0), RuntimeError),
+        (ValueError(threading.Lock()), ValueError),
+    ],
+)
+def test_errors_of_a_replica_keep_their_type_and_message(error: Exception, kind: type[Exception]) -> None:
+    found = pickle.loads(pickle.dumps(_portable(error)))
+    assert type(found) is kind and str(error) in str(found)
+    assert getattr(found, "advises", None) == getattr(error, "advises", None)
 
 
 @needs_two_cores
@@ -204,7 +273,8 @@ def test_scores_are_those_of_one_engine(folders: dict[str, Path], alone: dict[st
     with VllmCrossEncoderWrapper("org/bert", path=str(folders["classify"]), replicas=2) as model:
         engine = model.engine
         found, two_work = score_pairs(engine, QUERIES, DOCUMENTS)
-        np.testing.assert_array_equal(found, expected)
+        # The pairs of a step, and so their order of summation, differ.
+        np.testing.assert_allclose(found, expected, rtol=3e-7)
         assert engine.takes_text is None and np.std(found) > 0
         assert (two_work.tokens, two_work.truncated) == (work.tokens, work.truncated)
         engine.feed, engine.takes_text = None, "to compare"
@@ -217,46 +287,87 @@ def test_scores_are_those_of_one_engine(folders: dict[str, Path], alone: dict[st
 
 @needs_two_cores
 @pytest.mark.vllm
+@pytest.mark.slow
 def test_replicas_that_do_not_open_are_all_closed(folders: dict[str, Path]) -> None:
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
-    with pytest.raises(EngineStartError, match="vLLM did not open org/tiny"):
+    with pytest.raises(EngineStartError, match=r"vLLM failed to start with org/tiny: .* max_model_len"):
         VllmEncoderWrapper("org/tiny", path=str(folders["embed"]), replicas=2, max_model_len=100_000)
-    left = {process.pid for process in psutil.Process().children(recursive=True)} - before
-    assert all(is_gone(pid, 5) for pid in left)
+    assert not replica_processes(psutil.Process())
 
 
 @needs_two_cores
 @pytest.mark.vllm
-@pytest.mark.parametrize("when", ["opening", "open"])
-def test_nothing_is_left_when_the_parent_is_killed(folders: dict[str, Path], when: str, tmp_path: Path) -> None:
-    code = f"""
-        import threading, time
-        from pathlib import Path
-        from mteb_vllm import VllmEncoderWrapper
+def test_a_replica_that_is_killed_while_it_opens_fails_the_start(folders: dict[str, Path]) -> None:
+    close_engines()
 
-        model = VllmEncoderWrapper("org/tiny", path={str(folders["embed"])!r}, replicas=2)
+    def kill() -> None:
+        while len(found := replica_processes(psutil.Process())) < 2:
+            time.sleep(0.05)
+        found[1].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(EngineStartError, match=r"replica \d ended \(SIGKILL\) while its engine opened") as caught:
+        open_engine(spec_of(folders["embed"], 2))
+    killer.join()
+    assert failure_from_exception(caught.value).kind == "engine_start"
+    assert not replica_processes(psutil.Process())
+
+
+@needs_two_cores
+@pytest.mark.vllm
+@pytest.mark.parametrize(
+    ("when", "number"),
+    [
+        ("opening", signal.SIGKILL),
+        ("open", signal.SIGKILL),
+        pytest.param("open", signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
+def test_nothing_is_left_when_the_parent_ends(
+    folders: dict[str, Path], when: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    code = f"""
+        import sys, time
+        from pathlib import Path
+        sys.path[:] = {sys.path!r}
+        import test_replicas
+
+        test_replicas.open_engine(test_replicas.spec_of(Path({str(folders["embed"])!r}), 2))
         Path({str(tmp_path / "open")!r}).touch()
         time.sleep(600)
     """
-    code = "\n".join(line.strip() for line in code.splitlines())
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 300
-        found: list[psutil.Process] = []
-        while time.monotonic() < deadline and parent.poll() is None:
-            found = [
-                one
-                for one in psutil.Process(parent.pid).children(recursive=True)
-                if "replica_process" in " ".join(one.cmdline())
-            ]
-            if len(found) == 2 and (when == "opening" or (tmp_path / "open").exists()):
-                break
-            time.sleep(0.2)
-        assert len(found) == 2
-    finally:
-        parent.send_signal(signal.SIGKILL)
-        parent.wait()
+    path = [str(Path(__file__).parent), *sys.path]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+    )
+    found = started_replicas(parent, lambda: when == "opening" or (tmp_path / "open").exists())
+    parent.send_signal(number)
+    parent.wait()
     assert all(is_gone(process.pid) for process in found)
+
+
+def started_replicas(parent: subprocess.Popen[bytes], reached: Callable[[], bool]) -> list[psutil.Process]:
+    """Wait until a process has two replicas and something is reached; return their processes."""
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline and parent.poll() is None:
+        found = replica_processes(psutil.Process(parent.pid))
+        if len(found) == 2 and reached():
+            return found
+        time.sleep(0.2)
+    parent.kill()
+    raise AssertionError("the replicas did not start")
+
+
+def test_replicas_write_to_a_log_that_is_appended_to(tmp_path: Path) -> None:
+    code = "from mteb_vllm.engines.replicas import run_log; print(run_log())"
+    found = []
+    for mode in ("w", "a"):
+        with (tmp_path / mode).open(mode) as file:
+            found.append(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=file, check=True))
+    assert [os.fsdecode(done.stdout).strip() for done in found] == ["None", str(tmp_path / "a")]
 
 
 def test_threads_of_replicas_end_with_their_engine() -> None:
@@ -338,23 +449,84 @@ def test_gpus_and_their_memory_are_divided(folders: dict[str, Path], monkeypatch
     assert [share.spec.args["gpu_memory_utilization"] for share in own] == [0.46, 0.46]
 
 
+@pytest.fixture(scope="module")
+def base(folders: dict[str, Path]) -> list[str]:
+    """Overrides of a run of a demo task."""
+    return [f"model.path={folders['embed']}", "tasks.names=[StdlibDocsClassification]", "engine.max_model_len=32"]
+
+
+@pytest.fixture(scope="module")
+def single(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The record of a run with one engine."""
+    return run([*base, f"results.dir={tmp_path_factory.mktemp('single')}"], show=False)
+
+
 @needs_two_cores
 @pytest.mark.vllm
-def test_a_run_records_replicas_and_uses_results_of_one_engine(folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_that_loses_a_replica_has_the_scores_of_one_engine(base: list[str], single: Any, tmp_path: Path) -> None:
     close_engines()
-    base = [f"results.dir={tmp_path}", f"model.path={folders['embed']}", "tasks.names=[StdlibDocsClassification]"]
-    base.append("engine.max_model_len=32")
-    two = run([*base, "engine.replicas=2"], show=False)
-    assert two.engine is not None and (two.engine.replicas, two.engine.replicas_lost) == (2, 0)
-    assert two.peak_memory_mb is not None and two.peak_memory_mb.engine_processes > two.peak_memory_mb.process
-    assert not [text for text in two.warnings if "replica" in text]
-    engine = _open[0]
-    assert isinstance(engine, ReplicatedEngine)
-    os.kill(pids(engine)[0], signal.SIGKILL)
-    again = run([*base, "engine.replicas=2", "results.reuse=none"], show=False)
-    assert again.engine is not None and (again.engine.opened, again.engine.replicas_lost) == (0, 1)
-    assert [text for text in again.warnings if text.startswith("1 of 2 replicas of the engine died")]
-    assert again.scores == two.scores and again.fingerprint == two.fingerprint
+    with killing(1) as killed:
+        record: Any = run([*base, f"results.dir={tmp_path}", "engine.replicas=2"], show=False)
+    assert len(killed) == 1 and record.status == "ok"
+    assert record.scores == single.scores and record.fingerprint == single.fingerprint
+    assert (record.engine.replicas, record.engine.replicas_lost) == (2, 1)
+    assert [text for text in record.warnings if text.startswith("1 of 2 replicas of the engine died")]
+    assert record.peak_memory_mb.engine_processes > 0
+    cached: Any = run([*base, f"results.dir={single.config['results']['dir']}", "engine.replicas=2"], show=False)
+    assert cached.tasks[0].status == "cached" and cached.engine is None
+
+
+@needs_two_cores
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_run_whose_replicas_all_die_fails_and_the_same_command_completes_it(
+    base: list[str], single: Any, tmp_path: Path
+) -> None:
     close_engines()
-    one = run(base, show=False)
-    assert one.tasks[0].status == "cached" and one.fingerprint == two.fingerprint and one.scores == two.scores
+    command = [*base, f"results.dir={tmp_path}", "engine.replicas=2"]
+    with killing(2) as killed:
+        record: Any = run(command, show=False)
+    (failure,) = record.failures
+    assert len(killed) == 2 and record.status == "failed" and failure.kind == "engine_died"
+    assert "all 2 replicas died, the last one with SIGKILL" in failure.message
+    again: Any = run(command, show=False)
+    assert again.status == "ok" and again.tasks[0].status == "computed"
+    assert again.scores == single.scores and (again.engine.replicas, again.engine.replicas_lost) == (2, 0)
+
+
+@needs_two_cores
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_both_stages_of_reranking_use_replicas(folders: dict[str, Path], tmp_path: Path) -> None:
+    rerank = [
+        "pipeline=rerank", "tasks=demo_retrieval", "model=custom", "model.kind=cross_encoder", "pipeline.top_k=3",
+        f"model.path={folders['classify']}", "model.name=test/bert", "pipeline/first_stage=dense",
+        f"pipeline.first_stage.model.path={folders['embed']}",
+    ]  # fmt: skip
+    records: list[Any] = [
+        run(
+            [*rerank, f"engine.replicas={count}", f"pipeline.first_stage.engine.replicas={count}",
+             f"results.dir={tmp_path / str(count)}"],
+            show=False,
+        )
+        for count in (2, 1)
+    ]  # fmt: skip
+    assert [record.status for record in records] == ["ok", "ok"]
+    assert [(one.engine.replicas, one.first_stage.engine.replicas) for one in records] == [(2, 2), (1, 1)]
+    two, one = (record.tasks[0] for record in records)
+    assert (two.main_score, two.first_stage, two.ceiling) == (one.main_score, one.first_stage, one.ceiling)
+    assert records[0].fingerprint == records[1].fingerprint
+
+
+@needs_two_cores
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_sweep_that_is_terminated_leaves_no_replica(base: list[str], tmp_path: Path) -> None:
+    command = [*base, f"results.dir={tmp_path}", "engine.replicas=2", "prompts=none,e5"]
+    parent = subprocess.Popen([sys.executable, "-m", "mteb_vllm", "-m", *command], stdout=subprocess.DEVNULL)
+    found = started_replicas(parent, lambda: True)
+    time.sleep(5)
+    parent.terminate()
+    assert parent.wait(120) == 128 + signal.SIGTERM
+    assert all(is_gone(process.pid) for process in found)

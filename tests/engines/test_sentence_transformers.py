@@ -134,9 +134,9 @@ def test_settings_that_cannot_be_measured_are_errors() -> None:
     text = mistakes("pipeline=throughput", "prompts={query: 'query: '}")
     assert "none of its keys (query) applies" in text
     check(["pipeline=throughput", "prompts={query: 'query: '}", "pipeline.side=query"])
-    said = mistakes("pipeline=throughput", "pipeline.batch_sizes=[1,1024]", "engine.max_model_len=64")
-    assert "pipeline.batch_sizes=[1024]: these exceed the number of requests, 512" in said
-    assert "pipeline.tokens=128: exceeds the context length of 64 tokens (engine.max_model_len)" in said
+    text = mistakes("pipeline=throughput", "pipeline.batch_sizes=[1,1024]", "engine.max_model_len=64")
+    assert "pipeline.batch_sizes=[1024]: these exceed the number of requests, 512" in text
+    assert "pipeline.tokens=128: exceeds the context length of 64 tokens (engine.max_model_len)" in text
 
 
 def test_settings_that_cannot_be_compared_are_errors(tmp_path: Path) -> None:

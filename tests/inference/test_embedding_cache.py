@@ -347,4 +347,5 @@ def test_the_record_has_the_reason_why_embeddings_were_not_written(tmp_path: Pat
     store.max_bytes = 0
     fill(store.space("other", DIM), range(20))
     record = store.record()
-    assert record.stopped is not None and "no room" in record.stopped and (record.written, record.passed) == (10, 20)
+    assert record.stopped is not None and "the cache is full" in record.stopped
+    assert (record.written, record.passed) == (10, 20)

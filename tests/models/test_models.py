@@ -349,10 +349,12 @@ def test_architectures() -> None:
     assert problem(model_of(architectures=["BertModel"])) is None
     assert problem(model_of(architectures=["MyBert", "BertModel"])) is None
     assert problem(model_of()) is None
-    assert "this vLLM does not support its architecture MyBert" in str(problem(model_of(architectures=["MyBert"])))
+    assert "the installed vLLM does not support its architecture MyBert" in str(
+        problem(model_of(architectures=["MyBert"]))
+    )
     assert "+engine.model_impl=transformers" in str(problem(model_of(architectures=["MyBert"])))
     coded = model_of(architectures=["MyBert"], auto_map={"AutoModel": "modeling.MyBert"})
-    assert "read it, then add engine.trust_remote_code=true" in str(problem(coded))
+    assert "review it, then add engine.trust_remote_code=true" in str(problem(coded))
     assert problem(coded, trust=True) is None
     # Code that vLLM does not need is no error.
     assert problem(model_of(architectures=["BertModel"], auto_map={"AutoModel": "modeling.MyBert"})) is None
@@ -365,7 +367,7 @@ def test_an_architecture_that_vllm_does_not_support_is_an_error_before_anything_
     (folder / "tokenizer.json").write_text("{}")
     (folder / "config.json").write_text('{"architectures": ["MyBert"], "auto_map": {"AutoModel": "modeling.MyBert"}}')
     command = ["model=custom", f"model.path={folder}"]
-    with pytest.raises(ConfigError, match=r"read it, then add engine\.trust_remote_code=true"):
+    with pytest.raises(ConfigError, match=r"review it, then add engine\.trust_remote_code=true"):
         check(command)
     assert check([*command, "engine.trust_remote_code=true"])
     assert check([*command, "+engine.model_impl=transformers"])

@@ -350,5 +350,7 @@ def test_a_score_template_is_kept_without_prompts() -> None:
         }
         assert text == f"{values.get('query') or own['query']}|q|d", (recipe, chosen)
         made.setdefault(fingerprint(planned.settings), set()).add(text)
-        assert describe_prompts(prompts_in_effect(planned)).startswith("Pairs: a score template; instructions: ")
+        assert describe_prompts(prompts_in_effect(planned)).startswith(
+            "Pair format: the score template; instructions: "
+        )
     assert all(len(found) == 1 for found in made.values())

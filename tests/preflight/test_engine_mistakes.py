@@ -40,7 +40,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_num_batched_tokens": 255}, "is less than the context length of 256 tokens"),
     ({"max_num_batched_tokens": 300, "max_num_seqs": 301},
      "Did you mean engine.max_num_batched_tokens=301 or engine.max_num_seqs=300?"),
-    ({"max_num_seqs": 10**9}, "exceeds the tokens of one engine step"),
+    ({"max_num_seqs": 10**9}, "exceeds the default number of tokens in one engine step"),
     ({"watermark": 1.5}, "must be less than 1"),
     ({"block_size": 0}, "must be more than 0"),
     ({"gpu_memory_utilization": 1.5}, "must be a fraction of the memory"),

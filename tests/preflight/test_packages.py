@@ -39,8 +39,8 @@ def test_a_torchvision_for_cuda_beside_a_torch_for_the_cpu(install: Install) -> 
         check([])
     (mistake,) = caught.value.mistakes
     assert str(mistake) == (
-        "torchvision 0.28.0: was built for CUDA, but torch 2.13.0+cpu is installed ('operator torchvision::nms does not "
-        "exist')\n    Text models do not need it. Remove it: uv pip uninstall torchvision"
+        "torchvision 0.28.0: was built for CUDA, but torch 2.13.0+cpu is installed: importing it fails (operator "
+        "torchvision::nms does not exist)\n    Text models do not need it. Remove it: uv pip uninstall torchvision"
     )
     assert "torchvision" not in sys.modules
 

@@ -23,7 +23,7 @@ WRONG = [
     "prompts.STS12=x y", '+prompts.STS12="cost ${y} "', "prompts.query=passage ", "prompts.query=5", "prompts.query=a,b",
     'prompts.query="${"', "prompts.query=[a", "+prompts.query=it's, \"so\"", "model.revision=1234567", "results.reuse=exactt",
     "model.kind=encodr", "instruction.template=Instruct", "tasks=sts21", "prompts=e6",
-    "engine.enable_prefix_caching=true", "tasks=msmarco", "engine.torch_dtype=float16", "engine.max_length=64",
+    "engine.enable_prefix_caching=true", "tasks=msmarco",
     "tasks=MTEB(eng, v2)", "tasks=[STS12,sts13]", "engine.batch_size=8",
 ]  # fmt: skip
 WORD = re.compile(r"(?:(?<=^)|(?<=\s))('?[+~]{0,2}[a-z][\w.@/-]*=)")

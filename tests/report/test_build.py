@@ -93,21 +93,25 @@ def test_any_set_of_runs_can_be_compared(sweep: Path, tmp_path: Path) -> None:
 
 
 def test_errors_in_the_configuration_are_reported(sweep: Path, tmp_path: Path) -> None:
-    def said(*overrides: str, multirun: bool = False) -> str:
+    def error_of(*overrides: str, multirun: bool = False) -> str:
         with pytest.raises(ConfigError) as error:
             run([f"results.dir={tmp_path}/out", *overrides], multirun=multirun, show=False)
         return str(error.value)
 
-    assert "no runs to compare are specified" in said("pipeline=report")
-    assert f"runs={tmp_path}/none: there is no such file or folder" in said("pipeline=report", f"runs={tmp_path}/none")
-    assert "no point has this name" in said("pipeline=report", f"runs={sweep}", "report.baseline=7")
-    assert "cannot be swept" in said("pipeline=report", f"runs={sweep}", "report.epsilon=0,1", multirun=True)
-    assert "Add: pipeline=report" in said(f"runs={sweep}")
-    assert "the sweep has points 0 to 1" in said("engine.dtype=float32,float16", "report.baseline=2", multirun=True)
-    assert "greater than or equal to 0" in said("pipeline=report", f"runs={sweep}", "report.epsilon=-1")
-    assert "computes no scores" in said("pipeline=report", f"runs={sweep}", "dry_run=true")
+    assert "no runs to compare are specified" in error_of("pipeline=report")
+    assert f"runs={tmp_path}/none: there is no such file or folder" in error_of(
+        "pipeline=report", f"runs={tmp_path}/none"
+    )
+    assert "no point has this name" in error_of("pipeline=report", f"runs={sweep}", "report.baseline=7")
+    assert "cannot be swept" in error_of("pipeline=report", f"runs={sweep}", "report.epsilon=0,1", multirun=True)
+    assert "Add: pipeline=report" in error_of(f"runs={sweep}")
+    assert "the sweep has points 0 to 1" in error_of("engine.dtype=float32,float16", "report.baseline=2", multirun=True)
+    assert "greater than or equal to 0" in error_of("pipeline=report", f"runs={sweep}", "report.epsilon=-1")
+    assert "computes no scores" in error_of("pipeline=report", f"runs={sweep}", "dry_run=true")
     (tmp_path / "file").write_text("in the way")
-    assert f"pipeline.dir={tmp_path}/file" in said("pipeline=report", f"runs={sweep}", f"pipeline.dir={tmp_path}/file")
+    assert f"pipeline.dir={tmp_path}/file" in error_of(
+        "pipeline=report", f"runs={sweep}", f"pipeline.dir={tmp_path}/file"
+    )
     assert not (tmp_path / "out" / "reports").exists()
 
 
@@ -137,6 +141,6 @@ def test_a_report_that_fails_does_not_fail_the_sweep(sweep: Path, monkeypatch: p
     console = Console(file=io.StringIO(), width=400)
     records = [record(sweep, at, "float32", 0.8, 1.0) for at in range(2)]
     Job(console, plan_points(check([])), records, sweep).end_sweep()
-    said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "no pictures today" in said and f"runs={sweep}" in said
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "no pictures today" in text and f"runs={sweep}" in text
     assert (sweep / "report.csv").exists()

@@ -94,13 +94,15 @@ def test_shows_every_point_the_front_and_the_names() -> None:
     assert {one["point"] for one in rows if one["front"]} == {row.point.name for row in of.rows if row.on_front}
     assert {one["role"] for one in rows if "role" in one} == {"best", "recommended", "baseline"}
     assert {one["point"] for one in rows if not one["own"]} == {row.point.name for row in of.rows if row.speed_of_other}
-    said = title_of(drawn)
-    assert "Pareto front" in said and "within 0.001 of the best" in said and "Hollow: speed measured in another" in said
+    title = title_of(drawn)
+    assert (
+        "Pareto front" in title and "within 0.001 of the best" in title and "Hollow: speed measured in another" in title
+    )
 
 
 def test_counts_what_it_cannot_show() -> None:
-    said = title_of(specifications(comparison(12, failed=2))["quality_speed"])
-    assert "Not in the plot: 2 without a mean (a task failed or is missing)." in said
+    title = title_of(specifications(comparison(12, failed=2))["quality_speed"])
+    assert "Not in the plot: 2 without a mean (a task failed or is missing)." in title
 
 
 def test_a_setting_with_more_values_than_colours_keeps_one_for_the_others() -> None:
@@ -156,8 +158,8 @@ def test_a_score_that_is_missing_has_no_cell_and_a_task_without_a_baseline_is_na
     assert {(one["point"], one["task"]) for one in drawn["datasets"]["cells"]} == {
         ("1", names[1]), ("1", names[2]), ("2", names[2])
     }  # fmt: skip
-    said = title_of(drawn)
-    assert "No colour: no score." in said and "Left out: 1 task without a score for the baseline" in said
+    title = title_of(drawn)
+    assert "No colour: no score." in title and "Left out: 1 task without a score for the baseline" in title
 
 
 def test_labels_lie_on_no_other_and_on_no_mark() -> None:

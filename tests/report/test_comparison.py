@@ -26,8 +26,8 @@ def task(name: str, score: float | None, computed: int | None = 100, seconds: fl
 def point(
     name: str, *tasks: TaskScore, engine: str = "e", facts: dict[str, str] | None = None, **overrides: str
 ) -> Point:
-    said = {key.replace("__", "."): value for key, value in overrides.items()}
-    return Point(name, Path(name), overrides=said, facts=facts or {"model": "m"}, engine=engine, tasks=list(tasks))
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return Point(name, Path(name), overrides=dotted, facts=facts or {"model": "m"}, engine=engine, tasks=list(tasks))
 
 
 def named(comparison: Comparison) -> dict[str, Row]:
@@ -63,13 +63,13 @@ def test_means_differences_and_the_answer() -> None:
     assert made.best is rows["0"] and made.answer is rows["1"]
     assert [row.good for row in made.rows] == [True, True, False]
     assert [row.on_front for row in made.rows] == [True, True, False]
-    said = " ".join(answer(made))
-    assert "1 of 3 points failed, entirely or on some tasks: 2." in said
+    text = " ".join(answer(made))
+    assert "1 of 3 points failed, entirely or on some tasks: 2." in text
     assert (
         "Fastest of the 2 points within 0.001 of the best mean: point 1 (dtype=bf16), mean 0.59967, 133 texts/s."
-        in said
+        in text
     )
-    assert "dtype=bf16 instead of float32: score -0.00033, speed x1.33, 1 pair." in said
+    assert "dtype=bf16 instead of float32: score -0.00033, speed x1.33, 1 pair." in text
     # The scale of epsilon is the scores' own, and its edge is in.
     assert named(compare([row.point for row in made.rows], epsilon=0.001 / 3))["1"].good
     assert not named(compare([row.point for row in made.rows], epsilon=0.0003))["1"].good
@@ -80,7 +80,7 @@ def test_the_baseline_may_be_any_point() -> None:
     made = compare(points, baseline="1")
     assert [row.difference for row in made.rows] == [-0.25, 0.0]
     assert [(one.value, one.against) for one in made.effects] == [("1", "2")]
-    with pytest.raises(ValueError, match="no point is called 7; there are 0, 1"):
+    with pytest.raises(ValueError, match="no point is called 7; available: 0, 1"):
         compare(points, baseline="7")
 
 
@@ -116,9 +116,9 @@ def test_points_that_failed_before_their_first_task_change_nothing_for_the_other
     assert made.shared == ["A"] and made.columns == ["x"] and made.constants == {"model": "m"}
     assert [row.mean for row in made.rows] == [0.5, None, None, 0.6]
     assert [(one.value, one.pairs, one.score) for one in made.effects] == [("2", 1, None), ("3", 1, pytest.approx(0.1))]
-    said = answer(made)
-    assert said[0] == "2 of 4 points failed, entirely or on some tasks: 1, 2."
-    assert said[1] == "2 points with missing scores cannot be the best: 1, 2."
+    lines = answer(made)
+    assert lines[0] == "2 of 4 points failed, entirely or on some tasks: 1, 2."
+    assert lines[1] == "2 points with missing scores cannot be the best: 1, 2."
 
 
 def test_points_without_a_common_task_have_no_best_point() -> None:
@@ -185,17 +185,17 @@ def test_a_task_whose_texts_came_from_the_embedding_cache_is_not_measured() -> N
 
 
 def test_without_shared_tasks_a_speed_is_over_the_same_tasks() -> None:
-    def of(name: str, *tasks: TaskScore, said: str) -> Point:
-        return point(name, *tasks, tasks=said)
+    def of(name: str, *tasks: TaskScore, selection: str) -> Point:
+        return point(name, *tasks, tasks=selection)
 
     reused = TaskScore("A", score=0.5, cached=True)
     made = compare(
         [
-            of("a", task("A", 0.5, 100), said="a"),
-            of("b", task("B", 0.5, 10), said="b"),
-            of("a again", reused, said="a"),
-            of("a and c", reused, task("C", 0.5), said="ac"),
-            of("nothing", said="d"),
+            of("a", task("A", 0.5, 100), selection="a"),
+            of("b", task("B", 0.5, 10), selection="b"),
+            of("a again", reused, selection="a"),
+            of("a and c", reused, task("C", 0.5), selection="ac"),
+            of("nothing", selection="d"),
         ]
     )
     assert made.shared == []

@@ -87,12 +87,12 @@ def test_a_single_runs_record_in_the_place_of_a_points_is_noticed(sweep: Path, t
     single = write_run(tmp_path / "single")
     (sweep / "1" / "run.json").write_bytes((single / "run.json").read_bytes())
     (sweep / "multirun.yaml").touch()
-    assert "it is the record of a single run" in read_runs([sweep])[1].failures[0].message
+    assert "it is the record of a single run, not of a point of this sweep" in read_runs([sweep])[1].failures[0].message
 
 
 def test_a_record_in_the_place_of_another_is_noticed(sweep: Path) -> None:
     (sweep / "1" / "run.json").write_bytes((sweep / "2" / "run.json").read_bytes())
-    assert "it is the record of point 2" in read_runs([sweep])[1].failures[0].message
+    assert "it is the record of point 2, not of point 1" in read_runs([sweep])[1].failures[0].message
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -189,14 +189,14 @@ def test_damaged_results_leave_the_others_alone(tmp_path: Path) -> None:
     (folder / "STSBenchmark.json").write_text(text.replace("0.7", '"0.7"'))
     (folder / "notes.json").write_text('{"mine": 1}')
     (folder / "model_meta.json").write_text("null")
-    comparison, said = reported(tmp_path / "results")
+    comparison, text = reported(tmp_path / "results")
     [row] = comparison.rows
     damaged = ["BIOSSES", "Own", "STS13", "STS14", "STS15", "STS16", "STS17", "STSBenchmark"]
     assert {name for name, score in row.scores.items() if score is None} == set(damaged)
     assert row.scores["STS12"] == TRUE and row.point.facts["model"] == "org/model"
     for name in (*damaged, "model_meta"):
-        assert str(folder / f"{name}.json") in said
-    assert "it contains the scores of STS12" in said and "notes" not in said
+        assert str(folder / f"{name}.json") in text
+    assert "it contains the scores of STS12" in text and "notes" not in text
 
 
 @pytest.mark.parametrize(

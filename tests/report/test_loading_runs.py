@@ -164,8 +164,7 @@ def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
     points = read_runs([tmp_path])
     assert [len(point.tasks) for point in points] == [1, 0, 0], "and nothing else of it is in the report"
     for point, schema in zip(points[1:], (0, SCHEMA + 1), strict=True):
-        version = f"in version {schema} of the format, not {SCHEMA}: run it again"
-        what = f"written by another version of mteb-vllm (0.0.1), {version}"
+        what = f"written by mteb-vllm 0.0.1 in format {schema}, but this version reads format {SCHEMA}"
         assert f"{point.folder}/run.json" in point.failures[0].message and what in point.failures[0].message
 
 

@@ -47,7 +47,7 @@ def shown(show: Any, *args: Any) -> str:
 
 def test_failures_come_first_and_cached_results_have_no_speed() -> None:
     _, rows = one_run.task_table(record(FINE, REUSED, FAILED))
-    assert [row[0] for row in rows] == ["NFCorpus", "STS12", "SciFact", "mean score of 2 of 3 / total"]
+    assert [row[0] for row in rows] == ["NFCorpus", "STS12", "SciFact", "mean score of 2 of 3 tasks / total"]
     assert rows[1][2:] == ("0.72369", "200", "2,000", "5.5", "")
     assert rows[2][3:] == ("cached", "", "", "")
     assert rows[3][2] == "0.68439"

@@ -160,8 +160,8 @@ def test_speeds_in_texts_and_in_pairs_have_their_units() -> None:
     assert "Texts or pairs/s and tokens/s are the amount that the engine computed" in static
     for row in (of.rows[0], of.rows[4]):
         assert row.speed is not None
-        said = f"{row.speed.texts:,.0f} {row.speed.unit}"
-        assert f">{said}</td>" in static and f"| {said} |" in tables
+        speed = f"{row.speed.texts:,.0f} {row.speed.unit}"
+        assert f">{speed}</td>" in static and f"| {speed} |" in tables
     assert {row.speed.unit for row in of.rows if row.speed} == {"texts", "pairs"}
 
 
@@ -172,12 +172,12 @@ def test_effects_name_figures_that_rest_on_fewer_pairs() -> None:
     cells = re.findall(r'dir="auto">[^<]*</td><td class="figure">([^<]*)</td>', html(of).split('id="h-effects"')[1])
     assert len(cells) == len(of.effects)
     for cell, effect in zip(cells, of.effects, strict=True):
-        said = {what: int(count) for count, what in re.findall(r"(\d+) with (\w+)", cell)}
+        counts = {what: int(count) for count, what in re.findall(r"(\d+) with (\w+)", cell)}
         assert int(cell.split()[0]) == effect.pairs and ("(" in cell) == (
             (effect.score_pairs, effect.speed_pairs) != (effect.pairs, effect.pairs)
         )
-        assert said.get("scores", effect.pairs) == effect.score_pairs
-        assert said.get("speeds", effect.pairs) == effect.speed_pairs
+        assert counts.get("scores", effect.pairs) == effect.score_pairs
+        assert counts.get("speeds", effect.pairs) == effect.speed_pairs
     assert "3 (2 with scores)" in cells
     unknown = html(comparison(2, speeds=False, axes={"engine.dtype": ["a", "b"]}))
     assert '<td class="figure">1 (none with speeds)</td>' in unknown
@@ -219,7 +219,7 @@ def test_a_point_that_was_killed_in_a_task_is_shown_as_failed() -> None:
     made[1].tasks[:] = made[1].tasks[:1]
     made[1].failures.append(replace(failure(), task="StdlibDocsClassification1"))
     text = comparison_markdown(compare(made))
-    assert "| failed: out of memory loading in StdlibDocsClassification1: the process ended" in text
+    assert "| failed: out of memory while loading in StdlibDocsClassification1: the process ended" in text
     assert "failed: None" not in text
 
 
@@ -261,10 +261,10 @@ class Opened:
         file.write_text(text, encoding="utf-8", errors="backslashreplace")
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **more)
         self.page = self.context.new_page()
-        self.said: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda asked: self.said.append(asked.url) if asked.url.startswith("http") else None)
+        self.messages: list[str] = []
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.page.on("request", lambda asked: self.messages.append(asked.url) if asked.url.startswith("http") else None)
         started = time.monotonic()
         self.page.goto(file.as_uri())
         if more.get("java_script_enabled", True):
@@ -306,9 +306,9 @@ OVERLAPS = """() => [...document.querySelectorAll(".plot svg")].flatMap(svg => {
     && other.left < one.right - 1 && one.top < other.bottom - 4 && other.top < one.bottom - 4).map(([b]) => [a, b]));
 })"""
 
-# How much lies above, below and beside the first plot: legends, axes, titles.
-PLOT = """() => {
-  const box = document.querySelector("#quality_speed .points_voronoi").getBoundingClientRect();
+# The size of a plot without its title, axes and legends: that of the cells around its marks.
+PLOT = """cells => {
+  const box = document.querySelector(cells).getBoundingClientRect();
   return [box.width, box.height];
 }"""
 
@@ -349,7 +349,7 @@ def test_looks_right(browser: Any, tmp_path: Path, name: str, width: int, scheme
         "many": lambda: comparison(100, tasks=60),
     }[name]()
     with Opened(browser, html(of, EVIL), tmp_path, width, scheme) as opened:
-        assert opened.said == []
+        assert opened.messages == []
         assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(OVERLAPS) == []
         assert opened.page.evaluate(PALE) == []
@@ -358,7 +358,37 @@ def test_looks_right(browser: Any, tmp_path: Path, name: str, width: int, scheme
         # Narrower and wider again, as a tablet that is turned.
         opened.page.set_viewport_size({"width": 1680 - width, "height": 900})
         assert opened.page.evaluate(WIDTHS) == []
-        assert opened.page.evaluate(OUTSIDE) == [] and opened.said == []
+        assert opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(OVERLAPS) == [] and opened.messages == []
+
+
+def test_a_chart_gets_a_width_that_was_that_of_its_plot(browser: Any, tmp_path: Path) -> None:
+    with Opened(browser, html(comparison(12)), tmp_path) as opened:
+        plot = opened.page.evaluate("views.get($('task_differences')).width()")
+        assert 400 < plot < opened.page.evaluate("$('task_differences').clientWidth") - 50, (
+            "less the names of the tasks"
+        )
+        opened.page.evaluate("width => { document.querySelector('main').style.width = `${width}px`; }", plot)
+        assert opened.page.evaluate("$('task_differences').clientWidth") == plot
+        assert opened.page.evaluate(WIDTHS) == [] and opened.page.evaluate(OUTSIDE) == []
+
+
+def test_prints_all_rows_and_charts_on_white_paper(browser: Any, tmp_path: Path) -> None:
+    with Opened(browser, html(comparison(40)), tmp_path, 700, "dark") as opened:
+        opened.page.emulate_media(media="print")
+        paper = opened.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        assert paper == "rgb(255, 255, 255)"
+        assert [text for contrast, _, text in opened.page.evaluate(PALE) if contrast < 4.5] == []
+        assert opened.page.evaluate(OUTSIDE) == []
+        assert not any(
+            opened.page.locator(name).is_visible() for name in ("#filter", "#quality_speed-controls", "#keys")
+        )
+        box = opened.page.locator(".scroll").first
+        overflow, height = box.evaluate("box => [getComputedStyle(box).overflow, getComputedStyle(box).maxHeight]")
+        assert (overflow, height) == ("visible", "none")
+        assert box.evaluate("box => box.clientHeight >= box.scrollHeight"), "no row is cut off"
+        assert opened.page.locator("#points tbody tr").count() == 40
+        pdf = opened.page.pdf()
+        assert pdf.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", pdf)) > 1
 
 
 def test_sorts_by_what_figures_are_worth(browser: Any, tmp_path: Path) -> None:
@@ -458,7 +488,7 @@ def test_points_at_points_and_selects_them(browser: Any, tmp_path: Path) -> None
         opened.page.keyboard.press("Enter")
         assert ringed(opened) == [found[1]] and found[0] in opened.page.inner_text("#selected")
         opened.page.keyboard.press("Escape")
-        assert not tip.is_visible() and opened.said == []
+        assert not tip.is_visible() and opened.messages == []
 
 
 def test_a_cell_of_the_heat_map_says_what_it_is_and_selects_its_point(browser: Any, tmp_path: Path) -> None:
@@ -517,11 +547,11 @@ def test_legends_do_not_push_the_plot_away(browser: Any, tmp_path: Path, name: s
     values = {"long": ["x" * 300, "y" * 300], "many": [f"value {at}" for at in range(30)]}[name]
     of = compare(points(30, axes={"prompts.query": values, "engine.dtype": [str(at) for at in range(15)]}))
     with Opened(browser, html(of), tmp_path, 400) as opened:
-        width, height = opened.page.evaluate(PLOT)
+        width, height = opened.page.evaluate(PLOT, "#quality_speed .points_voronoi")
         assert (
             width > 250 and height > 300 and opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         )
-        assert opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(OVERLAPS) == [] and opened.said == []
+        assert opened.page.evaluate(OUTSIDE) == [] and opened.page.evaluate(OVERLAPS) == [] and opened.messages == []
 
 
 @pytest.mark.parametrize("made", [points(1), equal_points(1), equal_points(4), points(4)])
@@ -532,7 +562,7 @@ def test_no_slack_at_all_draws_as_well(browser: Any, tmp_path: Path, made: list[
         assert "NaN" not in opened.page.inner_html("#quality_speed")
         heights = opened.page.eval_on_selector_all(MARKS, "marks => marks.map(mark => mark.__data__.y)")
         assert all(0 < height < 340 for height in heights)
-        assert opened.page.evaluate(OUTSIDE) == [] and opened.said == []
+        assert opened.page.evaluate(OUTSIDE) == [] and opened.messages == []
 
 
 def test_speeds_that_cannot_be_compared_are_not_drawn(browser: Any, tmp_path: Path) -> None:
@@ -541,7 +571,7 @@ def test_speeds_that_cannot_be_compared_are_not_drawn(browser: Any, tmp_path: Pa
         assert "some points embed texts and others score pairs" in opened.page.inner_text("#not-drawn")
         opened.page.locator("#points thead button", has_text="texts or pairs/s").click()
         opened.page.locator("#points tbody button").nth(5).click()
-        assert opened.said == []
+        assert opened.messages == []
 
 
 def test_a_thousand_points_of_sixty_tasks_are_there_soon(browser: Any, tmp_path: Path) -> None:
@@ -563,10 +593,10 @@ def test_a_thousand_points_of_sixty_tasks_are_there_soon(browser: Any, tmp_path:
             spent[what] = opened.page.evaluate(
                 f"() => {{ const from = performance.now(); {script}; body.offsetHeight; return performance.now() - from; }}"
             )
-        assert opened.said == []
-    said = ", ".join(f"{what} {ms:.0f} ms" for what, ms in spent.items())
+        assert opened.messages == []
+    timings = ", ".join(f"{what} {ms:.0f} ms" for what, ms in spent.items())
     print(
-        f"1,000 points x 60 tasks: rendered in {written:.2f} s, {len(text) / 1e6:.1f} MB, ready in {done:.2f} s; {said}"
+        f"1,000 points x 60 tasks: rendered in {written:.2f} s, {len(text) / 1e6:.1f} MB, ready in {done:.2f} s; {timings}"
     )
     # Bounds that a loaded machine keeps, and work that grows with the square of the points does not.
     assert written < 60 and done < 60 and max(spent.values()) < 30_000

@@ -44,4 +44,4 @@ def test_the_first_column_is_sticky_and_a_shadow_shows_that_a_table_scrolls(
         end = opened.page.evaluate(PLACES)
         assert end["scroll"] == end["most"] and end["cell"] == start["cell"] == start["box"], "the first column stays"
         assert abs(brightness(opened, -2) - paper) <= 2, "no shadow at the end"
-        assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth") and opened.said == []
+        assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth") and opened.messages == []

@@ -124,7 +124,12 @@ def test_every_figure_is_that_of_the_files(sweep: Path) -> None:
         memory = record["peak_memory_mb"]
         check(row, "peak_memory_mb", memory and memory["process"] + memory["engine_processes"])
     assert [row["status"] for row in rows] == ["ok", "ok", "failed", "failed"]
-    assert [row["failures"] for row in rows] == ["", "", "data in S2: no | network at all", "killed: the process ended"]
+    assert [row["failures"] for row in rows] == [
+        "",
+        "",
+        "data error in S2: no | network at all",
+        "killed: the process ended",
+    ]
     assert [(row["engine.dtype"], row["prompts"], row["unit"]) for row in rows[1:3]] == [
         ("float32", "e5", "texts"),
         ("bfloat16", "none", ""),
@@ -162,17 +167,20 @@ def test_the_terminal_shows_scores_first_and_says_which_columns_are_left_out(swe
     comparison = compare(read_runs([sweep]))
     wide, narrow = shown(comparison, 250), shown(comparison, 90)
     assert "S1" in wide and "Only in report.csv" not in wide
-    assert re.search(r"Only in report.csv: the columns .*engine start s, peak MiB", narrow)
+    assert re.search(r"Only in report.csv: the columns .*engine start s, peak memory MiB", narrow)
     assert wide.index("\n1 ") < wide.index("\n0 ") < wide.index("\n2 ") < wide.index("\n3 "), "best first"
     head = next(line for line in wide.splitlines() if line.startswith("point "))
-    columns = ["engine.dtype", "prompts", "mean", "S1", "difference", "texts/s", "seconds", "peak MiB"]
+    columns = ["engine.dtype", "prompts", "mean", "S1", "difference", "texts/s", "seconds", "peak memory MiB"]
     assert sorted(columns, key=head.index) == columns, "settings, scores, speeds, technical details"
     # However narrow it is, the scores are there.
     for width in (250, 90, 60, 40):
         text = shown(comparison, width)
         assert all(figure in text for figure in ("0.65350", "0.81000", "0.72000", "0.43050")), width
     assert "Best: point 1 (engine.dtype=float32, prompts=e5), mean 0.65350 over 3 tasks, 84 texts/s." in narrow
-    assert "The speed of point 1 was measured in point 0, on the same engine" in narrow
+    assert (
+        "The speed of point 1 was measured in point 0, on the same engine, since point 1 itself computed too few"
+        in narrow
+    )
 
 
 def test_user_text_is_not_parsed_as_markup() -> None:
@@ -296,7 +304,7 @@ def test_the_recommended_configuration_comes_with_a_command_that_bash_reads_back
     assert done.stdout.splitlines() == words
     assert f"\n{line}\n" in comparison_markdown(made) and f"configuration: {line}\n" in shown(made)
     assert f">{line}</pre>" in unescape(page(made, [], "x"))
-    others = replace(made.rows[0].point, source="results")
+    others = replace(made.rows[0].point, source="results", arguments=None)
     assert recommended_command(compare([others])) == "", "nobody knows how these were made"
 
 

@@ -55,7 +55,11 @@ NODE = ValueError(
         (errors.ModelError("there is no folder /x"), None, "model"),
         (errors.MissingPackageError("vLLM is not installed"), None, "missing_package"),
         (errors.FirstStageError("/x cannot be read"), "STS12", "first_stage"),
-        (caused(errors.FirstStageError("first stage: ..."), errors.DataError("no network")), "STS12", "data"),
+        (
+            caused(errors.FirstStageError("the first stage failed: ..."), errors.DataError("no network")),
+            "STS12",
+            "data",
+        ),
         (ZeroDivisionError("division by zero"), "STS12", "task"),
         (KeyError("a bug"), None, "error"),
         (KeyboardInterrupt(), None, "interrupted"),
@@ -94,9 +98,9 @@ def test_every_kind_has_advice_or_gives_it_in_its_message() -> None:
     own = {"first_stage", "model", "missing_package", "interrupted"}  # their messages contain the advice, or need none
     assert set(failures._ADVICE) == set(get_args(Kind)) - own
     assert "hydra.launcher.point_timeout" in failure_from_timeout(60, Phase.OPENING_ENGINE, "opening vLLM").advice
-    said = errors.EngineStartError("vLLM failed to start with x: y", "lower engine.max_model_len")
-    assert str(said) == "vLLM failed to start with x: y\n  What to try: lower engine.max_model_len."
-    assert failure_from_exception(said).advice == ""
+    error = errors.EngineStartError("vLLM failed to start with x: y", "lower engine.max_model_len")
+    assert str(error) == "vLLM failed to start with x: y\n  What to try: lower engine.max_model_len."
+    assert failure_from_exception(error).advice == ""
 
 
 def test_the_out_of_memory_message_of_onednn_is_recognised() -> None:

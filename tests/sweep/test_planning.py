@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from test_digests import put
+from test_terminal_width import faults
 
 from mteb_vllm import run
 from mteb_vllm.errors import ConfigError
@@ -134,11 +135,25 @@ def test_the_states_of_points(tmp_path: Path) -> None:
     assert "3 of 4 points to run, 3 engines to open" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_a_dry_run_breaks_no_word_at_80_columns(tmp_path: Path) -> None:
+    words = [
+        "engine.max_num_batched_tokens=8192,16384",
+        "engine.dtype=float32,bfloat16",
+        "prompts=none,e5",
+        "tasks=demo",
+    ]
+    points = planned(*words, f"results.dir={tmp_path}")
+    assert len(points) == 8 and faults(lambda console: print_plan(console, points, swept=True)) == []
+    single = planned("tasks.names=[AmazonCounterfactualClassification,STS12]", f"results.dir={tmp_path}")
+    assert faults(lambda console: print_plan(console, single, swept=False)) == []
+
+
 def test_a_task_with_the_same_input_fingerprint_is_computed_once(tmp_path: Path) -> None:
     words = ["tasks.names=[SciFact,STS12]", "prompts=none", "prompts.query=null,'q: '", f"results.dir={tmp_path}"]
     first, other = planned(*words)
     assert [(task.name, task.same_as) for task in other.tasks] == [("SciFact", None), ("STS12", 0)]
     assert other.tasks[1].work == () and 0 < other.tokens < first.tokens
+    assert other.tasks[1].reason == "same result as point 0, computed only once"
     again = planned(*words, "results.reuse=none")[1]
     assert [task.same_as for task in again.tasks] == [None, None]
     # Once the first is computed, the other is done, unless its input texts differ.

@@ -141,7 +141,7 @@ def test_without_sources_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_
     demo._sources.cache_clear()
     demo.docstrings.cache_clear()
     try:
-        with pytest.raises(FileNotFoundError, match="no sources"):
+        with pytest.raises(FileNotFoundError, match="no source files"):
             load("StdlibDocsClustering")
     finally:
         demo._sources.cache_clear()

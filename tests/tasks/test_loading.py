@@ -350,7 +350,7 @@ def test_all_mock_tasks_of_mteb_pass_the_checks() -> None:
 
 def test_the_kind_of_a_partial_failure_is_that_of_its_cause() -> None:
     error = PartialResultError({"subset de": DataError("no rows", "mend it")}, 2, "subsets")
-    outer = FirstStageError("first stage: ...")
+    outer = FirstStageError("the first stage failed: ...")
     outer.__cause__ = error
     for one in (error, outer):
         assert (failure_from_exception(one, "T").kind, failure_from_exception(one, "T").advice) == ("data", "mend it")

@@ -96,6 +96,17 @@ def test_a_table_whose_words_do_not_fit_is_printed_in_blocks() -> None:
     ]
 
 
+def test_in_blocks_a_cell_without_a_header_is_a_line_of_its_own() -> None:
+    made = Table(box=None, pad_edge=False)
+    for header in ("task", "settings", ""):
+        made.add_column(header, overflow="fold")
+    made.add_row("StdlibDocsClassification", "0123456789abcdef", "best")
+    made.add_row("STS12", "abc", "")
+    assert tabulated(made, 30).splitlines() == [
+        "task: StdlibDocsClassification", "settings: 0123456789abcdef", "best", "", "task: STS12", "settings: abc", ""
+    ]  # fmt: skip
+
+
 def test_a_table_that_fits_is_printed_as_it_is() -> None:
     lines = tabulated(table(("STS12", "abc", "passed")), 80).splitlines()
     assert [line.rstrip() for line in lines] == [

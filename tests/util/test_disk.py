@@ -233,7 +233,7 @@ def test_a_point_whose_record_cannot_be_written_still_has_its_score_in_the_view(
     finish(record, 0.0)
     View(console, points).ended(record)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "point 0: not written: " in text and "no space left on device" in text and "point 0 : 0.80000 in" in text
+    assert "point 0: not written: " in text and "no space left on device" in text and "point 0: 0.80000 in" in text
 
 
 @pytest.mark.parametrize("override", ["~pipeline", "hydra.launcher._target_=os.system", "hydra.run.dir='${nope}'"])

@@ -197,15 +197,15 @@ def test_all_output_to_terminal_and_csv_is_escaped() -> None:
             )
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             name = ast.unparse(call.func)
-            said = ast.unparse(call)
+            code = ast.unparse(call)
             if name == "Console" and path.name != "console.py":
-                assert "mteb_vllm.util.console.Console" in imported, f"{path}: {said}"
-            assert "markup=True" not in said and not name.endswith(("from_markup", "from_ansi")), f"{path}: {said}"
+                assert "mteb_vllm.util.console.Console" in imported, f"{path}: {code}"
+            assert "markup=True" not in code and not name.endswith(("from_markup", "from_ansi")), f"{path}: {code}"
             if name.endswith(".writerow"):
-                assert "csv_cell" in said or all(
+                assert "csv_cell" in code or all(
                     isinstance(part, (ast.Constant, ast.List, ast.Load)) for part in ast.walk(call.args[0])
-                ), f"{path}: {said}"
+                ), f"{path}: {code}"
             # The log of a sweep's child process is shown line by line, and lines are escaped.
-            assert not name.endswith("print_exc") or path.name == "child.py", f"{path}: {said}"
-            if name == "print" and "sys.stderr" in said and path.name == "cli.py" and "error" in said:
-                assert "visible" in said, f"{path}: {said}"
+            assert not name.endswith("print_exc") or path.name == "child.py", f"{path}: {code}"
+            if name == "print" and "sys.stderr" in code and path.name == "cli.py" and "error" in code:
+                assert "visible" in code, f"{path}: {code}"

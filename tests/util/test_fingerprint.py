@@ -50,15 +50,15 @@ def test_is_the_same_in_every_process() -> None:
         "run = make_plan(check(['engine.dtype=float32', 'prompts=e5'])[0].config)\n"
         "print(of(), fingerprint({'engine': run.spec.settings(), 'prompts': run.prompts.settings()}))"
     )
-    said = set()
+    printed = set()
     for seed in ("0", "1"):
         # Variables set by an engine of another test would be taken for the shell's by a new process.
         clean = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
         env = clean | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))}
         done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
-        said.add("".join(done.stdout.split()))
+        printed.add("".join(done.stdout.split()))
     run = make_plan(check(["engine.dtype=float32", "prompts=e5"])[0].config)
-    assert said == {of() + fingerprint({"engine": run.spec.settings(), "prompts": run.prompts.settings()})}
+    assert printed == {of() + fingerprint({"engine": run.spec.settings(), "prompts": run.prompts.settings()})}
     assert len(of()) == 16
 
 
@@ -246,8 +246,8 @@ def test_the_name_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.processor() == "AMD EPYC"
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "processor\t: 0\n")
     monkeypatch.setattr(machine.platform, "machine", lambda: "riscv64")
-    for said, name in (("", "riscv64"), ("SiFive", "SiFive")):
-        monkeypatch.setattr(machine.platform, "processor", lambda said=said: said)
+    for processor, name in (("", "riscv64"), ("SiFive", "SiFive")):
+        monkeypatch.setattr(machine.platform, "processor", lambda processor=processor: processor)
         assert machine.processor() == name
 
 

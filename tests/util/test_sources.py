@@ -60,7 +60,7 @@ def test_a_reexported_name_is_followed_to_its_definition(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("no_such_module:f", "there is no module no_such_module"),
         ("s_empty.nothing:f", "there is no module s_empty.nothing"),
@@ -69,9 +69,9 @@ def test_a_reexported_name_is_followed_to_its_definition(here: Path) -> None:
         ("s_parent.child", "is a module, not a callable"),
     ],
 )
-def test_missing_modules_and_names(here: Path, path: str, said: str) -> None:
+def test_missing_modules_and_names(here: Path, path: str, message: str) -> None:
     write(here, s_empty="", s_bad="def f(:\n", s_parent__init=BOMB, s_parent__child="")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         find_callable_source(path)
 
 
@@ -108,8 +108,8 @@ def test_installed_modules_are_never_reloaded(path: str) -> None:
 
 def test_a_template_that_cannot_be_imported_raises_when_called(here: Path) -> None:
     write(here, t_bomb="1 / 0\ndef mine(a, b): ...\n", t_none="def mine(a, b): ...\nmine, x = 1, 2\n")
-    for path, said in (("t_bomb:mine", "ZeroDivisionError"), ("t_none:mine", "is not callable, but of type int")):
+    for path, message in (("t_bomb:mine", "ZeroDivisionError"), ("t_none:mine", "is not callable, but of type int")):
         template = load_template(path)
         assert callable(template)
-        with pytest.raises(TemplateError, match=said):
+        with pytest.raises(TemplateError, match=message):
             template("do", None)

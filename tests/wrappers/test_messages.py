@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
+from huggingface_hub import errors
 
+import mteb_vllm
 from mteb_vllm import ConfigError, ModelError, TemplateError, VllmCrossEncoderWrapper, VllmEncoderWrapper
 from mteb_vllm.engines.vllm_workarounds import explain_start_error
 from mteb_vllm.models.architectures import label_count_error
@@ -61,6 +66,53 @@ def test_a_missing_model_names_arguments() -> None:
         VllmEncoderWrapper("no/such", "v1")
     assert "`hf download no/such --revision v1`" in str(caught.value)
     assert "path='/folder'" in str(caught.value) and "model.path" not in str(caught.value)
+
+
+def test_a_missing_revision_names_the_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: Any, **__: Any) -> str:
+        raise errors.RevisionNotFoundError("404 Client Error", response=SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    for wrapper in (VllmEncoderWrapper, VllmCrossEncoderWrapper):
+        with pytest.raises(
+            ModelError, match=r"^org/name has no revision 'v1': set revision to a commit, branch or tag"
+        ):
+            wrapper("org/name", "v1")
+
+
+KEY = re.compile(
+    r"\b(?:engine|model|instruction|score_template|pipeline|results|embedding_cache)\.(?!safetensors)[a-z_]+"
+)
+# Modules whose messages reach users of wrappers.
+PLACES = (
+    "wrappers/*.py", "inference/*.py", "engines/base.py", "engines/vllm.py", "engines/vllm_workarounds.py",
+    "engines/sentence_transformers.py", "models/files.py", "models/sentence_transformers_files.py", "models/prompts.py",
+)  # fmt: skip
+
+
+# `name_of` and `assign` name a setting for either interface; `Mistake` and `suggest` are for the command line alone.
+NAMING = {"name_of", "assign", "Mistake", "suggest"}
+
+
+def named_keys(code: str) -> set[str]:
+    """The strings of code with a configuration key, without docstrings and keys that are named for both interfaces."""
+    tree, skipped = ast.parse(code), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in NAMING:
+            skipped |= {id(part) for part in ast.walk(node)}
+        elif isinstance(node, ast.Expr):
+            skipped.add(id(node.value))
+    strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return {node.value for node in strings if id(node) not in skipped and KEY.search(node.value)}
+
+
+def test_no_message_of_a_wrapper_has_a_fixed_key() -> None:
+    package = Path(mteb_vllm.__file__).parent
+    files = [path for place in PLACES for path in package.glob(place)]
+    assert len(files) > 10
+    assert {path.name: keys for path in files if (keys := named_keys(path.read_text()))} == {}
+    assert named_keys("raise Error(f'{x}: lower engine.max_model_len')") == {": lower engine.max_model_len"}
+    assert named_keys("raise Error(f'lower {names.name_of(\"engine.max_model_len\")}')") == set()
 
 
 def test_a_refused_file_names_the_backend_argument(tmp_path: Path) -> None:

@@ -143,7 +143,8 @@ def _delete(override: Override, current: Any, config: DictConfig) -> list[Mistak
         near = tuple(other for other in near if other != key)
         return [Mistake(key, what, nearest=near, written=written, code="unknown_key")]
     if value is not None and value != current:
-        return [Mistake(key, f"is {current}, so this deletes nothing", shlex.quote(f"~{key}"), written=written)]
+        way = f"To delete it: {shlex.quote(f'~{key}')}"
+        return [Mistake(key, f"is {current}, so this deletes nothing", way, written=written)]
     parent, _, name = key.rpartition(".")
     with open_dict(config):
         del (OmegaConf.select(config, parent) if parent else config)[name]

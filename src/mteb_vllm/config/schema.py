@@ -188,6 +188,8 @@ class ReportConfig(_Strict):
 
     baseline: Name | None = None
     epsilon: NotNegative = 0.001
+    objective: Literal["mean", "texts_per_second"] | None = None
+    score_tolerance: NotNegative | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +217,31 @@ class SlurmConfig(_Strict):
     max_jobs: PositiveInt | None = None
     additional_parameters: dict[str, Any] = field(default_factory=dict)
     point_timeout: Positive | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(_Strict):
+    """The settings of Hydra's sweeper `optuna`.
+
+    Settings that must be None are not supported.
+
+    Attributes:
+        search_space: Optuna's older form of `params`.
+        custom_search_space: The import path of a function: it would run any code.
+        storage: The database of a study: Optuna 2 cannot create one with SQLAlchemy 2.
+        study_name: The name of a study in the database.
+    """
+
+    n_trials: PositiveInt = 20
+    n_jobs: PositiveInt = 2
+    direction: Any = "maximize"
+    storage: None = None
+    study_name: None = None
+    max_failure_rate: Share = 0.0
+    sampler: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, Any] | None = None
+    search_space: None = None
+    custom_search_space: None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ _SENTENCE_TRANSFORMERS_TYPES: dict[str, type] = {
     "load_format": str,
 }
 _SENTENCE_TRANSFORMERS_ONLY = ("batch_size", "attn_implementation", "device")
-# Arguments of vLLM that follow from the model and from what it is used for.
+# Arguments of vLLM that follow from the model and its use.
 _SET_BY_WRAPPERS = frozenset({"model", "revision", "runner", "convert"})
 _CHOICES = {
     "dtype": ("float32", "float16", "bfloat16", "auto"),
@@ -99,7 +99,7 @@ def _resolve_replicas(value: object, args: Mapping[str, object]) -> int:
 
 
 def replicas_problem(value: object, backend: Backend) -> tuple[str, str] | None:
-    """Return what is wrong with a number of replicas, and what is allowed; None if it is right."""
+    """Return the error in a number of replicas, and the allowed values; None if it is valid."""
     if value is None or value == "auto":
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -268,7 +268,8 @@ def check_arguments(where: str, values: Mapping[str, object], vllm: VllmCatalogu
                 near = tuple(as_typed(f"{where}.{name}", at) for name in nearest_argument(key, vllm.args))
                 mistakes.append(Mistake(at, what, "To switch: engine=sentence_transformers", near, value=f"{value}"))
         elif key in _SET_BY_WRAPPERS:
-            mistakes.append(Mistake(at, "is set by the model and the pipeline", "Use model.name or model.revision."))
+            way = "Use model.name, model.revision or model.kind."
+            mistakes.append(Mistake(at, "is set by the model and the pipeline", way))
         elif key == "head_dtype":
             choices = ("model", *(vllm.args["dtype"].choices or ()))
             if value is not None and value not in choices:
@@ -406,7 +407,7 @@ def _replicas_mistakes(at: str, value: object, backend: Backend) -> list[Mistake
     return [Mistake(at, *problem, value=f"{value}")] if problem is not None else []
 
 
-_EXAMPLES = {"bool": "true or false.", "list": "As [a,b].", "dict": "As {key: value}."}
+_EXAMPLES = {"bool": "Allowed: true, false.", "list": "Write it as [a,b].", "dict": "Write it as {key: value}."}
 
 
 def _env_mistakes(at: str, value: object, vllm: VllmCatalogue | None) -> list[Mistake]:

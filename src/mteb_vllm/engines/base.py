@@ -109,7 +109,7 @@ class EngineSpec:
 
     @property
     def process(self) -> tuple[str, tuple[tuple[str, str], ...]]:
-        """What a process cannot change after its first engine: the backend and the variables of the threading runtime."""
+        """The settings that are fixed by a process's first engine: backend and variables of the threading runtime."""
         return self.backend, tuple(environment.threading_variables(self.env).items())
 
     @property
@@ -119,7 +119,7 @@ class EngineSpec:
 
     @property
     def identity(self) -> str:
-        """What an open engine is known by: its fingerprint, and the number of its replicas if there are several."""
+        """Return the key of an open engine: its fingerprint, and the number of its replicas if there are several."""
         return self.fingerprint if self.replicas == 1 else f"{self.fingerprint} x {self.replicas}"
 
 
@@ -203,13 +203,14 @@ class Engine(ABC):
         own_template: Whether vLLM renders pairs with a template of the model's own, which is not accessible here.
         processes: The engine's other processes.
         replicas_lost: How many of its replicas have died.
+        computed_by: How many texts or pairs each of its replicas has computed; empty without replicas.
         log: The file that those write to: standard error at their start, if that was a file.
         owners: Ids of the objects that use the engine; it is closed when the last one releases it.
         cached_tokens: Tokens found in the prefix cache so far.
         threading: The variables of the threading runtime in effect in its process.
         warnings: Warnings about the model that were logged while it opened.
         takes_text: Why it gets text instead of token ids; None if it gets token ids, or if that is not decided yet.
-        feed: What makes its token ids (`inference.token_feed.TokenFeed`), once that is decided.
+        feed: The tokeniser of its inputs (`inference.token_feed.TokenFeed`); None until it is decided, or if it gets text.
     """
 
     spec: EngineSpec
@@ -232,6 +233,7 @@ class Engine(ABC):
     takes_text: str | None = None
     feed: object = None
     replicas_lost: int = 0
+    computed_by: list[int] = field(default_factory=list)
 
     @property
     def late(self) -> dict[str, str]:

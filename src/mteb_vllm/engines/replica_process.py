@@ -29,7 +29,6 @@ from mteb_vllm.engines.base import (
     exit_if_engine_dies,
     open_engine,
 )
-from mteb_vllm.errors import EngineError, MtebVllmError
 from mteb_vllm.results.failures import ENGINE_DIED
 from mteb_vllm.util.child_process import connect
 from mteb_vllm.util.masking import register, watch_environment
@@ -102,7 +101,7 @@ class Result:
 
     Attributes:
         number: The call's number.
-        value: What it returned; for a streaming method, the results in the order of the inputs.
+        value: The returned value; for a streaming method, the results in the order of the inputs.
         cached_tokens: Tokens found in the prefix cache since the previous result.
     """
 
@@ -113,9 +112,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Failed:
-    """Event: the engine did not open, or a call failed."""
+    """Event: the engine did not open, or a call failed.
+
+    Attributes:
+        error: The error.
+        number: The call's number; None if the engine did not open.
+    """
 
     error: Exception
+    number: int | None = None
 
 
 Command = OpenEngine | Call
@@ -175,7 +180,7 @@ class _Server:
                     following = self._stream(call)
                 else:
                     self._send(call.number, getattr(self._engine, call.method)(*call.arguments, **call.options))
-            except (EOFError, OSError):
+            except (EOFError, ConnectionError):
                 raise
             except Exception as error:
                 if type(error.__cause__).__name__ == "EngineDeadError":
@@ -184,7 +189,7 @@ class _Server:
                     os._exit(ENGINE_DIED)
                 if not isinstance(error, TokensRefusedError):
                     logger.exception("%s failed", call.method)
-                self._pipe.send(Failed(_portable(error)))
+                self._pipe.send(Failed(_portable(error), call.number))
 
     def _stream(self, first: Call) -> Call | None:
         """Execute consecutive calls of a streaming method as one stream, so that the engine does not drain between them.
@@ -243,10 +248,16 @@ class _Results:
 
 
 def _portable(error: Exception) -> Exception:
-    """Return an error that the parent can unpickle."""
-    if isinstance(error, (MtebVllmError, TokensRefusedError)):
-        return error
-    return EngineError(f"vLLM's engine failed: {type(error).__name__}: {error}")
+    """Return an error that the parent can unpickle without importing vLLM.
+
+    It has the same type if that is built in or this package's, else the built-in type that it is derived from.
+    """
+    if type(error).__module__.partition(".")[0] in ("builtins", "mteb_vllm"):
+        with contextlib.suppress(Exception):  # an error may hold anything
+            pickle.dumps(error)
+            return error
+    base = next((one for one in (ValueError, TypeError, LookupError) if isinstance(error, one)), RuntimeError)
+    return base(f"{type(error).__name__}: {error}")
 
 
 def _pickle_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bytes | None:

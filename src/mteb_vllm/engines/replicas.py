@@ -6,6 +6,7 @@ Inputs are sent in chunks to whichever replica has room. The chunks of a replica
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import logging
 import os
@@ -25,7 +26,7 @@ import numpy.typing as npt
 
 from mteb_vllm.engines import environment
 from mteb_vllm.engines.arguments import gpus_per_engine
-from mteb_vllm.engines.base import Engine, EngineSpec, MakeBar, Scores, Tokenization, TokenPair, TokensRefusedError
+from mteb_vllm.engines.base import Engine, EngineSpec, MakeBar, Scores, Tokenization, TokenPair
 from mteb_vllm.engines.memory import within_limit
 from mteb_vllm.engines.replica_process import Call, Command, Event, Failed, Opened, OpenEngine, Result
 from mteb_vllm.engines.timing import Phase, Phases, replace_attributes
@@ -54,6 +55,9 @@ main(orders, lifeline)
 
 # Tokens in a chunk at most, unless a single input has more. The first chunks are smaller, so that all replicas soon have one.
 _CHUNK_TOKENS, _FIRST_CHUNK_TOKENS = 16_384, 1024
+
+# Methods of an engine that compute the inputs in their first argument.
+_COMPUTING = ("embed", "score", "embed_tokens", "score_arriving")
 
 # Chunks that a replica has at a time: the one that it computes, and the next.
 _IN_FLIGHT = 2
@@ -154,7 +158,7 @@ class _Replica:
     def describe_end(self) -> str:
         """Return how it ended, and log that, with the last lines of its log unless that is this process's too."""
         how = describe_exit(self.status or 0)
-        lines = [] if self._log == stderr_file() else last_lines(self._log, since=self._written)
+        lines = [] if self._log == run_log() else last_lines(self._log, since=self._written)
         logger.error("replica %d ended (%s)%s", self.number, how, "".join(f"\n  {line}" for line in lines))
         return how
 
@@ -176,6 +180,14 @@ class _Replica:
 
 
 _Events = queue.SimpleQueue[tuple[_Replica, Event | None]]
+
+
+def run_log() -> Path | None:
+    """Return the file that standard error is appended to, as in a run; None without one.
+
+    Several processes cannot write to a file that a shell redirects to with `>`: they would overwrite each other's lines.
+    """
+    return stderr_file() if fcntl.fcntl(2, fcntl.F_GETFL) & os.O_APPEND else None
 
 
 class _Replicas:
@@ -201,7 +213,7 @@ class _Replicas:
         Raises:
             EngineStartError: if an engine does not open.
         """
-        if (log := stderr_file()) is None:
+        if (log := run_log()) is None:
             handle, name = tempfile.mkstemp(prefix="mteb-vllm-replicas-", suffix=".log")
             os.close(handle)
             log = self._own_log = Path(name)
@@ -246,13 +258,60 @@ class _Replicas:
             self._own_log.unlink(missing_ok=True)
 
 
+class _Calls:
+    """Calls that replicas share.
+
+    Args:
+        living: The replicas.
+        calls: The calls; None where there is none at the moment.
+
+    Attributes:
+        ended: Whether there are no more.
+    """
+
+    def __init__(self, living: Iterable[_Replica], calls: Iterator[Call | None]) -> None:
+        self._in_flight: dict[_Replica, dict[int, Call]] = {replica: {} for replica in living}
+        self._incoming, self._returned = calls, deque[Call]()
+        self.ended = False
+
+    @property
+    def any_in_flight(self) -> bool:
+        """Whether any result is expected."""
+        return any(self._in_flight.values())
+
+    def send(self) -> None:
+        """Send calls to the replicas that have room for them."""
+        while True:
+            replica = min(self._in_flight, key=lambda one: len(self._in_flight[one]))
+            if len(self._in_flight[replica]) >= _IN_FLIGHT or (call := self._next()) is None:
+                return
+            self._in_flight[replica][call.number] = call
+            replica.process.send(call)
+
+    def _next(self) -> Call | None:
+        if self._returned:
+            return self._returned.popleft()
+        try:
+            return next(self._incoming)
+        except StopIteration:
+            self.ended = True
+            return None
+
+    def finish(self, replica: _Replica, number: int | None) -> Call | None:
+        """Return a call that a replica has finished; None if it is not one of these."""
+        return None if number is None else self._in_flight[replica].pop(number, None)
+
+    def take_back(self, replica: _Replica) -> None:
+        """Take back the calls of a replica that has died."""
+        self._returned.extend(self._in_flight.pop(replica).values())
+
+
 class ReplicatedEngine(Engine):
     """An open engine of several replicas; `llm` are the replicas."""
 
     llm: _Replicas | None
     _tokenizer: PreTrainedTokenizerBase | None = None
     _phases: Phases | None = None
-    _numbers: Iterator[int]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -339,25 +398,33 @@ class ReplicatedEngine(Engine):
         """Compute inputs as they arrive; yield the positions and the results of each chunk when it is finished."""
         starts = [0]
 
-        def chunks() -> Iterator[tuple[object, ...]]:
-            for chunk in self._chunks((one for one in inputs if one is not None), size):
-                starts.append(starts[-1] + len(chunk))
-                yield (chunk,)
+        def chunks() -> Iterator[tuple[object, ...] | None]:
+            for chunk in self._chunks(inputs, size):
+                if chunk:
+                    starts.append(starts[-1] + len(chunk))
+                yield (chunk,) if chunk else None
 
-        for number, values in self._distribute(method, chunks(), options):
-            yield list(range(starts[number], starts[number + 1])), cast("npt.NDArray[np.float32]", values)
+        with contextlib.closing(self._distribute(method, chunks(), options)) as done:
+            for number, values in done:
+                yield list(range(starts[number], starts[number + 1])), cast("npt.NDArray[np.float32]", values)
 
-    def _chunks(self, inputs: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    def _chunks(self, inputs: Iterable[T | None], size: Callable[[T], int]) -> Iterator[list[T]]:
         """Divide inputs into chunks of about as many tokens as an engine computes in a step, the first ones smaller.
 
         Args:
-            inputs: The inputs.
+            inputs: The inputs. None, where there is none at the moment, ends a chunk, and an empty one follows.
             size: Returns the number of tokens of an input.
         """
         most = min(_CHUNK_TOKENS, int(self.resolved.get("max_num_batched_tokens") or _CHUNK_TOKENS))
         chunk: list[T] = []
         tokens, limit, left = 0, min(_FIRST_CHUNK_TOKENS, most), self.spec.replicas
         for one in inputs:
+            if one is None:
+                if chunk:
+                    yield chunk
+                    chunk, tokens = [], 0
+                yield []
+                continue
             chunk.append(one)
             tokens += size(one)
             if tokens >= limit:
@@ -379,8 +446,8 @@ class ReplicatedEngine(Engine):
     ) -> list[T]:
         """Return the values of a method for chunks, in order."""
         found: dict[int, T] = {}
-        with _shown(bar, total) as count:
-            for number, value in self._distribute(method, chunks, options):
+        with _shown(bar, total) as count, contextlib.closing(self._distribute(method, chunks, options)) as done:
+            for number, value in done:
                 found[number] = cast("T", value)
                 count(length(found[number]))
         return [found[number] for number in sorted(found)]
@@ -391,58 +458,63 @@ class ReplicatedEngine(Engine):
         return value
 
     def _distribute(
-        self, method: str, chunks: Iterable[tuple[object, ...]], options: Mapping[str, object]
-    ) -> Iterator[tuple[int, object]]:
+        self, method: str, chunks: Iterable[tuple[object, ...] | None], options: Mapping[str, object]
+    ) -> Generator[tuple[int, object]]:
         """Call a method of the engines for each chunk of its arguments; yield a chunk's number and value when it is done.
 
-        Like a single engine, all are closed if the iteration does not end regularly.
+        Like a single engine, all are closed if the iteration ends while they compute.
+
+        Args:
+            method: The method.
+            chunks: Positional arguments of each call. None means that there are none at the moment.
+            options: Keyword arguments of all calls.
 
         Raises:
             EngineError: if all have died, or one has failed.
-            TokensRefusedError: from an engine.
+            Exception: any other error of the method.
         """
         replicas = self.llm
         assert replicas is not None
-        incoming, counted, ended = iter(chunks), itertools.count(), False
-        numbers: dict[int, int] = {}  # number of a call -> number of its chunk
-        returned: deque[Call] = deque()
-        in_flight: dict[_Replica, dict[int, Call]] = {replica: {} for replica in replicas.living}
+        calls = _Calls(replicas.living, self._calls(method, chunks, options))
         try:
             while True:
-                while returned or not ended:
-                    replica = min(replicas.living, key=lambda one: len(in_flight[one]))
-                    if len(in_flight[replica]) >= _IN_FLIGHT:
-                        break
-                    if returned:
-                        call = returned.popleft()
-                    else:
-                        with self._measured("tokenise"):
-                            arguments = next(incoming, None)
-                        if arguments is None:
-                            ended = True
-                            break
-                        call = Call(next(self._numbers), method, arguments, options)
-                        numbers[call.number] = next(counted)
-                    in_flight[replica][call.number] = call
-                    replica.process.send(call)
-                if not any(in_flight.values()):
-                    return
+                calls.send()
+                if not calls.any_in_flight:
+                    if calls.ended:
+                        return
+                    continue
                 with self._measured("engine"):
                     replica, event = replicas.events.get()
                 if event is None:
                     self.replicas_lost += 1
                     replicas.remove(replica)
-                    returned.extend(in_flight.pop(replica).values())
+                    calls.take_back(replica)
                 elif isinstance(event, Failed):
-                    if isinstance(event.error, TokensRefusedError):
-                        in_flight[replica].clear()
+                    calls.finish(replica, event.number)
+                    if isinstance(event.error, EngineError):
+                        self.close()  # that replica has closed its engine
                     raise event.error
-                elif isinstance(event, Result) and in_flight[replica].pop(event.number, None) is not None:
+                elif isinstance(event, Result) and (done := calls.finish(replica, event.number)) is not None:
                     self.cached_tokens += event.cached_tokens
-                    yield numbers.pop(event.number), event.value
+                    if method in _COMPUTING:
+                        self.computed_by[replica.number] += len(cast("Sequence[object]", done.arguments[0]))
+                    yield event.number, event.value
         finally:
-            if any(in_flight.values()):
+            if calls.any_in_flight:
                 self.close()
+
+    def _calls(
+        self, method: str, chunks: Iterable[tuple[object, ...] | None], options: Mapping[str, object]
+    ) -> Iterator[Call | None]:
+        """Make a call for each chunk, with its number; None for None."""
+        incoming, numbers = iter(chunks), itertools.count()
+        while True:
+            try:
+                with self._measured("tokenise"):
+                    arguments = next(incoming)
+            except StopIteration:
+                return
+            yield None if arguments is None else Call(next(numbers), method, arguments, options)
 
     def _measured(self, phase: Phase) -> contextlib.AbstractContextManager[None]:
         return self._phases.measure(phase) if self._phases is not None else contextlib.nullcontext()
@@ -463,15 +535,13 @@ class ReplicatedEngine(Engine):
         if not self.resolved.get("enable_prefix_caching") or self.llm is None:
             return False
         for replica in self.llm.living:
-            # Nobody waits for the result, since it precedes those of later calls.
-            replica.process.send(Call(next(self._numbers), "reset_prefix_cache"))
+            # Nobody waits for the result, since it precedes those of later calls; no other call has this number.
+            replica.process.send(Call(-1, "reset_prefix_cache"))
         return True
 
     def dead_processes(self) -> list[int]:
-        """See `Engine.dead_processes`."""
-        if self.llm is not None and any(replica.status is None for replica in self.llm.all):
-            return []
-        return super().dead_processes()
+        """See `Engine.dead_processes`; none, since the end of a replica is noticed here."""
+        return []
 
     def _shut_down(self) -> None:
         replicas, self.llm = self.llm, None
@@ -488,7 +558,7 @@ def _text_tokens(text: str) -> int:
 
 @contextlib.contextmanager
 def _shown(bar: MakeBar, total: int) -> Iterator[Callable[[int], object]]:
-    """Return what advances a progress bar inside the block."""
+    """Yield the function that advances a progress bar, inside the block."""
     made = bar(total=total, desc="Processed prompts") if bar else None
     yield made.update if made is not None else lambda count: None
     if made is not None:
@@ -513,9 +583,9 @@ def load(spec: EngineSpec) -> ReplicatedEngine:
         raise
     first = replicas.opened[replicas.all[0]]
     engine = ReplicatedEngine(
-        spec=spec, llm=replicas, seconds=0.0, processes=_processes(replicas), log=stderr_file(), **first.attributes
+        spec=spec, llm=replicas, seconds=0.0, processes=_processes(replicas), log=run_log(), **first.attributes
     )
-    engine._numbers = itertools.count()
+    engine.computed_by = [0] * spec.replicas
     if first.tokenizer is not None:
         with contextlib.suppress(Exception):  # a tokenizer with code of its own may raise anything
             engine._tokenizer = pickle.loads(first.tokenizer)

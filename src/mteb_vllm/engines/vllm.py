@@ -135,7 +135,7 @@ class VllmEngine(Engine):
         with _translate_api_errors():
             renderer = self.llm.renderer
             if renderer.mm_processor is not None:
-                raise TokensRefusedError("vLLM processes its inputs as those of a multimodal model")
+                raise TokensRefusedError("vLLM treats this model as multimodal")
             params: TokenizeParams = renderer.default_cmpl_tok_params.with_kwargs(truncate_prompt_tokens=-1)
             return params
 
@@ -180,7 +180,7 @@ class VllmEngine(Engine):
 
         As `LLM.encode` does, keeps 2 x `max_num_seqs` requests in the engine's core, which is enough to keep it busy, so
         that steps consist of the same texts. If the iteration does not end regularly, the engine is closed: it would return
-        what is left as results of the next call.
+        the remaining results in the next call.
 
         Raises:
             EngineError: if the engine has died or failed.
@@ -220,7 +220,7 @@ class VllmEngine(Engine):
 
     @contextlib.contextmanager
     def _close_on_error(self) -> Iterator[None]:
-        """Close the engine after an error inside the block, since it may hold requests whose results nobody expects.
+        """Close the engine after an error inside the block, since it may hold requests whose results are not collected.
 
         Raises:
             EngineError: in place of any exception but Ctrl-C and the like.
@@ -321,7 +321,7 @@ def _engine_error(error: Exception) -> EngineError:
 
 @contextlib.contextmanager
 def _translate_api_errors() -> Iterator[None]:
-    """Turn errors of an unexpected interface into TokensRefusedError: what is called inside is internal to vLLM."""
+    """Turn errors of an unexpected interface into TokensRefusedError, since the block calls internals of vLLM."""
     try:
         yield
     except (AttributeError, TypeError, KeyError) as error:
@@ -443,8 +443,8 @@ def _check_pooling(spec: EngineSpec, engine: VllmEngine) -> None:
     if requested != found and requested[0] in ("CLS", "MEAN", "LAST"):
         engine.close()
         raise EngineStartError(
-            f"vLLM does not pool as the files of {spec.model.name} specify: {found[0]}, normalised {found[1]}, instead of "
-            f"{requested[0]}, normalised {requested[1]}"
+            f"vLLM's pooling does not match the files of {spec.model.name}: it is {found[0]} (normalised: {found[1]}), "
+            f"not {requested[0]} (normalised: {requested[1]})"
         )
 
 

@@ -118,7 +118,7 @@ def encode_texts(
 def run_texts(engine: Engine, texts: Sequence[str]) -> list[int]:
     """Embed texts and discard the embeddings, to measure speed; return the number of tokens of each text.
 
-    Call `text_feed` before: here texts are not checked, since that would take part in what is measured.
+    Call `text_feed` before: texts are not checked here, so that the check is not part of the measured time.
 
     Raises:
         EngineError: if the engine has died or failed.
@@ -380,7 +380,7 @@ def check_finite(engine: Engine, values: npt.NDArray[np.float32], what: str) -> 
         wider = ("float32",) if engine.dtype == "bfloat16" else ("bfloat16", "float32")
         remedy = " or ".join(engine.spec.names.assign("engine.dtype", dtype) for dtype in wider)
         raise NonFiniteError(
-            f"{broken} of {len(values)} {what} of {engine.spec.model.name} in {engine.dtype} have NaN or Inf "
+            f"{broken} of {len(values)} {what} of {engine.spec.model.name} in {engine.dtype} contain NaN or Inf "
             f"(probably overflow). Try {remedy}."
         )
 

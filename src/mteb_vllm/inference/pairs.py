@@ -59,7 +59,7 @@ class PairTokenizer:
         if any(cut):
             whole = int(self._document_room([""])[0])
             if whole < 2:
-                raise TemplateError(f"the score template alone is longer than the context of {self.limit} tokens")
+                raise TemplateError(f"the score template alone exceeds the context length of {self.limit} tokens")
             for at in np.flatnonzero(cut):
                 texts[at] = self._first_tokens(texts[at], whole // 2)
             room = self._document_room(texts)
@@ -88,7 +88,7 @@ class PairTokenizer:
         return shorten_if_long(document, self.tokenizer, self.limit)
 
     def feed(self, queries: Sequence[str], documents: Sequence[str]) -> TokenFeed | None:
-        """Return what tokenises pairs for the engine, if it does so as the engine itself; None: the engine gets text.
+        """Return the tokeniser of pairs, if its token ids are those of the engine itself; None: the engine gets text.
 
         Args:
             queries: The queries of some pairs that are about to be scored, on which that is checked.
@@ -99,7 +99,7 @@ class PairTokenizer:
             return None
         try:
             if self.engine.own_template:
-                raise TokensRefusedError("vLLM renders pairs with a template of the model's own")
+                raise TokensRefusedError("vLLM renders pairs with a built-in template for this model")
             # An empty document is tokenised as one of a pair, which vLLM does not do.
             pairs = [pair for pair in zip(queries, documents, strict=True) if pair[1] or self.joins_pairs]
             if not pairs:
@@ -158,7 +158,7 @@ class PairTokenizer:
         excess = max(len(tokens) - self.limit, 0)
         if len(inside) < excess:
             raise TemplateError(
-                f"a pair cannot be truncated to the context of {self.limit} tokens: its template leaves no room"
+                f"a pair cannot be truncated to the context length of {self.limit} tokens: its template leaves no room"
             )
         last = inside[-1] + 1 if inside else 0
         types = encoded.get("token_type_ids")

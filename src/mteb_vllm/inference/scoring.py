@@ -97,7 +97,7 @@ def score_pairs(
 def run_pairs(engine: Engine, queries: Sequence[str], documents: Sequence[str], template: str | None) -> list[int]:
     """Score pairs that fit the context and discard the scores, to measure speed; return the number of tokens of each pair.
 
-    Call `PairTokenizer.feed` before: here pairs are not checked, since that would take part in what is measured.
+    Call `PairTokenizer.feed` before: pairs are not checked here, so that the check is not part of the measured time.
 
     Raises:
         EngineError: if the engine has died or failed.

@@ -77,7 +77,7 @@ class TokenFeed:
 
 
 def text_feed(engine: Engine, texts: Sequence[str]) -> TokenFeed | None:
-    """Return what tokenises texts for an engine, checked on some that are about to be tokenised; None: it gets text."""
+    """Return the tokeniser of texts for an engine, checked on a sample of them; None: the engine gets text."""
     feed = open_feed(engine)
     if feed is None:
         return None

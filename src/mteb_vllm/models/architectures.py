@@ -41,13 +41,13 @@ def check_architecture(model: Model, known: Sequence[str], *, trust_remote_code:
         return None
     if "auto_map" in model.config and not trust_remote_code:
         return (
-            f"its architecture {names[0]} is Python code that comes with the model, which is not run unless requested: "
-            "read it, then add engine.trust_remote_code=true"
+            f"its architecture {names[0]} is Python code that comes with the model, which is not run by default: "
+            "review it, then add engine.trust_remote_code=true"
         )
     if trust_remote_code:
         return None
     return (
-        f"this vLLM does not support its architecture {names[0]}; try another version of vLLM, "
+        f"the installed vLLM does not support its architecture {names[0]}; try another version of vLLM, "
         "or transformers' own implementation: +engine.model_impl=transformers"
     )
 

@@ -170,7 +170,9 @@ def check(where: str, config: ScoreTemplateConfig | None) -> list[Mistake]:
     if config is None:
         return []
     if config.template is not None and config.file is not None:
-        return [Mistake(where, "sets both a template and a file", f"Set one of them: {where}.file=null")]
+        return [
+            Mistake(where, "sets both a template and a file", f"Keep only one of them, for example: {where}.file=null")
+        ]
     at = f"{where}.template" if config.file is None else f"{where}.file"
     try:
         text = template_text(config)
@@ -286,7 +288,8 @@ def render_probes() -> None:
     except Exception as caught:  # a template can raise anything
         error = f"{type(caught).__name__}: {caught}"
     if max(map(len, texts)) > _LONGEST:
-        texts, error = ("", ""), f"it renders one pair to {max(map(len, texts)):,} characters"
+        error = f"one rendered pair has {max(map(len, texts)):,} characters; the limit is {_LONGEST:,}"
+        texts = ("", "")
     print(json.dumps([texts, error, undefined]))
 
 

@@ -1,1 +1,1 @@
-"""Pipelines: what a run does with a model and tasks. They know nothing of Hydra."""
+"""Pipelines: the work of a run, given a model and tasks. They do not depend on Hydra."""

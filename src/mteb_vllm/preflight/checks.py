@@ -65,6 +65,8 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> tuple[Pi
     if reranker and not wrong_kind and not {"model", "engine", "score_template", "instruction"} & set(broken):
         mistakes += _reranker_mistakes(config, templates_fine=not mistakes)
     mistakes += pipeline
+    if parts is not None:
+        mistakes += _objective_mistakes(config, scored=parts.pipeline.scores_tasks, name=parts.pipeline.name)
     if config.runs is not None:
         what = "is only used by pipeline=report"
         mistakes.append(Mistake("runs", what, "Add: pipeline=report", code="conflict"))
@@ -72,6 +74,24 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> tuple[Pi
     if config.embedding_cache.dir is not None:
         mistakes += folder_mistakes("embedding_cache.dir", config.embedding_cache.dir, "embeddings")
     return parts, mistakes
+
+
+def _objective_mistakes(config: RunConfig, *, scored: bool, name: str) -> list[Mistake]:
+    """Return a mistake for an objective that the pipeline does not measure.
+
+    Args:
+        config: The run.
+        scored: Whether the pipeline scores tasks.
+        name: The pipeline.
+    """
+    report, mistakes = config.report, []
+    if report.objective == "mean" and not scored:
+        what, way = f"pipeline={name} has no scores", "Choose: report.objective=texts_per_second"
+        mistakes.append(Mistake("report.objective", what, way, value="mean", code="conflict"))
+    if report.score_tolerance is not None and not scored:
+        what, way = f"pipeline={name} has no scores to compare", "Leave it out, or choose: pipeline=evaluate"
+        mistakes.append(Mistake("report.score_tolerance", what, way, code="conflict"))
+    return mistakes
 
 
 def _check_report(config: RunConfig) -> tuple[PipelineParts | None, list[Mistake]]:

@@ -14,13 +14,13 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import ChoiceSweep, Override
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -32,6 +32,7 @@ from mteb_vllm.config.overrides import apply, choice_mistake, describe_error, pa
 from mteb_vllm.config.schema import (
     LauncherConfig,
     RunConfig,
+    SearchConfig,
     SlurmConfig,
     build,
     compose_config,
@@ -51,9 +52,12 @@ from mteb_vllm.preflight.devices import device_mistakes, engine_size_mistakes
 from mteb_vllm.preflight.discovery import with_fields
 from mteb_vllm.preflight.hydra import (
     LOCAL_LAUNCHER,
+    MISSING_SEARCH,
+    SEARCH_SWEEPER,
     SLURM_LAUNCHER,
     has_outside_references,
     hydra_mistakes,
+    missing_search_mistakes,
     search_path_mistakes,
     secret_name_mistakes,
 )
@@ -61,7 +65,15 @@ from mteb_vllm.preflight.packages import package_mistakes, slurm_mistakes
 from mteb_vllm.util.masking import find_secrets, in_engine, mask, protect, register_fields, register_written
 from mteb_vllm.util.shell import keep_prefixes, suggest
 
-# What Hydra can raise for a malformed file.
+_Settings = TypeVar("_Settings")
+
+# The settings of each launcher that opens an engine once for all points that share it.
+_LAUNCHERS: dict[str, type[LauncherConfig | SlurmConfig]] = {
+    LOCAL_LAUNCHER: LauncherConfig,
+    SLURM_LAUNCHER: SlurmConfig,
+}
+
+# The exceptions that Hydra raises for malformed files.
 _NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError)
 
 
@@ -77,6 +89,7 @@ class Point:
         launched: The overrides as Hydra passes them to a launcher, secrets included; empty for a single run.
         composed: The whole configuration of a point of a sweep, with Hydra's own settings under `hydra`.
         folder: Hydra's folder of the run or the sweep at the time of the check; None if only Hydra can determine it.
+        searched: The keys whose values a search chooses; empty if this is not the default point of a search.
     """
 
     overrides: tuple[str, ...]
@@ -86,6 +99,7 @@ class Point:
     launched: tuple[str, ...] = field(default=(), repr=False)
     composed: DictConfig | None = field(default=None, repr=False, compare=False)
     folder: Path | None = None
+    searched: tuple[str, ...] = ()
 
 
 def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str | None = None) -> list[Point]:
@@ -97,7 +111,8 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         config_dir: The user's folder of configuration files.
 
     Returns:
-        the points, in the order in which Hydra runs them.
+        the points, in the order in which Hydra runs them. Of a search, only its default point, without the searched keys;
+        each of their values is checked on its own, but the search chooses the combinations while it runs.
 
     Raises:
         ConfigError: with all mistakes of all points, without duplicates.
@@ -111,23 +126,28 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
     with composer(config_dir):
         parsed, mistakes = parse_overrides(overrides)
         unread = {mistake.section for mistake in mistakes}
-        if imported := search_path_mistakes(overrides):
-            raise ConfigError([*mistakes, *imported])  # composing would import the package
+        # Composing would import the package of a search path, and not know the settings of a missing sweeper.
+        if fatal := [*search_path_mistakes(overrides), *missing_search_mistakes(parsed)]:
+            raise ConfigError([*mistakes, *fatal])
         composition = _Composition(parsed)
         mistakes = composition.with_fields(mistakes)
         swept = multirun or composition.sweeps
         # An override on the command line replaces the configuration's own axis of the same key.
-        axes, found = _axes([*composition.axes, *parsed] if swept else parsed, swept)
-        mistakes += [*_shadowed_files(config_dir), *composition.mistakes, *found]
+        search = composition.searches and swept
+        sampler = composition.sampler if search else None
+        axes, unreadable = _axes([*composition.axes, *parsed] if swept else parsed, swept, sampler)
+        launcher, unlaunched = _launcher(composition, swept)
+        mistakes += [*_shadowed_files(config_dir), *composition.mistakes, *unreadable, *unlaunched]
         typed = {override.key_or_group: _prefix(override) for override in parsed}
-        for overrides_of_point in itertools.product(*axes):
+        combinations = _one_by_one(axes) if search else itertools.product(*(axis.values for axis in axes))
+        for overrides_of_point in combinations:
             composed, config, found = composition.point(overrides_of_point)
             if config is not None:
                 found += _target_mistakes(config, typed)
                 with keep_prefixes(typed):
                     broken = unread | {mistake.section for mistake in found}
                     made, of_point = check_config(config, broken=broken)
-                found += of_point
+                found += of_point or _size_mistakes(launcher, config, made)
                 shown = tuple(mask(_text(one)) for one in overrides_of_point)
                 point = Point(shown, config, swept, made)
                 if swept and composed is not None and not (mistakes or found):
@@ -135,11 +155,14 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
                     point = replace(point, launched=launched, composed=whole)
                 points.append(point)
             mistakes += found
+        if search and points:
+            searched = tuple(axis.key for axis in axes if axis.searched)
+            points = [replace(points[0], searched=searched)]
+            mistakes += [] if unreadable else _search_mistakes(points[0], composition)
         if points and not is_report(points[0].config):
             points[0] = replace(points[0], folder=composition.folder(overrides_of_point, swept))
             mistakes += _hydra_folder_mistakes(points[0])
     mistakes += _report_mistakes(points)
-    mistakes += _launcher_mistakes(composition.launcher, points, swept)
     if not (points and all(is_report(point.config) for point in points)):
         mistakes += package_mistakes()
     if vllm_catalogue() is None and any(_needs_vllm(point.config) for point in points):
@@ -193,12 +216,48 @@ def _report_mistakes(points: Sequence[Point]) -> Iterator[Mistake]:
     """Yield the mistakes in the settings of reports, which concern all points together."""
     for point in points:
         name = point.config.report.baseline
+        if point.config.report.score_tolerance is not None and not point.searched:
+            what = "is only used in a search, whose default point has the scores to compare with"
+            yield Mistake("report.score_tolerance", what, "Add: -m hydra/sweeper=optuna", code="conflict")
         if is_report(point.config) and point.swept:
             yield Mistake(
                 "pipeline", "cannot be swept", "One report compares any number of runs: runs=[a,b]", value="report"
             )
+        elif point.searched and name not in (None, "0"):
+            yield Mistake("report.baseline", "a search is compared with its default, point 0", value=f"{name}")
         elif point.swept and name is not None and name not in map(str, range(len(points))):
             yield Mistake("report.baseline", f"the sweep has points 0 to {len(points) - 1}", value=f"{name}")
+
+
+def _search_mistakes(point: Point, composition: _Composition) -> Iterator[Mistake]:
+    """Yield the mistakes in the settings of a search.
+
+    Args:
+        point: Its default point.
+        composition: Its composition, which has Hydra's own settings.
+    """
+    config, parts = point.config, point.pipeline
+    objective, tolerance = config.report.objective, config.report.score_tolerance
+    if not point.searched:
+        way = "Give a key several values: 'engine.max_num_seqs=choice(32,64,128)', or in hydra.sweeper.params."
+        yield Mistake("hydra/sweeper", "there is nothing to search: no key has several values", way, value="optuna")
+    if objective is None:
+        way = "Add: report.objective=mean, or report.objective=texts_per_second"
+        yield Mistake("report.objective", "a search needs an objective, which it maximises", way, code="missing")
+    if objective == "texts_per_second" and parts is not None and parts.pipeline.scores_tasks:
+        if config.results.reuse != "none" and parts.pipeline.cached:
+            what = "a search for speed has to compute every point, since a cached result has no speed"
+            way = "Add: results.reuse=none"
+            yield Mistake("results.reuse", what, way, value=config.results.reuse, code="conflict")
+        if config.embedding_cache.use == "always":
+            what = "a search for speed has to compute every point, since a cached embedding has no speed"
+            yield Mistake("embedding_cache.use", what, "Leave it out.", value="always", code="conflict")
+    if tolerance is not None and objective == "mean":
+        what = "is for searches for speed: of two scores, report.objective=mean takes the higher one"
+        yield Mistake("report.score_tolerance", what, "Leave it out.", value=f"{tolerance:g}", code="conflict")
+    if tolerance is not None and not composition.grouped:
+        what = "compares with the default point, which only hydra/launcher=engine_grouped or slurm runs"
+        yield Mistake("report.score_tolerance", what, value=f"{tolerance:g}", code="conflict")
 
 
 class _Composition:
@@ -206,13 +265,17 @@ class _Composition:
 
     Attributes:
         sweeps: Whether the configuration itself requests a sweep.
+        searches: Whether its sweeper is a search, which chooses the points while it runs.
+        grouped: Whether its launcher is `engine_grouped` or `slurm`.
+        sampler: The class of a search's sampler.
         axes: The configuration's own axes (`hydra.sweeper.params`).
         mistakes: The mistakes in Hydra's own settings.
-        launcher: The settings of our own launcher; None with another one, or if they have mistakes.
+        launcher: The settings of that launcher; None with another one, or if they have mistakes.
     """
 
     def __init__(self, overrides: Sequence[Override]) -> None:
-        self.sweeps = False
+        self.sweeps = self.searches = self.grouped = False
+        self.sampler = ""
         self.axes: list[Override] = []
         self.mistakes: list[Mistake] = []
         self.launcher: LauncherConfig | SlurmConfig | None = None
@@ -229,15 +292,23 @@ class _Composition:
         except _NOT_COMPOSED:
             return  # `point` reports the reason
         OmegaConf.set_readonly(config.hydra, False)
+        self.searches = str(config.hydra.sweeper.get("_target_")) == SEARCH_SWEEPER
         for override in values:
             if override.is_hydra_override():
                 found = apply(override, config)
                 self.mistakes += found
                 self._fixed += [] if found else [_text(override)]
-        self.launcher, found = _parse_launcher(config.hydra.launcher)
-        self.mistakes += [*found, *_job_mistakes(config.hydra.job)]
+        if (settings := _LAUNCHERS.get(str(config.hydra.launcher.get("_target_")))) is not None:
+            self.grouped = True
+            self.launcher, found = _parse_settings(settings, config.hydra.launcher, "hydra.launcher")
+            self.mistakes += found
+        self.mistakes += _job_mistakes(config.hydra.job)
+        if self.searches:
+            self.mistakes += _sweeper_mistakes(config.hydra.sweeper)
+            self.sampler = str((config.hydra.sweeper.get("sampler") or {}).get("_target_"))
         self.sweeps = config.hydra.mode == RunMode.MULTIRUN
         params = config.hydra.sweeper.get("params") or {}
+        params = params if isinstance(params, Mapping) else {}  # `SearchConfig` reports it
         self.axes, unread = parse_overrides([f"{key}={value}" for key, value in params.items()])
         self.mistakes += unread
 
@@ -258,21 +329,7 @@ class _Composition:
         except ConfigError as error:
             return None, None, [*mistakes, *error.mistakes]
         except _NOT_COMPOSED as error:
-            staged = [choice for choice in choices if choice.key_or_group == "pipeline/first_stage"]
-            if staged and "No match in the defaults list" in str(error):
-                what = "only a pipeline with two stages has a first stage"
-                return None, None, [*mistakes, _override_mistake(staged[0], what, "Add: pipeline=rerank")]
-            mounted = [choice for choice in choices if (choice.package or "").startswith("pipeline.first_stage.")]
-            if mounted and "Could not override" in str(error):
-                way = "In a sweep over first stages, put it into your own file: pipeline/first_stage/NAME.yaml"
-                what = "only pipeline/first_stage=dense has this key"
-                return None, None, [*mistakes, _override_mistake(mounted[0], what, way)]
-            undecoded = list(_encoding_mistakes()) if isinstance(error, UnicodeDecodeError) else []
-            return (
-                None,
-                None,
-                [*mistakes, *(undecoded or [Mistake("configuration", describe_error(error), code="syntax")])],
-            )
+            return None, None, [*mistakes, *_composition_mistakes(error, choices)]
         files = base.hydra.runtime.choices
         config = OmegaConf.masked_copy(base, [str(key) for key in base if key != "hydra"])
         # All points of a command share the time of `${now:...}`, as those of a sweep of Hydra's do.
@@ -382,7 +439,7 @@ class _Composition:
         return self._checked_bases[id(base)]
 
     def _overlay_mistakes(self, choice: Override, by_hand: Sequence[str], config: DictConfig) -> Iterator[Mistake]:
-        """Yield a mistake for each value by which an overlay overrules a file that was chosen on the command line."""
+        """Yield a mistake for each value with which an overlay overrides a file that was chosen on the command line."""
         group, name = choice.key_or_group, choice.value()
         if (
             choice.package
@@ -425,13 +482,34 @@ class _Composition:
             )
 
 
-def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Override]], list[Mistake]]:
-    """Return the values of each key in the order of Hydra's BasicSweeper: of repeated keys the last one counts."""
-    axes: dict[str, list[Override]] = {}
+@dataclass(frozen=True)
+class _Axis:
+    """A key and its values.
+
+    Attributes:
+        key: The key.
+        values: One override per value; of a range of a search only the first and the last value.
+        searched: Whether a search chooses the value.
+    """
+
+    key: str
+    values: list[Override]
+    searched: bool = False
+
+
+def _axes(overrides: Sequence[Override], swept: bool, sampler: str | None) -> tuple[list[_Axis], list[Mistake]]:
+    """Return the values of each key in the order of Hydra's BasicSweeper: of repeated keys the last one counts.
+
+    Args:
+        overrides: The overrides.
+        swept: Whether several values of a key are a sweep.
+        sampler: The class by which a search chooses values; None if this is not a search.
+    """
+    axes: dict[str, _Axis] = {}
     mistakes = []
     for at, override in enumerate(overrides):
         key, written = override.get_key_element(), _text(override)
-        values = [override]
+        values, searched = [override], False
         if override.is_sweep_override():
             if not swept:
                 start, _, raw = written.partition("=")
@@ -443,47 +521,111 @@ def _axes(overrides: Sequence[Override], swept: bool) -> tuple[list[list[Overrid
             elif override.is_hydra_override():
                 mistakes.append(_override_mistake(override, "Hydra's own settings cannot be swept"))
             try:
-                values, _ = parse_overrides([f"{key}={value}" for value in override.sweep_string_iterator()])
+                texts = list(override.sweep_string_iterator() if sampler is None else _search_values(override, sampler))
+                values, _ = parse_overrides([f"{key}={value}" for value in texts])
             except (HydraException, ValueError) as error:
                 mistakes.append(_override_mistake(override, describe_error(error), code="syntax"))
                 continue
             if not values:
                 mistakes.append(_override_mistake(override, "has no value", code="missing"))
                 continue
-        axes[key if swept else str(at)] = values
+            searched = sampler is not None
+        axes[key if swept else str(at)] = _Axis(key, values, searched)
     return list(axes.values()), mistakes
 
 
-def _parse_launcher(launcher: DictConfig) -> tuple[LauncherConfig | SlurmConfig | None, list[Mistake]]:
-    """Return the settings of one of our own launchers, and the mistakes in them."""
-    classes: dict[str, type[LauncherConfig | SlurmConfig]] = {
-        LOCAL_LAUNCHER: LauncherConfig,
-        SLURM_LAUNCHER: SlurmConfig,
-    }
-    if (cls := classes.get(str(launcher.get("_target_")))) is None:
-        return None, []  # a plugin's launcher, with its own settings
+def _search_values(override: Override, sampler: str) -> Sequence[str]:
+    """Return the values of a searched key as text: all that are listed, or the ends of a range or an interval.
+
+    Args:
+        override: The override that gives the key several values.
+        sampler: The class by which the search chooses values.
+
+    Raises:
+        ValueError: if Optuna's sweeper does not support this kind of sweep.
+    """
+    sweep = override.value()
+    if sampler.endswith(".GridSampler") and not isinstance(sweep, ChoiceSweep):
+        raise ValueError("a grid needs a list of values, as choice(a,b)")
+    if isinstance(sweep, IntervalSweep):
+        return [str(sweep.start), str(sweep.end)]
+    if isinstance(sweep, RangeSweep) and None not in (sweep.start, sweep.stop) and not sweep.shuffle:
+        start, stop, step = sweep.start, sweep.stop, sweep.step
+        if step <= 0 or stop < start:  # type: ignore[operator]
+            raise ValueError("a search needs an ascending range")
+        # Unlike Hydra's own sweeps, Optuna includes the end of a range.
+        return [str(start), str(start + (stop - start) // step * step)]  # type: ignore[operator]
+    if isinstance(sweep, (ChoiceSweep, RangeSweep)):
+        return list(override.sweep_string_iterator())
+    raise ValueError("a search does not support this; list the values, as choice(a,b)")
+
+
+def _one_by_one(axes: Sequence[_Axis]) -> Iterator[tuple[Override, ...]]:
+    """Yield the default of a search, without the searched keys, and then with each value of each searched key alone."""
+    default = tuple(value for axis in axes if not axis.searched for value in axis.values)
+    yield default
+    for axis in axes:
+        if axis.searched:
+            yield from ((*default, value) for value in axis.values)
+
+
+def _composition_mistakes(error: Exception, choices: Sequence[Override]) -> list[Mistake]:
+    """Return the mistakes for which Hydra could not compose a configuration.
+
+    Args:
+        error: Hydra's error.
+        choices: The chosen files.
+    """
+    staged = [choice for choice in choices if choice.key_or_group == "pipeline/first_stage"]
+    if staged and "No match in the defaults list" in str(error):
+        return [
+            _override_mistake(staged[0], "only a pipeline with two stages has a first stage", "Add: pipeline=rerank")
+        ]
+    mounted = [choice for choice in choices if (choice.package or "").startswith("pipeline.first_stage.")]
+    if mounted and "Could not override" in str(error):
+        way = "In a sweep over first stages, put it into your own file: pipeline/first_stage/NAME.yaml"
+        return [_override_mistake(mounted[0], "only pipeline/first_stage=dense has this key", way)]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file == "hydra/sweeper/optuna":
+        return [MISSING_SEARCH]
+    undecoded = list(_encoding_mistakes()) if isinstance(error, UnicodeDecodeError) else []
+    return undecoded or [Mistake("configuration", describe_error(error), code="syntax")]
+
+
+def _launcher(composition: _Composition, swept: bool) -> tuple[LauncherConfig | None, list[Mistake]]:
+    """Return the settings of a launcher that divides this machine, and the mistakes of a launcher that cannot run here."""
+    launcher = composition.launcher
+    if isinstance(launcher, SlurmConfig):
+        return None, slurm_mistakes(swept)
+    mistakes = device_mistakes(launcher) if launcher is not None and swept else []
+    return launcher if swept and not mistakes else None, mistakes
+
+
+def _size_mistakes(launcher: LauncherConfig | None, config: RunConfig, pipeline: PipelineParts | None) -> list[Mistake]:
+    """Return the mistakes in a point's engines that a launcher has no room for; the point has no other mistakes."""
+    if launcher is None or pipeline is None or is_report(config):
+        return []
+    return engine_size_mistakes(launcher, config, pipeline)
+
+
+def _sweeper_mistakes(sweeper: DictConfig) -> list[Mistake]:
+    """Return the mistakes in the settings of the sweeper `optuna`."""
+    _, mistakes = _parse_settings(SearchConfig, sweeper, "hydra.sweeper")
+    direction = getattr(sweeper.direction, "name", sweeper.direction)
+    if direction != "maximize":
+        way = "Add: hydra.sweeper.direction=maximize"
+        mistakes.append(Mistake("hydra.sweeper.direction", "objectives are maximised", way, value=f"{direction}"))
+    return mistakes
+
+
+def _parse_settings(cls: type[_Settings], node: DictConfig, where: str) -> tuple[_Settings | None, list[Mistake]]:
+    """Return Hydra's own settings of a launcher or sweeper, None if they have mistakes, and the mistakes."""
     try:
-        values: Any = OmegaConf.to_container(launcher, resolve=True)
-        return build(cls, {key: value for key, value in values.items() if key != "_target_"}, "hydra.launcher"), []
+        values: Any = OmegaConf.to_container(node, resolve=True)
+        return build(cls, {key: value for key, value in values.items() if key != "_target_"}, where), []
     except ConfigError as error:
         return None, list(error.mistakes)
     except OmegaConfBaseException as error:
-        return None, [Mistake("hydra.launcher", describe_error(error))]
-
-
-def _launcher_mistakes(
-    launcher: LauncherConfig | SlurmConfig | None, points: Sequence[Point], swept: bool
-) -> list[Mistake]:
-    """Return the mistakes in a launcher's settings that depend on this machine and on the points."""
-    if isinstance(launcher, SlurmConfig):
-        return slurm_mistakes(swept)
-    if launcher is None or not swept:
-        return []
-    mistakes = device_mistakes(launcher)
-    for point in points if not mistakes else ():
-        if point.pipeline is not None and not is_report(point.config):
-            mistakes += engine_size_mistakes(launcher, point.config, point.pipeline)
-    return mistakes
+        return None, [Mistake(where, describe_error(error))]
 
 
 def _job_mistakes(job: DictConfig) -> Iterator[Mistake]:

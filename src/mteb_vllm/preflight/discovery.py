@@ -19,7 +19,7 @@ def with_fields(
     load: Callable[[str], Mapping[str, object]],
     mteb: MtebCatalogue,
 ) -> Mistake:
-    """Return the mistake with what the user probably meant to set, where the wrong choice names a task or a model.
+    """Return the mistake, with the probably intended override if the wrong choice names a task or a model.
 
     Args:
         mistake: An unknown choice of a file, or a choice that Hydra cannot read.

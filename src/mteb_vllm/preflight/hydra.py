@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra.core.config_store import ConfigNode, ConfigStore
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
@@ -27,6 +28,13 @@ from mteb_vllm.util.quiet import LogFile
 # Registered with Hydra when a sweep starts: the launcher for this machine, and the one for SLURM.
 LOCAL_LAUNCHER = "hydra_plugins.mteb_vllm.EngineGroupedLauncher"
 SLURM_LAUNCHER = "hydra_plugins.mteb_vllm.SlurmLauncher"
+
+# The sweeper of `hydra/sweeper=optuna`.
+SEARCH_SWEEPER = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
+MISSING_SEARCH = Mistake(
+    "hydra/sweeper", "needs the package hydra-optuna-sweeper", "Install it: pip install 'mteb-vllm[search]'",
+    value="optuna", code="not_installed",
+)  # fmt: skip
 
 _FORMATTERS = (f"{MaskingFormatter.__module__}.{MaskingFormatter.__name__}", "colorlog.ColoredFormatter")
 _HANDLERS = (f"{LogFile.__module__}.{LogFile.__name__}",)
@@ -79,6 +87,12 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
     for part in ("job_logging", "hydra_logging"):
         mistakes += _logging_mistakes(hydra.get(part), f"hydra.{part}", ())
     return mistakes
+
+
+def missing_search_mistakes(overrides: Sequence[Override]) -> list[Mistake]:
+    """Return a mistake if an override chooses the sweeper `optuna`, but its package is not installed."""
+    chosen = any(override.key_or_group == "hydra/sweeper" and override.value() == "optuna" for override in overrides)
+    return [MISSING_SEARCH] if chosen and SEARCH_SWEEPER not in Plugins.instance().class_name_to_class else []
 
 
 def secret_name_mistakes(hydra: DictConfig) -> list[Mistake]:
@@ -169,9 +183,8 @@ def _logging_mistakes(node: Any, path: str, keys: tuple[str, ...]) -> Iterator[M
                 yield Mistake(at, "is not a handler or formatter of Python's logging", value=f"{value}", code="refused")
             yield from _logging_mistakes(value, at, (*keys, str(key)))
     elif isinstance(node, str) and node.startswith("ext://") and node not in ("ext://sys.stdout", "ext://sys.stderr"):
-        yield Mistake(
-            path, "would be imported", "Allowed: ext://sys.stdout, ext://sys.stderr.", value=node, code="refused"
-        )
+        what = "is not allowed, since it would be imported"
+        yield Mistake(path, what, "Allowed: ext://sys.stdout, ext://sys.stderr.", value=node, code="refused")
 
 
 def _is_logging_class(name: Any, *, formatter: bool) -> bool:

@@ -216,8 +216,9 @@ def _step_mistakes(
     devices = [arguments.get(name) or 1 for name in ("tensor_parallel_size", "pipeline_parallel_size")]
     most = max(context or 0, _DEFAULT_TOKENS * math.prod(size for size in devices if isinstance(size, int)))
     if tokens is None and texts > most and context is not None:
-        what = f"exceeds the tokens of one engine step: at most {most:,}, unless {place}.max_num_batched_tokens is set"
-        mistakes.append(Mistake(f"{place}.max_num_seqs", what, "Typical values are 128 to 1024.", value=f"{texts}"))
+        what = f"exceeds the default number of tokens in one engine step ({most:,}), and a text has at least one token"
+        way = f"Typical values are 128 to 1024. For more than {most:,}, also set {place}.max_num_batched_tokens."
+        mistakes.append(Mistake(f"{place}.max_num_seqs", what, way, value=f"{texts}"))
     return mistakes
 
 

@@ -30,7 +30,7 @@ def package_mistakes() -> list[Mistake]:
         built = "for CUDA"
     else:
         return []
-    what = f"was built {built}, but torch {torch} is installed ('operator torchvision::nms does not exist')"
+    what = f"was built {built}, but torch {torch} is installed: importing it fails (operator torchvision::nms does not exist)"
     uninstall = "uv pip uninstall" if (vision.read_text("INSTALLER") or "").strip() == "uv" else "pip uninstall -y"
     way = f"Text models do not need it. Remove it: {uninstall} torchvision"
     return [Mistake(f"torchvision {vision.version}", what, way, code="conflict")]

@@ -96,8 +96,8 @@ def _points(comparison: Comparison) -> list[str]:
             f"Fastest {within}: {describe_point(comparison, fast)}, mean {fast.mean:.5f}{_at(fast)}.{differences}"
         )
     if fast.speed.of != fast.point.name:
-        where = f"measured in {point_name(fast.speed.of)}, on the same engine"
-        lines.append(f"The speed of {point_name(fast.point.name)} was {where}, since it computed too little itself.")
+        who, where = point_name(fast.point.name), f"measured in {point_name(fast.speed.of)}, on the same engine"
+        lines.append(f"The speed of {who} was {where}, since {who} itself computed too few texts.")
     if unknown := sum(row.speed is None for row in comparison.rows if row.good):
         lines.append(f"The speed of {count(unknown, 'point')} within {comparison.epsilon:g} of the best is unknown.")
     return lines
@@ -110,7 +110,9 @@ def _why_no_speed(comparison: Comparison) -> str:
     which = "No speed was measured"
     if not unknown:
         which += f" for the points within {comparison.epsilon:g} of the best"
-    return f"{which}: cached results, other people's results, and results for only some of the tasks have none."
+    return (
+        f"{which}: there is none for cached results, results in mteb's layout, and results for only some of the tasks."
+    )
 
 
 def _against(row: Row, other: Row, part: str) -> str:
@@ -129,8 +131,8 @@ def _at(row: Row) -> str:
 
 
 def _throughput(comparison: Comparison) -> list[str]:
-    """Return the fastest point, those as fast, the shortest latency, and what cannot be compared or cannot be right."""
-    rows = [row for row in comparison.rows if row.point.throughput is not None]
+    """Return the fastest point, those equally fast, the lowest latency, and which figures are incomparable or invalid."""
+    rows = [row for row in comparison.ranked if row.point.throughput is not None]
     if not rows:
         return []
     lines = []
@@ -159,7 +161,7 @@ def _throughput(comparison: Comparison) -> list[str]:
 
 def _parity(comparison: Comparison) -> list[str]:
     """Return how many points passed, the fastest of them, and the deviations of those that did not."""
-    found = [(row, row.point.parity) for row in comparison.rows if row.point.parity is not None]
+    found = [(row, row.point.parity) for row in comparison.ranked if row.point.parity is not None]
     if not found:
         return []
     failed = [(row, verdict) for row, verdict in found if not verdict.passed]

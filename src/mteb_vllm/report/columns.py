@@ -104,7 +104,8 @@ def table_columns(comparison: Comparison) -> list[Column]:
             key="engine_start_seconds", page_header="engine start, s", left_out=11, measured=True,
         ),
         Column(
-            "peak", "MiB", lambda row: row.point.peak_memory_mb, number, key="peak_memory_mb", left_out=12, measured=True
+            "peak memory", "MiB", lambda row: row.point.peak_memory_mb, number,
+            key="peak_memory_mb", left_out=12, measured=True,
         ),
         Column("", "", lambda row: _remarks(comparison, row), kind="words", page=False),
         _csv("failures", lambda row: "; ".join(" ".join(str(failure).split()) for failure in row.point.failures)),
@@ -153,7 +154,7 @@ def _settings(comparison: Comparison) -> list[Column]:
     rare = _rarely_changed(comparison)
 
     def column(at: int, name: str) -> Column:
-        # A table for readers does not repeat what the name of each point says already.
+        # A table for readers does not repeat settings that are part of every point's name.
         shown = at not in rare and not all(_named_by(row.point, name, row.settings[at]) for row in comparison.rows)
         return Column(name, "", lambda row: row.settings[at], kind="setting", key=name, text=shown, page=shown)
 
@@ -284,7 +285,12 @@ def _throughput(comparison: Comparison) -> list[Column]:
         _csv("roofline_tokens_per_second", _field("point.throughput.roofline.tokens_per_second")),
         Column("spread", "", _field("point.throughput.spread"), percent, key="saturated_spread", left_out=5),
         Column(
-            "device", "MiB", _field("point.throughput.memory_mb.device"), number, key="device_memory_mb", left_out=8
+            "device memory",
+            "MiB",
+            _field("point.throughput.memory_mb.device"),
+            number,
+            key="device_memory_mb",
+            left_out=8,
         ),
         _csv("requests_are", _field("point.throughput.unit")),
     ]
@@ -332,11 +338,11 @@ def _verdict(passed: bool) -> str:
 
 
 def _remarks(comparison: Comparison, row: Row) -> str:
-    """Return the remarks on a point: its failure, or what its numbers do not tell."""
+    """Return the remarks on a point: its failure, or its rank and the origin of its figures."""
     if row.point.failed:
         failures = row.point.failures
         of_run = next((failure for failure in failures if failure.task is None), None)
-        kinds = dict.fromkeys(failure.kind.replace("_", " ") for failure in failures)
+        kinds = dict.fromkeys(failure.label for failure in failures)
         tasks = [task.name for task in row.point.tasks if task.failed]
         if of_run is None and not tasks:
             of_run = failures[0]  # a run that was killed in a task has no outcome of the task

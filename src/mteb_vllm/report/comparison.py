@@ -122,7 +122,7 @@ class Comparison:
         answer: The fastest of the good rows; None where no speeds are known or they are not comparable.
         effects: The effects of settings.
         reranked: Whether there are figures of reranking.
-        unit: What speeds count, "texts" or "pairs"; None where some points count texts and others pairs.
+        unit: The unit of speeds, "texts" or "pairs"; None where some points count texts and others pairs.
         fastest: The throughput point with the most requests/s; None where there is none, or where some requests are texts and
             others pairs.
         passed: Of the parity points that passed, the one with the most tokens/s; None where there is none with a speed.
@@ -180,7 +180,7 @@ def compare(
     """
     names = [point.name for point in points]
     if not names or baseline not in (None, *names):
-        raise ValueError(f"no point is called {baseline}; there are {', '.join(names)}" if names else "no points")
+        raise ValueError(f"no point is called {baseline}; available: {', '.join(names)}" if names else "no points")
     reference = names.index(baseline) if baseline is not None else 0
     tasks = [task for point in points for task in point.tasks]
     types = {task.name: task.type for task in reversed(tasks)}
@@ -336,7 +336,7 @@ def _effects(columns: Sequence[str], rows: Sequence[Row], baseline: Row) -> list
 
 
 def _rate(row: Row) -> tuple[float, str] | None:
-    """Return the speed that a point measured itself, and what it counts; None where there is none."""
+    """Return the speed that a point measured itself, and its unit; None where there is none."""
     if (record := row.point.throughput) is not None:
         return (record.requests_per_second, f"requests of {record.unit}") if record.requests_per_second else None
     return (row.speed.texts, row.speed.unit) if row.speed is not None and row.speed.of == row.point.name else None

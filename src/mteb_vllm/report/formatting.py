@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 # The most names that are listed in a sentence.
 MOST_NAMES = 8
-# What a cell says of a figure that was not measured, since the results were read from the store.
+# Shown in place of a figure that was not measured, since the results were cached.
 CACHED_CELL = "cached"
 NO_SPEED_DIFFERENCE = "no measurable difference"
 BUSY_MACHINE = (
-    "more than the machine can compute: it was busy while its rate was measured, so the roofline is too low. "
+    "impossible: the machine was probably busy while its peak FLOP/s were measured, so the roofline is too low. "
     "Measure again on an idle machine"
 )
 

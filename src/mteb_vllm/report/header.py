@@ -1,4 +1,4 @@
-"""The head of a report: its title, what it compares, when and where it was measured, and the command to use."""
+"""The head of a report: title, scope, date, device, versions, and the command of the recommended configuration."""
 
 from __future__ import annotations
 
@@ -106,4 +106,4 @@ def _date(started: str) -> str:
 def recommended_command(comparison: Comparison) -> str:
     """Return the command that runs the recommended configuration, quoted for a shell; "" where it is unknown."""
     row: Row | None = comparison.recommended
-    return command(*row.point.arguments) if row is not None and row.point.source == "run" else ""
+    return command(*row.point.arguments) if row is not None and row.point.arguments is not None else ""

@@ -14,8 +14,8 @@ from mteb_vllm.report.run_records import FoundRun, read_run
 from mteb_vllm.results.failures import failure_from_damage
 from mteb_vllm.util.files import expand_user
 
-_LOOKED_FOR = (
-    "Looked for run.json, in it and below, and for results in mteb's layout (<org>__<model>/<revision>/<Task>.json). "
+_LAYOUT = (
+    "A run's folder contains run.json; results in mteb's layout are <org>__<model>/<revision>/<Task>.json. "
     "A sweep's folder is outputs/sweeps/<date>/<time>."
 )
 
@@ -38,16 +38,16 @@ def read_runs(paths: Sequence[str | Path]) -> list[Point]:
         try:
             places = _places(path)
         except (OSError, ValueError) as error:
-            mistakes.append(Mistake("runs", f"cannot be read: {error}", _LOOKED_FOR, value=f"{path}"))
+            mistakes.append(Mistake("runs", f"cannot be read: {error}", _LAYOUT, value=f"{path}"))
             continue
         points = _read(places)
         if not points:
             what = "contains neither runs nor results" if places else "there is no such file or folder"
-            mistakes.append(Mistake("runs", what, _LOOKED_FOR, value=f"{path}"))
+            mistakes.append(Mistake("runs", what, _LAYOUT, value=f"{path}"))
         for point in points:
             found.setdefault(point.folder, point)
     if mistakes or not found:
-        raise ConfigError(mistakes or [Mistake("runs", "no runs are specified", _LOOKED_FOR)])
+        raise ConfigError(mistakes or [Mistake("runs", "no runs are specified", _LAYOUT)])
     names = _run_names(found.values()) | _result_names(found.values())
     return [replace(point, name=names[folder]) for folder, point in found.items()]
 

@@ -18,6 +18,7 @@ from mteb_vllm.report.parity import parity_markdown, print_parity
 from mteb_vllm.report.points import CACHED, gain_share
 from mteb_vllm.report.throughput import print_throughput, throughput_markdown
 from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.objective import describe_objective
 from mteb_vllm.results.record import FirstStageRecord, RunRecord, TaskOutcome, mean
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.disk import attempt
@@ -67,8 +68,8 @@ def describe_prompts(record: Mapping[str, Any]) -> str:
     """Return the result of `prompts_record` in one line: the prompts and the template in effect."""
     own = f"{record['source']}, else the tasks' own" if record["prompts"] else "the tasks' own"
     if (score := record.get("score_template")) is not None:
-        how = "a score template" if score["template"] is not None else "the model's own way"
-        return f"Pairs: {how}; instructions: {own}" if score["takes_instruction"] else f"Pairs: {how}"
+        how = "the score template" if score["template"] is not None else "the model's own"
+        return f"Pair format: {how}; instructions: {own}" if score["takes_instruction"] else f"Pair format: {how}"
     if record["template"] is None:
         return f"Prompts: {record['source']}"
     documents = "" if record["apply_to_documents"] else ", not for documents"
@@ -114,6 +115,8 @@ def print_run(console: Console, record: RunRecord) -> None:
         _print_tasks(console, *task_table(record))
     if record.parity is not None:
         print_parity(console, record.parity)
+    if record.objective is not None:
+        console.print_line(f"Objective: {describe_objective(record)}")
     for warning in record.warnings:
         console.print_line(f"Note: {warning}", style="yellow")
     for failure in record.failures:
@@ -135,7 +138,7 @@ def _print_tasks(console: Console, columns: Sequence[str], rows: Sequence[Sequen
 
 
 def print_failure(console: Console, failure: Failure) -> None:
-    """Show a failure and what to try; its log is in the record."""
+    """Show a failure and its remedy; its log is in the record."""
     # A file that could not be written is no failure of the computation.
     text = (
         f"Not written: {failure.message}" if failure.kind == "disk" and failure.task is None else f"Failed: {failure}"
@@ -162,7 +165,7 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
     for task in sorted(record.tasks, key=lambda task: task.status != "failed"):
         seconds = number(task.total_seconds, 1) if task.status == "computed" else ""
         stored = f"{task.stored:,} from the embedding cache" if task.stored else ""
-        state = {"computed": stored, "failed": f"failed: {task.reason or 'not done'}"}.get(task.status, "")
+        state = {"computed": stored, "failed": f"failed: {task.reason or 'not run'}"}.get(task.status, "")
         cached = task.status == CACHED
         speed = (CACHED_CELL if cached else number(task.texts_per_second), number(task.tokens_per_second))
         scores = _rerank_scores([task]) if reranked else (number(task.main_score, 5),)
@@ -174,7 +177,11 @@ def task_table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]
         encode = sum(task.seconds.get("encode", 0.0) for task in record.tasks)
         speed = (number(computed / encode), number(tokens / encode)) if encode else ("", "")
         total = sum(task.total_seconds for task in record.tasks)
-        of = "mean score" if len(scored) == len(record.tasks) else f"mean score of {len(scored)} of {len(record.tasks)}"
+        of = (
+            "mean score"
+            if len(scored) == len(record.tasks)
+            else f"mean score of {len(scored)} of {len(record.tasks)} tasks"
+        )
         scores = _rerank_scores(scored) if reranked else (number(mean(task.main_score for task in scored), 5),)
         rows.append((f"{of} / total", "", *scores, *speed, number(total, 1) if total else "", ""))
     unit = "texts/s" if any(task.computed and task.unit == "texts" for task in record.tasks) else "pairs/s"
@@ -217,6 +224,7 @@ def run_markdown(record: RunRecord) -> str:
         f"- fingerprint: `{record.fingerprint}`",
         f"- revision: {code(str(model.get('revision')))}",
         *_first_stage_lines(record),
+        *([f"- objective: {inline(describe_objective(record))}"] if record.objective is not None else []),
         f"- command: {code(command(*record.overrides))}",
         "",
         *(throughput_markdown(record) if record.throughput is not None else []),

@@ -17,7 +17,10 @@ const views = new Map(); // element to view
 const choose = (view, selection, values) =>
   view.signal(`${selection}_tuple`, values && { unit: "", fields: view.signal(`${selection}_tuple_fields`), values });
 function fit(plot, view) {
-  if (plot.clientWidth) view.width(plot.clientWidth).signal("narrow", plot.clientWidth < NARROW).run();
+  if (!plot.clientWidth) return;
+  // A run sets the signal to the width without axes. Setting it to the same value again would have no effect.
+  if (view.width() === plot.clientWidth) view.width(plot.clientWidth + 1).run();
+  view.width(plot.clientWidth).signal("narrow", plot.clientWidth < NARROW).run();
 }
 async function draw([name, chart]) {
   const plot = $(name);

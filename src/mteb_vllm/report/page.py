@@ -1,7 +1,7 @@
-"""A comparison as one HTML page that needs nothing else: style, scripts and data are in it, and it asks no network.
+"""A comparison as one self-contained HTML page: style, scripts and data are in it, and it needs no network.
 
-What can be read is written here, so that the page says the same without JavaScript; page.js draws the charts with Vega
-(vega.js), and sorts, filters and selects.
+All text is rendered here, so that the page is complete without JavaScript; page.js draws the charts with Vega (vega.js), and
+sorts, filters and selects.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _cell(column: Column, row: Row) -> str:
 
 
 def page_data(comparison: Comparison, charts: Mapping[str, Json]) -> Json:
-    """Return what page.js shows. A setting's values stand in it once, however many points have them."""
+    """Return the data of page.js. Each value of a setting is in it once, however many points have it."""
     values = [list(dict.fromkeys(row.settings[at] for row in comparison.rows)) for at in range(len(comparison.columns))]
     places = [{value: at for at, value in enumerate(column)} for column in values]
     first = first_selected(comparison)

@@ -10,7 +10,7 @@ from mteb_vllm.util.console import Console
 from mteb_vllm.util.escape import inline
 
 COLUMNS = (
-    "task", "split", "metric", "reference", "engine", "difference", "lowest cosine", "top-k overlap", "tau", "verdict"
+    "task", "split", "metric", "reference", "engine", "difference", "lowest cosine", "top-k overlap", "Kendall tau", "verdict"
 )  # fmt: skip
 PAIR_COLUMNS = (*COLUMNS[:6], "largest score difference", *COLUMNS[7:])
 

@@ -29,7 +29,7 @@ class TaskScore:
         failed: Whether it failed.
         first_stage: Reranking: the first stage's main score; None where there is none or it is unknown.
         ceiling: Reranking: the score of a perfect reranker; likewise.
-        unit: What `computed` and `stored` count: texts, or pairs.
+        unit: The unit of `computed` and `stored`: texts or pairs.
         computed: Distinct texts that the engine computed. This and the following are None where they are unknown, as for a
             cached result.
         stored: Distinct texts whose embeddings came from the embedding cache.
@@ -59,9 +59,9 @@ class Point:
     Attributes:
         name: Its number in a sweep, or the name of its folder; unique in a comparison.
         folder: Where it was found.
-        source: "run" for a run of this program, "results" for a folder of results in mteb's layout, whoever wrote it.
+        source: "run" for a run of this program, "results" for a folder of results in mteb's layout, of any origin.
         overrides: The overrides of its command line: key to value.
-        arguments: The same, as they were typed: what a command that repeats the run is made of.
+        arguments: The arguments of a command that repeats the run; None where there is no such command.
         facts: All its settings, flat, by dotted keys: "model", "revision", "engine.dtype", "device", "versions.vllm", ...;
             values as they are shown.
         engine: The fingerprint of its engine; "" where there is none.
@@ -79,7 +79,7 @@ class Point:
     folder: Path
     source: Literal["run", "results"] = "run"
     overrides: dict[str, str] = field(default_factory=dict)
-    arguments: tuple[str, ...] = ()
+    arguments: tuple[str, ...] | None = None
     facts: dict[str, str] = field(default_factory=dict)
     engine: str = ""
     tasks: list[TaskScore] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Reads folders of results in mteb's layout, this program's or others', without mteb."""
+"""Reads folders of results in mteb's layout, written by this program or others, without mteb."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _result(file: Path, content: bytes) -> dict[str, Any] | None:
 
 
 def _facts(folder: Path) -> tuple[dict[str, str], str]:
-    """Return the facts about a folder's results, and what is wrong with its `model_meta.json`; "" if nothing is."""
+    """Return the facts about a folder's results, and the problem with its `model_meta.json`, "" if there is none."""
     experiment = folder.name if folder.parent.name == "experiments" else ""
     of_model = folder.parent.parent if experiment else folder
     by_folders = "__" in of_model.parent.name

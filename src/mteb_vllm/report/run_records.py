@@ -41,9 +41,9 @@ def read_run(folder: Path) -> FoundRun:
         record = read_record(path, scores=False)
         found = FoundRun(_point(folder, record), record.point)
         if None not in (number, found.number) and number != found.number:
-            raise ValueError(f"it is the record of point {found.number}")
+            raise ValueError(f"it is the record of point {found.number}, not of point {number}")
         if found.number is None and number is not None and (folder.parent / _SWEEP).exists():
-            raise ValueError("it is the record of a single run")
+            raise ValueError("it is the record of a single run, not of a point of this sweep")
         return found
     except FileNotFoundError:
         why = f"{folder} contains no run.json: the run has not finished or was killed, or the file was deleted"
@@ -80,7 +80,7 @@ def _point(folder: Path, record: RunRecord) -> Point:
         name="",
         folder=folder,
         overrides=dict(_override(text) for text in record.overrides),
-        arguments=tuple(record.overrides),
+        arguments=_arguments(record),
         facts={key: text for key, text in _facts(record) if text},
         engine=opened or (fingerprint(settings["engine"]) if settings.get("engine") else ""),
         tasks=tasks,
@@ -94,13 +94,24 @@ def _point(folder: Path, record: RunRecord) -> Point:
     )
 
 
+def _arguments(record: RunRecord) -> tuple[str, ...] | None:
+    """Return the overrides of a run, without the settings of reports: these concern the whole sweep or search.
+
+    Returns:
+        None for a point of a search that an experiment defines, since the experiment would search again.
+    """
+    if record.objective is not None and record.point is not None and record.config.get("experiment"):
+        return None
+    return tuple(text for text in record.overrides if not text.lstrip("+~").startswith("report."))
+
+
 def _override(text: str) -> tuple[str, str]:
     key, _, value = text.partition("=")
     return key.lstrip("+~"), "(removed)" if key.startswith("~") else value
 
 
 def _task(task: TaskOutcome) -> TaskScore:
-    # What a cached result took is in another run's record: here it counts for its score alone.
+    # The work for a cached result is in another run's record: only its score counts here.
     work = task.to_measured(None)
     return TaskScore(
         name=task.name,

@@ -9,7 +9,7 @@ from mteb_vllm.report.points import Point
 from mteb_vllm.util.shell import unquoted
 
 # Overrides that change neither scores nor speeds.
-_IRRELEVANT = re.compile(r"results\.dir|retry_failed|dry_run|store\.max_bytes|runs|report\..*")
+_IRRELEVANT = re.compile(r"results\.dir|retry_failed|dry_run|embedding_cache\.max_bytes|runs|report\..*")
 
 # Facts that distinguish points, the most important first. All others follow from these, or change nothing.
 _DISTINGUISHING = tuple(
@@ -24,7 +24,7 @@ _DISTINGUISHING = tuple(
     )
 )  # fmt: skip
 
-# The order of shared facts: what was evaluated and where, then how, and environment variables last.
+# The order of shared facts: model, tasks and machine first, then other settings, and environment variables last.
 _SHARED = tuple(
     map(
         re.compile,
@@ -41,8 +41,8 @@ _SHARED = tuple(
 def differing_settings(points: Sequence[Point]) -> dict[str, list[str]]:
     """Return the settings in which points differ: key to the value of each point, "" where it has none.
 
-    The model comes first, then what differs on the command lines, then any other fact in which two points differ that are
-    equal so far. A key of a model's recipe that follows from the model has no separate column.
+    The model comes first, then the differing settings of the command lines, then any other fact in which two points differ
+    that are equal so far. A key of a model's recipe that follows from the model has no separate column.
     """
     # An unreadable record has no settings, and so differs from none.
     readable = [at for at, point in enumerate(points) if point.overrides or point.facts]

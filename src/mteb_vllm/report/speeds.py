@@ -38,7 +38,7 @@ def _unit(point: Point) -> str:
 
 
 def common_unit(points: Sequence[Point]) -> str | None:
-    """Return what the points count; None where they count different things."""
+    """Return the unit of the points' speeds; None where they have different units."""
     counting = [point for point in points if any(task.computed is not None for task in point.tasks)]
     units = {_unit(point) for point in counting}
     if not units:

@@ -156,7 +156,7 @@ class FailedPoints:
 def failed_points(comparison: Comparison) -> list[FailedPoints]:
     """Return all failures; tasks and points with the same failure are grouped."""
     found: dict[tuple[Any, ...], FailedPoints] = {}
-    for row in comparison.rows:
+    for row in comparison.ranked:
         of_point: dict[tuple[Any, ...], list[Failure]] = {}
         for one in row.point.failures:
             of_point.setdefault((one.kind, one.message, one.advice, one.tried, tuple(one.log)), []).append(one)

@@ -70,7 +70,7 @@ def throughput_lines(record: RunRecord) -> list[str]:
 
 
 def _title(throughput: ThroughputRecord) -> str:
-    return f"Steps of {throughput.unit}: {throughput.lengths}"
+    return f"Speed by batch size ({throughput.unit}: {throughput.lengths})"
 
 
 def _saturated(throughput: ThroughputRecord) -> Iterable[str]:
@@ -84,6 +84,8 @@ def _saturated(throughput: ThroughputRecord) -> Iterable[str]:
         f"{number(saturated.tokens_per_second)} tokens/s, the median of {count(saturated.repeats, 'repeat')} "
         f"({seconds} s; spread {saturated.spread:.1%}; {parts})."
     )
+    if saturated.by_replica:
+        yield f"Offline, by replica: {', '.join(number(rate, 1) for rate in saturated.by_replica)} requests/s."
     if saturated.cached_share:
         yield f"Offline, {saturated.cached_share:.1%} of the tokens came from the prefix cache."
 

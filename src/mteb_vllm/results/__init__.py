@@ -1,1 +1,1 @@
-"""What a run leaves: its record, the results store and its look-up, and failures."""
+"""The results of runs: records, the results store and look-ups in it, and failures."""

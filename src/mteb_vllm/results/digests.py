@@ -23,7 +23,7 @@ _PERMANENT_ERRORS = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENOTDIR, err
 
 
 class DamagedError(ValueError):
-    """A stored file is not what was written there."""
+    """A stored file differs from the one that was written."""
 
 
 def read_verified(root: Path, path: Path) -> bytes:

@@ -1,6 +1,6 @@
 """Typed failures of points and tasks: a kind, a message, the last lines of the log, and advice.
 
-Failures are also stored with the results, so that a later run can report and skip what failed before:
+Failures are also stored with the results, so that a later run can report and skip earlier failures:
 
     <root>/failures/<fingerprint>.json
 """
@@ -60,6 +60,19 @@ Kind = Literal[
     "error",  # anything else: a bug
 ]
 
+# How kinds are shown to people; the others by their own words.
+_LABELS: dict[Kind, str] = {
+    "out_of_memory_loading": "out of memory while loading",
+    "out_of_memory_encoding": "out of memory while encoding",
+    "disk": "disk error",
+    "data": "data error",
+    "task": "task error",
+    "first_stage": "first-stage error",
+    "not_finite": "NaN or Inf",
+    "model": "model error",
+    "damaged": "damaged file",
+}
+
 # Failures after which the engine and its process can no longer be trusted.
 FATAL: tuple[Kind, ...] = (
     "out_of_memory_loading", "out_of_memory_encoding", "engine_start", "engine_died", "segmentation_fault", "crash",
@@ -81,8 +94,8 @@ _ADVICE: dict[Kind, str] = {
     "node_down": "repeat the command, which computes only what is missing; if the same node fails again, leave it out: "
     "+hydra.launcher.additional_parameters.exclude=NAME",
     "not_submitted": "correct hydra.launcher, or wait until the queue accepts jobs, and repeat the command",
-    "disk": "free space there, or choose another folder with results.dir=...; then repeat the command, which computes only "
-    "what is missing",
+    "disk": "free space on that disk or fix the folder's permissions, or choose another folder with results.dir=...; then "
+    "run the same command again, which computes only what is missing",
     "data": DATA_ADVICE,
     "task": "see the log for the traceback",
     "not_finite": "use another dtype: float16 overflows in models that were trained in bfloat16",
@@ -114,10 +127,10 @@ class Failure:
 
     Attributes:
         kind: Its kind.
-        message: What happened, in one line or a few.
+        message: The error, in one or a few lines.
         task: The task in which it happened; None if outside of any task.
         log: The last lines of the log.
-        advice: What to try.
+        advice: A suggested remedy.
         tried: Whether it happened in this run; false if it comes from an earlier run or another point.
         phase: The phase in which a process ended or timed out; None for an exception.
     """
@@ -137,9 +150,14 @@ class Failure:
         object.__setattr__(self, "message", mask(self.message))
         object.__setattr__(self, "log", [mask(line) for line in self.log])
 
+    @property
+    def label(self) -> str:
+        """Its kind in words, e.g. "data error"."""
+        return _LABELS.get(self.kind, self.kind.replace("_", " "))
+
     def __str__(self) -> str:
         at = f" in {self.task}" if self.task else ""
-        return f"{self.kind.replace('_', ' ')}{at}: {self.message}"
+        return f"{self.label}{at}: {self.message}"
 
 
 def failure_from_exception(error: BaseException, task: str | None = None) -> Failure:
@@ -221,7 +239,7 @@ def failure_from_exit(
 
     Args:
         ending: How it ended.
-        phase: What it was doing.
+        phase: Its phase at the time.
         doing: The same in words, e.g. "opening vLLM".
         log: The last lines of its log.
         task: The current task.
@@ -278,7 +296,7 @@ def failure_from_damage(why: str, task: str | None = None) -> Failure:
     """Return the failure for a file that a report cannot read, or that is damaged.
 
     Args:
-        why: What is wrong with it, including its path.
+        why: The problem, including its path.
         task: The task whose result it is; None for a whole run or folder.
     """
     return Failure("damaged", why, task, [], _ADVICE["damaged"])

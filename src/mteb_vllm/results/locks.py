@@ -39,7 +39,7 @@ def lock(root: Path, name: str, *, wait: bool = True, on_wait: Callable[[], None
 
     Args:
         root: The store's root.
-        name: The name of what is locked.
+        name: The name of the lock.
         wait: Whether to wait if the lock is held.
         on_wait: Called before waiting.
 
@@ -84,7 +84,7 @@ def staging(root: Path) -> Iterator[Path]:
 
 
 def clear(root: Path) -> None:
-    """Remove what killed runs left behind: staging folders, temporary files of notes, and lock files that are not held."""
+    """Remove leftovers of killed runs: staging folders, temporary files of notes, and lock files that are not held."""
     left = [path.name for path in root.glob(f"{_STAGING}*")]
     left += [path.stem for path in (root / ".locks").glob("*.lock")]
     for name in dict.fromkeys(left):

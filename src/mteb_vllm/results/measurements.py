@@ -186,6 +186,7 @@ class Saturated:
         spread: (largest - smallest) / median of the repeats.
         cached_share: The share of the tokens that came from the engine's prefix cache.
         phases_s: The parts of the repeat closest to the median.
+        by_replica: Requests per second of each replica, in the same repeat; empty without replicas.
     """
 
     repeats: Count
@@ -195,6 +196,7 @@ class Saturated:
     spread: Amount
     cached_share: Amount
     phases_s: PhaseTimes
+    by_replica: list[Amount] = field(default_factory=list)
 
 
 @dataclass

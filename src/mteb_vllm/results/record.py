@@ -225,6 +225,21 @@ class Hardware:
 
 
 @dataclass
+class Objective:
+    """The figure that a run returns to a search, which maximises it.
+
+    Attributes:
+        name: The value of `report.objective`.
+        value: The figure; None if the run does not have it.
+        reason: Why there is no value.
+    """
+
+    name: Literal["mean", "texts_per_second"]
+    value: Amount | Score | None = None
+    reason: str | None = None
+
+
+@dataclass
 class RunRecord:
     """One run, as stored in `run.json`.
 
@@ -243,6 +258,7 @@ class RunRecord:
         first_stage: The first stage of a reranking run.
         throughput: The measurements of a throughput run.
         parity: The comparison of a parity run.
+        objective: The figure returned to a search; None if `report.objective` is not set.
         failure: The failure of the run as a whole, if any.
         unwritten: Failures to write files; the scores are not affected by these.
         warnings: Warnings to show to the user.
@@ -272,6 +288,7 @@ class RunRecord:
     first_stage: FirstStageRecord | None = None
     throughput: ThroughputRecord | None = None
     parity: ParityRecord | None = None
+    objective: Objective | None = None
     failure: Failure | None = None
     unwritten: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -337,8 +354,8 @@ def read_record(path: Path, *, scores: bool = True) -> RunRecord:
         version = (
             (content.get("versions") or {}).get("mteb-vllm") if isinstance(content.get("versions"), dict) else None
         )
-        origin = f"written by another version of mteb-vllm{f' ({version})' if version else ''}"
-        raise ValueError(f"{origin}, in version {schema or 0} of the format, not {SCHEMA}: run it again")
+        origin = f"written by {f'mteb-vllm {version}' if version else 'another version of mteb-vllm'}"
+        raise ValueError(f"{origin} in format {schema or 0}, but this version reads format {SCHEMA}")
     if not sealed:
         raise ValueError("it was changed after it was written")
     return _adapter().validate_json(text)

@@ -87,7 +87,7 @@ class ResultsStore(ResultCache):
         return None if result is None or not _is_complete(result, task) else result.validate_and_filter_scores(task)
 
     def adopt(self, task: AbsTask, meta: ModelMeta, other: Path) -> TaskResult | None:
-        """Copy the result of a run whose settings differ only in what does not concern the task; None if it is incomplete.
+        """Copy the result of a run that differs only in settings without effect on the task; None if it is incomplete.
 
         Args:
             task: The task.

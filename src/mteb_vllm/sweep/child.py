@@ -129,8 +129,9 @@ def _execute(command: Command, pipe: Pipe) -> Event:
 def _run_point(command: RunPoint, console: Console, progress: MakeProgress) -> Event:
     version.setbase("1.3")
     setup_globals()
+    job = Job(console, [_point_with_plan(command)], progress=progress, prefetched=command.prefetched)
     answer = run_job(
-        Job(console, [_point_with_plan(command)], progress=progress, prefetched=command.prefetched),
+        job,
         command.config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
@@ -139,7 +140,7 @@ def _run_point(command: RunPoint, console: Console, progress: MakeProgress) -> E
     if answer.status != JobStatus.COMPLETED:
         # The exception itself may not be picklable.
         return PointFailed(failure_from_exception(answer._return_value))
-    return PointDone(answer)
+    return PointDone(answer, job.records[-1])
 
 
 def _point_with_plan(command: RunPoint) -> PlannedPoint:

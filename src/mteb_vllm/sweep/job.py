@@ -15,7 +15,9 @@ from mteb_vllm.errors import MtebVllmError
 from mteb_vllm.progress import MakeProgress, Progress, terminal
 from mteb_vllm.report.build import build_report
 from mteb_vllm.report.one_run import print_run
+from mteb_vllm.report.search import print_search
 from mteb_vllm.results.record import RunRecord, read_record
+from mteb_vllm.results.search import Search, objective_value
 from mteb_vllm.runner import PrefetchedFirstStage, run_config
 from mteb_vllm.sweep.planning import PlannedPoint
 from mteb_vllm.util.files import write_atomically
@@ -49,6 +51,8 @@ class Job:
         reported: Whether the sweep's report was written.
         progress: Makes the progress display of a point.
         prefetched: The outcome of the point's first stage, if it has been run already.
+        search: The search, whose default is the only one of `points`; None in a sweep or a single run.
+        compare_best: Measures the best point of a search against the default; set by the launcher, if it can do that.
         returned: Where copies in other processes note the folders of their points; None as long as there is no copy.
     """
 
@@ -59,6 +63,8 @@ class Job:
     reported: bool = True
     progress: MakeProgress = Progress
     prefetched: PrefetchedFirstStage | None = None
+    search: Search | None = None
+    compare_best: Callable[[], None] | None = None
     returned: Path | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Job], tuple[object, ...]]:
@@ -70,8 +76,8 @@ class Job:
         points = [replace(point, plan=None, composed=None) for point in self.points]
         return _copy, (points, self.returned, registered())
 
-    def __call__(self, cfg: Any) -> RunRecord:
-        """Run the point that Hydra composed."""
+    def __call__(self, cfg: Any) -> RunRecord | float | None:
+        """Run the point that Hydra composed, and return its record, or the value of its objective if it has one."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
         from omegaconf import OmegaConf
@@ -101,7 +107,9 @@ class Job:
         self.records.append(record)
         if self.returned is not None and point is not None:
             write_atomically(self.returned / str(point), str(Path(record.output_dir).absolute()))
-        return record
+        if self.search is not None:
+            return self.search.add(record)
+        return record if record.objective is None else objective_value(record)
 
     def point(self, number: int, overrides: Sequence[str]) -> PlannedPoint | None:
         """Return a checked point; None for one that was not checked, because another sweeper has generated it.
@@ -121,13 +129,18 @@ class Job:
         for note in self.returned.iterdir():
             if note.name.isdigit() and int(note.name) not in done:
                 with contextlib.suppress(OSError, ValueError):  # listed as not done
-                    self.records.append(read_record(Path(note.read_text(encoding="utf-8"), "run.json")))
+                    record = read_record(Path(note.read_text(encoding="utf-8"), "run.json"))
+                    self.records.append(record)
+                    if self.search is not None:
+                        self.search.add(record)
         self.records.sort(key=lambda record: record.point or 0)
         shutil.rmtree(self.returned, ignore_errors=True)
 
     @property
     def failed(self) -> bool:
-        """Whether a point or the report failed."""
+        """Whether the report or a point failed; of a search, the report or all of the points that it chose."""
+        if self.search is not None:
+            return not self.reported or self.search.best is None
         return not self.reported or any(record.status != "ok" for record in self.records)
 
     def end_sweep(self) -> None:
@@ -154,10 +167,12 @@ class Job:
                 message = str(error) if isinstance(error, MtebVllmError) else f"{type(error).__name__}: {error}"
                 text = f"The report could not be written: {message}. To try again: {_report_command(folder)}"
                 self.console.print_line(text, style="red")
+            if self.search is not None and self.search.trials:
+                print_search(self.console, self.search, self.points[0].composed.hydra.runtime.choices, folder)
             self.console.print_line(f"Sweep: {folder}")
         if missing:
             text = f"Not done: {len(missing)} of {len(self.points)} points ({', '.join(missing)})."
-            self.console.print_line(f"{text} Repeat the command to run them.")
+            self.console.print_line(f"{text} Run the same command again to continue with them.")
 
 
 def _copy(points: Sequence[PlannedPoint], returned: Path, secrets: Sequence[str]) -> Job:

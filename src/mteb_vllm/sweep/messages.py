@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.results.failures import Failure
-from mteb_vllm.results.record import TaskOutcome
+from mteb_vllm.results.record import RunRecord, TaskOutcome
 from mteb_vllm.runner import PrefetchedFirstStage
 from mteb_vllm.sweep.planning import PlannedPoint
 from mteb_vllm.util.phase import Phase
@@ -41,7 +41,7 @@ class RunPoint:
 
 @dataclass(frozen=True)
 class CloseEngines:
-    """Command: close all engines, and report what remains of them."""
+    """Command: close all engines, and report the processes and memory that remain."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,15 @@ class FirstStageDone:
 
 @dataclass(frozen=True)
 class PointDone:
-    """Event: a point has ended; `answer` is Hydra's `JobReturn`, which holds its record."""
+    """Event: a point has ended.
+
+    Attributes:
+        answer: Hydra's `JobReturn`.
+        record: The point's record.
+    """
 
     answer: Any
+    record: RunRecord
 
 
 @dataclass(frozen=True)

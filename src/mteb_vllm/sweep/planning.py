@@ -168,7 +168,7 @@ def plan_points(points: Sequence[Point], first: int = 0) -> list[PlannedPoint]:
 
 def plan_again(points: Sequence[PlannedPoint]) -> list[PlannedPoint]:
     """Return the points with new plans, because the kind of device has changed for which they are made."""
-    return [_with_plan(replace(point, plan=None, failure=None)) for point in points]
+    return [_with_plan(replace(point, plan=None)) if point.plan is not None else point for point in points]
 
 
 def _with_plan(point: PlannedPoint, made: PipelineParts | None = None) -> PlannedPoint:
@@ -207,7 +207,9 @@ class _EarlierPoints:
         if input_fingerprint is None or state.state in ("done", "failed before"):
             return state
         first = self._first.setdefault(input_fingerprint, number)
-        return state if first == number else replace(state, reason=f"as point {first}", work=(), same_as=first)
+        if first == number:
+            return state
+        return replace(state, reason=f"same result as point {first}, computed only once", work=(), same_as=first)
 
 
 def group_by_engine(points: Sequence[PlannedPoint]) -> list[Group]:

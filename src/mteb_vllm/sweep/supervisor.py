@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mteb_vllm.sweep.outcomes import Outcomes, SweepPoint
 from mteb_vllm.sweep.planning import group_by_engine
@@ -14,6 +14,9 @@ from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.view import View
 from mteb_vllm.sweep.worker import Host, Worker
 from mteb_vllm.util.masking import scrub
+
+if TYPE_CHECKING:
+    from hydra.types import HydraContext
 
 # Seconds between looks at the workers, in which Ctrl-C is noticed.
 _TICK = 0.5
@@ -40,7 +43,7 @@ class Supervisor:
     def __init__(
         self,
         points: Sequence[SweepPoint],
-        context: Any,
+        context: HydraContext,
         folder: Path,
         view: View,
         summary: Summary,

@@ -103,7 +103,7 @@ class View:
             self._failed += record.status == "failed"
             self._passed += self._left.pop(record.point, 0.0)
             settings = " ".join(f"{key}={value}" for key, value in self._points[record.point].differs.items())
-            head = f"[{self._done}/{len(self._points)}] point {record.point} {settings}"
+            head = f"[{self._done}/{len(self._points)}] point {record.point} {settings}".rstrip()
             failures = [failure for failure in record.failures if failure not in record.unwritten]
             for failure in record.unwritten:
                 self.line(f"point {record.point}: not written: {failure.message}", "red")

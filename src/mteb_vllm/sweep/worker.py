@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mteb_vllm.errors import JobError
 from mteb_vllm.plan import pack
@@ -23,7 +23,7 @@ from mteb_vllm.results.failures import (
     last_lines,
     last_stack,
 )
-from mteb_vllm.results.record import RunRecord, TaskOutcome
+from mteb_vllm.results.record import TaskOutcome
 from mteb_vllm.runner import LOG, PrefetchedFirstStage
 from mteb_vllm.sweep.messages import (
     Activity,
@@ -46,6 +46,9 @@ from mteb_vllm.sweep.queue import GroupQueue, Place
 from mteb_vllm.sweep.view import View
 from mteb_vllm.util.masking import registered
 from mteb_vllm.util.phase import Phase
+
+if TYPE_CHECKING:
+    from hydra.types import HydraContext
 
 # See `EngineSpec.process`.
 Process = tuple[str, tuple[tuple[str, str], ...]]
@@ -178,7 +181,7 @@ class Worker:
         host: Host,
         outcomes: Outcomes,
         view: View,
-        context: Any,
+        context: HydraContext,
         process: Process | None,
         *,
         point_timeout: float | None,
@@ -329,7 +332,7 @@ class Worker:
             elif isinstance(event, FirstStageDone):
                 return self._first_stage_done(point, event.prefetched)
             elif isinstance(event, PointDone):
-                return self._point_done(point, event.answer)
+                return self._point_done(point, event)
             elif isinstance(event, PointFailed):
                 failure = replace(event.failure, log=self._log(child, point, written))
                 self._replace_child_after([failure])
@@ -363,10 +366,9 @@ class Worker:
         # Other failures will recur, task by task, when the point itself runs.
         return self._outcomes.fail(point, dead) if dead is not None else None
 
-    def _point_done(self, point: SweepPoint, answer: Any) -> Failure | None:
-        record: RunRecord = answer.return_value
-        self._outcomes.add(point.planned.number, record, answer)
-        tried = [failure for failure in record.failures if failure.tried]
+    def _point_done(self, point: SweepPoint, done: PointDone) -> Failure | None:
+        self._outcomes.add(point.planned.number, done.record, done.answer)
+        tried = [failure for failure in done.record.failures if failure.tried]
         self._replace_child_after(tried)
         return next((failure for failure in tried if _did_not_open(failure)), None)
 
@@ -415,7 +417,9 @@ class Worker:
                     continue
                 if event.leftover_mb > self._max_leftover_mb or event.processes:
                     what = (
-                        f"{event.processes} processes" if event.processes else f"{event.leftover_mb:,.0f} MB of memory"
+                        f"{event.processes} {'process' if event.processes == 1 else 'processes'}"
+                        if event.processes
+                        else f"{event.leftover_mb:,.0f} MB of memory"
                     )
                     self._view.line(f"The closed engine left {what} behind: continuing in a new process")
                     self._end_child()

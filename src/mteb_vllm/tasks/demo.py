@@ -142,8 +142,8 @@ def docstrings() -> tuple[Docstring, ...]:
     """
     if not _sources():
         raise FileNotFoundError(
-            "The demo tasks are made from the docstrings of Python's standard library, but this Python has no sources "
-            f"in {sysconfig.get_path('stdlib')}. Use a Python with sources, or other tasks, for example tasks=sts12."
+            "The demo tasks are made from the docstrings of Python's standard library, but this Python installation has "
+            f"no source files in {sysconfig.get_path('stdlib')}. Use one that has them, or other tasks, such as tasks=sts12."
         )
     found = []
     for module, path in _sources().items():

@@ -241,8 +241,9 @@ def check_candidates(task: AbsTask) -> None:
         part = data.get(subset, {}).get(split)
         if part is not None and not part.get("top_ranked"):
             raise DataError(
-                f"the candidate lists (top_ranked) of {subset}/{split} are missing, as happens with an offline cache of "
-                "data sets; " + _copy_advice(task)
+                f"the candidate lists (top_ranked) of {subset}/{split} are missing, as happens when a data set is loaded "
+                "from the cache in offline mode",
+                _copy_advice(task),
             )
 
 
@@ -260,8 +261,9 @@ def check_instructions(task: AbsTask) -> None:
     if "instruction" in columns or not _lists_only_default(path, revision):
         return
     raise DataError(
-        f"an offline cache of data sets does not show whether {task.metadata.name} has instructions, and without them it "
-        f"is a different task; {_copy_advice(task)}"
+        f"in offline mode, it cannot be determined whether {task.metadata.name} has instructions, without which it would "
+        "be a different task",
+        _copy_advice(task),
     )
 
 
@@ -269,8 +271,8 @@ def _copy_advice(task: AbsTask) -> str:
     path = task.metadata.dataset["path"]
     command = download_command(path, type(task).metadata.revision)
     return (
-        f"put a copy of the data set into the folder {path} of the working directory ({Path(path).absolute()}; with network "
-        f"access: `{command}`), or load it online"
+        f"run with network access, or put a copy of the data set into the folder {Path(path).absolute()} (to download it: "
+        f"`{command}` in {Path.cwd()})"
     )
 
 

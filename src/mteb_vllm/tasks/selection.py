@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 def select(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[TaskInfo], list[Mistake]]:
     """Return the selected tasks, restricted to the selected splits and subsets, and the errors in the selection."""
     chosen, mistakes = _candidates(config, catalogue)
-    mistakes += _unknown("tasks.types", config.types, catalogue.task_types)
+    mistakes += _unknown("tasks.types", config.types, catalogue.task_types, "there is no such task type")
     if config.languages:
         codes = {code for task in catalogue.tasks.values() for code in task.languages}
-        mistakes += _unknown("tasks.languages", config.languages, codes | {code.split("-")[0] for code in codes})
+        known = codes | {code.split("-")[0] for code in codes}
+        mistakes += _unknown("tasks.languages", config.languages, known, "there is no such language")
     if config.types:
         chosen = [task for task in chosen if task.type in config.types]
     if config.subsets and chosen:
-        mistakes += _unknown("tasks.subsets", config.subsets, {name for task in chosen for name in task.subsets})
+        own = {name for task in chosen for name in task.subsets}
+        mistakes += _unknown("tasks.subsets", config.subsets, own, "the chosen tasks have no such subset")
     if config.splits and chosen:
         mistakes += _split_mistakes(config.splits, chosen, catalogue)
     if config.languages or config.subsets:
@@ -129,7 +131,7 @@ def _candidates(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[Tas
         mistakes += [
             Mistake(
                 "tasks.names",
-                f"the task contains {others}; only text tasks are supported",
+                f"this task has {others} data; only text tasks are supported",
                 value=task.name,
             )
             for task in chosen
@@ -148,7 +150,7 @@ def _candidates(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[Tas
             for name, taken in catalogue.benchmarks[config.benchmark].items()
         ]
         if others := _other_modalities(chosen):
-            what = f"some of its tasks contain {others}; only text tasks are supported"
+            what = f"some of its tasks have {others} data; only text tasks are supported"
             return chosen, [
                 Mistake("tasks.benchmark", what, "List its text tasks in tasks.names.", value=f"{config.benchmark}")
             ]
@@ -206,9 +208,7 @@ def _other_modalities(tasks: Iterable[TaskInfo]) -> str:
     return ", ".join(sorted({modality for task in tasks for modality in task.modalities} - {"text"}))
 
 
-def _unknown(
-    where: str, names: Iterable[str] | None, known: Iterable[str], what: str = "there is no such name"
-) -> list[Mistake]:
+def _unknown(where: str, names: Iterable[str] | None, known: Iterable[str], what: str) -> list[Mistake]:
     known = list(known)
     return [
         Mistake(where, what, nearest=nearest(name, known), value=name, code="unknown_choice")

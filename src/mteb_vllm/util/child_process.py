@@ -1,7 +1,7 @@
 """Child processes that end with their parent, whatever ends it, and a pipe between the two.
 
 The parent holds the other end of a second pipe, the lifeline, which closes when the parent ends: the child then kills its
-process group, which it leads.
+process group, which it leads, and removes its shared memory.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,9 @@ Received = TypeVar("Received")
 
 # Seconds that a child may take to exit, which includes closing an engine and writing a record.
 _END_WITHIN = 30.0
+
+# A segment's file in the memory map of a process, proc(5). The prefix is that of `multiprocessing.shared_memory`.
+_SEGMENT = re.compile(r" (/dev/shm/psm_\w+)$", re.MULTILINE)
 
 
 class ChildProcess(Generic[Sent, Received]):
@@ -112,8 +116,7 @@ class ChildProcess(Generic[Sent, Received]):
         """Wait so long for the child to exit, and kill what remains of its processes; return its exit status."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        _kill_group(self.pid)
         return self._process.wait()
 
     def close(self) -> None:
@@ -156,4 +159,27 @@ def connect(orders: int, lifeline: int) -> Connection:
 def _die_with_parent(lifeline: int) -> None:
     while os.read(lifeline, 1):
         pass
-    os.killpg(0, signal.SIGKILL)
+    _kill_group(os.getpgid(0))
+
+
+def _kill_group(leader: int) -> None:
+    """Kill a process group and remove its shared memory."""
+    try:
+        # Python's resource tracker would remove it, but belongs to the group, and is killed too.
+        for segment in _shared_memory(leader):
+            with contextlib.suppress(OSError):  # its owner has removed it
+                segment.unlink()
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader, signal.SIGKILL)
+
+
+def _shared_memory(leader: int) -> set[Path]:
+    """Return the segments of `multiprocessing.shared_memory` that a process group uses, where the system is Linux."""
+    found: set[Path] = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # a process that has ended, or of another user
+            if os.getpgid(int(folder.name)) == leader:
+                maps = (folder / "maps").read_text(encoding="utf-8", errors="surrogateescape")
+                found.update(map(Path, _SEGMENT.findall(maps)))
+    return found

@@ -16,7 +16,7 @@ from rich.text import Text
 from mteb_vllm.util.escape import visible
 from mteb_vllm.util.wrapping import wrap_lines
 
-# What rich puts around each column of a table without a box, in characters.
+# The padding of each column in rich's tables without a box, in characters.
 _PADDING = 2
 
 
@@ -100,7 +100,8 @@ class Console(rich.console.Console):
             self.print(table.title, soft_wrap=True)
         for cells in zip(*(column.cells for column in table.columns), strict=True):
             for column, cell in zip(table.columns, cells, strict=True):
-                self.print_line(f"{column.header}: {cell}")
+                if column.header or cell:
+                    self.print_line(f"{column.header}: {cell}" if column.header else f"{cell}")
             self.print()
 
 
@@ -133,6 +134,6 @@ class Counted(rich.progress.ProgressColumn):
         self._column = column
 
     def render(self, task: rich.progress.Task) -> RenderableType:
-        """Return what the column renders, or nothing."""
+        """Return the rendered column, or nothing."""
         counted = task.total and task.fields.get("since") is None
         return self._column.render(task) if counted else Text("")

@@ -16,5 +16,5 @@ class Phase(str, Enum):
     SCORING = "scoring"
     MEASURING = "measuring"
     LOOKING_FOR_CAUSES = "looking for causes"
-    WAITING = "waiting"  # for another run that computes what is needed
+    WAITING = "waiting"  # for another run that computes the same results
     BETWEEN_TASKS = "between tasks"

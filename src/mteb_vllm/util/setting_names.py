@@ -12,7 +12,7 @@ _KEYWORDS = {"engine": "backend", "model.name": "model", "instruction.template":
 
 
 class SettingNames(Enum):
-    """The names that messages use for settings: those of whoever called the program."""
+    """The names that messages use for settings: those of the interface that the user called."""
 
     CONFIGURATION = "configuration"
     KEYWORDS = "keywords"

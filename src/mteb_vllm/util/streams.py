@@ -2,7 +2,7 @@
 
 Secrets are masked in everything that is written.
 
-A run takes hours and writes its files even if nobody reads its output any more. A failure to write to standard output is
+A run takes hours and writes its files even if its output is no longer read. A failure to write to standard output is
 reported once, through the exit status.
 """
 
@@ -47,7 +47,7 @@ class Lenient:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Write the buffer."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:

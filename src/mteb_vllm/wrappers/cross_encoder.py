@@ -108,7 +108,8 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
         if engine.own_template:
             self.cleanup()
             raise ModelError(
-                f"vLLM renders pairs for {self.spec.model.name} with its own template, so long pairs cannot be truncated"
+                f"vLLM renders pairs for {self.spec.model.name} with a built-in template, which is not supported: "
+                "pairs that exceed the context length could not be truncated"
             )
         return engine
 

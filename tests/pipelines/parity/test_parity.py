@@ -174,7 +174,7 @@ def test_overflow_in_float16(tmp_path: Path) -> None:
     assert outcome.status == "failed" and "NaN or Inf" in outcome.reason
     assert not verdict.passed and verdict.tasks[0].reasons[0].startswith("the engine failed")
     assert [hint.cause for hint in verdict.hints] == ["dtype"], verdict
-    assert "in float16, the reference gives NaN or Inf as well" in verdict.hints[0].says
+    assert "in float16, the reference also produces NaN or Inf" in verdict.hints[0].says
 
 
 def reranker(engine: EngineSpec, template: ScoreTemplate) -> Any:
@@ -217,7 +217,8 @@ def test_stored_scores_and_which_side_differs(tmp_path: Path) -> None:
     verdict = stored(0.1)
     assert not verdict.passed and verdict.reference.kind == "stored"
     assert [hint.cause for hint in verdict.hints] == ["reference"], verdict
-    assert "the engine agrees with it, the stored scores do not" in verdict.hints[0].says
+    assert "the engine agrees with sentence-transformers" in verdict.hints[0].says
+    assert ", but the stored scores do not" in verdict.hints[0].says
     verdict = stored(verdict.tasks[0].splits[0].engine)
     assert verdict.passed and verdict.hints == []
 

@@ -239,7 +239,9 @@ class Space:
                     if enough:
                         self._write(keys, vectors, truncated)
                     else:
-                        self._stop_writing(f"there is no room (embedding_cache.max_bytes is {self._cache.max_bytes:,})")
+                        self._stop_writing(
+                            f"the cache is full (embedding_cache.max_bytes is {self._cache.max_bytes:,})"
+                        )
             except (OSError, BrokenError) as error:  # a full disk, or a read-only folder
                 self._stop_writing(f"{type(error).__name__}: {error}")
         self.passed += len(keys) - (self.written - before)

@@ -64,7 +64,7 @@ class _Pending:
 
 
 class Recorder:
-    """Records what a wrapper computes for one task.
+    """Records the embeddings or scores that a wrapper computes for one task.
 
     Args:
         limit: The maximum number of texts, or pairs, to keep.

@@ -166,17 +166,14 @@ class Comparison:
         third, stored = self.third_sides[name].scores, self.reference_sides[name].scores
         engine = _max_difference(self.engine_sides[name].scores, third)
         other = _max_difference(stored, third)
-        limit = self.allowed.score
+        limit, who = self.allowed.score, self._reference_name()
         which = {
-            (True, False): "the engine agrees with it, the stored scores do not",
-            (False, True): "the stored scores agree with it, the engine does not",
-            (True, True): "it lies between the two and agrees with both",
-            (False, False): "neither of the two agrees with it",
+            (True, False): f"the engine agrees with {who}, but the stored scores do not",
+            (False, True): f"the stored scores agree with {who}, but the engine does not",
+            (True, True): f"{who} lies between the engine and the stored scores, and agrees with both",
+            (False, False): f"neither the engine nor the stored scores agree with {who}",
         }[engine <= limit, other <= limit]
-        who = self._reference_name()
-        text = (
-            f"{name}: {which} ({who} differs by {engine:.5f} from the engine and by {other:.5f} from the stored scores)"
-        )
+        text = f"{name}: {which} (differences: {engine:.5f} for the engine, {other:.5f} for the stored scores)"
         return text, engine
 
     def _engine_differs(self, name: str) -> bool:

@@ -105,7 +105,7 @@ class PairTrials(Trials):
         try:
             return self._scores(self.sample.own, self.sample.own_instructions, None, True), ""
         except NonFiniteError as error:
-            return np.empty(0, dtype=np.float32), f" fails as well: {error}"
+            return np.empty(0, dtype=np.float32), f" also fails: {error}"
 
     def _scores(self, template: ScoreTemplate, instructions: list[str], length: int | None, special: bool) -> Values:
         made = np.empty(len(self.sample.pairs), dtype=np.float32)

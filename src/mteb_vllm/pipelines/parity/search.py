@@ -60,7 +60,7 @@ class Search:
             if hint is not None:
                 return [hint], ""
             if under_test.dtype == self.reference.model.spec.args.get("dtype"):
-                return [], f"the reference has the same dtype, {under_test.dtype}, and gives no NaN or Inf"
+                return [], f"the reference has the same dtype, {under_test.dtype}, and produces no NaN or Inf"
             return [], f"the texts that were tried do not show whether {under_test.dtype} is the cause"
         mine, theirs = self._differing(tasks)
         if mine is None or theirs is None:
@@ -76,7 +76,7 @@ class Search:
             found = trials.hints(under_test.max_model_len, 2)
         if not found and not note:
             tried = dict.fromkeys([change.cause for change in trials.changes(under_test.max_model_len)] + ["dtype"])
-            note = f"none of {', '.join(tried)} explains it, neither alone nor two of them together"
+            note = f"none of {', '.join(tried)} explains it, alone or in pairs"
         return found, note
 
     def _differing(self, tasks: Sequence[str]) -> tuple[Captured | None, Captured | None]:

@@ -86,7 +86,7 @@ class SideRunner:
             side.captured = None
 
     def load_captured(self, task: str) -> Captured | None:
-        """Load what `save_captured` saved; None if there is nothing."""
+        """Load the file written by `save_captured`; None if there is none."""
         folder = self.folder / "captured" / task
         return Captured.load(folder) if folder.exists() else None
 

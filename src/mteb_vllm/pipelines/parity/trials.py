@@ -133,7 +133,8 @@ class Trials(abc.ABC):
         if not is_similar(own, observed):
             return None
         words = (
-            f"in {dtype}, the reference deviates from itself by as much: {own.words}. For the engine, {observed.words}."
+            f"the reference, run in {dtype}, differs from its original result by about as much as the engine does: "
+            f"{own.words}; for the engine, {observed.words}."
         )
         return Hint("dtype", f"{words} See engine.dtype.", own.worst, own.median)
 

@@ -128,7 +128,9 @@ class VectorTrials(Trials):
         broken = ~np.isfinite(made).all(axis=1)
         if not broken.any():
             return made, ""
-        words = f" gives NaN or Inf as well, for {broken.sum()} of {len(texts)} texts; in its own dtype, for none"
+        words = (
+            f" also produces NaN or Inf, for {broken.sum()} of {len(texts)} texts; in its own dtype it produces none"
+        )
         return made, f"{words}. See engine.dtype."
 
     def _longest(self) -> int:

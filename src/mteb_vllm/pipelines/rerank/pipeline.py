@@ -108,7 +108,7 @@ class Rerank(Pipeline):
             # Subsets and splits for which the first stage succeeded can be reranked.
             if error is not None and not (isinstance(error, PartialResultError) and mteb_run.parts_of(task) == [task]):
                 message = str(error) if isinstance(error, MtebVllmError) else one_line_message(error)
-                raise FirstStageError(f"first stage: {message}") from error
+                raise FirstStageError(f"the first stage failed: {message}") from error
             failed_units = error.failed if isinstance(error, PartialResultError) else {}
             return self._rerank(
                 model,

@@ -19,12 +19,21 @@ _MAX_STEPS = 500
 
 @dataclass(frozen=True)
 class _Call:
-    """One timed call."""
+    """One timed call.
+
+    Attributes:
+        seconds: Its time.
+        lengths: The number of tokens of each request.
+        phases: The parts of its time.
+        cached: Tokens that came from the prefix cache.
+        computed_by: How many requests each replica computed; empty without replicas.
+    """
 
     seconds: float
     lengths: list[int]
     phases: Phases
     cached: int
+    computed_by: list[int]
 
 
 class Stopwatch:
@@ -47,12 +56,13 @@ class Stopwatch:
             self._start_over()
         rows = [(self._next + at) % len(self.requests) for at in range(count)]
         self._next += count
-        before = self.engine.cached_tokens
+        cached, computed = self.engine.cached_tokens, list(self.engine.computed_by)
         with self.engine.time_phases() as phases:
             started = time.perf_counter()
             lengths = self.requests.run(self.engine, rows)
             seconds = time.perf_counter() - started
-        return _Call(seconds, lengths, phases, self.engine.cached_tokens - before)
+        by = [now - before for now, before in zip(self.engine.computed_by, computed, strict=True)]
+        return _Call(seconds, lengths, phases, self.engine.cached_tokens - cached, by)
 
     def time_all(self) -> _Call:
         """Time one call with all requests."""
@@ -90,22 +100,22 @@ def measure(
         steps: The minimum number of calls per batch size.
         seconds: The minimum time spent on each batch size, up to `_MAX_STEPS` calls.
         repeats: The number of calls with all requests.
-        notify: Called with a description of what is measured next.
+        notify: Called with a description of the next measurement.
 
     Returns:
         the number of tokens of each request.
     """
     watch = Stopwatch(engine, requests)
-    notify("warming up")
+    notify("Warming up")
     started = time.perf_counter()
     for _ in range(2):
         watch.time_call(min(max(batch_sizes), len(requests), 32))
     figures.warm_up_seconds = time.perf_counter() - started
     for size in batch_sizes:
-        notify(f"{size:,} at a time")
+        notify(f"Timing calls at batch size {size:,}")
         watch.time_call(size)  # untimed: libraries may prepare something for each new shape
         figures.steps.append(_step(size, list(_repeat(watch, size, steps, seconds))))
-    notify(f"all {len(requests):,} in one call")
+    notify(f"Timing all {len(requests):,} {requests.unit} in one call")
     runs = [watch.time_all() for _ in range(repeats)]
     figures.saturated = _saturated(len(requests), runs)
     return runs[0].lengths
@@ -146,6 +156,7 @@ def _saturated(count: int, runs: Sequence[_Call]) -> Saturated:
         spread=(max(seconds) - min(seconds)) / middle,
         cached_share=nearest.cached / sum(nearest.lengths),
         phases_s=_phases([nearest]),
+        by_replica=[computed / middle for computed in nearest.computed_by],
     )
 
 

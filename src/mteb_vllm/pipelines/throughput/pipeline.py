@@ -130,7 +130,7 @@ class Throughput(Pipeline):
         from mteb_vllm.pipelines.throughput.measure import measure
         from mteb_vllm.pipelines.throughput.requests import make_requests, sample_requests
 
-        notify("making texts")
+        notify("Sampling texts" if self.lengths == "tasks" else "Generating texts")
         try:
             if self.lengths == "tasks":
                 # Before the engine opens, so that errors in the data are found first.
@@ -167,7 +167,7 @@ class Throughput(Pipeline):
         )
         figures.memory_mb = Memory(**peak_memory(engine.processes), device=device_memory_mb())
         chosen.mean, chosen.min, chosen.max = sum(lengths) / len(lengths), min(lengths), max(lengths)
-        notify("measuring the roofline")
+        notify("Measuring the roofline")
         rates.append(_rate(engine))
         assert figures.saturated is not None
         computed = figures.saturated.tokens_per_second * (1 - figures.saturated.cached_share)

@@ -167,8 +167,8 @@ def model_flops(
     expected = constant + linear * max(texts) + square * max(texts) ** 2
     if abs(expected - longest) > 1e-6 * longest:
         raise ValueError(
-            f"the FLOPs of {location} are not of the form a + b n + c n²: "
-            f"at {max(texts)} tokens {longest:.4g}, not {expected:.4g}"
+            f"the FLOPs of {location} are not a quadratic function of the number of tokens: "
+            f"{longest:.4g} at {max(texts)} tokens, where {expected:.4g} was expected"
         )
     return constant * len(texts) + linear * sum(texts) + square * sum(n * n for n in texts)
 

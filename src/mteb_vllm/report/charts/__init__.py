@@ -1,4 +1,4 @@
-"""The charts of a report: each is defined once, as Vega-Lite, for the page and for the PNG files beside it."""
+"""The charts of a report: each is defined once, as Vega-Lite, for both the page and the PNG files in its folder."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ NAMES = ("quality_speed", "task_differences", "throughput", "roofline", "referen
 def charts(comparison: Comparison) -> dict[str, alt.LayerChart]:
     """Return the charts for which a comparison has figures, by name.
 
-    `quality_speed` where a point has a mean and a speed and all count the same, texts or pairs; `task_differences` where the
-    baseline and another point have scores in a task; `throughput` and `roofline` where a point measured throughput;
-    `reference_speed` where a parity point has a speed.
+    `quality_speed` if a point has a mean and a speed and all speeds have the same unit, texts or pairs; `task_differences` if
+    the baseline and another point have scores for the same task; `throughput` and `roofline` if a point measured throughput;
+    `reference_speed` if a parity point has a speed.
     """
     curves = throughput_curves(comparison)
     selected = first_selected(comparison).point.name
@@ -57,11 +57,11 @@ def specifications(comparison: Comparison) -> dict[str, Json]:
 
 
 def write_charts(drawn: Mapping[str, Json], folder: Path) -> list[Path]:
-    """Write charts as PNG, each under its name, and remove those of an earlier report that are not among them.
+    """Write each chart to `<name>.png`, and remove the PNG files of an earlier report's other charts.
 
     Args:
         drawn: The specifications, by name.
-        folder: Where the files go.
+        folder: The folder to write to.
 
     Raises:
         OSError: if the folder cannot be written to.
@@ -79,8 +79,8 @@ def write_throughput(throughput: ThroughputRecord, folder: Path) -> None:
     """Draw one run's throughput into `throughput.png` and `roofline.png`.
 
     Args:
-        throughput: What the run measured.
-        folder: Where the pictures go.
+        throughput: The measurements of the run.
+        folder: The folder to write to.
 
     Raises:
         OSError: if the folder cannot be written to.

@@ -1,4 +1,4 @@
-"""Charts of measurements: latency against throughput, tokens/s against the roofline, and the difference from a reference."""
+"""Charts of measurements: latency against throughput, tokens/s against the roofline, and differences from a reference."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from mteb_vllm.report.charts.style import (
     texts,
 )
 from mteb_vllm.report.comparison import Comparison
-from mteb_vllm.report.formatting import distinct_names, number, point_name, rate, settings_text
+from mteb_vllm.report.formatting import BUSY_MACHINE, distinct_names, mfu, number, point_name, rate, settings_text
 from mteb_vllm.results.measurements import Roofline, ThroughputRecord
 
 if TYPE_CHECKING:
     import altair as alt
 
-# Less than this is drawn as this: there is no zero on a logarithmic axis, and main scores are published with five digits.
+# Smaller differences are drawn at this value: a logarithmic axis has no zero, and scores are published with five digits.
 LEAST_DIFFERENCE = 1e-6
 _BETTER = "Lower right is better."
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One point's throughput, as it is drawn.
+    """One point's throughput, and how a chart describes it.
 
     Attributes:
         point: The point's name.
-        name: What tells it from the others; "" where it is alone.
-        engine: What tells its engine from the others; "" where all have the same.
-        throughput: What it measured.
+        name: The settings that distinguish it from the other points; "" if there are no others.
+        engine: The settings that distinguish its engine from the other engines; "" if there are no others.
+        throughput: Its measurements.
         title: The first line of its tooltips.
-        settings: Further lines of them.
+        settings: The remaining lines of its tooltips.
     """
 
     point: str
@@ -58,18 +58,18 @@ class Curve:
 
     @property
     def lengths(self) -> str:
-        """The lengths of its texts, and what they are where they are pairs."""
+        """The lengths of its requests, which are marked if they are pairs."""
         return f"{'pairs, ' if self.throughput.unit == 'pairs' else ''}{short(str(self.throughput.lengths))}"
 
 
 def throughput_curves(comparison: Comparison) -> list[Curve]:
-    """Return the throughput of all points that measured it, in the points' order."""
-    found = [(row, measured) for row in comparison.rows if (measured := row.point.throughput) and measured.steps]
+    """Return the throughput of all points that measured it, best first."""
+    found = [(row, measured) for row in comparison.ranked if (measured := row.point.throughput) and measured.steps]
     rows = [row for row, _ in found]
-    # An engine that nobody knows is the point's own.
+    # A point whose engine is unknown counts as having its own.
     engines = [row.point.engine or f"point {row.point.name}" for row in rows]
     values = [dict(zip(comparison.columns, row.settings, strict=True)) for row in rows]
-    # Settings of engines have one value for each; others, as the lengths, may have several.
+    # An engine setting has one value per engine; other settings, such as the lengths, may have several.
     own = [
         column
         for column in comparison.columns
@@ -93,18 +93,18 @@ def throughput_curves(comparison: Comparison) -> list[Curve]:
 
 
 def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
-    """Draw the latency of a call against throughput, a curve for each point: its colour is the engine, its shape the lengths.
+    """Draw the latency of a call against throughput, one curve per point: colour by engine, shape by lengths.
 
     Args:
         curves: One or more.
-        selected: The name of the point that is selected at first.
+        selected: The name of the point that is selected initially.
     """
     import altair as alt
 
     kinds, colour = _engines(curves)
     lengths = list(dict.fromkeys(curve.lengths for curve in curves))
     data: list[Json] = []
-    at_once: list[Json] = []
+    saturated: list[Json] = []
     for curve, kind in zip(curves, kinds, strict=True):
         common = {"point": curve.point, "engine": kind, "lengths": curve.lengths}
         unit = curve.throughput.unit
@@ -123,13 +123,13 @@ def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.Layer
             )  # fmt: skip
         if requests := curve.throughput.requests_per_second:
             tip = {"title": curve.title or "Offline (saturated) throughput", f"{unit}/s, saturated": rate(requests)}
-            at_once.append({**common, "rate": requests, "tip": {**tip, "lengths": curve.lengths, **curve.settings}})
-    rates = [one["rate"] for one in (*data, *at_once)]
+            saturated.append({**common, "rate": requests, "tip": {**tip, "lengths": curve.lengths, **curve.settings}})
+    rates = [one["rate"] for one in (*data, *saturated)]
     latencies = [one[key] for one in data for key in ("p50", "p90")]
     log = max(rates) > 10 * min(rates)
     left, right = (min(rates) / 1.2, max(rates) * 1.2) if log else (0.0, max(rates) * 1.06)
     span = max(latencies) / min(latencies)
-    # The lowest part is for the marks of saturated throughput.
+    # The bottom of the plot is reserved for the marks of saturated throughput.
     low, high = min(latencies) / max(span**0.14, 1.3), max(latencies) * max(span**0.08, 1.2)
     _place_sizes(curves, data, (left, right, log), (low, high))
 
@@ -153,10 +153,12 @@ def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.Layer
         if 1 < len(lengths) <= len(SHAPES)
         else alt.value("circle")
     )
+    # Of a legend that layers share, Vega-Lite binds the selection to the first layer.
     layers = [
         alt.Chart(name="spreads")
         .mark_rule(strokeWidth=1, tooltip=None)
-        .encode(x, y, y2="p90:Q", color=colour, opacity=faint),
+        .encode(x, y, y2="p90:Q", color=colour, opacity=faint)
+        .add_params(*([legend] if engines else [])),
         alt.Chart(name="curves")
         .mark_line(tooltip=None)
         .encode(x, y, color=colour, detail="point:N", order=alt.Order("rate:Q"), strokeWidth=thick, opacity=faint),
@@ -168,27 +170,27 @@ def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.Layer
         alt.Chart(name="steps")
         .mark_point(filled=True, size=50, tooltip=alt.ExprRef(TIP))
         .encode(x, y, color=colour, shape=shape, opacity=faint)
-        .add_params(picked, pointed, *([legend] if engines else [])),
+        .add_params(picked, pointed),
         *rings(picked, pointed, x, y)[1:],
         *texts("sizes", "size", x, y),
     ]  # fmt: skip
     notes = [
         "Number: batch size. Vertical line: up to p90.",
-        "At the bottom: offline (saturated) throughput." if at_once else "",
-        f"Shapes do not show lengths, of which there are more than {len(SHAPES)}."
+        "At the bottom: offline (saturated) throughput." if saturated else "",
+        f"More than {len(SHAPES)} different lengths: the shapes do not show them."
         if len(lengths) > len(SHAPES)
         else "",
         _BETTER,
     ]
-    return chart(layers, {"steps": data, "saturated": at_once}, "↑ median latency of a call, ms", filter(None, notes))
+    return chart(layers, {"steps": data, "saturated": saturated}, "↑ median latency of a call, ms", filter(None, notes))
 
 
 def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
-    """Draw a bar of tokens/s for each point, in the outline of its roofline.
+    """Draw each point's tokens/s as a bar, and its roofline as an outline around the bar.
 
     Args:
         curves: One or more.
-        selected: The name of the point that is selected at first.
+        selected: The name of the point that is selected initially.
     """
     import altair as alt
 
@@ -196,11 +198,11 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
     data: list[Json] = []
     for curve, kind in zip(curves, kinds, strict=True):
         tokens, roofline = curve.throughput.tokens_per_second, curve.throughput.roofline or Roofline()
-        share = "roofline unknown" if roofline.mfu is None else f"{roofline.mfu:.1%} MFU"
+        share = "roofline unknown" if roofline.mfu is None else f"MFU {mfu(roofline.mfu)}"
         words = "not measured" if tokens is None else f"{number(tokens)} tokens/s, {share}"
         tip = {"title": curve.title or "Throughput", "tokens/s": number(tokens) or "not measured"}
-        tip |= {"roofline, tokens/s": number(roofline.tokens_per_second) or "not known"}
-        tip |= {} if roofline.mfu is None else {"MFU": f"{roofline.mfu:.1%}"}
+        tip |= {"roofline, tokens/s": number(roofline.tokens_per_second) or "unknown"}
+        tip |= {} if roofline.mfu is None else {"MFU": mfu(roofline.mfu)}
         data.append(
             {
                 "point": curve.point, "engine": kind,
@@ -233,15 +235,19 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
         .mark_text(**text, align=alt.ExprRef("datum.name ? 'right' : 'left'"))
         .encode(y=y, x=alt.value(alt.ExprRef("datum.name ? width : 0")), text="words:N"),
     ]
-    notes = ["Outlined: the roofline, the most that the machine's FLOP/s allow."]
-    return chart(layers, {"points": data}, "offline (saturated) tokens/s →", notes, height=44 * len(data))
+    invalid = any(((curve.throughput.roofline or Roofline()).mfu or 0.0) > 1 for curve in curves)
+    notes = [
+        "Outlined: the roofline, the maximum that the machine's FLOP/s allow.",
+        f"Invalid: an MFU above 100% is {BUSY_MACHINE}." if invalid else "",
+    ]
+    return chart(layers, {"points": data}, "offline (saturated) tokens/s →", filter(None, notes), height=44 * len(data))
 
 
 def reference_speed(comparison: Comparison) -> alt.LayerChart | None:
     """Draw each parity point's worst difference from the reference against tokens/s; None if no point has both."""
     import altair as alt
 
-    rows = [row for row in comparison.rows if row.point.parity is not None]
+    rows = [row for row in comparison.ranked if row.point.parity is not None]
     found = [
         (row, row.point.parity, row.parity_speed, abs(difference))
         for row in rows
@@ -324,9 +330,9 @@ def reference_speed(comparison: Comparison) -> alt.LayerChart | None:
 
 
 def _engines(curves: Sequence[Curve], *, legend: bool = True) -> tuple[list[str], alt.Color | alt.ColorValue]:
-    """Return the label of each curve's engine, and the encoding of colour by it.
+    """Return the label of each curve's engine, and the colour encoding of the labels.
 
-    Where there are more engines than colours, the fastest have their own, and the others share the last.
+    If there are more engines than colours, the fastest ones have their own colours, and the others share the last.
     """
     import altair as alt
 
@@ -348,7 +354,7 @@ def _engines(curves: Sequence[Curve], *, legend: bool = True) -> tuple[list[str]
 def _place_sizes(
     curves: Sequence[Curve], data: list[Json], across: tuple[float, float, bool], up: tuple[float, float]
 ) -> None:
-    """Give steps room for their batch sizes: the ends of curves first."""
+    """Place the labels of the steps, their batch sizes; the ends of curves have priority."""
     left, right, log = across
     places = [(_share(one["rate"], left, right, log), _share(one["p50"], *up, True)) for one in data]
     lengths = [len(curve.throughput.steps) for curve in curves]
@@ -360,6 +366,6 @@ def _place_sizes(
 
 
 def _share(value: float, low: float, high: float, log: bool) -> float:
-    """Return where a value stands between two others, as a share of the distance."""
+    """Return the position of a value between two others, as a fraction of the distance."""
     scale = math.log if log else float
     return (scale(value) - scale(low)) / (scale(high) - scale(low))

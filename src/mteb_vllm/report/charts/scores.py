@@ -33,16 +33,16 @@ from mteb_vllm.report.formatting import number, point_name, score, signed
 if TYPE_CHECKING:
     import altair as alt
 
-# Points, from which on marks are small.
+# From this number of points on, marks are small.
 MANY = 200
-# Times epsilon: how far below the best is still near it.
+# Points within this multiple of epsilon of the best are near it.
 NEAR = 10
-# More columns than these cannot be told apart: points of neighbouring ranks then share one.
+# More columns would be indistinguishable: points of neighbouring ranks then share one.
 MOST_COLUMNS = 60
 
 
 def first_selected(comparison: Comparison) -> Row:
-    """Return the point that is selected at first: the recommended one, else the best, the fastest, or the first."""
+    """Return the initially selected point: the recommended one, else the best, the fastest, or the first."""
     named = (comparison.answer, comparison.best, comparison.fastest, comparison.passed)
     return next((row for row in named if row is not None), comparison.rows[0])
 
@@ -69,20 +69,20 @@ def heading(comparison: Comparison, row: Row) -> str:
 
 
 def settings_of(comparison: Comparison, labels: Sequence[dict[str, str]], row: Row) -> dict[str, str]:
-    """Return a point's settings as its tooltip shows them."""
+    """Return a point's settings for its tooltip: name to label."""
     values = zip(comparison.columns, labels, row.settings, strict=True)
     return {column: of_values[value] for column, of_values, value in values}
 
 
 def setting_labels(comparison: Comparison) -> list[dict[str, str]]:
-    """Return for each setting its values' labels."""
+    """Return the labels of each setting's values."""
     return [labels_of(row.settings[at] for row in comparison.rows) for at in range(len(comparison.columns))]
 
 
 def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
-    """Draw mean scores against speeds; None if no point has both, or some count texts and others pairs.
+    """Draw mean scores against speeds; None if no point has both, or if some speeds are of texts and others of pairs.
 
-    Points that were not run for their scores are not in it.
+    Points that were not run for their scores are left out.
     """
     import altair as alt
 
@@ -130,7 +130,7 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
         ((scale(one["speed"]) - scale(slow)) / (scale(fast) - scale(slow)), (one["mean"] - low) / (high - low))
         for one in data
     ]
-    # The named points first; of many others, a name may lie on some.
+    # Points with a label first. If there are many others, a label may cover some of them.
     others = [(*place, "") for place in places] if len(places) <= MANY else []
     labels_first = [(*places[data.index(one)], text) for one, text in named]
     for (one, text), spot in zip(named, placed([*labels_first, *others], always=True), strict=False):
@@ -145,7 +145,7 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
     )  # fmt: skip
     y = alt.Y("mean:Q", axis=alt.Axis(tickCount=6), scale=alt.Scale(nice=False, zero=False, domain=domain(1)))
     looks, params = _kinds(comparison, labels, [row for row, _, _ in drawn])
-    # A value without its own colour takes the last.
+    # A value without a colour of its own gets the last one.
     last = len(CATEGORIES) - 1
     kind = f"indexof(kinds[colour], datum.tip[colour]) < 0 ? kinds[colour][{last}] : datum.tip[colour]"
     points = (
@@ -191,7 +191,7 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
 
 
 def left_out(comparison: Comparison) -> str:
-    """Return which points the chart of quality against speed cannot show, in a sentence; "" if it shows all."""
+    """Return a sentence on the points that the chart of quality against speed cannot show; "" if it shows all."""
     rows = [row for row in comparison.rows if row.point.for_scores]
     means = sum(row.mean is None for row in rows)
     speeds = sum(row.mean is not None and row.speed is None for row in rows)
@@ -203,7 +203,7 @@ def left_out(comparison: Comparison) -> str:
 def _domains(
     comparison: Comparison, places: Sequence[tuple[float, float]]
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return the ends of both axes, far enough apart that mere noise looks small."""
+    """Return the ends of both axes, far enough apart that noise looks small."""
     speeds, means = zip(*places, strict=True)
     alone = len(places) == 1
     slow, fast = min(*speeds, 0.7 * max(speeds)), max(speeds) * (1.3 if alone else 1)
@@ -217,7 +217,7 @@ def _domains(
 def _kinds(
     comparison: Comparison, labels: Sequence[dict[str, str]], rows: Sequence[Row]
 ) -> tuple[Json, list[alt.Parameter]]:
-    """Return the encodings of colour and shape by a setting, and the parameters that choose it; none without settings."""
+    """Return the encodings of a setting by colour and shape, and the parameters that select it; none without settings."""
     import altair as alt
 
     kinds: dict[str, list[str]] = {}
@@ -245,14 +245,15 @@ def _kinds(
 
 
 def task_differences(comparison: Comparison) -> alt.LayerChart | None:
-    """Draw each point's score differences from the baseline, a row for each task; None if there is nothing to compare.
+    """Draw each point's score differences from the baseline, one row per task; None if there is nothing to compare.
 
-    The columns are the other points, the best first; of many, points of neighbouring ranks share one, which shows their mean.
+    The columns are the other points, best first. If there are many, points of neighbouring ranks share a column that shows
+    their mean.
     """
     import altair as alt
 
     baseline = next(row for row in comparison.rows if row.point.name == comparison.baseline)
-    others = [row for row in comparison.rows if row is not baseline]
+    others = [row for row in comparison.ranked if row is not baseline]
     off = {
         task: {
             row.point.name: value - base
@@ -266,8 +267,7 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
     ranked = [row for row in others if any(row.point.name in values for values in off.values())]
     if not ranked:
         return None
-    ranked.sort(key=lambda row: -math.inf if row.mean is None else row.mean, reverse=True)
-    # Where points differ most stands first.
+    # Tasks in which points differ most come first.
     tasks = sorted(off, key=lambda task: min([0.0, *off[task].values()]) - max([0.0, *off[task].values()]))
     groups = _groups(ranked)
     labels = setting_labels(comparison)
@@ -275,7 +275,7 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
     columns: list[Json] = [
         {"column": names[name], "members": [row.point.name for row in rows]} for name, rows in groups
     ]
-    # What the tooltips of a column's cells say besides the task and the difference.
+    # The tooltips of a column's cells, without the task and the difference.
     about = {
         names[name]: {"title": heading(comparison, rows[0]), **settings_of(comparison, labels, rows[0])}
         if len(rows) == 1
@@ -289,7 +289,7 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
                 mean = round(math.fsum(found) / len(found), 6)
                 point = rows[0].point.name
                 cells.append({"column": names[name], "point": point, "task": short(task), "difference": mean})
-    # A point that is far off would make all others look alike: what is beyond nine in ten takes the last step.
+    # An outlier would make all other points look alike: the largest tenth of the differences have the last colour.
     sizes = sorted(abs(cell["difference"]) for cell in cells)
     step = nice(max(sizes[int(0.9 * (len(sizes) - 1))], 3e-5) / 3)
     edges = [round(at * step, 9) for at in (-3, -2, -1, 1, 2, 3)]
@@ -339,7 +339,7 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
         f"Left out: {without} {'tasks' if without > 1 else 'task'} without a score for the baseline or for any other point."
         if without
         else "",
-        "Tasks in which the points differ most are listed first." if len(tasks) > 1 else "",
+        "Tasks on which the points differ most are listed first." if len(tasks) > 1 else "",
     ]
     data = {"cells": cells, "columns": columns}
     params = [alt.param(name="about", value=about)]
@@ -348,7 +348,7 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
 
 
 def _groups(ranked: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Return the columns of the heat map: what each is called, and its points."""
+    """Return the columns of the heat map: the name and the points of each."""
     if len(ranked) <= MOST_COLUMNS:
         return [(row.point.name, [row]) for row in ranked]
     ends = [round(at * len(ranked) / MOST_COLUMNS) for at in range(MOST_COLUMNS + 1)]

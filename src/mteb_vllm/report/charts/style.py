@@ -1,4 +1,4 @@
-"""What all charts share: colours, fonts, labels, the selections of points, and a chart as a specification and as PNG."""
+"""Shared by all charts: colours, fonts, labels, selections of points, and the output as a specification or as PNG."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mteb_vllm.util.escape import visible
 if TYPE_CHECKING:
     import altair as alt
 
-# A part of a specification: JSON by its keys.
+# A part of a specification.
 Json: TypeAlias = dict[str, Any]
-# Vega-Lite as of which the page's JavaScript (vega.js) is.
+# The version of Vega-Lite in the page's JavaScript (vega.js).
 VEGA_LITE = "6.4"
-# Each colour and what the page shows instead in its dark scheme; SVG elements are matched by the light one.
+# Each colour and its counterpart in the dark scheme of the page, whose CSS selects SVG elements by their light colour.
 PAPER, INK, QUIET, LINE, BAND = "#ffffff", "#1d1f21", "#5a5f66", "#d9dce0", "#e4efe6"
-# The categories differ in lightness and shape too; the last is for the values that are left.
+# Categories also differ in lightness and shape; the last one is for all remaining values.
 CATEGORIES = ("#0b5fa5", "#c4500a", "#157a5b", "#9c3587", "#857000", "#4b3fb5", "#1a8499", "#6d7278")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "circle")
-# From much worse through no difference to much better: text in INK can be read on each.
+# From much worse through no difference to much better; text in INK is legible on each of them.
 STEPS = ("#f0a474", "#f7c8a6", "#fce6d6", "#f1f2f3", "#d7e7f6", "#a9cdee", "#79b1e3")
 DARK = {
     PAPER: "#16181b", INK: "#e5e7e9", QUIET: "#a2a8af", LINE: "#363a40", BAND: "#1d3024",
@@ -31,18 +31,18 @@ DARK = {
     "#f0a474": "#8a4413", "#f7c8a6": "#643618", "#fce6d6": "#42291a", "#f1f2f3": "#26292d", "#d7e7f6": "#1b3147",
     "#a9cdee": "#1c4468", "#79b1e3": "#1d588c",
 }  # fmt: skip
-# Width of a chart in pixels; the page sets that of its window. Pictures have twice as many.
+# Size of a chart in pixels. The page sets the width to that of its window; PNG files have twice as many pixels.
 WIDTH, HEIGHT = 820, 340
-# Inner widths for which labels are placed: of a phone, and of a picture.
+# Widths of the plot in pixels for which labels are placed: on a phone, and in a PNG file.
 _INNER = {"narrow": 280, "wide": 720}
 _LONGEST_LABEL = 60
-# The tooltip of a mark, also where Vega-Lite lays an area around it in which the mark is the nearest.
+# The tooltip of a mark, also in the surrounding Voronoi cell by which Vega-Lite finds the nearest mark.
 TIP = "datum.datum ? datum.datum.tip : datum.tip"
 _SPOTS = ((11, 0), (-11, 0), (0, -14), (0, 15), (11, -14), (11, 14), (-11, -14), (-11, 14), (11, -28), (11, 28))
 
 
 def narrow(small: object, large: object) -> alt.ExprRef:
-    """Return a value that is `small` where the page sets the parameter `narrow`, as on a phone, and else `large`."""
+    """Return an expression with the value `small` if the page sets the parameter `narrow`, as on a phone, else `large`."""
     import altair as alt
 
     return alt.ExprRef(f"narrow ? {json.dumps(small)} : {json.dumps(large)}")
@@ -57,14 +57,14 @@ def chart(
     height: float = HEIGHT,
     params: Sequence[alt.Parameter] = (),
 ) -> alt.LayerChart:
-    """Return layers as a chart that is as wide as its box and has its legends at the bottom.
+    """Combine layers into a chart that is as wide as its container and has its legends at the bottom.
 
     Args:
         layers: The layers, from back to front.
-        data: The rows of each named data set; the first is that of layers without their own data.
-        title: What the vertical axis shows.
-        notes: Sentences on how to read the chart and what is left out.
-        height: Of the plot without title, axes and legends, in pixels.
+        data: The rows of each named data set; layers without data of their own use the first.
+        title: The title of the vertical axis.
+        notes: Sentences on how to read the chart and on what it leaves out.
+        height: The height of the plot without title, axes and legends, in pixels.
         params: Parameters other than the layers' own selections.
     """
     import altair as alt
@@ -102,17 +102,17 @@ def chart(
             view={"stroke": None},
         )
     )  # fmt: skip
-    # As an attribute: Altair would check each row against the schema.
+    # Set as an attribute, since Altair would check each row of an argument against the schema.
     made.datasets = data
     return made
 
 
 def selections(picked: str, *, nearest: bool = True) -> tuple[alt.Parameter, alt.Parameter]:
-    """Return what selects a point on a click, and what marks the one that is pointed at.
+    """Return two selections: the point that was clicked last, and the point under the pointer.
 
     Args:
-        picked: The name of the point that is selected at first.
-        nearest: Whether the nearest mark counts, wherever the pointer is.
+        picked: The name of the point that is selected initially.
+        nearest: Whether to select the mark that is nearest to the pointer, however far away it is.
     """
     import altair as alt
 
@@ -128,7 +128,7 @@ def selections(picked: str, *, nearest: bool = True) -> tuple[alt.Parameter, alt
 
 
 def rings(picked: alt.Parameter, pointed: alt.Parameter, x: alt.X, y: alt.Y) -> list[alt.Chart]:
-    """Return layers that draw a ring around the selected point, and a dashed one around that which is pointed at."""
+    """Return layers that draw a ring around the selected point, and a dashed one around the point under the pointer."""
     import altair as alt
 
     return [
@@ -141,7 +141,7 @@ def rings(picked: alt.Parameter, pointed: alt.Parameter, x: alt.X, y: alt.Y) -> 
 
 
 def texts(name: str, field: str, x: alt.X, y: alt.Y, *, bold: bool = False) -> list[alt.Chart]:
-    """Return layers that write a field beside points, at the offsets of `placed`, with a halo around."""
+    """Return layers that label points with a field, at the offsets from `placed`, surrounded by a halo."""
     import altair as alt
 
     spot = "(narrow ? datum.narrow : datum.wide)"
@@ -162,12 +162,12 @@ def texts(name: str, field: str, x: alt.X, y: alt.Y, *, bold: bool = False) -> l
 
 
 def placed(labels: Sequence[tuple[float, float, str]], *, always: bool = False) -> list[Json]:
-    """Return where labels go: `narrow` and `wide`, each the offset in pixels and the alignment, or None where none is free.
+    """Return the positions of labels: for `narrow` and `wide` the offset in pixels and the alignment; None if none is free.
 
     Args:
-        labels: Place from the left and from the bottom, as shares of the plot, and the text, "" for a mark without a label;
-            the most important first.
-        always: Whether a label for which no place is free goes where it lies on marks only.
+        labels: The position of each mark from the left and from the bottom, as fractions of the plot, and its label, ""
+            if it has none; the most important first.
+        always: Whether a label without a free position may cover marks, but no other labels.
     """
     found: list[Json] = [{} for _ in labels]
     for size, width in _INNER.items():
@@ -191,13 +191,13 @@ def placed(labels: Sequence[tuple[float, float, str]], *, always: bool = False) 
 
 
 def _clear(box: tuple[float, float, float, float], others: Iterable[tuple[float, float, float, float]]) -> bool:
-    """Return whether a box (left, right, middle, height) lies on no other."""
+    """Return whether a box (left, right, middle, height) overlaps no other."""
     left, right, middle, height = box
     return all(left > b or right < a or abs(middle - at) > (height + high) / 2 for a, b, at, high in others)
 
 
 def labels_of(values: Iterable[str]) -> dict[str, str]:
-    """Return a short label of one line for each value; different ones for different values."""
+    """Return a short label of one line for each value; different values have different labels."""
     found: dict[str, str] = {}
     used: set[str] = set()
     for value in dict.fromkeys(values):
@@ -218,13 +218,13 @@ def short(text: str, limit: int = _LONGEST_LABEL) -> str:
 
 
 def axis_values(low: float, high: float, log: bool) -> Json:
-    """Return which values a logarithmic axis marks, as an argument of `alt.Axis`; none of a linear one, which knows best."""
+    """Return the ticks of a logarithmic axis, as an argument of `alt.Axis`; none for a linear axis."""
     found = log_ticks(low, high) if log else []
     return {"values": found} if len(found) > 1 else {}
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return 1, 2 and 5 times the powers of ten from `low` to `high`; of many, the powers alone."""
+    """Return 1, 2 and 5 times the powers of ten from `low` to `high`; only the powers if these would be too many."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [round(one * 10.0**power, 12) for power in powers for one in (1, 2, 5)]
     found = [value for value in found if low <= value <= high]
@@ -239,22 +239,22 @@ def nice(value: float) -> float:
 
 
 def specification(of: alt.LayerChart) -> Json:
-    """Return a chart as Vega-Lite, which the page embeds and of which pictures are made."""
+    """Return a chart as Vega-Lite, for the page and for `picture`."""
     found = cast(Json, _shown(of.to_dict(validate=False)))
-    # One legend below the other. Vega and Vega-Lite know this, but Altair does not.
+    # One legend below the other: an option of Vega-Lite that Altair does not have.
     found["config"]["legend"]["layout"] = {"bottom": {"direction": "vertical", "anchor": "start", "margin": 6}}
     return found
 
 
 def picture(of: Json) -> bytes:
-    """Return the PNG of a specification. Nothing is read but the specification."""
+    """Return a specification as PNG. No file and no address is read."""
     import vl_convert
 
     return bytes(vl_convert.vegalite_to_png(of, vl_version=VEGA_LITE, scale=2, allowed_base_urls=[]))
 
 
 def dark_css() -> str:
-    """Return the rules that show each colour of a chart as its dark one."""
+    """Return the CSS rules that replace each colour of a chart by its dark counterpart."""
     return "".join(
         f'.plot [{paint}="{light}"] {{ {paint}: {dark}; }}\n'
         for light, dark in DARK.items()
@@ -263,7 +263,7 @@ def dark_css() -> str:
 
 
 def _shown(value: object) -> object:
-    """Return JSON in which no text steers the page that shows it."""
+    """Return JSON with control characters in texts escaped, and None in place of numbers that are not finite."""
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, dict):

@@ -1,0 +1,163 @@
+"""Reports a search: its best point against the default, as YAML and as a command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mteb_vllm.results.measurements import Unit
+from mteb_vllm.results.objective import describe_objective
+from mteb_vllm.results.record import RunRecord, mean
+from mteb_vllm.results.search import Search, objective_value
+from mteb_vllm.util.console import Console
+from mteb_vllm.util.disk import attempt
+from mteb_vllm.util.files import write_atomically
+from mteb_vllm.util.masking import mask_values
+from mteb_vllm.util.shell import command
+
+# Groups that an experiment may choose, which the command for the best point repeats.
+_GROUPS = ("model", "prompts", "instruction", "score_template", "tasks", "pipeline")
+
+# Settings of the search itself, which are not part of the best point.
+_OF_SEARCH = ("experiment", "report", "results")
+
+# The best engine arguments: one file in a folder for --config-dir.
+_FILE = Path("best", "engine", "mine.yaml")
+
+
+def print_search(console: Console, search: Search, choices: Mapping[str, Any], folder: Path) -> None:
+    """Show the best point against the default, and write its engine arguments as a file for `--config-dir`.
+
+    Args:
+        console: Where it is shown.
+        search: The search.
+        choices: Group to chosen file, of the default point.
+        folder: The search's folder.
+    """
+    best, without = search.best, [record for record in search.trials if objective_value(record) is None]
+    console.print_line("")
+    for record in without:
+        objective = record.objective
+        why = objective.reason if objective is not None else ""
+        console.print_line(f"No objective: {_name(search, record)}: {why}", style="yellow")
+    for record in search.trials:
+        if how := search.refused.get(record.point):
+            what = f"its scores differ by more than report.score_tolerance={search.tolerance:g}: {how}"
+            console.print_line(f"Refused: {_name(search, record)}: {what}", style="yellow")
+    if best is None:
+        n_trials = len(search.trials)
+        console.print_line(f"The search found nothing: each of the chosen points ({n_trials}) failed or was refused.")
+        return
+    console.print_line(f"Best of {len(search.trials)} points: {_name(search, best)}, {_figures(best)}")
+    if search.default is not None:
+        console.print_line(f"Default: point {search.default.point}, {_figures(search.default)}")
+    for line in _comparison(search, best):
+        console.print_line(line)
+    file = folder / _FILE
+    if text := _engine_yaml(search, best):
+        with attempt(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, text)
+        console.print_line(f"Its engine arguments ({file}), ready to be saved as conf/engine/mine.yaml:\n")
+        console.print_line(text)
+    options = ["--config-dir", str(file.parents[1])] if text else []
+    console.print_line(f"To use it: {command(*options, *_words(search, best, choices, engine=bool(text)))}")
+
+
+def _comparison(search: Search, best: RunRecord) -> Iterator[str]:
+    """Yield how the best point compares with the default, by their measurements in turn after the search."""
+    value, default = objective_value(best), search.default and objective_value(search.default)
+    if value is None or not default:
+        return
+    if value <= default:
+        yield "The search found nothing better than the default."
+    elif best.objective is not None and best.objective.name == "mean":
+        yield f"The best is {value - default:+.5f} better in mean score."
+    elif (measured := _measured_pairs(search)) is None:
+        yield f"The best was {value / default:.2f} times as fast, in a single measurement of each."
+    else:
+        of_default, of_best = measured
+        ratios = [new / old for old, new in zip(of_default, of_best, strict=True)]
+        verdict = f"{sum(ratios) / len(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
+        if min(of_best) <= max(of_default):
+            verdict = "no measurable difference"
+        figures = f"default {_list(of_default)}, best {_list(of_best)} {_unit(best)}/s"
+        yield f"Both measured again, in turn: {figures}: {verdict}."
+
+
+def _measured_pairs(search: Search) -> tuple[list[float], list[float]] | None:
+    """Return the values of the default and of the best point that were measured in turn; None if one is missing."""
+    found = [(objective_value(default), objective_value(best)) for default, best in search.pairs]
+    both = [(old, new) for old, new in found if old is not None and new is not None]
+    return ([old for old, _ in both], [new for _, new in both]) if both and len(both) == len(found) else None
+
+
+def _list(values: Sequence[float]) -> str:
+    return " and ".join(f"{value:,.1f}" for value in values)
+
+
+def _name(search: Search, record: RunRecord) -> str:
+    """Return a point's number and the values that the search has chosen for it."""
+    chosen = " ".join(f"{key}={value}" for key, value in _searched(search, record).items())
+    return f"point {record.point} ({chosen})"
+
+
+def _figures(record: RunRecord) -> str:
+    objective, score = record.objective, mean(record.scores.values())
+    if objective is None or objective.value is None:
+        return describe_objective(record)
+    if objective.name == "mean":
+        return f"mean score {objective.value:.5f}"
+    words = f"{objective.value:,.1f} {_unit(record)}/s"
+    return words if score is None else f"{words}, mean score {score:.5f}"
+
+
+def _unit(record: RunRecord) -> Unit:
+    return record.throughput.unit if record.throughput is not None else record.tasks[0].unit
+
+
+def _searched(search: Search, record: RunRecord) -> dict[str, str]:
+    """Return the searched keys and their values in a point."""
+    return {key: value for key, value in _overrides(record) if key in search.searched}
+
+
+def _overrides(record: RunRecord) -> Iterator[tuple[str, str]]:
+    for text in record.overrides:
+        key, _, value = text.partition("=")
+        yield key, value
+
+
+def _words(search: Search, best: RunRecord, choices: Mapping[str, Any], *, engine: bool) -> Iterator[str]:
+    """Yield the overrides of the best point, those that the search has chosen last.
+
+    Args:
+        search: The search.
+        best: The record of its best point.
+        choices: Group to chosen file, of the default point.
+        engine: Whether its engine arguments are in a file.
+    """
+    overrides = dict(_overrides(best))
+    if "experiment" in overrides:  # it would search again
+        yield from (
+            f"{group}={choices[group]}"
+            for group in _GROUPS
+            if choices.get(group) not in (None, "auto") and group not in overrides
+        )
+    for key, value in sorted(overrides.items(), key=lambda item: item[0] in search.searched):
+        name, _, _ = key.lstrip("+~").partition(".")
+        if name not in _OF_SEARCH and not (engine and name == "engine"):
+            yield f"{key}={value}" if value or not key.startswith("~") else key
+    if engine:
+        yield f"engine={_FILE.stem}"
+
+
+def _engine_yaml(search: Search, best: RunRecord) -> str:
+    """Return the file of the best point's engine; "" if the search did not choose any of its arguments."""
+    if not any(key.lstrip("+").partition(".")[0] == "engine" for key in search.searched):
+        return ""
+    values = {key: value for key, value in best.config["engine"].items() if value not in (None, {}, [])}
+    text = yaml.safe_dump(mask_values(values), sort_keys=False)
+    return f"# Found by a search: {describe_objective(best)}.\n{text}"
