@@ -88,12 +88,12 @@ def execute(
     from mteb_vllm.sweep.job import Job
     from mteb_vllm.sweep.launcher import known_device, register
     from mteb_vllm.sweep.planning import plan_points
-    from mteb_vllm.sweep.slurm import plan_for
+    from mteb_vllm.util.machine import assume_device
 
     if is_report(points[0].config):
         return report(points[0], console)
     if any(point.config.dry_run for point in points):
-        with plan_for(known_device(points)):
+        with assume_device(known_device(points)):
             return dry_run(plan_points(points), console, points[0])
     planned = plan_points(points)
     searched, tolerance = points[0].searched, points[0].config.report.score_tolerance

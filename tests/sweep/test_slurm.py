@@ -1,6 +1,7 @@
 """Sweeps as jobs of a real SLURM: the same results as without, and every way in which a job can end early.
 
-Tests that submit jobs need the SLURM that `SLURM_CONF` names, whose node has two cores, and the package submitit.
+Tests that submit jobs need the package submitit, and the SLURM that `SLURM_CONF` names, whose node has two cores, or one
+that can be started here (tests/slurm_node.py).
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
 
+import slurm_node
 from mteb_vllm import run
 from mteb_vllm.config.schema import SlurmConfig
 from mteb_vllm.errors import ConfigError
@@ -26,47 +29,102 @@ from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import Ending, failure_from_exit
 from mteb_vllm.sweep import job_process
 from mteb_vllm.sweep.messages import Activity, RunPoint, TaskProgress
+from mteb_vllm.sweep.nodes import KnownNodes
 from mteb_vllm.sweep.planning import plan_points
-from mteb_vllm.sweep.slurm import KnownNodes, plan_for
-from mteb_vllm.util.machine import device
+from mteb_vllm.util.machine import assume_device, device
 from mteb_vllm.util.mailbox import Inbox, Outbox
 from mteb_vllm.util.phase import Phase
+from tiny_models import tiny_encoder
 
-READY = os.environ.get("SLURM_CONF") is not None and shutil.which("sbatch") is not None
-TASK = "StdlibDocsClassification"
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus=1", "hydra.launcher.memory=4G"]
+ONE_AT_A_TIME = "hydra.launcher.max_jobs=1"
 # Two engines that open quickly, two points each.
 AXES = ["engine=sentence_transformers", "engine.batch_size=16,32", "prompts=none,e5"]
-BASE = [f"tasks.names=[{TASK}]", "engine.max_model_len=16"]
 
 
 def needs_slurm(function: Any) -> Any:
+    absent = slurm_node.missing()
     for mark in (
         pytest.mark.slurm,
         pytest.mark.slow,
-        pytest.mark.skipif(
-            not READY, reason="NOT TESTED: jobs of SLURM, since SLURM_CONF is not set or there is no sbatch"
-        ),
+        pytest.mark.skipif(absent is not None, reason=f"NOT TESTED: jobs of SLURM, since {absent}"),
+        pytest.mark.usefixtures("no_jobs"),
     ):
         function = mark(function)
     return function
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A SLURM; skips if submitit is not installed."""
+    pytest.importorskip("submitit", reason="NOT TESTED: jobs of SLURM, since submitit is not installed")
+    with slurm_node.single_node(tmp_path_factory.mktemp("slurm")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that loads and encodes in seconds."""
+    return tiny_encoder(tmp_path_factory.mktemp("model") / "tiny", heads=1)
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """Sweeps with the same model, task and results store."""
+
+    folder: Path
+    model: Path
+
+    def words(self, *more: str) -> list[str]:
+        task = ["tasks.names=[StdlibDocsClassification]", "engine.max_model_len=16"]
+        return [f"results.dir={self.folder}", "model=custom", f"model.name={self.model}", *task, *more]
+
+    def run(self, *more: str) -> Any:
+        """Run one in this process."""
+        return run(self.words(*more), multirun=True, show=False)
+
+    def start(self, *more: str) -> subprocess.Popen[str]:
+        """Start one as a command."""
+        env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
+        return subprocess.Popen(
+            [sys.executable, "-m", "mteb_vllm", "-m", *self.words(*more)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder.parent, env=env,
+        )  # fmt: skip
+
+    def records(self) -> list[Any]:
+        """Return the records of the newest one."""
+        newest = max(self.folder.glob("sweeps/*/*"))
+        return [json.loads(path.read_text()) for path in sorted(newest.glob("*/run.json"))]
+
+    def kinds(self) -> list[str | None]:
+        """Return the kinds of the failures of the newest one's points."""
+        return [record["failure"] and record["failure"]["kind"] for record in self.records()]
+
+    def has_opened(self, point: int) -> bool:
+        """Whether a point of the newest one has opened its engine, or has found it open."""
+        logs = sorted(self.folder.glob(f"sweeps/*/*/{point}/mteb_vllm.log"))
+        return bool(logs) and (point % 2 == 1 or "opened in" in logs[-1].read_text())
+
+    def complete(self, expected: Any, computed: list[int]) -> None:
+        """Run the same command again: only these points are computed now."""
+        finish(self.start(*AXES, *SLURM))
+        statuses = [record["tasks"][0]["status"] for record in self.records()]
+        assert [at for at, status in enumerate(statuses) if status == "computed"] == computed
+        assert self.kinds() == [None] * 4
+        again = self.run(*AXES, "hydra/launcher=basic")
+        assert [record.scores for record in again] == expected and not jobs()
+
+
 @pytest.fixture
-def submitit() -> Any:
-    return pytest.importorskip("submitit", reason="NOT TESTED: jobs of SLURM, since submitit is not installed")
+def sweeps(tmp_path: Path, tiny: Path) -> Sweeps:
+    return Sweeps(tmp_path / "out", tiny)
 
 
-def sweep(folder: Path, *words: str) -> Any:
-    return run([f"results.dir={folder}", *BASE, *words], multirun=True, show=False)
-
-
-def command(folder: Path, *words: str) -> subprocess.Popen[str]:
-    env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "mteb_vllm", "-m", f"results.dir={folder}", *BASE, *words],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder.parent, env=env,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Any:
+    """The scores of the four points without SLURM."""
+    here = Sweeps(tmp_path_factory.mktemp("expected") / "out", tiny).run(*AXES, "hydra/launcher=basic")
+    return [record.scores for record in here]
 
 
 def slurm(*words: str) -> str:
@@ -86,21 +144,6 @@ def wait_for(what: str, found: Any, seconds: float = 400) -> Any:
     return value
 
 
-def records(folder: Path) -> list[Any]:
-    """Return the records of the newest sweep."""
-    newest = max(folder.glob("sweeps/*/*"))
-    return [json.loads(path.read_text()) for path in sorted(newest.glob("*/run.json"))]
-
-
-def kinds(found: list[Any]) -> list[str | None]:
-    return [record["failure"]["kind"] if record["failure"] else None for record in found]
-
-
-def is_encoding(folder: Path, point: int) -> bool:
-    logs = sorted(folder.glob(f"sweeps/*/*/{point}/mteb_vllm.log"))
-    return bool(logs) and "opened in" in logs[-1].read_text()
-
-
 def finish(running: subprocess.Popen[str], seconds: float = 900) -> str:
     out, _ = running.communicate(timeout=seconds)
     assert "Traceback" not in out, out
@@ -108,8 +151,8 @@ def finish(running: subprocess.Popen[str], seconds: float = 900) -> str:
 
 
 @pytest.fixture
-def no_jobs() -> Iterator[None]:
-    """No job before and after a test, and the node in service."""
+def no_jobs(cluster: None) -> Iterator[None]:
+    """End all jobs after a test, and put the node back into service."""
     yield
     subprocess.run(["scancel", "--user", slurm("id", "-un").strip()], check=False)
     resume()
@@ -126,136 +169,108 @@ def node() -> str:
     return slurm("sinfo", "--noheader", "--format=%n").split()[0]
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The scores of the four points without SLURM."""
-    return [record.scores for record in sweep(tmp_path_factory.mktemp("expected") / "out", *AXES)]
-
-
-def completes(folder: Path, expected: Any, computed: list[int]) -> None:
-    """Repeat a command, without what had been done to it: only these points are computed now."""
-    finish(command(folder, *AXES, *SLURM))
-    found = records(folder)
-    assert [at for at, record in enumerate(found) if record["tasks"][0]["status"] == "computed"] == computed
-    assert kinds(found) == [None] * 4
-    again = sweep(folder, *AXES, "hydra/launcher=basic")
-    assert [record.scores for record in again] == expected and not jobs()
-
-
 # With jobs
 
 
 @needs_slurm
 @pytest.mark.vllm
-@pytest.mark.usefixtures("submitit", "no_jobs")
-def test_six_points_in_two_jobs_at_a_time_give_the_same_results(tmp_path: Path) -> None:
+def test_six_points_in_two_jobs_at_a_time_give_the_same_results(sweeps: Sweeps, tmp_path: Path) -> None:
     axes = ["engine.max_num_seqs=16,32,64", "prompts=none,e5"]
-    here = sweep(tmp_path / "here", *axes)
-    running = command(tmp_path / "out", *axes, *SLURM, "hydra.launcher.max_jobs=2")
+    running = sweeps.start(*axes, *SLURM, "hydra.launcher.max_jobs=2")
     most = 0
     while running.poll() is None:
         most = max(most, len(jobs("RUNNING")))
         time.sleep(0.5)
     out = finish(running)
     assert running.returncode == 0, out
-    found = records(tmp_path / "out")
+    found = sweeps.records()
     assert [record["tasks"][0]["status"] for record in found] == ["computed"] * 6 and most == 2
-    again = sweep(tmp_path / "out", *axes, *SLURM)
+    again = sweeps.run(*axes, *SLURM)
+    assert {task.status for record in again for task in record.tasks} == {"cached"}
+    here = Sweeps(tmp_path / "here", sweeps.model).run(*axes)
     assert [record.scores for record in again] == [record.scores for record in here]
     assert [record.fingerprint for record in again] == [record.fingerprint for record in here]
-    assert {task.status for record in again for task in record.tasks} == {"cached"}
-    first, last = sorted((tmp_path / "out").glob("sweeps/*/*"))
+    first, last = sorted(sweeps.folder.glob("sweeps/*/*"))
     about = json.loads((first / "sweep.json").read_text())
     assert (about["engines_opened"], about["children"]) == (3, 3)
-    assert len(list(first.glob("jobs/*/*_0_log.out"))) == 4, "three engines, and the look at the node"
-    assert not (last / "jobs").exists(), "what is cached is not submitted"
+    assert len(list(first.glob("jobs/*/*_0_log.out"))) == 4, "three engines, and the test of the node"
+    assert not (last / "jobs").exists(), "cached points are not submitted"
     assert not list(first.glob("jobs/*/*/events")) and not list(first.glob("jobs/*/*.pkl")), "messages may hold secrets"
     assert found[0]["embedding_cache"]["folder"].startswith(("/tmp", os.environ.get("TMPDIR", "/tmp")))
     assert (first / "report.md").exists()
 
 
 @needs_slurm
-@pytest.mark.usefixtures("submitit", "no_jobs")
-def test_a_cancelled_job(tmp_path: Path, expected: Any) -> None:
-    running = command(tmp_path / "out", *AXES, *SLURM, "hydra.launcher.max_jobs=1")
-    wait_for("point 0", lambda: is_encoding(tmp_path / "out", 0))
+def test_a_cancelled_job(sweeps: Sweeps, expected: Any) -> None:
+    running = sweeps.start(*AXES, *SLURM, ONE_AT_A_TIME)
+    wait_for("point 0", lambda: sweeps.has_opened(0))
     slurm("scancel", *jobs("RUNNING"))
     out = finish(running)
     assert running.returncode == 1, out
-    found = records(tmp_path / "out")
-    assert kinds(found) == ["cancelled", "cancelled", None, None]
-    assert [record["failure"]["tried"] for record in found[:2]] == [True, False]
-    completes(tmp_path / "out", expected, [0, 1])
+    assert sweeps.kinds() == ["cancelled", "cancelled", None, None]
+    assert [record["failure"]["tried"] for record in sweeps.records()[:2]] == [True, False]
+    sweeps.complete(expected, [0, 1])
 
 
 @needs_slurm
-@pytest.mark.usefixtures("submitit", "no_jobs")
-def test_a_time_limit(tmp_path: Path, expected: Any) -> None:
-    (tmp_path / "slow").touch()
-    wait = f"hydra.launcher.setup=['test -e {tmp_path}/slow && test -e {tmp_path}/out/slurm && sleep 300']"
-    running = command(tmp_path / "out", *AXES, *SLURM, "hydra.launcher.time=1", wait)
+def test_a_time_limit(sweeps: Sweeps, expected: Any) -> None:
+    # Only the jobs of engines: when they start, the job that tests the node has been remembered.
+    wait = f"hydra.launcher.setup=['test -e {sweeps.folder}/slurm && sleep 300']"
+    running = sweeps.start(*AXES[:2], "prompts=none", *SLURM, "hydra.launcher.time=1", wait)
     out = finish(running)
     assert running.returncode == 1, out
-    found = records(tmp_path / "out")
-    assert kinds(found) == ["time_limit"] * 4
-    assert "reached its time limit of 1 min" in found[0]["failure"]["message"]
-    completes(tmp_path / "out", expected, [0, 1, 2, 3])
+    assert sweeps.kinds() == ["time_limit"] * 2
+    assert "reached its time limit of 1 min" in sweeps.records()[0]["failure"]["message"]
+    sweeps.complete(expected, [0, 1, 2, 3])
 
 
 @needs_slurm
-@pytest.mark.usefixtures("submitit", "no_jobs")
-def test_a_point_that_others_left_too_little_time_gets_a_job_of_its_own(tmp_path: Path) -> None:
-    slow = ["engine=sentence_transformers", "engine.batch_size=1", "prompts=none,e5"]
-    running = command(tmp_path / "out", *slow, *SLURM)
-    wait_for("point 1", lambda: list(tmp_path.glob("out/sweeps/*/*/1/mteb_vllm.log")))
+def test_a_point_that_others_left_too_little_time_gets_a_job_of_its_own(sweeps: Sweeps) -> None:
+    running = sweeps.start("engine=sentence_transformers", "engine.batch_size=1", "prompts=none,e5", *SLURM)
+    wait_for("point 1", lambda: sweeps.has_opened(1))
     (job,) = jobs("RUNNING")
-    slurm("scontrol", "update", f"jobid={job}", "timelimit=1")  # it has run for longer than that
+    slurm("scancel", "--signal=STOP", "--batch", job)  # its time goes on
+    slurm("scontrol", "update", f"jobid={job}", "timelimit=1")
     out = finish(running)
     assert running.returncode == 0 and "point 1: the job's time limit was reached" in out, out
-    found = records(tmp_path / "out")
-    assert kinds(found) == [None, None] and [record["tasks"][0]["status"] for record in found] == ["computed"] * 2
+    assert sweeps.kinds() == [None, None]
+    assert [record["tasks"][0]["status"] for record in sweeps.records()] == ["computed"] * 2
     assert "JobState=TIMEOUT" in slurm("scontrol", "show", "job", job)
 
 
 @needs_slurm
-@pytest.mark.usefixtures("submitit", "no_jobs")
-def test_a_job_that_runs_out_of_memory(tmp_path: Path, expected: Any) -> None:
+def test_a_job_that_runs_out_of_memory(sweeps: Sweeps, expected: Any) -> None:
     small = [word.replace("4G", "500M") for word in SLURM]
-    running = command(tmp_path / "out", *AXES, *small)
+    running = sweeps.start(*AXES, *small)
     out = finish(running)
     assert running.returncode == 1, out
-    found = records(tmp_path / "out")
-    assert set(kinds(found)) <= {"out_of_memory_loading", "out_of_memory_encoding"}
-    assert "500M" in found[0]["failure"]["message"]
-    completes(tmp_path / "out", expected, [0, 1, 2, 3])
+    assert set(sweeps.kinds()) <= {"out_of_memory_loading", "out_of_memory_encoding"}
+    assert "500M" in sweeps.records()[0]["failure"]["message"]
+    sweeps.complete(expected, [0, 1, 2, 3])
 
 
 @needs_slurm
-@pytest.mark.usefixtures("submitit", "no_jobs")
-def test_a_requeued_job_continues(tmp_path: Path, expected: Any) -> None:
-    running = command(tmp_path / "out", *AXES, *SLURM, "hydra.launcher.max_jobs=1")
-    wait_for(
-        "point 1", lambda: is_encoding(tmp_path / "out", 0) and list(tmp_path.glob("out/sweeps/*/*/1/mteb_vllm.log"))
-    )
+def test_a_requeued_job_continues(sweeps: Sweeps, expected: Any) -> None:
+    running = sweeps.start(*AXES, *SLURM, ONE_AT_A_TIME)
+    wait_for("point 1", lambda: sweeps.has_opened(1))
     (job,) = jobs("RUNNING")
     slurm("scontrol", "requeue", job)
     wait_for("the queue", lambda: job in jobs("PENDING"))
     slurm("scontrol", "update", f"jobid={job}", "starttime=now")
     out = finish(running)
     assert running.returncode == 0, out
-    found = records(tmp_path / "out")
-    assert kinds(found) == [None] * 4 and [record["tasks"][0]["status"] for record in found] == ["computed"] * 4
+    assert sweeps.kinds() == [None] * 4
+    assert [record["tasks"][0]["status"] for record in sweeps.records()] == ["computed"] * 4
     assert "Restarts=1" in slurm("scontrol", "show", "job", job) and "its job was queued again" in out
-    completes(tmp_path / "out", expected, [])
+    sweeps.complete(expected, [])
 
 
 @needs_slurm
 @pytest.mark.parametrize("requeued", [True, False])
-@pytest.mark.usefixtures("submitit", "no_jobs")
-def test_a_node_that_is_down(requeued: bool, tmp_path: Path, expected: Any) -> None:
+def test_a_node_that_is_down(requeued: bool, sweeps: Sweeps, expected: Any) -> None:
     more = [] if requeued else ["+hydra.launcher.additional_parameters.no-requeue=true"]
-    running = command(tmp_path / "out", *AXES, *SLURM, "hydra.launcher.max_jobs=1", *more)
-    wait_for("point 0", lambda: is_encoding(tmp_path / "out", 0))
+    running = sweeps.start(*AXES, *SLURM, ONE_AT_A_TIME, *more)
+    wait_for("point 0", lambda: sweeps.has_opened(0))
     slurm("scontrol", "update", f"nodename={node()}", "state=DOWN", "reason=test")
     wait_for("the end of the job", lambda: not jobs("RUNNING", "COMPLETING"))
     if not requeued:
@@ -265,41 +280,38 @@ def test_a_node_that_is_down(requeued: bool, tmp_path: Path, expected: Any) -> N
         slurm("scontrol", "update", f"jobid={jobs()[0]}", "starttime=now")
     out = finish(running)
     assert running.returncode == (0 if requeued else 1), out
-    assert kinds(records(tmp_path / "out")) == [None if requeued else "node_down", None, None, None]
-    completes(tmp_path / "out", expected, [] if requeued else [0])
+    assert sweeps.kinds() == [None if requeued else "node_down", None, None, None]
+    sweeps.complete(expected, [] if requeued else [0])
 
 
 @needs_slurm
-@pytest.mark.usefixtures("submitit", "no_jobs")
-def test_ctrl_c_cancels_jobs_that_run_and_that_wait(tmp_path: Path, expected: Any) -> None:
+def test_ctrl_c_cancels_jobs_that_run_and_that_wait(sweeps: Sweeps, expected: Any) -> None:
     whole = [word.replace("cpus=1", "cpus=2") for word in SLURM]  # so that one of them waits
-    running = command(tmp_path / "out", *AXES, *whole)
-    wait_for("point 0", lambda: is_encoding(tmp_path / "out", 0) or is_encoding(tmp_path / "out", 2))
+    running = sweeps.start(*AXES, *whole)
+    wait_for("a point", lambda: sweeps.has_opened(0) or sweeps.has_opened(2))
     assert len(jobs("RUNNING")) == len(jobs("PENDING")) == 1
     running.send_signal(signal.SIGINT)
     out = finish(running, 120)
     assert running.returncode == 128 + signal.SIGINT and "Not done:" in out and not jobs()
-    completes(tmp_path / "out", expected, [0, 1, 2, 3])
+    sweeps.complete(expected, [0, 1, 2, 3])
 
 
 @needs_slurm
-@pytest.mark.usefixtures("submitit", "no_jobs")
-def test_a_file_system_without_locks_is_refused(tmp_path: Path) -> None:
+def test_a_file_system_without_locks_is_refused(sweeps: Sweeps, tmp_path: Path) -> None:
     if shutil.which("cc") is None:
         pytest.skip("NOT TESTED: a file system without locks, since there is no C compiler")
     (tmp_path / "free.c").write_text("int flock(int fd, int operation) { return 0; }\n")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", "free.so", "free.c"], cwd=tmp_path, check=True)
     preload = f"hydra.launcher.setup=['export LD_PRELOAD={tmp_path}/free.so']"
-    running = command(tmp_path / "out", *AXES, *SLURM, preload)
+    running = sweeps.start(*AXES, *SLURM, preload)
     out = finish(running)
     assert running.returncode == 2 and "a lock that one machine holds is free for another one" in out, out
-    assert not list(tmp_path.glob("out/sweeps/*/*/*/run.json")) and not jobs()
+    assert not list(sweeps.folder.glob("sweeps/*/*/*/run.json")) and not jobs()
 
 
 @needs_slurm
-@pytest.mark.usefixtures("submitit", "no_jobs")
-def test_what_sbatch_rejects_is_an_error_of_the_configuration(tmp_path: Path) -> None:
-    running = command(tmp_path / "out", *AXES, *SLURM, "hydra.launcher.partition=nowhere")
+def test_what_sbatch_rejects_is_an_error_of_the_configuration(sweeps: Sweeps) -> None:
+    running = sweeps.start(*AXES, *SLURM, "hydra.launcher.partition=nowhere")
     out = finish(running)
     assert running.returncode == 2 and "hydra.launcher: SLURM refuses the job" in out and "partition" in out, out
 
@@ -332,7 +344,7 @@ def test_wrong_settings_are_mistakes(override: str) -> None:
 def test_a_lock_is_tested_from_another_process(tmp_path: Path) -> None:
     lock = tmp_path / "one.lock"
     code = (
-        "import sys; from pathlib import Path; from mteb_vllm.sweep.job_process import lock_problem\n"
+        "import sys; from pathlib import Path; from mteb_vllm.sweep.nodes import lock_problem\n"
         "print(lock_problem(Path(sys.argv[1])))"
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -410,7 +422,7 @@ def test_known_nodes_are_remembered_by_their_resources(tmp_path: Path) -> None:
 def test_fingerprints_can_be_those_of_another_machine() -> None:
     words = ["tasks=sts12", "engine=vllm"]
     (own,) = plan_points(check(words))
-    with plan_for("cuda: NVIDIA H200"):
+    with assume_device("cuda: NVIDIA H200"):
         assert device() == "cuda: NVIDIA H200"
         (other,) = plan_points(check(words))
     assert device() != "cuda: NVIDIA H200" and own.fingerprint != other.fingerprint

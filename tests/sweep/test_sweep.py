@@ -31,6 +31,7 @@ from mteb_vllm.sweep.messages import Activity, PointFailed, RunPoint, TaskProgre
 from mteb_vllm.sweep.planning import plan_points
 from mteb_vllm.sweep.worker import _StepState
 from mteb_vllm.util.phase import Phase
+from tiny_models import tiny_encoder
 
 pytestmark = pytest.mark.vllm
 
@@ -159,6 +160,7 @@ TWO_WORKERS = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="NOT T
 
 
 @TWO_WORKERS
+@pytest.mark.slow
 def test_two_workers_divide_the_cores_and_give_the_same_results(
     control: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +180,28 @@ def test_two_workers_divide_the_cores_and_give_the_same_results(
     )
     again = sweep(tmp_path / "out", HERE)
     assert statuses(again) == ["cached"] * 4
+    nothing_is_left(tmp_path / "out")
+
+
+@TWO_WORKERS
+def test_two_workers_run_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_encoder(tmp_path / "tiny", heads=1)
+    words = ["model=custom", f"model.name={model}", "tasks.names=[StdlibDocsClustering]", "engine.max_model_len=16"]
+    words += ["engine=sentence_transformers", "engine.batch_size=16,32"]
+    (tmp_path / "cores").mkdir()
+    monkeypatch.setattr(process, "START", on_cores(tmp_path / "cores"))
+    here: Any = run([f"results.dir={tmp_path}/here", *words, HERE], multirun=True, show=False)
+    out = [f"results.dir={tmp_path}/out", *words, "hydra.launcher.workers=2"]
+    records: Any = run(out, multirun=True, show=False)
+    assert statuses(records) == ["computed"] * 2
+    assert [record.scores for record in records] == [record.scores for record in here]
+    assert [record.fingerprint for record in records] == [record.fingerprint for record in here]
+    assert summary_of(records)["children"] == 2
+    first, second = (ast.literal_eval(file.read_text()) for file in (tmp_path / "cores").iterdir())
+    assert first | second == os.sched_getaffinity(0) and not first & second
+    began = [datetime.fromisoformat(record.started).timestamp() for record in records]
+    assert abs(began[1] - began[0]) < min(record.seconds for record in records)
+    assert statuses(run(out, multirun=True, show=False)) == ["cached"] * 2
     nothing_is_left(tmp_path / "out")
 
 

@@ -14,6 +14,7 @@ process     the child process as seen by a worker
 child       the program of the child process
 slurm       the child process as a job of SLURM, as seen by a worker
 job_process the program of that job
+nodes       the nodes on which such jobs run: their kind of device, and whether locks hold there
 messages    the messages between them
 summary     the file `sweep.json`
 view        the live view

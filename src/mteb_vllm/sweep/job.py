@@ -68,7 +68,7 @@ class Job:
     returned: Path | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Job], tuple[object, ...]]:
-        """Return how to make a copy in another process, where a launcher of somebody else runs points."""
+        """Return how to make a copy in another process, where the launcher of a plugin runs points."""
         if self.returned is None:
             self.returned = Path(self.points[0].config.results.dir).absolute() / f".returned-{uuid.uuid4().hex[:12]}"
             self.returned.mkdir(parents=True)

@@ -1,6 +1,6 @@
 """The child process of a sweep as a job of SLURM: it gets commands and sends events through files in a shared folder.
 
-It also tests what a sweep over several machines relies on. When its sweep has ended, it finishes the point at hand and exits.
+When its sweep has ended, it finishes the current point and exits.
 """
 
 from __future__ import annotations
@@ -8,48 +8,29 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
-import socket
 import stat
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from mteb_vllm.sweep.child import serve
 from mteb_vllm.sweep.messages import Command, Event, RunPoint, TaskProgress
-from mteb_vllm.util.machine import device
 from mteb_vllm.util.mailbox import Inbox, Outbox
 
 # Names of the files of an attempt to run a job, and of the file that the sweep keeps changing and removes at its end.
 COMMANDS, EVENTS, ALIVE = "commands", "events", "alive"
 
-# Seconds between looks at the commands, and those after which a sweep that gives no sign of life has ended.
+# Seconds between reads of the commands, and those after which a sweep that gives no sign of life has ended.
 _POLL, _GONE = 0.3, 180.0
 
 # Seconds between two events about the same texts.
 _SEND_EVERY = 1.0
 
 
-@dataclass(frozen=True)
-class Node:
-    """What a node is like, as seen by a job.
-
-    Attributes:
-        name: Its host name.
-        device: The kind of device that vLLM uses there; see `machine.device`.
-        lock_problem: Why a lock of the submitting machine does not hold there; None if it does.
-    """
-
-    name: str
-    device: str
-    lock_problem: str | None
-
-
 class _Pipe:
-    """What the program of a child process uses as the pipe to its sweep.
+    """The pipe to the sweep, made of files; see `child.Pipe`.
 
     Args:
         folder: The folder of this attempt to run the job.
@@ -101,42 +82,13 @@ def run(folder: str) -> None:
     Args:
         folder: The job's folder, shared with the sweep.
     """
-    pipe = _Pipe(_attempt(Path(folder)))
+    pipe = _Pipe(attempt_folder(Path(folder)))
     faulthandler.enable(sys.stderr)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     serve(pipe)
 
 
-def describe(folder: str, *locks: str) -> None:
-    """Send what this node is like, as a job of SLURM.
-
-    Args:
-        folder: The job's folder, shared with the sweep.
-        locks: The files of locks that the sweep holds.
-    """
-    outbox: Outbox[Node] = Outbox(_attempt(Path(folder)) / EVENTS)
-    problems = (lock_problem(Path(lock)) for lock in locks)
-    outbox.send(Node(socket.gethostname(), device(), next(filter(None, problems), None)))
-
-
-def lock_problem(path: Path) -> str | None:
-    """Return why a lock that another process holds is not seen in this one; None if it is.
-
-    Args:
-        path: The file of the lock.
-    """
-    if not path.exists():
-        return "the folder is not the same one there"
-    try:
-        FileLock(path).acquire(blocking=False)
-    except Timeout:
-        return None
-    except OSError as error:
-        return f"its file system has no locks there ({error.strerror or error})"
-    return "a lock that one machine holds is free for another one"
-
-
-def _attempt(folder: Path) -> Path:
+def attempt_folder(folder: Path) -> Path:
     """Create the folder of this attempt to run the job, by how often it has been requeued."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit would give up on it
     found = folder / os.environ.get("SLURM_RESTART_COUNT", "0")
@@ -163,5 +115,5 @@ def _node_folder() -> Path:
             return folder
     except OSError:
         pass
-    # Somebody else's: embeddings from there could be anything.
+    # It belongs to another user, who could have put any embeddings there.
     return Path(tempfile.mkdtemp(prefix="mteb-vllm-"))

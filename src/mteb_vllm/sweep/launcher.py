@@ -36,16 +36,17 @@ from mteb_vllm.results.failures import failure_from_exception
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.results.search import Search, objective_value
 from mteb_vllm.sweep.job import Job, parse_composed
+from mteb_vllm.sweep.nodes import KnownNodes, examine_node
 from mteb_vllm.sweep.outcomes import SweepPoint
 from mteb_vllm.sweep.planning import PlannedPoint, add_task_states, group_by_engine, plan_again, plan_points
 from mteb_vllm.sweep.process import ThisMachine
 from mteb_vllm.sweep.queue import Slots, core_slots, gpu_slots, independent_slots
-from mteb_vllm.sweep.slurm import Cluster, ClusterHost, KnownNodes, examine_node, plan_for
+from mteb_vllm.sweep.slurm import Cluster, ClusterHost
 from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.supervisor import Supervisor
 from mteb_vllm.sweep.view import View
 from mteb_vllm.sweep.worker import Host
-from mteb_vllm.util.machine import cores
+from mteb_vllm.util.machine import assume_device, cores
 from mteb_vllm.util.masking import mask, scrub
 
 if TYPE_CHECKING:
@@ -331,12 +332,12 @@ class SlurmLauncher(_Launcher):
         known = KnownNodes(Path(points[0].config.results.dir))
         # Results depend on the kind of device, so whether a point is computed already depends on that of the nodes.
         device = self._device or known.device(settings)
-        with plan_for(device):
+        with assume_device(device):
             planned = add_task_states(plan_again(points)) if device is not None else None
         if self._device is None and (planned is None or any(point.pending_tasks for point in planned)):
             device = self._device = self._examine(points, folder)
             known.remember(settings, device)
-        with plan_for(device):
+        with assume_device(device):
             planned = add_task_states(plan_again(points))
             jobs = settings.max_jobs or max(1, len(group_by_engine(planned)))
             yield planned, independent_slots(jobs), ClusterHost(self._cluster, folder, self._numbers)

@@ -58,7 +58,7 @@ class Slots:
         """Return how many slots a group takes."""
         if self.places[0].gpus:
             return gpus_of(group, len(self.places))
-        # What is measured on a CPU is measured on all cores, as without workers.
+        # Speeds on a CPU are measured with all cores, as without workers.
         return len(self.places) if self.runs_alone(group) else 1
 
     def runs_alone(self, group: Group) -> bool:

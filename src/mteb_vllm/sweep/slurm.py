@@ -1,17 +1,15 @@
 """Jobs of SLURM that run the points of a sweep, through submitit.
 
-A job runs the program of a sweep's child process (`job_process`), so everything but the way of its messages is as for a child
-on this machine. How it ended is asked of SLURM itself: of `squeue` and `scontrol`, and of `sacct` only for a job that those
-have forgotten, because a cluster may have no accounting.
+A job runs the program of a sweep's child process (`job_process`), so it differs from a child on this machine only in how its
+messages travel. Its state comes from `squeue` and `scontrol`, and from `sacct` only for a job that those no longer list,
+because a cluster may have no accounting.
 """
 
 from __future__ import annotations
 
 import contextlib
 import getpass
-import io
 import itertools
-import json
 import os
 import re
 import shlex
@@ -21,15 +19,13 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mteb_vllm.config.schema import SlurmConfig
 from mteb_vllm.errors import JobError
 from mteb_vllm.results.failures import Ending, Kind, describe_exit, last_lines
-from mteb_vllm.results.locks import lock, lock_path
 from mteb_vllm.sweep import job_process
 from mteb_vllm.sweep.messages import (
     Activity,
@@ -50,14 +46,11 @@ from mteb_vllm.util.machine import DEVICE_VARIABLE, cpu_build
 from mteb_vllm.util.mailbox import Inbox, Outbox
 from mteb_vllm.util.phase import Phase
 
-# Seconds between two questions to SLURM, between looks at a job's events, and between signs of life to a job.
+# Seconds between two queries of SLURM, between reads of a job's events, and between signs of life to a job.
 _ASK_EVERY, _LOOK_EVERY, _SIGN_EVERY = 3.0, 0.3, 20.0
 
 # Seconds that an idle job may take to exit, a cancelled one to end, and one that has ended to show its last messages.
 _EXIT_WITHIN, _CANCEL_WITHIN, _LAST_WORDS = 60.0, 120.0, 2.0
-
-# The time limit in minutes of the job that looks at a node.
-_TEST_MINUTES = 10
 
 # Attempts to submit a job, and the seconds between them: a limit on queued jobs may be reached for a while.
 _SUBMIT_TRIES, _SUBMIT_EVERY = 5, 15.0
@@ -72,7 +65,7 @@ _ENDED: Mapping[str, Kind | None] = {
 # What SLURM writes into a job's output when the job uses more memory than it has.
 _OVER_MEMORY = re.compile(r"slurmstepd.*(exceeded .*memory limit|oom.kill)", re.IGNORECASE)
 
-# The state of a job that SLURM no longer knows.
+# The state of a job that SLURM no longer lists.
 _FORGOTTEN = "forgotten"
 
 # Events after which a job waits for the next command.
@@ -221,7 +214,7 @@ class Cluster:
             "NODE_FAIL": "lost its node",
             "BOOT_FAIL": "got a node that did not start",
             "LAUNCH_FAILED": "could not be started on its node",
-            _FORGOTTEN: "has ended, and SLURM no longer knows how",
+            _FORGOTTEN: "has ended, and SLURM no longer lists its exit status",
         }
         how = words.get(state.name, describe_exit(status))
         return Ending(status, _ENDED.get(state.name), f"job {job}{':' if state.name not in words else ''} {how}")
@@ -444,113 +437,3 @@ def gpus_for(settings: SlurmConfig, needed: int) -> int:
     if settings.gpus is not None:
         return settings.gpus
     return 0 if cpu_build() else needed
-
-
-def examine_node(
-    cluster: Cluster, folder: Path, roots: Sequence[Path], show: Callable[[str], object]
-) -> job_process.Node:
-    """Return what the nodes are like, from a small job, which also tests whether locks of results stores hold there.
-
-    Args:
-        cluster: The cluster.
-        folder: A folder for the job.
-        roots: The results stores.
-        show: Shows a line of text.
-
-    Raises:
-        JobError: if SLURM refuses the job, or if it fails.
-    """
-    folder.mkdir(parents=True, mode=0o700)
-    name = f"slurm-{uuid.uuid4().hex[:12]}"
-    with contextlib.ExitStack() as held:
-        for root in roots:
-            held.enter_context(lock(root, name))
-        locks = [str(lock_path(root, name).absolute()) for root in roots]
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what the error says
-            job = cluster.submit(
-                job_process.describe, str(folder.absolute()), *locks, folder=folder,
-                gpus=gpus_for(cluster.settings, 1), variables={}, minutes=min(cluster.settings.time, _TEST_MINUTES),
-            )  # fmt: skip
-        try:
-            return _wait_for_node(cluster, job, folder, show)
-        except BaseException:
-            cluster.cancel(job)
-            raise
-
-
-def _wait_for_node(cluster: Cluster, job: str, folder: Path, show: Callable[[str], object]) -> job_process.Node:
-    shown, ended_at = "", None
-    while True:
-        for path in folder.glob(f"*/{job_process.EVENTS}"):
-            if (node := Inbox[job_process.Node](path).receive()) is not None:
-                return node
-        state = cluster.state(job)
-        if state.ended:
-            ended_at = ended_at or time.monotonic()
-            if time.monotonic() > ended_at + _LAST_WORDS:
-                log = folder / f"{job}_0_log.out"
-                lines = "".join(f"\n    {line}" for line in last_lines(log, 10))
-                raise JobError(f"the job that looks at a node failed ({cluster.ending(job, log).how}){lines}")
-        text = f"Job {job}, which looks at a node and tests its locks, is {state.name.lower()}"
-        text += f" ({state.reason})" if state.reason not in ("", "None") else ""
-        if text != shown and state.name in ("PENDING", "RUNNING"):
-            show(text)
-            shown = text
-        time.sleep(_LOOK_EVERY)
-
-
-class KnownNodes:
-    """The kinds of device of the nodes that sweeps have used, by the parameters of their jobs.
-
-    With it, a sweep whose results are all stored submits no job.
-
-    Args:
-        root: The results store.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._path = root / "slurm" / "nodes.json"
-
-    def device(self, settings: SlurmConfig) -> str | None:
-        """Return the kind of device that jobs with these settings had; None if none is known."""
-        found = self._read().get(_resources(settings))
-        return found if isinstance(found, str) else None
-
-    def remember(self, settings: SlurmConfig, device: str) -> None:
-        """Store the kind of device that jobs with these settings have."""
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            content = {**self._read(), _resources(settings): device}
-            write_atomically(self._path, json.dumps(content, indent=2) + "\n")
-
-    def _read(self) -> dict[str, object]:
-        try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
-
-def _resources(settings: SlurmConfig) -> str:
-    gpus = gpus_for(settings, 1)
-    return (
-        f"partition={settings.partition} gpus={min(gpus, 1)} {sorted(map(str, settings.additional_parameters.items()))}"
-    )
-
-
-@contextlib.contextmanager
-def plan_for(device: str | None) -> Iterator[None]:
-    """Plan for a kind of device of another machine inside the block, in this process and in those that it starts."""
-    before = os.environ.get(DEVICE_VARIABLE)
-    _set(device)
-    try:
-        yield
-    finally:
-        _set(before)
-
-
-def _set(device: str | None) -> None:
-    if device is None:
-        os.environ.pop(DEVICE_VARIABLE, None)
-    else:
-        os.environ[DEVICE_VARIABLE] = device

@@ -42,7 +42,7 @@ def versions(backend: str = "vllm") -> Mapping[str, str | None]:
     return found
 
 
-# The environment variable by which a process plans for the devices of another machine.
+# The environment variable with the kind of device of another machine, which a process plans for.
 DEVICE_VARIABLE = "MTEB_VLLM_DEVICE"
 
 
@@ -52,6 +52,28 @@ def device() -> str:
     The number of devices is not included: the number in use is an engine argument.
     """
     return os.environ.get(DEVICE_VARIABLE) or _own_device()
+
+
+@contextlib.contextmanager
+def assume_device(kind: str | None) -> Iterator[None]:
+    """Let `device` return the kind of another machine inside the block, in this process and in those that it starts.
+
+    Args:
+        kind: A kind of device as `device` returns it; None: that of this machine.
+    """
+    before = os.environ.get(DEVICE_VARIABLE)
+    _set_device(kind)
+    try:
+        yield
+    finally:
+        _set_device(before)
+
+
+def _set_device(kind: str | None) -> None:
+    if kind is None:
+        os.environ.pop(DEVICE_VARIABLE, None)
+    else:
+        os.environ[DEVICE_VARIABLE] = kind
 
 
 @functools.cache
