@@ -106,5 +106,6 @@ def test_processes_start_on_chosen_cores() -> None:
 
 def test_no_group_is_handed_out_after_a_stop() -> None:
     waiting = queue(independent_slots(1), "engine.max_num_seqs=8,16", "tasks=sts12")
+    assert not waiting.sleep(0.01)
     waiting.stop()
-    assert waiting.stopped and take(waiting) is None and not waiting.wait(0)
+    assert waiting.sleep(60) and waiting.stopped and take(waiting) is None and not waiting.wait(0)

@@ -285,6 +285,22 @@ def test_a_node_that_is_down(requeued: bool, sweeps: Sweeps, expected: Any) -> N
 
 
 @needs_slurm
+def test_a_job_that_is_rejected_while_others_run(sweeps: Sweeps, expected: Any) -> None:
+    running = sweeps.start(*AXES, *SLURM, ONE_AT_A_TIME)
+    wait_for("point 0", lambda: sweeps.has_opened(0))
+    partition = "partitionname=" + slurm("sinfo", "--noheader", "--format=%R").split()[0]
+    slurm("scontrol", "update", partition, "state=DRAIN")
+    try:
+        out = finish(running)
+    finally:
+        slurm("scontrol", "update", partition, "state=UP")
+    assert running.returncode == 1, out
+    assert sweeps.kinds() == [None, None, "not_submitted", "not_submitted"]
+    assert [record["failure"]["tried"] for record in sweeps.records()[2:]] == [True, False]
+    sweeps.complete(expected, [2, 3])
+
+
+@needs_slurm
 def test_ctrl_c_cancels_jobs_that_run_and_that_wait(sweeps: Sweeps, expected: Any) -> None:
     whole = [word.replace("cpus=1", "cpus=2") for word in SLURM]  # so that one of them waits
     running = sweeps.start(*AXES, *whole)

@@ -252,6 +252,10 @@ def _search_mistakes(point: Point, composition: _Composition) -> Iterator[Mistak
         if config.embedding_cache.use == "always":
             what = "a search for speed has to compute every point, since a cached embedding has no speed"
             yield Mistake("embedding_cache.use", what, "Leave it out.", value="always", code="conflict")
+    launcher = composition.launcher
+    if objective == "texts_per_second" and isinstance(launcher, LauncherConfig) and (launcher.workers or 1) > 1:
+        what = "engines that run side by side slow each other down, so a search for speed runs one at a time"
+        yield Mistake("hydra.launcher.workers", what, "Leave it out.", value=f"{launcher.workers}", code="conflict")
     if tolerance is not None and objective == "mean":
         what = "is for searches for speed: of two scores, report.objective=mean takes the higher one"
         yield Mistake("report.score_tolerance", what, "Leave it out.", value=f"{tolerance:g}", code="conflict")

@@ -119,6 +119,11 @@ class GroupQueue:
         """Whether the sweep is to end."""
         return self._stopped
 
+    def sleep(self, seconds: float) -> bool:
+        """Wait for so many seconds, or until the sweep is to end; return whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._stopped, seconds)
+
     def stop(self) -> None:
         """Hand out no more groups, and make all workers end."""
         with self._changed:

@@ -52,9 +52,6 @@ _ASK_EVERY, _LOOK_EVERY, _SIGN_EVERY = 3.0, 0.3, 20.0
 # Seconds that an idle job may take to exit, a cancelled one to end, and one that has ended to show its last messages.
 _EXIT_WITHIN, _CANCEL_WITHIN, _LAST_WORDS = 60.0, 120.0, 2.0
 
-# Attempts to submit a job, and the seconds between them: a limit on queued jobs may be reached for a while.
-_SUBMIT_TRIES, _SUBMIT_EVERY = 5, 15.0
-
 # States of a job that has ended, with the kind of failure that they mean; None: the exit status says it.
 _ENDED: Mapping[str, Kind | None] = {
     "COMPLETED": None, "FAILED": None, "TIMEOUT": "time_limit", "DEADLINE": "time_limit", "CANCELLED": "cancelled",
@@ -421,15 +418,8 @@ class ClusterHost:
         """
         if group.engine is None:
             return Child(self._folder / "child.log", variables, place)
-        for attempt in range(1, _SUBMIT_TRIES + 1):
-            try:
-                folder = self._folder / "jobs" / str(next(self._numbers))
-                return JobChild(self._cluster, folder, gpus_for(self._cluster.settings, gpus_of(group)), variables)
-            except JobError:
-                if attempt == _SUBMIT_TRIES:
-                    raise
-                time.sleep(_SUBMIT_EVERY)
-        raise AssertionError
+        folder = self._folder / "jobs" / str(next(self._numbers))
+        return JobChild(self._cluster, folder, gpus_for(self._cluster.settings, gpus_of(group)), variables)
 
 
 def gpus_for(settings: SlurmConfig, needed: int) -> int:

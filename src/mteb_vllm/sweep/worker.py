@@ -56,8 +56,17 @@ Process = tuple[str, tuple[tuple[str, str], ...]]
 # Seconds between updates of the view while the child sends nothing.
 _TICK = 0.5
 
+# Attempts to submit a job, and the seconds between them: SLURM may be overloaded, or a limit on queued jobs reached.
+_SUBMIT_TRIES, _SUBMIT_EVERY = 5, 15.0
+
 # Seconds that engines may take to close.
 _CLOSE_WITHIN = 120.0
+
+# Failures after which no other job is submitted for the group: a user who cancels a job does not want another one.
+_WHY_GIVEN_UP: Mapping[str, str] = {
+    "cancelled": "its job was cancelled",
+    "not_submitted": "its job could not be submitted",
+}
 
 # The variable with which a user binds vLLM's threads to cores.
 _BINDING = "VLLM_CPU_OMP_THREADS_BIND"
@@ -265,14 +274,13 @@ class Worker:
             if point.planned.number in self._outcomes.records:
                 continue  # it has failed with its first stage
             if given_up is not None:
-                cancelled = given_up.kind == "cancelled"
-                why = "its job was cancelled" if cancelled else "this engine failed to start twice in a row"
+                why = _WHY_GIVEN_UP.get(given_up.kind, "this engine failed to start twice in a row")
                 message = f"{given_up.message} (not tried: {why})"
                 self._outcomes.fail(point, replace(given_up, message=message, task=None, tried=False))
                 continue
             failure = self._run_step(step, point)
-            if failure is not None and failure.kind == "cancelled":
-                given_up = failure  # whoever cancelled the job does not want another one
+            if failure is not None and failure.kind in _WHY_GIVEN_UP:
+                given_up = failure
                 continue
             if failure is not None and not _did_not_open(failure):
                 failure = None
@@ -396,10 +404,19 @@ class Worker:
         if self._child is None:
             assert self._group is not None
             variables = dict(self._process[1]) if self._process is not None else {}
-            self._child = self._host.start(self._group, self._place, variables, self._number)
+            self._child = self._start(self._group, variables)
             self._engine_log, self._steps = None, 0
             self._outcomes.count_child()
         return self._child
+
+    def _start(self, group: Group, variables: Mapping[str, str]) -> ChildHandle:
+        for _ in range(_SUBMIT_TRIES - 1):
+            try:
+                return self._host.start(group, self._place, variables, self._number)
+            except JobError:
+                if self._queue.sleep(_SUBMIT_EVERY):
+                    raise StoppedError from None
+        return self._host.start(group, self._place, variables, self._number)
 
     def _close_engines(self) -> None:
         """Close the group's engine; replace the process if it does not release its memory."""
