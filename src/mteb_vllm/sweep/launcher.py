@@ -324,7 +324,7 @@ class SlurmLauncher(_Launcher):
         self._settings = build(SlurmConfig, _plain(settings), "hydra.launcher")
         self.point_timeout = self._settings.point_timeout
         self._cluster, self._numbers = Cluster(self._settings), itertools.count()
-        self._device: str | None = None  # once a node has been looked at
+        self._device: str | None = None  # once a node has been tested
 
     @contextlib.contextmanager
     def _prepare(self, points: list[PlannedPoint], folder: Path) -> Iterator[_Setting]:
