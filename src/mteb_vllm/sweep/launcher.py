@@ -41,7 +41,7 @@ from mteb_vllm.sweep.outcomes import SweepPoint
 from mteb_vllm.sweep.planning import PlannedPoint, add_task_states, group_by_engine, plan_again, plan_points
 from mteb_vllm.sweep.process import ThisMachine
 from mteb_vllm.sweep.queue import Slots, core_slots, gpu_slots, independent_slots
-from mteb_vllm.sweep.slurm import Cluster, ClusterHost
+from mteb_vllm.sweep.slurm import Cluster, ClusterHost, remove_messages
 from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.supervisor import Supervisor
 from mteb_vllm.sweep.view import View
@@ -340,7 +340,10 @@ class SlurmLauncher(_Launcher):
         with assume_device(device):
             planned = add_task_states(plan_again(points))
             jobs = settings.max_jobs or max(1, len(group_by_engine(planned)))
-            yield planned, independent_slots(jobs), ClusterHost(self._cluster, folder, self._numbers)
+            try:
+                yield planned, independent_slots(jobs), ClusterHost(self._cluster, folder, self._numbers)
+            finally:
+                remove_messages(_test_folder(folder))
 
     def _examine(self, points: Sequence[PlannedPoint], folder: Path) -> str:
         """Return the kind of device of the nodes, from a job which also tests the locks there.
@@ -350,7 +353,7 @@ class SlurmLauncher(_Launcher):
         """
         roots = list(dict.fromkeys(Path(point.config.results.dir) for point in points))
         try:
-            node = examine_node(self._cluster, folder / "jobs" / "test", roots, self._job.console.print_line)
+            node = examine_node(self._cluster, _test_folder(folder), roots, self._job.console.print_line)
         except JobError as error:
             raise ConfigError([Mistake("hydra.launcher", str(error))]) from error
         if node.lock_problem is not None:
@@ -358,6 +361,11 @@ class SlurmLauncher(_Launcher):
             way = "Choose a folder on a file system that all nodes share, and whose locks hold between them."
             raise ConfigError([Mistake("results.dir", what, way, value=f"{points[0].config.results.dir}")])
         return node.device
+
+
+def _test_folder(folder: Path) -> Path:
+    """Return the folder of the job that tests a node, in the sweep's folder."""
+    return folder / "jobs" / "test"
 
 
 def known_device(points: Sequence[Point]) -> str | None:

@@ -380,16 +380,18 @@ class JobChild:
         if not self._cluster.state(self.job).ended:
             self._cluster.cancel(self.job)
             self._cluster.wait(self.job, _CANCEL_WITHIN)
-        self._remove_messages()
+        remove_messages(self._folder)
 
     def ending(self) -> Ending:
         """Return how a job that has ended did so, and remove its messages."""
-        self._remove_messages()
+        remove_messages(self._folder)
         return self._cluster.ending(self.job, self.log)
 
-    def _remove_messages(self) -> None:
-        """Remove everything but the log and the script: messages may hold secrets."""
-        for path in self._folder.iterdir():
+
+def remove_messages(folder: Path) -> None:
+    """Remove everything but the log and the script from the folder of a job that has ended: messages may hold secrets."""
+    with contextlib.suppress(OSError):  # there is no such job, or the file system is not reachable at the moment
+        for path in folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             elif path.suffix == ".pkl" or path.name == job_process.ALIVE:
