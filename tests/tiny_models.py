@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import tempfile
 from pathlib import Path
+
+_SCRATCH = tempfile.TemporaryDirectory(prefix="mteb-vllm-tests-tiny-")
+
+
+@functools.cache
+def tiny_overrides() -> tuple[str, str, str]:
+    """Return the overrides that choose a tiny encoder, for tests of runs whose scores are only compared with each other."""
+    path = tiny_encoder(Path(_SCRATCH.name) / "tiny", heads=1)
+    return ("model=custom", f"model.path={path}", "model.name=test/tiny")
 
 
 def tiny_encoder(folder: Path, heads: int = 2) -> Path:

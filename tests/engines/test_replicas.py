@@ -258,6 +258,7 @@ def test_errors_of_a_replica_keep_their_type_and_message(error: Exception, kind:
 
 @needs_two_cores
 @pytest.mark.vllm
+@pytest.mark.slow
 def test_an_error_of_an_engine_is_raised_and_closes_all(two: ReplicatedEngine) -> None:
     processes = pids(two)
     with pytest.raises(EngineError, match=r"vLLM's engine failed: ") as caught:
@@ -319,7 +320,7 @@ def test_a_replica_that_is_killed_while_it_opens_fails_the_start(folders: dict[s
     ("when", "number"),
     [
         ("opening", signal.SIGKILL),
-        ("open", signal.SIGKILL),
+        pytest.param("open", signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param("open", signal.SIGINT, marks=pytest.mark.slow),
     ],
 )

@@ -15,6 +15,7 @@ from mteb_vllm.results.record import RunRecord, write_record
 from mteb_vllm.sweep.job import Job
 from mteb_vllm.sweep.planning import plan_points
 from mteb_vllm.util import masking
+from tiny_models import tiny_overrides
 
 WORDS = ["tasks.names=[StdlibDocsClassification]", "prompts=none,e5"]
 QUICK = ["engine=sentence_transformers", "engine.max_model_len=16"]
@@ -24,13 +25,15 @@ QUICK = ["engine=sentence_transformers", "engine.max_model_len=16"]
 def test_submitit_runs_points_one_by_one(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="NOT TESTED: its launcher is not installed")
     launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=20"]
-    found: Any = run([*WORDS, *QUICK, f"results.dir={tmp_path}/out", *launcher], multirun=True, show=False)
+    found: Any = run(
+        [*tiny_overrides(), *WORDS, *QUICK, f"results.dir={tmp_path}/out", *launcher], multirun=True, show=False
+    )
     assert [(record.point, record.status) for record in found] == [(0, "ok"), (1, "ok")]
     assert [task.status for record in found for task in record.tasks] == ["computed"] * 2
     sweep = Path(found[0].output_dir).parent
     assert (sweep / "report.md").exists() and not list((tmp_path / "out").glob(".returned-*"))
     basic = [f"results.dir={tmp_path}/here", "hydra/launcher=basic"]
-    here: Any = run([*WORDS, *QUICK, *basic], multirun=True, show=False)
+    here: Any = run([*tiny_overrides(), *WORDS, *QUICK, *basic], multirun=True, show=False)
     assert [record.scores for record in found] == [record.scores for record in here]
     assert [record.fingerprint for record in found] == [record.fingerprint for record in here]
 

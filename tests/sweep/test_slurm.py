@@ -34,7 +34,7 @@ from mteb_vllm.sweep.planning import plan_points
 from mteb_vllm.util.machine import assume_device, device
 from mteb_vllm.util.mailbox import Inbox, Outbox
 from mteb_vllm.util.phase import Phase
-from tiny_models import tiny_encoder
+from tiny_models import tiny_overrides
 
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus=1", "hydra.launcher.memory=4G"]
 ONE_AT_A_TIME = "hydra.launcher.max_jobs=1"
@@ -62,22 +62,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that loads and encodes in seconds."""
-    return tiny_encoder(tmp_path_factory.mktemp("model") / "tiny", heads=1)
-
-
 @dataclass(frozen=True)
 class Sweeps:
-    """Sweeps with the same model, task and results store."""
+    """Sweeps with a tiny model, the same task and the same results store."""
 
     folder: Path
-    model: Path
 
     def words(self, *more: str) -> list[str]:
         task = ["tasks.names=[StdlibDocsClassification]", "engine.max_model_len=16"]
-        return [f"results.dir={self.folder}", "model=custom", f"model.name={self.model}", *task, *more]
+        return [f"results.dir={self.folder}", *tiny_overrides(), *task, *more]
 
     def run(self, *more: str) -> Any:
         """Run one in this process."""
@@ -116,14 +109,14 @@ class Sweeps:
 
 
 @pytest.fixture
-def sweeps(tmp_path: Path, tiny: Path) -> Sweeps:
-    return Sweeps(tmp_path / "out", tiny)
+def sweeps(tmp_path: Path) -> Sweeps:
+    return Sweeps(tmp_path / "out")
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Any:
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The scores of the four points without SLURM."""
-    here = Sweeps(tmp_path_factory.mktemp("expected") / "out", tiny).run(*AXES, "hydra/launcher=basic")
+    here = Sweeps(tmp_path_factory.mktemp("expected") / "out").run(*AXES, "hydra/launcher=basic")
     return [record.scores for record in here]
 
 
@@ -187,7 +180,7 @@ def test_six_points_in_two_jobs_at_a_time_give_the_same_results(sweeps: Sweeps, 
     assert [record["tasks"][0]["status"] for record in found] == ["computed"] * 6 and most == 2
     again = sweeps.run(*axes, *SLURM)
     assert {task.status for record in again for task in record.tasks} == {"cached"}
-    here = Sweeps(tmp_path / "here", sweeps.model).run(*axes)
+    here = Sweeps(tmp_path / "here").run(*axes)
     assert [record.scores for record in again] == [record.scores for record in here]
     assert [record.fingerprint for record in again] == [record.fingerprint for record in here]
     first, last = sorted(sweeps.folder.glob("sweeps/*/*"))

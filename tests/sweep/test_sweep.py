@@ -31,13 +31,13 @@ from mteb_vllm.sweep.messages import Activity, PointFailed, RunPoint, TaskProgre
 from mteb_vllm.sweep.planning import plan_points
 from mteb_vllm.sweep.worker import _StepState
 from mteb_vllm.util.phase import Phase
-from tiny_models import tiny_encoder
+from tiny_models import tiny_overrides
 
 pytestmark = pytest.mark.vllm
 
 TASK = "StdlibDocsClassification"
 AXES = ["engine.max_num_seqs=32,64", "prompts=none,e5"]  # two engines, two points each
-# Most texts are truncated: these tests compare scores only with each other.
+# A tiny model, and most texts are truncated: these tests compare scores only with each other.
 BASE = [f"tasks.names=[{TASK}]", "engine.max_model_len=16"]
 
 # fault, when, point, kind: the first point of an engine is the one that loads it.
@@ -61,7 +61,7 @@ HERE = "hydra/launcher=basic"
 
 
 def sweep(folder: Path, *more: str, axes: list[str] = AXES) -> Any:
-    return run([f"results.dir={folder}", *BASE, *axes, *more], multirun=True, show=False)
+    return run([f"results.dir={folder}", *tiny_overrides(), *BASE, *axes, *more], multirun=True, show=False)
 
 
 def summary_of(records: Any) -> dict[str, Any]:
@@ -185,14 +185,11 @@ def test_two_workers_divide_the_cores_and_give_the_same_results(
 
 @TWO_WORKERS
 def test_two_workers_run_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_encoder(tmp_path / "tiny", heads=1)
-    words = ["model=custom", f"model.name={model}", "tasks.names=[StdlibDocsClustering]", "engine.max_model_len=16"]
-    words += ["engine=sentence_transformers", "engine.batch_size=16,32"]
+    axes = ["engine=sentence_transformers", "engine.batch_size=16,32"]
+    here = sweep(tmp_path / "here", HERE, axes=axes)
     (tmp_path / "cores").mkdir()
     monkeypatch.setattr(process, "START", on_cores(tmp_path / "cores"))
-    here: Any = run([f"results.dir={tmp_path}/here", *words, HERE], multirun=True, show=False)
-    out = [f"results.dir={tmp_path}/out", *words, "hydra.launcher.workers=2"]
-    records: Any = run(out, multirun=True, show=False)
+    records = sweep(tmp_path / "out", "hydra.launcher.workers=2", axes=axes)
     assert statuses(records) == ["computed"] * 2
     assert [record.scores for record in records] == [record.scores for record in here]
     assert [record.fingerprint for record in records] == [record.fingerprint for record in here]
@@ -201,7 +198,6 @@ def test_two_workers_run_at_the_same_time(tmp_path: Path, monkeypatch: pytest.Mo
     assert first | second == os.sched_getaffinity(0) and not first & second
     began = [datetime.fromisoformat(record.started).timestamp() for record in records]
     assert abs(began[1] - began[0]) < min(record.seconds for record in records)
-    assert statuses(run(out, multirun=True, show=False)) == ["cached"] * 2
     nothing_is_left(tmp_path / "out")
 
 
@@ -318,7 +314,7 @@ def test_a_killed_engine_process_is_detected(tmp_path: Path, control: Any, monke
 def command(folder: Path, *words: str) -> subprocess.Popen[str]:
     env = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
     return subprocess.Popen(
-        [sys.executable, "-m", "mteb_vllm", "-m", f"results.dir={folder}", *BASE, *words],
+        [sys.executable, "-m", "mteb_vllm", "-m", f"results.dir={folder}", *tiny_overrides(), *BASE, *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent, env=env,
     )  # fmt: skip
 

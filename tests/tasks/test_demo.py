@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -18,6 +19,7 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from threadpoolctl import threadpool_limits
 
 from mteb_vllm.tasks import demo
+from mteb_vllm.tasks.labels import labels_as_lists
 
 Vectorise = Callable[[list[str]], np.ndarray]
 
@@ -84,7 +86,11 @@ def evaluate(vectorise: Vectorise) -> tuple[dict[str, float], int]:
     model = Vectors(vectorise)
     # On busy cores the threads of k-means mostly spin: one thread is up to 60 times faster than two.
     with threadpool_limits(1):
-        result = mteb.evaluate(model, [task() for task in demo.TASKS.values()], cache=None, show_progress_bar=False)
+        tasks = [task() for task in demo.TASKS.values()]
+        with contextlib.ExitStack() as stack:
+            for task in tasks:
+                stack.enter_context(labels_as_lists(task))
+            result = mteb.evaluate(model, tasks, cache=None, show_progress_bar=False)
     return {task.task_name: task.get_score() for task in result.task_results}, model.n_texts
 
 

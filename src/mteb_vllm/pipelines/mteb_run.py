@@ -18,6 +18,7 @@ from mteb_vllm.results.locks import BusyError
 from mteb_vllm.results.lookup import copy_measured, read_measured, save_measured, save_shared_result, shared_result
 from mteb_vllm.results.record import Status, TaskOutcome
 from mteb_vllm.tasks import loading as data
+from mteb_vllm.tasks.labels import labels_as_lists
 from mteb_vllm.tasks.loading import Unit
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ def evaluate_loaded(
         while left:
             block = _next_block(left)
             try:
-                with data.restrict_to(task, block), _track_unit(task) as current:
+                with data.restrict_to(task, block), labels_as_lists(task), _track_unit(task) as current:
                     _evaluate(model, task, cache, folder)
                 done = block
             except Exception as error:

@@ -24,7 +24,7 @@ from mteb_vllm.preflight.command import check
 from mteb_vllm.progress import Progress
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.util.console import Console
-from mteb_vllm.wrappers import VllmEncoderReranker
+from mteb_vllm.wrappers import VllmCrossEncoderWrapper, VllmEncoderReranker
 
 pytestmark = pytest.mark.vllm
 
@@ -41,6 +41,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def reranker(small: list[str], minilm_args: dict[str, Any]) -> Any:
+    path = next(word.removeprefix("model.path=") for word in small if word.startswith("model.path="))
+    return VllmCrossEncoderWrapper(**(minilm_args | {"model": "test/bert", "path": path}))
+
+
+@pytest.fixture
+def stays_open(reranker: Any) -> None:
+    """Keep the engine of several runs open: a run closes an engine that it has opened itself."""
+    reranker.engine  # noqa: B018 - opens it if it is closed
+
+
 def one(folder: Path, *overrides: str) -> Any:
     record: Any = run([*overrides, f"results.dir={folder}"], show=False)
     return record
@@ -51,7 +63,8 @@ def predictions(folder: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> tuple[Path, Any]:
+def first(tmp_path_factory: pytest.TempPathFactory, small: list[str], reranker: Any) -> tuple[Path, Any]:
+    reranker.engine  # noqa: B018 - opens it
     folder = tmp_path_factory.mktemp("outputs")
     return folder, one(folder, *small)
 
@@ -85,16 +98,21 @@ def test_the_record_has_both_scores_the_gain_and_the_ceiling(first: tuple[Path, 
     assert result.parent.name == f"settings_{record.fingerprint}"
 
 
-def test_a_repeated_run_computes_nothing(first: tuple[Path, Any], small: list[str]) -> None:
+def test_a_repeated_run_computes_nothing(
+    first: tuple[Path, Any], small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, record = first
     before = predictions(folder)[0].stat().st_mtime_ns
-    again = one(folder, *small)
+    again: Any = run([*small, f"results.dir={folder}"])
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("first", "reranked", "gain", "ceiling", "possible"))
     assert again.tasks[0].status == "cached" and again.engine is None and again.fingerprint == record.fingerprint
     scores = [(task.main_score, task.first_stage, task.ceiling) for task in (*record.tasks, *again.tasks)]
     assert scores[0] == scores[1]
     assert predictions(folder)[0].stat().st_mtime_ns == before
 
 
+@pytest.mark.usefixtures("stays_open")
 def test_results_depend_on_top_k_first_stage_and_score_template(first: tuple[Path, Any], small: list[str]) -> None:
     folder, record = first
     template = "'score_template.template=\"{{ messages[0].content }} [SEP] {{ messages[1].content }}\"'".strip("'")
@@ -113,6 +131,7 @@ def test_results_depend_on_top_k_first_stage_and_score_template(first: tuple[Pat
         assert one(folder, *overrides, changed).tasks[0].status == "cached", other.overrides
 
 
+@pytest.mark.slow
 def test_the_demo_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record: Any = run(["experiment=rerank_demo", f"results.dir={tmp_path}"])
     text = capsys.readouterr().out
