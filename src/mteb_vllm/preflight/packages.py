@@ -37,7 +37,7 @@ def package_mistakes() -> list[Mistake]:
 
 
 def slurm_mistakes(swept: bool) -> list[Mistake]:
-    """Return what keeps a command from being run as jobs of SLURM.
+    """Return the reasons why a command cannot be run as jobs of SLURM here.
 
     Args:
         swept: Whether it is a sweep.

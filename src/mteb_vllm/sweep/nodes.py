@@ -36,7 +36,7 @@ _LOOK_EVERY, _LAST_WORDS = 0.3, 2.0
 
 @dataclass(frozen=True)
 class Node:
-    """What a node is like, as seen by a job.
+    """A node, as seen by a job.
 
     Attributes:
         name: Its host name.
@@ -50,7 +50,7 @@ class Node:
 
 
 def examine_node(cluster: Cluster, folder: Path, roots: Sequence[Path], show: Callable[[str], object]) -> Node:
-    """Return what the nodes are like, from a small job, which also tests whether locks of results stores hold there.
+    """Return a node as seen by a small job, which also tests whether locks of results stores hold there.
 
     Args:
         cluster: The cluster.

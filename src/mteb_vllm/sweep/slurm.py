@@ -59,7 +59,7 @@ _ENDED: Mapping[str, Kind | None] = {
     "BOOT_FAIL": "node_down", "LAUNCH_FAILED": "node_down",
 }  # fmt: skip
 
-# What SLURM writes into a job's output when the job uses more memory than it has.
+# Text that SLURM adds to a job's output when the job uses more memory than it has.
 _OVER_MEMORY = re.compile(r"slurmstepd.*(exceeded .*memory limit|oom.kill)", re.IGNORECASE)
 
 # The state of a job that SLURM no longer lists.
@@ -90,7 +90,7 @@ class JobState:
 
 
 class Cluster:
-    """Submits jobs, and asks for their states; every method may be called from any thread.
+    """Submits jobs, and queries their states; every method may be called from any thread.
 
     Args:
         settings: The launcher's settings.
@@ -114,7 +114,7 @@ class Cluster:
         """Submit a job; return its id.
 
         Args:
-            function: What it runs: a function of a module.
+            function: The function of a module that it runs.
             arguments: The function's arguments.
             folder: The folder for its script and its log.
             gpus: The number of its GPUs.
@@ -181,7 +181,7 @@ class Cluster:
         listed = {job: JobState(name, reason) for job, name, reason in rows}
         for job in open_jobs:
             found = listed.get(job)
-            # What has ended is listed for a few minutes only, and without its exit status.
+            # Jobs that have ended are listed for a few minutes only, and without their exit status.
             if found is None or found.ended:
                 found = _ended_state(job) or found
             if found is not None:

@@ -31,7 +31,7 @@ class Supervisor:
         folder: The sweep's folder.
         view: The live view.
         summary: The sweep's summary, which is updated.
-        slots: What groups that run at the same time share.
+        slots: The resources that groups which run at the same time share.
         host: Where child processes run.
         point_timeout: Time limit for a point in seconds; None for no limit.
         max_leftover_mb: Memory in MB that a closed engine may leave allocated before its process is replaced.

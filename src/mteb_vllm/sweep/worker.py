@@ -178,7 +178,7 @@ class Worker:
         outcomes: The outcomes that it adds to.
         view: The live view.
         context: Hydra's context.
-        process: What the child for points without an engine is started for: the first engine's `EngineSpec.process`.
+        process: The `EngineSpec.process` of the first engine, for which a child for points without an engine is started.
         point_timeout: Time limit for a point in seconds; None for no limit.
         max_leftover_mb: Memory in MB that a closed engine may leave allocated before its process is replaced.
     """
