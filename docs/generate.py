@@ -314,12 +314,15 @@ def configuration(conf: Path) -> str:
             for name in ("vllm", "vllm_cpu", "sentence_transformers"):
                 out += [f"### Values of engine={name}\n", values_table(read(folder / f"{name}.yaml"))]
     out += _pipelines(conf)
-    launcher = read(conf / "hydra" / "launcher" / "engine_grouped.yaml")
+    launchers = {name: read(conf / "hydra" / "launcher" / f"{name}.yaml") for name in ("engine_grouped", "slurm")}
     folders = ", ".join(f"`hydra.{kind}.dir` is {code(main.values['hydra'][kind]['dir'])}" for kind in ("run", "sweep"))
     out += [
         "## hydra\n",
-        f"{markdown(launcher.head)}\n",
-        keys_table(keys(launcher, "hydra.launcher", schema.LauncherConfig)),
+        f"{markdown(launchers['engine_grouped'].head)}\n",
+        keys_table(keys(launchers["engine_grouped"], "hydra.launcher", schema.LauncherConfig)),
+        "### hydra/launcher=slurm\n",
+        f"{markdown(launchers['slurm'].head)}\n",
+        keys_table(keys(launchers["slurm"], "hydra.launcher", schema.SlurmConfig)),
         f"The folders of runs and sweeps: {folders}.\n",
         "## experiment\n",
         _experiments(conf),

@@ -259,6 +259,7 @@ def test_every_key_of_the_schema_is_in_the_reference() -> None:
         "hydra.launcher": schema.LauncherConfig,
     }  # fmt: skip
     keys = [f"{name}.{field.name}" for name, cls in sections.items() for field in fields(cls)]
+    keys += [f"hydra.launcher.{field.name}" for field in fields(schema.SlurmConfig)]
     keys += [field.name for field in fields(schema.RunConfig) if field.name in ("runs", "retry_failed", "dry_run")]
     assert [key for key in keys if f"| `{key}` |" not in page and not key.endswith("from_model")] == []
     for path in schema.conf_dir().rglob("*.yaml"):

@@ -8,6 +8,7 @@ import importlib
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ ROOT = Path(__file__).parents[1]
 PLACEHOLDERS = re.compile(
     r"org/name|0123abc|/folder|/elsewhere|/results/of/others|FOLDER|FIELD|NAME|mine\.jinja|\.\.\.|VLLM_X|my_package\.templates"
 )
+# Keys of the launcher for SLURM.
+OF_SLURM = "partition|account|time|gpus|cpus|memory|modules|setup|max_jobs|additional_parameters"
 # What an override is checked together with, where a plain run does not have its key.
 HOMES = {
     r"pipeline=rerank|pipeline\.(top_k|scoring)": (
@@ -56,6 +59,10 @@ HOMES = {
         "engine.seed=choice(0,1)",
     ),
     r"pipeline=report|pipeline\.dir": ("pipeline=report", "runs=outputs"),
+    rf"'?\+?hydra\.launcher\.({OF_SLURM})|hydra/launcher=slurm": (
+        "-m",
+        "hydra/launcher=slurm",
+    ),
     r"score_template|.*model\.kind=cross_encoder": ("model=ms_marco_minilm", "pipeline=rerank", "tasks=demo_retrieval"),
 }
 INCOMPLETE = ("group=file", "group.field=value")
@@ -145,7 +152,15 @@ def test_there_are_commands_to_try() -> None:
 
 
 def is_ours(mistake: Mistake) -> bool:
-    """Whether a mistake is the command's, and not that of a machine without these models, or of a placeholder."""
+    """Whether a mistake is the command's, and not that of a machine without what it needs, or of a placeholder."""
+    if mistake.key in ("submitit", "hydra/launcher") and mistake.code == "not_installed":
+        return False
+    if mistake.key in ("hydra.launcher.devices", "hydra.launcher.workers") and (
+        "finds no GPU here" in mistake.what or "needs a core" in mistake.what
+    ):
+        return False
+    if "submitit_local" in mistake.where and not any(metadata.distributions(name="hydra-submitit-launcher")):
+        return False
     absent = (
         "is not in the local cache",
         "there is no folder",

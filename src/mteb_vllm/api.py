@@ -89,14 +89,16 @@ def execute(
     from mteb_vllm.engines.base import close_engines
     from mteb_vllm.results.search import Search
     from mteb_vllm.sweep.job import Job
-    from mteb_vllm.sweep.launcher import register
+    from mteb_vllm.sweep.launcher import known_device, register
     from mteb_vllm.sweep.planning import plan_points
+    from mteb_vllm.util.machine import assume_device
 
     if is_report(points[0].config):
         return report(points[0], console)
-    planned = plan_points(points)
     if any(point.config.dry_run for point in points):
-        return dry_run(planned, console, points[0])
+        with assume_device(known_device(points)):
+            return dry_run(plan_points(points), console, points[0])
+    planned = plan_points(points)
     searched, tolerance = points[0].searched, points[0].config.report.score_tolerance
     job = Job(console, planned, search=Search(searched, tolerance) if searched else None, since=since)
     register()

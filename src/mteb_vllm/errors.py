@@ -10,6 +10,7 @@ MtebVllmError
 ├── StorageError          a disk is full, or a folder is not writable
 ├── DataError             a task's data cannot be loaded
 ├── LockError             the results store cannot be locked
+├── JobError              a job cannot be submitted to SLURM, or cannot run there
 ├── PartialResultError    some subsets of a task failed; the results of the others are stored
 ├── TemplateError         a score template does not fit the model's tokenizer, or a callable template cannot be imported
 ├── MeasureError          a measurement is not possible: texts of such a length, or such tasks, are not available
@@ -185,6 +186,10 @@ class MeasureError(MtebVllmError):
 
 class LockError(MtebVllmError, OSError):
     """The results store cannot be locked, so nothing may be written to it."""
+
+
+class JobError(MtebVllmError):
+    """A job cannot be submitted to SLURM, or cannot run on its nodes."""
 
 
 class NonFiniteError(MtebVllmError, ArithmeticError):

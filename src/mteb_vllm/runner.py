@@ -295,7 +295,7 @@ def _embedding_cache(config: RunConfig) -> EmbeddingCache | None:
     use = config.embedding_cache.use
     if use == "never" or (use == "auto" and config.results.reuse == "none"):
         return None
-    return EmbeddingCache(Path(config.results.dir), config.embedding_cache.max_bytes)
+    return EmbeddingCache(Path(config.embedding_cache.dir or config.results.dir), config.embedding_cache.max_bytes)
 
 
 def _run(

@@ -13,6 +13,7 @@ from mteb_vllm import errors
 from mteb_vllm.results import failures
 from mteb_vllm.results.digests import write_note
 from mteb_vllm.results.failures import (
+    Ending,
     Failure,
     Kind,
     add_log,
@@ -87,7 +88,7 @@ def test_the_kind_of_an_exception(error: BaseException, task: str | None, kind: 
 )  # fmt: skip
 def test_the_kind_of_a_process_that_ends(status: int, log: list[str], task: str | None, kind: str) -> None:
     phase, doing = (Phase.ENCODING, "at queries of STS12") if task else (Phase.OPENING_ENGINE, "opening vLLM: org/name")
-    failure = failure_from_exit(status, phase, doing, log, task)
+    failure = failure_from_exit(Ending(status), phase, doing, log, task)
     assert failure.phase is phase
     assert (failure.kind, failure.log) == (kind, log) and failure.advice
     assert doing in str(failure)

@@ -116,8 +116,9 @@ def test_each_value_is_checked(overrides: list[str], expected: str) -> None:
         ([*SPEED, SIZES, "embedding_cache.use=always"], "a cached embedding has no speed"),
         (
             [*SPEED, SIZES, "report.score_tolerance=0.1", "hydra/launcher=basic"],
-            "only hydra/launcher=engine_grouped runs",
+            "only hydra/launcher=engine_grouped or slurm runs",
         ),
+        ([*SPEED, SIZES, "hydra.launcher.workers=2"], "a search for speed runs one at a time"),
     ],
 )
 def test_settings_of_a_search_are_checked(overrides: list[str], expected: str) -> None:

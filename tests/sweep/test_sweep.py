@@ -6,6 +6,7 @@ own, hangs.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from mteb_vllm.preflight.command import check
 from mteb_vllm.sweep import child, process
 from mteb_vllm.sweep.messages import Activity, PointFailed, RunPoint, TaskProgress
 from mteb_vllm.sweep.planning import plan_points
-from mteb_vllm.sweep.supervisor import _StepState
+from mteb_vllm.sweep.worker import _StepState
 from mteb_vllm.util.phase import Phase
 from tiny_models import tiny_overrides
 
@@ -146,6 +148,70 @@ def test_a_fault_in_one_point_does_not_affect_others(
     nothing_is_left(tmp_path / "out")
 
 
+def on_cores(folder: Path) -> str:
+    """Return the start code of a child that notes the cores it runs on, in a file of the folder."""
+    note = (
+        f"import os, pathlib; pathlib.Path({str(folder)!r}, str(os.getpid())).write_text(repr(os.sched_getaffinity(0)))"
+    )
+    return process.START.replace("from mteb_vllm.sweep.child", f"{note}\nfrom mteb_vllm.sweep.child")
+
+
+TWO_WORKERS = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="NOT TESTED: two workers need two cores")
+
+
+@TWO_WORKERS
+@pytest.mark.slow
+def test_two_workers_divide_the_cores_and_give_the_same_results(
+    control: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cores").mkdir()
+    monkeypatch.setattr(process, "START", on_cores(tmp_path / "cores"))
+    records = sweep(tmp_path / "out", "hydra.launcher.workers=2")
+    assert [record.point for record in records] == [0, 1, 2, 3] and statuses(records) == ["computed"] * 4
+    assert [record.scores for record in records] == [record.scores for record in control]
+    assert [record.fingerprint for record in records] == [record.fingerprint for record in control]
+    about = summary_of(records)
+    assert (about["engines_opened"], about["children"]) == (2, 2)
+    first, second = (ast.literal_eval(file.read_text()) for file in (tmp_path / "cores").iterdir())
+    assert first | second == os.sched_getaffinity(0) and not first & second
+    began = [datetime.fromisoformat(records[at].started).timestamp() for at in (0, 2)]
+    assert began[1] < began[0] + records[0].seconds + records[1].seconds, (
+        "the second engine opens before the first is done"
+    )
+    again = sweep(tmp_path / "out", HERE)
+    assert statuses(again) == ["cached"] * 4
+    nothing_is_left(tmp_path / "out")
+
+
+@TWO_WORKERS
+def test_two_workers_run_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    axes = ["engine=sentence_transformers", "engine.batch_size=16,32"]
+    (tmp_path / "cores").mkdir()
+    monkeypatch.setattr(process, "START", on_cores(tmp_path / "cores"))
+    records = sweep(tmp_path / "out", "hydra.launcher.workers=2", axes=axes)
+    assert [record.point for record in records] == [0, 1] and statuses(records) == ["computed"] * 2
+    assert records[0].scores == records[1].scores, "batch_size changes no score here"
+    assert summary_of(records)["children"] == 2
+    first, second = (ast.literal_eval(file.read_text()) for file in (tmp_path / "cores").iterdir())
+    assert first | second == os.sched_getaffinity(0) and not first & second
+    began = [datetime.fromisoformat(record.started).timestamp() for record in records]
+    assert abs(began[1] - began[0]) < min(record.seconds for record in records)
+    nothing_is_left(tmp_path / "out")
+
+
+@TWO_WORKERS
+@pytest.mark.slow
+def test_a_fault_in_one_of_two_workers(control: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "START", faults.start("killed", "encoding", 2, tmp_path / "happened"))
+    records = sweep(tmp_path / "out", "hydra.launcher.workers=2")
+    assert [[failure.kind for failure in record.failures] for record in records] == [[], [], ["killed"], []]
+    assert [records[at].scores for at in (0, 1, 3)] == [control[at].scores for at in (0, 1, 3)]
+    assert summary_of(records)["children"] == 3
+    again = sweep(tmp_path / "out", "hydra.launcher.workers=2")
+    assert statuses(again) == ["cached", "cached", "computed", "cached"]
+    nothing_is_left(tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_an_engine_that_never_opens_is_tried_twice_and_others_still_run(tmp_path: Path) -> None:
     axes = ["engine.gpu_memory_utilization=1.0,0.3", "+prompts.Classification=a,b,c"]
@@ -208,16 +274,17 @@ def test_a_point_that_cannot_start_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_waiting_for_another_run_does_not_count_towards_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([1.0, 2.0, 62.0])
+    clock = iter([0.0, 1.0, 2.0, 62.0, 69.0, 71.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     running = _StepState()
     running.update(TaskProgress("STS12", Phase.ENCODING, "texts", 1, 2))
     assert (running.doing, running.task, running.waits_since) == ("working on STS12 (texts)", "STS12", None)
     running.update(Activity(Phase.WAITING, "Waiting for another run that computes STS12"))
-    assert running.waits_since == 2.0
+    assert running.waits_since == 2.0 and not running.is_overdue(10.0)
     running.update(Activity(Phase.OPENING_ENGINE, "Opening vLLM: org/name"))
     assert (running.waited, running.waits_since) == (60.0, None)
     assert (running.doing, running.task) == ("opening vLLM: org/name", None)
+    assert [running.is_overdue(10.0), running.is_overdue(10.0), running.is_overdue(None)] == [False, True, False]
 
 
 @pytest.mark.slow
@@ -278,6 +345,22 @@ def test_a_terminated_sweep_lists_what_is_not_done_and_can_be_resumed(tmp_path: 
     assert statuses(again)[0] == "cached" and [record.scores for record in again] == [
         record.scores for record in control
     ]
+    nothing_is_left(tmp_path / "out")
+
+
+@TWO_WORKERS
+@pytest.mark.slow
+def test_ctrl_c_ends_all_workers(tmp_path: Path, control: Any) -> None:
+    running = command(tmp_path / "out", *AXES, "hydra.launcher.workers=2")
+    for point in (0, 2):
+        wait_for(f"sweeps/*/*/{point}/mteb_vllm.log", tmp_path / "out", "opened in")
+    family = psutil.Process(running.pid).children(recursive=True)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGINT and "Traceback" not in err
+    assert "Not done:" in out and not [one for one in family if one.is_running()]
+    again = sweep(tmp_path / "out")
+    assert [record.scores for record in again] == [record.scores for record in control]
     nothing_is_left(tmp_path / "out")
 
 

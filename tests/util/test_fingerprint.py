@@ -36,7 +36,7 @@ def of(spec: EngineSpec = SPEC, prompts: Prompts = PROMPTS) -> str:
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Clear the caches of machine properties before and after a test."""
-    caches = (machine.versions, machine.device, machine._gpus, catalogue.vllm_catalogue)
+    caches = (machine.versions, machine._own_device, machine._gpus, catalogue.vllm_catalogue)
     for cached in caches:
         cached.cache_clear()
     yield

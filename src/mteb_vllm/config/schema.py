@@ -178,6 +178,7 @@ class EmbeddingCacheConfig(_Strict):
     """Whether embeddings are cached on disk, and how much space they may take; see `conf/config.yaml`."""
 
     use: Literal["auto", "always", "never"] = "auto"
+    dir: str | None = None
     max_bytes: PositiveInt = 10_000_000_000
 
 
@@ -197,6 +198,25 @@ class LauncherConfig(_Strict):
 
     point_timeout: Positive | None = None
     max_leftover_mb: Positive = 2000
+    devices: Annotated[list[Name], _OneOrMore] | None = None
+    workers: PositiveInt | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmConfig(_Strict):
+    """How the points of a sweep are run as jobs of SLURM; see `conf/hydra/launcher/slurm.yaml`."""
+
+    partition: str | None = None
+    account: Name | None = None
+    time: PositiveInt = 60
+    gpus: NotNegativeInt | None = None
+    cpus: PositiveInt | None = None
+    memory: Name | None = None
+    modules: Names = field(default_factory=list)
+    setup: Names = field(default_factory=list)
+    max_jobs: PositiveInt | None = None
+    additional_parameters: dict[str, Any] = field(default_factory=dict)
+    point_timeout: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,6 @@ _CHOICES = {
 }
 
 
-@functools.cache
 def pick_preset(preset: str) -> str:
     """Return the name of a preset, with `auto` resolved for this machine."""
     if preset != "auto":

@@ -13,8 +13,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from psutil import Process
 
+# The environment variable that limits the memory of an engine in a process that shares this machine's with others: the
+# largest fraction that it may take. Its effect is not part of any fingerprint, since it changes no result.
+LIMIT_VARIABLE = "MTEB_VLLM_MEMORY_LIMIT"
+
 # Resident memory before the first engine was opened, imports included.
 _baseline_mb: float | None = None
+
+
+def within_limit(fraction: float) -> float:
+    """Return a fraction of the memory, or the largest one that this process may take."""
+    return min(fraction, float(os.environ.get(LIMIT_VARIABLE) or 1.0))
 
 
 def reset_peak_memory(processes: Sequence[Process] = ()) -> None:

@@ -35,13 +35,13 @@ from mteb_vllm.engines.ray_cluster import (
     place,
 )
 from mteb_vllm.engines.replica_process import Command, Event, start_process
-from mteb_vllm.engines.shares import Share, share_of_cores, single, split
+from mteb_vllm.engines.shares import Share, share_of_cores, single
 from mteb_vllm.errors import EngineStartError, ModelError
 from mteb_vllm.models.files import Model, find_model
 from mteb_vllm.util.child_process import ChildProcess
 from mteb_vllm.util.digest import folder_digest
 from mteb_vllm.util.fingerprint import is_ignored_variable
-from mteb_vllm.util.machine import cores, device, versions
+from mteb_vllm.util.machine import cores, device, split, versions
 
 if TYPE_CHECKING:
     from ray import ObjectRef

@@ -32,6 +32,7 @@ from mteb_vllm.engines.base import (
 )
 from mteb_vllm.results.failures import ENGINE_DIED
 from mteb_vllm.util.child_process import ChildProcess, connect
+from mteb_vllm.util.machine import on_cores
 from mteb_vllm.util.masking import register, watch_environment
 from mteb_vllm.util.quiet import quiet_libraries
 
@@ -143,25 +144,8 @@ def start_process(log: Path, env: Mapping[str, str], cores: Sequence[int]) -> Ch
         env: Its environment variables.
         cores: Ids of the cores that it runs on; empty: all.
     """
-    with _on_cores(cores):
+    with on_cores(cores):
         return ChildProcess(START, log, env)
-
-
-@contextlib.contextmanager
-def _on_cores(chosen: Sequence[int]) -> Iterator[None]:
-    """Start processes on these cores inside the block: a process inherits the cores of the thread that starts it.
-
-    The threading runtime counts them when it is loaded, which may be before the first line of Python.
-    """
-    if not chosen or not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, chosen)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def main(orders: int, lifeline: int) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from mteb_vllm.engines.arguments import gpus_per_engine
 from mteb_vllm.engines.base import EngineSpec
-from mteb_vllm.util.machine import cores, visible_gpus
-
-T = TypeVar("T")
+from mteb_vllm.engines.memory import within_limit
+from mteb_vllm.util.machine import cores, split, visible_gpus
 
 # vLLM's own default of `gpu_memory_utilization`.
 _MEMORY = 0.92
@@ -65,13 +64,8 @@ def share_of_cores(spec: EngineSpec, part: Sequence[int], sharing: int) -> Share
     return Share(single(spec, bound if own_cores else {}, sharing), own_cores)
 
 
-def split(items: Sequence[T], count: int) -> list[Sequence[T]]:
-    """Divide items into contiguous parts of about the same size."""
-    return [items[len(items) * at // count : len(items) * (at + 1) // count] for at in range(count)]
-
-
 def single(spec: EngineSpec, env: Mapping[str, str], sharing: int) -> EngineSpec:
     """Return the specification of one replica, whose memory is shared by so many."""
-    memory = float(spec.args.get("gpu_memory_utilization") or _MEMORY) / sharing
+    memory = within_limit(float(spec.args.get("gpu_memory_utilization") or _MEMORY)) / sharing
     args = dict(spec.args) if sharing == 1 else {**spec.args, "gpu_memory_utilization": memory}
     return replace(spec, args=args, env={**env, **spec.env}, replicas=1, ray_address=None)

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Its own default of `gpu_memory_utilization`.
+_MEMORY = 0.92
+
 INSTALL = (
     "vLLM is not installed. For a GPU: pip install 'mteb-vllm[cuda]'. "
     "For a CPU: uv pip install --torch-backend=cpu 'mteb-vllm[cpu]' (from a checkout: make install)."
@@ -363,6 +366,8 @@ def load(spec: EngineSpec) -> VllmEngine:
     guard_llvmlite()
     memory.record_baseline()
     args = dict(spec.args)
+    if (fraction := args.get("gpu_memory_utilization")) is not None or memory.LIMIT_VARIABLE in os.environ:
+        args["gpu_memory_utilization"] = memory.within_limit(float(fraction or _MEMORY))
     try:
         if (pooler := _pooler_config(spec)) is not None:
             args["pooler_config"] = pooler

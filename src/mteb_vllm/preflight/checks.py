@@ -71,6 +71,8 @@ def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> tuple[Pi
         what = "is only used by pipeline=report"
         mistakes.append(Mistake("runs", what, "Add: pipeline=report", code="conflict"))
     mistakes += folder_mistakes("results.dir", config.results.dir, "results")
+    if config.embedding_cache.dir is not None:
+        mistakes += folder_mistakes("embedding_cache.dir", config.embedding_cache.dir, "embeddings")
     return parts, mistakes
 
 

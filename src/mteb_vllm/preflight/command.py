@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.global_hydra import GlobalHydra
@@ -33,6 +33,7 @@ from mteb_vllm.config.schema import (
     LauncherConfig,
     RunConfig,
     SearchConfig,
+    SlurmConfig,
     build,
     compose_config,
     composer,
@@ -48,22 +49,30 @@ from mteb_vllm.errors import Code, ConfigError, MissingPackageError, Mistake
 from mteb_vllm.models.files import clear_model_cache
 from mteb_vllm.pipelines.factory import PipelineParts, is_report
 from mteb_vllm.preflight.checks import check_config, folder_mistakes
+from mteb_vllm.preflight.devices import device_mistakes, engine_size_mistakes
 from mteb_vllm.preflight.discovery import with_fields
 from mteb_vllm.preflight.hydra import (
+    LOCAL_LAUNCHER,
     MISSING_SEARCH,
     SEARCH_SWEEPER,
+    SLURM_LAUNCHER,
     has_outside_references,
     hydra_mistakes,
     missing_search_mistakes,
     search_path_mistakes,
     secret_name_mistakes,
 )
-from mteb_vllm.preflight.packages import package_mistakes
+from mteb_vllm.preflight.packages import package_mistakes, slurm_mistakes
 from mteb_vllm.util.masking import find_secrets, in_engine, mask, protect, register_fields, register_written
 from mteb_vllm.util.shell import keep_prefixes, suggest
 
-# The class of the launcher `engine_grouped`.
-_GROUPED = ".EngineGroupedLauncher"
+_Settings = TypeVar("_Settings")
+
+# The settings of each launcher that opens an engine once for all points that share it.
+_LAUNCHERS: dict[str, type[LauncherConfig | SlurmConfig]] = {
+    LOCAL_LAUNCHER: LauncherConfig,
+    SLURM_LAUNCHER: SlurmConfig,
+}
 
 # The exceptions that Hydra raises for malformed files.
 _NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError)
@@ -112,8 +121,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         CatalogueError: if mteb or vLLM is installed, but cannot be read.
     """
     warm()
-    clear_model_cache()
-    clear_cluster_cache()
+    _clear_caches()
     register_written(overrides)
     points = []
     with composer(config_dir):
@@ -129,7 +137,8 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         search = composition.searches and swept
         sampler = composition.sampler if search else None
         axes, unreadable = _axes([*composition.axes, *parsed] if swept else parsed, swept, sampler)
-        mistakes += [*_shadowed_files(config_dir), *composition.mistakes, *unreadable]
+        launcher, unlaunched = _launcher(composition, swept)
+        mistakes += [*_shadowed_files(config_dir), *composition.mistakes, *unreadable, *unlaunched]
         typed = {override.key_or_group: _prefix(override) for override in parsed}
         combinations = _one_by_one(axes) if search else itertools.product(*(axis.values for axis in axes))
         for overrides_of_point in combinations:
@@ -139,7 +148,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
                 with keep_prefixes(typed):
                     broken = unread | {mistake.section for mistake in found}
                     made, of_point = check_config(config, broken=broken)
-                found += of_point
+                found += of_point or _size_mistakes(launcher, config, made)
                 shown = tuple(mask(_text(one)) for one in overrides_of_point)
                 point = Point(shown, config, swept, made)
                 if swept and composed is not None and not (mistakes or found):
@@ -164,6 +173,11 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
     if mistakes:
         raise ConfigError(mistakes)
     return points
+
+
+def _clear_caches() -> None:
+    clear_model_cache()
+    clear_cluster_cache()
 
 
 def register_secrets(overrides: Sequence[str], *, config_dir: str | None = None) -> None:
@@ -245,11 +259,15 @@ def _search_mistakes(point: Point, composition: _Composition) -> Iterator[Mistak
         if config.embedding_cache.use == "always":
             what = "a search for speed has to compute every point, since a cached embedding has no speed"
             yield Mistake("embedding_cache.use", what, "Leave it out.", value="always", code="conflict")
+    launcher = composition.launcher
+    if objective == "texts_per_second" and isinstance(launcher, LauncherConfig) and (launcher.workers or 1) > 1:
+        what = "engines that run side by side slow each other down, so a search for speed runs one at a time"
+        yield Mistake("hydra.launcher.workers", what, "Leave it out.", value=f"{launcher.workers}", code="conflict")
     if tolerance is not None and objective == "mean":
         what = "is only for searches for speed; with report.objective=mean, the search already prefers the higher score"
         yield Mistake("report.score_tolerance", what, "Leave it out.", value=f"{tolerance:g}", code="conflict")
     if tolerance is not None and not composition.grouped:
-        what = "compares with the default point, which only hydra/launcher=engine_grouped runs"
+        what = "compares with the default point, which only hydra/launcher=engine_grouped or slurm runs"
         yield Mistake("report.score_tolerance", what, value=f"{tolerance:g}", code="conflict")
 
 
@@ -259,10 +277,11 @@ class _Composition:
     Attributes:
         sweeps: Whether the configuration itself requests a sweep.
         searches: Whether its sweeper is a search, which chooses the points while it runs.
-        grouped: Whether its launcher is `engine_grouped`.
+        grouped: Whether its launcher is `engine_grouped` or `slurm`.
         sampler: The class of a search's sampler.
         axes: The configuration's own axes (`hydra.sweeper.params`).
         mistakes: The mistakes in Hydra's own settings.
+        launcher: The settings of that launcher; None with another one, or if they have mistakes.
     """
 
     def __init__(self, overrides: Sequence[Override]) -> None:
@@ -270,6 +289,7 @@ class _Composition:
         self.sampler = ""
         self.axes: list[Override] = []
         self.mistakes: list[Mistake] = []
+        self.launcher: LauncherConfig | SlurmConfig | None = None
         # Valid overrides of Hydra's own settings; first those of the search path, which decides which files are found.
         self._fixed = [_text(override) for override in overrides if override.key_or_group == "hydra.searchpath"]
         self._options = functools.cache(lambda group: group_options(group, self._fixed))
@@ -289,8 +309,11 @@ class _Composition:
                 found = apply(override, config)
                 self.mistakes += found
                 self._fixed += [] if found else [_text(override)]
-        self.grouped = str(config.hydra.launcher.get("_target_")).endswith(_GROUPED)
-        self.mistakes += [*_launcher_mistakes(config.hydra.launcher), *_job_mistakes(config.hydra.job)]
+        if (settings := _LAUNCHERS.get(str(config.hydra.launcher.get("_target_")))) is not None:
+            self.grouped = True
+            self.launcher, found = _parse_settings(settings, config.hydra.launcher, "hydra.launcher")
+            self.mistakes += found
+        self.mistakes += _job_mistakes(config.hydra.job)
         if self.searches:
             self.mistakes += _sweeper_mistakes(config.hydra.sweeper)
             self.sampler = str((config.hydra.sweeper.get("sampler") or {}).get("_target_"))
@@ -579,15 +602,25 @@ def _composition_mistakes(error: Exception, choices: Sequence[Override]) -> list
     return undecoded or [Mistake("configuration", describe_error(error), code="syntax")]
 
 
-def _launcher_mistakes(launcher: DictConfig) -> list[Mistake]:
-    if not str(launcher.get("_target_")).endswith(_GROUPED):
-        return []  # a plugin's launcher, with its own settings
-    return _setting_mistakes(LauncherConfig, launcher, "hydra.launcher")
+def _launcher(composition: _Composition, swept: bool) -> tuple[LauncherConfig | None, list[Mistake]]:
+    """Return the settings of a launcher that divides this machine, and the mistakes of a launcher that cannot run here."""
+    launcher = composition.launcher
+    if isinstance(launcher, SlurmConfig):
+        return None, slurm_mistakes(swept)
+    mistakes = device_mistakes(launcher) if launcher is not None and swept else []
+    return launcher if swept and not mistakes else None, mistakes
+
+
+def _size_mistakes(launcher: LauncherConfig | None, config: RunConfig, pipeline: PipelineParts | None) -> list[Mistake]:
+    """Return the mistakes in a point's engines that a launcher has no room for; the point has no other mistakes."""
+    if launcher is None or pipeline is None or is_report(config):
+        return []
+    return engine_size_mistakes(launcher, config, pipeline)
 
 
 def _sweeper_mistakes(sweeper: DictConfig) -> list[Mistake]:
     """Return the mistakes in the settings of the sweeper `optuna`."""
-    mistakes = _setting_mistakes(SearchConfig, sweeper, "hydra.sweeper")
+    _, mistakes = _parse_settings(SearchConfig, sweeper, "hydra.sweeper")
     direction = getattr(sweeper.direction, "name", sweeper.direction)
     if direction != "maximize":
         way = "Add: hydra.sweeper.direction=maximize"
@@ -595,15 +628,15 @@ def _sweeper_mistakes(sweeper: DictConfig) -> list[Mistake]:
     return mistakes
 
 
-def _setting_mistakes(cls: type[LauncherConfig | SearchConfig], node: DictConfig, where: str) -> list[Mistake]:
+def _parse_settings(cls: type[_Settings], node: DictConfig, where: str) -> tuple[_Settings | None, list[Mistake]]:
+    """Return Hydra's own settings of a launcher or sweeper, None if they have mistakes, and the mistakes."""
     try:
         values: Any = OmegaConf.to_container(node, resolve=True)
-        build(cls, {key: value for key, value in values.items() if key != "_target_"}, where)
+        return build(cls, {key: value for key, value in values.items() if key != "_target_"}, where), []
     except ConfigError as error:
-        return list(error.mistakes)
+        return None, list(error.mistakes)
     except OmegaConfBaseException as error:
-        return [Mistake(where, describe_error(error))]
-    return []
+        return None, [Mistake(where, describe_error(error))]
 
 
 def _job_mistakes(job: DictConfig) -> Iterator[Mistake]:

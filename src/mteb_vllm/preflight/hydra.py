@@ -25,8 +25,9 @@ from mteb_vllm.errors import Mistake
 from mteb_vllm.util.masking import MaskingFormatter, mask
 from mteb_vllm.util.quiet import LogFile
 
-# Registered with Hydra when a sweep starts.
-_OWN_LAUNCHER = "hydra_plugins.mteb_vllm.EngineGroupedLauncher"
+# Registered with Hydra when a sweep starts: the launcher for this machine, and the one for SLURM.
+LOCAL_LAUNCHER = "hydra_plugins.mteb_vllm.EngineGroupedLauncher"
+SLURM_LAUNCHER = "hydra_plugins.mteb_vllm.SlurmLauncher"
 
 # The sweeper of `hydra/sweeper=optuna`.
 SEARCH_SWEEPER = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
@@ -47,7 +48,7 @@ def hydra_mistakes(hydra: DictConfig) -> list[Mistake]:
     installed = Plugins.instance().class_name_to_class
     for part, kind in (("launcher", Launcher), ("sweeper", Sweeper)):
         target = _value(hydra[part], "_target_")
-        if target != _OWN_LAUNCHER and not issubclass(installed.get(str(target), object), kind):
+        if target not in (LOCAL_LAUNCHER, SLURM_LAUNCHER) and not issubclass(installed.get(str(target), object), kind):
             mistakes.append(
                 Mistake(
                     f"hydra.{part}._target_", f"is not an installed {part}", _WAY, value=f"{target}", code="refused"

@@ -1,9 +1,11 @@
-"""Find installed packages that do not work together, from their metadata alone."""
+"""Find packages that are missing or do not work together, without importing them."""
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import re
+import shutil
 from importlib import metadata
 
 from mteb_vllm.errors import Mistake
@@ -32,6 +34,27 @@ def package_mistakes() -> list[Mistake]:
     uninstall = "uv pip uninstall" if (vision.read_text("INSTALLER") or "").strip() == "uv" else "pip uninstall -y"
     way = f"Text models do not need it. Remove it: {uninstall} torchvision"
     return [Mistake(f"torchvision {vision.version}", what, way, code="conflict")]
+
+
+def slurm_mistakes(swept: bool) -> list[Mistake]:
+    """Return the reasons why a command cannot be run as jobs of SLURM here.
+
+    Args:
+        swept: Whether it is a sweep.
+    """
+    mistakes = []
+    if not swept:
+        what = "only sweeps are run as jobs"
+        way = "Make it a sweep: add -m."
+        mistakes.append(Mistake("hydra/launcher", what, way, value="slurm", code="conflict"))
+    if importlib.util.find_spec("submitit") is None:
+        what, way = "is required for hydra/launcher=slurm", "Install it: pip install 'mteb-vllm[slurm]'"
+        mistakes.append(Mistake("submitit", what, way, code="not_installed"))
+    if missing := [name for name in ("sbatch", "squeue", "scontrol", "scancel", "srun") if shutil.which(name) is None]:
+        what = f"there is no {missing[0]} here"
+        way = "Run the command on a machine from which jobs are submitted, such as a login node."
+        mistakes.append(Mistake("hydra/launcher", what, way, value="slurm", code="not_installed"))
+    return mistakes
 
 
 def _pinned_torch(requirement: str) -> str | None:

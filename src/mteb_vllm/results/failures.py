@@ -13,7 +13,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mteb_vllm.errors import (
     DATA_ADVICE,
@@ -21,6 +21,7 @@ from mteb_vllm.errors import (
     EngineError,
     EngineStartError,
     FirstStageError,
+    JobError,
     MissingPackageError,
     ModelError,
     MtebVllmError,
@@ -42,6 +43,10 @@ Kind = Literal[
     "segmentation_fault",
     "crash",  # the process ended in another way
     "killed",  # by a signal from outside, such as the kernel's when memory runs out
+    "time_limit",  # a batch job reached its time limit
+    "cancelled",  # a batch job was cancelled
+    "node_down",  # the node of a batch job failed
+    "not_submitted",  # a batch job could not be submitted
     "timeout",  # longer than hydra.launcher.point_timeout
     "disk",  # a disk is full, or a folder is not writable
     "data",  # a task's data cannot be loaded
@@ -72,7 +77,7 @@ _LABELS: dict[Kind, str] = {
 # Failures after which the engine and its process can no longer be trusted.
 FATAL: tuple[Kind, ...] = (
     "out_of_memory_loading", "out_of_memory_encoding", "engine_start", "engine_died", "segmentation_fault", "crash",
-    "killed", "timeout",
+    "killed", "timeout", "time_limit", "cancelled", "node_down",
 )  # fmt: skip
 
 _ADVICE: dict[Kind, str] = {
@@ -85,6 +90,11 @@ _ADVICE: dict[Kind, str] = {
     "killed": "memory probably ran out, and the kernel killed the process (check dmesg): lower engine.max_num_seqs or "
     "engine.max_num_batched_tokens, or use a smaller dtype",
     "timeout": "see the log for the stack trace; allow more time with hydra.launcher.point_timeout, in seconds",
+    "time_limit": "allow more time with hydra.launcher.time, in minutes; the same command computes only what is missing",
+    "cancelled": "repeat the command, which computes only what is missing",
+    "node_down": "repeat the command, which computes only what is missing; if the same node fails again, leave it out: "
+    "+hydra.launcher.additional_parameters.exclude=NAME",
+    "not_submitted": "correct hydra.launcher, or wait until the queue accepts jobs, and repeat the command",
     "disk": "free space on that disk or fix the folder's permissions, or choose another folder with results.dir=...; then "
     "run the same command again, which computes only what is missing",
     "data": DATA_ADVICE,
@@ -104,7 +114,7 @@ _MEMORY = re.compile(
 )
 
 # Failures that have nothing to do with the settings, and are not stored.
-_TRANSIENT: tuple[Kind, ...] = ("interrupted", "disk")
+_TRANSIENT: tuple[Kind, ...] = ("interrupted", "disk", "cancelled", "node_down", "not_submitted")
 
 LOG_LINES = 20
 
@@ -209,29 +219,48 @@ def add_log(failure: Failure, lines: Sequence[str]) -> Failure:
     return replace(failure, log=list(lines))
 
 
+class Ending(NamedTuple):
+    """How a process ended.
+
+    Attributes:
+        status: Its exit status as in `subprocess`: if negative, the signal that ended it.
+        kind: The kind of the failure, if a batch system knows it; "out_of_memory_encoding" in any phase.
+        how: The same in words.
+    """
+
+    status: int
+    kind: Kind | None = None
+    how: str = ""
+
+
 def failure_from_exit(
-    status: int, phase: Phase, doing: str, log: Sequence[str] = (), task: str | None = None
+    ending: Ending, phase: Phase, doing: str, log: Sequence[str] = (), task: str | None = None
 ) -> Failure:
     """Return the failure for a process that ended.
 
     Args:
-        status: Its exit status as in `subprocess`: if negative, the signal that ended it.
+        ending: How it ended.
         phase: Its phase at the time.
         doing: The same in words, e.g. "opening vLLM".
         log: The last lines of its log.
         task: The current task.
     """
-    name = describe_exit(status)
-    kind: Kind = "crash"
+    kind = ending.kind or _kind_of_exit(ending.status, log)
+    if kind == "out_of_memory_encoding" and phase in (Phase.STARTING, Phase.IMPORTING, Phase.OPENING_ENGINE):
+        kind = "out_of_memory_loading"
+    died = "an engine process had died" if kind == "engine_died" else describe_exit(ending.status)
+    message = f"the process ended ({ending.how or died}) while {doing}"
+    return Failure(kind, message, task, list(log), _ADVICE[kind], phase=phase)
+
+
+def _kind_of_exit(status: int, log: Sequence[str]) -> Kind:
     if status == ENGINE_DIED:
-        name, kind = "an engine process had died", "engine_died"
-    elif status == -signal.SIGABRT and any(map(_MEMORY.search, log)):
-        kind = "out_of_memory_loading" if phase is Phase.OPENING_ENGINE else "out_of_memory_encoding"
-    elif status in (-signal.SIGSEGV, -signal.SIGBUS):
-        kind = "segmentation_fault"
-    elif status in (-signal.SIGKILL, -signal.SIGTERM):
-        kind = "killed"
-    return Failure(kind, f"the process ended ({name}) while {doing}", task, list(log), _ADVICE[kind], phase=phase)
+        return "engine_died"
+    if status == -signal.SIGABRT and any(map(_MEMORY.search, log)):
+        return "out_of_memory_encoding"
+    if status in (-signal.SIGSEGV, -signal.SIGBUS):
+        return "segmentation_fault"
+    return "killed" if status in (-signal.SIGKILL, -signal.SIGTERM) else "crash"
 
 
 def describe_exit(status: int) -> str:
@@ -357,6 +386,7 @@ def error_chain(error: BaseException) -> Iterator[BaseException]:
 _KINDS: tuple[tuple[type[BaseException], Kind], ...] = (
     (EngineStartError, "engine_start"),
     (EngineError, "engine_died"),
+    (JobError, "not_submitted"),
     (StorageError, "disk"),
     (DataError, "data"),
     (FirstStageError, "first_stage"),

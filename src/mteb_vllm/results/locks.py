@@ -28,6 +28,11 @@ class BusyError(Exception):
     """Another process holds the lock."""
 
 
+def lock_path(root: Path, name: str) -> Path:
+    """Return the file of a lock; for the arguments see `lock`."""
+    return root / ".locks" / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.lock"
+
+
 @contextmanager
 def lock(root: Path, name: str, *, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold a lock of a results store.
@@ -42,7 +47,7 @@ def lock(root: Path, name: str, *, wait: bool = True, on_wait: Callable[[], None
         BusyError: if the lock is held and `wait` is false.
         LockError: if the lock file cannot be written.
     """
-    path = root / ".locks" / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.lock"
+    path = lock_path(root, name)
     held = FileLock(path)
     try:
         clear_path(path, root)

@@ -15,8 +15,8 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from types import FrameType
+from typing import Protocol
 
 import psutil
 from hydra import version
@@ -60,6 +60,20 @@ logger = logging.getLogger(__name__)
 _SEND_EVERY = 0.2
 
 
+class Pipe(Protocol):
+    """The pipe to the sweep."""
+
+    def recv(self) -> Command:
+        """Return the next command.
+
+        Raises:
+            EOFError: if the sweep has ended.
+        """
+
+    def send(self, event: Event, /) -> None:
+        """Send an event."""
+
+
 def main(orders: int, lifeline: int) -> None:
     """Execute commands until the pipe closes.
 
@@ -67,24 +81,28 @@ def main(orders: int, lifeline: int) -> None:
         orders: File descriptor of the pipe to the sweep.
         lifeline: File descriptor of a pipe that closes when the sweep's process ends.
     """
-    pipe = connect(orders, lifeline)
+    with connect(orders, lifeline) as pipe:
+        serve(pipe)
+
+
+def serve(pipe: Pipe) -> None:
+    """Execute commands until the sweep ends or closes the pipe."""
     threading.Thread(target=exit_if_engine_dies, daemon=True).start()
     signal.signal(signal.SIGTERM, _stop)
-    with pipe:
-        try:
-            while True:
-                pipe.send(_execute(pipe.recv(), pipe))
-        except (EOFError, BrokenPipeError):
-            pass
-        except KeyboardInterrupt:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            _close_engines()
-            # End by the signal itself, so that the parent sees it in the exit status.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        while True:
+            pipe.send(_execute(pipe.recv(), pipe))
+    except (EOFError, BrokenPipeError):
+        pass
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _close_engines()
+        # End by the signal itself, so that the parent sees it in the exit status.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _execute(command: Command, pipe: Connection) -> Event:
+def _execute(command: Command, pipe: Pipe) -> Event:
     if isinstance(command, CloseEngines):
         return _close_engines()
     # Hydra will resolve the configuration again for its own files, so secrets have to be registered first.
@@ -146,7 +164,7 @@ def _run_first_stage(command: RunPoint, console: Console, progress: MakeProgress
 class _Relay(Progress):
     """Progress that is written to the point's own file and sent to the sweep."""
 
-    def __init__(self, console: Console, n_tasks: int, pipe: Connection) -> None:
+    def __init__(self, console: Console, n_tasks: int, pipe: Pipe) -> None:
         super().__init__(console, n_tasks)
         self._pipe = pipe
         self._last_sent = 0.0

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
+import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.errors import MtebVllmError
-from mteb_vllm.progress import MakeProgress, Progress
+from mteb_vllm.progress import MakeProgress, Progress, terminal
 from mteb_vllm.report.build import build_report
 from mteb_vllm.report.one_run import print_run
 from mteb_vllm.report.search import print_search
-from mteb_vllm.results.record import RunRecord
+from mteb_vllm.results.record import RunRecord, read_record
 from mteb_vllm.results.search import Search, objective_value
 from mteb_vllm.runner import PrefetchedFirstStage, run_config
 from mteb_vllm.sweep.planning import PlannedPoint
-from mteb_vllm.util.masking import find_secrets, mask, protect, register_fields, scrub, watch_environment
+from mteb_vllm.util.files import write_atomically
+from mteb_vllm.util.masking import (
+    find_secrets,
+    mask,
+    protect,
+    register,
+    register_fields,
+    registered,
+    scrub,
+    watch_environment,
+)
 from mteb_vllm.util.shell import command, override
 
 if TYPE_CHECKING:
@@ -41,6 +54,7 @@ class Job:
         search: The search, whose default is the only one of `points`; None in a sweep or a single run.
         compare_best: Measures the best point of a search against the default; set by the launcher, if it can do that.
         since: When the command started, by `time.time`.
+        returned: Where copies in other processes note the folders of their points; None as long as there is no copy.
     """
 
     console: Console
@@ -53,6 +67,16 @@ class Job:
     search: Search | None = None
     compare_best: Callable[[], None] | None = None
     since: float | None = None
+    returned: Path | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Job], tuple[object, ...]]:
+        """Return how to make a copy in another process, where the launcher of a plugin runs points."""
+        if self.returned is None:
+            self.returned = Path(self.points[0].config.results.dir).absolute() / f".returned-{uuid.uuid4().hex[:12]}"
+            self.returned.mkdir(parents=True)
+        # A plan may hold objects of the user's that cannot be pickled; the copy makes its own.
+        points = [replace(point, plan=None, composed=None) for point in self.points]
+        return _copy, (points, self.returned, registered())
 
     def __call__(self, cfg: Any) -> RunRecord | float | None:
         """Run the point that Hydra composed, and return its record, or the value of its objective if it has one."""
@@ -84,6 +108,8 @@ class Job:
             since=self.since if point is None else None,
         )
         self.records.append(record)
+        if self.returned is not None and point is not None:
+            write_atomically(self.returned / str(point), str(Path(record.output_dir).absolute()))
         if self.search is not None:
             return self.search.add(record)
         return record if record.objective is None else objective_value(record)
@@ -98,6 +124,21 @@ class Job:
         launched = tuple(map(str, overrides))
         return next((one for one in self.points if (one.number, one.launched) == (number, launched)), None)
 
+    def _add_returned(self) -> None:
+        """Add the records of points that copies in other processes have run."""
+        if self.returned is None:
+            return
+        done = {record.point for record in self.records}
+        for note in self.returned.iterdir():
+            if note.name.isdigit() and int(note.name) not in done:
+                with contextlib.suppress(OSError, ValueError):  # listed as not done
+                    record = read_record(Path(note.read_text(encoding="utf-8"), "run.json"))
+                    self.records.append(record)
+                    if self.search is not None:
+                        self.search.add(record)
+        self.records.sort(key=lambda record: record.point or 0)
+        shutil.rmtree(self.returned, ignore_errors=True)
+
     @property
     def failed(self) -> bool:
         """Whether the report or a point failed; of a search, the report or all of the points that it chose."""
@@ -107,6 +148,7 @@ class Job:
 
     def end_sweep(self) -> None:
         """Write the report of a sweep next to the points' folders, and list the points that were not run."""
+        self._add_returned()
         records = sorted(self.records, key=lambda record: record.point or 0)
         done = {record.point for record in records}
         missing = [str(at) for at in range(len(self.points)) if at not in done]
@@ -134,6 +176,12 @@ class Job:
         if missing:
             text = f"Not done: {len(missing)} of {len(self.points)} points ({', '.join(missing)})."
             self.console.print_line(f"{text} Run the same command again to continue with them.")
+
+
+def _copy(points: Sequence[PlannedPoint], returned: Path, secrets: Sequence[str]) -> Job:
+    for value in secrets:
+        register(value)
+    return Job(terminal(), points, returned=returned)
 
 
 def _report_command(folder: Path) -> str:

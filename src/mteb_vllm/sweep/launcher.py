@@ -1,16 +1,18 @@
-"""The Hydra launcher `engine_grouped`, which receives a sweep's points as overrides and returns their results."""
+"""The Hydra launchers `engine_grouped` and `slurm`, which receive a sweep's points as overrides and return their results."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import importlib
+import itertools
 import logging
 import pickle
 import signal
 import sys
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -24,17 +26,27 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from mteb_vllm.errors import ConfigError, MtebVllmError
+from mteb_vllm.config.schema import LauncherConfig, SlurmConfig, build
+from mteb_vllm.errors import ConfigError, JobError, Mistake, MtebVllmError
 from mteb_vllm.preflight.checks import check_config
 from mteb_vllm.preflight.command import Point
+from mteb_vllm.preflight.devices import chosen_gpus
+from mteb_vllm.preflight.hydra import SLURM_LAUNCHER
 from mteb_vllm.results.failures import failure_from_exception
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.results.search import Search, objective_value
 from mteb_vllm.sweep.job import Job, parse_composed
-from mteb_vllm.sweep.planning import PlannedPoint, add_task_states, plan_points
+from mteb_vllm.sweep.nodes import KnownNodes, examine_node
+from mteb_vllm.sweep.outcomes import SweepPoint
+from mteb_vllm.sweep.planning import PlannedPoint, add_task_states, group_by_engine, plan_again, plan_points
+from mteb_vllm.sweep.process import ThisMachine
+from mteb_vllm.sweep.queue import Slots, core_slots, gpu_slots, independent_slots
+from mteb_vllm.sweep.slurm import Cluster, ClusterHost, remove_messages
 from mteb_vllm.sweep.summary import Summary
-from mteb_vllm.sweep.supervisor import Supervisor, SweepPoint
+from mteb_vllm.sweep.supervisor import Supervisor
 from mteb_vllm.sweep.view import View
+from mteb_vllm.sweep.worker import Host
+from mteb_vllm.util.machine import assume_device, cores
 from mteb_vllm.util.masking import mask, scrub
 
 if TYPE_CHECKING:
@@ -44,18 +56,23 @@ if TYPE_CHECKING:
 # Loggers of a search. Optuna's has been configured by the sweeper, which is made before its launcher.
 _SEARCH_LOGGERS = ("optuna", "hydra_plugins.hydra_optuna_sweeper")
 
+# The points with the states of their tasks, what they share, and where they run.
+_Setting = tuple[list[PlannedPoint], Slots, Host]
 
-class EngineGroupedLauncher(Launcher):
+
+class _Launcher(Launcher):
     """A launcher that opens each engine of a sweep once, in a child process, and runs all of its points on it.
 
-    Args:
+    Attributes:
         point_timeout: Time limit for a point in seconds, including opening its engine; None for no limit.
         max_leftover_mb: Memory in MB that a closed engine may leave allocated before its process is replaced.
     """
 
-    def __init__(self, point_timeout: float | None = None, max_leftover_mb: float = 2000) -> None:
+    point_timeout: float | None = None
+    max_leftover_mb = LauncherConfig.max_leftover_mb
+
+    def __init__(self) -> None:
         super().__init__()
-        self._point_timeout, self._max_leftover_mb = point_timeout, max_leftover_mb
         self._summary = Summary()  # of all batches
         self._planned: dict[int | None, PlannedPoint] = {}  # all points so far
 
@@ -110,31 +127,42 @@ class EngineGroupedLauncher(Launcher):
         self._planned |= {point.number: point for point in found}
         configs = [self._place(point, folder) for point in found]
         scrub(folder)  # the sweeper has written its copy of the configuration there
-        planned = add_task_states(found)
-        points = [
-            SweepPoint(point, config, folder / str(config.hydra.sweep.subdir))
-            for point, config in zip(planned, configs, strict=True)
-        ]
-        self._check(points)
-        with View(self._job.console, planned) as view:
-            supervisor = Supervisor(
-                points,
-                self._context,
-                folder,
-                view,
-                self._summary,
-                point_timeout=self._point_timeout,
-                max_leftover_mb=self._max_leftover_mb,
-            )
-            try:
-                with _sigterm_as_interrupt():
+        with _sigterm_as_interrupt(), self._prepare(found, folder) as (planned, slots, host):
+            points = [
+                SweepPoint(point, config, folder / str(config.hydra.sweep.subdir))
+                for point, config in zip(planned, configs, strict=True)
+            ]
+            self._check(points)
+            with View(self._job.console, planned) as view:
+                supervisor = Supervisor(
+                    points,
+                    self._context,
+                    folder,
+                    view,
+                    self._summary,
+                    slots,
+                    host,
+                    point_timeout=self.point_timeout,
+                    max_leftover_mb=self.max_leftover_mb,
+                )
+                try:
                     supervisor.run()
-            finally:
-                self._job.records += [supervisor.records[number] for number in sorted(supervisor.records)]
+                finally:
+                    records = supervisor.outcomes.records
+                    self._job.records += [records[number] for number in sorted(records)]
         return [
-            supervisor.job_returns[point.planned.number] or self._job_return(point, supervisor.records)
+            supervisor.outcomes.job_returns[point.planned.number] or self._job_return(point, records)
             for point in points
         ]
+
+    @abstractmethod
+    def _prepare(self, points: list[PlannedPoint], folder: Path) -> contextlib.AbstractContextManager[_Setting]:
+        """Return the points with the states of their tasks, what they share, and where they run.
+
+        Args:
+            points: The points.
+            folder: The sweep's folder.
+        """
 
     def _launch_trials(
         self, search: Search, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -265,6 +293,97 @@ class EngineGroupedLauncher(Launcher):
         return answer
 
 
+class EngineGroupedLauncher(_Launcher):
+    """The launcher `engine_grouped`, which runs a sweep on this machine.
+
+    Args:
+        settings: Those of `LauncherConfig`.
+    """
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__()
+        self._settings = build(LauncherConfig, _plain(settings), "hydra.launcher")
+        self.point_timeout, self.max_leftover_mb = self._settings.point_timeout, self._settings.max_leftover_mb
+
+    @contextlib.contextmanager
+    def _prepare(self, points: list[PlannedPoint], folder: Path) -> Iterator[_Setting]:
+        gpus = chosen_gpus(self._settings)
+        slots = gpu_slots(gpus) if gpus else core_slots(cores(), self._settings.workers or 1)
+        yield add_task_states(points), slots, ThisMachine(folder)
+
+
+class SlurmLauncher(_Launcher):
+    """The launcher `slurm`, which runs each engine of a sweep as a job of SLURM.
+
+    Args:
+        settings: Those of `SlurmConfig`.
+    """
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__()
+        self._settings = build(SlurmConfig, _plain(settings), "hydra.launcher")
+        self.point_timeout = self._settings.point_timeout
+        self._cluster, self._numbers = Cluster(self._settings), itertools.count()
+        self._device: str | None = None  # once a node has been tested
+
+    @contextlib.contextmanager
+    def _prepare(self, points: list[PlannedPoint], folder: Path) -> Iterator[_Setting]:
+        settings = self._settings
+        known = KnownNodes(Path(points[0].config.results.dir))
+        # Results depend on the kind of device, so whether a point is computed already depends on that of the nodes.
+        device = self._device or known.device(settings)
+        with assume_device(device):
+            planned = add_task_states(plan_again(points)) if device is not None else None
+        if self._device is None and (planned is None or any(point.pending_tasks for point in planned)):
+            device = self._device = self._examine(points, folder)
+            known.remember(settings, device)
+        with assume_device(device):
+            planned = add_task_states(plan_again(points))
+            jobs = settings.max_jobs or max(1, len(group_by_engine(planned)))
+            try:
+                yield planned, independent_slots(jobs), ClusterHost(self._cluster, folder, self._numbers)
+            finally:
+                remove_messages(_test_folder(folder))
+
+    def _examine(self, points: Sequence[PlannedPoint], folder: Path) -> str:
+        """Return the kind of device of the nodes, from a job which also tests the locks there.
+
+        Raises:
+            ConfigError: if SLURM refuses the job, or the locks of a results store do not hold on its node.
+        """
+        roots = list(dict.fromkeys(Path(point.config.results.dir) for point in points))
+        try:
+            node = examine_node(self._cluster, _test_folder(folder), roots, self._job.console.print_line)
+        except JobError as error:
+            raise ConfigError([Mistake("hydra.launcher", str(error))]) from error
+        if node.lock_problem is not None:
+            what = f"its locks do not hold between this machine and {node.name}: {node.lock_problem}"
+            way = "Choose a folder on a file system that all nodes share, and whose locks hold between them."
+            raise ConfigError([Mistake("results.dir", what, way, value=f"{points[0].config.results.dir}")])
+        return node.device
+
+
+def _test_folder(folder: Path) -> Path:
+    """Return the folder of the job that tests a node, in the sweep's folder."""
+    return folder / "jobs" / "test"
+
+
+def known_device(points: Sequence[Point]) -> str | None:
+    """Return the kind of device that a checked command is planned for; None: that of this machine, as far as is known."""
+    composed = points[0].composed
+    if composed is None or composed.hydra.launcher.get("_target_") != SLURM_LAUNCHER:
+        return None
+    settings = {str(key): value for key, value in composed.hydra.launcher.items() if key != "_target_"}
+    parsed = build(SlurmConfig, _plain(settings), "hydra.launcher")
+    return KnownNodes(Path(points[0].config.results.dir)).device(parsed)
+
+
+def _plain(settings: Mapping[str, object]) -> Mapping[str, object]:
+    """Return a launcher's settings, which Hydra passes as OmegaConf's containers, as plain values."""
+    plain: Any = OmegaConf.to_container(OmegaConf.create(dict(settings)), resolve=True)
+    return {str(key): value for key, value in plain.items()}
+
+
 class _CheckedLoader:
     """Hydra's configuration loader, except that it returns the points that the check has already composed."""
 
@@ -285,18 +404,19 @@ class _CheckedLoader:
 
 # Hydra instantiates launchers only from this package, which need not exist otherwise.
 _PACKAGE, _MODULE = "hydra_plugins", "hydra_plugins.mteb_vllm"
-EngineGroupedLauncher.__module__ = _MODULE
+EngineGroupedLauncher.__module__ = SlurmLauncher.__module__ = _MODULE
 
 
 def register() -> None:
-    """Register the launcher with Hydra in this process, without affecting other programs that use Hydra."""
+    """Register the launchers with Hydra in this process, without affecting other programs that use Hydra."""
     try:
         package = importlib.import_module(_PACKAGE)
     except ImportError:
         package = sys.modules[_PACKAGE] = ModuleType(_PACKAGE)
         package.__path__ = []
     package.mteb_vllm = sys.modules[_MODULE] = sys.modules[__name__]  # type: ignore[attr-defined]
-    Plugins.instance().register(EngineGroupedLauncher)
+    for launcher in (EngineGroupedLauncher, SlurmLauncher):
+        Plugins.instance().register(launcher)
 
 
 @contextlib.contextmanager

@@ -58,6 +58,11 @@ class Activity:
 
 
 @dataclass(frozen=True)
+class Restarted:
+    """Event: the child has been started anew, on the same or on another machine, and begins its command again."""
+
+
+@dataclass(frozen=True)
 class EngineOpened:
     """Event: an engine has opened; see `EngineSpec.identity`."""
 
@@ -133,4 +138,14 @@ class EnginesClosed:
 
 
 Command = RunPoint | CloseEngines
-Event = Activity | EngineOpened | TaskProgress | TaskDone | FirstStageDone | PointDone | PointFailed | EnginesClosed
+Event = (
+    Activity
+    | Restarted
+    | EngineOpened
+    | TaskProgress
+    | TaskDone
+    | FirstStageDone
+    | PointDone
+    | PointFailed
+    | EnginesClosed
+)

@@ -20,6 +20,7 @@ from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.errors import FirstStageError, MtebVllmError
 from mteb_vllm.models.architectures import position_limit
 from mteb_vllm.pipelines.base import FirstStage
+from mteb_vllm.pipelines.factory import PipelineParts
 from mteb_vllm.plan import Plan, make_plan
 from mteb_vllm.results.failures import Failure, earlier_failure, failure_from_exception, load_failures
 from mteb_vllm.results.lookup import (
@@ -161,11 +162,20 @@ def plan_points(points: Sequence[Point], first: int = 0) -> list[PlannedPoint]:
     planned = []
     for number, (checked, differs) in enumerate(zip(points, differences, strict=True), first):
         point = PlannedPoint(number, checked.overrides, differs, checked.config, checked.launched, checked.composed)
-        try:
-            planned.append(replace(point, plan=make_plan(checked.config, checked.pipeline)))
-        except MtebVllmError as error:
-            planned.append(replace(point, failure=failure_from_exception(error)))
+        planned.append(_with_plan(point, checked.pipeline))
     return planned
+
+
+def plan_again(points: Sequence[PlannedPoint]) -> list[PlannedPoint]:
+    """Return the points with new plans, because the kind of device has changed for which they are made."""
+    return [_with_plan(replace(point, plan=None)) if point.plan is not None else point for point in points]
+
+
+def _with_plan(point: PlannedPoint, made: PipelineParts | None = None) -> PlannedPoint:
+    try:
+        return replace(point, plan=make_plan(point.config, made))
+    except MtebVllmError as error:
+        return replace(point, failure=failure_from_exception(error))
 
 
 def add_task_states(points: Sequence[PlannedPoint]) -> list[PlannedPoint]:

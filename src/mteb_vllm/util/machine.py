@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # Packages whose versions are part of the fingerprint. mteb is included although its versions rarely change scores.
 _FINGERPRINTED_PACKAGES = ("torch", "transformers", "mteb")
@@ -38,12 +42,42 @@ def versions(backend: str = "vllm") -> Mapping[str, str | None]:
     return found
 
 
-@functools.cache
+# The environment variable with the kind of device of another machine, which a process plans for.
+DEVICE_VARIABLE = "MTEB_VLLM_DEVICE"
+
+
 def device() -> str:
     """Return the kind of device that vLLM will use, e.g. `cpu: AMD EPYC` or `cuda: NVIDIA H200`, without heavy imports.
 
     The number of devices is not included: the number in use is an engine argument.
     """
+    return os.environ.get(DEVICE_VARIABLE) or _own_device()
+
+
+@contextlib.contextmanager
+def assume_device(kind: str | None) -> Iterator[None]:
+    """Let `device` return the kind of another machine inside the block, in this process and in those that it starts.
+
+    Args:
+        kind: A kind of device as `device` returns it; None: that of this machine.
+    """
+    before = os.environ.get(DEVICE_VARIABLE)
+    _set_device(kind)
+    try:
+        yield
+    finally:
+        _set_device(before)
+
+
+def _set_device(kind: str | None) -> None:
+    if kind is None:
+        os.environ.pop(DEVICE_VARIABLE, None)
+    else:
+        os.environ[DEVICE_VARIABLE] = kind
+
+
+@functools.cache
+def _own_device() -> str:
     gpus = [] if cpu_build() else _gpus()
     if gpus:
         return f"cuda: {gpus[0]}"
@@ -53,6 +87,31 @@ def device() -> str:
 def cores() -> list[int]:
     """Return the ids of the cores that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def split(items: Sequence[T], count: int) -> list[Sequence[T]]:
+    """Divide items into contiguous parts of about the same size."""
+    return [items[len(items) * at // count : len(items) * (at + 1) // count] for at in range(count)]
+
+
+@contextlib.contextmanager
+def on_cores(chosen: Sequence[int]) -> Iterator[None]:
+    """Start processes on these cores inside the block: a process inherits the cores of the thread that starts it.
+
+    The threading runtime counts them when it is loaded, which may be before the first line of Python.
+
+    Args:
+        chosen: The ids of the cores; empty: no change.
+    """
+    if not chosen or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, chosen)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def visible_gpus() -> list[str]:
