@@ -22,12 +22,12 @@ PINS := $(wildcard constraints-$(EXTRA).txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help install browser run test test-slow test-conditions check format bench bench-sweep bench-prompts bench-embedding-cache bench-replicas \
-        docs reference picture wheel clean
+        docs reference picture charts wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-install: $(STAMP)  ## make .venv with everything pinned (EXTRA=cuda for a GPU machine)
+install: $(STAMP)  ## make .venv: on a CPU with pinned versions; EXTRA=cuda, for a GPU, with the newest vLLM from 0.26
 
 $(STAMP): pyproject.toml $(PINS)
 	$(PYTHON) -m venv $(VENV)
@@ -50,7 +50,7 @@ browser:
 	@[ -n "$(BROWSER)" ] || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
 	    { apt-get update && apt-get install --yes --no-install-recommends chromium-headless-shell; } >/dev/null 2>&1 || true
 
-test: check browser  ## all tests except the slow ones, JOBS files at a time
+test: check browser  ## the linters, then all tests except the slow ones, JOBS files at a time
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slow: install  ## the slow tests, JOBS files at a time: every fault of a sweep, a soak of kills, published scores, jobs of SLURM where it is installed
@@ -62,10 +62,10 @@ test-conditions: install  ## mutation test: invert each condition that decides a
 bench: install  ## the overhead of the wrappers over raw vLLM, measured side by side (BENCH="--what predict --pairs 20")
 	$(BIN)/python bench/overhead.py $(BENCH)
 
-bench-sweep: install  ## what a sweep saves over the same points as separate commands (about 15 minutes)
+bench-sweep: install  ## the time of a sweep against that of the same points as separate commands (about 15 minutes)
 	$(BIN)/python bench/sweep.py $(BENCH)
 
-bench-prompts: install  ## what the embedding cache saves in a sweep over query prompts (BENCH="--tasks SciFact")
+bench-prompts: install  ## the time that the embedding cache saves in a sweep over query prompts (BENCH="--tasks SciFact")
 	$(BIN)/python bench/prompts.py $(BENCH)
 
 bench-embedding-cache: install  ## lookups per second in an embedding cache of a million vectors (1.7 GB of disk)
@@ -82,6 +82,9 @@ reference: install  ## generate the pages of docs/ that are based on conf/: conf
 
 picture: install browser  ## run the sweep of docs/screenshot.py and take a picture of its report (REPORT=file: take it of that report)
 	$(BIN)/python docs/screenshot.py $(REPORT)
+
+charts: install  ## draw the charts of docs/measurements from the tables of its pages
+	$(BIN)/python docs/charts.py
 
 format: install  ## fix and format the code with ruff
 	$(BIN)/ruff check --fix src tests bench docs

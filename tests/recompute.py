@@ -92,7 +92,7 @@ CACHED = "cached"
 TECHNICAL = ("computed", "stored", "cached_results", "engine_start_seconds", "seconds", "peak_memory_mb")
 
 # The columns of the page that say "cached" where all results of a point were.
-MEASURED = ("texts/s", "pairs/s", "tokens/s", "engine start, s", "peak memory MiB")
+MEASURED = ("texts/s", "pairs/s", "tokens/s", "engine start (s)", "peak memory (MiB)")
 
 # The columns of the page: the figure, and its format.
 SHOWN: dict[str, tuple[str, Any]] = {
@@ -101,9 +101,9 @@ SHOWN: dict[str, tuple[str, Any]] = {
     "texts/s": ("texts_per_second", "{:,.0f}".format),
     "tokens/s": ("tokens_per_second", "{:,.0f}".format),
     "computed": ("computed", "{:,}".format),
-    "engine start, s": ("engine_start_seconds", "{:,.1f}".format),
+    "engine start (s)": ("engine_start_seconds", "{:,.1f}".format),
     "seconds": ("seconds", "{:,.1f}".format),
-    "peak memory MiB": ("peak_memory_mb", "{:,.0f}".format),
+    "peak memory (MiB)": ("peak_memory_mb", "{:,.0f}".format),
     "pairs/s": ("texts_per_second", "{:,.0f}".format),
     "first stage": ("first_stage", "{:.5f}".format),
     "reranked": ("mean", "{:.5f}".format),
@@ -114,10 +114,10 @@ SHOWN: dict[str, tuple[str, Any]] = {
     "requests/s": ("saturated_requests_per_second", lambda value: f"{value:,.{1 if value < 100 else 0}f}"),
     "offline tokens/s": ("saturated_tokens_per_second", "{:,.0f}".format),
     "to baseline": ("speed_ratio", "x{:.2f}".format),
-    "p50 at batch 1, ms": ("p50_ms_at_batch_1", "{:,.1f}".format),
+    "p50 at batch 1 (ms)": ("p50_ms_at_batch_1", "{:,.1f}".format),
     "MFU": ("mfu", lambda value: f"{value:.1%}" + " (invalid)" * (value > 1)),
     "spread": ("saturated_spread", "{:.1%}".format),
-    "device memory MiB": ("device_memory_mb", "{:,.0f}".format),
+    "device memory (MiB)": ("device_memory_mb", "{:,.0f}".format),
     "worst difference": ("worst_score_difference", lambda value: f"{round(value, 5) + 0.0:+.5f}"),
     "lowest cosine": ("worst_cosine", "{:.6f}".format),
 }

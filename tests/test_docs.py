@@ -23,14 +23,24 @@ DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 
 
-@pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_docs", DOCS / "generate.py")
+def script(name: str) -> ModuleType:
+    """Import a script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"{name}_docs", DOCS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["generate_docs"] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    return script("generate")
+
+
+@pytest.fixture(scope="module")
+def measured() -> ModuleType:
+    return script("charts")
 
 
 def test_readme_is_short() -> None:
@@ -39,6 +49,37 @@ def test_readme_is_short() -> None:
 
 def test_pictures_are_small() -> None:
     assert (DOCS / "images" / "report.png").stat().st_size < 200_000
+
+
+# The charts of the measurements.
+
+
+def test_charts_of_measurements_show_the_figures_of_their_tables(measured: ModuleType) -> None:
+    page, heading, tokens = measured.CHARTS["cpu-unpadding"]
+    rows = measured.read_table((DOCS / "measurements" / page).read_text(encoding="utf-8"), heading)
+    curves = measured.curves(rows, tokens)
+    assert [(curve.engine, curve.lengths) for curve in curves] == [
+        (engine, lengths)
+        for engine in ("vLLM", "sentence-transformers")
+        for lengths in ("64 tokens each", "varied (lognormal)")
+    ]
+    first = curves[0].throughput
+    assert (first.requests_per_second, first.p50(1), first.p50(64)) == (69.0, 26.0, 818.0)
+    assert [step.batch_size for step in first.steps] == [1, 8, 64]
+    assert first.steps[1].requests_per_second == pytest.approx(8 / 0.103)
+
+
+def test_every_picture_of_measurements_is_drawn_from_a_table_of_its_page(measured: ModuleType) -> None:
+    pictures = {path.stem for path in (DOCS / "measurements").glob("*.png")}
+    assert pictures == set(measured.CHARTS)
+    counts = {}
+    for name, (page, heading, tokens) in measured.CHARTS.items():
+        text = (DOCS / "measurements" / page).read_text(encoding="utf-8")
+        counts[name] = len(measured.curves(measured.read_table(text, heading), tokens))
+        section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+        assert f"({name}.png)" in section
+        assert (DOCS / "measurements" / f"{name}.png").stat().st_size < 400_000
+    assert counts == {"cpu-dtypes": 3, "cpu-unpadding": 4, "gpu-minilm": 12, "gpu-qwen3": 3}
 
 
 # Language.

@@ -67,6 +67,10 @@ def test_a_run_writes_its_record(first: tuple[Path, Any]) -> None:
     assert content["tasks"][0]["scores"]["test"]["default"]["accuracy"] == pytest.approx(task.main_score, abs=1e-4)
     assert set(content["tasks"][0]["seconds"]) == {"load", "encode", "store", "score"}
     assert content["tasks"][0]["tokens"] > content["tasks"][0]["computed"] > 500
+    phases = content["first_score"]
+    assert list(phases) == ["start", "import", "engine", "load", "encode", "store", "score", "other"]
+    assert min(phases.values()) >= 0 and phases["encode"] == content["tasks"][0]["seconds"]["encode"]
+    assert sum(phases.values()) - phases["start"] <= content["seconds"] + 0.1
     assert content["embedding_cache"]["written"] == content["tasks"][0]["computed"]
     assert content["embedding_cache"]["read"] == 0
     assert content["tasks"][0]["prompts"]["texts"]["example"]
@@ -84,7 +88,7 @@ def test_a_run_writes_its_record(first: tuple[Path, Any]) -> None:
 def test_repeating_a_run_computes_nothing_and_opens_no_engine(first: tuple[Path, Any]) -> None:
     folder, record = first
     again = one(folder)
-    assert [task.status for task in again.tasks] == ["cached"] and again.engine is None
+    assert [task.status for task in again.tasks] == ["cached"] and again.engine is None and not again.first_score
     assert again.scores == record.scores and again.fingerprint == record.fingerprint
 
 

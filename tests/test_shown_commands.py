@@ -282,7 +282,7 @@ def test_other_commands_exist(line: Shown) -> None:
         if "--repo-type" not in options:
             assert options == ["--revision", pinned[name]]
     elif "install" in words:
-        extra = re.findall(r"mteb-vllm\[(\w+)\]", line.text)[0]
+        extra = re.findall(r"(?:mteb-vllm|\.)\[(\w+)\]", line.text)[0]
         assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     else:
         raise AssertionError(f"nothing checks {line.text}")

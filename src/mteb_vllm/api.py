@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +51,7 @@ def run(
     from mteb_vllm.preflight.command import check
     from mteb_vllm.sweep.job import Job
 
+    since = time.time()
     points = check(overrides, multirun=multirun, config_dir=config_dir)
     swept = points[0].swept
 
@@ -63,14 +65,14 @@ def run(
             mode = ["hydra.mode=MULTIRUN"] if swept else []  # as Hydra's own command line does
             start_job(CONFIG_NAME, job, [*overrides, *mode], with_log_configuration=False)
 
-    done = execute(points, terminal() if show else quiet_console(), start, close_owned=False)
+    done = execute(points, terminal() if show else quiet_console(), start, since=since, close_owned=False)
     if not isinstance(done, Job):
         return done
     return done.records if swept else done.records[0]
 
 
 def execute(
-    points: Sequence[Point], console: Console, start: Callable[[Job], object], *, close_owned: bool = True
+    points: Sequence[Point], console: Console, start: Callable[[Job], object], *, since: float, close_owned: bool = True
 ) -> Job | list[PlannedPoint] | Comparison:
     """Execute a checked command: a report, a dry run, a run or a sweep.
 
@@ -78,6 +80,7 @@ def execute(
         points: The points of the command.
         console: Where progress and tables are shown.
         start: Makes Hydra call the job for each point.
+        since: When the command started, by `time.time`.
         close_owned: Whether to also close engines that a caller still owns.
 
     Returns:
@@ -97,7 +100,7 @@ def execute(
             return dry_run(plan_points(points), console, points[0])
     planned = plan_points(points)
     searched, tolerance = points[0].searched, points[0].config.report.score_tolerance
-    job = Job(console, planned, search=Search(searched, tolerance) if searched else None)
+    job = Job(console, planned, search=Search(searched, tolerance) if searched else None, since=since)
     register()
     try:
         with storage_errors(points):

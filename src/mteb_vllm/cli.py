@@ -34,9 +34,11 @@ group.field=value, and sweep with -m and values separated by commas.
   # rerank the candidates of a first stage
     mteb-vllm pipeline=rerank model=ms_marco_minilm tasks=nfcorpus
   # compare embeddings and scores with sentence-transformers
-    mteb-vllm pipeline=parity engine.dtype=bfloat16
+    mteb-vllm pipeline=parity
   # a predefined sweep: the cost of padding when texts vary in length
     mteb-vllm experiment=unpadding
+  # a search for the fastest engine arguments (extra `search`)
+    mteb-vllm experiment=tune_throughput
   # your own files in addition to the shipped ones
     mteb-vllm --config-dir my_conf experiment=mine
   # print the configuration and stop
@@ -130,13 +132,15 @@ def _main() -> int:
             register_secrets(arguments.overrides, config_dir=arguments.config_dir)
             run_hydra(lambda cfg: None)()
             return 0
+        import psutil
+
         from mteb_vllm.api import execute
         from mteb_vllm.preflight.command import check
         from mteb_vllm.progress import terminal
         from mteb_vllm.sweep.job import Job
 
         points = check(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
-        done = execute(points, terminal(), lambda job: run_hydra(job)())
+        done = execute(points, terminal(), lambda job: run_hydra(job)(), since=psutil.Process().create_time())
     except Exception as error:
         # Commands that only print are not checked first, and Hydra may refuse one that has passed the checks.
         if not (printing or isinstance(error, HydraException) or _raised_in_hydra(error)):

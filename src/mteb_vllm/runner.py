@@ -85,6 +85,7 @@ def run_config(
     console: Console | None = None,
     progress: MakeProgress = Progress,
     prefetched: PrefetchedFirstStage | None = None,
+    since: float | None = None,
 ) -> RunRecord:
     """Run one configuration and write its record.
 
@@ -97,10 +98,12 @@ def run_config(
         console: Where progress is shown; None shows nothing.
         progress: Called with a console and the number of tasks to make the progress display.
         prefetched: The result of `prefetch_first_stage`, if the first stage has been run already.
+        since: When the command started, by `time.time`, if this run is all that it does.
 
     Returns:
         the record, which also holds failures and write errors; they are not raised.
     """
+    start = {"start": max(time.time() - since, 0.0)} if since is not None else {}
     with disk.collect_unwritten():
         return _run_config(
             config,
@@ -111,6 +114,7 @@ def run_config(
             console=console,
             progress=progress,
             prefetched=prefetched,
+            start=start,
         )
 
 
@@ -124,6 +128,7 @@ def _run_config(
     console: Console | None,
     progress: MakeProgress,
     prefetched: PrefetchedFirstStage | None,
+    start: dict[str, float],
 ) -> RunRecord:
     started = time.perf_counter()
     reset_peak_memory(engine_processes())
@@ -137,7 +142,9 @@ def _run_config(
         print_run_header(console, planned, record)
         for spec in reversed(planned.engines):
             environment.set_threading_variables(spec.env)
-        _run(config, planned, record, console, progress, prefetched)
+        _run(config, planned, record, console, progress, prefetched, started)
+        if record.first_score:
+            record.first_score = start | record.first_score
     except MtebVllmError as error:
         logger.exception("the run failed")
         record.failure = failure_from_exception(error)
@@ -232,10 +239,11 @@ def finish(record: RunRecord, started: float) -> None:
 
 @dataclass(frozen=True)
 class _Session:
-    """The context of a run's pipeline, and its embedding cache."""
+    """The context of a run's pipeline, its embedding cache, and how long it took to import mteb, in seconds."""
 
     context: RunContext
     embeddings: EmbeddingCache | None
+    import_seconds: float
 
 
 @contextlib.contextmanager
@@ -250,15 +258,18 @@ def _session(
     names = [task.name for task in planned.tasks if task.name not in skip]
     with quiet_libraries(), output_into(log, console), make_progress(console, len(names)) as progress:
         progress.note(Phase.IMPORTING, "Importing mteb")
+        started = time.perf_counter()
         from mteb_vllm.results.locks import clear
         from mteb_vllm.results.store import ResultsStore
         from mteb_vllm.wrappers.encoder import EmbeddingWrapper
 
         store = ResultsStore(config.results.dir)
         clear(store.root)
+        loaded = tasks.load(config.tasks, names)
+        import_seconds = time.perf_counter() - started
         context = RunContext(
             model=planned.wrapper(),
-            tasks=tasks.load(config.tasks, names),
+            tasks=loaded,
             store=store,
             progress=progress,
             reuse=config.results.reuse == "exact",
@@ -276,7 +287,7 @@ def _session(
                 model.embedding_cache = embeddings
             model.progress = progress.encoded
             model.opening = functools.partial(progress.opening, model.spec)
-        yield _Session(context, embeddings)
+        yield _Session(context, embeddings, import_seconds)
 
 
 def _embedding_cache(config: RunConfig) -> EmbeddingCache | None:
@@ -294,6 +305,7 @@ def _run(
     console: Console,
     progress: MakeProgress,
     prefetched: PrefetchedFirstStage | None,
+    started: float,
 ) -> None:
     """Run the pipeline and fill the record."""
     log, root, pipeline = Path(record.output_dir) / LOG, Path(config.results.dir), planned.pipeline
@@ -319,6 +331,11 @@ def _run(
                     lines = [*_engine_lines(context.model, log), *last_lines(log)]
                     outcome.failure = add_log(outcome.failure, lines)
                 record.tasks.append(outcome)
+                if outcome.status == "computed" and not record.first_score:
+                    engine = context.model.engine_record()
+                    record.first_score = _first_score(
+                        outcome, engine, work.import_seconds, time.perf_counter() - started
+                    )
         finally:
             record.throughput, record.parity = context.throughput, context.parity
             record.engine = context.model.engine_record()
@@ -345,6 +362,15 @@ def _run(
     record.tasks.sort(key=lambda outcome: names.index(outcome.name))
     for outcome in record.tasks:
         record.warnings += [*outcome.warnings, *truncation_notes(outcome, record)]
+
+
+def _first_score(
+    outcome: TaskOutcome, engine: EngineRecord | None, import_seconds: float, total: float
+) -> dict[str, float]:
+    """Return the seconds until a run's first score, by phase; see `RunRecord.first_score`."""
+    opening = engine.seconds if engine is not None and engine.opened else 0.0
+    phases = {"import": import_seconds, "engine": opening, **outcome.seconds}
+    return phases | {"other": max(total - sum(phases.values()), 0.0)}
 
 
 def _engine_warnings(engine: EngineRecord | None) -> list[str]:

@@ -158,7 +158,9 @@ def test_variables_that_are_not_in_effect_are_reported() -> None:
     record.engine, record.first_stage, record.parity = late, FirstStageRecord("dense", engine=late), parity(0.0)
     record.parity.reference.engine = late
     first, *others = ineffective_variable_notes(record)
-    assert first.startswith("OMP_WAIT_POLICY=PASSIVE has no effect on vllm") and "the value then: ACTIVE" in first
+    assert (
+        first.startswith("OMP_WAIT_POLICY=PASSIVE has no effect on vllm") and "its value at that time: ACTIVE" in first
+    )
     assert len(others) == 2
 
 

@@ -233,7 +233,7 @@ def test_a_replica_that_is_killed_loses_nothing_and_the_last_one_closes_the_engi
     again, _ = encode_texts(two, TEXTS, len(TEXTS))
     np.testing.assert_array_equal(again, found)
     os.kill(last, signal.SIGKILL)  # while it is idle
-    with pytest.raises(EngineError, match=r"all 2 replicas died, the last one with SIGKILL") as caught:
+    with pytest.raises(EngineError, match=r"all replicas \(2\) died, the last one with SIGKILL") as caught:
         encode_texts(two, TEXTS, len(TEXTS))
     assert failure_from_exception(caught.value, "STS12").kind == "engine_died"
     assert two.llm is None and not is_open(two.spec) and is_gone(last)
@@ -490,7 +490,7 @@ def test_a_run_whose_replicas_all_die_fails_and_the_same_command_completes_it(
         record: Any = run(command, show=False)
     (failure,) = record.failures
     assert len(killed) == 2 and record.status == "failed" and failure.kind == "engine_died"
-    assert "all 2 replicas died, the last one with SIGKILL" in failure.message
+    assert "all replicas (2) died, the last one with SIGKILL" in failure.message
     again: Any = run(command, show=False)
     assert again.status == "ok" and again.tasks[0].status == "computed"
     assert again.scores == single.scores and (again.engine.replicas, again.engine.replicas_lost) == (2, 0)

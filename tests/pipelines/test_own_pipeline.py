@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mteb_vllm
 from mteb_vllm import run
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.plan import make_plan
@@ -146,6 +149,25 @@ def test_an_unusable_module_is_an_error(own: dict[str, Any], tmp_path: Path, sou
     with pytest.raises(ConfigError) as caught:
         check(words(tmp_path), **own)
     assert message in str(caught.value)
+
+
+def test_the_working_directory_is_not_searched_but_pythonpath_is(
+    own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the console script runs it: without the working directory, which `python -m` would add."""
+    script = [sys.executable, "-c", "import sys; sys.path.pop(0); from mteb_vllm.cli import main; main()"]
+    command = [*script, "--config-dir", "conf", *words(tmp_path, "dry_run=true")]
+
+    def done(**more: str) -> subprocess.CompletedProcess[str]:
+        found = os.pathsep.join(filter(None, [more.get("PYTHONPATH"), str(Path(mteb_vllm.__file__).parents[1])]))
+        env = os.environ | {"PYTHONPATH": found}
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    without = done()
+    assert without.returncode == 2 and "Traceback" not in without.stderr
+    assert "my_package.counting.Count: cannot be imported" in without.stderr
+    assert "add the folder that contains it to PYTHONPATH" in without.stderr
+    assert done(PYTHONPATH=".").returncode == 0
 
 
 def test_targets_can_be_allowed_only_on_the_command_line(own: dict[str, Any], tmp_path: Path) -> None:

@@ -76,6 +76,22 @@ def test_a_report_is_built_from_an_existing_sweep(sweep: Path, tmp_path: Path) -
     assert strict.answer.point.name == "0" and set(FILES) < {path.name for path in sweep.iterdir()}
 
 
+def test_the_end_of_a_name_is_enough_for_the_baseline(sweep: Path, tmp_path: Path) -> None:
+    later = sweep.with_name("11-00-00")
+    for at in range(2):
+        record(later, at, "float32", 0.8, 2.0)
+    words = ["pipeline=report", f"runs={sweep.parent}", f"results.dir={tmp_path}/out"]
+    for baseline in ("2", "10-00-00/2"):
+        made: Any = run([*words, f"report.baseline={baseline}"], show=False)
+        assert (len(made.rows), made.baseline) == (5, "10-00-00/2")
+    with pytest.raises(ConfigError) as caught:
+        run([*words, "report.baseline=1"], show=False)
+    assert "report.baseline=1: 2 points have this name\n    Names: 10-00-00/1, 11-00-00/1." in str(caught.value)
+    with pytest.raises(ConfigError, match=r"report\.baseline=0/1: no point has this name") as caught:
+        run([*words, "report.baseline=0/1"], show=False)
+    assert "10-00-00/0, 10-00-00/1, 10-00-00/2, 11-00-00/0, 11-00-00/1." in str(caught.value)
+
+
 def test_any_set_of_runs_can_be_compared(sweep: Path, tmp_path: Path) -> None:
     others = tmp_path / "others" / "org__other" / "abc"
     others.mkdir(parents=True)

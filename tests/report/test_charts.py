@@ -178,6 +178,21 @@ def test_labels_lie_on_no_other_and_on_no_mark() -> None:
             assert b <= c or d <= a or abs(up - high) >= 12
 
 
+def test_a_label_lies_on_a_line_only_if_there_is_no_other_place() -> None:
+    mark, line = (0.5, 0.5, "64"), [(at / 100, 0.5) for at in range(101)]
+    (right,), (above,) = placed([mark]), placed([mark], lines=line)
+    assert right["wide"] == [11, 0, "left"] and above["wide"] == [0, -14, "center"]
+    everywhere = [(x / 100, y / 50) for x in range(101) for y in range(51)]
+    assert placed([mark], lines=everywhere) == [right]
+
+
+def test_the_legend_names_the_setting() -> None:
+    drawn = specifications(comparison(6, axes={"engine.dtype": ["a", "b"], "prompts.query": ["q: ", "", "x"]}))
+    (points,) = [layer for layer in drawn["quality_speed"]["layer"] if layer.get("name") == "points"]
+    labels = {points["encoding"][channel]["legend"]["labelExpr"] for channel in ("fill", "stroke", "shape")}
+    assert len(labels) == 1 and "peek(split(colour, '.')) + '='" in labels.pop()
+
+
 def test_different_values_have_different_labels() -> None:
     assert list(labels_of(["a" * 90, "a" * 80, "", "b\nc"]).values()) == [
         "a" * 59 + "…",

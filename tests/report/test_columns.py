@@ -64,6 +64,6 @@ def test_no_two_columns_have_the_same_name(compared: Comparison) -> None:
 def test_columns_that_a_narrow_terminal_leaves_out_are_in_the_csv(compared: Comparison) -> None:
     # The tokens/s of a throughput point on the same engine are in it under the name of the parity point's own.
     for column in table_columns(compared):
-        assert column.key or not column.left_out or column.header == "throughput on this engine, tokens/s", (
+        assert column.key or not column.left_out or column.header == "throughput on this engine (tokens/s)", (
             column.header
         )

@@ -64,7 +64,7 @@ def test_means_differences_and_the_answer() -> None:
     assert [row.good for row in made.rows] == [True, True, False]
     assert [row.on_front for row in made.rows] == [True, True, False]
     text = " ".join(answer(made))
-    assert "1 of 3 points failed, entirely or on some tasks: 2." in text
+    assert "1 of 3 points failed, entirely or on some tasks: point 2." in text
     assert (
         "Fastest of the 2 points within 0.001 of the best mean: point 1 (dtype=bf16), mean 0.59967, 133 texts/s."
         in text
@@ -117,8 +117,8 @@ def test_points_that_failed_before_their_first_task_change_nothing_for_the_other
     assert [row.mean for row in made.rows] == [0.5, None, None, 0.6]
     assert [(one.value, one.pairs, one.score) for one in made.effects] == [("2", 1, None), ("3", 1, pytest.approx(0.1))]
     lines = answer(made)
-    assert lines[0] == "2 of 4 points failed, entirely or on some tasks: 1, 2."
-    assert lines[1] == "2 points with missing scores cannot be the best: 1, 2."
+    assert lines[0] == "2 of 4 points failed, entirely or on some tasks: point 1, point 2."
+    assert lines[1] == "2 points with missing scores cannot be the best: point 1, point 2."
 
 
 def test_points_without_a_common_task_have_no_best_point() -> None:

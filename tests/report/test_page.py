@@ -517,11 +517,32 @@ def test_colours_by_another_setting_and_shows_what_is_near_the_best(browser: Any
             ".sort(([a], [b]) => a.x - b.x || a.y - b.y).map(([, text]) => text)"
         )
         labels = opened.page.locator("#quality_speed .role-legend-label text").evaluate_all(script)
-        assert labels == ["float32", "bfloat16", "float16"] and marks.count() == 18
+        assert labels == ["dtype=float32", "dtype=bfloat16", "dtype=float16"] and marks.count() == 18
         assert len(set(marks.evaluate_all("all => all.map(mark => mark.getAttribute('fill'))"))) == 3
         opened.page.get_by_label("only the 17 points within 0.01 of the best").check()
         ringed(opened)
         assert marks.count() == 17
+
+
+def test_entries_of_the_legend_name_the_setting_and_its_value(browser: Any, tmp_path: Path) -> None:
+    many = {"engine.dtype": ["a", "b"], "prompts.query": [f"p{at}" for at in range(12)]}
+    with Opened(browser, html(comparison(24, axes=many)), tmp_path) as opened:
+        legend = "all => all.map(text => text.textContent)"
+        entries = opened.page.eval_on_selector_all("#quality_speed .role-legend-label text", legend)
+        assert entries == ["dtype=a", "dtype=b"]
+        opened.page.locator("#quality_speed-controls select").select_option("prompts.query")
+        entries = opened.page.eval_on_selector_all("#quality_speed .role-legend-label text", legend)
+        assert entries[0].startswith("query=p") and re.fullmatch(r"\d+ other values", entries[-1])
+
+
+def test_effects_without_any_figure_are_left_out() -> None:
+    made = points(3, axes={"engine.dtype": ["a", "b", "c"]}, speeds=False)
+    made[2].tasks[:] = [replace(task, score=None, failed=True) for task in made[2].tasks]
+    of = compare(made)
+    assert [effect.value for effect in of.effects] == ["b", "c"] and [one.value for one in of.known_effects] == ["b"]
+    shown = re.findall(r'<th scope="row">engine.<wbr>dtype</th><td class="setting" dir="auto">(\w)</td>', html(of))
+    assert shown == ["b"]
+    assert re.findall(r"^\| engine.dtype \| (\w) \|", comparison_markdown(of), re.MULTILINE) == ["b"]
 
 
 def test_an_entry_of_the_legend_shows_its_points_alone(browser: Any, tmp_path: Path) -> None:

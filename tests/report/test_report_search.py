@@ -67,9 +67,9 @@ def test_a_speed_up_is_that_of_the_measurements_in_turn(tmp_path: Path) -> None:
     search = searched(point(1, 1.0, dtype="float16"))
     search.pairs = [(point(2, 2.0), point(3, 1.0, dtype="float16")), (point(5, 2.5), point(4, 1.0, dtype="float16"))]
     figures = "default 50.0 and 40.0, best 100.0 and 100.0 texts/s"
-    assert f"{figures}: 2.25 times as fast (2.00 to 2.50)." in shown(search, tmp_path)
+    assert f"{figures}. The best is 2.25 times as fast (2.00 to 2.50)." in shown(search, tmp_path)
     search.pairs[1] = (point(5, 0.9), point(4, 1.0, dtype="float16"))
-    assert "best 100.0 and 100.0 texts/s: no measurable difference." in shown(search, tmp_path)
+    assert "best 100.0 and 100.0 texts/s. There is no measurable difference." in shown(search, tmp_path)
     search.pairs[1] = (point(5, 0.9, failure=Failure("killed", "gone")), search.pairs[1][1])
     assert "in a single measurement of each" in shown(search, tmp_path)
 
@@ -95,7 +95,7 @@ def test_scores_are_compared_by_their_difference(tmp_path: Path) -> None:
     search = searched(point(1, 1.0, score=0.75, dtype="float16", name="mean"), name="mean")
     search.refused.clear()
     text = shown(search, tmp_path)
-    assert "mean score 0.75000" in text and "The best is +0.25000 better in mean score." in text
+    assert "mean score 0.75000" in text and "The mean score of the best is higher by 0.25000." in text
 
 
 def test_the_command_names_what_an_experiment_chose_but_not_the_experiment(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_unknown_measurements_of_one_run_are_left_out() -> None:
     assert "Roofline: unknown (no matrix product in this dtype on this device)." in text
     assert "Offline" not in text and "memory" not in text
     failed = one_run.run_markdown(throughput_runs()[3])
-    assert "engine start: Free memory" in failed and "throughput.png" not in failed
+    assert "engine did not start: Free memory" in failed and "throughput.png" not in failed
 
 
 @pytest.mark.parametrize(
@@ -154,10 +154,10 @@ def test_a_sweep_without_scores_is_about_speed(tmp_path: Path) -> None:
     made, comparison, text = reported(tmp_path, throughput_runs())
     lines = answer(comparison)
     assert lines == [
-        "1 of 4 points failed, entirely or on some tasks: 3.",
+        "1 of 4 points failed, entirely or on some tasks: point 3.",
         "Highest offline throughput: point 1 (engine.dtype=bfloat16), 440 requests/s, 56,320 tokens/s. "
         "Relative to the baseline (point 0): speed x1.83. That is 50.2% of the 112,150 tokens/s at the machine's roofline.",
-        "Equally fast, within the spread of the repeats: 2.",
+        "Equally fast, within the spread of the repeats: point 2.",
         "Lowest latency of a single request: point 1 (engine.dtype=bfloat16), median 8.4 ms.",
         "engine.dtype=bfloat16 instead of float32: speed x1.83, 1 pair.",
         "engine.dtype=float16 instead of float32: speed x1.80, 1 pair.",
@@ -165,8 +165,8 @@ def test_a_sweep_without_scores_is_about_speed(tmp_path: Path) -> None:
     assert all(line in text for line in lines) and "no best point" not in text
     head = next(line for line in text.splitlines() if line.startswith("point "))
     assert re.split(r"  +", head.strip()) == [
-        "point", "engine.dtype", "requests/s", "tokens/s", "vs. baseline", "p50 at batch 1, ms", "MFU", "spread",
-        "seconds", "engine start s", "peak memory MiB",
+        "point", "engine.dtype", "requests/s", "tokens/s", "vs. baseline", "p50 at batch 1 (ms)", "MFU", "spread",
+        "seconds", "engine start (s)", "peak memory (MiB)",
     ]  # fmt: skip
     static = (made / "report.html").read_text().split("<script")[0]
     assert "all-MiniLM-L6-v2: throughput</h1>" in static and 'id="throughput"' in static and "0 tasks" not in static
@@ -464,6 +464,30 @@ def test_an_entry_of_a_legend_shows_its_marks_alone(
         assert len(names) > 1 and clear() == set(names)
         opened.page.locator(f"#{chart} .role-legend-symbol path").nth(1).click(force=True)
         assert clear() == {names[1]} and opened.messages == []
+
+
+def test_a_curve_goes_from_batch_size_to_batch_size(tmp_path: Path) -> None:
+    run = throughput_runs()[0]
+    assert run.throughput is not None
+    run.throughput.steps[-1] = replace(run.throughput.steps[-1], requests_per_second=1.0)  # the largest is the slowest
+    drawn = specifications(compared(tmp_path, [run]))["throughput"]
+    (line,) = [layer for layer in drawn["layer"] if layer.get("name") == "curves"]
+    order = line["encoding"]["order"]["field"]
+    rows = sorted(drawn["datasets"]["steps"], key=lambda row: row[order])
+    assert [row["size"] for row in rows] == ["1", "2", "4", "8", "16", "32", "64"]
+
+
+def test_a_chart_mentions_only_what_it_shows(tmp_path: Path) -> None:
+    both = compared(tmp_path / "2", throughput_runs()[:2])
+    assert "Thick: selected." in title_of(specifications(both)["throughput"])
+    assert "Dotted: selected." in title_of(specifications(both)["roofline"])
+    run = throughput_runs()[0]
+    assert run.throughput is not None
+    alike = [replace(one, latency_ms=replace(one.latency_ms, p90=one.latency_ms.p50)) for one in run.throughput.steps]
+    run.throughput.steps = alike
+    drawn = specifications(compared(tmp_path / "1", [run]))
+    assert "selected" not in title_of(drawn["throughput"]) + title_of(drawn["roofline"])
+    assert "p90" in title_of(specifications(both)["throughput"]) and "p90" not in title_of(drawn["throughput"])
 
 
 def test_a_click_on_a_bar_selects_its_point(browser: Any, tmp_path: Path) -> None:  # noqa: F811

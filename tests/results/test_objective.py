@@ -60,7 +60,7 @@ def test_a_cached_result_has_a_score_but_no_speed() -> None:
     cached = task("A", computed=None, seconds=0.0, status="cached", measured=cost)
     for tasks in ([cached], [cached, task("B")], [task("B"), cached]):
         why = reason("texts_per_second", *tasks)
-        assert why == "A has no speed, because its result is cached: to measure it, results.reuse=none"
+        assert why == "A has no speed, because its result is cached; to measure it, set results.reuse=none"
     assert value("mean", cached) == 0.5
 
 

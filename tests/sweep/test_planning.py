@@ -17,7 +17,7 @@ from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import Failure, save_failures
 from mteb_vllm.results.lookup import predictions_path, result_path, save_settings, save_shared_result
 from mteb_vllm.sweep.planning import PlannedPoint, add_task_states, group_by_engine, plan_points
-from mteb_vllm.sweep.table import plan_table, print_plan
+from mteb_vllm.sweep.table import plan_table, print_plan, task_table
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.fingerprint import fingerprint
 
@@ -123,7 +123,7 @@ def test_the_states_of_points(tmp_path: Path) -> None:
     assert [point.state for point in points] == ["done", "to run", "stale", "failed before"]
     assert [point.group for point in points] == [None, 1, 2, 3] and order(points) == [["0"], ["1"], ["2"], ["3"]]
     assert points[0].work == () and points[1].work[0].texts < work.texts
-    header, rows = plan_table(points, swept=True)
+    header, rows = plan_table(points)
     states = [row[header.index("state")] for row in rows]
     assert header == ["point", "engine.max_num_seqs", "fingerprint", "state", "engine", "input (est.)", "tokens (est.)"]
     assert states[0] == "done" and states[1] == "to run (1 of 2 tasks: STS13)"
@@ -133,6 +133,31 @@ def test_the_states_of_points(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     print_plan(console, points, swept=True)
     assert "3 of 4 points to run, 3 engines to open" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def last_line(points: list[PlannedPoint], *, swept: bool = False) -> str:
+    console = Console(file=io.StringIO(), width=300)
+    print_plan(console, points, swept=swept)
+    return console.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]
+
+
+def test_the_summary_of_a_dry_run_names_what_there_is_to_run(tmp_path: Path) -> None:
+    words = ["tasks.names=[STS12,STS13]", f"results.dir={tmp_path}"]
+    statistics = " The amounts are estimated from mteb's descriptive statistics."
+    fresh = planned(*words)
+    assert last_line(fresh).startswith("2 of 2 tasks to run, 1 engine to open (")
+    assert last_line(fresh).endswith(f").{statistics}")
+    put_result(fresh[0], "STS12", tmp_path)
+    assert last_line(planned(*words)).startswith("1 of 2 tasks to run, 1 engine to open (")
+    header, rows = task_table(planned(*words)[0])
+    assert header == ["task", "state", "input (est.)", "tokens (est.)"]
+    assert [row[:2] for row in rows] == [["STS12", "done"], ["STS13", "to run"], ["total", ""]]
+    assert rows[0][2:] == ["", ""] and rows[1][2:] == rows[2][2:] and rows[1][2].endswith(" texts")
+    put_result(fresh[0], "STS13", tmp_path)
+    assert last_line(planned(*words)) == "Nothing to run."
+    assert last_line(planned(*words, "prompts=none,e5"), swept=True).startswith("1 of 2 points to run, ")
+    throughput = last_line(planned("pipeline=throughput", *words))
+    assert throughput.startswith("To run: throughput, 1 engine to open (") and statistics not in throughput
 
 
 def test_a_dry_run_breaks_no_word_at_80_columns(tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_a_real_search_ends_with_a_file_that_can_be_used(tmp_path: Path, capsys:
     assert values == {"preset": "auto", "dtype": "float32", "max_model_len": 64, "max_num_seqs": size}
     shown = " ".join(capsys.readouterr().out.split())
     assert "Best of 3 points" in shown and "engine=mine" in shown and "Refused" not in shown
-    assert ("Both measured again, in turn" in shown) == (len(records) == 8)
+    assert ("Both were measured again, in turn" in shown) == (len(records) == 8)
     (point,) = check([*fixed, "engine=mine"], config_dir=str(written.parents[1]))
     assert point.config.engine["max_num_seqs"] == size and point.config.engine["preset"] == "auto"
 

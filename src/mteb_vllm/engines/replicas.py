@@ -150,7 +150,7 @@ class _Replica:
         except EOFError:
             pass
         except Exception:
-            logger.exception("replica %d sent what cannot be read", self.number)
+            logger.exception("replica %d sent a message that cannot be read", self.number)
         finally:
             self.status = self.process.wait(10)
             self._events.put((self, None))
@@ -245,7 +245,7 @@ class _Replicas:
         self.living.remove(replica)
         how = replica.describe_end()
         if not self.living:
-            raise EngineError(f"all {len(self.all)} replicas died, the last one with {how}; the cause is in the log")
+            raise EngineError(f"all replicas ({len(self.all)}) died, the last one with {how}; the cause is in the log")
 
     def close(self) -> None:
         """End all replicas."""

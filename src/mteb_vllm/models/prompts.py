@@ -271,7 +271,8 @@ def load_template(template: str, names: SettingNames = SettingNames.CONFIGURATIO
         source = find_callable_source(template)
     except ValueError as error:
         raise ValueError(
-            f"it has no '{{instruction}}', and is not the import path of a callable: {error} (is it on PYTHONPATH?)"
+            f"it has no '{{instruction}}', and is not the import path of a callable: {error}. Its package must be installed "
+            "or on PYTHONPATH"
         ) from None
     if source.is_no_callable:
         raise ValueError(f"{template} is not callable")

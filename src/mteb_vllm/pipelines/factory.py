@@ -14,7 +14,10 @@ from mteb_vllm.pipelines.base import Pipeline
 from mteb_vllm.pipelines.report import Report
 from mteb_vllm.results.failures import one_line_message
 from mteb_vllm.util.shell import suggest
-from mteb_vllm.util.sources import find_callable_source, import_current
+from mteb_vllm.util.sources import find_callable_source, find_module, import_current
+
+# How a module of the user's own is found.
+_SEARCHED = "Install its package, or add the folder that contains it to PYTHONPATH: PYTHONPATH=. mteb-vllm ..."
 
 
 def is_report(config: RunConfig) -> bool:
@@ -91,7 +94,9 @@ def build_target(
     try:
         cls: Any = _class(target)
     except Exception as error:  # importing a user's own module can raise anything
-        return None, [wrong(f"cannot be imported: {one_line_message(error)}")]
+        # The working directory is not searched, so that no file in it replaces an installed module.
+        way = "" if target.startswith(TARGETS) or find_module(target.rpartition(".")[0]) else _SEARCHED
+        return None, [wrong(f"cannot be imported: {one_line_message(error)}", way)]
     if not (hasattr(cls, mark) and hasattr(cls, "__dataclass_fields__")):
         return None, [wrong(f"is not a {where.rpartition('.')[2].replace('_', ' ')} class")]
     if missing := getattr(cls, "__abstractmethods__", None):

@@ -239,7 +239,8 @@ def _search_mistakes(point: Point, composition: _Composition) -> Iterator[Mistak
     config, parts = point.config, point.pipeline
     objective, tolerance = config.report.objective, config.report.score_tolerance
     if not point.searched:
-        way = "Give a key several values: 'engine.max_num_seqs=choice(32,64,128)', or in hydra.sweeper.params."
+        way = "Give a key several values, on the command line ('engine.max_num_seqs=choice(32,64,128)') or in "
+        way += "hydra.sweeper.params."
         yield Mistake("hydra/sweeper", "there is nothing to search: no key has several values", way, value="optuna")
     if objective is None:
         way = "Add: report.objective=mean, or report.objective=texts_per_second"
@@ -257,7 +258,7 @@ def _search_mistakes(point: Point, composition: _Composition) -> Iterator[Mistak
         what = "engines that run side by side slow each other down, so a search for speed runs one at a time"
         yield Mistake("hydra.launcher.workers", what, "Leave it out.", value=f"{launcher.workers}", code="conflict")
     if tolerance is not None and objective == "mean":
-        what = "is for searches for speed: of two scores, report.objective=mean takes the higher one"
+        what = "is only for searches for speed; with report.objective=mean, the search already prefers the higher score"
         yield Mistake("report.score_tolerance", what, "Leave it out.", value=f"{tolerance:g}", code="conflict")
     if tolerance is not None and not composition.grouped:
         what = "compares with the default point, which only hydra/launcher=engine_grouped or slurm runs"
@@ -550,7 +551,7 @@ def _search_values(override: Override, sampler: str) -> Sequence[str]:
     """
     sweep = override.value()
     if sampler.endswith(".GridSampler") and not isinstance(sweep, ChoiceSweep):
-        raise ValueError("a grid needs a list of values, as choice(a,b)")
+        raise ValueError("a grid search needs a list of values, such as choice(a,b)")
     if isinstance(sweep, IntervalSweep):
         return [str(sweep.start), str(sweep.end)]
     if isinstance(sweep, RangeSweep) and None not in (sweep.start, sweep.stop) and not sweep.shuffle:
@@ -561,7 +562,7 @@ def _search_values(override: Override, sampler: str) -> Sequence[str]:
         return [str(start), str(start + (stop - start) // step * step)]  # type: ignore[operator]
     if isinstance(sweep, (ChoiceSweep, RangeSweep)):
         return list(override.sweep_string_iterator())
-    raise ValueError("a search does not support this; list the values, as choice(a,b)")
+    raise ValueError("a search does not support this kind of sweep; list the values instead: choice(a,b)")
 
 
 def _one_by_one(axes: Sequence[_Axis]) -> Iterator[tuple[Override, ...]]:

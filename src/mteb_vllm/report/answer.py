@@ -42,7 +42,7 @@ def conclusion(comparison: Comparison) -> list[str]:
 
 def _failed(comparison: Comparison) -> list[str]:
     rows = comparison.rows
-    failed = [row.point.name for row in rows if row.point.failed]
+    failed = [point_name(row.point.name) for row in rows if row.point.failed]
     if not failed:
         return []
     of = "The point" if len(rows) == 1 else f"{len(failed)} of {count(len(rows), 'point')}"
@@ -52,12 +52,12 @@ def _failed(comparison: Comparison) -> list[str]:
 def _means(comparison: Comparison) -> list[str]:
     """Return why there are no means, or which points and tasks they leave out."""
     rows, lines = [row for row in comparison.rows if row.point.for_scores], []
-    if partial := [row.point.name for row in rows if "incomplete" in row.point.facts]:
+    if partial := [point_name(row.point.name) for row in rows if "incomplete" in row.point.facts]:
         lines.append(
-            f"The results of {join_names(partial)} lack some splits or subsets: the scores of those tasks are means over "
+            f"The results of {join_names(partial)} lack some splits or subsets of their tasks; the scores are means over "
             "those that are present."
         )
-    without = [row.point.name for row in rows if row.mean is None]
+    without = [point_name(row.point.name) for row in rows if row.mean is None]
     if not comparison.shared:
         lines.append("The points have no task in common, so there are no means and no best point.")
     elif len(without) == len(rows):
@@ -148,7 +148,7 @@ def _throughput(comparison: Comparison) -> list[str]:
         record = fastest.point.throughput
         assert record is not None and record.requests_per_second is not None
         lines.append(f"{_fastest_throughput(comparison, fastest, record, len(rows))}{_roofline(record.roofline)}")
-        if alike := [row.point.name for row in rows if row is not fastest and same_speed(row, fastest)]:
+        if alike := [point_name(row.point.name) for row in rows if row is not fastest and same_speed(row, fastest)]:
             lines.append(f"Equally fast, within the spread of the repeats: {join_names(alike)}.")
     lines += [*_latency(comparison, rows), *_invalid_mfu(rows)]
     lengths = dict.fromkeys(str(row.point.throughput.lengths) for row in rows if row.point.throughput)
@@ -243,11 +243,7 @@ def _effects(comparison: Comparison) -> list[str]:
         return ["The points do not differ in any setting."]
     lines = []
     for column in comparison.columns:
-        measured = [
-            effect
-            for effect in comparison.effects
-            if effect.column == column and (effect.score, effect.speed) != (None, None)
-        ]
+        measured = [effect for effect in comparison.known_effects if effect.column == column]
         if not measured:
             what = "scores" if any(row.mean is not None for row in comparison.rows) else "measurements"
             why = f"no two points with {what} differ only in this setting"

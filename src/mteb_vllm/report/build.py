@@ -45,13 +45,8 @@ def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, conso
     from mteb_vllm.report.page import page
 
     points = read_runs(runs)
-    names = [point.name for point in points]
-    if config.baseline is not None and config.baseline not in names:
-        listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise ConfigError(
-            [Mistake("report.baseline", "no point has this name", f"Names: {listed}.", value=f"{config.baseline}")]
-        )
-    comparison = compare(points, baseline=config.baseline, epsilon=config.epsilon)
+    baseline = None if config.baseline is None else _find_baseline(config.baseline, [point.name for point in points])
+    comparison = compare(points, baseline=baseline, epsilon=config.epsilon)
     print_comparison(console, comparison)
     with disk.collect_unwritten() as unwritten:
         with disk.attempt(folder / "report.md"):
@@ -68,6 +63,23 @@ def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, conso
         raise StorageError("; ".join(failure.message for failure in failures_from_unwritten(unwritten)))
     console.print_line(f"Report: {folder}/report.html")
     return comparison
+
+
+def _find_baseline(wanted: str, names: Sequence[str]) -> str:
+    """Return the point that `report.baseline` names, in full or by the end of its name: "3" for ".../10-15-02-112233/3".
+
+    Raises:
+        ConfigError: if it is none of the names, and the end of none or of several.
+    """
+    if wanted in names:
+        return wanted
+    found = [name for name in names if name.endswith(f"/{wanted}")]
+    if len(found) == 1:
+        return found[0]
+    shown = found or names
+    listed = ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")
+    what = f"{len(found)} points have this name" if found else "no point has this name"
+    raise ConfigError([Mistake("report.baseline", what, f"Names: {listed}.", value=wanted)])
 
 
 @contextlib.contextmanager

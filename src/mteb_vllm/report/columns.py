@@ -65,7 +65,7 @@ class Column:
     @property
     def header(self) -> str:
         """Its header on the terminal and in Markdown."""
-        return " ".join(part for part in (self.name, self.unit) if part)
+        return f"{self.name} ({self.unit})" if self.name and self.unit else self.name or self.unit
 
     def cell(self, row: Row) -> str:
         """Return the text of its cell in a row."""
@@ -101,7 +101,7 @@ def table_columns(comparison: Comparison) -> list[Column]:
         Column("", "seconds", lambda row: row.point.seconds, _tenths, key="seconds", left_out=10),
         Column(
             "engine start", "s", lambda row: row.point.engine_seconds, _tenths,
-            key="engine_start_seconds", page_header="engine start, s", left_out=11, measured=True,
+            key="engine_start_seconds", left_out=11, measured=True,
         ),
         Column(
             "peak memory", "MiB", lambda row: row.point.peak_memory_mb, number,
@@ -280,7 +280,7 @@ def _throughput(comparison: Comparison) -> list[Column]:
             left_out=7,
         ),
         Column("vs. baseline", "", lambda row: row.ratio, times, key="speed_ratio", left_out=1),
-        Column("p50 at batch 1,", "ms", p50, _tenths, key="p50_ms_at_batch_1", left_out=1),
+        Column("p50 at batch 1", "ms", p50, _tenths, key="p50_ms_at_batch_1", left_out=1),
         Column("MFU", "", _field("point.throughput.roofline.mfu"), mfu, key="mfu", left_out=4),
         _csv("roofline_tokens_per_second", _field("point.throughput.roofline.tokens_per_second")),
         Column("spread", "", _field("point.throughput.spread"), percent, key="saturated_spread", left_out=5),
@@ -317,7 +317,7 @@ def _parity(comparison: Comparison) -> list[Column]:
         _csv("parity_tokens_per_second", _field("parity_speed.tokens")),
         _csv("parity_tokens_measured_in", _field("parity_speed.of")),
         Column("first hint", "", hint, kind="words", key="hint", left_out=4),
-        Column("throughput on this engine,", "tokens/s", borrowed, number, left_out=5),
+        Column("throughput on this engine", "tokens/s", borrowed, number, left_out=5),
     ]
 
 

@@ -145,6 +145,11 @@ class Comparison:
     passed: Row | None = None
 
     @property
+    def known_effects(self) -> list[Effect]:
+        """The effects of settings on a score or a speed, without those of which neither is known."""
+        return [effect for effect in self.effects if effect.score is not None or effect.speed is not None]
+
+    @property
     def scored(self) -> bool:
         """Whether it is about scores: some points with tasks were run for their scores, or all points were."""
         points = [row.point for row in self.rows]

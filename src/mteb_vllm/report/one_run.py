@@ -32,6 +32,13 @@ RERANK_COLUMNS = (
     "tokens/s", "seconds", "",
 )  # fmt: skip
 
+# The phases until a run's first score. Shorter ones are not shown, in seconds.
+_PHASES = {
+    "start": "starting", "import": "importing mteb", "engine": "opening the engine", "load": "loading data",
+    "encode": "encoding", "store": "in the embedding cache", "score": "scoring", "other": "other work",
+}  # fmt: skip
+_SHORTEST = 0.1
+
 # The columns that a narrow terminal leaves out, in this order.
 _LEFT_OUT = ("tokens/s", "share of ceiling", "seconds", "pairs/s", "texts/s")
 
@@ -134,7 +141,7 @@ def _print_tasks(console: Console, columns: Sequence[str], rows: Sequence[Sequen
         table.add_row(*(row[at] for at in shown))
     left_out = console.print_table(table, optional=_LEFT_OUT)
     if left_out:
-        console.print_line(f"Columns only in report.md: {', '.join(left_out)}")
+        console.print_line(f"Not shown here, but in report.md: the columns {', '.join(left_out)}")
 
 
 def print_failure(console: Console, failure: Failure) -> None:
@@ -293,10 +300,10 @@ def ineffective_variable_notes(record: RunRecord) -> Iterator[str]:
     reference = record.parity.reference.engine if record.parity is not None else None
     for engine in filter(None, (record.engine, stage, reference)):
         for key, value in engine.late.items():
-            found = engine.threading.get(key, "none")
+            found = engine.threading.get(key, "not set")
             yield (
                 f"{key}={value} has no effect on {engine.backend}: torch was loaded in this process before it was "
-                f"set (the value then: {found}). The speed may differ in a separate process."
+                f"set (its value at that time: {found}). The speed may differ in a separate process."
             )
 
 
@@ -328,6 +335,11 @@ def print_summary(console: Console, record: RunRecord) -> None:
         if kept.passed:
             text += f", {kept.passed:,} not added: {kept.stopped}"
         console.print_line(text)
+    if (phases := record.first_score) and record.point is None:
+        parts = ", ".join(
+            f"{seconds:.1f} s {_PHASES[name]}" for name, seconds in phases.items() if seconds >= _SHORTEST
+        )
+        console.print_line(f"First score after {sum(phases.values()):.1f} s: {parts}")
     if record.engine is not None:
         console.print_line(f"Effective settings: {_in_effect(record.engine.resolved)}")
     # Throughput and parity runs store no results.

@@ -64,7 +64,7 @@ const body = table.tBodies[0];
 const lines = new Map([...body.rows].map((line) => [rows[line.dataset.at], line]));
 function describe(row) {
   const against = row.name !== data.baseline && row.difference !== null ? `, ${signed(row.difference)} relative to point ${data.baseline}` : "";
-  return `Point ${row.name}${row.roles.length ? ` (${row.roles.join(", ")})` : ""}: ${row.mean === null ? "no mean" : `${score(row.mean)}${against}`}.`;
+  return `Point ${row.name}${row.roles.length ? ` (${row.roles.join(", ")})` : ""}: ${row.mean === null ? row.speed || "no mean" : `${score(row.mean)}${against}`}.`;
 }
 function select(row) {
   lines.get(selected).removeAttribute("aria-current");

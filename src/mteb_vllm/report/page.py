@@ -22,9 +22,10 @@ from markupsafe import Markup, escape
 from mteb_vllm.report.charts import Json, dark_css, first_selected, left_out, roles_of, specifications
 from mteb_vllm.report.columns import Column, hides_tasks, speed_unit, table_columns
 from mteb_vllm.report.comparison import Comparison, Effect, Row
-from mteb_vllm.report.formatting import number, signed, speed_effect, times
+from mteb_vllm.report.formatting import number, rate, signed, speed_effect, times
 from mteb_vllm.report.header import circumstances, recommended_command, scope
 from mteb_vllm.report.tables import failed_points
+from mteb_vllm.results.measurements import ThroughputRecord
 from mteb_vllm.util.escape import visible
 
 # The number of shared settings that are shown; the others can be unfolded.
@@ -145,11 +146,18 @@ def page_data(comparison: Comparison, charts: Mapping[str, Json]) -> Json:
                 "roles": roles_of(comparison, row),
                 "mean": _rounded(row.mean, 6),
                 "difference": _rounded(row.difference, 6),
+                "speed": _offline(row.point.throughput),
             }
             for row in comparison.rows
         ],
         "charts": charts,
     }
+
+
+def _offline(throughput: ThroughputRecord | None) -> str:
+    """Return the offline throughput of a point; "" if it was not measured."""
+    requests = throughput.requests_per_second if throughput is not None else None
+    return "" if requests is None else f"{rate(requests)} requests/s"
 
 
 def _not_drawn(comparison: Comparison) -> str:

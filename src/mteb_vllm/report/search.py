@@ -61,7 +61,7 @@ def print_search(console: Console, search: Search, choices: Mapping[str, Any], f
         with attempt(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, text)
-        console.print_line(f"Its engine arguments ({file}), ready to be saved as conf/engine/mine.yaml:\n")
+        console.print_line(f"Its engine arguments, also in {file}:\n")
         console.print_line(text)
     options = ["--config-dir", str(file.parents[1])] if text else []
     console.print_line(f"To use it: {command(*options, *_words(search, best, choices, engine=bool(text)))}")
@@ -75,17 +75,20 @@ def _comparison(search: Search, best: RunRecord) -> Iterator[str]:
     if value <= default:
         yield "The search found nothing better than the default."
     elif best.objective is not None and best.objective.name == "mean":
-        yield f"The best is {value - default:+.5f} better in mean score."
+        yield f"The mean score of the best is higher by {value - default:.5f}."
     elif (measured := _measured_pairs(search)) is None:
         yield f"The best was {value / default:.2f} times as fast, in a single measurement of each."
     else:
         of_default, of_best = measured
         ratios = [new / old for old, new in zip(of_default, of_best, strict=True)]
-        verdict = f"{sum(ratios) / len(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
+        mean_ratio = sum(ratios) / len(ratios)
+        verdict = f"The best is {mean_ratio:.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})."
         if min(of_best) <= max(of_default):
-            verdict = "no measurable difference"
-        figures = f"default {_list(of_default)}, best {_list(of_best)} {_unit(best)}/s"
-        yield f"Both measured again, in turn: {figures}: {verdict}."
+            verdict = "There is no measurable difference."
+        yield (
+            f"Both were measured again, in turn: default {_list(of_default)}, best {_list(of_best)} {_unit(best)}/s. "
+            f"{verdict}"
+        )
 
 
 def _measured_pairs(search: Search) -> tuple[list[float], list[float]] | None:

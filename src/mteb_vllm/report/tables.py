@@ -60,7 +60,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     left_out += [f"the columns {', '.join(column.header for column in hidden)}"] if hidden else []
     left_out += [f"the scores of {len(comparison.tasks)} tasks"] if tasks else []
     if left_out:
-        console.print_line(f"Only in report.csv: {'; '.join(left_out)}")
+        console.print_line(f"Not shown here, but in report.csv: {'; '.join(left_out)}")
     console.print()
     for line in answer(comparison):
         console.print_line(line)
@@ -169,7 +169,7 @@ def failed_points(comparison: Comparison) -> list[FailedPoints]:
 def _effects(comparison: Comparison) -> list[str]:
     """Return the section on the effects of settings."""
     rows = []
-    for effect in comparison.effects:
+    for effect in comparison.known_effects:
         scores = (effect.score, *(effect.score_range or (None, None)))
         speeds = (effect.speed, *(effect.speed_range or (None, None)))
         numbers = [*map(signed, scores), speed_effect(effect), *map(times, speeds[1:])]

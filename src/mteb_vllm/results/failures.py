@@ -63,7 +63,8 @@ Kind = Literal[
 # How kinds are shown to people; the others by their own words.
 _LABELS: dict[Kind, str] = {
     "out_of_memory_loading": "out of memory while loading",
-    "out_of_memory_encoding": "out of memory while encoding",
+    "out_of_memory_encoding": "out of memory while encoding or scoring",
+    "engine_start": "engine did not start",
     "disk": "disk error",
     "data": "data error",
     "task": "task error",

@@ -64,5 +64,5 @@ def _texts_per_second(record: RunRecord) -> float:
         else:
             computed, seconds = computed + task.computed, seconds + encoding
             continue
-        raise _NoValueError(f"{task.name} has no speed, because {why}: to measure it, results.reuse=none")
+        raise _NoValueError(f"{task.name} has no speed, because {why}; to measure it, set results.reuse=none")
     return computed / seconds

@@ -263,6 +263,9 @@ class RunRecord:
         unwritten: Failures to write files; the scores are not affected by these.
         warnings: Warnings to show to the user.
         seconds: Wall time of the run.
+        first_score: Seconds until the first score that this run computed, by phase: start (of a single run, from the start of
+            the command), import (of mteb), engine (opening it), load, encode, store and score (of that task), other. Empty
+            if no score was computed.
         peak_memory_mb: Peak memory; None if the process ended before it could be recorded.
         started: The start time in ISO format with time zone.
         output_dir: The folder of this record.
@@ -293,6 +296,7 @@ class RunRecord:
     unwritten: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     seconds: Amount = 0.0
+    first_score: dict[str, Amount] = field(default_factory=dict)
     peak_memory_mb: Memory | None = None
     started: str = ""
     output_dir: str = ""

@@ -53,6 +53,7 @@ class Job:
         prefetched: The outcome of the point's first stage, if it has been run already.
         search: The search, whose default is the only one of `points`; None in a sweep or a single run.
         compare_best: Measures the best point of a search against the default; set by the launcher, if it can do that.
+        since: When the command started, by `time.time`.
         returned: Where copies in other processes note the folders of their points; None as long as there is no copy.
     """
 
@@ -65,6 +66,7 @@ class Job:
     prefetched: PrefetchedFirstStage | None = None
     search: Search | None = None
     compare_best: Callable[[], None] | None = None
+    since: float | None = None
     returned: Path | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Job], tuple[object, ...]]:
@@ -103,6 +105,7 @@ class Job:
             console=self.console,
             progress=self.progress,
             prefetched=self.prefetched,
+            since=self.since if point is None else None,
         )
         self.records.append(record)
         if self.returned is not None and point is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from mteb_vllm.report.charts.scores import first_selected, heading, setting_labels, settings_of
@@ -111,14 +112,14 @@ def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.Layer
         for step in curve.throughput.steps:
             latency = step.latency_ms
             tip = {
-                "title": curve.title or "One step", "batch size": str(step.batch_size),
+                "title": curve.title or "One call", "batch size": str(step.batch_size),
                 f"{unit}/s": rate(step.requests_per_second), "p50": f"{latency.p50:.3g} ms", "p90": f"{latency.p90:.3g} ms",
                 "lengths": curve.lengths, **curve.settings,
             }  # fmt: skip
             data.append(
                 {
-                    **common, "size": str(step.batch_size), "rate": step.requests_per_second, "p50": latency.p50,
-                    "p90": latency.p90, "tip": tip,
+                    **common, "size": str(step.batch_size), "batch": step.batch_size, "rate": step.requests_per_second,
+                    "p50": latency.p50, "p90": latency.p90, "tip": tip,
                 }
             )  # fmt: skip
         if requests := curve.throughput.requests_per_second:
@@ -161,7 +162,7 @@ def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.Layer
         .add_params(*([legend] if engines else [])),
         alt.Chart(name="curves")
         .mark_line(tooltip=None)
-        .encode(x, y, color=colour, detail="point:N", order=alt.Order("rate:Q"), strokeWidth=thick, opacity=faint),
+        .encode(x, y, color=colour, detail="point:N", order=alt.Order("batch:Q"), strokeWidth=thick, opacity=faint),
         alt.Chart(alt.NamedData("saturated"), name="saturated")
         .mark_rule(strokeWidth=3, tooltip=alt.ExprRef(TIP))
         .encode(
@@ -175,11 +176,13 @@ def latency_throughput(curves: Sequence[Curve], selected: str = "") -> alt.Layer
         *texts("sizes", "size", x, y),
     ]  # fmt: skip
     notes = [
-        "Number: batch size. Vertical line: up to p90.",
+        "Number: batch size.",
+        "Vertical line: up to p90." if any(one["p90"] > one["p50"] for one in data) else "",
         "At the bottom: offline (saturated) throughput." if saturated else "",
         f"More than {len(SHAPES)} different lengths: the shapes do not show them."
         if len(lengths) > len(SHAPES)
         else "",
+        "Thick: selected." if selected and len(curves) > 1 else "",
         _BETTER,
     ]
     return chart(layers, {"steps": data, "saturated": saturated}, "↑ median latency of a call, ms", filter(None, notes))
@@ -239,6 +242,7 @@ def rooflines(curves: Sequence[Curve], selected: str = "") -> alt.LayerChart:
     notes = [
         "Outlined: the roofline, the maximum that the machine's FLOP/s allow.",
         f"Invalid: an MFU above 100% is {BUSY_MACHINE}." if invalid else "",
+        "Dotted: selected." if selected and len(curves) > 1 else "",
     ]
     return chart(layers, {"points": data}, "offline (saturated) tokens/s →", filter(None, notes), height=44 * len(data))
 
@@ -354,15 +358,25 @@ def _engines(curves: Sequence[Curve], *, legend: bool = True) -> tuple[list[str]
 def _place_sizes(
     curves: Sequence[Curve], data: list[Json], across: tuple[float, float, bool], up: tuple[float, float]
 ) -> None:
-    """Place the labels of the steps, their batch sizes; the ends of curves have priority."""
+    """Place the labels of the steps, their batch sizes, away from the curves; the ends of curves have priority."""
     left, right, log = across
     places = [(_share(one["rate"], left, right, log), _share(one["p50"], *up, True)) for one in data]
+    ends = [(x, _share(one["p90"], *up, True)) for (x, _), one in zip(places, data, strict=True)]
+    same = [(a, b) for a, b in pairwise(range(len(data))) if data[a]["point"] == data[b]["point"]]
+    lines = [(places[a], places[b]) for a, b in same] + list(zip(places, ends, strict=True))
     lengths = [len(curve.throughput.steps) for curve in curves]
     inner = [0 < at < steps - 1 for steps in lengths for at in range(steps)]
     order = sorted(range(len(data)), key=lambda at: inner[at])
-    spots = placed([(*places[at], data[at]["size"]) for at in order])
+    spots = placed([(*places[at], data[at]["size"]) for at in order], lines=list(_between(lines)))
     for at, spot in zip(order, spots, strict=True):
         data[at].update(spot)
+
+
+def _between(lines: Iterable[tuple[tuple[float, float], tuple[float, float]]]) -> Iterator[tuple[float, float]]:
+    """Yield positions on lines, at most a hundredth of the plot apart."""
+    for (x0, y0), (x1, y1) in lines:
+        steps = math.ceil(100 * max(abs(x1 - x0), abs(y1 - y0))) or 1
+        yield from ((x0 + (x1 - x0) * at / steps, y0 + (y1 - y0) * at / steps) for at in range(steps + 1))
 
 
 def _share(value: float, low: float, high: float, log: bool) -> float:

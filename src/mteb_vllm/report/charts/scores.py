@@ -39,6 +39,8 @@ MANY = 200
 NEAR = 10
 # More columns would be indistinguishable: points of neighbouring ranks then share one.
 MOST_COLUMNS = 60
+# After the number of values without a colour of their own, in a legend.
+_OTHERS = " other values"
 
 
 def first_selected(comparison: Comparison) -> Row:
@@ -139,7 +141,7 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
     picked, pointed = selections(first_selected(comparison).point.name)
     legend = alt.selection_point(name="legend", fields=["kind"], bind="legend")
     x = alt.X(
-        "speed:Q", title=f"{comparison.unit}/s",
+        "speed:Q", title=f"{comparison.unit}/s →",
         axis=alt.Axis(format=",.6~r", **axis_values(slow, fast, log)),
         scale=alt.Scale(nice=False, domain=domain(0), **({"type": "log"} if log else {"zero": False})),
     )  # fmt: skip
@@ -226,16 +228,19 @@ def _kinds(
         own = {value for value, _ in counts.most_common(len(CATEGORIES) - (len(counts) > len(CATEGORIES)))}
         kinds[column] = [label for value, label in labels[at].items() if value in own]
         if len(counts) > len(own):
-            kinds[column].append(f"{len(counts) - len(own)} other values")
+            kinds[column].append(f"{len(counts) - len(own)}{_OTHERS}")
     if not kinds:
         return {"color": alt.value(CATEGORIES[0])}, []
     fewest = min(kinds, key=lambda column: len(labels[comparison.columns.index(column)]))
     domain = alt.ExprRef("kinds[colour]")
+    # The picture shows no menu that names the setting, so the entries of the legend do.
+    named = "peek(split(colour, '.')) + '=' + datum.label"
+    legend = alt.Legend(labelExpr=f"indexof(datum.label, '{_OTHERS}') > 0 ? datum.label : {named}")
     return (
         {
-            "fill": alt.Fill("kind:N", scale=alt.Scale(domain=domain, range=CATEGORIES)),
-            "stroke": alt.Stroke("kind:N", scale=alt.Scale(domain=domain, range=CATEGORIES)),
-            "shape": alt.Shape("kind:N", scale=alt.Scale(domain=domain, range=SHAPES)),
+            "fill": alt.Fill("kind:N", scale=alt.Scale(domain=domain, range=CATEGORIES), legend=legend),
+            "stroke": alt.Stroke("kind:N", scale=alt.Scale(domain=domain, range=CATEGORIES), legend=legend),
+            "shape": alt.Shape("kind:N", scale=alt.Scale(domain=domain, range=SHAPES), legend=legend),
         },
         [
             alt.param(name="kinds", value=kinds),
@@ -291,7 +296,7 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
                 cells.append({"column": names[name], "point": point, "task": short(task), "difference": mean})
     # An outlier would make all other points look alike: the largest tenth of the differences have the last colour.
     sizes = sorted(abs(cell["difference"]) for cell in cells)
-    step = nice(max(sizes[int(0.9 * (len(sizes) - 1))], 3e-5) / 3)
+    step = nice(max(sizes[math.ceil(0.9 * (len(sizes) - 1))], 3e-5) / 3)
     edges = [round(at * step, 9) for at in (-3, -2, -1, 1, 2, 3)]
     picked, pointed = selections(first_selected(comparison).point.name, nearest=False)
     long = max(len(column["column"]) for column in columns)

@@ -38,7 +38,9 @@ _INNER = {"narrow": 280, "wide": 720}
 _LONGEST_LABEL = 60
 # The tooltip of a mark, also in the surrounding Voronoi cell by which Vega-Lite finds the nearest mark.
 TIP = "datum.datum ? datum.datum.tip : datum.tip"
-_SPOTS = ((11, 0), (-11, 0), (0, -14), (0, 15), (11, -14), (11, 14), (-11, -14), (-11, 14), (11, -28), (11, 28))
+_SPOTS = ((11, 0), (-11, 0), (0, -14), (0, 15), (11, -14), (11, 14), (-11, -14), (-11, 14))
+# Farther from its mark, a label could belong to another one.
+_FAR_SPOTS = ((11, -28), (11, 28))
 
 
 def narrow(small: object, large: object) -> alt.ExprRef:
@@ -95,7 +97,8 @@ def chart(
             },
             legend={
                 "columns": narrow(1, 2), "direction": "vertical", "labelColor": INK, "labelFontSize": 12, "orient": "bottom",
-                "labelLimit": narrow(300, 360), "symbolSize": 70, "symbolStrokeWidth": 1.5, "title": None, "offset": 8,
+                "labelLimit": narrow(300, 360), "symbolBaseFillColor": INK, "symbolBaseStrokeColor": INK, "symbolSize": 70,
+                "symbolStrokeWidth": 1.5, "title": None, "offset": 8,
             },
             text={"color": INK, "fontSize": 12},
             title={"color": QUIET, "fontSize": 12, "fontWeight": "normal", "lineHeight": 17},
@@ -161,29 +164,33 @@ def texts(name: str, field: str, x: alt.X, y: alt.Y, *, bold: bool = False) -> l
     return [layer({"stroke": PAPER, "strokeWidth": 3.5, "strokeJoin": "round"}), layer({})]
 
 
-def placed(labels: Sequence[tuple[float, float, str]], *, always: bool = False) -> list[Json]:
+def placed(
+    labels: Sequence[tuple[float, float, str]], *, always: bool = False, lines: Sequence[tuple[float, float]] = ()
+) -> list[Json]:
     """Return the positions of labels: for `narrow` and `wide` the offset in pixels and the alignment; None if none is free.
 
     Args:
         labels: The position of each mark from the left and from the bottom, as fractions of the plot, and its label, ""
             if it has none; the most important first.
         always: Whether a label without a free position may cover marks, but no other labels.
+        lines: Positions on lines, which a label covers only if it has no other position.
     """
     found: list[Json] = [{} for _ in labels]
     for size, width in _INNER.items():
         marks = [(x * width - 5, x * width + 5, -y * HEIGHT, 10) for x, y, _ in labels]
+        drawn = [(x * width - 2, x * width + 2, -y * HEIGHT, 4) for x, y in lines]
         written: list[tuple[float, float, float, float]] = []
         for (x, y, text), spots in zip(labels, found, strict=True):
             long = 7 * len(text) + 2
+            near = [one for one in drawn if abs(one[0] - x * width) < long + 20 and abs(one[2] + y * HEIGHT) < 45]
             free = []
-            for dx, dy in _SPOTS:
+            for dx, dy in (*_SPOTS, *_FAR_SPOTS) if always else _SPOTS:
                 left = x * width + dx - (long if dx < 0 else long / 2 if dx == 0 else 0)
                 box = (left, left + long, -y * HEIGHT + dy, 13)
                 if text and left >= 0 and left + long <= width and -HEIGHT <= box[2] <= -6 and _clear(box, written):
-                    free.append(
-                        (not _clear(box, marks), box, [dx, dy, "right" if dx < 0 else "center" if dx == 0 else "left"])
-                    )
-            covers, box, spot = min(free, key=lambda one: one[0], default=(True, (0, 0, 0, 0), None))
+                    offset = [dx, dy, "right" if dx < 0 else "center" if dx == 0 else "left"]
+                    free.append(((not _clear(box, marks), not _clear(box, near)), box, offset))
+            (covers, _), box, spot = min(free, key=lambda one: one[0], default=((True, True), (0, 0, 0, 0), None))
             spots[size] = spot if always or not covers else None
             if spots[size]:
                 written.append(box)
