@@ -341,34 +341,26 @@ def test_what_is_missing_is_said_before_anything_starts(monkeypatch: pytest.Monk
     assert "Make it a sweep: add -m." in str(caught.value)
 
 
-@pytest.mark.parametrize("override", ["time=0", "time=soon", "gpus=-1", "cpus=0", "max_jobs=0", "partition=[a]"])
-def test_wrong_settings_are_mistakes(override: str) -> None:
-    words = ["hydra/launcher=slurm", f"hydra.launcher.{override}", "tasks=sts12", "engine.max_num_seqs=8,16"]
+def test_wrong_settings_are_mistakes() -> None:
+    wrong = {"time": "soon", "gpus": "-1", "cpus": "0", "max_jobs": "0", "partition": "[a]"}
+    words = ["hydra/launcher=slurm", *(f"hydra.launcher.{key}={value}" for key, value in wrong.items())]
     with pytest.raises(ConfigError) as caught:
-        check(words, multirun=True)
-    key = f"hydra.launcher.{override.partition('=')[0]}"
-    assert key in [mistake.key for mistake in caught.value.mistakes]
+        check([*words, "tasks=sts12", "engine.max_num_seqs=8,16"], multirun=True)
+    assert {f"hydra.launcher.{key}" for key in wrong} <= {mistake.key for mistake in caught.value.mistakes}
 
 
 def test_a_lock_is_tested_from_another_process(tmp_path: Path) -> None:
-    lock = tmp_path / "one.lock"
+    held, free, absent = (tmp_path / name for name in ("held", "free", "absent"))
+    free.touch()
     code = (
         "import sys; from pathlib import Path; from mteb_vllm.sweep.nodes import lock_problem\n"
-        "print(lock_problem(Path(sys.argv[1])))"
+        "for path in sys.argv[1:]: print(lock_problem(Path(path)))"
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-
-    def found() -> str:
-        return subprocess.run(
-            [sys.executable, "-c", code, lock], env=env, capture_output=True, text=True, check=True
-        ).stdout
-
-    with FileLock(lock):
-        assert found() == "None\n"
-    lock.touch()
-    assert "is free for another one" in found()
-    lock.unlink()
-    assert "not the same" in found()
+    command = [sys.executable, "-c", code, str(held), str(free), str(absent)]
+    with FileLock(held):
+        found = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert found[0] == "None" and "is free for another one" in found[1] and "not the same" in found[2]
 
 
 def test_a_job_gets_commands_through_its_folder_and_ends_with_its_sweep(
