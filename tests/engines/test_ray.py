@@ -265,11 +265,11 @@ class Nodes:
         self._started: list[subprocess.Popen[bytes]] = []
         head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self._folder}"]
         self._start(*head, "--node-ip-address=127.0.0.1")
-        self._wait(1)
         self.add()
 
     def add(self) -> None:
-        """Start the second node."""
+        """Start the second node; the cluster must have noticed that an earlier one has stopped."""
+        self._wait(1)
         self._start(f"--address={self.address}", "--node-ip-address=127.0.0.2")
         self._wait(2)
 
