@@ -61,7 +61,7 @@ def node(name: str, cpus: float = 0, gpus: float = 0, host: str | None = None) -
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield tiny_models.tiny_encoder(tmp_path_factory.mktemp("models") / "tiny", heads=1)
+    yield tiny_models.tiny_encoder(tmp_path_factory.mktemp("models") / "tiny")
     close_engines()
 
 

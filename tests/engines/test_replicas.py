@@ -60,7 +60,7 @@ def spec_of(folder: Path, count: int, convert: Any = "embed") -> EngineSpec:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     root = tmp_path_factory.mktemp("models")
-    yield {"embed": tiny_models.tiny_encoder(root / "tiny", heads=1), "classify": rerankers.small("bert", root, 128)}
+    yield {"embed": tiny_models.tiny_encoder(root / "tiny"), "classify": rerankers.small("bert", root, 128)}
     close_engines()
 
 

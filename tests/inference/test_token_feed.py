@@ -33,7 +33,7 @@ TEXTS = [
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Iterator[Path]:
-    yield tiny_models.tiny_encoder(tmp_path / "tiny", heads=1)
+    yield tiny_models.tiny_encoder(tmp_path / "tiny")
     close_engines()
 
 
