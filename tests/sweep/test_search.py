@@ -219,7 +219,9 @@ def test_a_search_finds_the_fastest_point_that_keeps_the_score(
     shown = " ".join(capsys.readouterr().out.split())
     assert f"Best of 6 points: point {best.point} (pipeline.seconds=0.25 pipeline.score=0.5), 400.0 texts/s" in shown
     assert f"Refused: point {refused.point} (pipeline.seconds=0.25 pipeline.score=0.75)" in shown
-    assert "default 100.0 and 100.0, best 400.0 and 400.0 texts/s. The best is 4.00 times as fast (4.00 to 4.00)." in shown
+    assert (
+        "default 100.0 and 100.0, best 400.0 and 400.0 texts/s. The best is 4.00 times as fast (4.00 to 4.00)." in shown
+    )
     assert "To use it: mteb-vllm pipeline=count" in shown and "Traceback" not in shown
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from filelock import FileLock
 
@@ -28,9 +29,11 @@ from mteb_vllm.errors import ConfigError
 from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import Ending, failure_from_exit
 from mteb_vllm.sweep import job_process
+from mteb_vllm.sweep import slurm as cluster_jobs
 from mteb_vllm.sweep.messages import Activity, RunPoint, TaskProgress
 from mteb_vllm.sweep.nodes import KnownNodes
 from mteb_vllm.sweep.planning import plan_points
+from mteb_vllm.sweep.slurm import Cluster, JobState
 from mteb_vllm.util.machine import assume_device, device
 from mteb_vllm.util.mailbox import Inbox, Outbox
 from mteb_vllm.util.phase import Phase
@@ -266,6 +269,8 @@ def test_a_node_that_is_down(requeued: bool, sweeps: Sweeps, expected: Any) -> N
     wait_for("point 0", lambda: sweeps.has_opened(0))
     slurm("scontrol", "update", f"nodename={node()}", "state=DOWN", "reason=test")
     wait_for("the end of the job", lambda: not jobs("RUNNING", "COMPLETING"))
+    # A node refuses a job whose earlier process has not quite ended.
+    wait_for("the end of its process", lambda: not any("slurmstepd" in one.name() for one in psutil.process_iter()))
     if not requeued:
         wait_for("the next job", lambda: jobs("PENDING"))
     resume()
@@ -441,3 +446,20 @@ def test_the_end_of_a_job_is_a_typed_failure() -> None:
     assert (
         failure_from_exit(Ending(-11, None, "job 7: SIGSEGV"), Phase.ENCODING, "encoding").kind == "segmentation_fault"
     )
+
+
+def test_a_job_that_is_held_after_a_failed_launch_has_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """SLURM would keep it in the queue for ever."""
+    called: list[tuple[str, ...]] = []
+
+    def call(*command: str) -> str:
+        called.append(command)
+        return "31|PENDING|launch failed requeued held\n"
+
+    monkeypatch.setattr(cluster_jobs, "_call", call)
+    cluster = Cluster(SlurmConfig())
+    cluster._states["31"] = JobState("PENDING")
+    assert cluster.state("31") == JobState("LAUNCH_FAILED", "launch failed requeued held") and cluster.state("31").ended
+    assert ("scancel", "31") in called
+    ending = cluster.ending("31", tmp_path / "log")
+    assert (ending.kind, ending.how) == ("node_down", "job 31 could not be started on its node")

@@ -62,6 +62,9 @@ _ENDED: Mapping[str, Kind | None] = {
 # Text that SLURM adds to a job's output when the job uses more memory than it has.
 _OVER_MEMORY = re.compile(r"slurmstepd.*(exceeded .*memory limit|oom.kill)", re.IGNORECASE)
 
+# SLURM queues a job again that could not be started on its node, and holds it: it stays in the queue until somebody acts.
+_HELD_AFTER_FAILED_LAUNCH = "launch failed requeued held"
+
 # The state of a job that SLURM no longer lists.
 _FORGOTTEN = "forgotten"
 
@@ -184,6 +187,9 @@ class Cluster:
             # Jobs that have ended are listed for a few minutes only, and without their exit status.
             if found is None or found.ended:
                 found = _ended_state(job) or found
+            if found is not None and found.reason.replace("_", " ") == _HELD_AFTER_FAILED_LAUNCH:
+                _call("scancel", job)
+                found = JobState("LAUNCH_FAILED", found.reason)
             if found is not None:
                 self._states[job] = found
 
