@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml $(PINS)
 	    $(PINS:%=--constraint %) --editable '.[$(EXTRA),dev]'
 	touch $@
 
-run: install  ## evaluate MiniLM on the demo tasks, offline, on a CPU (ARGS="engine.dtype=bfloat16" to change it)
+run: install  ## evaluate MiniLM on the demo tasks, offline (ARGS="engine.dtype=bfloat16" to change it)
 	$(BIN)/mteb-vllm $(ARGS)
 
 check: install  ## ruff, mypy, and the order of imports

@@ -20,7 +20,7 @@ HELP = """mteb-vllm evaluates embedding models and rerankers on MTEB tasks with 
 configured in YAML. Choose a file of a group with group=file, set a field with
 group.field=value, and sweep with -m and values separated by commas.
 
-  # MiniLM on the demo tasks, offline, on a CPU
+  # MiniLM on the demo tasks, offline
     mteb-vllm
   # one of the shipped models, and any other model
     mteb-vllm model=e5_small tasks=sts12 engine.dtype=float16
@@ -49,7 +49,7 @@ Groups and their files:
 {groups}
 
 Flags: --help, -m (--multirun), --config-dir DIR, --cfg job, --info, --version.
---hydra-help lists them all."""
+--hydra-help lists Hydra's own."""
 
 # Of --help, in characters.
 _WIDTH = 80
@@ -172,7 +172,8 @@ def _groups() -> str:
     for folder in filter(None, (conf_dir(), own)):
         for file in folder.rglob("*.yaml"):
             group = file.parent.relative_to(folder).as_posix()
-            if group != "." and not group.startswith("hydra"):
+            # `fields` holds the defaults of a group and is no choice.
+            if group != "." and not group.startswith("hydra") and file.stem != "fields":
                 files.setdefault(group, set()).add(file.stem)
     lines = (f"{group}: {', '.join(sorted(files[group]))}" for group in sorted(files))
     return "\n".join(textwrap.fill(line, _WIDTH, subsequent_indent="    ") for line in lines)

@@ -84,6 +84,20 @@ def test_any_words_can_be_drawn(tmp_path: Path) -> None:
     assert len(write_charts(drawn, tmp_path)) == 2 and "\u202e" not in json.dumps(drawn, ensure_ascii=False)
 
 
+def test_shortened_emoji_can_be_drawn(tmp_path: Path) -> None:
+    """Vega shortens a label between the two halves of a surrogate pair."""
+    odd = ["\U0001f50d" * length for length in (20, 21, 40, 41, 60, 61)]
+    drawn = specifications(compare(points(6, axes={"prompts.query": odd})))
+    assert len(write_charts(drawn, tmp_path)) == 2 and odd[0] in json.dumps(drawn, ensure_ascii=False)
+
+
+def test_a_chart_that_cannot_be_drawn_costs_only_its_picture(tmp_path: Path) -> None:
+    drawn = {**specifications(comparison(3)), "throughput": {"mark": "nonsense"}}
+    (tmp_path / "throughput.png").touch()
+    assert [path.stem for path in write_charts(drawn, tmp_path)] == BOTH
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(BOTH)
+
+
 def test_shows_every_point_the_front_and_the_names() -> None:
     of = comparison(12)
     drawn = specifications(of)["quality_speed"]

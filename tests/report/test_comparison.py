@@ -450,6 +450,23 @@ def test_the_order_of_task_names_is_no_setting(overrides: tuple[dict[str, str], 
     assert compare(points).columns == []
 
 
+def test_a_value_that_engines_chose_is_shared_only_if_no_other_was_set() -> None:
+    chosen, same, other = (
+        {"resolved.max_model_len": "256"},
+        {"engine.max_model_len": "256"},
+        {"engine.max_model_len": "64"},
+    )
+
+    def shared(*facts: dict[str, str], source: Any = "run") -> bool:
+        made = [point(str(at), task("A", 0.5), facts=one) for at, one in enumerate(facts)]
+        made[-1] = replace(made[-1], source=source)
+        return "resolved.max_model_len" in compare(made).constants
+
+    assert shared(chosen, chosen) and shared(chosen, same)
+    assert shared(chosen, {}), "its results were cached"
+    assert not shared(chosen, other) and not shared(chosen, {}, source="results")
+
+
 def test_shared_settings_begin_with_the_model_and_end_with_the_environment() -> None:
     facts = {
         "engine.env.VLLM_X": "1", "engine.dtype": "float32", "shell.OMP_NUM_THREADS": "2", "prompts": "none", "git": "abc",

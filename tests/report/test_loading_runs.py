@@ -244,8 +244,17 @@ def test_results_are_distinguished_by_revision_and_experiment(tmp_path: Path) ->
     points = read_runs([tmp_path])
     assert names(points) == ["org/m@01234567/a", "org/m@01234567/b", "org/m@abcdef/a", "org/n"]
     assert compare(points).columns == ["model", "revision", "experiment"]
+    found = names(points)
     write_run(tmp_path / "run")
-    assert names(read_runs([tmp_path])) == ["run"], "results below runs are theirs"
+    assert names(read_runs([tmp_path])) == ["run", *found]
+
+
+def test_the_results_of_runs_are_not_read_again(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "day" / "1")
+    write_result(tmp_path / "results" / "org__m" / "abcdef", "STS12", {"test": {"default": 0.8}})
+    write_result(tmp_path / "others" / "org__n" / "abcdef", "STS12", {"test": {"default": 0.8}})
+    assert names(read_runs([tmp_path])) == ["1", "org/n"]
+    assert names(read_runs([tmp_path / "results"])) == ["org/m"]
 
 
 def test_a_path_without_runs_is_an_error(tmp_path: Path) -> None:

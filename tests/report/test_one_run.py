@@ -145,6 +145,6 @@ def test_no_number_is_wrapped_on_a_narrow_terminal() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     line = next(line for line in text.splitlines() if line.startswith("StdlibDocsRetrieval"))
     assert line.split() == ["StdlibDocsRetrieval", "ndcg_at_10", "0.50000", "0.75000", "+0.25000", "0.87500", "66.7%"]
-    left_out = "Not shown here, but in report.md: the columns tokens/s, share of ceiling, seconds, pairs/s"
+    left_out = "Only in report.md: the columns tokens/s, share of ceiling, seconds, pairs/s"
     assert left_out in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80

@@ -167,9 +167,7 @@ def test_the_terminal_shows_scores_first_and_says_which_columns_are_left_out(swe
     comparison = compare(read_runs([sweep]))
     wide, narrow = shown(comparison, 250), shown(comparison, 90)
     assert "S1" in wide and "in report.csv" not in wide
-    assert re.search(
-        r"Not shown here, but in report.csv: the columns .*engine start \(s\), peak memory \(MiB\)", narrow
-    )
+    assert re.search(r"Only in report.csv: the columns .*engine start \(s\), peak memory \(MiB\)", narrow)
     assert wide.index("\n1 ") < wide.index("\n0 ") < wide.index("\n2 ") < wide.index("\n3 "), "best first"
     head = next(line for line in wide.splitlines() if line.startswith("point "))
     columns = ["engine.dtype", "prompts", "mean", "S1", "difference", "texts/s", "seconds", "peak memory (MiB)"]

@@ -27,7 +27,7 @@ from mteb_vllm.util.console import Console
 Show = Callable[[Console], object]
 # Words that only narrow output has: those of the table of scores by task, and the backslash of a wrapped command.
 NARROW_ONLY = {"Scores", "by", "task,", "task", "best", "points", "first", "\\"}
-LEFT_OUT = re.compile(r"^Not shown here, but in report\.(?:csv|md): .*\n(?:  .*\n)*", re.MULTILINE)
+LEFT_OUT = re.compile(r"^Only in report\.(?:csv|md): .*\n(?:  .*\n)*", re.MULTILINE)
 
 
 def shown(show: Show, width: int) -> str:

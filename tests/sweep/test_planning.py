@@ -143,7 +143,7 @@ def last_line(points: list[PlannedPoint], *, swept: bool = False) -> str:
 
 def test_the_summary_of_a_dry_run_names_what_there_is_to_run(tmp_path: Path) -> None:
     words = ["tasks.names=[STS12,STS13]", f"results.dir={tmp_path}"]
-    statistics = " The amounts are estimated from mteb's descriptive statistics."
+    statistics = " The amounts are estimates, from statistics of the data sets."
     fresh = planned(*words)
     assert last_line(fresh).startswith("2 of 2 tasks to run, 1 engine to open (")
     assert last_line(fresh).endswith(f").{statistics}")

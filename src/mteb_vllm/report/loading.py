@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,9 @@ from mteb_vllm.report.result_folders import read_results
 from mteb_vllm.report.run_records import FoundRun, read_run
 from mteb_vllm.results.failures import failure_from_damage
 from mteb_vllm.util.files import expand_user
+
+# What a `results.dir` holds besides runs and sweeps.
+_OWN_FOLDERS = frozenset({"results", "predictions", "embeddings", "settings", "failures", "reports", "slurm"})
 
 _LAYOUT = (
     "A run's folder contains run.json; results in mteb's layout are <org>__<model>/<revision>/<Task>.json. "
@@ -24,7 +27,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Point]:
     """Read runs, sweeps, and folders of results in mteb's layout.
 
     Points are in the order of the paths; within a path, sweeps and single runs are ordered by start time, the points of a
-    sweep by number. Where a folder holds runs, the results below it are theirs and are not read.
+    sweep by number. The results in a run's `results.dir` are those of its runs, and are not read again.
 
     Args:
         paths: Folders at or above runs or results, files `run.json`, or patterns for these (`outputs/sweeps/*`).
@@ -75,8 +78,24 @@ def _read(places: Iterable[Path]) -> list[Point]:
         folder = place.parent if place.name == "run.json" else place
         folders, unreadable = _run_folders(folder)
         runs += [*map(read_run, folders), *unreadable]
-        results += [] if folders else read_results(folder)
+        for below in _beside(folder, set(folders)):
+            results += read_results(below)
     return [*_in_order(runs), *results]
+
+
+def _beside(folder: Path, runs: set[Path]) -> Iterator[Path]:
+    """Yield the largest folders without runs at or below a folder, except a run's files and the program's own results."""
+    if folder in runs:
+        return
+    if not any(folder in run.parents for run in runs):
+        yield folder
+        return
+    children = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    # `results.dir` holds the results of the runs beside them.
+    own = _OWN_FOLDERS if {"runs", "sweeps"} & {path.name for path in children} else frozenset()
+    for child in children:
+        if child.name not in own:
+            yield from _beside(child, runs)
 
 
 def _run_folders(folder: Path) -> tuple[list[Path], list[FoundRun]]:

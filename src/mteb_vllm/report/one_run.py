@@ -141,7 +141,7 @@ def _print_tasks(console: Console, columns: Sequence[str], rows: Sequence[Sequen
         table.add_row(*(row[at] for at in shown))
     left_out = console.print_table(table, optional=_LEFT_OUT)
     if left_out:
-        console.print_line(f"Not shown here, but in report.md: the columns {', '.join(left_out)}")
+        console.print_line(f"Only in report.md: the columns {', '.join(left_out)}")
 
 
 def print_failure(console: Console, failure: Failure) -> None:

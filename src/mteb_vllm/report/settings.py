@@ -69,8 +69,12 @@ def shared_settings(points: Sequence[Point], differing: Collection[str]) -> dict
     for key in _ordered(points, _SHARED):
         values = {point.facts.get(key, "") for point in counted}
         if key.startswith("resolved."):
-            # A point whose results were all cached opened no engine.
-            values.discard("")
+            # A value that was set explicitly is not repeated among those that the engine has chosen.
+            argument = f"engine.{key.removeprefix('resolved.')}"
+            values = {point.facts.get(key) or point.facts.get(argument, "") for point in counted}
+            # A run whose results were all cached opened no engine; of other people's results, nothing is known.
+            if all(point.source == "run" for point in counted):
+                values.discard("")
         if key not in differing and len(values) == 1 and values != {""}:
             found[key] = values.pop()
     return found

@@ -60,7 +60,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     left_out += [f"the columns {', '.join(column.header for column in hidden)}"] if hidden else []
     left_out += [f"the scores of {len(comparison.tasks)} tasks"] if tasks else []
     if left_out:
-        console.print_line(f"Not shown here, but in report.csv: {'; '.join(left_out)}")
+        console.print_line(f"Only in report.csv: {'; '.join(left_out)}")
     console.print()
     for line in answer(comparison):
         console.print_line(line)

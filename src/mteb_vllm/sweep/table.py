@@ -100,7 +100,7 @@ def _summary(points: Sequence[PlannedPoint], *, swept: bool) -> str:
     if unknown:
         text += f"; size unknown for: {', '.join(sorted(unknown))}"
     if any(point.work and _scores_tasks(point) for point in to_run):
-        text += ". The amounts are estimated from mteb's descriptive statistics"
+        text += ". The amounts are estimates, from statistics of the data sets"
     return f"{text}."
 
 

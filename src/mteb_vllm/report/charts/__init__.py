@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from mteb_vllm.util.files import write_atomically
 
 if TYPE_CHECKING:
     import altair as alt
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "Json",
@@ -57,7 +60,7 @@ def specifications(comparison: Comparison) -> dict[str, Json]:
 
 
 def write_charts(drawn: Mapping[str, Json], folder: Path) -> list[Path]:
-    """Write each chart to `<name>.png`, and remove the PNG files of an earlier report's other charts.
+    """Write each chart that can be drawn to `<name>.png`, and remove the PNG files of an earlier report's other charts.
 
     Args:
         drawn: The specifications, by name.
@@ -69,10 +72,18 @@ def write_charts(drawn: Mapping[str, Json], folder: Path) -> list[Path]:
     for name in NAMES:
         if name not in drawn:
             (folder / f"{name}.png").unlink(missing_ok=True)
-    files = {folder / f"{name}.png": one for name, one in drawn.items()}
-    for path, one in files.items():
-        write_atomically(path, picture(one))
-    return list(files)
+    written = []
+    for name, one in drawn.items():
+        path = folder / f"{name}.png"
+        try:
+            content = picture(one)
+        except ValueError:  # the page shows the chart nevertheless
+            logger.exception("%s cannot be drawn", path)
+            path.unlink(missing_ok=True)
+            continue
+        write_atomically(path, content)
+        written.append(path)
+    return written
 
 
 def write_throughput(throughput: ThroughputRecord, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -254,10 +255,15 @@ def specification(of: alt.LayerChart) -> Json:
 
 
 def picture(of: Json) -> bytes:
-    """Return a specification as PNG. No file and no address is read."""
+    """Return a specification as PNG. No file and no address is read.
+
+    Emoji and other characters beyond U+FFFF become U+FFFD: Vega shortens long labels between the two halves of such a
+    character, and the renderer then fails.
+    """
     import vl_convert
 
-    return bytes(vl_convert.vegalite_to_png(of, vl_version=VEGA_LITE, scale=2, allowed_base_urls=[]))
+    text = re.sub("[\U00010000-\U0010ffff]", "\ufffd", json.dumps(of, ensure_ascii=False))
+    return bytes(vl_convert.vegalite_to_png(text, vl_version=VEGA_LITE, scale=2, allowed_base_urls=[]))
 
 
 def dark_css() -> str:
