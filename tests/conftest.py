@@ -26,11 +26,12 @@ os.environ["MTEB_CACHE"] = str(Path(_SCRATCH.name) / "mteb")
 
 # The slowest files, which run first, because a worker runs a whole file and none of these should start last.
 SLOWEST = (
-    "sweep/test_sweep.py", "sweep/test_soak.py", "test_run.py", "pipelines/rerank/test_rerank.py",
-    "inference/test_scoring.py", "pipelines/parity/test_parity.py", "wrappers/test_wrappers.py", "engines/test_replicas.py",
-    "engines/test_ray.py",
-    "tasks/test_demo.py", "test_catalogue.py", "pipelines/test_published.py", "pipelines/throughput/test_throughput.py",
-    "inference/test_encoding.py",
+    "sweep/test_sweep.py", "sweep/test_soak.py", "sweep/test_slurm.py", "engines/test_ray.py", "test_run.py",
+    "pipelines/rerank/test_rerank.py", "inference/test_scoring.py", "engines/test_replicas.py", "report/test_page.py",
+    "pipelines/parity/test_parity.py", "report/test_report_throughput.py", "test_shown_commands.py",
+    "sweep/test_search.py", "test_catalogue.py", "preflight/test_command.py", "inference/test_token_feed.py",
+    "tasks/test_demo.py", "wrappers/test_wrappers.py", "pipelines/throughput/test_throughput.py", "test_plan.py",
+    "inference/test_encoding.py", "preflight/test_config.py", "pipelines/test_published.py",
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ environment.set_threading_variables({"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIM
 import torch
 found = environment.effective_threading_variables()
 environment.restore_variables()
-environment.set_threading_variables({"OMP_WAIT_POLICY": "ACTIVE"})
+environment.set_threading_variables({"OMP_WAIT_POLICY": "ACTIVE"}, Place())
 import os
 left = sorted(set(os.environ) & {"OMP_WAIT_POLICY", "VLLM_X"})
 print(json.dumps([early, found, environment.effective_threading_variables(), left]))
@@ -166,8 +166,9 @@ def test_variables_that_are_not_in_effect_are_reported() -> None:
 
 def test_a_sweeps_child_starts_with_the_variables_of_its_engine(tmp_path: Path) -> None:
     from mteb_vllm.sweep.process import Child
+    from mteb_vllm.sweep.queue import Place
 
-    child = Child(tmp_path / "child.log", {"OMP_WAIT_POLICY": "ACTIVE"})
+    child = Child(tmp_path / "child.log", {"OMP_WAIT_POLICY": "ACTIVE"}, Place())
     try:
         environ = Path(f"/proc/{child.pid}/environ")
         deadline = time.monotonic() + 60

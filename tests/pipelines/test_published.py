@@ -23,6 +23,7 @@ def score(tmp_path: Path, task: str, *overrides: str) -> Any:
     return record.tasks[0]
 
 
+@pytest.mark.slow
 def test_sts12(hub_cache: Path, tmp_path: Path) -> None:
     assert score(tmp_path, "STS12").main_score == pytest.approx(0.723690, abs=1e-4)
 

@@ -90,7 +90,7 @@ def test_the_experiment_searches_and_its_keys_can_be_replaced() -> None:
         (["prompts=choice(none,e6)"], "prompts=e5"),
         (["engine.max_num_seqs=range(64,8)"], "ascending"),
         (["prompts=glob(*)"], "list the values"),
-        (["engine.max_num_seqs=range(8,64,8)", "hydra/sweeper/sampler=grid"], "a grid needs a list of values"),
+        (["engine.max_num_seqs=range(8,64,8)", "hydra/sweeper/sampler=grid"], "a grid search needs a list of values"),
         (["hydra.job.name=choice(a,b)"], "Hydra's own settings cannot be swept"),
     ],
 )
@@ -111,7 +111,7 @@ def test_each_value_is_checked(overrides: list[str], expected: str) -> None:
         ([*MEAN, SIZES, "hydra.sweeper.custom_search_space=evil.run"], "hydra.sweeper.custom_search_space"),
         ([*MEAN, SIZES, "hydra.sweeper.storage=sqlite:///search.db"], "hydra.sweeper.storage"),
         ([*MEAN, SIZES, "report.baseline=3"], "compared with its default, point 0"),
-        ([*MEAN, SIZES, "report.score_tolerance=0.1"], "is for searches for speed"),
+        ([*MEAN, SIZES, "report.score_tolerance=0.1"], "is only for searches for speed"),
         ([*SPEED, SIZES, "results.reuse=exact"], "a cached result has no speed"),
         ([*SPEED, SIZES, "embedding_cache.use=always"], "a cached embedding has no speed"),
         (

@@ -184,6 +184,7 @@ def test_two_workers_divide_the_cores_and_give_the_same_results(
 
 
 @TWO_WORKERS
+@pytest.mark.slow
 def test_two_workers_run_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     axes = ["engine=sentence_transformers", "engine.batch_size=16,32"]
     (tmp_path / "cores").mkdir()

@@ -203,6 +203,7 @@ def test_wrappers_share_an_engine_and_the_last_one_closes_it(minilm: Any, minilm
     assert open_engine(minilm.spec) is minilm.engine
 
 
+@pytest.mark.slow
 def test_five_lines_without_a_configuration(tmp_path: Path, minilm_args: dict[str, Any]) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -184,6 +184,7 @@ def reranker(engine: EngineSpec, template: ScoreTemplate) -> Any:
 
 
 @pytest.mark.vllm
+@pytest.mark.slow
 def test_a_reranker_without_its_template(tmp_path: Path) -> None:
     path = rerankers.small("bert", tmp_path, 256)
     template = ScoreTemplate(TEMPLATE)
