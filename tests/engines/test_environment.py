@@ -31,7 +31,7 @@ environment.set_threading_variables({"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIM
 import torch
 found = environment.effective_threading_variables()
 environment.restore_variables()
-environment.set_threading_variables({"OMP_WAIT_POLICY": "ACTIVE"}, Place())
+environment.set_threading_variables({"OMP_WAIT_POLICY": "ACTIVE"})
 import os
 left = sorted(set(os.environ) & {"OMP_WAIT_POLICY", "VLLM_X"})
 print(json.dumps([early, found, environment.effective_threading_variables(), left]))
