@@ -14,7 +14,7 @@ from mteb_vllm.report.run_records import FoundRun, read_run
 from mteb_vllm.results.failures import failure_from_damage
 from mteb_vllm.util.files import expand_user
 
-# What a `results.dir` holds besides runs and sweeps.
+# The other folders of a `results.dir` than those of runs and sweeps.
 _OWN_FOLDERS = frozenset({"results", "predictions", "embeddings", "settings", "failures", "reports", "slurm"})
 
 _LAYOUT = (
@@ -78,12 +78,12 @@ def _read(places: Iterable[Path]) -> list[Point]:
         folder = place.parent if place.name == "run.json" else place
         folders, unreadable = _run_folders(folder)
         runs += [*map(read_run, folders), *unreadable]
-        for below in _beside(folder, set(folders)):
+        for below in _without_runs(folder, set(folders)):
             results += read_results(below)
     return [*_in_order(runs), *results]
 
 
-def _beside(folder: Path, runs: set[Path]) -> Iterator[Path]:
+def _without_runs(folder: Path, runs: set[Path]) -> Iterator[Path]:
     """Yield the largest folders without runs at or below a folder, except a run's files and the program's own results."""
     if folder in runs:
         return
@@ -91,11 +91,11 @@ def _beside(folder: Path, runs: set[Path]) -> Iterator[Path]:
         yield folder
         return
     children = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    # `results.dir` holds the results of the runs beside them.
+    # These results are those of the runs in the same `results.dir`.
     own = _OWN_FOLDERS if {"runs", "sweeps"} & {path.name for path in children} else frozenset()
     for child in children:
         if child.name not in own:
-            yield from _beside(child, runs)
+            yield from _without_runs(child, runs)
 
 
 def _run_folders(folder: Path) -> tuple[list[Path], list[FoundRun]]:

@@ -134,6 +134,7 @@ def test_an_injected_fault_is_named(tmp_path: Path, fault: dict[str, Any], cause
 
 
 @pytest.mark.vllm
+@pytest.mark.slow
 def test_a_run_ends_with_its_verdict(tmp_path: Path) -> None:
     from mteb_vllm import run
 
