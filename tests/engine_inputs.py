@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from mteb_vllm.engines.timing import replace_attributes
+from mteb_vllm.util.attributes import replace_attributes
 
 
 @contextlib.contextmanager

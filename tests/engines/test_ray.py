@@ -13,7 +13,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -339,6 +339,23 @@ def replica_processes() -> list[psutil.Process]:
     return found
 
 
+@contextlib.contextmanager
+def after_some_chunks(act: Callable[[], None]) -> Iterator[list[int]]:
+    """Call a function once, after the first results of a call inside the block; yield a list that is then not empty."""
+    distribute, done = ReplicatedEngine._distribute, list[int]()
+
+    def distributed(self: ReplicatedEngine, *args: Any) -> Any:
+        for at, result in enumerate(distribute(self, *args)):
+            if at == 3 and not done:
+                done.append(at)
+                act()
+            yield result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReplicatedEngine, "_distribute", distributed)
+        yield done
+
+
 def none_left(seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -372,17 +389,7 @@ def test_the_work_of_a_node_that_stops_is_done_by_the_other(
     nodes: Nodes, base: list[str], single: Any, tmp_path: Path
 ) -> None:
     close_engines()
-    distribute, stopped = ReplicatedEngine._distribute, list[int]()
-
-    def distributed(self: ReplicatedEngine, *args: Any) -> Any:
-        for at, done in enumerate(distribute(self, *args)):
-            if at == 3 and not stopped:
-                stopped.append(at)
-                nodes.stop()
-            yield done
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ReplicatedEngine, "_distribute", distributed)
+    with after_some_chunks(nodes.stop) as stopped:
         record: Any = run([*base, f"results.dir={tmp_path}", f"engine.ray_address={nodes.address}"], show=False)
     close_engines()
     nodes.add()
@@ -398,23 +405,19 @@ def test_replicas_that_all_die_fail_the_run_and_the_same_command_completes_it(
     nodes: Nodes, base: list[str], single: Any, tmp_path: Path
 ) -> None:
     close_engines()
-    distribute, killed = ReplicatedEngine._distribute, list[int]()
+    killed: list[int] = []
 
-    def distributed(self: ReplicatedEngine, *args: Any) -> Any:
-        for at, done in enumerate(distribute(self, *args)):
-            if at == 3 and not killed:
-                for process in replica_processes():
-                    killed.append(process.pid)
-                    process.kill()
-            yield done
+    def kill() -> None:
+        for process in replica_processes():
+            killed.append(process.pid)
+            process.kill()
 
     override = [*base, f"results.dir={tmp_path}", f"engine.ray_address={nodes.address}", "engine.replicas=2"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ReplicatedEngine, "_distribute", distributed)
+    with after_some_chunks(kill):
         record: Any = run(override, show=False)
     (failure,) = record.failures
     assert len(killed) == 2 and failure.kind == "engine_died"
-    assert "all 2 replicas died, the last one with SIGKILL" in failure.message
+    assert "all replicas (2) died, the last one with SIGKILL" in failure.message
     again: Any = run(override, show=False)
     assert again.status == "ok" and again.scores == single.scores
 

@@ -9,6 +9,7 @@ from test_planning import DENSE, RERANK, planned
 
 from mteb_vllm.engines import arguments
 from mteb_vllm.engines.memory import LIMIT_VARIABLE, within_limit
+from mteb_vllm.engines.ray_cluster import Node
 from mteb_vllm.sweep.planning import group_by_engine
 from mteb_vllm.sweep.queue import GroupQueue, Place, Slots, core_slots, gpu_slots, independent_slots
 from mteb_vllm.util.machine import on_cores
@@ -58,6 +59,14 @@ def test_a_group_gets_as_many_gpus_as_its_engine_needs() -> None:
     assert take(waiting) is None
     waiting.release([1, 2])
     assert take(waiting) == (3, [0, 1, 2])
+
+
+def test_replicas_on_a_ray_cluster_take_none_of_this_machines_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = (Node("id", "node", "10.0.0.1", 8, 0),)
+    monkeypatch.setattr(arguments, "find_nodes", lambda address: nodes)
+    words = [*GPU, "engine.ray_address=10.0.0.1:6379,null", "engine.dtype=float16"]
+    waiting = queue(gpu_slots(["0"]), *words)
+    assert take(waiting) == (1, []) and take(waiting) == (2, [0])
 
 
 def test_a_worker_keeps_its_gpus_and_gives_back_what_it_does_not_need() -> None:

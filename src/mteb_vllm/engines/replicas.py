@@ -37,11 +37,12 @@ from mteb_vllm.engines.replica_process import (
     start_process,
 )
 from mteb_vllm.engines.shares import shares
-from mteb_vllm.engines.timing import Phase, Phases, replace_attributes
+from mteb_vllm.engines.timing import Phase, Phases
 from mteb_vllm.engines.vllm import stderr_file
 from mteb_vllm.errors import EngineError, EngineStartError, ModelError
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.results.failures import describe_exit, last_lines
+from mteb_vllm.util.attributes import replace_attributes
 from mteb_vllm.util.masking import registered
 
 if TYPE_CHECKING:

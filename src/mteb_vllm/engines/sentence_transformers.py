@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from mteb_vllm.engines import memory
 from mteb_vllm.engines.base import Engine, EngineSpec, Scores, special_tokens
-from mteb_vllm.engines.timing import Phases, replace_attributes
+from mteb_vllm.engines.timing import Phases
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
 from mteb_vllm.models.architectures import position_limit
 from mteb_vllm.models.score_templates import Activation, render_pair
+from mteb_vllm.util.attributes import replace_attributes
 
 if TYPE_CHECKING:
     import torch

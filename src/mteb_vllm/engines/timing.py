@@ -40,19 +40,3 @@ class Phases:
             yield
         finally:
             self.add(phase)
-
-
-@contextmanager
-def replace_attributes(thing: object, **attributes: object) -> Iterator[None]:
-    """Replace attributes of an object inside the block."""
-    before = {name: vars(thing)[name] for name in attributes if name in vars(thing)}
-    try:
-        for name, value in attributes.items():
-            setattr(thing, name, value)
-        yield
-    finally:
-        for name in attributes:
-            if name in before:
-                setattr(thing, name, before[name])
-            else:
-                delattr(thing, name)

@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from mteb_vllm.engines import memory
 from mteb_vllm.engines.base import Engine, EngineSpec, Scores, Tokenization, TokensRefusedError, special_tokens
-from mteb_vllm.engines.timing import Phases, replace_attributes
+from mteb_vllm.engines.timing import Phases
 from mteb_vllm.engines.vllm_workarounds import explain_start_error, guard_llvmlite, shorter_context
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
 from mteb_vllm.models.score_templates import Activation
+from mteb_vllm.util.attributes import replace_attributes
 from mteb_vllm.util.machine import vllm_distribution
 from mteb_vllm.util.quiet import warnings_about_models
 

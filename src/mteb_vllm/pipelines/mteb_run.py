@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from typing import TYPE_CHECKING
 
 from mteb_vllm.catalogue import mteb_catalogue
-from mteb_vllm.engines.timing import replace_attributes
 from mteb_vllm.errors import EngineError, MissingPackageError, ModelError, PartialResultError
 from mteb_vllm.results.failures import failure_from_exception, is_fatal
 from mteb_vllm.results.locks import BusyError
@@ -20,6 +19,7 @@ from mteb_vllm.results.record import Status, TaskOutcome
 from mteb_vllm.tasks import loading as data
 from mteb_vllm.tasks.labels import labels_as_lists
 from mteb_vllm.tasks.loading import Unit
+from mteb_vllm.util.attributes import replace_attributes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -78,24 +78,30 @@ def _read(places: Iterable[Path]) -> list[Point]:
         folder = place.parent if place.name == "run.json" else place
         folders, unreadable = _run_folders(folder)
         runs += [*map(read_run, folders), *unreadable]
-        for below in _without_runs(folder, set(folders)):
+        above = {parent for run in folders for parent in run.parents}
+        for below in _without_runs(folder, set(folders), above):
             results += read_results(below)
     return [*_in_order(runs), *results]
 
 
-def _without_runs(folder: Path, runs: set[Path]) -> Iterator[Path]:
-    """Yield the largest folders without runs at or below a folder, except a run's files and the program's own results."""
+def _without_runs(folder: Path, runs: set[Path], above: set[Path]) -> Iterator[Path]:
+    """Yield the largest folders without runs at or below a folder, except the results of runs in the same `results.dir`.
+
+    Args:
+        folder: The folder.
+        runs: The folders of all runs.
+        above: All folders above these.
+    """
     if folder in runs:
         return
-    if not any(folder in run.parents for run in runs):
+    if folder not in above:
         yield folder
         return
     children = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    # These results are those of the runs in the same `results.dir`.
     own = _OWN_FOLDERS if {"runs", "sweeps"} & {path.name for path in children} else frozenset()
     for child in children:
         if child.name not in own:
-            yield from _without_runs(child, runs)
+            yield from _without_runs(child, runs, above)
 
 
 def _run_folders(folder: Path) -> tuple[list[Path], list[FoundRun]]:

@@ -332,13 +332,15 @@ class SlurmLauncher(_Launcher):
         known = KnownNodes(Path(points[0].config.results.dir))
         # Results depend on the kind of device, so whether a point is computed already depends on that of the nodes.
         device = self._device or known.device(settings)
-        with assume_device(device):
-            planned = add_task_states(plan_again(points)) if device is not None else None
+        planned = _planned_for(device, points) if device is not None else None
         if self._device is None and (planned is None or any(point.pending_tasks for point in planned)):
-            device = self._device = self._examine(points, folder)
-            known.remember(settings, device)
+            self._device = self._examine(points, folder)
+            known.remember(settings, self._device)
+            if self._device != device:
+                device, planned = self._device, None
+        if planned is None:
+            planned = _planned_for(device, points)
         with assume_device(device):
-            planned = add_task_states(plan_again(points))
             jobs = settings.max_jobs or max(1, len(group_by_engine(planned)))
             try:
                 yield planned, independent_slots(jobs), ClusterHost(self._cluster, folder, self._numbers)
@@ -361,6 +363,12 @@ class SlurmLauncher(_Launcher):
             way = "Choose a folder on a file system that all nodes share, and whose locks hold between them."
             raise ConfigError([Mistake("results.dir", what, way, value=f"{points[0].config.results.dir}")])
         return node.device
+
+
+def _planned_for(device: str | None, points: Sequence[PlannedPoint]) -> list[PlannedPoint]:
+    """Return the points, planned for a kind of device, with the states of their tasks."""
+    with assume_device(device):
+        return add_task_states(plan_again(points))
 
 
 def _test_folder(folder: Path) -> Path:

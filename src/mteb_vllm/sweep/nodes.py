@@ -22,7 +22,7 @@ from mteb_vllm.errors import JobError
 from mteb_vllm.results.failures import last_lines
 from mteb_vllm.results.locks import lock, lock_path
 from mteb_vllm.sweep.job_process import EVENTS, attempt_folder
-from mteb_vllm.sweep.slurm import Cluster, gpus_for
+from mteb_vllm.sweep.slurm import Cluster, gpus_for, job_log
 from mteb_vllm.util.files import write_atomically
 from mteb_vllm.util.machine import device
 from mteb_vllm.util.mailbox import Inbox, Outbox
@@ -89,11 +89,10 @@ def _wait_for_node(cluster: Cluster, job: str, folder: Path, show: Callable[[str
         if state.ended:
             ended_at = ended_at or time.monotonic()
             if time.monotonic() > ended_at + _LAST_WORDS:
-                log = folder / f"{job}_0_log.out"
+                log = job_log(folder, job)
                 lines = "".join(f"\n    {line}" for line in last_lines(log, 10))
                 raise JobError(f"the job that tests a node failed ({cluster.ending(job, log).how}){lines}")
-        text = f"Job {job}, which tests a node and its locks, is {state.name.lower()}"
-        text += f" ({state.reason})" if state.reason not in ("", "None") else ""
+        text = f"Job {job}, which tests a node and its locks, is {state}"
         if text != shown and state.name in ("PENDING", "RUNNING"):
             show(text)
             shown = text

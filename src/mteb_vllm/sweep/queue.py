@@ -193,7 +193,7 @@ def _engines(group: Group) -> list[EngineSpec]:
 
 
 def gpus_of(group: Group, there_are: int | None = None) -> int:
-    """Return the number of GPUs for the engines of a group, which are open one at a time.
+    """Return the number of this machine's GPUs for the engines of a group, which are open one at a time.
 
     Args:
         group: The group.
@@ -201,6 +201,8 @@ def gpus_of(group: Group, there_are: int | None = None) -> int:
     """
 
     def needed(engine: EngineSpec) -> int:
+        if engine.ray_address is not None:
+            return 0
         size = gpus_per_engine(engine.args)
         replicas = engine.replicas if there_are is None else min(engine.replicas, there_are // size)
         return size * max(1, replicas)

@@ -91,6 +91,10 @@ class JobState:
         """Whether it will not run again."""
         return self.name in _ENDED or self.name == _FORGOTTEN
 
+    def __str__(self) -> str:
+        reason = f" ({self.reason})" if self.reason not in ("", "None") else ""
+        return f"{self.name.lower().replace('_', ' ')}{reason}"
+
 
 class Cluster:
     """Submits jobs, and queries their states; every method may be called from any thread.
@@ -268,6 +272,11 @@ def _call(*command: str) -> str | None:
         return None
 
 
+def job_log(folder: Path, job: str) -> Path:
+    """Return the file with a job's output, which submitit names."""
+    return folder / f"{job}_0_log.out"
+
+
 class JobChild:
     """A child process of a sweep that is a job of SLURM.
 
@@ -300,7 +309,7 @@ class JobChild:
     @property
     def log(self) -> Path:
         """The file with its output."""
-        return self._folder / f"{self.job}_0_log.out"
+        return job_log(self._folder, self.job)
 
     def send(self, message: Command) -> None:
         """Send a command; the job gets it when it has started."""
@@ -328,8 +337,7 @@ class JobChild:
             elif state != self._shown:
                 self._shown = state
                 if state.name != "RUNNING":
-                    reason = f" ({state.reason})" if state.reason not in ("", "None") else ""
-                    return Activity(Phase.WAITING, f"Job {self.job} is {state.name.lower().replace('_', ' ')}{reason}")
+                    return Activity(Phase.WAITING, f"Job {self.job} is {state}")
             if time.monotonic() > deadline:
                 return None
             time.sleep(_LOOK_EVERY)

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from mteb_vllm.engines.timing import replace_attributes
+from mteb_vllm.util.attributes import replace_attributes
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mteb_vllm.engines.timing import replace_attributes
 from mteb_vllm.errors import DataError, LockError
 from mteb_vllm.results.failures import error_chain, one_line_message
 from mteb_vllm.tasks.data_checks import find_problem
 from mteb_vllm.tasks.selection import brings_candidates
+from mteb_vllm.util.attributes import replace_attributes
 from mteb_vllm.util.data_revisions import data_revision, is_local, local_folder
 
 if TYPE_CHECKING:
