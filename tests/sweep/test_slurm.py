@@ -140,6 +140,10 @@ def wait_for(what: str, found: Any, seconds: float = 400) -> Any:
     return value
 
 
+def running_programs() -> set[str]:
+    return {one.info["name"] for one in psutil.process_iter(["name"])}  # skips those that end meanwhile
+
+
 def finish(running: subprocess.Popen[str], seconds: float = 900) -> str:
     out, _ = running.communicate(timeout=seconds)
     assert "Traceback" not in out, out
@@ -270,7 +274,7 @@ def test_a_node_that_is_down(requeued: bool, sweeps: Sweeps, expected: Any) -> N
     slurm("scontrol", "update", f"nodename={node()}", "state=DOWN", "reason=test")
     wait_for("the end of the job", lambda: not jobs("RUNNING", "COMPLETING"))
     # A node refuses a job whose earlier process has not quite ended.
-    wait_for("the end of its process", lambda: not any("slurmstepd" in one.name() for one in psutil.process_iter()))
+    wait_for("the end of its process", lambda: "slurmstepd" not in running_programs())
     if not requeued:
         wait_for("the next job", lambda: jobs("PENDING"))
     resume()
@@ -306,7 +310,9 @@ def test_ctrl_c_cancels_jobs_that_run_and_that_wait(sweeps: Sweeps, expected: An
     assert len(jobs("RUNNING")) == len(jobs("PENDING")) == 1
     running.send_signal(signal.SIGINT)
     out = finish(running, 120)
-    assert running.returncode == 128 + signal.SIGINT and "Not done:" in out and not jobs()
+    assert running.returncode == 128 + signal.SIGINT and "Not done:" in out
+    assert not jobs("RUNNING", "PENDING")
+    wait_for("the end of cancelled jobs", lambda: not jobs(), 60)
     sweeps.complete(expected, [0, 1, 2, 3])
 
 
