@@ -393,6 +393,17 @@ def test_warm_makes_both_in_parallel(
     assert len(list(catalogue.cache_dir().iterdir())) == 2
 
 
+def test_something_else_is_done_only_while_a_catalogue_is_made(fresh: list[str]) -> None:
+    done: list[str] = []
+    catalogue.warm(lambda: done.append("both are missing"))
+    forget()
+    catalogue.warm(lambda: done.append("none is missing"))
+    next(catalogue.cache_dir().glob("vllm*")).unlink()
+    forget()
+    catalogue.warm(lambda: done.append("one is missing"))
+    assert done == ["both are missing", "one is missing"] and sorted(fresh) == ["mteb", "vllm", "vllm"]
+
+
 @pytest.mark.parametrize(
     ("own", "xdg", "expected"),
     [

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import UserDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -173,19 +173,34 @@ def _engine_arg(raw: dict[str, Any]) -> EngineArg:
     return EngineArg(**raw | {"fields": inner and {name: _engine_arg(one) for name, one in inner.items()}})
 
 
-def warm() -> None:
+def warm(meanwhile: Callable[[], object] | None = None) -> None:
     """Make the missing catalogues in parallel.
+
+    Args:
+        meanwhile: Called while child processes make them; not called if none is missing.
 
     Raises:
         CatalogueError: if mteb or vLLM cannot be imported.
     """
+    vllm = vllm_distribution()
+    missing = not _path("mteb", "mteb", metadata.version("mteb")).exists()
+    missing |= vllm is not None and not _path("vllm", *vllm).exists()
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda make: make(), (mteb_catalogue, vllm_catalogue)))
+        making = [pool.submit(make) for make in (mteb_catalogue, vllm_catalogue)]
+        if missing and meanwhile is not None:
+            meanwhile()
+        for one in making:
+            one.result()
+
+
+def _path(kind: str, name: str, version: str) -> Path:
+    """Return where the catalogue of a package's version is stored."""
+    code = b"".join((Path(__file__).parent / source).read_bytes() for source in _SOURCES[kind])
+    return cache_dir() / f"{name}-{version}-py{platform.python_version()}-{hashlib.sha256(code).hexdigest()[:12]}.json"
 
 
 def _load(kind: str, name: str, version: str, what: str, seconds: int) -> dict[str, Any]:
-    code = b"".join((Path(__file__).parent / source).read_bytes() for source in _SOURCES[kind])
-    path = cache_dir() / f"{name}-{version}-py{platform.python_version()}-{hashlib.sha256(code).hexdigest()[:12]}.json"
+    path = _path(kind, name, version)
     try:
         return {"version": version, **json.loads(read_with_checksum(path), object_hook=_freeze)}
     except (OSError, ValueError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -60,6 +61,15 @@ def without_vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     catalogue.vllm_catalogue.cache_clear()
     yield
     catalogue.vllm_catalogue.cache_clear()
+
+
+@pytest.fixture
+def imported_early(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """Let a check believe that a catalogue is being made; return the variables with which it imports vLLM meanwhile."""
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(command, "warm", lambda meanwhile: meanwhile())
+    monkeypatch.setattr(command, "import_early", found.append)
+    return found
 
 
 @pytest.fixture
@@ -656,3 +666,38 @@ def test_a_pinned_recipe_under_another_name(mine: Any) -> None:
     assert one("model=minilm", f"model.path={MINILM}").config.model.path == MINILM
     custom = one(f"model.path={MINILM}", "model.name=org/other", "model.revision=main", "model=custom").config.model
     assert (custom.name, custom.revision) == ("org/other", "main")
+
+
+def test_vllm_is_imported_while_catalogues_are_made(imported_early: list[dict[str, str]]) -> None:
+    one("engine=vllm_cpu", "engine.env.OMP_WAIT_POLICY=ACTIVE")
+    (variables,) = imported_early
+    assert variables["OMP_WAIT_POLICY"] == "ACTIVE" and variables["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dry_run=true"],
+        ["engine=sentence_transformers"],
+        ["engine.replicas=2"],
+        ["pipeline=rerank", "model=ms_marco_minilm", "pipeline/first_stage=dense", "tasks=demo_retrieval"],
+        ["-m", "engine.dtype=float32,bfloat16"],
+    ],
+)
+def test_vllm_is_not_imported_early_where_this_process_may_not_open_it_first(
+    words: list[str], imported_early: list[dict[str, str]]
+) -> None:
+    with contextlib.suppress(ConfigError):  # the reranker is not in the cache
+        check([word for word in words if word != "-m"], multirun="-m" in words)
+    assert imported_early == []
+
+
+def test_what_prevents_an_early_import_is_reported_by_the_checks(
+    imported_early: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(variables: object) -> None:
+        raise ImportError
+
+    monkeypatch.setattr(command, "import_early", fail)
+    assert only("engine.dtpye=float32").startswith("engine.dtpye")
+    assert only("engine.env=3").startswith("engine.env")

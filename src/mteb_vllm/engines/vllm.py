@@ -9,6 +9,7 @@ import gc
 import itertools
 import logging
 import os
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +19,14 @@ import numpy.typing as npt
 
 from mteb_vllm.engines import memory
 from mteb_vllm.engines.base import Engine, EngineSpec, Scores, Tokenization, TokensRefusedError, special_tokens
+from mteb_vllm.engines.environment import apply_variables, restore_variables
 from mteb_vllm.engines.timing import Phases
 from mteb_vllm.engines.vllm_workarounds import explain_start_error, guard_llvmlite, shorter_context
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.util.attributes import replace_attributes
 from mteb_vllm.util.machine import vllm_distribution
-from mteb_vllm.util.quiet import warnings_about_models
+from mteb_vllm.util.quiet import quiet_libraries, warnings_about_models
 
 if TYPE_CHECKING:
     from psutil import Process
@@ -343,6 +345,27 @@ def _count_cached_tokens(outputs: Sequence[PoolingRequestOutput]) -> int:
     return sum(getattr(output, "num_cached_tokens", None) or 0 for output in outputs)
 
 
+def import_early(variables: Mapping[str, str]) -> None:
+    """Import vLLM before an engine is opened, without showing its warnings.
+
+    Args:
+        variables: The environment variables of the engine, some of which are read when vLLM is imported.
+
+    Raises:
+        ImportError: if it is not installed, or cannot be imported.
+    """
+    logger, silent = logging.getLogger("vllm"), logging.NullHandler()
+    logger.addHandler(silent)
+    apply_variables(variables)
+    try:
+        with quiet_libraries(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from vllm import LLM  # noqa: F401
+    finally:
+        restore_variables()
+        logger.removeHandler(silent)
+
+
 def load(spec: EngineSpec) -> VllmEngine:
     """Open vLLM.
 
@@ -375,7 +398,7 @@ def load(spec: EngineSpec) -> VllmEngine:
         args |= {"model": spec.model.location, "revision": spec.model.hub_revision}
         args |= {"runner": "pooling", "convert": spec.convert}
         children = set(psutil.Process().children(recursive=True))
-        with warnings_about_models() as warnings:
+        with warnings_about_models() as model_warnings:
             llm = LLM(**{"use_tqdm_on_load": False, **args, **shorter_context(spec, args)})
     except Exception as error:
         logger.exception("vLLM did not open")
@@ -413,7 +436,7 @@ def load(spec: EngineSpec) -> VllmEngine:
         log=stderr_file(),
         in_process=type(llm.llm_engine.engine_core).__name__ == "InprocClient",
         labels=getattr(model_config.hf_config, "num_labels", None) if spec.convert == "classify" else None,
-        warnings=tuple(warnings),
+        warnings=tuple(model_warnings),
     )
     if spec.convert == "embed":
         engine.resolved["dimensions"] = engine.dim
