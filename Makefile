@@ -21,7 +21,7 @@ BROWSER = $(or $(MTEB_VLLM_CHROMIUM),$(strip $(foreach name,$(BROWSERS),$(shell 
 PINS := $(wildcard constraints-$(EXTRA).txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser run test test-slow test-conditions check format bench bench-sweep bench-prompts bench-embedding-cache bench-replicas \
+.PHONY: help install browser run test test-slow test-conditions check format bench bench-sweep bench-prompts bench-embedding-cache bench-replicas bench-first-score \
         docs reference picture charts wheel clean
 
 help:  ## list the targets
@@ -73,6 +73,9 @@ bench-embedding-cache: install  ## lookups per second in an embedding cache of a
 
 bench-replicas: install  ## one engine against several replicas, measured side by side (BENCH="--replicas 4 --pairs 20")
 	$(BIN)/python bench/replicas.py $(BENCH)
+
+bench-first-score: install  ## the time to a run's first score against another checkout (BENCH="/path/to/it --pairs 5")
+	$(BIN)/python bench/first_score.py $(BENCH)
 
 docs: install  ## build docs/ into site/; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
