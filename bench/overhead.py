@@ -48,15 +48,7 @@ def main() -> None:
     os.environ.update(env)
     task = TASKS["StdlibDocsRetrieval"]()
     task.load_data()
-    measured = {
-        "encode": encoding,
-        "predict": predicting,
-        "throughput": timing,
-        "feed": encoding_with_one_layer,
-        "feed-rerank": reranking_with_one_layer,
-        "order": ordering,
-    }[arguments.what]
-    with measured(task, {**args, "env": env}, arguments.texts) as (what, wrapper, raw):
+    with measurements[arguments.what](task, {**args, "env": env}, arguments.texts) as (what, wrapper, raw):
         print(f"{what}, preset {preset}, {args['dtype']}")
         compare(wrapper, raw, arguments.pairs, arguments.rounds)
 
