@@ -30,9 +30,15 @@ Work = Callable[[], float | None]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--what", choices=("encode", "predict", "throughput", "feed", "feed-rerank", "order"), default="encode"
-    )
+    measurements = {
+        "encode": encoding,
+        "predict": predicting,
+        "throughput": timing,
+        "feed": encoding_with_one_layer,
+        "feed-rerank": reranking_with_one_layer,
+        "order": ordering,
+    }
+    parser.add_argument("--what", choices=tuple(measurements), default="encode")
     parser.add_argument("--pairs", type=int, default=12, help="number of pairs of rounds (default: 12)")
     parser.add_argument("--rounds", type=int, default=1, help="calls of each of the two in a pair (default: 1)")
     parser.add_argument("--texts", type=int, default=None, help="use only the first texts of the corpus, this many")
