@@ -24,8 +24,9 @@ def score(tmp_path: Path, task: str, *overrides: str) -> Any:
 
 
 @pytest.mark.slow
-def test_sts12(hub_cache: Path, tmp_path: Path) -> None:
-    assert score(tmp_path, "STS12").main_score == pytest.approx(0.723690, abs=1e-4)
+def test_sts12_with_one_engine_and_with_two(hub_cache: Path, tmp_path: Path) -> None:
+    one, two = (score(tmp_path / count, "STS12", f"engine.replicas={count}") for count in "12")
+    assert one.main_score == pytest.approx(0.723690, abs=1e-4) and two.scores == one.scores
 
 
 @pytest.mark.slow
