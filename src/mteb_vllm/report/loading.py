@@ -9,9 +9,10 @@ from pathlib import Path
 
 from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.report.points import Point
-from mteb_vllm.report.result_folders import read_results
+from mteb_vllm.report.result_folders import name_models, read_results
 from mteb_vllm.report.run_records import FoundRun, read_run
 from mteb_vllm.results.failures import failure_from_damage
+from mteb_vllm.util.escape import one_line
 from mteb_vllm.util.files import expand_user
 
 # The other folders of a `results.dir` than those of runs and sweeps.
@@ -51,6 +52,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Point]:
             found.setdefault(point.folder, point)
     if mistakes or not found:
         raise ConfigError(mistakes or [Mistake("runs", "no runs are specified", _LAYOUT)])
+    found |= {point.folder: point for point in name_models(one for one in found.values() if one.source == "results")}
     names = _run_names(found.values()) | _result_names(found.values())
     return [replace(point, name=names[folder]) for folder, point in found.items()]
 
@@ -80,7 +82,7 @@ def _read(places: Iterable[Path]) -> list[Point]:
         runs += [*map(read_run, folders), *unreadable]
         above = {parent for run in folders for parent in run.parents}
         for below in _without_runs(folder, set(folders), above):
-            results += read_results(below)
+            results += read_results(below, folder)
     return [*_in_order(runs), *results]
 
 
@@ -148,10 +150,14 @@ def _run_names(points: Iterable[Point]) -> dict[Path, str]:
     """Return the shortest suffixes of the folders' paths that are all different."""
     folders = [point.folder for point in points if point.source == "run"]
     for parts in range(1, max((len(folder.parts) for folder in folders), default=0) + 1):
-        names = {folder: "/".join(folder.parts[-parts:]) for folder in folders}
+        names = {folder: _path_end(folder, parts) for folder in folders}
         if len(set(names.values())) == len(folders):
             return names
     return {}
+
+
+def _path_end(folder: Path, parts: int) -> str:
+    return one_line("/".join(folder.parts[-parts:]))
 
 
 def _result_names(points: Iterable[Point]) -> dict[Path, str]:
@@ -167,7 +173,7 @@ def _result_names(points: Iterable[Point]) -> dict[Path, str]:
             if len(set(names.values())) == len(some):
                 break
         else:
-            names = {point.folder: f"{point.facts['model']} in {point.folder}" for point in some}
+            names = {point.folder: f"{point.facts['model']} in {one_line(str(point.folder))}" for point in some}
         found |= names
     return found
 
