@@ -69,6 +69,12 @@ def score(value: float | None) -> str:
     return number(value, 5)
 
 
+def score_cell(row: Row, tasks: Sequence[str], value: float | None) -> str:
+    """Return a main score of a task, or a mean over tasks; where a task has none, why; "" for failed and missing tasks."""
+    missing = next(filter(None, (row.without.get(name) for name in tasks if row.scores[name] is None)), "")
+    return score(value) if value is not None else missing
+
+
 def percent(value: float) -> str:
     """Return a share in percent."""
     return f"{value:.1%}"

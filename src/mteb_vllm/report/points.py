@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.failures import FATAL, Failure
 from mteb_vllm.results.measurements import Amount, Count, Score, ThroughputRecord, Unit
 from mteb_vllm.results.parity import ParityRecord
 
@@ -118,6 +118,14 @@ class Point:
     def failed(self) -> bool:
         """Whether it or one of its tasks failed."""
         return bool(self.failures) or any(task.failed for task in self.tasks)
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether tasks may be missing because it failed as a whole."""
+        names = {task.name for task in self.tasks}
+        return any(
+            failure.task is None or (failure.kind in FATAL and failure.task not in names) for failure in self.failures
+        )
 
     @property
     def cached(self) -> bool:

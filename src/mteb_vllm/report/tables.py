@@ -13,7 +13,14 @@ from rich.table import Table
 from mteb_vllm.report.answer import answer
 from mteb_vllm.report.columns import Column, cut, has_many_tasks, table_columns
 from mteb_vllm.report.comparison import Comparison, Row
-from mteb_vllm.report.formatting import markdown, score, settings_text, signed, speed_effect, times
+from mteb_vllm.report.formatting import (
+    markdown,
+    score_cell,
+    settings_text,
+    signed,
+    speed_effect,
+    times,
+)
 from mteb_vllm.report.header import circumstances, recommended_command, scope, title
 from mteb_vllm.report.one_run import failure_lines
 from mteb_vllm.results.failures import Failure
@@ -101,7 +108,7 @@ def _print_scores(console: Console, comparison: Comparison, ranked: Sequence[Row
     for row in points:
         table.add_column(row.point.name, justify="right", overflow="fold")
     for name in comparison.tasks:
-        table.add_row(name, *(score(row.scores[name]) for row in points))
+        table.add_row(name, *(score_cell(row, [name], row.scores[name]) for row in points))
     console.print()
     console.print(table)
     return True
@@ -184,7 +191,7 @@ def _scores(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
         return [f"The scores of {len(comparison.tasks)} tasks are in report.csv.", ""]
     points = [row for row in ranked if row.point.tasks]
     shown = points[:most_points]
-    rows = [[name, *(score(row.scores[name]) for row in shown)] for name in comparison.tasks]
+    rows = [[name, *(score_cell(row, [name], row.scores[name]) for row in shown)] for name in comparison.tasks]
     left_out = [f"The best {most_points} of {len(points):,} points; all scores are in report.csv.", ""]
     return ["## Scores by task", "", *(left_out if len(shown) < len(points) else []),
             *markdown(["task", *(row.point.name for row in shown)], rows), ""]  # fmt: skip
@@ -204,7 +211,7 @@ def _differences(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
         against = baseline.scores[name]
         own = [row.scores[name] for row in shown]
         differences = [one - against if one is not None and against is not None else None for one in own]
-        lines.append([name, score(against), *map(signed, differences)])
+        lines.append([name, score_cell(baseline, [name], against), *map(signed, differences)])
     legend = [f"- {inline(f'{row.point.name}: {settings_text(comparison.columns, row.settings)}')}" for row in shown]
     left_out = [f"The best {most_points} of {len(others):,} points; all scores are in report.csv.", ""]
     return ["", "## Differences from the baseline, by task", "", *(left_out if len(shown) < len(others) else []),
