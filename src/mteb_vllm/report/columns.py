@@ -203,7 +203,9 @@ def _named_by(point: Point, column: str, value: str) -> bool:
 def _means(comparison: Comparison) -> list[Column]:
     shared = comparison.shared
     if not comparison.reranked:
-        mean = Column("mean", "", lambda row: row.mean, score, "mean", key="mean", page_header="mean score", tasks=shared)
+        mean = Column(
+            "mean", "", lambda row: row.mean, score, "mean", key="mean", page_header="mean score", tasks=shared
+        )
         return [mean]
     return [
         Column("first stage", "", lambda row: row.first_stage, score, key="first_stage", left_out=6),

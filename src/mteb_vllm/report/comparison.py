@@ -293,9 +293,7 @@ def _fastest(rows: Sequence[Row]) -> Row | None:
 def _shared(points: Sequence[Point], order: Sequence[str]) -> list[str]:
     # The record of a point that failed as a whole may lack some of its tasks.
     begun = [point for point in points if point.tasks]
-    of_points = [
-        {task.name for task in point.tasks} for point in [one for one in begun if not one.cut_short] or begun
-    ]
+    of_points = [{task.name for task in point.tasks} for point in [one for one in begun if not one.cut_short] or begun]
     return [name for name in order if all(name in names for names in of_points)]
 
 

@@ -53,6 +53,12 @@ def distinct_names(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def shorten(name: str, limit: int) -> str:
+    """Return a name cut in the middle to at most `limit` characters: its ends distinguish it."""
+    half = (limit - 3) // 2
+    return name if len(name) <= limit else f"{name[:half]}...{name[-half:]}"
+
+
 def join_names(some: Sequence[str]) -> str:
     """Return a list of names for a sentence: the first ones, and how many more there are."""
     more = f" and {len(some) - MOST_NAMES} more" if len(some) > MOST_NAMES else ""

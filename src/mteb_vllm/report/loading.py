@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,9 @@ from mteb_vllm.util.files import expand_user
 
 # The other folders of a `results.dir` than those of runs and sweeps.
 _OWN_FOLDERS = frozenset({"results", "predictions", "embeddings", "settings", "failures", "reports", "slurm"})
+
+# Revisions that are hashes are shortened.
+_HASH = re.compile(r"[0-9a-f]{9,}")
 
 _LAYOUT = (
     "A run's folder contains run.json; results in mteb's layout are <org>__<model>/<revision>/<Task>.json. "
@@ -179,7 +183,8 @@ def _result_names(points: Iterable[Point]) -> dict[Path, str]:
 
 
 def _result_name(facts: Mapping[str, str], parts: Sequence[str]) -> str:
-    texts = {"model": facts["model"], "revision": f"@{facts.get('revision', '')[:8]}"}
+    revision = facts.get("revision", "")
+    texts = {"model": facts["model"], "revision": f"@{revision[:8] if _HASH.fullmatch(revision) else revision}"}
     experiment = facts.get("experiment")
     texts["experiment"] = f"/{experiment}" if experiment else ""
     return "".join(texts[part] for part in parts)

@@ -161,8 +161,8 @@ def _result(file: Path, content: bytes) -> dict[str, Any] | None:
 def _is_revision(folder: Path, top: Path) -> bool:
     """Return whether a folder is that of a revision in mteb's layout, so that the folder above it is that of the model.
 
-    Organisation and model are separated by "__" in the model's folder. Where it has no organisation, the folder is called as
-    revisions usually are, or lies as deep as mteb's layout has them: in a folder of `results`, or of the one that was asked for.
+    Organisation and model are separated by "__" in the model's folder. Where there is no organisation, the folder has a usual
+    name of revisions, or lies as deep as in mteb's layout: two levels below `results` or the folder that was asked for.
     """
     model = folder.parent
     if not model.name:

@@ -53,10 +53,8 @@ def differing_settings(points: Sequence[Point]) -> dict[str, list[str]]:
     tasks = _tasks(points)
     keys = ("tasks" if _TASKS.fullmatch(key) else key for at in readable for key in points[at].overrides)
     for key in dict.fromkeys(keys):
-        if key == "tasks":
-            values = [tasks[at] for at in readable]
-        else:
-            values = _override_values([points[at] for at in readable], key)
+        some = [points[at] for at in readable]
+        values = [tasks[at] for at in readable] if key == "tasks" else _override_values(some, key)
         if len(set(values)) > 1 and not _IRRELEVANT.fullmatch(key):
             of = dict(zip(readable, values, strict=True))
             found[key] = [of.get(at, "") for at in range(len(points))]

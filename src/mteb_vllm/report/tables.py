@@ -17,6 +17,7 @@ from mteb_vllm.report.formatting import (
     markdown,
     score_cell,
     settings_text,
+    shorten,
     signed,
     speed_effect,
     times,
@@ -25,12 +26,13 @@ from mteb_vllm.report.header import circumstances, recommended_command, scope, t
 from mteb_vllm.report.one_run import failure_lines
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.util.console import Console
-from mteb_vllm.util.escape import code, csv_cell, fenced, inline
+from mteb_vllm.util.escape import code, csv_cell, fenced, inline, one_line
 
 # Limits of the terminal and of Markdown; the CSV and the page have everything.
 _MOST_ROWS = 50
 _MOST_CONSTANTS = 8
 _LONGEST_VALUE = 40
+_LONGEST_NAME = 60
 # Tasks and points of the tables by task.
 _MOST_SCORES = (40, 12)
 _MOST_DIFFERENCES = (60, 12)
@@ -54,9 +56,12 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
             column.header, justify="left" if _has_words(column) else "right", no_wrap=not _has_words(column),
             overflow="fold" if _has_words(column) else "ellipsis",
         )  # fmt: skip
+    names = _short_names(rows)
     for row in rows[:_MOST_ROWS]:
-        cells = [(column.cell(row), column.kind == "setting") for column in columns]
-        table.add_row(*(cut(text, _LONGEST_VALUE) if setting else text for text, setting in cells))
+        cells = [(one_line(column.cell(row)), column.kind == "setting") for column in columns]
+        table.add_row(
+            names[row.point.name], *(cut(text, _LONGEST_VALUE) if setting else text for text, setting in cells[1:])
+        )
     _print_head(console, comparison)
     console.print(table)
     hidden = [column for column in available if column not in columns]
@@ -99,14 +104,15 @@ def _print_scores(console: Console, comparison: Comparison, ranked: Sequence[Row
         return False
     room = console.width - max(map(len, comparison.tasks))
     points: list[Row] = []
+    names = _short_names(ranked)
     for row in [row for row in ranked if row.point.tasks][:most_points]:
-        room -= max(len(row.point.name), len("0.00000")) + 2
+        room -= max(len(names[row.point.name]), len("0.00000")) + 2
         if room >= 0 or not points:
             points.append(row)
     table = Table(title="Scores by task, best points first", title_justify="left", box=None, pad_edge=False)
     table.add_column("task", overflow="fold")
     for row in points:
-        table.add_column(row.point.name, justify="right", overflow="fold")
+        table.add_column(names[row.point.name], justify="right", overflow="fold")
     for name in comparison.tasks:
         table.add_row(name, *(score_cell(row, [name], row.scores[name]) for row in points))
     console.print()
@@ -240,10 +246,17 @@ def _columns(comparison: Comparison) -> list[Column]:
     return [column for column in columns if any(map(column.cell, comparison.rows))]
 
 
+def _short_names(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the names of points for a terminal: long ones are cut in the middle, unless two would be the same."""
+    names = [row.point.name for row in rows]
+    short = [shorten(name, _LONGEST_NAME) for name in names]
+    return dict(zip(names, short if len(set(short)) == len(short) else names, strict=True))
+
+
 def _width(column: Column, rows: Sequence[Row]) -> int:
     # The remarks, which have no header, are wrapped.
     most = _LONGEST_VALUE if column.header else 24
-    return max([len(column.header), *(min(len(column.cell(row)), most) for row in rows)])
+    return max([len(column.header), *(min(len(one_line(column.cell(row))), most) for row in rows)])
 
 
 def _has_words(column: Column) -> bool:
