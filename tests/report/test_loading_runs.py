@@ -282,6 +282,32 @@ def test_models_of_unknown_names_are_named_after_their_paths(tmp_path: Path) -> 
     assert all(one.endswith(model) for one, model in zip(shown, models, strict=True))
 
 
+def test_folders_behind_links_are_read_once(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "elsewhere" / "run")
+    write_result(tmp_path / "elsewhere" / "org__m" / "abc", "STS12", {"test": {"default": 0.5}})
+    here = tmp_path / "here"
+    write_result(here / "org__n" / "abc", "STS12", {"test": {"default": 0.6}})
+    (here / "latest").symlink_to(here / "org__n")
+    (here / "above").symlink_to(here)
+    assert names(read_runs([here])) == ["org/n"]
+    (here / "org__m").symlink_to(tmp_path / "elsewhere" / "org__m")
+    assert sorted(names(read_runs([here]))) == ["org/m", "org/n"]
+    for name in ("first", "second"):
+        (here / name).symlink_to(run)
+    points = read_runs([here, tmp_path])
+    assert sorted(names(points)) == ["first", "org/m", "org/n"], "each once"
+    assert len(read_runs([tmp_path])) == 3
+    write_run(here / "outputs" / "runs" / "own")
+    write_result(here / "outputs" / "results" / "org__own" / "abc", "STS12", {"test": {"default": 0.5}})
+    assert sorted(names(read_runs([here]))) == ["first", "org/m", "org/n", "own"], "not the results of runs"
+
+
+def test_the_same_model_in_two_places_is_two_points(tmp_path: Path) -> None:
+    for who in ("a", "b"):
+        write_result(tmp_path / who / "org__m" / "abc", "STS12", {"test": {"default": 0.5}})
+    assert names(read_runs([tmp_path])) == ["org/m in a/org__m/abc", "org/m in b/org__m/abc"]
+
+
 def test_control_characters_in_the_names_of_folders_are_escaped(tmp_path: Path) -> None:
     write_run(tmp_path / "a\nb")
     write_result(tmp_path / "c\td\x1b[31m", "STS12", {"test": {"default": 0.8}})

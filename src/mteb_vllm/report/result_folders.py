@@ -17,7 +17,7 @@ from mteb_vllm.results.digests import DamagedError, has_digest, read_verified
 from mteb_vllm.results.failures import failure_from_damage
 from mteb_vllm.results.lookup import CEILING, model_folder
 from mteb_vllm.util.escape import one_line
-from mteb_vllm.util.files import parse_json, read_file
+from mteb_vllm.util.files import parse_json, read_file, walk
 
 _META = "model_meta.json"
 # What folders of revisions are usually called.
@@ -39,11 +39,11 @@ def read_results(folder: Path, top: Path | None = None) -> Iterator[Point]:
         folder: The folder.
         top: The folder, at or above it, that the report was asked for; None: the same one.
     """
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name) and name != "predictions")
+    for root, folders, names in walk(folder):
+        folders[:] = sorted(name for name in folders if not is_hidden(name) and name != "predictions")
         # A folder with the name of a result file is reported as an unreadable result.
-        files = [Path(root, name) for name in sorted((*names, *folders)) if name.endswith(".json") and name != _META]
-        point = _point(Path(root), files, top or folder) if files else None
+        files = [root / name for name in sorted((*names, *folders)) if name.endswith(".json") and name != _META]
+        point = _point(root, files, top or folder) if files else None
         if point is not None:
             yield point
 
@@ -78,7 +78,8 @@ def _end(path: Path, more: int) -> str:
     return one_line("/".join(path.parts[-1 - more - (path.name in _UNKNOWN_FOLDERS) :]))
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a folder's name is that of a hidden one, and not of a model whose name is a relative path."""
     return name.startswith(".") and not _PATH.match(name)
 
 
