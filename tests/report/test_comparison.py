@@ -495,3 +495,10 @@ def test_the_same_tasks_are_no_setting_however_they_were_selected() -> None:
     other = replace(point("5", one, tasks="demo"), facts={"tasks": "demo"})
     made = compare([*points[:3], other])
     assert [row.settings for row in made.rows] == [("A, B",)] * 3 + [("A",)], "two files of the same name"
+
+
+def test_a_baseline_without_a_mean_is_named() -> None:
+    points = [point("0", task("A", None), x="1"), point("1", task("A", 0.5), x="2")]
+    said = "The baseline (point 0) has no mean, so differences from it are unknown."
+    assert said in answer(compare(points)) and said not in answer(compare(points, baseline="1"))
+    assert said not in answer(compare(points[:1]))

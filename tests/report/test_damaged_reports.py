@@ -285,6 +285,7 @@ def test_a_score_that_is_not_a_number_is_no_score(tmp_path: Path, value: Any) ->
     comparison, text = reported(tmp_path)
     good, odd = comparison.rows
     assert (odd.point.failed, odd.mean, odd.without) == (False, None, {"STS12": "not a number"})
+    assert "The baseline" not in text
     assert comparison.best is comparison.recommended is good and good.mean == pytest.approx(0.8)
     note = "A main score that is not a number (NaN, infinite or null) is no score, so it counts in no mean and no ranking: "
     assert text.count(f"{note}STS12 of org/odd.") == 3

@@ -312,7 +312,9 @@ def test_control_characters_in_the_names_of_folders_are_escaped(tmp_path: Path) 
     write_run(tmp_path / "a\nb")
     write_result(tmp_path / "c\td\x1b[31m", "STS12", {"test": {"default": 0.8}})
     write_result(tmp_path / "org__e\nf" / "a\nb", "STS12", {"test": {"default": 0.8}})
+    write_result(tmp_path / "org__e\nf" / "a\nb", "Own\ntask", {"test": {"default": 0.8}})
     points = read_runs([tmp_path])
+    assert [task.name for task in points[2].tasks] == ["Own\\ntask", "STS12"]
     assert names(points) == ["a\\nb", "c\\td\\x1b[31m", "org/e\\nf"]
     comparison = compare(points)
     lines = comparison_csv(comparison).splitlines()

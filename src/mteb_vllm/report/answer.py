@@ -95,6 +95,10 @@ def _means(comparison: Comparison) -> list[str]:
         lines.append(f"{count(len(without), 'point')} with missing scores cannot be the best: {join_names(without)}.")
     if len(without) < len(rows) and (left_out := len(comparison.tasks) - len(comparison.shared)):
         lines.append(f"Means leave out {count(left_out, 'task')} that some points lack.")
+    if len(without) < len(rows) and point_name(comparison.baseline) in without:
+        lines.append(
+            f"The baseline ({point_name(comparison.baseline)}) has no mean, so differences from it are unknown."
+        )
     return lines
 
 

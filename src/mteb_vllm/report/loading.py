@@ -127,7 +127,9 @@ def _run_folders(folder: Path) -> tuple[list[Path], list[FoundRun]]:
     def note(error: OSError) -> None:
         if not isinstance(error, NotADirectoryError):
             failed = Point(
-                "", Path(error.filename), failures=[failure_from_damage(f"{error.filename}: {error.strerror}")]
+                "",
+                Path(error.filename),
+                failures=[failure_from_damage(one_line(f"{error.filename}: {error.strerror}"))],
             )
             unreadable.append(FoundRun(failed, None))
 

@@ -103,7 +103,8 @@ def _point(folder: Path, files: Sequence[Path], top: Path) -> Point | None:
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             # The name, the folder or the remaining content tells whether an unreadable file was meant to be a result.
             meant = file.stem in mteb_catalogue().tasks or b'"task_name"' in content or _in_layout(folder)
-            (damaged if meant else others)[file] = f"{file} is not a readable result ({describe_error(error)})"
+            why = one_line(f"{file} is not a readable result ({describe_error(error)})")
+            (damaged if meant else others)[file] = why
             continue
         tasks.append(task)
         versions |= {one_line(short_text(version))} if (version := result.get("mteb_version")) else set()
@@ -113,7 +114,7 @@ def _point(folder: Path, files: Sequence[Path], top: Path) -> Point | None:
     facts, problem = _facts(folder, top)
     if facts["model"] == CEILING:
         return None  # the ceilings that reranking runs store: not a model's results
-    failures = [failure_from_damage(why, file.stem) for file, why in sorted((damaged | others).items())]
+    failures = [failure_from_damage(why, one_line(file.stem)) for file, why in sorted((damaged | others).items())]
     tasks += [TaskScore(failure.task or "", failed=True) for failure in failures]
     facts |= {"versions.mteb": short_text(", ".join(sorted(versions))), "incomplete": ", ".join(incomplete)}
     known = [one for one in seconds if one is not None]
@@ -259,7 +260,7 @@ def _task(result: Mapping[str, Any]) -> tuple[TaskScore, bool]:
     score = math.fsum(scores) / len(scores) if scores else None
     known = score is not None and math.isfinite(score)
     task = TaskScore(
-        name=name,
+        name=one_line(name),
         type=info.type if info is not None else "",
         score=score if known else None,
         without="" if known else NO_SCORE if score is None else NOT_A_NUMBER,

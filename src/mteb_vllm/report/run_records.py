@@ -50,7 +50,7 @@ def read_run(folder: Path) -> FoundRun:
         why = f"{folder} contains no run.json: the run has not finished or was killed, or the file was deleted"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         why = f"{path} is not a readable record ({describe_error(error)})"
-    return FoundRun(Point("", folder, failures=[failure_from_damage(why)]), number)
+    return FoundRun(Point("", folder, failures=[failure_from_damage(one_line(why))]), number)
 
 
 def describe_error(error: Exception) -> str:
