@@ -99,7 +99,7 @@ def _without_runs(folder: Path, top: Path, runs: set[Path], above: set[Path]) ->
 
     Args:
         folder: The folder.
-        top: The folder, at or above it, that was asked for: links back into it are not followed.
+        top: The folder, at or above it, that was requested: links back into it are not followed.
         runs: The folders of all runs.
         above: All folders above these.
     """

@@ -76,7 +76,7 @@ class Point:
         seconds: Wall time of the run.
         peak_memory_mb: Peak memory of the process and of its engine's processes, in MiB; None where it opened no engine.
         failures: Its failures, with logs.
-        warnings: What a reader should know about its files, in sentences.
+        warnings: Problems with its files that cost no score, in sentences.
         throughput: The measurements of a throughput run; None for any other.
         parity: The verdict of a parity run; None for any other.
         started: When the run began, in ISO format; "" where it is unknown.

@@ -20,9 +20,9 @@ from mteb_vllm.util.escape import one_line
 from mteb_vllm.util.files import parse_json, read_file, walk
 
 _META = "model_meta.json"
-# What folders of revisions are usually called.
+# Usual names of the folders of revisions.
 _REVISION = re.compile(r"[0-9a-f]{7,64}|local-[0-9a-f]+|v?\d+(\.\d+)*|main|master|external|no_revision_available")
-# What mteb calls a model whose name it does not know, and the folder of such a model.
+# The name and the folder that mteb gives to a model whose name it does not know.
 _UNKNOWN_MODEL = ("no_model_name/available", "no_model_name_available")
 _UNKNOWN_FOLDERS = ("no_model_name__available", "no_model_name_available")
 # The folder of a model whose name is a path that begins with "/", "./" or "../".
@@ -37,7 +37,7 @@ def read_results(folder: Path, top: Path | None = None) -> Iterator[Point]:
 
     Args:
         folder: The folder.
-        top: The folder, at or above it, that the report was asked for; None: the same one.
+        top: The folder, at or above it, that was requested; None: the same one.
     """
     for root, folders, names in walk(folder):
         folders[:] = sorted(name for name in folders if not is_hidden(name) and name != "predictions")
@@ -164,7 +164,7 @@ def _is_revision(folder: Path, top: Path) -> bool:
     """Return whether a folder is that of a revision in mteb's layout, so that the folder above it is that of the model.
 
     Organisation and model are separated by "__" in the model's folder. Where there is no organisation, the folder has a usual
-    name of revisions, or lies as deep as in mteb's layout: two levels below `results` or the folder that was asked for.
+    name of revisions, or lies as deep as in mteb's layout: two levels below `results` or the folder that was requested.
     """
     model = folder.parent
     if not model.name:

@@ -107,10 +107,10 @@ class Console(rich.console.Console):
 
 
 class _Trimmed:
-    """What rich renders, without the blanks at the ends of lines.
+    """Lines rendered by rich, without the blanks at their ends.
 
     Args:
-        renderable: What is rendered.
+        renderable: The object to render.
     """
 
     def __init__(self, renderable: RenderableType) -> None:
