@@ -116,7 +116,7 @@ def test_shows_every_point_the_front_and_the_names() -> None:
 
 def test_counts_what_it_cannot_show() -> None:
     title = title_of(specifications(comparison(12, failed=2))["quality_speed"])
-    assert "Not in the plot: 2 without a mean (a task failed or is missing)." in title
+    assert "Not in the plot: 2 without a mean (a task failed, is missing or has no score)." in title
 
 
 def test_a_setting_with_more_values_than_colours_keeps_one_for_the_others() -> None:

@@ -477,3 +477,28 @@ def test_shared_settings_begin_with_the_model_and_end_with_the_environment() -> 
         "model", "revision", "tasks", "device", "versions.vllm", "prompts", "engine.dtype", "git", "engine.env.VLLM_X",
         "shell.OMP_NUM_THREADS",
     ]  # fmt: skip
+
+
+def test_the_same_tasks_are_no_setting_however_they_were_selected() -> None:
+    one, two, gone = task("A", 0.5), task("B", 0.6), Failure("engine_died", "died")
+    points = [
+        replace(point("0", one, two, tasks="demo"), facts={"tasks": "demo"}),
+        replace(point("1", two, one, tasks__names="[B,A]"), facts={"tasks": "A, B"}),
+        replace(point("2", one, two), facts={"tasks": "demo"}),
+        replace(point("3", one, tasks="demo"), facts={"tasks": "demo"}, failures=[gone]),
+    ]
+    made = compare(points)
+    assert (made.columns, made.constants["tasks"]) == ([], "demo")
+    fewer = replace(point("4", one, tasks__names="[A]"), facts={"tasks": "A"})
+    made = compare([*points, fewer])
+    assert (made.columns, [row.settings for row in made.rows]) == (["tasks"], [("demo",)] * 4 + [("A",)])
+    other = replace(point("5", one, tasks="demo"), facts={"tasks": "demo"})
+    made = compare([*points[:3], other])
+    assert [row.settings for row in made.rows] == [("A, B",)] * 3 + [("A",)], "two files of the same name"
+
+
+def test_a_baseline_without_a_mean_is_named() -> None:
+    points = [point("0", task("A", None), x="1"), point("1", task("A", 0.5), x="2")]
+    said = "The baseline (point 0) has no mean, so differences from it are unknown."
+    assert said in answer(compare(points)) and said not in answer(compare(points, baseline="1"))
+    assert said not in answer(compare(points[:1]))

@@ -194,9 +194,10 @@ def test_damaged_results_leave_the_others_alone(tmp_path: Path) -> None:
     damaged = ["BIOSSES", "Own", "STS13", "STS14", "STS15", "STS16", "STS17", "STSBenchmark"]
     assert {name for name, score in row.scores.items() if score is None} == set(damaged)
     assert row.scores["STS12"] == TRUE and row.point.facts["model"] == "org/model"
+    assert [failure.task for failure in row.point.failures] == damaged, "a damaged model_meta.json fails nothing"
     for name in (*damaged, "model_meta"):
         assert str(folder / f"{name}.json") in text
-    assert "it contains the scores of STS12" in text and "notes" not in text
+    assert "it contains the scores of STS12" in text and "notes.json" not in text
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,104 @@ def test_scores_are_not_shown_as_those_of_another_model(tmp_path: Path, meta: di
     (folder / "model_meta.json").write_text(json.dumps({"name": "org/model", "revision": "abc"} | meta))
     [point] = read_runs([tmp_path])
     assert (point.facts["model"], point.facts["revision"], point.tasks[0].score) == ("org/model", "abc", TRUE)
-    assert str(folder / "model_meta.json") in point.failures[0].message
+    assert not point.failures and str(folder / "model_meta.json") in point.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    {
+        "": "it is empty",
+        "{": "it is not valid JSON: ",
+        "\xff": "it is not valid JSON: not a text in UTF-8",
+        "[]": "it is not a JSON object",
+        "[[]]": "it is not a JSON object",
+        "7": "it is not a JSON object",
+        '{"name": []}': "the name and the revision must be strings",
+        '{"name": "org/m", "revision": {}}': "the name and the revision must be strings",
+    }.items(),
+)
+def test_a_damaged_model_meta_is_a_warning(tmp_path: Path, content: str, why: str) -> None:
+    folder, good = (tmp_path / name / "abc" for name in ("plain", "org__good"))
+    write_result(folder, "STS12", {"test": {"default": TRUE + 0.1}})
+    write_result(good, "STS12", {"test": {"default": TRUE}})
+    (folder / "model_meta.json").write_bytes(content.encode("latin-1"))
+    comparison, text = reported(tmp_path)
+    assert [(row.point.name, row.mean) for row in comparison.rows] == [("org/good", TRUE), ("plain", TRUE + 0.1)]
+    assert not any(row.point.failed for row in comparison.rows) and comparison.best is comparison.rows[1]
+    assert text.count(f"{folder / 'model_meta.json'} cannot be used ({why}") == 4, "in each form of the report"
+    assert "Error" not in comparison.rows[1].point.warnings[0]
+
+
+def test_a_model_meta_that_cannot_be_opened_is_a_warning(tmp_path: Path) -> None:
+    folder = tmp_path / "org__m" / "abc"
+    write_result(folder, "STS12", {"test": {"default": TRUE}})
+    (folder / "model_meta.json").symlink_to("model_meta.json")
+    [point] = read_runs([tmp_path])
+    assert (point.facts["model"], point.failed) == ("org/m", False)
+    assert "Too many levels of symbolic links" in point.warnings[0] and "Errno" not in point.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    {
+        "": "it is empty",
+        '{"task_name": "STS12"}': "its scores are missing or are not a JSON object",
+        '{"task_name": "STS12", "scores": []}': "its scores are missing or are not a JSON object",
+        '{"task_name": "STS12", "scores": {"test": {}}}': "the scores of split test are not a list",
+        '{"task_name": "STS12", "scores": {"test": [3]}}': "an entry of split test has no subset or no main score",
+        '{"task_name": "STS12", "scores": {"test": [{"hf_subset": "x"}]}}': "an entry of split test has no subset or no main",
+        '{"scores": {}}': "task_name is missing",
+    }.items(),
+)
+def test_the_damage_of_a_result_is_told_in_plain_words(tmp_path: Path, content: str, why: str) -> None:
+    folder = tmp_path / "org__m" / "abc"
+    write_result(folder, "STS13", {"test": {"default": TRUE}})
+    (folder / "STS12.json").write_text(content)
+    [point] = read_runs([tmp_path])
+    assert point.failures[0].message.startswith(f"{folder / 'STS12.json'} is not a readable result ({why}")
+    assert [task.score for task in point.tasks] == [None, TRUE]
+
+
+def test_the_wrong_type_of_a_records_setting_is_told_in_plain_words(sweep: Path) -> None:
+    rewrite(sweep / "1", lambda content: content.update(settings={"engine": [3]}))
+    rewrite(sweep / "2", lambda content: content.update(config={}))
+    [_, wrong, missing] = read_runs([sweep])
+    assert wrong.failures[0].message.endswith("run.json is not a readable record (a value has an unexpected type)")
+    assert missing.failures[0].message.endswith("run.json is not a readable record (tasks is missing)")
+
+
+@pytest.mark.parametrize("value", [float("nan"), None, float("inf"), -float("inf")])
+def test_a_score_that_is_not_a_number_is_no_score(tmp_path: Path, value: Any) -> None:
+    for name, score in {"odd": value, "good": TRUE}.items():
+        write_result(tmp_path / f"org__{name}" / "abc", "STS12", {"test": {"default": score}})
+        write_result(tmp_path / f"org__{name}" / "abc", "STS13", {"test": {"default": 0.9}})
+    comparison, text = reported(tmp_path)
+    good, odd = comparison.rows
+    assert (odd.point.failed, odd.mean, odd.without) == (False, None, {"STS12": "not a number"})
+    assert "The baseline" not in text
+    assert comparison.best is comparison.recommended is good and good.mean == pytest.approx(0.8)
+    note = "A main score that is not a number (NaN, infinite or null) is no score, so it counts in no mean and no ranking: "
+    assert text.count(f"{note}STS12 of org/odd.") == 3
+    assert "| org/odd | not a number | not a number | 0.90000 |" in text
+    assert '<td class="task">not a number</td>' in text and ",STS12: not a number\n" in text
+
+
+def test_a_record_with_a_null_score_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", replace(STS12, main_score=float("nan")))
+    comparison, text = reported(tmp_path)
+    assert comparison.rows[0].without == {"STS12": "not a number"}
+    assert "STS12 of run." in text
+
+
+def test_nothing_is_said_on_means_where_there_are_none(tmp_path: Path) -> None:
+    write_result(tmp_path / "org__train" / "abc", "STS12", {"train": {"default": 0.3}})
+    write_result(tmp_path / "org__train" / "abc", "STS13", {"train": {"default": 0.3}})
+    write_result(tmp_path / "org__bad" / "abc", "STS12", {"test": {"default": float("nan")}})
+    comparison, text = reported(tmp_path)
+    assert comparison.rows[1].without == {"STS12": "no score", "STS13": "no score"}
+    assert "those that are present" not in text and "Means leave out" not in text and "Means and speeds are" not in text
+    write_result(tmp_path / "org__half" / "abc", "STS22.v2", {"test": {"en": 0.5}})
+    assert "The results of org/half lack some splits or subsets" in reported(tmp_path)[1]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,13 @@ from measured_runs import mixed_runs, parity_runs, throughput_runs
 from mteb_vllm.errors import ConfigError
 from mteb_vllm.report.comparison import Point, compare
 from mteb_vllm.report.loading import read_runs
+from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
 from mteb_vllm.results.counters import Measured, Work
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.results.measurements import CacheRecord, EngineRecord, Memory
 from mteb_vllm.results.parity import Hint
 from mteb_vllm.results.record import SCHEMA, FirstStageRecord, RunRecord, TaskOutcome, read_record, write_record
+from mteb_vllm.util.console import Console
 from mteb_vllm.util.files import dump_sealed
 from mteb_vllm.util.fingerprint import fingerprint
 from mteb_vllm.util.phase import Phase
@@ -247,6 +250,81 @@ def test_results_are_distinguished_by_revision_and_experiment(tmp_path: Path) ->
     found = names(points)
     write_run(tmp_path / "run")
     assert names(read_runs([tmp_path])) == ["run", *found]
+
+
+@pytest.mark.parametrize("revision", ["0123abcd", "rev1", "no_revision_available"])
+def test_models_without_an_organisation_are_named_after_mtebs_folders(tmp_path: Path, revision: str) -> None:
+    for number, model in enumerate(
+        ("first", "second", "__home__me__models__mine", ".__models__mine", "no_model_name_available")
+    ):
+        write_result(tmp_path / "others" / model / revision, "STS12", {"test": {"default": number / 10}})
+    points = read_runs([tmp_path / "others"])
+    models = ["./models/mine", "/home/me/models/mine", "first", "others/no_model_name_available", "second"]
+    assert sorted(names(points)) == models == sorted(point.facts["model"] for point in points)
+    assert {point.facts["revision"] for point in points if "no_model" not in point.name} == {revision}
+    write_result(tmp_path / "others" / "first" / "main" / "experiments" / "x", "STS12", {"test": {"default": 0.9}})
+    points = read_runs([tmp_path / "others"])
+    assert {name for name in names(points) if "first" in name} == {f"first@{revision}", "first@main"}
+
+
+def test_models_of_unknown_names_are_named_after_their_paths(tmp_path: Path) -> None:
+    unknown = Path("no_model_name__available", "no_revision_available")
+    for folder in ("a/x", "b/x", "b/y"):
+        write_result(tmp_path / folder, "STS12", {"test": {"default": 0.5}})
+    for folder in ("c", "d"):
+        write_result(tmp_path / folder / unknown, "STS12", {"test": {"default": 0.5}})
+        meta = {"name": "no_model_name/available", "revision": "no_revision_available"}
+        (tmp_path / folder / unknown / "model_meta.json").write_text(json.dumps(meta))
+    points = read_runs([tmp_path / "a", tmp_path / "b", tmp_path / "c", tmp_path / "d"])
+    models = ["a/x", "b/x", "b/y", "c/no_model_name__available", "d/no_model_name__available"]
+    shown = [point.facts["model"] for point in points]
+    assert len(set(shown)) == 5 and names(points) == shown
+    assert all(one.endswith(model) for one, model in zip(shown, models, strict=True))
+
+
+def test_folders_behind_links_are_read_once(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "elsewhere" / "run")
+    write_result(tmp_path / "elsewhere" / "org__m" / "abc", "STS12", {"test": {"default": 0.5}})
+    here = tmp_path / "here"
+    write_result(here / "org__n" / "abc", "STS12", {"test": {"default": 0.6}})
+    (here / "latest").symlink_to(here / "org__n")
+    (here / "above").symlink_to(here)
+    assert names(read_runs([here])) == ["org/n"]
+    (here / "org__m").symlink_to(tmp_path / "elsewhere" / "org__m")
+    assert sorted(names(read_runs([here]))) == ["org/m", "org/n"]
+    for name in ("first", "second"):
+        (here / name).symlink_to(run)
+    points = read_runs([here, tmp_path])
+    assert sorted(names(points)) == ["first", "org/m", "org/n"], "each once"
+    assert len(read_runs([tmp_path])) == 3
+    write_run(here / "outputs" / "runs" / "own")
+    write_result(here / "outputs" / "results" / "org__own" / "abc", "STS12", {"test": {"default": 0.5}})
+    assert sorted(names(read_runs([here]))) == ["first", "org/m", "org/n", "own"], "not the results of runs"
+
+
+def test_the_same_model_in_two_places_is_two_points(tmp_path: Path) -> None:
+    for who in ("a", "b"):
+        write_result(tmp_path / who / "org__m" / "abc", "STS12", {"test": {"default": 0.5}})
+    assert names(read_runs([tmp_path])) == ["org/m in a/org__m/abc", "org/m in b/org__m/abc"]
+
+
+def test_control_characters_in_the_names_of_folders_are_escaped(tmp_path: Path) -> None:
+    write_run(tmp_path / "a\nb")
+    write_result(tmp_path / "c\td\x1b[31m", "STS12", {"test": {"default": 0.8}})
+    write_result(tmp_path / "org__e\nf" / "a\nb", "STS12", {"test": {"default": 0.8}})
+    write_result(tmp_path / "org__e\nf" / "a\nb", "Own\ntask", {"test": {"default": 0.8}})
+    points = read_runs([tmp_path])
+    assert [task.name for task in points[2].tasks] == ["Own\\ntask", "STS12"]
+    assert names(points) == ["a\\nb", "c\\td\\x1b[31m", "org/e\\nf"]
+    comparison = compare(points)
+    lines = comparison_csv(comparison).splitlines()
+    assert len(lines) == 4 and all("\t" not in line for line in lines)
+    console = Console(file=io.StringIO(), width=400)
+    print_comparison(console, comparison)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(sum(line.startswith(name) for line in shown.splitlines()) == 1 for name in names(points))
+    markdown = comparison_markdown(comparison).split("## Conclusions")[0].splitlines()
+    assert len([line for line in markdown if line.startswith("| ")]) == 5, "a header, a rule, and a line for each point"
 
 
 def test_the_results_of_runs_are_not_read_again(tmp_path: Path) -> None:

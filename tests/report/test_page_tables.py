@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from PIL import Image
 from test_page import Opened, browser  # noqa: F401
 
-from comparisons import comparison
+from comparisons import comparison, points
+from mteb_vllm.report.comparison import compare
 from mteb_vllm.report.page import page
 
 PLACES = """() => {
@@ -45,3 +47,18 @@ def test_the_first_column_is_sticky_and_a_shadow_shows_that_a_table_scrolls(
         assert end["scroll"] == end["most"] and end["cell"] == start["cell"] == start["box"], "the first column stays"
         assert abs(brightness(opened, -2) - paper) <= 2, "no shadow at the end"
         assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth") and opened.messages == []
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_long_names_stay_in_their_cells(browser: Any, tmp_path: Path, width: int) -> None:  # noqa: F811
+    long = [letter * 245 for letter in "ab"]
+    axes = {"prompts.query": [value * 245 for value in "cd"]}
+    made = [replace(one, name=name) for one, name in zip(points(2, axes=axes), long, strict=True)]
+    with Opened(browser, page(compare(made), ["Best."], "x"), tmp_path, width) as opened:
+        wide = (
+            "() => [...document.querySelectorAll('th, td')].filter(one => one.scrollWidth > one.clientWidth + 1).length"
+        )
+        assert opened.page.evaluate(wide) == 0
+        assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth") and opened.messages == []
+        titles = "[...document.querySelectorAll('#points tbody th button')].map(one => one.title)"
+        assert sorted(opened.page.evaluate(titles)) == long, "the whole name"

@@ -134,7 +134,7 @@ def test_every_figure_is_that_of_the_files(sweep: Path) -> None:
         ("float32", "e5", "texts"),
         ("bfloat16", "none", ""),
     ]
-    words = {"point", "folder", "status", "failures", "engine.dtype", "prompts", "unit"}
+    words = {"point", "folder", "status", "failures", "notes", "engine.dtype", "prompts", "unit"}
     assert rows[0].keys() == seen | words
 
 

@@ -90,7 +90,6 @@ def test_a_table_whose_words_do_not_fit_is_printed_in_blocks() -> None:
         "what happened: failed: (StartError)",
         "",
         "task: STS12",
-        "settings: ",
         "what happened: passed",
         "",
     ]
@@ -113,3 +112,9 @@ def test_a_table_that_fits_is_printed_as_it_is() -> None:
         "task   settings  what happened",
         "STS12  abc       passed",
     ]
+
+
+@pytest.mark.parametrize("width", [20, 80])
+def test_lines_of_tables_end_without_blanks(width: int) -> None:
+    made = table(("STS12", "", "passed"), ("StdlibDocsClassification", "x", ""), ("STS13", "", ""))
+    assert [line for line in tabulated(made, width).splitlines() if line != line.rstrip()] == []

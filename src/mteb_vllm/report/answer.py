@@ -19,10 +19,16 @@ from mteb_vllm.report.formatting import (
     signed,
     times,
 )
+from mteb_vllm.report.points import NO_SCORE, NOT_A_NUMBER
 from mteb_vllm.results.measurements import Roofline, ThroughputRecord
 
 # The most effects of one setting that are listed.
 _MOST_EFFECTS = 12
+
+_MISSING = {
+    NOT_A_NUMBER: "A main score that is not a number (NaN, infinite or null) is no score",
+    NO_SCORE: "A result with none of the splits and subsets that count for its task has no score",
+}
 
 _MIXED_UNITS = (
     "Some points embed texts and others score pairs: their speeds are not comparable, so none is the fastest."
@@ -35,9 +41,9 @@ def answer(comparison: Comparison) -> list[str]:
 
 
 def conclusion(comparison: Comparison) -> list[str]:
-    """Return failures, the best point, the fastest that is as good, and the results of throughput and parity runs."""
+    """Return failures, the best point, the fastest that is as good, the results of throughput and parity runs, and notes."""
     scores = [*_means(comparison), *_points(comparison)] if comparison.scored else []
-    return [*_failed(comparison), *scores, *_throughput(comparison), *_parity(comparison)]
+    return [*_failed(comparison), *scores, *_throughput(comparison), *_parity(comparison), *_notes(comparison)]
 
 
 def _failed(comparison: Comparison) -> list[str]:
@@ -49,6 +55,24 @@ def _failed(comparison: Comparison) -> list[str]:
     return [f"{of} failed, entirely or on some tasks: {join_names(failed)}."]
 
 
+def _notes(comparison: Comparison) -> list[str]:
+    """Return which scores are missing although their tasks did not fail, and the warnings about files."""
+    lines = []
+    for why, meaning in _MISSING.items():
+        some = [
+            f"{task} of {point_name(row.point.name)}"
+            for row in comparison.rows
+            for task, reason in row.without.items()
+            if reason == why
+        ]
+        lines += [f"{meaning}, so it counts in no mean and no ranking: {join_names(some)}."] if some else []
+    warnings = list(dict.fromkeys(warning for row in comparison.rows for warning in row.point.warnings))
+    lines += [f"Warning: {warning}" for warning in warnings[:MOST_NAMES]]
+    if (more := len(warnings) - MOST_NAMES) > 0:
+        lines.append(f"{count(more, 'more warning')} in report.csv.")
+    return lines
+
+
 def _means(comparison: Comparison) -> list[str]:
     """Return why there are no means, or which points and tasks they leave out."""
     rows, lines = [row for row in comparison.rows if row.point.for_scores], []
@@ -58,7 +82,9 @@ def _means(comparison: Comparison) -> list[str]:
             "those that are present."
         )
     without = [point_name(row.point.name) for row in rows if row.mean is None]
-    if not comparison.shared:
+    if not comparison.tasks:
+        lines.append("No point has scores.")
+    elif not comparison.shared:
         lines.append("The points have no task in common, so there are no means and no best point.")
     elif len(without) == len(rows):
         lines.append("No point has all scores, so there are no means and no best point.")
@@ -67,8 +93,12 @@ def _means(comparison: Comparison) -> list[str]:
             lines.append(f"No point has a score for {join_names(nowhere)}.")
     elif without:
         lines.append(f"{count(len(without), 'point')} with missing scores cannot be the best: {join_names(without)}.")
-    if comparison.shared and (left_out := len(comparison.tasks) - len(comparison.shared)):
+    if len(without) < len(rows) and (left_out := len(comparison.tasks) - len(comparison.shared)):
         lines.append(f"Means leave out {count(left_out, 'task')} that some points lack.")
+    if len(without) < len(rows) and point_name(comparison.baseline) in without:
+        lines.append(
+            f"The baseline ({point_name(comparison.baseline)}) has no mean, so differences from it are unknown."
+        )
     return lines
 
 

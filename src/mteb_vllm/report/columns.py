@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,10 +16,12 @@ from mteb_vllm.report.formatting import (
     point_name,
     rate,
     score,
+    score_cell,
     settings_text,
     signed,
     times,
 )
+from mteb_vllm.util.escape import one_line
 
 # Up to this many tasks have columns everywhere. More have a separate table on the terminal and in Markdown, and are
 # behind a checkbox on the page.
@@ -47,6 +49,7 @@ class Column:
         left_out: Where a terminal is too narrow, columns with the highest number are left out first; those with 0 stay.
         row_unit: Returns the unit of a row's value, where rows have different ones.
         measured: Whether its values are measurements of an engine at work: a cached point has "cached" in their place.
+        tasks: The tasks whose scores its values are, or are means over: one that has none says why.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Column:
     left_out: int = 0
     row_unit: Callable[[Row], str] | None = None
     measured: bool = False
+    tasks: Sequence[str] = ()
 
     @property
     def header(self) -> str:
@@ -71,7 +75,7 @@ class Column:
         """Return the text of its cell in a row."""
         value = self.value(row)
         if value is None:
-            return CACHED_CELL if self.measured and row.point.cached else ""
+            return CACHED_CELL if self.measured and row.point.cached else score_cell(row, self.tasks, None)
         return self.format(value) if self.row_unit is None else f"{self.format(value)} {self.row_unit(row)}"
 
 
@@ -80,7 +84,7 @@ def table_columns(comparison: Comparison) -> list[Column]:
     several = len(comparison.rows) > 1
     return [
         Column("point", "", lambda row: row.point.name, kind="words", key="point", page=False),
-        _csv("folder", lambda row: str(row.point.folder)),
+        _csv("folder", lambda row: one_line(str(row.point.folder))),
         _csv("status", lambda row: "failed" if row.point.failed else "ok"),
         *_settings(comparison),
         *_means(comparison),
@@ -109,6 +113,7 @@ def table_columns(comparison: Comparison) -> list[Column]:
         ),
         Column("", "", lambda row: _remarks(comparison, row), kind="words", page=False),
         _csv("failures", lambda row: "; ".join(" ".join(str(failure).split()) for failure in row.point.failures)),
+        _csv("notes", _notes),
     ]  # fmt: skip
 
 
@@ -196,11 +201,15 @@ def _named_by(point: Point, column: str, value: str) -> bool:
 
 
 def _means(comparison: Comparison) -> list[Column]:
+    shared = comparison.shared
     if not comparison.reranked:
-        return [Column("mean", "", lambda row: row.mean, score, "mean", key="mean", page_header="mean score")]
+        mean = Column(
+            "mean", "", lambda row: row.mean, score, "mean", key="mean", page_header="mean score", tasks=shared
+        )
+        return [mean]
     return [
         Column("first stage", "", lambda row: row.first_stage, score, key="first_stage", left_out=6),
-        Column("reranked", "", lambda row: row.mean, score, "mean", key="mean"),
+        Column("reranked", "", lambda row: row.mean, score, "mean", key="mean", tasks=shared),
         Column("gain", "", lambda row: row.gain, signed, key="gain"),
     ]
 
@@ -226,6 +235,7 @@ def _types(comparison: Comparison) -> list[Column]:
         return Column(
             name, "", lambda row: row.by_type[kind], score, "type",
             key=f"mean {name}", text=text, page=fewer, left_out=8,
+            tasks=[task for task in comparison.shared if comparison.types[task] == kind],
         )  # fmt: skip
 
     return [column(kind) for kind in kinds]
@@ -238,8 +248,9 @@ def _tasks(comparison: Comparison) -> list[Column]:
 
     def column(name: str) -> Column:
         return Column(
-            name, "", lambda row: row.scores[name], score, "task", key=name, text=text, page=several, left_out=2
-        )
+            name, "", lambda row: row.scores[name], score, "task",
+            key=name, text=text, page=several, left_out=2, tasks=[name],
+        )  # fmt: skip
 
     return [column(name) for name in comparison.tasks]
 
@@ -355,6 +366,10 @@ def _remarks(comparison: Comparison, row: Row) -> str:
         f"{cached} of {len(row.point.tasks)} tasks cached" if cached and not row.point.cached else "",
     ]
     return "; ".join(mark for mark in marks if mark)
+
+
+def _notes(row: Row) -> str:
+    return "; ".join([*row.point.warnings, *(f"{task}: {why}" for task, why in row.without.items())])
 
 
 def _rank(comparison: Comparison, row: Row) -> str:

@@ -11,7 +11,6 @@ from mteb_vllm.config.schema import ReportConfig
 from mteb_vllm.report.points import Point, TaskScore, gain_share
 from mteb_vllm.report.settings import differing_settings, shared_settings
 from mteb_vllm.report.speeds import Speed, common_unit, measured_speeds, parity_speeds
-from mteb_vllm.results.failures import FATAL
 from mteb_vllm.results.record import mean
 
 __all__ = ["Comparison", "Effect", "Point", "Row", "Speed", "TaskScore", "compare", "same_speed"]
@@ -58,6 +57,11 @@ class Row:
     ratio: float | None = None
     parity_speed: Speed | None = None
     gain_share: float | None = None
+
+    @property
+    def without(self) -> dict[str, str]:
+        """Why tasks that did not fail have no score: task to `NOT_A_NUMBER` or `NO_SCORE`."""
+        return {task.name: task.without for task in self.point.tasks if task.without}
 
     @property
     def speed_of_other(self) -> str:
@@ -289,18 +293,8 @@ def _fastest(rows: Sequence[Row]) -> Row | None:
 def _shared(points: Sequence[Point], order: Sequence[str]) -> list[str]:
     # The record of a point that failed as a whole may lack some of its tasks.
     begun = [point for point in points if point.tasks]
-    of_points = [
-        {task.name for task in point.tasks} for point in [one for one in begun if not _cut_short(one)] or begun
-    ]
+    of_points = [{task.name for task in point.tasks} for point in [one for one in begun if not one.cut_short] or begun]
     return [name for name in order if all(name in names for names in of_points)]
-
-
-def _cut_short(point: Point) -> bool:
-    """Return whether tasks may be missing because the point failed as a whole."""
-    names = {task.name for task in point.tasks}
-    return any(
-        failure.task is None or (failure.kind in FATAL and failure.task not in names) for failure in point.failures
-    )
 
 
 def _gain(task: TaskScore) -> float | None:

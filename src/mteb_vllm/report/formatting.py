@@ -53,6 +53,12 @@ def distinct_names(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def shorten(name: str, limit: int) -> str:
+    """Return a name cut in the middle to at most `limit` characters: its ends distinguish it."""
+    half = (limit - 3) // 2
+    return name if len(name) <= limit else f"{name[:half]}...{name[-half:]}"
+
+
 def join_names(some: Sequence[str]) -> str:
     """Return a list of names for a sentence: the first ones, and how many more there are."""
     more = f" and {len(some) - MOST_NAMES} more" if len(some) > MOST_NAMES else ""
@@ -67,6 +73,12 @@ def count(n: int, word: str) -> str:
 def score(value: float | None) -> str:
     """Return a main score; "" for None."""
     return number(value, 5)
+
+
+def score_cell(row: Row, tasks: Sequence[str], value: float | None) -> str:
+    """Return a main score of a task, or a mean over tasks; where a task has none, why; "" for failed and missing tasks."""
+    missing = next(filter(None, (row.without.get(name) for name in tasks if row.scores[name] is None)), "")
+    return score(value) if value is not None else missing
 
 
 def percent(value: float) -> str:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.report.points import Point
-from mteb_vllm.report.result_folders import read_results
+from mteb_vllm.report.result_folders import is_hidden, name_models, read_results
 from mteb_vllm.report.run_records import FoundRun, read_run
 from mteb_vllm.results.failures import failure_from_damage
-from mteb_vllm.util.files import expand_user
+from mteb_vllm.util.escape import one_line
+from mteb_vllm.util.files import expand_user, leads_back, walk
 
 # The other folders of a `results.dir` than those of runs and sweeps.
 _OWN_FOLDERS = frozenset({"results", "predictions", "embeddings", "settings", "failures", "reports", "slurm"})
+
+# Revisions that are hashes are shortened.
+_HASH = re.compile(r"[0-9a-f]{9,}")
 
 _LAYOUT = (
     "A run's folder contains run.json; results in mteb's layout are <org>__<model>/<revision>/<Task>.json. "
@@ -36,6 +41,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Point]:
         ConfigError: if one of the paths holds no run and no result.
     """
     found: dict[Path, Point] = {}
+    seen: set[str] = set()
     mistakes = []
     for path in paths:
         try:
@@ -48,9 +54,13 @@ def read_runs(paths: Sequence[str | Path]) -> list[Point]:
             what = "contains neither runs nor results" if places else "there is no such file or folder"
             mistakes.append(Mistake("runs", what, _LAYOUT, value=f"{path}"))
         for point in points:
-            found.setdefault(point.folder, point)
+            # The same folder may be reached by its own path and by links.
+            if (real := os.path.realpath(point.folder)) not in seen:
+                seen.add(real)
+                found[point.folder] = point
     if mistakes or not found:
         raise ConfigError(mistakes or [Mistake("runs", "no runs are specified", _LAYOUT)])
+    found |= {point.folder: point for point in name_models(one for one in found.values() if one.source == "results")}
     names = _run_names(found.values()) | _result_names(found.values())
     return [replace(point, name=names[folder]) for folder, point in found.items()]
 
@@ -79,16 +89,17 @@ def _read(places: Iterable[Path]) -> list[Point]:
         folders, unreadable = _run_folders(folder)
         runs += [*map(read_run, folders), *unreadable]
         above = {parent for run in folders for parent in run.parents}
-        for below in _without_runs(folder, set(folders), above):
-            results += read_results(below)
+        for below in _without_runs(folder, folder, set(folders), above):
+            results += read_results(below, folder)
     return [*_in_order(runs), *results]
 
 
-def _without_runs(folder: Path, runs: set[Path], above: set[Path]) -> Iterator[Path]:
+def _without_runs(folder: Path, top: Path, runs: set[Path], above: set[Path]) -> Iterator[Path]:
     """Yield the largest folders without runs at or below a folder, except the results of runs in the same `results.dir`.
 
     Args:
         folder: The folder.
+        top: The folder, at or above it, that was requested: links back into it are not followed.
         runs: The folders of all runs.
         above: All folders above these.
     """
@@ -97,11 +108,12 @@ def _without_runs(folder: Path, runs: set[Path], above: set[Path]) -> Iterator[P
     if folder not in above:
         yield folder
         return
-    children = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+    children = [path for path in found if not (path.is_symlink() and leads_back(path, [top]))]
     own = _OWN_FOLDERS if {"runs", "sweeps"} & {path.name for path in children} else frozenset()
     for child in children:
         if child.name not in own:
-            yield from _without_runs(child, runs, above)
+            yield from _without_runs(child, top, runs, above)
 
 
 def _run_folders(folder: Path) -> tuple[list[Path], list[FoundRun]]:
@@ -115,15 +127,17 @@ def _run_folders(folder: Path) -> tuple[list[Path], list[FoundRun]]:
     def note(error: OSError) -> None:
         if not isinstance(error, NotADirectoryError):
             failed = Point(
-                "", Path(error.filename), failures=[failure_from_damage(f"{error.filename}: {error.strerror}")]
+                "",
+                Path(error.filename),
+                failures=[failure_from_damage(one_line(f"{error.filename}: {error.strerror}"))],
             )
             unreadable.append(FoundRun(failed, None))
 
-    for root, folders, files in os.walk(folder, onerror=note):
+    for root, folders, files in walk(folder, onerror=note):
         if "run.json" in (*files, *folders) or ".hydra" in folders:
-            found.append(Path(root))
+            found.append(root)
             folders.clear()
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_hidden(name)]
     return found, unreadable
 
 
@@ -145,13 +159,21 @@ def _group(run: FoundRun) -> Path:
 
 
 def _run_names(points: Iterable[Point]) -> dict[Path, str]:
-    """Return the shortest suffixes of the folders' paths that are all different."""
-    folders = [point.folder for point in points if point.source == "run"]
+    """Return the names of runs."""
+    return _distinct_ends([point.folder for point in points if point.source == "run"])
+
+
+def _distinct_ends(folders: Sequence[Path]) -> dict[Path, str]:
+    """Return the shortest ends of the folders' paths that are all different."""
     for parts in range(1, max((len(folder.parts) for folder in folders), default=0) + 1):
-        names = {folder: "/".join(folder.parts[-parts:]) for folder in folders}
+        names = {folder: _path_end(folder, parts) for folder in folders}
         if len(set(names.values())) == len(folders):
             return names
     return {}
+
+
+def _path_end(folder: Path, parts: int) -> str:
+    return one_line("/".join(folder.parts[-parts:]))
 
 
 def _result_names(points: Iterable[Point]) -> dict[Path, str]:
@@ -167,13 +189,15 @@ def _result_names(points: Iterable[Point]) -> dict[Path, str]:
             if len(set(names.values())) == len(some):
                 break
         else:
-            names = {point.folder: f"{point.facts['model']} in {point.folder}" for point in some}
+            ends = _distinct_ends([point.folder for point in some])
+            names = {point.folder: f"{point.facts['model']} in {ends[point.folder]}" for point in some}
         found |= names
     return found
 
 
 def _result_name(facts: Mapping[str, str], parts: Sequence[str]) -> str:
-    texts = {"model": facts["model"], "revision": f"@{facts.get('revision', '')[:8]}"}
+    revision = facts.get("revision", "")
+    texts = {"model": facts["model"], "revision": f"@{revision[:8] if _HASH.fullmatch(revision) else revision}"}
     experiment = facts.get("experiment")
     texts["experiment"] = f"/{experiment}" if experiment else ""
     return "".join(texts[part] for part in parts)

@@ -22,7 +22,7 @@ from markupsafe import Markup, escape
 from mteb_vllm.report.charts import Json, dark_css, first_selected, left_out, roles_of, specifications
 from mteb_vllm.report.columns import Column, hides_tasks, speed_unit, table_columns
 from mteb_vllm.report.comparison import Comparison, Effect, Row
-from mteb_vllm.report.formatting import number, rate, signed, speed_effect, times
+from mteb_vllm.report.formatting import number, rate, shorten, signed, speed_effect, times
 from mteb_vllm.report.header import circumstances, recommended_command, scope
 from mteb_vllm.report.tables import failed_points
 from mteb_vllm.results.measurements import ThroughputRecord
@@ -30,6 +30,7 @@ from mteb_vllm.util.escape import visible
 
 # The number of shared settings that are shown; the others can be unfolded.
 _FEW_CONSTANTS = 12
+_LONGEST_NAME = 80
 # Longer values, such as prompts, are cut in the table; the selected point's are shown in full.
 _LONGEST_CELL = 160
 # The classes in page.css of some kinds of columns.
@@ -74,7 +75,7 @@ def page(comparison: Comparison, answer: Sequence[str], title: str, charts: Mapp
     )
     environment.filters |= {
         "breakable": _breakable, "clipped": _clipped, "number": number, "pairs": _pairs, "range": _range,
-        "signed": signed, "speed_effect": speed_effect, "times": times,
+        "shorten": shorten, "signed": signed, "speed_effect": speed_effect, "times": times, "whole": _whole,
     }  # fmt: skip
     index = {row.point.name: at for at, row in enumerate(comparison.rows)}
     constants = list(comparison.constants.items())
@@ -92,6 +93,7 @@ def page(comparison: Comparison, answer: Sequence[str], title: str, charts: Mapp
         constants=constants[:_FEW_CONSTANTS],
         more_constants=constants[_FEW_CONSTANTS:],
         failures=failed_points(comparison),
+        most_in_name=_LONGEST_NAME,
         signed=signed,
         times=times,
         css=Markup(css),
@@ -182,6 +184,11 @@ def _breakable(name: str) -> Markup:
 def _clipped(text: str) -> str:
     """Return a cell's text, cut if it is too long for a table."""
     return text if len(text) <= _LONGEST_CELL else text[:_LONGEST_CELL] + " …"
+
+
+def _whole(text: str, limit: int = _LONGEST_CELL) -> Markup:
+    """Return the attribute that shows the whole of a text that is cut at a limit; "" for shorter ones."""
+    return Markup(' title="{}"').format(visible(text)) if len(text) > limit else Markup("")
 
 
 def _pairs(effect: Effect) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.failures import FATAL, Failure
 from mteb_vllm.results.measurements import Amount, Count, Score, ThroughputRecord, Unit
 from mteb_vllm.results.parity import ParityRecord
 
@@ -14,6 +14,9 @@ from mteb_vllm.results.parity import ParityRecord
 _MEASURING = ("throughput", "parity")
 # The status of a task whose result was read from the results store.
 CACHED: Final = "cached"
+# Why a task that did not fail has no score.
+NOT_A_NUMBER: Final = "not a number"
+NO_SCORE: Final = "no score"
 # The possible gain of a reranker below which it is rounding error.
 _LEAST_GAIN = 1e-9
 
@@ -25,8 +28,10 @@ class TaskScore:
     Attributes:
         name: The task.
         type: Its type; "" where it is unknown.
-        score: The main score, the mean over splits and subsets; None if the task failed.
+        score: The main score, the mean over splits and subsets; None if the task failed, or has none for another reason.
         failed: Whether it failed.
+        without: Why it has no score although it did not fail: `NOT_A_NUMBER`, or `NO_SCORE` where none of the splits and
+            subsets that count are present; "" otherwise.
         first_stage: Reranking: the first stage's main score; None where there is none or it is unknown.
         ceiling: Reranking: the score of a perfect reranker; likewise.
         unit: The unit of `computed` and `stored`: texts or pairs.
@@ -42,6 +47,7 @@ class TaskScore:
     type: str = ""
     score: Score | None = None
     failed: bool = False
+    without: Literal["", "not a number", "no score"] = ""
     first_stage: Score | None = None
     ceiling: Score | None = None
     unit: Unit = "texts"
@@ -70,6 +76,7 @@ class Point:
         seconds: Wall time of the run.
         peak_memory_mb: Peak memory of the process and of its engine's processes, in MiB; None where it opened no engine.
         failures: Its failures, with logs.
+        warnings: Problems with its files that cost no score, in sentences.
         throughput: The measurements of a throughput run; None for any other.
         parity: The verdict of a parity run; None for any other.
         started: When the run began, in ISO format; "" where it is unknown.
@@ -87,6 +94,7 @@ class Point:
     seconds: Amount | None = None
     peak_memory_mb: Amount | None = None
     failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     throughput: ThroughputRecord | None = None
     parity: ParityRecord | None = None
     started: str = ""
@@ -110,6 +118,14 @@ class Point:
     def failed(self) -> bool:
         """Whether it or one of its tasks failed."""
         return bool(self.failures) or any(task.failed for task in self.tasks)
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether tasks may be missing because it failed as a whole."""
+        names = {task.name for task in self.tasks}
+        return any(
+            failure.task is None or (failure.kind in FATAL and failure.task not in names) for failure in self.failures
+        )
 
     @property
     def cached(self) -> bool:

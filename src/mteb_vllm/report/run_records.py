@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mteb_vllm.report.points import CACHED, Point, TaskScore
+from mteb_vllm.report.points import CACHED, NOT_A_NUMBER, Point, TaskScore
 from mteb_vllm.results.failures import failure_from_damage
 from mteb_vllm.results.record import RunRecord, TaskOutcome, read_record
+from mteb_vllm.util.escape import one_line
 from mteb_vllm.util.fingerprint import fingerprint
 
 # A file that Hydra writes into the folder of a sweep.
@@ -49,18 +50,27 @@ def read_run(folder: Path) -> FoundRun:
         why = f"{folder} contains no run.json: the run has not finished or was killed, or the file was deleted"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         why = f"{path} is not a readable record ({describe_error(error)})"
-    return FoundRun(Point("", folder, failures=[failure_from_damage(why)]), number)
+    return FoundRun(Point("", folder, failures=[failure_from_damage(one_line(why))]), number)
 
 
 def describe_error(error: Exception) -> str:
-    """Return in one short line why a file's content was rejected."""
+    """Return in one short line why a file or its content was rejected."""
     if hasattr(error, "errors"):  # a ValidationError of pydantic
         first = error.errors()[0]
         text = f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"
+    elif isinstance(error, json.JSONDecodeError):
+        text = f"it is not valid JSON: {error}" if error.doc.strip() else "it is empty"
+    elif isinstance(error, UnicodeDecodeError):
+        text = "it is not valid JSON: not a text in UTF-8"
+    elif isinstance(error, KeyError):
+        text = f"{short_text(error.args[0])} is missing"
     elif isinstance(error, (LookupError, TypeError, AttributeError)):
-        text = f"{type(error).__name__}: {error}"
+        text = "a value has an unexpected type"
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror
     else:
         text = str(error)
+    text = one_line(text)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
@@ -118,6 +128,8 @@ def _task(task: TaskOutcome) -> TaskScore:
         type=task.type,
         score=task.main_score,
         failed=task.status == "failed",
+        # A score that is not finite is stored as null.
+        without=NOT_A_NUMBER if task.main_score is None and task.status != "failed" else "",
         first_stage=task.first_stage,
         ceiling=task.ceiling,
         unit=task.measured.unit if task.measured is not None else task.unit,

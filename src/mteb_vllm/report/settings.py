@@ -6,10 +6,13 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 
 from mteb_vllm.report.points import Point
-from mteb_vllm.util.shell import unquoted
+from mteb_vllm.report.run_records import short_text
 
 # Overrides that change neither scores nor speeds.
 _IRRELEVANT = re.compile(r"results\.dir|retry_failed|dry_run|embedding_cache\.max_bytes|runs|report\..*")
+
+# Settings that choose tasks: points with the same tasks do not differ in them.
+_TASKS = re.compile(r"tasks(\.(names|benchmark|types|languages))?")
 
 # Facts that distinguish points, the most important first. All others follow from these, or change nothing.
 _DISTINGUISHING = tuple(
@@ -47,15 +50,18 @@ def differing_settings(points: Sequence[Point]) -> dict[str, list[str]]:
     # An unreadable record has no settings, and so differs from none.
     readable = [at for at, point in enumerate(points) if point.overrides or point.facts]
     found: dict[str, list[str]] = {}
-    for key in dict.fromkeys(key for at in readable for key in points[at].overrides):
-        values = _override_values([points[at] for at in readable], key)
+    tasks = _tasks(points)
+    keys = ("tasks" if _TASKS.fullmatch(key) else key for at in readable for key in points[at].overrides)
+    for key in dict.fromkeys(keys):
+        some = [points[at] for at in readable]
+        values = [tasks[at] for at in readable] if key == "tasks" else _override_values(some, key)
         if len(set(values)) > 1 and not _IRRELEVANT.fullmatch(key):
             of = dict(zip(readable, values, strict=True))
             found[key] = [of.get(at, "") for at in range(len(points))]
     found = _with_one_model(points, found)
     alike = _split([_with_results(points)], found.values())
     for key in _ordered(points, _DISTINGUISHING):
-        values = [point.facts.get(key, "") for point in points]
+        values = tasks if key == "tasks" else [point.facts.get(key, "") for point in points]
         if key not in found and any(len({values[at] for at in group}) > 1 for group in alike):
             found[key] = values
             alike = _split(alike, [values])
@@ -67,7 +73,7 @@ def shared_settings(points: Sequence[Point], differing: Collection[str]) -> dict
     counted = [points[at] for at in _with_results(points)]
     found = {}
     for key in _ordered(points, _SHARED):
-        values = {point.facts.get(key, "") for point in counted}
+        values = set(_tasks(counted) if key == "tasks" else [point.facts.get(key, "") for point in counted])
         if key.startswith("resolved."):
             # A value that was set explicitly is not repeated among those that the engine has chosen.
             argument = f"engine.{key.removeprefix('resolved.')}"
@@ -107,19 +113,43 @@ def _with_one_model(points: Sequence[Point], found: dict[str, list[str]]) -> dic
 
 def _override_values(points: Sequence[Point], key: str) -> list[str]:
     """Return the value of an override for each point; for a point without it, the fact."""
-    fact = "tasks" if key == "tasks.names" else key
-    if any(key not in point.overrides for point in points) and all(fact in point.facts for point in points):
+    if any(key not in point.overrides for point in points) and all(key in point.facts for point in points):
         # The words of some command lines (model=minilm) and the facts of others are not comparable; facts are.
-        return [point.facts[fact] for point in points]
-    values = [point.overrides.get(key, point.facts.get(fact, "")) for point in points]
-    return [_sorted_names(value) for value in values] if key in ("tasks.names", "tasks") else values
+        return [point.facts[key] for point in points]
+    return [point.overrides.get(key, point.facts.get(key, "")) for point in points]
 
 
-def _sorted_names(value: str) -> str:
-    """Return a list of tasks in alphabetical order: its order changes no score."""
-    if not (value.startswith("[") and value.endswith("]")):
-        return value
-    return f"[{','.join(sorted(unquoted(name.strip()) for name in value[1:-1].split(',')))}]"
+def _tasks(points: Sequence[Point]) -> list[str]:
+    """Return the tasks of each point, as a reader would name them: points with the same tasks have the same text.
+
+    That is the shortest selection of these tasks, such as a benchmark, by which no other tasks were selected; else a list of
+    their names. A point that failed as a whole may lack some of its tasks, so only its selection counts.
+    """
+    sets = [frozenset(task.name for task in point.tasks) for point in points]
+    whole = [bool(names) and not point.cut_short for point, names in zip(points, sets, strict=True)]
+    selections = [_selection(point) for point in points]
+    of_selection: dict[str, set[frozenset[str]]] = {}
+    for at, selection in enumerate(selections):
+        if whole[at] and selection:
+            of_selection.setdefault(selection, set()).add(sets[at])
+    texts: dict[frozenset[str], str] = {}
+    for selection, some in of_selection.items():
+        for names in some if len(some) == 1 else ():
+            texts[names] = min(texts.get(names, selection), selection, key=len)
+    found = []
+    for at, selection in enumerate(selections):
+        ways = of_selection.get(selection, set())
+        names = sets[at] if whole[at] or not ways else next(iter(ways)) if len(ways) == 1 else frozenset()
+        listed = short_text(", ".join(sorted(names)))
+        found.append(texts.get(names) or (listed if whole[at] else selection or listed))
+    return found
+
+
+def _selection(point: Point) -> str:
+    """Return how a point's tasks were selected: the file in `conf/tasks/` that was typed, a benchmark, or a list of names."""
+    typed = point.overrides.get("tasks", "")
+    changed = any(key != "tasks" and _TASKS.fullmatch(key) for key in point.overrides)
+    return typed if typed and not changed and not typed.startswith("[") else point.facts.get("tasks", "")
 
 
 def _with_results(points: Sequence[Point]) -> list[int]:

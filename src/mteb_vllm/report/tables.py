@@ -13,17 +13,26 @@ from rich.table import Table
 from mteb_vllm.report.answer import answer
 from mteb_vllm.report.columns import Column, cut, has_many_tasks, table_columns
 from mteb_vllm.report.comparison import Comparison, Row
-from mteb_vllm.report.formatting import markdown, score, settings_text, signed, speed_effect, times
+from mteb_vllm.report.formatting import (
+    markdown,
+    score_cell,
+    settings_text,
+    shorten,
+    signed,
+    speed_effect,
+    times,
+)
 from mteb_vllm.report.header import circumstances, recommended_command, scope, title
 from mteb_vllm.report.one_run import failure_lines
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.util.console import Console
-from mteb_vllm.util.escape import code, csv_cell, fenced, inline
+from mteb_vllm.util.escape import code, csv_cell, fenced, inline, one_line
 
 # Limits of the terminal and of Markdown; the CSV and the page have everything.
 _MOST_ROWS = 50
 _MOST_CONSTANTS = 8
 _LONGEST_VALUE = 40
+_LONGEST_NAME = 60
 # Tasks and points of the tables by task.
 _MOST_SCORES = (40, 12)
 _MOST_DIFFERENCES = (60, 12)
@@ -47,9 +56,12 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
             column.header, justify="left" if _has_words(column) else "right", no_wrap=not _has_words(column),
             overflow="fold" if _has_words(column) else "ellipsis",
         )  # fmt: skip
+    names = _short_names(rows)
     for row in rows[:_MOST_ROWS]:
-        cells = [(column.cell(row), column.kind == "setting") for column in columns]
-        table.add_row(*(cut(text, _LONGEST_VALUE) if setting else text for text, setting in cells))
+        cells = [(one_line(column.cell(row)), column.kind == "setting") for column in columns]
+        table.add_row(
+            names[row.point.name], *(cut(text, _LONGEST_VALUE) if setting else text for text, setting in cells[1:])
+        )
     _print_head(console, comparison)
     console.print(table)
     hidden = [column for column in available if column not in columns]
@@ -92,16 +104,17 @@ def _print_scores(console: Console, comparison: Comparison, ranked: Sequence[Row
         return False
     room = console.width - max(map(len, comparison.tasks))
     points: list[Row] = []
+    names = _short_names(ranked)
     for row in [row for row in ranked if row.point.tasks][:most_points]:
-        room -= max(len(row.point.name), len("0.00000")) + 2
+        room -= max(len(names[row.point.name]), len("0.00000")) + 2
         if room >= 0 or not points:
             points.append(row)
     table = Table(title="Scores by task, best points first", title_justify="left", box=None, pad_edge=False)
     table.add_column("task", overflow="fold")
     for row in points:
-        table.add_column(row.point.name, justify="right", overflow="fold")
+        table.add_column(names[row.point.name], justify="right", overflow="fold")
     for name in comparison.tasks:
-        table.add_row(name, *(score(row.scores[name]) for row in points))
+        table.add_row(name, *(score_cell(row, [name], row.scores[name]) for row in points))
     console.print()
     console.print(table)
     return True
@@ -184,7 +197,7 @@ def _scores(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
         return [f"The scores of {len(comparison.tasks)} tasks are in report.csv.", ""]
     points = [row for row in ranked if row.point.tasks]
     shown = points[:most_points]
-    rows = [[name, *(score(row.scores[name]) for row in shown)] for name in comparison.tasks]
+    rows = [[name, *(score_cell(row, [name], row.scores[name]) for row in shown)] for name in comparison.tasks]
     left_out = [f"The best {most_points} of {len(points):,} points; all scores are in report.csv.", ""]
     return ["## Scores by task", "", *(left_out if len(shown) < len(points) else []),
             *markdown(["task", *(row.point.name for row in shown)], rows), ""]  # fmt: skip
@@ -204,7 +217,7 @@ def _differences(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
         against = baseline.scores[name]
         own = [row.scores[name] for row in shown]
         differences = [one - against if one is not None and against is not None else None for one in own]
-        lines.append([name, score(against), *map(signed, differences)])
+        lines.append([name, score_cell(baseline, [name], against), *map(signed, differences)])
     legend = [f"- {inline(f'{row.point.name}: {settings_text(comparison.columns, row.settings)}')}" for row in shown]
     left_out = [f"The best {most_points} of {len(others):,} points; all scores are in report.csv.", ""]
     return ["", "## Differences from the baseline, by task", "", *(left_out if len(shown) < len(others) else []),
@@ -233,10 +246,17 @@ def _columns(comparison: Comparison) -> list[Column]:
     return [column for column in columns if any(map(column.cell, comparison.rows))]
 
 
+def _short_names(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the names of points for a terminal: long ones are cut in the middle, unless two would be the same."""
+    names = [row.point.name for row in rows]
+    short = [shorten(name, _LONGEST_NAME) for name in names]
+    return dict(zip(names, short if len(set(short)) == len(short) else names, strict=True))
+
+
 def _width(column: Column, rows: Sequence[Row]) -> int:
     # The remarks, which have no header, are wrapped.
     most = _LONGEST_VALUE if column.header else 24
-    return max([len(column.header), *(min(len(column.cell(row)), most) for row in rows)])
+    return max([len(column.header), *(min(len(one_line(column.cell(row))), most) for row in rows)])
 
 
 def _has_words(column: Column) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 
 import rich.console
 import rich.progress
-from rich.console import RenderableType
+from rich.console import ConsoleOptions, RenderableType, RenderResult
 from rich.measure import measure_renderables
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -79,7 +80,7 @@ class Console(rich.console.Console):
             more = min(lines - words, spare // (len(order) - done))
             table.columns[at].width = words + more - _PADDING
             spare -= more
-        super().print(table)
+        super().print(_Trimmed(table))
         return left_out
 
     def render_str(self, text: str, **options: Any) -> Text:
@@ -100,9 +101,30 @@ class Console(rich.console.Console):
             self.print(table.title, soft_wrap=True)
         for cells in zip(*(column.cells for column in table.columns), strict=True):
             for column, cell in zip(table.columns, cells, strict=True):
-                if column.header or cell:
+                if cell:
                     self.print_line(f"{column.header}: {cell}" if column.header else f"{cell}")
             self.print()
+
+
+class _Trimmed:
+    """Lines rendered by rich, without the blanks at their ends.
+
+    Args:
+        renderable: The object to render.
+    """
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: rich.console.Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the rendered lines."""
+        for line in console.render_lines(self._renderable, options, pad=False):
+            while line and not line[-1].text.strip():
+                line.pop()
+            if line:
+                text, style, control = line.pop()
+                yield from (*line, Segment(text.rstrip(), style, control))
+            yield Segment.line()
 
 
 class Column(rich.progress.TextColumn):

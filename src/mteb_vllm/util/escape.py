@@ -31,6 +31,11 @@ def visible(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def one_line(text: str) -> str:
+    r"""Return a text as `visible` does, with line breaks and tabs escaped as well, as in `\n`."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def csv_cell(value: object) -> object:
     """Return a value for a CSV cell; text that a spreadsheet would take for a formula is prefixed with an apostrophe."""
     if not isinstance(value, str):

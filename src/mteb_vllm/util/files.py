@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,35 @@ def check_seal(text: bytes) -> bool:
 def expand_user(path: str | Path) -> Path:
     """Return the path with `~` and `~name` expanded, or unchanged if there is no such user."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError for an unknown user
+
+
+def walk(
+    folder: Path, onerror: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield the folders at and below a folder as `os.walk` does, also those that links lead to.
+
+    A folder comes once: a link to one that is found anyway, or to one above, is not followed.
+
+    Args:
+        folder: The folder.
+        onerror: Gets the error of each folder that cannot be listed.
+    """
+    tops = [os.path.realpath(folder)]
+    starts = [folder]
+    while starts:
+        for root, folders, files in os.walk(starts.pop(0), onerror=onerror):
+            yield Path(root), folders, files
+            for name in sorted(folders):  # those that the caller has kept
+                link = Path(root, name)
+                if link.is_symlink() and not leads_back(link, tops):
+                    tops.append(os.path.realpath(link))
+                    starts.append(link)
+
+
+def leads_back(link: Path, tops: Iterable[str | Path]) -> bool:
+    """Whether a link leads to a folder in or above one of the given real paths."""
+    target = os.path.realpath(link)
+    return any(os.path.commonpath((target, top)) in (target, str(top)) for top in tops)
 
 
 def clear_path(path: Path, root: Path) -> None:

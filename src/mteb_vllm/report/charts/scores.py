@@ -197,7 +197,7 @@ def left_out(comparison: Comparison) -> str:
     rows = [row for row in comparison.rows if row.point.for_scores]
     means = sum(row.mean is None for row in rows)
     speeds = sum(row.mean is not None and row.speed is None for row in rows)
-    missing = [f"{means:,} without a mean (a task failed or is missing)"] if means else []
+    missing = [f"{means:,} without a mean (a task failed, is missing or has no score)"] if means else []
     missing += [f"{speeds:,} without a known speed"] if speeds else []
     return f"Not in the plot: {'; '.join(missing)}." if missing else ""
 
