@@ -106,11 +106,12 @@ def _main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(HELP.format(groups=_groups()))
         return 0
+    from mteb_vllm.config.schema import CONFIG_NAME, check_working_folder, conf_dir
+
+    check_working_folder()
     import hydra
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
-
-    from mteb_vllm.config.schema import CONFIG_NAME, conf_dir
 
     arguments = get_args_parser().parse_intermixed_args()
     # Hydra parses the command line again, and does not accept flags between overrides.
@@ -163,7 +164,7 @@ def _raised_in_hydra(error: Exception) -> bool:
 
 def _groups() -> str:
     """Return the files of each group, including those of --config-dir; without Hydra, whose import takes a second."""
-    from mteb_vllm.config.schema import conf_dir
+    from mteb_vllm.config.schema import conf_dir, is_choice
 
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config-dir", "-cd", type=Path)
@@ -172,8 +173,7 @@ def _groups() -> str:
     for folder in filter(None, (conf_dir(), own)):
         for file in folder.rglob("*.yaml"):
             group = file.parent.relative_to(folder).as_posix()
-            # `fields` holds the defaults of a group and is no choice.
-            if group != "." and not group.startswith("hydra") and file.stem != "fields":
+            if group != "." and not group.startswith("hydra") and is_choice(file.stem):
                 files.setdefault(group, set()).add(file.stem)
     lines = (f"{group}: {', '.join(sorted(files[group]))}" for group in sorted(files))
     return "\n".join(textwrap.fill(line, _WIDTH, subsequent_indent="    ") for line in lines)

@@ -14,12 +14,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from mteb_vllm.catalogue import known_prompt_key, mteb_catalogue, vllm_catalogue
-from mteb_vllm.config.schema import quoted
+from mteb_vllm.config.schema import group_options, quoted
 from mteb_vllm.errors import Mistake
-from mteb_vllm.util.shell import suggest
+from mteb_vllm.util.shell import suggest, unquoted
 from mteb_vllm.util.suggestions import nearest
 
 # Keys of texts in which white space is significant.
@@ -29,6 +30,8 @@ _TEXTS = (
 
 # Dicts with open keys: only vLLM or mteb can tell which keys are valid.
 _OPEN = ("engine.", "prompts.", "model.engine.", "model.prompts.")
+
+_LITERAL = "A literal ${ is written \\${ (also in a YAML file)."
 
 # A first stage has its own model, engine and prompts under this prefix.
 _MOUNTED = "pipeline.first_stage."
@@ -45,18 +48,73 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Mist
     parsed: list[Override] = []
     mistakes = []
     for text in overrides:
+        if not text.partition("=")[0].strip("+~ ") and "=" in text:
+            what = "has no key in front of the equals sign"
+            mistakes.append(Mistake("configuration", what, "Write: key=value", written=text, code="syntax"))
+            continue
         try:
             parsed += parser.parse_overrides([text])
         except (HydraException, RecursionError):
             key, equals, value = text.partition("=")
-            syntax_error = functools.partial(Mistake, key.lstrip("+~"), written=text, code="syntax")
+            syntax_error = functools.partial(Mistake, key.strip("+~ ") or "configuration", written=text, code="syntax")
             if not equals:
-                mistakes.append(syntax_error("is not of the form key=value"))
+                what = "is not of the form key=value" if text.strip() else "an argument is empty"
+                mistakes.append(syntax_error(what, written=text or "''"))
             elif re.fullmatch(r"[+~]{0,2}[\w./@-]+", key) is None:
                 mistakes.append(syntax_error(f"Hydra cannot parse the key {key!r}"))
             else:
-                mistakes.append(syntax_error("Hydra cannot parse this value", quoted(key, value)))
+                what, closed = _unclosed(value)
+                near = (shlex.quote(f"{key}={closed}"),) if closed and _parses(parser, f"{key}={closed}") else ()
+                # A text may have a single bracket or quote, so it can also be meant as it is.
+                way = "" if near and not _is_text(key) else quoted(key, value)
+                mistakes.append(syntax_error(what or "Hydra cannot parse this value", way, near))
     return parsed, mistakes
+
+
+def _parses(parser: OverridesParser, text: str) -> bool:
+    try:
+        parser.parse_overrides([text])
+    except (HydraException, RecursionError):
+        return False
+    return True
+
+
+def _is_text(key: str) -> bool:
+    return key.lstrip("+").removeprefix(_MOUNTED).startswith(_TEXTS)
+
+
+_CLOSING = {"[": "]", "{": "}", "(": ")"}
+
+
+def _unclosed(value: str) -> tuple[str, str]:
+    """Return which bracket or quote of a value is not closed, or not opened, and the corrected value; both may be ""."""
+    stack: list[str] = []
+    quote, start, before, escaped = "", 0, "", False
+    for at, letter in enumerate(value):
+        if escaped or letter == "\\":
+            escaped = not escaped
+        elif quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'" and (not before or before in "[{(:,"):  # elsewhere it is an apostrophe
+            quote, start = letter, at
+        elif letter in _CLOSING:
+            stack.append(letter)
+        elif letter in _CLOSING.values():
+            opening = next(one for one, other in _CLOSING.items() if other == letter)
+            if not stack:
+                return f"the bracket {letter} is not opened", f"{opening}{value}"
+            if stack[-1] != opening:
+                right = _CLOSING[stack[-1]]
+                return f"the bracket {stack[-1]} is closed by {letter}", f"{value[:at]}{right}{value[at + 1 :]}"
+            stack.pop()
+        before = letter if not letter.isspace() else before
+    brackets = "".join(_CLOSING[one] for one in reversed(stack))
+    if quote:
+        # A bracket at the end is more likely the end of the list than of the text.
+        inner = value.removesuffix(brackets) if brackets else value
+        mark = quote if '"' in inner else '"'  # which need not be escaped for a shell
+        return f"the quote {quote} is not closed", f"{inner[:start]}{mark}{inner[start + 1 :]}{mark}{brackets}"
+    return (f"the bracket {stack[-1]} is not closed", f"{value}{brackets}") if stack else ("", "")
 
 
 def choice_mistake(override: Override, options: Sequence[str]) -> Mistake | None:
@@ -76,6 +134,9 @@ def choice_mistake(override: Override, options: Sequence[str]) -> Mistake | None
     unknown = next((name for name in names if name not in options), None)
     if unknown is None:
         return None
+    if not unknown:
+        way = f"Files: {', '.join(options)}."
+        return Mistake(key, "the name of a file is missing", way, written=written, code="missing")
     return Mistake(
         key,
         f"there is no file {unknown}.yaml in {key}/",
@@ -100,9 +161,9 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
             return _delete(override, current, config)
         if isinstance(current, Mapping) and isinstance(value, (str, int, float)):
             choice = f"{key.replace('.', '/')}={override.get_value_string()}"
-            way = f"To choose a file, use a slash: {shlex.quote(choice)}"
-            what = f"{key} is a group of fields, not a single field"
-            return [Mistake(key, what, way if "." in key else "", written=written)]
+            chosen = "." in key and group_options(key.replace(".", "/"))
+            way = f"To choose a file, use a slash: {shlex.quote(choice)}" if chosen else "Write it as {key: value}."
+            return [Mistake(key, f"{key} is a group of fields, not a single field", way, written=written)]
         if override.is_add() and current is not None and not isinstance(value, (dict, list)):
             way = f"To change it, drop the plus: {shlex.quote(written.lstrip('+'))}"
             return [Mistake(key, f"is already set to {current}", way, written=written)]
@@ -165,16 +226,31 @@ def reference_mistake(error: OmegaConfBaseException, overrides: Sequence[Overrid
         error: The error that OmegaConf raised.
         overrides: The overrides of fields on the command line.
     """
-    key = error.full_key or "configuration"
+    key, text = error.full_key or "configuration", str(error)
     override = next((item for item in reversed(overrides) if item.key_or_group == key), None)
     value = override.value() if override is not None else None
-    way = ""
-    if isinstance(value, str) and "${" in value:
-        way = f"A literal ${{ is written \\${{: {suggest(str(override.input_line).partition('=')[0], value)}"  # type: ignore[union-attr]
-    elif "nterpolation" in str(error) or "grammar" in str(error).lower():
-        way = "A literal ${ is written \\${ (also in a YAML file)."
     written = "" if override is None else str(override.input_line)
-    return Mistake(key, describe_error(error), way, written=written, code="syntax")
+    if missing := re.search(r"Environment variable '([^']*)' not found", text):
+        name = missing[1]
+        default = f"${{oc.env:{name},default}}"
+        example = default
+        if written:
+            field, _, text = written.replace(f"${{oc.env:{name}}}", default).partition("=")
+            example = shlex.quote(f"{field}={unquoted(text)}")
+        way = f"Set it (export {name}=...), or give a default: {example}"
+        return Mistake(key, f"the environment variable {name} is not set", way, written=written, code="missing")
+    what, way = describe_error(error), ""
+    if unknown := re.match(r"Unsupported interpolation type (\S+)", text):
+        resolvers = nearest(unknown[1], BaseContainer._resolvers)
+        near = tuple(f"${{{name}:...}}" for name in resolvers)
+        return Mistake(key, f"there is no resolver {unknown[1]}", _LITERAL, near, written=written, code="syntax")
+    if "missing BRACE_CLOSE" in text:
+        what = "a reference (${...}) has no closing brace"
+    if isinstance(value, str) and "${" in value:
+        way = f"A literal ${{ is written \\${{: {suggest(written.partition('=')[0], value)}"
+    elif "nterpolation" in text or "grammar" in text.lower() or "BRACE_CLOSE" in text:
+        way = _LITERAL
+    return Mistake(key, what, way, written=written, code="syntax")
 
 
 def _missing_keys(key: str, value: Any, config: DictConfig) -> Iterator[str]:

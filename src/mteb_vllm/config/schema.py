@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.util.masking import watch_environment
-from mteb_vllm.util.shell import suggest, unquoted
+from mteb_vllm.util.shell import shown, suggest, unquoted
+from mteb_vllm.util.type_names import wrong_type
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -297,6 +298,7 @@ def composer(config_dir: str | None = None) -> Iterator[None]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
+    check_working_folder()
     search_path = create_config_search_path(str(conf_dir()))
     if config_dir is not None:
         folder = Path(config_dir).resolve()
@@ -319,8 +321,21 @@ def composer(config_dir: str | None = None) -> Iterator[None]:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = outer
 
 
+def check_working_folder() -> None:
+    """Check that the working directory exists: almost every call of Hydra's and of ours asks for it.
+
+    Raises:
+        ConfigError: if it has been deleted.
+    """
+    try:
+        Path.cwd()
+    except OSError:
+        way = "Change to a folder that exists: cd ..."
+        raise ConfigError([Mistake("working directory", "has been deleted", way, code="missing")]) from None
+
+
 def group_options(group: str, overrides: Sequence[str] = ()) -> list[str]:
-    """Return the names of a config group's files; call it inside `composer`.
+    """Return the names of a config group's files that may be chosen; call it inside `composer`.
 
     Args:
         group: The group, as `model` or `hydra/launcher`.
@@ -329,16 +344,31 @@ def group_options(group: str, overrides: Sequence[str] = ()) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     loader = GlobalHydra.instance().config_loader()
-    return list(loader.get_group_options(group, config_name=CONFIG_NAME, overrides=list(overrides)))
+    found = loader.get_group_options(group, config_name=CONFIG_NAME, overrides=list(overrides))
+    return [name for name in found if is_choice(name)]
+
+
+def is_choice(name: str) -> bool:
+    """Return whether a file of a group may be chosen, by its name: `fields` holds the defaults that its files extend."""
+    return name != "fields" and not name.startswith("_")
 
 
 def load_file(path: str) -> dict[str, Any]:
-    """Return the content of one file of a group, as `model/e5_small`; empty if there is none. Call it inside `composer`."""
+    """Return the content of one file of a group, as `model/e5_small`; call it inside `composer`.
+
+    It is empty if there is no such file, or if it cannot be read: composing it reports the reason.
+    """
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     loader: Any = GlobalHydra.instance().config_loader()
-    loaded = loader.repository.load_config(path)
+    try:
+        loaded = loader.repository.load_config(path)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError):
+        return {}
     content = OmegaConf.to_container(loaded.config) if loaded is not None else {}
     return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
@@ -429,17 +459,39 @@ def _mistake(cls: Any, item: Any, prefix: str) -> Mistake:
     if item["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
         near = tuple(suggest(dotted, choice) for choice in nearest(str(value), choices))
-        return Mistake(
-            dotted,
-            "is not a valid value",
-            f"Allowed: {', '.join(choices)}.",
-            near,
-            value=f"{value}",
-            code="unknown_choice",
-        )
-    what = item["msg"][0].lower() + item["msg"][1:]
-    numeric = item["type"] == "string_type" and isinstance(value, (int, float))
-    return Mistake(dotted, what, quoted(dotted, str(value)) if numeric else "", value=f"{value}")
+        allowed = f"Allowed: {', '.join(choices)}."
+        return Mistake(dotted, "is not a valid value", allowed, near, value=shown(value), code="unknown_choice")
+    way, near = "", ()
+    if item["type"].startswith("bool_"):
+        near = tuple(suggest(dotted, word == "true") for word in nearest(str(value), ("true", "false")))
+        way = "Allowed: true, false."
+    elif item["type"] == "string_type" and isinstance(value, (int, float)):
+        way = quoted(dotted, shown(value))
+    return Mistake(dotted, _problem(item), way, near, value=shown(value))
+
+
+# The types of values by the first words of pydantic's errors, and what its limits mean.
+_TYPES = {"bool": bool, "int": int, "float": float, "string": str, "list": list, "dict": dict, "dataclass": dict}
+_LIMITS = {
+    "greater_than": ("more than {}", "gt"), "greater_than_equal": ("{} or more", "ge"),
+    "less_than": ("less than {}", "lt"), "less_than_equal": ("{} or less", "le"),
+}  # fmt: skip
+
+
+def _problem(item: Any) -> str:
+    """Return what is wrong with a value, from a validation error of pydantic's."""
+    kind, first = item["type"], item["type"].partition("_")[0]
+    if kind in _LIMITS:
+        text, name = _LIMITS[kind]
+        bound = f"{item['ctx'][name]:,}".removesuffix(".0")
+        return f"must be {text.format(bound)}"
+    if kind == "finite_number":
+        return "must be a finite number"
+    if kind == "none_required":
+        return "is not supported: leave it null"
+    if first in _TYPES:
+        return wrong_type(_TYPES[first], item["input"])
+    return str(item["msg"][0].lower() + item["msg"][1:])
 
 
 def _no_such_key(dotted: str, known: Sequence[str]) -> Mistake:
