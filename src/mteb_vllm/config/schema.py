@@ -43,7 +43,19 @@ class _OneOrMore:
         return core_schema.no_info_before_validator_function(listed, handler(source))
 
 
+class _Words:
+    """What a value is, for the reference of the configuration: more than its type says."""
+
+    def __init__(self, words: str) -> None:
+        self._words = words
+
+    def __get_pydantic_json_schema__(self, source: Any, handler: Any) -> Any:
+        return {**handler(source), "words": self._words}
+
+
 Names = Annotated[list[str], _OneOrMore]
+PathName = Annotated[str, _Words("path")]
+Paths = Annotated[Names, _Words("path or pattern, or list of them")]
 
 
 class _LineBreaks:
@@ -132,8 +144,8 @@ class ScoreTemplateConfig(_Strict):
     """
 
     from_model: bool = False
-    template: str | None = None
-    file: str | None = None
+    template: Annotated[str, _Words("Jinja template")] | None = None
+    file: Annotated[str, _Words("path or file name")] | None = None
     query_prefix: Text | None = None
     document_prefix: Text | None = None
     activation: Literal["sigmoid", "none"] | None = None
@@ -145,8 +157,8 @@ class ModelConfig(_Strict):
 
     name: str | None = None
     revision: str | None = None
-    path: str | None = None
-    package: str | None = None
+    path: PathName | None = None
+    package: Annotated[str, _Words("module/folder")] | None = None
     kind: Literal["encoder", "cross_encoder"] = "encoder"
     prompts: Annotated[dict[str, str | None], _LineBreaks] | None = None
     instruction: InstructionConfig | None = None
@@ -158,19 +170,19 @@ class ModelConfig(_Strict):
 class TasksConfig(_Strict):
     """The selection of MTEB tasks, splits and subsets; see `conf/tasks/`."""
 
-    names: Names | None = None
-    benchmark: str | None = None
-    types: Names | None = None
-    languages: Names | None = None
-    splits: Names | None = None
-    subsets: Names | None = None
+    names: Annotated[Names, _Words("name of a task, or list of names")] | None = None
+    benchmark: Annotated[str, _Words("name of a benchmark")] | None = None
+    types: Annotated[Names, _Words("task type, or list of types")] | None = None
+    languages: Annotated[Names, _Words("language code (eng, eng-Latn), or list of codes")] | None = None
+    splits: Annotated[Names, _Words("name of a split, or list of names")] | None = None
+    subsets: Annotated[Names, _Words("name of a subset, or list of names")] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultsConfig(_Strict):
     """Where results are stored and when they are reused; see `conf/config.yaml`."""
 
-    dir: str = "outputs"
+    dir: PathName = "outputs"
     reuse: Literal["exact", "none"] = "exact"
 
 
@@ -179,7 +191,7 @@ class EmbeddingCacheConfig(_Strict):
     """Whether embeddings are cached on disk, and how much space they may take; see `conf/config.yaml`."""
 
     use: Literal["auto", "always", "never"] = "auto"
-    dir: str | None = None
+    dir: PathName | None = None
     max_bytes: PositiveInt = 10_000_000_000
 
 
@@ -199,7 +211,7 @@ class LauncherConfig(_Strict):
 
     point_timeout: Positive | None = None
     max_leftover_mb: Positive = 2000
-    devices: Annotated[list[Name], _OneOrMore] | None = None
+    devices: Annotated[list[Name], _OneOrMore, _Words("`auto`, number of a GPU, or list of numbers")] | None = None
     workers: PositiveInt | None = None
 
 
@@ -213,8 +225,8 @@ class SlurmConfig(_Strict):
     gpus: NotNegativeInt | None = None
     cpus: PositiveInt | None = None
     memory: Name | None = None
-    modules: Names = field(default_factory=list)
-    setup: Names = field(default_factory=list)
+    modules: Annotated[Names, _Words("name of a module, or list of names")] = field(default_factory=list)
+    setup: Annotated[Names, _Words("shell command, or list of commands")] = field(default_factory=list)
     max_jobs: PositiveInt | None = None
     additional_parameters: dict[str, Any] = field(default_factory=dict)
     point_timeout: Positive | None = None
@@ -259,11 +271,11 @@ class RunConfig(_Strict):
     results: ResultsConfig
     embedding_cache: EmbeddingCacheConfig = field(default_factory=EmbeddingCacheConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-    runs: Names | None = None
+    runs: Paths | None = None
     retry_failed: bool = True
     dry_run: bool = False
     experiment: str | None = None
-    allowed_targets: Names | None = None
+    allowed_targets: Annotated[Names, _Words("import prefix, or list of prefixes")] | None = None
 
 
 def conf_dir() -> Path:

@@ -384,7 +384,9 @@ class _Composition:
         groups = [group for group in groups if group != "hydra" and self._options(group)]
         if not groups or (groups == ["engine"] and mistake.nearest):
             return mistake
-        single = [[(f"{group}={option}",) for option in self._options(group)] for group in groups]
+        single: list[list[tuple[str, ...]]] = [
+            [(f"{group}={option}",) for option in self._options(group)] for group in groups
+        ]
         pairs = [one + other for one in single[0] for other in single[1]] if len(single) > 1 else []
         similar: dict[tuple[str, ...], tuple[str, ...]] = {}
         for words_of_level in (*single, pairs):
@@ -401,7 +403,7 @@ class _Composition:
                 what = f"this key belongs to {' or '.join(' '.join(words) for words in owners)}"
                 near = tuple(" ".join([*words, *([shlex.quote(text)] if text else [])]) for words in owners)
                 return replace(mistake, what=what, nearest=near, allowed="")
-        if mistake.nearest or override is None:
+        if mistake.nearest or override is None or parts[0] == "engine":
             return mistake
         value = _text(override).partition("=")[2]
         meant = [

@@ -119,9 +119,8 @@ def explain_key(mistake: Mistake, files: Sequence[OwnFile]) -> Mistake:
         mistake: The mistake of a key that does not exist, which is not on the command line.
         files: The user's files that were chosen.
     """
-    file = next(
-        (file for file in files if mistake.key in file.lines or f"{file.package}.".startswith(f"{mistake.key}.")), None
-    )
+    inside = f"{mistake.key}."
+    file = next((file for file in files if mistake.key in file.lines or f"{file.package}.".startswith(inside)), None)
     group = file.group.replace("/", ".") if file is not None else ""
     if file is None or mistake.key == group:
         return mistake
@@ -133,7 +132,8 @@ def explain_key(mistake: Mistake, files: Sequence[OwnFile]) -> Mistake:
         return Mistake(str(file.path), what, way, code="unknown_key")
     if file.group not in OVERLAYS and file.package != group:
         name = file.package or "_global_"
-        what = f"line {line}: there is no key {mistake.key}: the line '# @package {name}' moves the keys of this file out of {group}"
+        why = f"the line '# @package {name}' moves the keys of this file out of {group}"
+        what = f"line {line}: there is no key {mistake.key}: {why}"
         return Mistake(str(file.path), what, "Remove that line.", code="unknown_key")
     return replace(mistake, allowed=f"{mistake.allowed} (in {file.path}, line {line})".lstrip())
 
