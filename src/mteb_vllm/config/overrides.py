@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -22,6 +23,7 @@ from mteb_vllm.config.schema import group_options, quoted
 from mteb_vllm.errors import Mistake
 from mteb_vllm.util.shell import suggest, unquoted
 from mteb_vllm.util.suggestions import nearest
+from mteb_vllm.util.type_names import type_name
 
 # Keys of texts in which white space is significant.
 _TEXTS = (
@@ -54,7 +56,7 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Mist
             continue
         try:
             parsed += parser.parse_overrides([text])
-        except (HydraException, RecursionError):
+        except (HydraException, RecursionError) as error:
             key, equals, value = text.partition("=")
             syntax_error = functools.partial(Mistake, key.strip("+~ ") or "configuration", written=text, code="syntax")
             if not equals:
@@ -63,12 +65,38 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Mist
             elif re.fullmatch(r"[+~]{0,2}[\w./@-]+", key) is None:
                 mistakes.append(syntax_error(f"Hydra cannot parse the key {key!r}"))
             else:
-                what, closed = _unclosed(value)
-                near = (shlex.quote(f"{key}={closed}"),) if closed and _parses(parser, f"{key}={closed}") else ()
+                what, meant = _unreadable(value, parser, str(error))
+                near = (shlex.quote(f"{key}={meant}"),) if meant and _parses(parser, f"{key}={meant}") else ()
                 # A text may have a single bracket or quote, so it can also be meant as it is.
-                way = "" if near and not _is_text(key) else quoted(key, value)
+                way = "" if (near or what.startswith(_FAILED)) and not _is_text(key) else quoted(key, value)
                 mistakes.append(syntax_error(what or "Hydra cannot parse this value", way, near))
     return parsed, mistakes
+
+
+_FAILED = "Hydra cannot evaluate"
+
+
+def _unreadable(value: str, parser: OverridesParser, error: str) -> tuple[str, str]:
+    """Return why Hydra cannot parse a value, and the value that was probably meant; both may be ""."""
+    what, meant = _unclosed(value)
+    if what:
+        return what, meant
+    if value.startswith("~"):
+        return "a shell does not replace ~ behind an equals sign", str(Path(value).expanduser())
+    if re.search(r"(^|,)\s*(,|$)", value):
+        return "a value in front of or behind a comma is missing", ",".join(filter(str.strip, value.split(",")))
+    called = re.fullmatch(r"([A-Za-z_]\w*)(\(.*\))", value)
+    if called is None:
+        return "", ""
+    known = parser.functions.functions
+    if called[1] not in known:
+        return f"Hydra has no function {called[1]}", "".join([*nearest(called[1], known, 1)[:1], called[2]])
+    if called[1] in ("int", "float", "bool"):
+        return f"{_FAILED} {value}: {called[2][1:-1]} is not {type_name(called[1])}", ""
+    if wrong := re.search(r"mismatch type argument (\w+): (\w+) is incompatible with (?:Union\[.*, )?(\w+)", error):
+        return f"{_FAILED} {value}: {wrong[1]} must be {type_name(wrong[3])}, not {type_name(wrong[2])}", ""
+    reason = re.search(r"while evaluating .*?: (.*)", error)
+    return f"{_FAILED} {value}{f': {reason[1]}' if reason is not None else ''}", ""
 
 
 def _parses(parser: OverridesParser, text: str) -> bool:
@@ -159,7 +187,8 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
         current = OmegaConf.select(config, key, throw_on_missing=False, throw_on_resolution_failure=resolvable)
         if override.is_delete():
             return _delete(override, current, config)
-        if isinstance(current, Mapping) and isinstance(value, (str, int, float)):
+        empty = value is None and override.is_hydra_override()  # other groups of fields can be reset with null
+        if isinstance(current, Mapping) and (isinstance(value, (str, int, float)) or empty):
             choice = f"{key.replace('.', '/')}={override.get_value_string()}"
             chosen = "." in key and group_options(key.replace(".", "/"))
             way = f"To choose a file, use a slash: {shlex.quote(choice)}" if chosen else "Write it as {key: value}."
@@ -177,11 +206,20 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
             if any(not path.startswith(_OPEN) or (path.count(".") > 1 and mistakes) for path in local):
                 return mistakes  # further errors would only follow from these
         OmegaConf.update(config, key, value, merge=True, force_add=True)
-    except OmegaConfBaseException as error:
-        return [replace(reference_mistake(error, [override]), key=key, written=written)]
-    except (AttributeError, TypeError, ValueError) as error:
-        return [Mistake(key, describe_error(error), written=written)]
+    except (OmegaConfBaseException, AttributeError, TypeError, ValueError) as error:
+        return [_refused_mistake(error, override)]
     return mistakes or _stripped_space_mistakes(override)
+
+
+def _refused_mistake(error: Exception, override: Override) -> Mistake:
+    """Return the mistake of an override that OmegaConf refuses."""
+    key, written = override.key_or_group, str(override.input_line)
+    if key == "hydra.sweeper.params":
+        way = "On the command line, give the keys themselves several values: engine.seed=1,2"
+        return Mistake(key, "can only be set in a file", way, written=written)
+    if not isinstance(error, OmegaConfBaseException):
+        return Mistake(key, describe_error(error), written=written)
+    return replace(reference_mistake(error, [override]), key=key, written=written)
 
 
 def _stripped_space_mistakes(override: Override) -> list[Mistake]:
@@ -216,7 +254,21 @@ def describe_error(error: Exception) -> str:
     """Return the message of an error of Hydra's or OmegaConf's in one line, without Hydra's internal search path and keys."""
     text = str(error) or str(error.__cause__ or type(error).__name__)
     lines = (line.strip() for line in text.split("Config search path:")[0].splitlines())
-    return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
+    internal = ("full_key:", "object_type=", "reference_type=")
+    return _in_plain_words(" ".join(line for line in lines if line and not line.startswith(internal)))
+
+
+def _in_plain_words(text: str) -> str:
+    """Return what OmegaConf says about a value's type, with the types in plain English; other texts unchanged."""
+    if re.match(r"[Ff]ield '[^']*' is not Optional", text):
+        return "must not be null"
+    if (found := re.match(r"Value '.*' of type '(\w+)' could not be converted to (Integer|Float)", text)) is not None:
+        return f"must be {type_name('int' if found[2] == 'Integer' else 'float')}, not {type_name(found[1])}"
+    if re.match(r"Value '.*' is not a valid bool", text):
+        return f"must be {type_name(bool)}"
+    if (found := re.match(r"Cannot assign (\w+) to (Dict|List)", text)) is not None:
+        return f"must be {type_name(found[2].lower())}, not {type_name(found[1])}"
+    return text
 
 
 def reference_mistake(error: OmegaConfBaseException, overrides: Sequence[Override]) -> Mistake:

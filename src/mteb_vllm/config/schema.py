@@ -313,9 +313,12 @@ def composer(config_dir: str | None = None) -> Iterator[None]:
     check_working_folder()
     search_path = create_config_search_path(str(conf_dir()))
     if config_dir is not None:
+        if not isinstance(config_dir, (str, Path)):
+            raise ConfigError([Mistake("config_dir", "must be a path", value=f"{config_dir}")])
         folder = Path(config_dir).resolve()
-        if not folder.is_dir():
-            raise ConfigError([Mistake(f"--config-dir {config_dir}", "there is no such folder")])
+        if not (str(config_dir).strip() and folder.is_dir()):
+            name = str(config_dir) or "''"
+            raise ConfigError([Mistake(f"--config-dir {name}", "there is no such folder")])
         # Same position as in `hydra.main`: after our own files, before the schemas, which must stay last.
         search_path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
     # A notebook or another Hydra application may have initialised Hydra already: its state is restored afterwards.

@@ -90,5 +90,5 @@ def _with_model(
             by_bare.setdefault(name.rpartition("/")[2].lower(), []).append(name)
         names = [name for bare in nearest(plain, by_bare) for name in by_bare[bare]]
     near = tuple(f"{other} {suggest(f'{place}.name', name)}" for name in names)
-    way = f"Any other model: {other} {place}.name=org/name. {mistake.allowed}"
+    way = f"Any other model: {other} {place}.name=org/name. {mistake.allowed}".rstrip()
     return replace(mistake, nearest=(*mistake.nearest, *near), allowed=way)
