@@ -37,6 +37,6 @@ def test_overrides_may_come_from_an_iterator(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("folder", [5, "", "/nowhere"])
 def test_the_folder_of_configuration_files(folder: Any) -> None:
     with pytest.raises(
-        ConfigError, match="config_dir=5: must be a path|--config-dir (''|/nowhere): there is no such folder"
+        ConfigError, match=r"config_dir=5: must be a path|--config-dir (''|/nowhere): there is no such folder"
     ):
         run(["dry_run=true"], config_dir=folder, show=False)
