@@ -14,6 +14,21 @@ def type_name(kind: type | str) -> str:
     return _NAMES.get(name, name)
 
 
+def require(name: str, value: object, kind: type | tuple[type, ...]) -> None:
+    """Check the type of an argument of a Python function that a user calls.
+
+    Args:
+        name: The argument.
+        value: Its value; None is allowed.
+        kind: The allowed type, or types, of which the first is named in the message.
+
+    Raises:
+        TypeError: if the value is of another type.
+    """
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name}={value!r}: {wrong_type(kind[0] if isinstance(kind, tuple) else kind, value)}")
+
+
 def wrong_type(wanted: type | str, value: object) -> str:
     """Return the problem of a value that is not of the wanted type: "must be a whole number, not text"."""
     expected, found = type_name(wanted), type_name(type(value))
