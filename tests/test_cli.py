@@ -234,3 +234,30 @@ def test_the_console_script_is_installed(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("mteb-vllm")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ))
     assert done.stdout == f"mteb-vllm {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dry-run"], "--dry-run: there is no such flag\n    Did you mean dry_run=true?"),
+        (["--model=e5_small"], "Did you mean model=e5_small?"),
+        (["--engine.dtype", "float32"], "Did you mean engine.dtype=...?"),
+        (["--nope"], "--nope: there is no such flag\n    Flags: --help, -m"),
+    ],
+)
+def test_a_flag_that_there_is_not(run: Any, words: list[str], message: str) -> None:
+    done = run(*words)
+    assert (done.status, done.out) == (2, "") and message in done.err
+
+
+def test_a_configuration_that_cannot_be_printed_gets_the_same_messages(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "twice.yaml").write_text("# @package _global_\nruns: a\nruns: b\n")
+    for words, message in (
+        (["engine.dtpye=x"], "Did you mean engine.dtype?"),
+        (["--config-dir", "mine", "experiment=twice"], "twice.yaml: line 3: the key runs is set twice"),
+        (["=x"], "has no key in front of the equals sign"),
+    ):
+        done = run("--cfg", "job", *words)
+        assert (done.status, done.out) == (2, "") and message in done.err
+    assert run("--cfg", "job", "tasks=mteb").status == 0, "other mistakes do not matter"

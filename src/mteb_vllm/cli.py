@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shutil
 import signal
@@ -113,7 +114,9 @@ def _main() -> int:
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
 
-    arguments = get_args_parser().parse_intermixed_args()
+    arguments, unknown = get_args_parser().parse_known_intermixed_args()
+    if unknown:
+        raise ConfigError([_unknown_flag(word) for word in unknown])
     # Hydra parses the command line again, and does not accept flags between overrides.
     flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
     sys.argv[1:] = [*arguments.overrides, *flags]
@@ -130,7 +133,7 @@ def _main() -> int:
         if printing:
             from mteb_vllm.preflight.command import register_secrets
 
-            register_secrets(arguments.overrides, config_dir=arguments.config_dir)
+            register_secrets(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
             run_hydra(lambda cfg: None)()
             return 0
         import psutil
@@ -152,6 +155,19 @@ def _main() -> int:
     if isinstance(done, Job):
         return int(done.failed)
     return int(isinstance(done, list) and any(point.failure is not None for point in done))
+
+
+def _unknown_flag(word: str) -> Mistake:
+    """Return the mistake of a flag that there is not; many are keys of the configuration, which have no dashes."""
+    from mteb_vllm.config.schema import RunConfig
+
+    name, _, value = word.strip("-").partition("=")
+    key = name.replace("-", "_")
+    known = {item.name: item for item in dataclasses.fields(RunConfig)}
+    value = value or ("true" if key in known and known[key].type == "bool" else "...")
+    near = (f"{key}={value}",) if key.partition(".")[0] in known else ()
+    way = "Flags: --help, -m (--multirun), --config-dir DIR, --cfg job, --info, --version. A setting has no dashes: key=value"
+    return Mistake(word, "there is no such flag", way, near, code="unknown_key")
 
 
 def _raised_in_hydra(error: Exception) -> bool:

@@ -6,7 +6,6 @@ point is composed leniently, and mistakes are collected; Hydra runs only command
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import re
@@ -204,16 +203,22 @@ def _clear_caches() -> None:
     clear_cluster_cache()
 
 
-def register_secrets(overrides: Sequence[str], *, config_dir: str | None = None) -> None:
-    """Register the secrets of a configuration that is only printed, so that they are masked; Hydra reports its mistakes."""
+def register_secrets(overrides: Sequence[str], *, multirun: bool = False, config_dir: str | None = None) -> None:
+    """Register the secrets of a configuration that is only printed, so that they are masked.
+
+    Raises:
+        ConfigError: if it cannot be composed; other mistakes do not matter.
+    """
     register_written(overrides)
     if imported := search_path_mistakes(overrides):
         raise ConfigError(imported)
     try:
-        with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError, OSError), composer(config_dir):
+        with composer(config_dir):
             register_fields(compose_config(overrides))
-    except YAMLError as error:
-        raise ConfigError([Mistake("configuration", describe_error(error))]) from None
+    except _NOT_COMPOSED:
+        # Of a sweep, Hydra prints the configuration without the swept keys.
+        if not multirun:
+            check(overrides, config_dir=config_dir)
 
 
 def _hydra_folder_mistakes(point: Point) -> list[Mistake]:
