@@ -216,7 +216,7 @@ def register_secrets(overrides: Sequence[str], *, multirun: bool = False, config
         with composer(config_dir):
             register_fields(compose_config(overrides))
     except _NOT_COMPOSED:
-        # Of a sweep, Hydra prints the configuration without the swept keys.
+        # Hydra refuses to print the configuration of a sweep.
         if not multirun:
             check(overrides, config_dir=config_dir)
 
