@@ -607,11 +607,6 @@ def test_an_unknown_key_in_a_users_file(mine: Any) -> None:
             "tasks:\n  names: a\n",
             "tasks/mine.yaml: line 1: the keys of a file in tasks/ belong to tasks",
         ),
-        (
-            "tasks/mine.yaml",
-            "# @package _global_\nname: a\n",
-            "there is no key name: the line '# @package _global_' moves",
-        ),
         ("prompts/mine.yaml", "# @package prompts.x\nquery: a\n", "the line '# @package prompts.x' moves"),
         ("tasks/mine.yaml", "names: ${oc.env:NOPE}", "tasks/mine.yaml, line 1)"),
         ("tasks/mine.yaml", "- STS12", "tasks/mine"),
@@ -691,6 +686,13 @@ def test_a_file_that_is_hidden_by_a_shipped_one(mine: Any) -> None:
     )
 
 
+def test_a_file_whose_keys_are_moved_out_of_its_group(mine: Any) -> None:
+    folder = mine("tasks/mine.yaml", f"{HEAD}name: a\n")
+    moved, _ = mistakes("tasks=mine", config_dir=folder)
+    assert moved.key == f"{folder}/tasks/mine.yaml" and moved.allowed == "Remove that line."
+    assert moved.what.startswith("line 2: there is no key name: the line '# @package _global_' moves")
+
+
 def test_files_that_hold_defaults_are_no_choices() -> None:
     with composer():
         for group in ("model", "engine", "score_template", "tasks"):
@@ -706,7 +708,7 @@ def test_a_broken_file_that_was_not_chosen_is_not_read(mine: Any) -> None:
 def test_a_long_prompt_is_shortened_in_a_message(mine: Any) -> None:
     folder = mine("experiment/mine.yaml", f"{HEAD}prompts:\n  query: '{'long ' * 100}'\n")
     message = only("experiment=mine", "prompts=e5", config_dir=folder)
-    assert 'overrides its prompts.query with "long long' in message and "long..." in message and len(message) < 250
+    assert 'overrides its prompts.query with "long long' in message and "...\n" in message and len(message) < 250
 
 
 def test_a_deleted_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
