@@ -90,6 +90,8 @@ def types_of(cls: Any) -> dict[str, str]:
 
 
 def _words(described: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    if "words" in described:
+        return str(described["words"])
     if "$ref" in described:
         return "a mapping"
     if "anyOf" in described:
@@ -102,10 +104,10 @@ def _words(described: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     kind = described.get("type", "")
     if kind == "array":
         items = _words(described.get("items", {}), definitions)
-        plural = {"string": "strings", "integer": "integers", "number": "numbers"}
-        word, _, limit = items.partition(" ")
-        return f"list of {' '.join([plural.get(word, word), limit]).strip()}".strip()
-    names = {"string": "string", "object": "a mapping", "boolean": "`true`, `false`"}
+        plural = {"text": "texts", "whole number": "whole numbers", "number": "numbers"}
+        word = next((word for word in plural if items == word or items.startswith(f"{word} ")), "")
+        return f"list of {plural.get(word, '')}{items.removeprefix(word)}"
+    names = {"string": "text", "integer": "whole number", "object": "a mapping", "boolean": "`true`, `false`"}
     limits = [
         f"{sign} {described[key]:,g}" if abs(described[key]) < 1e6 else f"{sign} {int(described[key]):,}"
         for key, sign in (("exclusiveMinimum", ">"), ("minimum", "≥"), ("exclusiveMaximum", "<"), ("maximum", "≤"))

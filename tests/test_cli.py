@@ -108,12 +108,12 @@ def test_flags_may_follow_overrides(run: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--cfg", "job", "engine.dtpye=1"], "Could not override 'engine.dtpye'"),
-        (["--cfg", "job", "model=nope"], "Could not find 'model/nope'"),
+        (["--cfg", "job", "engine.dtpye=1"], "Did you mean engine.dtype?"),
+        (["--cfg", "job", "model=nope"], "there is no file nope.yaml in model/"),
         (["-m", "--cfg", "job"], "Only one of --run, --multirun, --cfg"),
         (["--shell-completion"], "Expecting one subcommand"),
         (["--config-dir", "/nowhere"], "--config-dir /nowhere: there is no such folder"),
-        (["--cfg", "job", "--config-dir", "/nowhere"], "'/nowhere' not found"),
+        (["--cfg", "job", "--config-dir", "/nowhere"], "--config-dir /nowhere: there is no such folder"),
         (["--config-name", "mine"], "--config-dir DIR experiment=NAME"),
         (["--config-path", "mine"], "pass it with --config-dir"),
         (["--experimental-rerun", "x.pickle"], "it computes only what is missing"),
@@ -137,11 +137,6 @@ def test_errors_that_only_hydra_finds_have_no_traceback_either(run: Any, monkeyp
     done = run()
     assert (done.status, done.out) == (2, "")
     assert done.err == "1 error in the configuration:\n  - command line: a plug-in does not like it\n"
-
-
-def test_an_unknown_flag(run: Any) -> None:
-    done = run("--dtype", "float32")
-    assert done.status == 2 and "unrecognized arguments: --dtype" in done.err
 
 
 def test_other_expected_errors_have_no_traceback_either(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,3 +229,31 @@ def test_the_console_script_is_installed(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("mteb-vllm")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ))
     assert done.stdout == f"mteb-vllm {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dry-run"], "--dry-run: there is no such flag\n    Did you mean dry_run=true?"),
+        (["--model=e5_small"], "Did you mean model=e5_small?"),
+        (["--engine.dtype", "float32"], "Did you mean engine.dtype=...?"),
+        (["--dtype", "float32"], "--dtype: there is no such flag"),
+        (["--nope"], "--nope: there is no such flag\n    Flags: --help, -m"),
+    ],
+)
+def test_a_flag_that_there_is_not(run: Any, words: list[str], message: str) -> None:
+    done = run(*words)
+    assert (done.status, done.out) == (2, "") and message in done.err
+
+
+def test_a_configuration_that_cannot_be_printed_gets_the_same_messages(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "twice.yaml").write_text("# @package _global_\nruns: a\nruns: b\n")
+    for words, message in (
+        (["engine.dtpye=x"], "Did you mean engine.dtype?"),
+        (["--config-dir", "mine", "experiment=twice"], "twice.yaml: line 3: the key runs is set twice"),
+        (["=x"], "has no key in front of the equals sign"),
+    ):
+        done = run("--cfg", "job", *words)
+        assert (done.status, done.out) == (2, "") and message in done.err
+    assert run("--cfg", "job", "tasks=mteb").status == 0, "other mistakes do not matter"

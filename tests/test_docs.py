@@ -368,3 +368,16 @@ def test_a_dead_link_fails_the_build(tmp_path: Path, link: str) -> None:
     page.write_text(f"{page.read_text(encoding='utf-8')}\n{link}\n", encoding="utf-8")
     done = build(tmp_path, tmp_path / "site")
     assert done.returncode != 0 and "nowhere" in done.stdout + done.stderr
+
+
+def test_the_share_of_a_sweeps_time_is_that_of_the_measurements() -> None:
+    quoted = re.search(r"takes \[(\d+) % of the time\]", (DOCS / "how-to/sweeps.md").read_text())
+    table = re.search(r"\| ratio \| ([\d.]+) \|", (DOCS / "measurements/cpu.md").read_text())
+    assert quoted is not None and table is not None
+    assert abs(int(quoted[1]) / 100 - float(table[1])) <= 0.005
+
+
+def test_lists_of_paths_are_documented_as_paths() -> None:
+    page = (DOCS / "reference/configuration.md").read_text()
+    assert "| `runs` | `null` | path or pattern, or list of them |" in page
+    assert "list of strings" not in page and "integer >" not in page

@@ -6,16 +6,17 @@ import contextlib
 import datetime
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mteb_vllm.errors import StorageError
+from mteb_vllm.errors import ConfigError, Mistake, StorageError
 from mteb_vllm.pipelines.factory import is_report
 from mteb_vllm.progress import quiet_console, terminal
 from mteb_vllm.report.build import build_report
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.util import disk
+from mteb_vllm.util.type_names import wrong_type
 
 if TYPE_CHECKING:
     from mteb_vllm.preflight.command import Point
@@ -52,6 +53,7 @@ def run(
     from mteb_vllm.sweep.job import Job
 
     since = time.time()
+    overrides = _listed(overrides)
     points = check(overrides, multirun=multirun, config_dir=config_dir)
     swept = points[0].swept
 
@@ -69,6 +71,21 @@ def run(
     if not isinstance(done, Job):
         return done
     return done.records if swept else done.records[0]
+
+
+def _listed(overrides: object) -> list[str]:
+    """Return overrides as a list.
+
+    Raises:
+        ConfigError: if they are no overrides.
+    """
+    way = 'Write a list of texts: ["model=minilm", "tasks=sts12"]'
+    if isinstance(overrides, (str, bytes, Mapping)) or not isinstance(overrides, Iterable):
+        raise ConfigError([Mistake("overrides", wrong_type(list, overrides), way)])
+    listed = list(overrides)  # an iterator would be empty at the second use
+    if wrong := [one for one in listed if not isinstance(one, str)]:
+        raise ConfigError([Mistake("overrides", f"each {wrong_type(str, one)}", way, value=f"{one}") for one in wrong])
+    return listed
 
 
 def execute(

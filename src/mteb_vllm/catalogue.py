@@ -90,7 +90,8 @@ class MtebCatalogue:
 
     `benchmarks` maps names, including mteb's aliases and `demo`, to task names, each with the subsets that belong to the
     benchmark (None: all). `benchmark_splits` holds the splits of those tasks of which not all splits belong to it.
-    `models` maps the names in mteb's registry to the `model_prompts` of their loaders (None: no prompts).
+    `models` maps the names in mteb's registry to the `model_prompts` of their loaders (None: no prompts). `languages` maps
+    other names of a language, in lower case (`en`, `english`), to the codes by which mteb knows it (`eng`).
     """
 
     version: str
@@ -100,6 +101,7 @@ class MtebCatalogue:
     benchmarks: dict[str, dict[str, tuple[str, ...] | None]]
     benchmark_splits: dict[str, dict[str, tuple[str, ...]]]
     models: dict[str, dict[str, str] | None]
+    languages: dict[str, str]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shutil
 import signal
@@ -106,13 +107,16 @@ def _main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(HELP.format(groups=_groups()))
         return 0
+    from mteb_vllm.config.schema import CONFIG_NAME, check_working_folder, conf_dir
+
+    check_working_folder()
     import hydra
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
 
-    from mteb_vllm.config.schema import CONFIG_NAME, conf_dir
-
-    arguments = get_args_parser().parse_intermixed_args()
+    arguments, unknown = get_args_parser().parse_known_intermixed_args()
+    if unknown:
+        raise ConfigError([_unknown_flag(word) for word in unknown])
     # Hydra parses the command line again, and does not accept flags between overrides.
     flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
     sys.argv[1:] = [*arguments.overrides, *flags]
@@ -129,7 +133,7 @@ def _main() -> int:
         if printing:
             from mteb_vllm.preflight.command import register_secrets
 
-            register_secrets(arguments.overrides, config_dir=arguments.config_dir)
+            register_secrets(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
             run_hydra(lambda cfg: None)()
             return 0
         import psutil
@@ -153,6 +157,19 @@ def _main() -> int:
     return int(isinstance(done, list) and any(point.failure is not None for point in done))
 
 
+def _unknown_flag(word: str) -> Mistake:
+    """Return the mistake of a flag that there is not; many are keys of the configuration, which have no dashes."""
+    from mteb_vllm.config.schema import RunConfig
+
+    name, _, value = word.strip("-").partition("=")
+    key = name.replace("-", "_")
+    known = {item.name: item for item in dataclasses.fields(RunConfig)}
+    value = value or ("true" if key in known and known[key].type == "bool" else "...")
+    near = (f"{key}={value}",) if key.partition(".")[0] in known else ()
+    way = "Flags: --help, -m (--multirun), --config-dir DIR, --cfg job, --info, --version. A setting has no dashes: key=value"
+    return Mistake(word, "there is no such flag", way, near, code="unknown_key")
+
+
 def _raised_in_hydra(error: Exception) -> bool:
     """Return whether an error was raised by code of Hydra's or OmegaConf's; its class may be any."""
     last = error.__traceback__
@@ -163,7 +180,7 @@ def _raised_in_hydra(error: Exception) -> bool:
 
 def _groups() -> str:
     """Return the files of each group, including those of --config-dir; without Hydra, whose import takes a second."""
-    from mteb_vllm.config.schema import conf_dir
+    from mteb_vllm.config.schema import conf_dir, is_choice
 
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config-dir", "-cd", type=Path)
@@ -172,8 +189,7 @@ def _groups() -> str:
     for folder in filter(None, (conf_dir(), own)):
         for file in folder.rglob("*.yaml"):
             group = file.parent.relative_to(folder).as_posix()
-            # `fields` holds the defaults of a group and is no choice.
-            if group != "." and not group.startswith("hydra") and file.stem != "fields":
+            if group != "." and not group.startswith("hydra") and is_choice(file.stem):
                 files.setdefault(group, set()).add(file.stem)
     lines = (f"{group}: {', '.join(sorted(files[group]))}" for group in sorted(files))
     return "\n".join(textwrap.fill(line, _WIDTH, subsequent_indent="    ") for line in lines)

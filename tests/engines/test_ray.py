@@ -151,7 +151,7 @@ def test_more_than_the_cluster_has(monkeypatch: pytest.MonkeyPatch) -> None:
             "local",
             "is not an address of a Ray cluster\n    Allowed: auto (the cluster of this machine), host:port, or null.",
         ),
-        ("6379", "must be str, got int"),
+        ("6379", "must be text, not a whole number"),
         ("127.0.0.1:1", "no Ray cluster answers at this address (Connection refused)\n    Start one: ray start --head"),
         ("127.0.0.1:99999", "no Ray cluster answers at this address"),
     ],

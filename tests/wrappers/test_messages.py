@@ -23,6 +23,30 @@ from mteb_vllm.util.setting_names import SettingNames
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": 5}, "model=5: must be text, not a whole number"),
+        ({"model": "x/y", "revision": 5}, "revision=5: must be text, not a whole number"),
+        ({"model": "x/y", "path": []}, "path=[]: must be text, not a list"),
+        ({"model": "x/y", "env": "A=1"}, "env='A=1': must be a mapping, not text"),
+        ({"model": "x/y", "chunk_size": "x"}, "chunk_size='x': must be a whole number, not text"),
+        ({"model": "x/y", "prompt_dict": "x"}, "prompt_dict='x': must be a mapping, not text"),
+    ],
+)
+@pytest.mark.parametrize("wrapper", [VllmEncoderWrapper, VllmCrossEncoderWrapper])
+def test_an_argument_of_another_type(wrapper: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        wrapper(**arguments)
+
+
+def test_a_score_template_of_another_type_and_an_empty_model() -> None:
+    with pytest.raises(TypeError, match="score_template=5: must be text, not a whole number"):
+        VllmCrossEncoderWrapper("x/y", score_template=5)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="no model is specified"):
+        VllmEncoderWrapper("")
+
+
+@pytest.mark.parametrize(
     ("wrapper", "keyword", "nearest"),
     [
         (VllmEncoderWrapper, "max_len", "max_model_len"),

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -14,13 +15,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from mteb_vllm.catalogue import known_prompt_key, mteb_catalogue, vllm_catalogue
-from mteb_vllm.config.schema import quoted
+from mteb_vllm.config.schema import group_options, quoted
 from mteb_vllm.errors import Mistake
-from mteb_vllm.util.shell import suggest
+from mteb_vllm.util.shell import suggest, unquoted
 from mteb_vllm.util.suggestions import nearest
+from mteb_vllm.util.type_names import type_name
 
 # Keys of texts in which white space is significant.
 _TEXTS = (
@@ -29,6 +32,8 @@ _TEXTS = (
 
 # Dicts with open keys: only vLLM or mteb can tell which keys are valid.
 _OPEN = ("engine.", "prompts.", "model.engine.", "model.prompts.")
+
+_LITERAL = "A literal ${ is written \\${ (also in a YAML file)."
 
 # A first stage has its own model, engine and prompts under this prefix.
 _MOUNTED = "pipeline.first_stage."
@@ -45,18 +50,99 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Mist
     parsed: list[Override] = []
     mistakes = []
     for text in overrides:
+        if not text.partition("=")[0].strip("+~ ") and "=" in text:
+            what = "has no key in front of the equals sign"
+            mistakes.append(Mistake("configuration", what, "Write: key=value", written=text, code="syntax"))
+            continue
         try:
             parsed += parser.parse_overrides([text])
-        except (HydraException, RecursionError):
+        except (HydraException, RecursionError) as error:
             key, equals, value = text.partition("=")
-            syntax_error = functools.partial(Mistake, key.lstrip("+~"), written=text, code="syntax")
+            syntax_error = functools.partial(Mistake, key.strip("+~ ") or "configuration", written=text, code="syntax")
             if not equals:
-                mistakes.append(syntax_error("is not of the form key=value"))
+                what = "is not of the form key=value" if text.strip() else "an argument is empty"
+                mistakes.append(syntax_error(what, written=text or "''"))
             elif re.fullmatch(r"[+~]{0,2}[\w./@-]+", key) is None:
                 mistakes.append(syntax_error(f"Hydra cannot parse the key {key!r}"))
             else:
-                mistakes.append(syntax_error("Hydra cannot parse this value", quoted(key, value)))
+                what, meant = _unreadable(value, parser, str(error))
+                near = (shlex.quote(f"{key}={meant}"),) if meant and _parses(parser, f"{key}={meant}") else ()
+                # A text may have a single bracket or quote, so it can also be meant as it is.
+                way = "" if (near or what.startswith(_FAILED)) and not _is_text(key) else quoted(key, value)
+                mistakes.append(syntax_error(what or "Hydra cannot parse this value", way, near))
     return parsed, mistakes
+
+
+_FAILED = "Hydra cannot evaluate"
+
+
+def _unreadable(value: str, parser: OverridesParser, error: str) -> tuple[str, str]:
+    """Return why Hydra cannot parse a value, and the value that was probably meant; both may be ""."""
+    what, meant = _unclosed(value)
+    if what:
+        return what, meant
+    if value.startswith("~"):
+        return "a shell does not replace ~ behind an equals sign", str(Path(value).expanduser())
+    if re.search(r"(^|,)\s*(,|$)", value):
+        return "a value in front of or behind a comma is missing", ",".join(filter(str.strip, value.split(",")))
+    called = re.fullmatch(r"([A-Za-z_]\w*)(\(.*\))", value)
+    if called is None:
+        return "", ""
+    known = parser.functions.functions
+    if called[1] not in known:
+        return f"Hydra has no function {called[1]}", "".join([*nearest(called[1], known, 1)[:1], called[2]])
+    if called[1] in ("int", "float", "bool"):
+        return f"{_FAILED} {value}: {called[2][1:-1]} is not {type_name(called[1])}", ""
+    if wrong := re.search(r"mismatch type argument (\w+): (\w+) is incompatible with (?:Union\[.*, )?(\w+)", error):
+        return f"{_FAILED} {value}: {wrong[1]} must be {type_name(wrong[3])}, not {type_name(wrong[2])}", ""
+    reason = re.search(r"while evaluating .*?: (.*)", error)
+    return f"{_FAILED} {value}{f': {reason[1]}' if reason is not None else ''}", ""
+
+
+def _parses(parser: OverridesParser, text: str) -> bool:
+    try:
+        parser.parse_overrides([text])
+    except (HydraException, RecursionError):
+        return False
+    return True
+
+
+def _is_text(key: str) -> bool:
+    return key.lstrip("+").removeprefix(_MOUNTED).startswith(_TEXTS)
+
+
+_CLOSING = {"[": "]", "{": "}", "(": ")"}
+
+
+def _unclosed(value: str) -> tuple[str, str]:
+    """Return which bracket or quote of a value is not closed, or not opened, and the corrected value; both may be ""."""
+    stack: list[str] = []
+    quote, start, before, escaped = "", 0, "", False
+    for at, letter in enumerate(value):
+        if escaped or letter == "\\":
+            escaped = not escaped
+        elif quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'" and (not before or before in "[{(:,"):  # elsewhere it is an apostrophe
+            quote, start = letter, at
+        elif letter in _CLOSING:
+            stack.append(letter)
+        elif letter in _CLOSING.values():
+            opening = next(one for one, other in _CLOSING.items() if other == letter)
+            if not stack:
+                return f"the bracket {letter} is not opened", f"{opening}{value}"
+            if stack[-1] != opening:
+                right = _CLOSING[stack[-1]]
+                return f"the bracket {stack[-1]} is closed by {letter}", f"{value[:at]}{right}{value[at + 1 :]}"
+            stack.pop()
+        before = letter if not letter.isspace() else before
+    brackets = "".join(_CLOSING[one] for one in reversed(stack))
+    if quote:
+        # A bracket at the end is more likely the end of the list than of the text.
+        inner = value.removesuffix(brackets) if brackets else value
+        mark = quote if '"' in inner else '"'  # which need not be escaped for a shell
+        return f"the quote {quote} is not closed", f"{inner[:start]}{mark}{inner[start + 1 :]}{mark}{brackets}"
+    return (f"the bracket {stack[-1]} is not closed", f"{value}{brackets}") if stack else ("", "")
 
 
 def choice_mistake(override: Override, options: Sequence[str]) -> Mistake | None:
@@ -76,6 +162,9 @@ def choice_mistake(override: Override, options: Sequence[str]) -> Mistake | None
     unknown = next((name for name in names if name not in options), None)
     if unknown is None:
         return None
+    if not unknown:
+        way = f"Files: {', '.join(options)}."
+        return Mistake(key, "the name of a file is missing", way, written=written, code="missing")
     return Mistake(
         key,
         f"there is no file {unknown}.yaml in {key}/",
@@ -98,11 +187,12 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
         current = OmegaConf.select(config, key, throw_on_missing=False, throw_on_resolution_failure=resolvable)
         if override.is_delete():
             return _delete(override, current, config)
-        if isinstance(current, Mapping) and isinstance(value, (str, int, float)):
+        empty = value is None and override.is_hydra_override()  # other groups of fields can be reset with null
+        if isinstance(current, Mapping) and (isinstance(value, (str, int, float)) or empty):
             choice = f"{key.replace('.', '/')}={override.get_value_string()}"
-            way = f"To choose a file, use a slash: {shlex.quote(choice)}"
-            what = f"{key} is a group of fields, not a single field"
-            return [Mistake(key, what, way if "." in key else "", written=written)]
+            chosen = "." in key and group_options(key.replace(".", "/"))
+            way = f"To choose a file, use a slash: {shlex.quote(choice)}" if chosen else "Write it as {key: value}."
+            return [Mistake(key, f"{key} is a group of fields, not a single field", way, written=written)]
         if override.is_add() and current is not None and not isinstance(value, (dict, list)):
             way = f"To change it, drop the plus: {shlex.quote(written.lstrip('+'))}"
             return [Mistake(key, f"is already set to {current}", way, written=written)]
@@ -116,11 +206,20 @@ def apply(override: Override, config: DictConfig) -> list[Mistake]:
             if any(not path.startswith(_OPEN) or (path.count(".") > 1 and mistakes) for path in local):
                 return mistakes  # further errors would only follow from these
         OmegaConf.update(config, key, value, merge=True, force_add=True)
-    except OmegaConfBaseException as error:
-        return [replace(reference_mistake(error, [override]), key=key, written=written)]
-    except (AttributeError, TypeError, ValueError) as error:
-        return [Mistake(key, describe_error(error), written=written)]
+    except (OmegaConfBaseException, AttributeError, TypeError, ValueError) as error:
+        return [_refused_mistake(error, override)]
     return mistakes or _stripped_space_mistakes(override)
+
+
+def _refused_mistake(error: Exception, override: Override) -> Mistake:
+    """Return the mistake of an override that OmegaConf refuses."""
+    key, written = override.key_or_group, str(override.input_line)
+    if key == "hydra.sweeper.params":
+        way = "On the command line, give the keys themselves several values: engine.seed=1,2"
+        return Mistake(key, "can only be set in a file", way, written=written)
+    if not isinstance(error, OmegaConfBaseException):
+        return Mistake(key, describe_error(error), written=written)
+    return replace(reference_mistake(error, [override]), key=key, written=written)
 
 
 def _stripped_space_mistakes(override: Override) -> list[Mistake]:
@@ -155,7 +254,21 @@ def describe_error(error: Exception) -> str:
     """Return the message of an error of Hydra's or OmegaConf's in one line, without Hydra's internal search path and keys."""
     text = str(error) or str(error.__cause__ or type(error).__name__)
     lines = (line.strip() for line in text.split("Config search path:")[0].splitlines())
-    return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
+    internal = ("full_key:", "object_type=", "reference_type=")
+    return _in_plain_words(" ".join(line for line in lines if line and not line.startswith(internal)))
+
+
+def _in_plain_words(text: str) -> str:
+    """Return what OmegaConf says about a value's type, with the types in plain English; other texts unchanged."""
+    if re.match(r"[Ff]ield '[^']*' is not Optional", text):
+        return "must not be null"
+    if (found := re.match(r"Value '.*' of type '(\w+)' could not be converted to (Integer|Float)", text)) is not None:
+        return f"must be {type_name('int' if found[2] == 'Integer' else 'float')}, not {type_name(found[1])}"
+    if re.match(r"Value '.*' is not a valid bool", text):
+        return f"must be {type_name(bool)}"
+    if (found := re.match(r"Cannot assign (\w+) to (Dict|List)", text)) is not None:
+        return f"must be {type_name(found[2].lower())}, not {type_name(found[1])}"
+    return text
 
 
 def reference_mistake(error: OmegaConfBaseException, overrides: Sequence[Override]) -> Mistake:
@@ -165,16 +278,31 @@ def reference_mistake(error: OmegaConfBaseException, overrides: Sequence[Overrid
         error: The error that OmegaConf raised.
         overrides: The overrides of fields on the command line.
     """
-    key = error.full_key or "configuration"
+    key, text = error.full_key or "configuration", str(error)
     override = next((item for item in reversed(overrides) if item.key_or_group == key), None)
     value = override.value() if override is not None else None
-    way = ""
-    if isinstance(value, str) and "${" in value:
-        way = f"A literal ${{ is written \\${{: {suggest(str(override.input_line).partition('=')[0], value)}"  # type: ignore[union-attr]
-    elif "nterpolation" in str(error) or "grammar" in str(error).lower():
-        way = "A literal ${ is written \\${ (also in a YAML file)."
     written = "" if override is None else str(override.input_line)
-    return Mistake(key, describe_error(error), way, written=written, code="syntax")
+    if missing := re.search(r"Environment variable '([^']*)' not found", text):
+        name = missing[1]
+        default = f"${{oc.env:{name},default}}"
+        example = default
+        if written:
+            field, _, text = written.replace(f"${{oc.env:{name}}}", default).partition("=")
+            example = shlex.quote(f"{field}={unquoted(text)}")
+        way = f"Set it (export {name}=...), or give a default: {example}"
+        return Mistake(key, f"the environment variable {name} is not set", way, written=written, code="missing")
+    what, way = describe_error(error), ""
+    if unknown := re.match(r"Unsupported interpolation type (\S+)", text):
+        resolvers = nearest(unknown[1], BaseContainer._resolvers)
+        near = tuple(f"${{{name}:...}}" for name in resolvers)
+        return Mistake(key, f"there is no resolver {unknown[1]}", _LITERAL, near, written=written, code="syntax")
+    if "missing BRACE_CLOSE" in text:
+        what = "a reference (${...}) has no closing brace"
+    if isinstance(value, str) and "${" in value:
+        way = f"A literal ${{ is written \\${{: {suggest(written.partition('=')[0], value)}"
+    elif "nterpolation" in text or "grammar" in text.lower() or "BRACE_CLOSE" in text:
+        way = _LITERAL
+    return Mistake(key, what, way, written=written, code="syntax")
 
 
 def _missing_keys(key: str, value: Any, config: DictConfig) -> Iterator[str]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 from mteb_vllm.errors import ConfigError, Mistake
 from mteb_vllm.util.masking import watch_environment
-from mteb_vllm.util.shell import suggest, unquoted
+from mteb_vllm.util.shell import shown, suggest, unquoted
+from mteb_vllm.util.type_names import wrong_type
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -42,7 +43,19 @@ class _OneOrMore:
         return core_schema.no_info_before_validator_function(listed, handler(source))
 
 
+class _Words:
+    """What a value is, for the reference of the configuration: more than its type says."""
+
+    def __init__(self, words: str) -> None:
+        self._words = words
+
+    def __get_pydantic_json_schema__(self, source: Any, handler: Any) -> Any:
+        return {**handler(source), "words": self._words}
+
+
 Names = Annotated[list[str], _OneOrMore]
+PathName = Annotated[str, _Words("path")]
+Paths = Annotated[Names, _Words("path or pattern, or list of them")]
 
 
 class _LineBreaks:
@@ -131,8 +144,8 @@ class ScoreTemplateConfig(_Strict):
     """
 
     from_model: bool = False
-    template: str | None = None
-    file: str | None = None
+    template: Annotated[str, _Words("Jinja template")] | None = None
+    file: Annotated[str, _Words("path or file name")] | None = None
     query_prefix: Text | None = None
     document_prefix: Text | None = None
     activation: Literal["sigmoid", "none"] | None = None
@@ -144,8 +157,8 @@ class ModelConfig(_Strict):
 
     name: str | None = None
     revision: str | None = None
-    path: str | None = None
-    package: str | None = None
+    path: PathName | None = None
+    package: Annotated[str, _Words("module/folder")] | None = None
     kind: Literal["encoder", "cross_encoder"] = "encoder"
     prompts: Annotated[dict[str, str | None], _LineBreaks] | None = None
     instruction: InstructionConfig | None = None
@@ -157,19 +170,19 @@ class ModelConfig(_Strict):
 class TasksConfig(_Strict):
     """The selection of MTEB tasks, splits and subsets; see `conf/tasks/`."""
 
-    names: Names | None = None
-    benchmark: str | None = None
-    types: Names | None = None
-    languages: Names | None = None
-    splits: Names | None = None
-    subsets: Names | None = None
+    names: Annotated[Names, _Words("name of a task, or list of names")] | None = None
+    benchmark: Annotated[str, _Words("name of a benchmark")] | None = None
+    types: Annotated[Names, _Words("task type, or list of types")] | None = None
+    languages: Annotated[Names, _Words("language code (eng, eng-Latn), or list of codes")] | None = None
+    splits: Annotated[Names, _Words("name of a split, or list of names")] | None = None
+    subsets: Annotated[Names, _Words("name of a subset, or list of names")] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultsConfig(_Strict):
     """Where results are stored and when they are reused; see `conf/config.yaml`."""
 
-    dir: str = "outputs"
+    dir: PathName = "outputs"
     reuse: Literal["exact", "none"] = "exact"
 
 
@@ -178,7 +191,7 @@ class EmbeddingCacheConfig(_Strict):
     """Whether embeddings are cached on disk, and how much space they may take; see `conf/config.yaml`."""
 
     use: Literal["auto", "always", "never"] = "auto"
-    dir: str | None = None
+    dir: PathName | None = None
     max_bytes: PositiveInt = 10_000_000_000
 
 
@@ -198,7 +211,7 @@ class LauncherConfig(_Strict):
 
     point_timeout: Positive | None = None
     max_leftover_mb: Positive = 2000
-    devices: Annotated[list[Name], _OneOrMore] | None = None
+    devices: Annotated[list[Name], _OneOrMore, _Words("`auto`, number of a GPU, or list of numbers")] | None = None
     workers: PositiveInt | None = None
 
 
@@ -212,8 +225,8 @@ class SlurmConfig(_Strict):
     gpus: NotNegativeInt | None = None
     cpus: PositiveInt | None = None
     memory: Name | None = None
-    modules: Names = field(default_factory=list)
-    setup: Names = field(default_factory=list)
+    modules: Annotated[Names, _Words("name of a module, or list of names")] = field(default_factory=list)
+    setup: Annotated[Names, _Words("shell command, or list of commands")] = field(default_factory=list)
     max_jobs: PositiveInt | None = None
     additional_parameters: dict[str, Any] = field(default_factory=dict)
     point_timeout: Positive | None = None
@@ -258,11 +271,11 @@ class RunConfig(_Strict):
     results: ResultsConfig
     embedding_cache: EmbeddingCacheConfig = field(default_factory=EmbeddingCacheConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-    runs: Names | None = None
+    runs: Paths | None = None
     retry_failed: bool = True
     dry_run: bool = False
     experiment: str | None = None
-    allowed_targets: Names | None = None
+    allowed_targets: Annotated[Names, _Words("import prefix, or list of prefixes")] | None = None
 
 
 def conf_dir() -> Path:
@@ -297,11 +310,15 @@ def composer(config_dir: str | None = None) -> Iterator[None]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
+    check_working_folder()
     search_path = create_config_search_path(str(conf_dir()))
     if config_dir is not None:
+        if not isinstance(config_dir, (str, Path)):
+            raise ConfigError([Mistake("config_dir", "must be a path", value=f"{config_dir}")])
         folder = Path(config_dir).resolve()
-        if not folder.is_dir():
-            raise ConfigError([Mistake(f"--config-dir {config_dir}", "there is no such folder")])
+        if not (str(config_dir).strip() and folder.is_dir()):
+            name = str(config_dir) or "''"
+            raise ConfigError([Mistake(f"--config-dir {name}", "there is no such folder")])
         # Same position as in `hydra.main`: after our own files, before the schemas, which must stay last.
         search_path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
     # A notebook or another Hydra application may have initialised Hydra already: its state is restored afterwards.
@@ -319,8 +336,21 @@ def composer(config_dir: str | None = None) -> Iterator[None]:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = outer
 
 
+def check_working_folder() -> None:
+    """Check that the working directory exists: almost every call of Hydra's and of ours asks for it.
+
+    Raises:
+        ConfigError: if it has been deleted.
+    """
+    try:
+        Path.cwd()
+    except OSError:
+        way = "Change to a folder that exists: cd ..."
+        raise ConfigError([Mistake("working directory", "has been deleted", way, code="missing")]) from None
+
+
 def group_options(group: str, overrides: Sequence[str] = ()) -> list[str]:
-    """Return the names of a config group's files; call it inside `composer`.
+    """Return the names of a config group's files that may be chosen; call it inside `composer`.
 
     Args:
         group: The group, as `model` or `hydra/launcher`.
@@ -329,16 +359,31 @@ def group_options(group: str, overrides: Sequence[str] = ()) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     loader = GlobalHydra.instance().config_loader()
-    return list(loader.get_group_options(group, config_name=CONFIG_NAME, overrides=list(overrides)))
+    found = loader.get_group_options(group, config_name=CONFIG_NAME, overrides=list(overrides))
+    return [name for name in found if is_choice(name)]
+
+
+def is_choice(name: str) -> bool:
+    """Return whether a file of a group may be chosen, by its name: `fields` holds the defaults that its files extend."""
+    return name != "fields" and not name.startswith("_")
 
 
 def load_file(path: str) -> dict[str, Any]:
-    """Return the content of one file of a group, as `model/e5_small`; empty if there is none. Call it inside `composer`."""
+    """Return the content of one file of a group, as `model/e5_small`; call it inside `composer`.
+
+    It is empty if there is no such file, or if it cannot be read: composing it reports the reason.
+    """
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     loader: Any = GlobalHydra.instance().config_loader()
-    loaded = loader.repository.load_config(path)
+    try:
+        loaded = loader.repository.load_config(path)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError):
+        return {}
     content = OmegaConf.to_container(loaded.config) if loaded is not None else {}
     return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
@@ -429,17 +474,39 @@ def _mistake(cls: Any, item: Any, prefix: str) -> Mistake:
     if item["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
         near = tuple(suggest(dotted, choice) for choice in nearest(str(value), choices))
-        return Mistake(
-            dotted,
-            "is not a valid value",
-            f"Allowed: {', '.join(choices)}.",
-            near,
-            value=f"{value}",
-            code="unknown_choice",
-        )
-    what = item["msg"][0].lower() + item["msg"][1:]
-    numeric = item["type"] == "string_type" and isinstance(value, (int, float))
-    return Mistake(dotted, what, quoted(dotted, str(value)) if numeric else "", value=f"{value}")
+        allowed = f"Allowed: {', '.join(choices)}."
+        return Mistake(dotted, "is not a valid value", allowed, near, value=shown(value), code="unknown_choice")
+    way, near = "", ()
+    if item["type"].startswith("bool_"):
+        near = tuple(suggest(dotted, word == "true") for word in nearest(str(value), ("true", "false")))
+        way = "Allowed: true, false."
+    elif item["type"] == "string_type" and isinstance(value, (int, float)):
+        way = quoted(dotted, shown(value))
+    return Mistake(dotted, _problem(item), way, near, value=shown(value))
+
+
+# The types of values by the first words of pydantic's errors, and what its limits mean.
+_TYPES = {"bool": bool, "int": int, "float": float, "string": str, "list": list, "dict": dict, "dataclass": dict}
+_LIMITS = {
+    "greater_than": ("more than {}", "gt"), "greater_than_equal": ("{} or more", "ge"),
+    "less_than": ("less than {}", "lt"), "less_than_equal": ("{} or less", "le"),
+}  # fmt: skip
+
+
+def _problem(item: Any) -> str:
+    """Return what is wrong with a value, from a validation error of pydantic's."""
+    kind, first = item["type"], item["type"].partition("_")[0]
+    if kind in _LIMITS:
+        text, name = _LIMITS[kind]
+        bound = f"{item['ctx'][name]:,}".removesuffix(".0")
+        return f"must be {text.format(bound)}"
+    if kind == "finite_number":
+        return "must be a finite number"
+    if kind == "none_required":
+        return "is not supported: leave it null"
+    if first in _TYPES:
+        return wrong_type(_TYPES[first], item["input"])
+    return str(item["msg"][0].lower() + item["msg"][1:])
 
 
 def _no_such_key(dotted: str, known: Sequence[str]) -> Mistake:

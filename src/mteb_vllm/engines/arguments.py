@@ -18,8 +18,9 @@ from mteb_vllm.engines.base import Backend
 from mteb_vllm.engines.ray_cluster import ClusterError, find_nodes, place, replicas_of
 from mteb_vllm.errors import Mistake
 from mteb_vllm.util.machine import cores, cpu_build, device, gpu_count
-from mteb_vllm.util.shell import as_typed, suggest
+from mteb_vllm.util.shell import as_typed, shown, suggest
 from mteb_vllm.util.suggestions import nearest, nearest_argument
+from mteb_vllm.util.type_names import wrong_type
 
 # Keys of `engine` that are not vLLM engine arguments.
 OWN_KEYS = ("backend", "preset", "env", "head_dtype", "replicas", "ray_address")
@@ -233,7 +234,7 @@ def check_sentence_transformers(where: str, values: Mapping[str, object]) -> lis
     """Return the errors in the arguments of a sentence-transformers engine; parameters as in `check_arguments`."""
     mistakes = []
     for key, value in values.items():
-        wrong = functools.partial(Mistake, f"{where}.{key}", value=f"{value}")
+        wrong = functools.partial(Mistake, f"{where}.{key}", value=shown(value))
         kind = _SENTENCE_TRANSFORMERS_TYPES.get(key)
         if value is None or key in ("backend", "preset"):
             continue
@@ -261,7 +262,7 @@ def check_sentence_transformers(where: str, values: Mapping[str, object]) -> lis
                 )
             )
         elif not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            mistakes.append(wrong(f"must be {kind.__name__}, got {type(value).__name__}"))
+            mistakes.append(wrong(wrong_type(kind, value)))
         elif isinstance(value, int) and kind is int and value < 1:
             mistakes.append(wrong("must be 1 or more"))
         elif key in _CHOICES and value not in _CHOICES[key]:
@@ -293,7 +294,7 @@ def check_arguments(
                         at,
                         "there is no such preset",
                         f"Presets: {', '.join(PRESETS)}.",
-                        value=f"{value}",
+                        value=shown(value),
                         code="unknown_choice",
                     )
                 )
@@ -306,7 +307,7 @@ def check_arguments(
                         "there is no such backend",
                         f"Backends: {', '.join(BACKENDS)}.",
                         near,
-                        value=f"{value}",
+                        value=shown(value),
                         code="unknown_choice",
                     )
                 )
@@ -320,7 +321,7 @@ def check_arguments(
             if value is not None:
                 what = "is an argument of sentence-transformers, but this engine is vLLM"
                 near = tuple(as_typed(f"{where}.{name}", at) for name in nearest_argument(key, vllm.args))
-                mistakes.append(Mistake(at, what, "To switch: engine=sentence_transformers", near, value=f"{value}"))
+                mistakes.append(Mistake(at, what, "To switch: engine=sentence_transformers", near, value=shown(value)))
         elif key in _SET_BY_WRAPPERS:
             way = "Use model.name, model.revision or model.kind."
             mistakes.append(Mistake(at, "is set by the model and the pipeline", way))
@@ -333,7 +334,7 @@ def check_arguments(
                         "there is no such dtype",
                         f"Allowed: {', '.join(choices)}.",
                         tuple(suggest(at, choice) for choice in nearest(str(value), choices)),
-                        value=f"{value}",
+                        value=shown(value),
                     )
                 )
         elif key not in vllm.args:
@@ -343,7 +344,7 @@ def check_arguments(
             )
             what = f"vLLM {vllm.version} has no such engine argument"
             mistakes.append(
-                Mistake(at, what, nearest=near, value=None if value is None else f"{value}", code="unknown_key")
+                Mistake(at, what, nearest=near, value=None if value is None else shown(value), code="unknown_key")
             )
         elif value is not None:
             mistakes += _value_mistakes(at, value, vllm.args[key])
@@ -381,23 +382,25 @@ def _value_mistakes(
             return []
         near = tuple(write(choice) for choice in nearest(str(value), arg.choices))
         allowed = f"Allowed: {', '.join(arg.choices)}."
-        return [Mistake(at, "vLLM does not accept this value", allowed, near, value=f"{value}", code="unknown_choice")]
+        return [
+            Mistake(at, "vLLM does not accept this value", allowed, near, value=shown(value), code="unknown_choice")
+        ]
     # vLLM's own configuration classes are written as dicts.
     kind = "dict" if arg.kind == "any" and re.fullmatch(r"\w+Config( \| None)?", arg.type) else arg.kind
     types = _TYPES.get(kind)
     if types is not None and not (isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))):
-        what = f"must be {kind}, got {type(value).__name__}"
+        what = wrong_type(kind, value)
         near = (write(number),) if kind == "int" and (number := _as_number(value)) is not None else ()
-        return [Mistake(at, what, _EXAMPLES.get(kind, ""), near, value=f"{value}")]
+        return [Mistake(at, what, _EXAMPLES.get(kind, ""), near, value=shown(value))]
     if arg.name == "gpu_memory_utilization" and isinstance(value, (int, float)) and not 0 < value <= 1:
-        return [Mistake(at, "must be a fraction of the memory, above 0 and at most 1", value=f"{value}")]
+        return [Mistake(at, "must be a fraction of the memory, above 0 and at most 1", value=shown(value))]
     if arg.name == "max_model_len" and isinstance(value, (int, float)) and value < 1 and value != -1:
         way = "Leave it unset for the model's own context length, or set -1 for as much of it as fits into memory."
-        return [Mistake(at, "must be 1 or more", way, value=f"{value}")]
+        return [Mistake(at, "must be 1 or more", way, value=shown(value))]
     if isinstance(value, (int, float)):
         limits = {"ge": 1, **arg.limits} if arg.name in _AT_LEAST_ONE else arg.limits
         unmet = [_BOUNDS[name][0].format(bound) for name, bound in limits.items() if not _BOUNDS[name][1](value, bound)]
-        return [Mistake(at, f"must be {unmet[0]}", value=f"{value}")] if unmet else []
+        return [Mistake(at, f"must be {unmet[0]}", value=shown(value))] if unmet else []
     return _field_mistakes(at, value, arg.fields, write) if arg.fields and isinstance(value, Mapping) else []
 
 
@@ -419,7 +422,7 @@ def _field_mistakes(
                     f"{kind} has no such key",
                     f"Keys: {', '.join(known)}.",
                     near,
-                    value=f"{item}",
+                    value=shown(item),
                     code="unknown_key",
                 )
             )
@@ -458,7 +461,7 @@ def context_limit(arguments: Mapping[str, object]) -> int | None:
 
 def _replicas_mistakes(at: str, value: object, backend: Backend, *, on_cluster: bool = False) -> list[Mistake]:
     problem = replicas_problem(value, backend, on_cluster=on_cluster)
-    return [Mistake(at, *problem, value=f"{value}")] if problem is not None else []
+    return [Mistake(at, *problem, value=shown(value))] if problem is not None else []
 
 
 _EXAMPLES = {"bool": "Allowed: true, false.", "list": "Write it as [a,b].", "dict": "Write it as {key: value}."}
@@ -467,7 +470,7 @@ _EXAMPLES = {"bool": "Allowed: true, false.", "list": "Write it as [a,b].", "dic
 def _env_mistakes(at: str, value: object, vllm: VllmCatalogue | None) -> list[Mistake]:
     """Return the errors in `engine.env`; `vllm` is None if the engine is sentence-transformers."""
     if not isinstance(value, Mapping):
-        return [Mistake(at, "must be a dict of names and values", value=f"{value}")]
+        return [Mistake(at, "must be a mapping of names to values", value=shown(value))]
     mistakes = []
     for name, setting in value.items():
         if not isinstance(name, str) or not name or "=" in name or "\0" in name:
@@ -481,6 +484,6 @@ def _env_mistakes(at: str, value: object, vllm: VllmCatalogue | None) -> list[Mi
             mistakes.append(Mistake(f"{at}.{name}", f"is not a variable that vLLM {vllm.version} reads", nearest=near))
         if isinstance(setting, bool) or not isinstance(setting, (str, int, float)):
             mistakes.append(
-                Mistake(f"{at}.{name}", "must be a string or a number", "Write booleans as 0 or 1.", value=f"{setting}")
+                Mistake(f"{at}.{name}", "must be text or a number", "Write booleans as 0 or 1.", value=shown(setting))
             )
     return mistakes

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from mteb_vllm.errors import Code
 from mteb_vllm.util.machine import cpu_build
+from mteb_vllm.util.type_names import wrong_type
 
 _ASK = """
 import json, sys
@@ -187,7 +188,7 @@ def check_address(address: object) -> None:
     """
     way = "Allowed: auto (the cluster of this machine), host:port, or null."
     if not isinstance(address, str):
-        raise ClusterError(f"must be str, got {type(address).__name__}", way)
+        raise ClusterError(wrong_type(str, address), way)
     if address.startswith("ray://"):
         what = "is an address for Ray Client, through which replicas cannot be fed"
         raise ClusterError(what, "Run on a node of the cluster, with its own address: host:port or auto.")

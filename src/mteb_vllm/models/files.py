@@ -95,7 +95,7 @@ def find_model(
         name, path = None, name
     if path is not None:
         return _local_model(name, revision, Path(os.path.expanduser(path)))  # noqa: PTH111
-    if name is None:
+    if not name:
         choices = names.assign("model.name", "org/name"), names.assign("model.path", "/folder")
         raise ModelError(f"no model is specified: set {' or '.join(choices)}")
     return _hub_model(name, revision, names)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mteb_vllm.config.schema import PathName
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -16,4 +18,4 @@ class Report:
 
     model_kinds: ClassVar[tuple[str, ...]] = ()
 
-    dir: str | None = None
+    dir: PathName | None = None

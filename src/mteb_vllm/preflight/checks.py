@@ -21,6 +21,7 @@ from mteb_vllm.preflight.models import engine_mistakes, recipe_mistakes
 from mteb_vllm.preflight.pipelines import check_pipeline
 from mteb_vllm.tasks import selection as task_selection
 from mteb_vllm.util.disk import why_not_writable
+from mteb_vllm.util.shell import suggest
 
 
 def check_config(config: RunConfig, *, broken: Collection[str] = ()) -> tuple[PipelineParts | None, list[Mistake]]:
@@ -174,6 +175,9 @@ def folder_mistakes(key: str, folder: str, below: str = "") -> list[Mistake]:
     """
     if not folder.strip():
         return [Mistake(key, "is empty", f"For the current folder: {key}=.", value=f"{folder!r}")]
+    if folder.startswith("~"):
+        expanded = suggest(key, str(Path(folder).expanduser()))
+        return [Mistake(key, "~ is not replaced by the home directory", f"Write: {expanded}", value=folder)]
     if not folder.isprintable():
         return [Mistake(key, "contains an unprintable character", value=f"{folder!r}")]
     if len(os.fsencode(Path(folder).absolute())) + _BELOW > _LONGEST_PATH:

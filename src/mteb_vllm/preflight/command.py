@@ -11,13 +11,13 @@ import functools
 import itertools
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
 from hydra._internal.config_loader_impl import get_overrides_dirname
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException, MissingConfigException
@@ -35,6 +35,7 @@ from mteb_vllm.config.schema import (
     SearchConfig,
     SlurmConfig,
     build,
+    check_working_folder,
     compose_config,
     composer,
     conf_dir,
@@ -51,6 +52,17 @@ from mteb_vllm.pipelines.factory import PipelineParts, is_report
 from mteb_vllm.preflight.checks import check_config, folder_mistakes
 from mteb_vllm.preflight.devices import device_mistakes, engine_size_mistakes
 from mteb_vllm.preflight.discovery import with_fields
+from mteb_vllm.preflight.files import (
+    OVERLAYS,
+    OwnFile,
+    encoding_mistakes,
+    explain_key,
+    file_mistake,
+    head_mistake,
+    own_file,
+    shadowed_files,
+    with_ending,
+)
 from mteb_vllm.preflight.hydra import (
     LOCAL_LAUNCHER,
     MISSING_SEARCH,
@@ -64,7 +76,8 @@ from mteb_vllm.preflight.hydra import (
 )
 from mteb_vllm.preflight.packages import package_mistakes, slurm_mistakes
 from mteb_vllm.util.masking import find_secrets, in_engine, mask, protect, register_fields, register_written
-from mteb_vllm.util.shell import keep_prefixes, suggest
+from mteb_vllm.util.shell import hydra_value, keep_prefixes, suggest
+from mteb_vllm.util.suggestions import nearest
 
 _Settings = TypeVar("_Settings")
 
@@ -120,6 +133,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         MissingPackageError: if vLLM is not installed.
         CatalogueError: if mteb or vLLM is installed, but cannot be read.
     """
+    check_working_folder()
     _clear_caches()
     register_written(overrides)
     points = []
@@ -138,7 +152,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         sampler = composition.sampler if search else None
         axes, unreadable = _axes([*composition.axes, *parsed] if swept else parsed, swept, sampler)
         launcher, unlaunched = _launcher(composition, swept)
-        mistakes += [*_shadowed_files(config_dir), *composition.mistakes, *unreadable, *unlaunched]
+        mistakes += [*shadowed_files(config_dir), *composition.mistakes, *unreadable, *unlaunched]
         typed = {override.key_or_group: _prefix(override) for override in parsed}
         combinations = _one_by_one(axes) if search else itertools.product(*(axis.values for axis in axes))
         for overrides_of_point in combinations:
@@ -163,16 +177,26 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         if points and not is_report(points[0].config):
             points[0] = replace(points[0], folder=composition.folder(overrides_of_point, swept))
             mistakes += _hydra_folder_mistakes(points[0])
+        mistakes = composition.explain(mistakes)
     mistakes += _report_mistakes(points)
+    _require_packages(points, mistakes)
+    if mistakes:
+        raise ConfigError(mistakes)
+    return points
+
+
+def _require_packages(points: Sequence[Point], mistakes: list[Mistake]) -> None:
+    """Append the mistakes of missing packages.
+
+    Raises:
+        MissingPackageError: if vLLM is missing, and there are no other mistakes.
+    """
     if not (points and all(is_report(point.config) for point in points)):
         mistakes += package_mistakes()
     if vllm_catalogue() is None and any(_needs_vllm(point.config) for point in points):
         if not mistakes:
             raise MissingPackageError(INSTALL)
         mistakes.append(Mistake("vLLM", "is required for this command", INSTALL, code="not_installed"))
-    if mistakes:
-        raise ConfigError(mistakes)
-    return points
 
 
 def _import_engine(composition: _Composition, overrides: Sequence[Override]) -> None:
@@ -180,16 +204,14 @@ def _import_engine(composition: _Composition, overrides: Sequence[Override]) -> 
 
     This is only worth it while the catalogues are made, which takes as long: a first run becomes shorter.
     """
-    _, config, mistakes = composition.point(overrides)
-    if config is None or mistakes or config.dry_run or not _needs_vllm(config):
-        return
-    stage = config.pipeline.get("first_stage")
-    if isinstance(stage, dict) and "engine" in stage:
-        return
     # Nothing has been checked yet; the checks, or the run itself, will report an error.
     with contextlib.suppress(Exception):
+        _, config, mistakes = composition.point(overrides)
+        if config is None or mistakes or config.dry_run or not _needs_vllm(config):
+            return
+        stage = config.pipeline.get("first_stage")
         _, variables, _, _, replicas, address = resolve_arguments(config.engine, config.model.engine)
-        if replicas == 1 and address is None:
+        if replicas == 1 and address is None and not (isinstance(stage, dict) and "engine" in stage):
             import_early(variables)
 
 
@@ -198,16 +220,22 @@ def _clear_caches() -> None:
     clear_cluster_cache()
 
 
-def register_secrets(overrides: Sequence[str], *, config_dir: str | None = None) -> None:
-    """Register the secrets of a configuration that is only printed, so that they are masked; Hydra reports its mistakes."""
+def register_secrets(overrides: Sequence[str], *, multirun: bool = False, config_dir: str | None = None) -> None:
+    """Register the secrets of a configuration that is only printed, so that they are masked.
+
+    Raises:
+        ConfigError: if it cannot be composed; other mistakes do not matter.
+    """
     register_written(overrides)
     if imported := search_path_mistakes(overrides):
         raise ConfigError(imported)
     try:
-        with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError, OSError), composer(config_dir):
+        with composer(config_dir):
             register_fields(compose_config(overrides))
-    except YAMLError as error:
-        raise ConfigError([Mistake("configuration", describe_error(error))]) from None
+    except _NOT_COMPOSED:
+        # Hydra refuses to print the configuration of a sweep.
+        if not multirun:
+            check(overrides, config_dir=config_dir)
 
 
 def _hydra_folder_mistakes(point: Point) -> list[Mistake]:
@@ -310,16 +338,29 @@ class _Composition:
         self.launcher: LauncherConfig | SlurmConfig | None = None
         # Valid overrides of Hydra's own settings; first those of the search path, which decides which files are found.
         self._fixed = [_text(override) for override in overrides if override.key_or_group == "hydra.searchpath"]
+        self._fixed_paths = tuple(self._fixed)
         self._options = functools.cache(lambda group: group_options(group, self._fixed))
         self._file = functools.cache(load_file)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
         self._checked_bases: dict[int, list[Mistake]] = {}  # by the id of a base
         self._clock = OmegaConf.create()  # holds the values of `${now:...}`
+        self._own: dict[OwnFile, None] = {}  # the user's files that were chosen, in their order
+        self._typed = {override.key_or_group: override for override in overrides}
+        self._alternatives: Callable[[tuple[str, ...], str], tuple[str, ...]] = functools.cache(
+            self._compose_alternative
+        )
         choices, values, _ = self._split([override for override in overrides if not override.is_sweep_override()])
         try:
             config = self._base(choices).copy()
-        except _NOT_COMPOSED:
+        except (*_NOT_COMPOSED, ConfigError):
             return  # `point` reports the reason
+        try:
+            self._read_settings(config, values)
+        except OmegaConfBaseException as error:  # such as a reference to an environment variable that is not set
+            self.mistakes.append(reference_mistake(error, values))
+
+    def _read_settings(self, config: DictConfig, values: Sequence[Override]) -> None:
+        """Read Hydra's own settings from a composed configuration."""
         OmegaConf.set_readonly(config.hydra, False)
         self.searches = str(config.hydra.sweeper.get("_target_")) == SEARCH_SWEEPER
         for override in values:
@@ -341,6 +382,100 @@ class _Composition:
         self.axes, unread = parse_overrides([f"{key}={value}" for key, value in params.items()])
         self.mistakes += unread
 
+    def explain(self, mistakes: Sequence[Mistake]) -> list[Mistake]:
+        """Return the mistakes, with what was probably meant by those whose reason is elsewhere than their key."""
+        return [self._explain(mistake) for mistake in dict.fromkeys(mistakes)]
+
+    def _explain(self, mistake: Mistake) -> Mistake:
+        override = self._typed.get(mistake.key)
+        if override is not None and override.value() == "" and mistake.value == "" and not mistake.nearest:
+            return replace(mistake, what="is empty", code="missing")
+        if override is not None and override.is_delete():
+            return mistake
+        if mistake.code == "unknown_key" and mistake.key.startswith(("pipeline.", "engine.", "hydra.")):
+            mistake = self._with_owner(mistake, override)
+        if mistake.code == "unknown_key" and override is not None and "." not in mistake.key and not override.package:
+            mistake = self._with_group(mistake, override)
+        return mistake if override is not None or mistake.written else explain_key(mistake, list(self._own))
+
+    def _with_owner(self, mistake: Mistake, override: Override | None) -> Mistake:
+        """Return the mistake of an unknown key with the files that have this key, or else with similar keys of theirs."""
+        parent, _, name = mistake.key.rpartition(".")
+        parts = mistake.key.split(".")
+        groups = ["/".join(parts[:end]) for end in range(1, len(parts))]
+        groups = [group for group in groups if group != "hydra" and self._options(group)]
+        if not groups or (groups == ["engine"] and mistake.nearest):
+            return mistake
+        single: list[list[tuple[str, ...]]] = [
+            [(f"{group}={option}",) for option in self._options(group)] for group in groups
+        ]
+        pairs = [one + other for one in single[0] for other in single[1]] if len(single) > 1 else []
+        similar: dict[tuple[str, ...], tuple[str, ...]] = {}
+        for words_of_level in (*single, pairs):
+            owners = []
+            for words in words_of_level:
+                keys = self._alternatives(words, parent)
+                if name in keys:
+                    owners.append(words)
+                elif alike := nearest(name, keys, 1):
+                    similar[words] = alike
+            shipped = [words for words in owners if all(_is_shipped(word) for word in words)]
+            if owners := shipped or owners:
+                text = "" if override is None else _text(override).lstrip("+")
+                what = f"this key belongs to {' or '.join(' '.join(words) for words in owners)}"
+                near = tuple(" ".join([*words, *([shlex.quote(text)] if text else [])]) for words in owners)
+                return replace(mistake, what=what, nearest=near, allowed="")
+        if mistake.nearest or override is None or parts[0] == "engine":
+            return mistake
+        value = _text(override).partition("=")[2]
+        meant = [
+            " ".join([*words, shlex.quote(f"{parent}.{key}={value}")])
+            for words, found in similar.items()
+            if all(_is_shipped(word) for word in words)
+            for key in found
+        ]
+        return replace(mistake, nearest=tuple(meant[:3]), allowed="" if meant else mistake.allowed)
+
+    def _compose_alternative(self, words: tuple[str, ...], parent: str) -> tuple[str, ...]:
+        """Return the keys of a section that the configuration has with these choices."""
+        try:
+            node = OmegaConf.select(compose_config([*self._fixed_paths, *words]), parent)
+        except _NOT_COMPOSED:
+            return ()
+        return tuple(map(str, node)) if isinstance(node, DictConfig) else ()
+
+    def _with_group(self, mistake: Mistake, override: Override) -> Mistake:
+        """Return the mistake of an unknown key without a dot with the groups that have a file of this name."""
+        if mistake.key == "local":
+            way = (
+                "Settings of this machine: put them into local/default.yaml in a folder of yours, and add --config-dir."
+            )
+            mistake = replace(mistake, what="there is no folder local/", allowed=way)
+        if mistake.nearest:
+            return mistake
+        value = override.value()
+        groups = [path.name for path in sorted(conf_dir().iterdir()) if path.is_dir() and path.name != "hydra"]
+        near = [f"{group}={value}" for group in groups if value in self._options(group)]
+        near = near or [f"{group}={value}" for group in nearest(mistake.key, groups)]
+        way = "" if near and mistake.key != "local" else mistake.allowed
+        return replace(mistake, nearest=tuple(map(shlex.quote, near)), allowed=way)
+
+    def _own_files(self, choices: Sequence[Override], chosen: Mapping[str, Any] | None = None) -> list[OwnFile]:
+        """Return the user's own files among the chosen ones.
+
+        Args:
+            choices: The choices on the command line.
+            chosen: The file of each group in a composed configuration; None if it could not be composed.
+        """
+        if chosen is None:
+            chosen = {"local": "default"} | {choice.key_or_group: choice.value() for choice in choices}
+        names = [
+            (group.partition("@")[0], name)
+            for group, value in chosen.items()
+            for name in (value if isinstance(value, list) else [value])
+        ]
+        return [file for group, name in names if (file := own_file(group, name)) is not None]
+
     def with_fields(self, mistakes: Sequence[Mistake]) -> list[Mistake]:
         """Return the mistakes, those of choices that Hydra cannot read with the fields that were probably meant."""
         return [
@@ -358,8 +493,11 @@ class _Composition:
         except ConfigError as error:
             return None, None, [*mistakes, *error.mistakes]
         except _NOT_COMPOSED as error:
-            return None, None, [*mistakes, *_composition_mistakes(error, choices)]
+            return None, None, [*mistakes, *_composition_mistakes(error, choices, self._own_files(choices))]
         files = base.hydra.runtime.choices
+        self._own |= dict.fromkeys(self._own_files(choices, files))
+        if wrong := [one for file in self._own if (one := head_mistake(file)) is not None]:
+            return None, None, [*mistakes, *wrong]
         config = OmegaConf.masked_copy(base, [str(key) for key in base if key != "hydra"])
         # All points of a command share the time of `${now:...}`, as those of a sweep of Hydra's do.
         OmegaConf.copy_cache(self._clock, config)
@@ -389,7 +527,7 @@ class _Composition:
                 what = "must not contain a secret: results depend on it, and secrets are not part of fingerprints"
                 way = "Secrets are only allowed in engine arguments and engine.env."
                 mistakes.append(Mistake(".".join(map(str, path)), what, way, code="refused"))
-        for overlay in ("experiment", "local"):
+        for overlay in OVERLAYS:
             if isinstance(plain.get(overlay), dict):
                 what = "the first line of its file must be: # @package _global_"
                 mistakes.append(Mistake(overlay, what, value=f"{files.get(overlay)}"))
@@ -443,7 +581,8 @@ class _Composition:
             if not options or isinstance(override.value(), dict):
                 values.append(override)
             elif (mistake := choice_mistake(override, options)) is not None:
-                mistakes.append(with_fields(mistake, _text(override), options, self._file, mteb_catalogue()))
+                mistake = with_fields(mistake, _text(override), options, self._file, mteb_catalogue())
+                mistakes.append(with_ending(mistake, key, override.value()))
             else:
                 choices.append(override)
         return choices, [override for override in values if override.key_or_group != "hydra.searchpath"], mistakes
@@ -490,14 +629,19 @@ class _Composition:
                 found = found[key] if there else None
             if found != value and not any(f"{full}.".startswith(f"{key}.") for key in by_hand):
                 way = f"To use the file's value: {suggest(full if there else f'+{full}', value)}"
-                yield _override_mistake(choice, f"the experiment (or local/) overrides its {full} with {found!r}", way)
+                what = f"the experiment (or local/) overrides its {full} with {_shortened(found)}"
+                yield _override_mistake(choice, what, way)
 
     def _name_mistakes(self, recipe: Any, config: DictConfig, at: str) -> Iterator[Mistake]:
         """Yield a mistake if a pinned recipe is used under the name of another model."""
         chosen = self._file(f"model/{recipe}") if isinstance(recipe, str) else {}
         pinned = any(chosen.get(field) is not None for field in ("revision", "path", "package"))
-        name = OmegaConf.select(config, f"{at}.name")
-        if pinned and chosen.get("name") is not None and name != chosen["name"]:
+        try:
+            name = OmegaConf.select(config, f"{at}.name")
+        except OmegaConfBaseException:
+            return  # reported when the whole configuration is resolved
+        readable = isinstance(name, (str, NoneType))
+        if readable and pinned and chosen.get("name") not in (None, name):
             what = (
                 f"the recipe {recipe} is for {chosen['name']}: its revision, path and prompts do not fit another model"
             )
@@ -598,12 +742,13 @@ def _one_by_one(axes: Sequence[_Axis]) -> Iterator[tuple[Override, ...]]:
             yield from ((*default, value) for value in axis.values)
 
 
-def _composition_mistakes(error: Exception, choices: Sequence[Override]) -> list[Mistake]:
+def _composition_mistakes(error: Exception, choices: Sequence[Override], files: Sequence[OwnFile]) -> list[Mistake]:
     """Return the mistakes for which Hydra could not compose a configuration.
 
     Args:
         error: Hydra's error.
         choices: The chosen files.
+        files: Those that are the user's own.
     """
     staged = [choice for choice in choices if choice.key_or_group == "pipeline/first_stage"]
     if staged and "No match in the defaults list" in str(error):
@@ -616,8 +761,8 @@ def _composition_mistakes(error: Exception, choices: Sequence[Override]) -> list
         return [_override_mistake(mounted[0], "only pipeline/first_stage=dense has this key", way)]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file == "hydra/sweeper/optuna":
         return [MISSING_SEARCH]
-    undecoded = list(_encoding_mistakes()) if isinstance(error, UnicodeDecodeError) else []
-    return undecoded or [Mistake("configuration", describe_error(error), code="syntax")]
+    undecoded = list(encoding_mistakes()) if isinstance(error, UnicodeDecodeError) else []
+    return undecoded or [file_mistake(error, files)]
 
 
 def _launcher(composition: _Composition, swept: bool) -> tuple[LauncherConfig | None, list[Mistake]]:
@@ -654,7 +799,7 @@ def _parse_settings(cls: type[_Settings], node: DictConfig, where: str) -> tuple
     except ConfigError as error:
         return None, list(error.mistakes)
     except OmegaConfBaseException as error:
-        return None, [Mistake(where, describe_error(error))]
+        return None, [replace(reference_mistake(error, ()), key=where)]
 
 
 def _job_mistakes(job: DictConfig) -> Iterator[Mistake]:
@@ -667,37 +812,18 @@ def _job_mistakes(job: DictConfig) -> Iterator[Mistake]:
             yield Mistake(f"hydra.job.env_set.{name}", what, f"Set it with: +engine.env.{name}=...")
 
 
-def _shadowed_files(config_dir: str | None) -> list[Mistake]:
-    """Return a mistake for each of the user's files that is hidden by a shipped one: Hydra finds that first."""
-    if config_dir is None:
-        return []
-    shipped = conf_dir()
-    mistakes = []
-    for file in sorted(shipped.rglob("*.yaml")):
-        twin = Path(config_dir, file.relative_to(shipped))
-        if twin.is_file() and twin.read_bytes() != file.read_bytes():
-            mistakes.append(
-                Mistake(str(twin), "is never read: a shipped file with the same name takes precedence", "Rename it.")
-            )
-    return mistakes
+# The longest value that a message shows in full, in characters.
+_LONGEST = 80
 
 
-def _encoding_mistakes() -> Iterator[Mistake]:
-    """Yield a mistake for each configuration file that is not UTF-8, which Hydra does not name; call inside `composer`."""
-    places = [item.path for item in GlobalHydra.instance().config_loader().get_search_path().get_path()]
-    for folder in [
-        place.removeprefix("file://") for place in places if place is not None and place.startswith("file://")
-    ]:
-        for file in sorted(Path(folder).rglob("*.yaml")):
-            try:
-                content = file.read_bytes()
-                content.decode("utf-8")
-            except UnicodeDecodeError as error:
-                line = content.count(b"\n", 0, error.start) + 1
-                what = f"is not UTF-8 (the byte 0x{content[error.start]:02x} in line {line})"
-                yield Mistake(str(file), what, "Convert it to UTF-8, with an editor or iconv.")
-            except OSError:
-                continue
+def _shortened(value: object) -> str:
+    text = hydra_value(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _is_shipped(choice: str) -> bool:
+    group, _, name = choice.partition("=")
+    return (conf_dir() / group / f"{name}.yaml").is_file() or group.startswith("hydra/sweeper")
 
 
 def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:

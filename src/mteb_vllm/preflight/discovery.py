@@ -29,6 +29,8 @@ def with_fields(
         mteb: The installed mteb's tasks, benchmarks and models.
     """
     key, _, raw = written.partition("=")
+    if not raw:
+        return mistake
     value, (group, _, package) = unquoted(raw), key.lstrip("+").partition("@")
     if group == "tasks" and not package:
         return _with_tasks(mistake, value, mteb)
@@ -51,7 +53,9 @@ def _with_tasks(mistake: Mistake, value: str, mteb: MtebCatalogue) -> Mistake:
     if not near:
         return mistake
     way = "tasks=... selects a file. To select tasks by name, set tasks.names; to select a benchmark, tasks.benchmark."
-    return replace(mistake, nearest=(*near, *mistake.nearest), allowed=way)
+    # That of a choice that Hydra cannot read is no file.
+    others = mistake.nearest if mistake.code != "syntax" else ()
+    return replace(mistake, nearest=(*near, *others), allowed=way)
 
 
 def _nearest_benchmarks(value: str, mteb: MtebCatalogue) -> tuple[str, ...]:
@@ -86,5 +90,5 @@ def _with_model(
             by_bare.setdefault(name.rpartition("/")[2].lower(), []).append(name)
         names = [name for bare in nearest(plain, by_bare) for name in by_bare[bare]]
     near = tuple(f"{other} {suggest(f'{place}.name', name)}" for name in names)
-    way = f"Any other model: {other} {place}.name=org/name. {mistake.allowed}"
+    way = f"Any other model: {other} {place}.name=org/name. {mistake.allowed}".rstrip()
     return replace(mistake, nearest=(*mistake.nearest, *near), allowed=way)

@@ -9,8 +9,9 @@ from mteb_vllm.catalogue import MtebCatalogue, known_prompt_key
 from mteb_vllm.config.schema import InstructionConfig, quoted
 from mteb_vllm.errors import Mistake
 from mteb_vllm.models.prompts import check_template
-from mteb_vllm.util.shell import as_typed, hydra_value
+from mteb_vllm.util.shell import as_typed, hydra_value, shown
 from mteb_vllm.util.suggestions import nearest
+from mteb_vllm.util.type_names import wrong_type
 
 
 def prompt_mistakes(where: str, values: Mapping[str, object], mteb: MtebCatalogue) -> list[Mistake]:
@@ -20,7 +21,7 @@ def prompt_mistakes(where: str, values: Mapping[str, object], mteb: MtebCatalogu
         path = f"{where}.{key}"
         if key == "from_model" and not where.endswith("model.prompts"):
             if not isinstance(value, bool):
-                mistakes.append(Mistake(f"{where}.{key}", "must be true or false", value=f"{value}"))
+                mistakes.append(Mistake(f"{where}.{key}", "must be true or false", value=shown(value)))
         elif not known_prompt_key(str(key), mteb):
             what = "is not a task, a task type, query, document, or a combination such as STS12-query"
             near = tuple(
@@ -28,13 +29,13 @@ def prompt_mistakes(where: str, values: Mapping[str, object], mteb: MtebCatalogu
             )
             mistakes.append(Mistake(f"{where}.{key}", what, nearest=near, code="unknown_key"))
         elif value is not None and not isinstance(value, str):
-            what = f"must be a string, not {type(value).__name__}"
+            what = wrong_type(str, value)
             mistakes.append(
                 Mistake(
                     f"{where}.{key}",
                     what,
                     quoted(path, value if isinstance(value, str) else hydra_value(value)),
-                    value=f"{value}",
+                    value=shown(value),
                 )
             )
     return mistakes

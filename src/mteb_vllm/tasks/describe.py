@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -40,8 +42,18 @@ def describe() -> dict[str, object]:
             if (splits := _splits_taken(benchmark))
             for name in (benchmark.name, *(benchmark.aliases or ()))
         },
+        "languages": _language_names(),
         "models": {meta.name: (meta.loader_kwargs or {}).get("model_prompts") for meta in mteb.get_model_metas()},
     }
+
+
+def _language_names() -> dict[str, str]:
+    from mteb.languages import ISO_TO_LANGUAGE
+
+    names = {str(name).lower(): code for code, name in ISO_TO_LANGUAGE.items()}
+    # mteb reads this file too, but has no public name for its content.
+    two_letters = files("mteb.languages").joinpath("iso_639_1_to_3.json")
+    return names | (json.loads(two_letters.read_text(encoding="utf-8")) if two_letters.is_file() else {})
 
 
 def _splits_taken(benchmark: Benchmark) -> dict[str, list[str]]:

@@ -27,7 +27,7 @@ def select(config: TasksConfig, catalogue: MtebCatalogue) -> tuple[list[TaskInfo
     if config.languages:
         codes = {code for task in catalogue.tasks.values() for code in task.languages}
         known = codes | {code.split("-")[0] for code in codes}
-        mistakes += _unknown("tasks.languages", config.languages, known, "there is no such language")
+        mistakes += [_unknown_language(name, known, catalogue) for name in config.languages if name not in known]
     if config.types:
         chosen = [task for task in chosen if task.type in config.types]
     if config.subsets and chosen:
@@ -206,6 +206,21 @@ def _split_mistakes(splits: Sequence[str], chosen: Sequence[TaskInfo], catalogue
 
 def _other_modalities(tasks: Iterable[TaskInfo]) -> str:
     return ", ".join(sorted({modality for task in tasks for modality in task.modalities} - {"text"}))
+
+
+def _unknown_language(name: str, known: Collection[str], catalogue: MtebCatalogue) -> Mistake:
+    """Return the mistake of a language that no task has, with its code if it is the name of a language."""
+    word, dash, script = name.lower().replace("_", "-").partition("-")
+    names = {other: code for other, code in catalogue.languages.items() if code in known}
+    near: tuple[str, ...] = ()
+    if word in names:
+        code = f"{names[word]}-{script.title()}"
+        near = (code if dash and code in known else names[word],)
+    elif len(word) > 3 and not dash:
+        near = tuple(dict.fromkeys(names[other] for other in nearest(word, names, 1)))
+    near = near or nearest(name, known)
+    way = "A language is a code of three letters, such as eng or deu; with its script: eng-Latn."
+    return Mistake("tasks.languages", "there is no such language", way, near, value=name, code="unknown_choice")
 
 
 def _unknown(where: str, names: Iterable[str] | None, known: Iterable[str], what: str) -> list[Mistake]:

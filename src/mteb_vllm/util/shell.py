@@ -89,6 +89,11 @@ def hydra_value(value: object) -> str:
     return _quoted(value)
 
 
+def shown(value: object) -> str:
+    """Return a value as it is shown in a message: text as it is, anything else as it would be typed."""
+    return value if isinstance(value, str) else hydra_value(value)
+
+
 def _quoted(text: str) -> str:
     # OmegaConf interprets `${` as a reference, and backslashes in front of it as escapes.
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)

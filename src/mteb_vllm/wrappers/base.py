@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -27,6 +28,7 @@ from mteb_vllm.results.measurements import EngineRecord
 from mteb_vllm.util.fingerprint import fingerprint
 from mteb_vllm.util.plain import Json, JsonObject
 from mteb_vllm.util.setting_names import SettingNames
+from mteb_vllm.util.type_names import require
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -118,6 +120,10 @@ class VllmWrapperBase:
         **engine_args: object,
     ) -> None:
         self._check_keywords(engine_args)
+        require("model", model, (str, os.PathLike, ModelMeta))
+        require("revision", revision, str)
+        require("path", path, (str, os.PathLike))
+        require("env", env, (dict, Mapping))
         on_cluster = ray_address is not None
         if (problem := replicas_problem(replicas, backend_of(engine_args), on_cluster=on_cluster)) is not None:
             raise ValueError(f"replicas={replicas}: {'. '.join(filter(None, problem))}")

@@ -19,6 +19,7 @@ from mteb_vllm.models.architectures import label_count_error
 from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.models.score_templates import Activation, ScoreTemplate
 from mteb_vllm.util.plain import JsonObject
+from mteb_vllm.util.type_names import require
 from mteb_vllm.wrappers.base import Recorder, VllmWrapperBase
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ class VllmCrossEncoderWrapper(VllmWrapperBase):
         chunk_size: int = 8192,
         **kwargs: Any,
     ) -> None:
+        require("score_template", score_template, str)
+        require("prompt_dict", prompt_dict, (dict, Mapping))
+        require("chunk_size", chunk_size, int)
         template = ScoreTemplate(score_template, query_prefix, document_prefix, activation)
         if prompt_dict and not template.takes_instruction:
             raise ValueError("prompt_dict has instructions, but there is no score_template with {{ instruction }}")

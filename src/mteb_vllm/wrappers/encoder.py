@@ -18,6 +18,7 @@ from mteb_vllm.inference.scoring import deduplicate
 from mteb_vllm.models.prompts import Prompts, load_template
 from mteb_vllm.util.plain import JsonObject
 from mteb_vllm.util.setting_names import SettingNames
+from mteb_vllm.util.type_names import require
 from mteb_vllm.wrappers.base import Recorder, VllmWrapperBase
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class EmbeddingWrapper(VllmWrapperBase):
         chunk_size: int = 8192,
         **kwargs: Any,
     ) -> None:
+        require("prompt_dict", prompt_dict, (dict, Mapping))
+        require("chunk_size", chunk_size, int)
         if use_instructions and instruction_template is None:
             raise ValueError(
                 "To use instructions, an instruction_template must be provided. For example, `Instruction: {instruction}`"

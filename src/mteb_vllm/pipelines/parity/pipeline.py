@@ -14,8 +14,8 @@ from mteb_vllm.config.schema import (
     Cosine,
     Count,
     InstructionConfig,
-    Names,
     NotNegative,
+    Paths,
     PositiveInt,
     RunConfig,
     ScoreTemplateConfig,
@@ -65,7 +65,7 @@ class Stored(SentenceTransformers):
         runs: A run's folder, or a folder with results in mteb's layout.
     """
 
-    runs: Names
+    runs: Paths
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mteb_vllm.config.schema import InstructionConfig, ModelConfig, NotNegative, NotNegativeInt, Share, TextsByKey
+from mteb_vllm.config.schema import (
+    InstructionConfig,
+    ModelConfig,
+    NotNegative,
+    NotNegativeInt,
+    PathName,
+    Share,
+    TextsByKey,
+)
 from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.errors import FirstStageError, Mistake
 from mteb_vllm.models.prompts import Prompts
@@ -165,7 +173,7 @@ class Saved(_Configured):
         path: A file, or a folder with one `<Task>_predictions.json` per task.
     """
 
-    path: str
+    path: PathName
 
     def file(self, task: str) -> Path:
         """Return the path of a task's file, whether it exists or not."""
