@@ -326,6 +326,11 @@ def wait_for(pattern: str, folder: Path, text: str = "", seconds: float = 300) -
         time.sleep(0.005)
 
 
+def have_ended(family: list[psutil.Process]) -> None:
+    """Check that processes have ended; those that were killed may need a moment on a busy machine."""
+    assert not psutil.wait_procs(family, timeout=20)[1]
+
+
 @pytest.mark.slow
 def test_a_terminated_sweep_lists_what_is_not_done_and_can_be_resumed(tmp_path: Path, control: Any) -> None:
     running = command(tmp_path / "out", *AXES)
@@ -337,7 +342,7 @@ def test_a_terminated_sweep_lists_what_is_not_done_and_can_be_resumed(tmp_path: 
     out, err = running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM and "Traceback" not in err
     assert "Not done: 3 of 4 points (1, 2, 3)." in out and f"{control[0].scores[TASK]:.5f}" in out
-    assert not [one for one in family if one.is_running()]
+    have_ended(family)
     assert (
         json.loads(next((tmp_path / "out").glob("sweeps/*/*/1/run.json")).read_text())["failure"]["kind"]
         == "interrupted"
@@ -359,7 +364,8 @@ def test_ctrl_c_ends_all_workers(tmp_path: Path, control: Any) -> None:
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGINT and "Traceback" not in err
-    assert "Not done:" in out and not [one for one in family if one.is_running()]
+    assert "Not done:" in out, out
+    have_ended(family)
     again = sweep(tmp_path / "out")
     assert [record.scores for record in again] == [record.scores for record in control]
     nothing_is_left(tmp_path / "out")
