@@ -51,7 +51,7 @@ def test_devices_are_gpus_of_this_machine() -> None:
     assert "twice" in only(*GPU, "hydra.launcher.devices=[0,0]", multirun=True)
     assert "names no GPU" in only(*GPU, "hydra.launcher.devices=[]", multirun=True)
     assert "hydra.launcher.devices=auto" in only(*GPU, "hydra.launcher.workers=2", multirun=True)
-    assert "valid list" in only(*GPU, "hydra.launcher.devices=0", multirun=True)
+    assert "must be a list" in only(*GPU, "hydra.launcher.devices=0", multirun=True)
 
 
 @pytest.mark.usefixtures("gpus")

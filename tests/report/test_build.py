@@ -122,7 +122,7 @@ def test_errors_in_the_configuration_are_reported(sweep: Path, tmp_path: Path) -
     assert "cannot be swept" in error_of("pipeline=report", f"runs={sweep}", "report.epsilon=0,1", multirun=True)
     assert "Add: pipeline=report" in error_of(f"runs={sweep}")
     assert "the sweep has points 0 to 1" in error_of("engine.dtype=float32,float16", "report.baseline=2", multirun=True)
-    assert "greater than or equal to 0" in error_of("pipeline=report", f"runs={sweep}", "report.epsilon=-1")
+    assert "must be 0 or more" in error_of("pipeline=report", f"runs={sweep}", "report.epsilon=-1")
     assert "computes no scores" in error_of("pipeline=report", f"runs={sweep}", "dry_run=true")
     (tmp_path / "file").write_text("in the way")
     assert f"pipeline.dir={tmp_path}/file" in error_of(

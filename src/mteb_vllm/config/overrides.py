@@ -259,7 +259,7 @@ def describe_error(error: Exception) -> str:
 
 
 def _in_plain_words(text: str) -> str:
-    """Return what OmegaConf says about a value's type, with the types in plain English; other texts unchanged."""
+    """Return an error of OmegaConf's about a value's type with the types in plain English; other texts unchanged."""
     if re.match(r"[Ff]ield '[^']*' is not Optional", text):
         return "must not be null"
     if (found := re.match(r"Value '.*' of type '(\w+)' could not be converted to (Integer|Float)", text)) is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from mteb_vllm.util.type_names import wrong_type
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
 
 CONFIG_NAME = "config"
 
@@ -44,12 +45,14 @@ class _OneOrMore:
 
 
 class _Words:
-    """What a value is, for the reference of the configuration: more than its type says."""
+    """The kind of a value, for the reference of the configuration, which is more precise than its type."""
 
     def __init__(self, words: str) -> None:
         self._words = words
 
-    def __get_pydantic_json_schema__(self, source: Any, handler: Any) -> Any:
+    def __get_pydantic_json_schema__(
+        self, source: object, handler: Callable[[object], dict[str, object]]
+    ) -> dict[str, object]:
         return {**handler(source), "words": self._words}
 
 
@@ -337,7 +340,7 @@ def composer(config_dir: str | None = None) -> Iterator[None]:
 
 
 def check_working_folder() -> None:
-    """Check that the working directory exists: almost every call of Hydra's and of ours asks for it.
+    """Check that the working directory exists: almost every call of Hydra's and of ours needs it.
 
     Raises:
         ConfigError: if it has been deleted.
@@ -493,8 +496,8 @@ _LIMITS = {
 }  # fmt: skip
 
 
-def _problem(item: Any) -> str:
-    """Return what is wrong with a value, from a validation error of pydantic's."""
+def _problem(item: ErrorDetails) -> str:
+    """Return the mistake in a value, from a validation error of pydantic's."""
     kind, first = item["type"], item["type"].partition("_")[0]
     if kind in _LIMITS:
         text, name = _LIMITS[kind]

@@ -460,7 +460,7 @@ class _Composition:
         way = "" if near and mistake.key != "local" else mistake.allowed
         return replace(mistake, nearest=tuple(map(shlex.quote, near)), allowed=way)
 
-    def _own_files(self, choices: Sequence[Override], chosen: Mapping[str, Any] | None = None) -> list[OwnFile]:
+    def _own_files(self, choices: Sequence[Override], chosen: Mapping[str, object] | None = None) -> list[OwnFile]:
         """Return the user's own files among the chosen ones.
 
         Args:

@@ -63,7 +63,7 @@ class OwnFile:
         return dict(_lines(node, self.package))
 
 
-def _lines(node: Any, path: str) -> Iterator[tuple[str, int]]:
+def _lines(node: yaml.Node | None, path: str) -> Iterator[tuple[str, int]]:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             dotted = f"{path}.{key.value}" if path else str(key.value)
@@ -185,7 +185,7 @@ def _culprit(error: Exception, files: Sequence[OwnFile]) -> OwnFile | None:
 
 
 def _remedy(error: Exception, text: str, file: OwnFile | None) -> tuple[str, str, tuple[str, ...]]:
-    """Return what is wrong with the file in which composition failed, a remedy, and the probably intended names."""
+    """Return the mistake in the file in which composition failed, a remedy, and the probably intended names."""
     if (found := _defaults_remedy(error, text, file.group if file is not None else "")) is not None:
         return found
     if "Cannot merge DictConfig with ListConfig" in text or "primary config" in text:

@@ -268,7 +268,7 @@ def _task(result: Mapping[str, Any]) -> tuple[TaskScore, bool]:
     return task, counted is None or len(scores) == len(counted)
 
 
-def _main_scores(result: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+def _main_scores(result: Mapping[str, object]) -> dict[tuple[str, str], float]:
     """Return the main scores of a result by split and subset; NaN for those that are not numbers."""
     scores = result.get("scores")
     if not isinstance(scores, dict):
@@ -284,7 +284,7 @@ def _main_scores(result: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     return found
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     """Return a number from a result: NaN for null, NaN and infinities.
 
     Raises:
