@@ -53,7 +53,7 @@ browser:
 test: check browser  ## the linters, then all tests except the slow ones, JOBS files at a time
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test-slow: install  ## the slow tests, JOBS files at a time: every fault of a sweep, a soak of kills, published scores, jobs of SLURM where it is installed
+test-slow: install  ## the slow tests, JOBS files at a time: fault injection in sweeps, a soak test that kills processes, published scores, and SLURM jobs if SLURM is installed
 	$(BIN)/pytest -m slow -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-conditions: install  ## mutation test: invert each condition that decides about reuse; a test must fail for each (CONDITIONS="results.lookup")

@@ -62,10 +62,12 @@ def vllm(warm_cache: Path) -> VllmCatalogue:
 def texts(mteb: MtebCatalogue, vllm: VllmCatalogue, warm_cache: Path) -> dict[str, bytes]:
     """Return the output of the child processes, by kind."""
 
-    def newest(pattern: str) -> bytes:
-        return read_with_checksum(max(warm_cache.glob(pattern), key=lambda path: path.stat().st_mtime))
+    def content(kind: str) -> bytes:
+        path = catalogue.catalogue_path(kind)
+        assert path is not None
+        return read_with_checksum(path)
 
-    return {"mteb": newest("mteb-*.json"), "vllm": newest("vllm*.json")}
+    return {kind: content(kind) for kind in ("mteb", "vllm")}
 
 
 @pytest.fixture

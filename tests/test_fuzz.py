@@ -31,7 +31,7 @@ from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_c
 from mteb_vllm.results.failures import Failure, save_failures
 from mteb_vllm.tasks import demo
 from mteb_vllm.util.console import Console
-from mteb_vllm.util.files import cache_dir, read_with_checksum
+from mteb_vllm.util.files import read_with_checksum
 from tiny_models import tiny_encoder
 
 SEED = 12
@@ -225,8 +225,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         made = {}
         for kind, read in (("mteb", mteb_catalogue), ("vllm", vllm_catalogue)):
             read()
-            newest = max(cache_dir().glob(f"{kind}*.json"), key=lambda path: path.stat().st_mtime)
-            made[kind] = read_with_checksum(newest)
+            path = catalogue.catalogue_path(kind)
+            assert path is not None
+            made[kind] = read_with_checksum(path)
         patch.setattr(catalogue, "_make", made.__getitem__)
         docs = demo.docstrings()[::9]
         patch.setattr(demo, "docstrings", lambda: docs)

@@ -184,25 +184,29 @@ def warm(meanwhile: Callable[[], object] | None = None) -> None:
     Raises:
         CatalogueError: if mteb or vLLM cannot be imported.
     """
-    vllm = vllm_distribution()
-    missing = not _path("mteb", "mteb", metadata.version("mteb")).exists()
-    missing |= vllm is not None and not _path("vllm", *vllm).exists()
+    paths = filter(None, map(catalogue_path, _SOURCES))
+    complete = all(path.exists() for path in paths)
     with ThreadPoolExecutor(2) as pool:
         making = [pool.submit(make) for make in (mteb_catalogue, vllm_catalogue)]
-        if missing and meanwhile is not None:
+        if not complete and meanwhile is not None:
             meanwhile()
         for one in making:
             one.result()
 
 
-def _path(kind: str, name: str, version: str) -> Path:
-    """Return where the catalogue of a package's version is stored."""
+def catalogue_path(kind: str) -> Path | None:
+    """Return where the catalogue of the installed `mteb` or `vllm` is stored; None if it is not installed."""
+    installed = ("mteb", metadata.version("mteb")) if kind == "mteb" else vllm_distribution()
+    if installed is None:
+        return None
+    name, version = installed
     code = b"".join((Path(__file__).parent / source).read_bytes() for source in _SOURCES[kind])
     return cache_dir() / f"{name}-{version}-py{platform.python_version()}-{hashlib.sha256(code).hexdigest()[:12]}.json"
 
 
 def _load(kind: str, name: str, version: str, what: str, seconds: int) -> dict[str, Any]:
-    path = _path(kind, name, version)
+    path = catalogue_path(kind)
+    assert path is not None
     try:
         return {"version": version, **json.loads(read_with_checksum(path), object_hook=_freeze)}
     except (OSError, ValueError, TypeError) as error:

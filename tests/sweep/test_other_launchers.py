@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mteb_vllm import run
+from mteb_vllm.engines.base import close_engines
 from mteb_vllm.preflight.command import check
 from mteb_vllm.progress import quiet_console
 from mteb_vllm.results.record import RunRecord, write_record
@@ -23,6 +24,7 @@ QUICK = ["engine=sentence_transformers", "engine.max_model_len=16"]
 
 @pytest.mark.slow
 def test_submitit_runs_points_one_by_one(tmp_path: Path) -> None:
+    close_engines()  # processes inherit the variables that an engine sets while it is open
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="NOT TESTED: its launcher is not installed")
     launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=20"]
     found: Any = run(
