@@ -3,6 +3,7 @@
     make bench-replicas                                # MiniLM, the demo corpus, 1 against 2 replicas
     make bench-replicas BENCH="--replicas 4 --pairs 20"
     make bench-replicas BENCH="--model one-layer"      # a BERT of one layer and 64 dimensions; or a model's folder
+    make bench-replicas BENCH="--busy 2"               # while two other processes compute all the time
 
 Both are open at the same time, and only one works at a time. Prints the ratio of the times of each pair of rounds, their
 median and a confidence interval of at least 95 % for it, as `overhead.py`.
@@ -12,7 +13,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from overhead import median, median_interval, one_layer, print_equality
@@ -25,6 +30,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10, help="number of pairs of rounds (default: 10)")
     parser.add_argument("--texts", type=int, default=None, help="use only the first texts of the corpus, this many")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--busy", type=int, default=0, help="how many other processes compute meanwhile (default: none)"
+    )
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -78,23 +86,36 @@ def compare(arguments: argparse.Namespace, name: str, folder: str) -> None:
 
     print_equality(encode_texts(many, texts, len(texts))[0], encode_texts(one, texts, len(texts))[0], "embeddings")
     ratios = []
-    for pair in range(arguments.pairs):
-        # The order alternates, so that a machine that slows down favours neither.
-        if pair % 2:
-            single, several = seconds(one), seconds(many)
-        else:
-            several, single = seconds(many), seconds(one)
-        ratios.append(several / single)
-        print(
-            f"pair {pair + 1:2}: {arguments.replicas} replicas {several:6.2f} s, 1 engine {single:6.2f} s, "
-            f"ratio {ratios[-1]:.3f}",
-            flush=True,
-        )
+    with other_work(arguments.busy):
+        for pair in range(arguments.pairs):
+            # The order alternates, so that a machine that slows down favours neither.
+            if pair % 2:
+                single, several = seconds(one), seconds(many)
+            else:
+                several, single = seconds(many), seconds(one)
+            ratios.append(several / single)
+            print(
+                f"pair {pair + 1:2}: {arguments.replicas} replicas {several:6.2f} s, 1 engine {single:6.2f} s, "
+                f"ratio {ratios[-1]:.3f}",
+                flush=True,
+            )
     low, high = median_interval(sorted(ratios))
     print(f"{name}, {len(texts)} texts, preset {one_spec.preset}, {arguments.dtype}:")
     print(f"median ratio {median(sorted(ratios)):.3f}, 95 % interval {low:.3f} to {high:.3f}, {len(ratios)} pairs")
     one.close()
     many.close()
+
+
+@contextmanager
+def other_work(processes: int) -> Iterator[None]:
+    """Run processes that compute all the time."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 if __name__ == "__main__":
