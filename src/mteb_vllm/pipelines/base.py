@@ -134,6 +134,11 @@ class Pipeline(ABC):
         return ("encoder",)
 
     @property
+    def runs_reference(self) -> bool:
+        """Whether every run of it evaluates all tasks with its reference."""
+        return self.reference is not None
+
+    @property
     def needs_tasks(self) -> bool:
         """Whether it uses the data of tasks."""
         return True

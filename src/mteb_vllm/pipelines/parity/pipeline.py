@@ -102,6 +102,11 @@ class Parity(Pipeline):
         """All kinds."""
         return ("encoder", "cross_encoder")
 
+    @property
+    def runs_reference(self) -> bool:
+        """Whether the reference is not given by stored scores, where it is run only for tasks whose scores differ."""
+        return not self.reference.get("runs")
+
     def settings(self, kind: str, tasks: Sequence[str]) -> dict[str, Any]:
         """Return all fields."""
         return {"parity": asdict(self)}
