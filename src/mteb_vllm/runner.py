@@ -52,6 +52,7 @@ from mteb_vllm.util.fingerprint import fingerprint
 from mteb_vllm.util.masking import scrub
 from mteb_vllm.util.phase import Phase
 from mteb_vllm.util.quiet import output_into, quiet_libraries
+from mteb_vllm.util.sentences import sentence
 
 if TYPE_CHECKING:
     from mteb_vllm.util.console import Console
@@ -377,8 +378,8 @@ def _engine_warnings(engine: EngineRecord | None) -> list[str]:
     """Return the warnings that vLLM gave while it opened, why it could not be given token ids, and lost replicas."""
     if engine is None:
         return []
-    slow = engine.text_reason is not None and engine.backend == "vllm"
-    note = [f"vLLM tokenised the texts itself, one at a time: {engine.text_reason}."] if slow else []
+    slow = engine.text_reason if engine.backend == "vllm" else None
+    note = [f"vLLM tokenised the texts itself, one at a time: {sentence(slow)}"] if slow is not None else []
     if engine.replicas_lost:
         note.append(
             f"{engine.replicas_lost} of {engine.replicas} replicas of the engine died, and the others did their work. The "

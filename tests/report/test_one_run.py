@@ -8,6 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from mteb_vllm.errors import EngineStartError
 from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.progress import Progress
 from mteb_vllm.report import one_run
@@ -133,6 +136,29 @@ def test_the_summary_counts_cached_results() -> None:
     made = record(FINE, REUSED)
     made.config = {"results": {"dir": "outputs"}}
     assert "1 of 2 results were cached; to recompute them: results.reuse=none" in shown(one_run.print_summary, made)
+
+
+def test_the_record_is_shown_relative_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = record(FINE)
+    made.config = {"results": {"dir": "outputs"}}
+    made.output_dir = str(tmp_path / "outputs" / "runs" / "1")
+    write_record(made, Path(made.output_dir))
+    monkeypatch.chdir(tmp_path)
+    assert shown(one_run.print_summary, made).splitlines()[-1] == "Record: outputs/runs/1/run.json"
+    monkeypatch.chdir(tmp_path / "outputs" / "runs" / "1")
+    assert shown(one_run.print_summary, made).splitlines()[-1] == "Record: run.json"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    # A console breaks long lines.
+    assert "".join(shown(one_run.print_summary, made).split()).endswith(f"Record:{made.output_dir}/run.json")
+
+
+def test_advice_ends_with_one_full_stop() -> None:
+    for advice in ("repair the data", "repair the data."):
+        failure = Failure("data", "no such split", "STS12", advice=advice)
+        assert "What to try: repair the data.\n" in shown(one_run.print_failure, failure)
+        assert one_run.failure_lines(failure)[2] == "What to try: repair the data."
+        assert str(EngineStartError("it did not open", advice)).endswith("What to try: repair the data.")
 
 
 def test_no_number_is_wrapped_on_a_narrow_terminal() -> None:

@@ -261,6 +261,7 @@ def test_parity_names_the_points_that_passed_and_the_deviations_of_the_others(tm
     )
     assert (
         "point 2 (engine.dtype=float16): at worst -0.01240 in STS12, lowest cosine similarity 0.41000. Pooling:" in text
+        and "the lowest cosine is 0.99999.\n" in text
     )
     assert "Best:" not in text and "no best point" not in text
     rows = list(csv.DictReader((made / "report.csv").open()))

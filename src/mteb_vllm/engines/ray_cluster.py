@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from mteb_vllm.errors import Code
 from mteb_vllm.util.machine import cpu_build
+from mteb_vllm.util.sentences import sentence
 from mteb_vllm.util.type_names import wrong_type
 
 _ASK = """
@@ -50,7 +51,7 @@ class ClusterError(Exception):
     """
 
     def __init__(self, what: str, way: str = "", code: Code = "invalid") -> None:
-        super().__init__(f"{what}. {way}" if way else what)
+        super().__init__(f"{sentence(what)} {way}" if way else what)
         self.what, self.way, self.code = what, way, code
 
 

@@ -8,6 +8,7 @@ from mteb_vllm.report.formatting import markdown, number
 from mteb_vllm.results.parity import ParityRecord, SplitVerdict, TaskVerdict
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.escape import inline
+from mteb_vllm.util.sentences import sentence
 
 COLUMNS = (
     "task", "split", "metric", "reference", "engine", "difference", "lowest cosine", "top-k overlap", "Kendall tau", "verdict"
@@ -101,5 +102,5 @@ def _worst(parity: ParityRecord) -> list[str]:
 
 
 def _hints(parity: ParityRecord) -> list[str]:
-    notes = [f"No cause found: {note}." for note in parity.notes]
+    notes = [f"No cause found: {sentence(note)}" for note in parity.notes]
     return [*(f"Hint ({hint.cause}): {hint.says}" for hint in parity.hints), *notes]
