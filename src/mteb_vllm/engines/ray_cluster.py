@@ -238,7 +238,10 @@ def explain(message: str, address: str) -> tuple[str, str]:
         theirs, ours = (", ".join(f"{name} {version}" for name, version in versions[at : at + 2]) for at in (0, 2))
         return f"the cluster runs {theirs}, but this process {ours}", "Install the same versions on all nodes."
     if address == "auto" and "Could not find any running Ray instance" in message:
-        return "no Ray cluster runs on this machine", "Start one (ray start --head), or name its address: host:port."
+        return (
+            "no Ray cluster is running on this machine",
+            "Start one (ray start --head), or name its address: host:port.",
+        )
     return f"Ray cannot join this cluster: {lines[0] if lines else message}", "Is this machine a node of it? ray status"
 
 

@@ -76,7 +76,8 @@ def page(comparison: Comparison, answer: Sequence[str], title: str, charts: Mapp
     )
     environment.filters |= {
         "breakable": _breakable, "clipped": _clipped, "number": number, "pairs": _pairs, "range": _range,
-        "sentence": sentence, "shorten": shorten, "signed": signed, "speed_effect": speed_effect, "times": times, "whole": _whole,
+        "sentence": sentence, "shorten": shorten, "signed": signed, "speed_effect": speed_effect, "times": times,
+        "whole": _whole,
     }  # fmt: skip
     index = {row.point.name: at for at, row in enumerate(comparison.rows)}
     constants = list(comparison.constants.items())
