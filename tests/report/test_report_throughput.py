@@ -166,7 +166,7 @@ def test_a_sweep_without_scores_is_about_speed(tmp_path: Path) -> None:
     head = next(line for line in text.splitlines() if line.startswith("point "))
     assert re.split(r"  +", head.strip()) == [
         "point", "engine.dtype", "requests/s", "tokens/s", "vs. baseline", "p50 at batch 1 (ms)", "MFU", "spread",
-        "seconds", "engine start (s)", "peak memory (MiB)",
+        "wall time (s)", "engine start (s)", "peak memory (MiB)",
     ]  # fmt: skip
     static = (made / "report.html").read_text().split("<script")[0]
     assert "all-MiniLM-L6-v2: throughput</h1>" in static and 'id="throughput"' in static and "0 tasks" not in static

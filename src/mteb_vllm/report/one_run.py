@@ -35,8 +35,9 @@ RERANK_COLUMNS = (
 
 # The phases until a run's first score. Shorter ones are not shown, in seconds.
 _PHASES = {
-    "start": "starting", "import": "importing mteb", "engine": "opening the engine", "load": "loading data",
-    "encode": "encoding", "store": "in the embedding cache", "score": "scoring", "other": "other work",
+    "start": "starting", "import": "importing mteb", "first_stage": "for the first stage", "reference": "for the reference",
+    "engine": "opening the engine", "load": "loading data", "encode": "encoding", "store": "in the embedding cache",
+    "score": "scoring", "other": "other work",
 }  # fmt: skip
 _SHORTEST = 0.1
 
