@@ -148,7 +148,7 @@ def throughput_runs() -> list[RunRecord]:
 def parity_runs() -> list[RunRecord]:
     """Parity runs: float32 passes, bfloat16 just misses the tolerance, and float16 has the wrong pooling."""
     offs = {"float32": (2e-7, 0.9999997, ""), "bfloat16": (-7e-4, 0.99985, ""),
-            "float16": (-0.0124, 0.41, "with CLS pooling, the reference matches: the lowest cosine is 0.99999")}  # fmt: skip
+            "float16": (-0.0124, 0.41, "with CLS pooling, the reference matches: the lowest cosine is 0.99999.")}  # fmt: skip
     return [
         record(
             at, "pipeline=parity", dtype=dtype, parity=parity(off, cosine=cosine, hint=hint),

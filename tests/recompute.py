@@ -89,7 +89,7 @@ def check(sweep: Path) -> int:
 # The status of a result that was read from the results store.
 CACHED = "cached"
 
-TECHNICAL = ("computed", "stored", "cached_results", "engine_start_seconds", "seconds", "peak_memory_mb")
+TECHNICAL = ("computed", "stored", "cached_results", "engine_start_seconds", "wall_time_seconds", "peak_memory_mb")
 
 # The columns of the page that say "cached" where all results of a point were.
 MEASURED = ("texts/s", "pairs/s", "tokens/s", "engine start (s)", "peak memory (MiB)")
@@ -102,7 +102,7 @@ SHOWN: dict[str, tuple[str, Any]] = {
     "tokens/s": ("tokens_per_second", "{:,.0f}".format),
     "computed": ("computed", "{:,}".format),
     "engine start (s)": ("engine_start_seconds", "{:,.1f}".format),
-    "seconds": ("seconds", "{:,.1f}".format),
+    "wall time (s)": ("wall_time_seconds", "{:,.1f}".format),
     "peak memory (MiB)": ("peak_memory_mb", "{:,.0f}".format),
     "pairs/s": ("texts_per_second", "{:,.0f}".format),
     "first stage": ("first_stage", "{:.5f}".format),
@@ -215,7 +215,7 @@ def expect(root: Path, run: dict[str, Any]) -> dict[str, Any]:
         "cached": is_cached(run),
         "cached_results": sum(task["status"] == CACHED for task in run["tasks"]),
         "engine_start_seconds": engine["seconds"] if engine and engine.get("opened") else None,
-        "seconds": run["seconds"],
+        "wall_time_seconds": run["seconds"],
         "peak_memory_mb": None
         if idle(run)
         else sum(memory.get(key, 0) for key in ("process", "engine_processes")) or None,

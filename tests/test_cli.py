@@ -119,6 +119,7 @@ def test_flags_may_follow_overrides(run: Any) -> None:
         (["--experimental-rerun", "x.pickle"], "it computes only what is missing"),
         (["engine.dtype=flaot32"], "Did you mean engine.dtype=float32?"),
         (["model"], "model: is not of the form key=value"),
+        (["evaluate"], "form key=value\n    Did you mean pipeline=evaluate?\n    See: mteb-vllm --help\n"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -14,6 +14,7 @@ from mteb_vllm.errors import ConfigError, Mistake, StorageError
 from mteb_vllm.pipelines.factory import is_report
 from mteb_vllm.progress import quiet_console, terminal
 from mteb_vllm.report.build import build_report
+from mteb_vllm.report.formatting import count
 from mteb_vllm.results.record import RunRecord
 from mteb_vllm.util import disk
 from mteb_vllm.util.type_names import wrong_type
@@ -106,7 +107,7 @@ def execute(
     from mteb_vllm.engines.base import close_engines
     from mteb_vllm.results.search import Search
     from mteb_vllm.sweep.job import Job
-    from mteb_vllm.sweep.launcher import known_device, register
+    from mteb_vllm.sweep.launcher import known_device, register, unknown_device_note
     from mteb_vllm.sweep.planning import plan_points
     from mteb_vllm.util.machine import assume_device
 
@@ -114,7 +115,10 @@ def execute(
         return report(points[0], console)
     if any(point.config.dry_run for point in points):
         with assume_device(known_device(points)):
-            return dry_run(plan_points(points), console, points[0])
+            planned = dry_run(plan_points(points), console, points[0])
+        if note := unknown_device_note(points):
+            console.print_line(f"Note: {note}", style="yellow")
+        return planned
     planned = plan_points(points)
     searched, tolerance = points[0].searched, points[0].config.report.score_tolerance
     job = Job(console, planned, search=Search(searched, tolerance) if searched else None, since=since)
@@ -179,6 +183,7 @@ def dry_run(points: Sequence[PlannedPoint], console: Console, first: Point) -> l
     if first.searched and first.composed is not None:
         n_trials = first.composed.hydra.sweeper.n_trials
         console.print_line(
-            f"Point 0 is the default. The search then chooses {n_trials} points: {', '.join(first.searched)}."
+            f"The table shows only point 0, the default. The search then chooses {count(n_trials, 'more point')}, varying "
+            f"{', '.join(first.searched)}."
         )
     return planned

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mteb_vllm.util.masking import mask
+from mteb_vllm.util.sentences import sentence
 
 # The machine-readable kind of a mistake.
 Code = Literal[
@@ -129,7 +130,7 @@ class EngineStartError(EngineError):
     """
 
     def __init__(self, message: str, advice: str = "") -> None:
-        super().__init__(f"{message}\n  What to try: {advice}." if advice else message)
+        super().__init__(f"{message}\n  What to try: {sentence(advice)}" if advice else message)
         self.advises = bool(advice)
 
 

@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ from mteb_vllm.util.fingerprint import fingerprint
 from mteb_vllm.util.masking import scrub
 from mteb_vllm.util.phase import Phase
 from mteb_vllm.util.quiet import output_into, quiet_libraries
+from mteb_vllm.util.sentences import sentence
 
 if TYPE_CHECKING:
     from mteb_vllm.util.console import Console
@@ -334,7 +335,7 @@ def _run(
                 if outcome.status == "computed" and not record.first_score:
                     engine = context.model.engine_record()
                     record.first_score = _first_score(
-                        outcome, engine, work.import_seconds, time.perf_counter() - started
+                        outcome, engine, work.import_seconds, context.seconds_before, time.perf_counter() - started
                     )
         finally:
             record.throughput, record.parity = context.throughput, context.parity
@@ -365,11 +366,15 @@ def _run(
 
 
 def _first_score(
-    outcome: TaskOutcome, engine: EngineRecord | None, import_seconds: float, total: float
+    outcome: TaskOutcome,
+    engine: EngineRecord | None,
+    import_seconds: float,
+    seconds_before: Mapping[str, float],
+    total: float,
 ) -> dict[str, float]:
     """Return the seconds until a run's first score, by phase; see `RunRecord.first_score`."""
     opening = engine.seconds if engine is not None and engine.opened else 0.0
-    phases = {"import": import_seconds, "engine": opening, **outcome.seconds}
+    phases = {"import": import_seconds, **seconds_before, "engine": opening, **outcome.seconds}
     return phases | {"other": max(total - sum(phases.values()), 0.0)}
 
 
@@ -377,8 +382,8 @@ def _engine_warnings(engine: EngineRecord | None) -> list[str]:
     """Return the warnings that vLLM gave while it opened, why it could not be given token ids, and lost replicas."""
     if engine is None:
         return []
-    slow = engine.text_reason is not None and engine.backend == "vllm"
-    note = [f"vLLM tokenised the texts itself, one at a time: {engine.text_reason}."] if slow else []
+    slow = engine.text_reason if engine.backend == "vllm" else None
+    note = [f"vLLM tokenised the texts itself, one at a time: {sentence(slow)}"] if slow is not None else []
     if engine.replicas_lost:
         note.append(
             f"{engine.replicas_lost} of {engine.replicas} replicas of the engine died, and the others did their work. The "

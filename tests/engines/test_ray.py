@@ -200,7 +200,8 @@ This process on node 10.0.0.1 was started with:
     what, _ = explain(mismatch, "auto")
     assert what == "the cluster runs Ray 2.48.0, Python 3.12.1, but this process Ray 2.60.0, Python 3.11.13"
     assert (
-        explain("Could not find any running Ray instance. Please", "auto")[0] == "no Ray cluster runs on this machine"
+        explain("Could not find any running Ray instance. Please", "auto")[0]
+        == "no Ray cluster is running on this machine"
     )
     assert explain("\nfirst\nsecond", "a:1")[0] == "Ray cannot join this cluster: first"
 

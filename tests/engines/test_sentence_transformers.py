@@ -148,6 +148,7 @@ def test_settings_that_cannot_be_compared_are_errors(tmp_path: Path) -> None:
         "pipeline.reference.engine.backend=vllm",
         "+model.engine.backend=sentence_transformers",
     )
-    assert "pipeline.tolerance=-1" in text and "contains neither runs nor results" in text
+    assert "pipeline.tolerance=-1" in text
+    assert f"pipeline.reference.runs={tmp_path}: contains neither runs nor results" in text
     assert "pipeline.reference.engine.backend=vllm: the reference must be sentence-transformers" in text
     assert "model.engine.backend=sentence_transformers: a recipe cannot set the backend" in text

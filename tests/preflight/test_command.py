@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import other_words
 from mteb_vllm import catalogue, cli
-from mteb_vllm.config.schema import CONFIG_NAME, RunConfig, compose_config, composer, group_options, parse
+from mteb_vllm.config.schema import CONFIG_NAME, RunConfig, compose_config, composer, conf_dir, group_options, parse
 from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake, TemplateError
 from mteb_vllm.models.files import package_folder
 from mteb_vllm.models.prompts import load_template
@@ -223,7 +223,9 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("dry_run=ture", "Did you mean dry_run=true?"),
         ("hydra/launcher=submitit", "there is no file submitit.yaml in hydra/launcher/"),
         ("experiment=null", "To remove a group: ~experiment"),
-        ("float32", "is not of the form key=value"),
+        ("float32", "is not of the form key=value\n    See: mteb-vllm --help"),
+        ("minilm", "is not of the form key=value\n    Did you mean model=minilm?"),
+        ("evalute", "is not of the form key=value\n    Did you mean pipeline=evaluate?"),
         ("prompts.query=[a", "the bracket [ is not closed\n    Did you mean 'prompts.query=[a]'?\n    Quote strings"),
         ("tasks.names=[a,b", "the bracket [ is not closed\n    Did you mean 'tasks.names=[a,b]'?"),
         ("tasks.names=[a}", "the bracket [ is closed by }\n    Did you mean 'tasks.names=[a]'?"),
@@ -280,6 +282,19 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_message_says_what_to_do(override: str, message: str) -> None:
     assert message in only(override)
+
+
+def test_every_required_value_comes_with_what_to_set_it_to() -> None:
+    files = [file for file in conf_dir().rglob("*.yaml") if ": ???" in file.read_text(encoding="utf-8")]
+    assert files
+    for file in files:
+        group, choice = file.parent.relative_to(conf_dir()).as_posix(), file.stem
+        home = {"pipeline/reference": "parity", "pipeline/first_stage": "rerank"}[group]
+        with pytest.raises(ConfigError) as error:
+            check([f"pipeline={home}", f"{group}={choice}"])
+        (found,) = error.value.mistakes
+        assert (found.what, found.code) == ("is required", "missing") and found.allowed.startswith("Set it to "), file
+        assert found.allowed.endswith(f": {found.key}=...") and found.key.startswith(group.replace("/", ".")), file
 
 
 def test_a_pipeline_of_another_package_is_refused_and_never_imported(

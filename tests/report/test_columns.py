@@ -34,7 +34,7 @@ def test_technical_columns_come_after_the_scores(compared: Comparison) -> None:
     kinds = [column.kind for column in columns]
     settings = [at for at, kind in enumerate(kinds) if kind == "setting"]
     scores = [at for at, kind in enumerate(kinds) if kind in ("mean", "type", "task")]
-    keys = ("seconds", "engine_start_seconds", "peak_memory_mb")
+    keys = ("wall_time_seconds", "engine_start_seconds", "peak_memory_mb")
     technical = [at for at, column in enumerate(columns) if column.key in keys]
     assert max(settings, default=0) < min(scores) and max(scores) < min(technical) == len(columns) - 4
     # They are also the first that a narrow terminal leaves out.

@@ -8,10 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from measured_runs import parity
+from mteb_vllm.errors import EngineStartError
 from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.progress import Progress
 from mteb_vllm.report import one_run
+from mteb_vllm.report.parity import print_parity
 from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.parity import DifferingText
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 from mteb_vllm.util.console import Console
 
@@ -133,6 +139,47 @@ def test_the_summary_counts_cached_results() -> None:
     made = record(FINE, REUSED)
     made.config = {"results": {"dir": "outputs"}}
     assert "1 of 2 results were cached; to recompute them: results.reuse=none" in shown(one_run.print_summary, made)
+
+
+def test_the_record_is_shown_relative_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = record(FINE)
+    made.config = {"results": {"dir": "outputs"}}
+    made.output_dir = str(tmp_path / "outputs" / "runs" / "1")
+    write_record(made, Path(made.output_dir))
+    monkeypatch.chdir(tmp_path)
+    assert shown(one_run.print_summary, made).splitlines()[-1] == "Record: outputs/runs/1/run.json"
+    monkeypatch.chdir(tmp_path / "outputs" / "runs" / "1")
+    assert shown(one_run.print_summary, made).splitlines()[-1] == "Record: run.json"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    # A console breaks long lines.
+    assert "".join(shown(one_run.print_summary, made).split()).endswith(f"Record:{made.output_dir}/run.json")
+
+
+def test_the_first_score_names_what_ran_before_the_engine() -> None:
+    made = record(FINE)
+    made.config = {"results": {"dir": "outputs"}}
+    made.first_score = {"start": 1.0, "import": 2.0, "reference": 57.8, "engine": 20.0, "load": 0.01, "encode": 4.0}
+    expected = (
+        "First score after 84.8 s: 1.0 s starting, 2.0 s importing mteb, 57.8 s for the reference, 20.0 s opening"
+    )
+    assert expected in shown(one_run.print_summary, made)
+
+
+def test_the_texts_that_differ_most_are_quoted_with_their_side() -> None:
+    verdict = parity(-0.0124, cosine=0.41)
+    verdict.tasks[0].worst = [DifferingText("Set up\na server", "texts", 0.38128), DifferingText("how?", "query", 0.5)]
+    text = shown(print_parity, verdict)
+    assert 'STS12: cosine similarity 0.38128: "Set up a server"\n' in text
+    assert 'STS12: cosine similarity 0.50000, query: "how?"\n' in text
+
+
+def test_advice_ends_with_one_full_stop() -> None:
+    for advice in ("repair the data", "repair the data."):
+        failure = Failure("data", "no such split", "STS12", advice=advice)
+        assert "What to try: repair the data.\n" in shown(one_run.print_failure, failure)
+        assert one_run.failure_lines(failure)[2] == "What to try: repair the data."
+        assert str(EngineStartError("it did not open", advice)).endswith("What to try: repair the data.")
 
 
 def test_no_number_is_wrapped_on_a_narrow_terminal() -> None:

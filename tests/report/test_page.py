@@ -129,6 +129,13 @@ def test_many_tasks_are_behind_a_checkbox_and_types_have_means() -> None:
     assert 'id="all-tasks"' in static and static.count('<th scope="col" class="type">') == 6
 
 
+def test_the_wall_time_is_explained_where_it_is_shown() -> None:
+    for seconds, shown in ((9.0, True), (None, False)):
+        text = unescape(html(compare([replace(point, seconds=seconds) for point in points(2)])))
+        assert (">wall time (s)</button>" in text) is shown
+        assert ("The wall time is that of a point's whole run" in text) is shown
+
+
 def test_reranking_shows_gain_ceiling_and_shares() -> None:
     of = comparison(3, reranked=True)
     static = html(of).split("<script")[0].replace("<wbr>", "")

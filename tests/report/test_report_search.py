@@ -54,8 +54,8 @@ def test_the_best_point_is_shown_against_the_default_as_yaml_and_as_a_command(tm
     text = shown(search, tmp_path)
     assert "Best of 3 points: point 1 (engine.dtype=float16 prompts=e5), 100.0 texts/s, mean score 0.50000\n" in text
     assert "Default: point 0, 50.0 texts/s" in text and "2.00 times as fast, in a single measurement of each" in text
-    refused = "point 2 (engine.dtype=bfloat16 prompts=e5): its scores differ by more than report.score_tolerance=0.01"
-    assert f"Refused: {refused}: A 0.52000 instead of 0.50000\n" in text
+    rejected = "point 2 (engine.dtype=bfloat16 prompts=e5): its scores differ by more than report.score_tolerance=0.01"
+    assert f"Rejected: {rejected}: A 0.52000 instead of 0.50000\n" in text
     assert "No objective: point 3" in text and "no memory" in text
     written = (tmp_path / "best" / "engine" / "mine.yaml").read_text()
     assert yaml.safe_load(written) == {"preset": "auto", "dtype": "float16", "max_model_len": 64}
@@ -86,14 +86,14 @@ def test_pairs_are_called_pairs(tmp_path: Path) -> None:
 def test_a_search_can_find_nothing(tmp_path: Path) -> None:
     slower = shown(searched(point(1, 2.5, dtype="float16")), tmp_path)
     assert "found nothing better than the default" in slower and "times as fast" not in slower
-    refused = shown(searched(point(1, 1.0, score=0.7, dtype="float16")), tmp_path)
-    assert "The search found nothing: each of the chosen points (1) failed or was refused.\n" in refused
-    assert "To use it" not in refused
+    rejected = shown(searched(point(1, 1.0, score=0.7, dtype="float16")), tmp_path)
+    assert "The search found nothing: each of the chosen points (1) failed or was rejected.\n" in rejected
+    assert "To use it" not in rejected
 
 
 def test_scores_are_compared_by_their_difference(tmp_path: Path) -> None:
     search = searched(point(1, 1.0, score=0.75, dtype="float16", name="mean"), name="mean")
-    search.refused.clear()
+    search.rejected.clear()
     text = shown(search, tmp_path)
     assert "mean score 0.75000" in text and "The mean score of the best is higher by 0.25000." in text
 

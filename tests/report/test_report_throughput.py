@@ -166,7 +166,7 @@ def test_a_sweep_without_scores_is_about_speed(tmp_path: Path) -> None:
     head = next(line for line in text.splitlines() if line.startswith("point "))
     assert re.split(r"  +", head.strip()) == [
         "point", "engine.dtype", "requests/s", "tokens/s", "vs. baseline", "p50 at batch 1 (ms)", "MFU", "spread",
-        "seconds", "engine start (s)", "peak memory (MiB)",
+        "wall time (s)", "engine start (s)", "peak memory (MiB)",
     ]  # fmt: skip
     static = (made / "report.html").read_text().split("<script")[0]
     assert "all-MiniLM-L6-v2: throughput</h1>" in static and 'id="throughput"' in static and "0 tasks" not in static
@@ -261,6 +261,7 @@ def test_parity_names_the_points_that_passed_and_the_deviations_of_the_others(tm
     )
     assert (
         "point 2 (engine.dtype=float16): at worst -0.01240 in STS12, lowest cosine similarity 0.41000. Pooling:" in text
+        and "the lowest cosine is 0.99999.\n" in text
     )
     assert "Best:" not in text and "no best point" not in text
     rows = list(csv.DictReader((made / "report.csv").open()))

@@ -127,12 +127,18 @@ def test_the_states_of_points(tmp_path: Path) -> None:
     states = [row[header.index("state")] for row in rows]
     assert header == ["point", "engine.max_num_seqs", "fingerprint", "state", "engine", "input (est.)", "tokens (est.)"]
     assert states[0] == "done" and states[1] == "to run (1 of 2 tasks: STS13)"
-    assert states[2].startswith("stale: vllm 0.26 -> ")
+    assert states[2].startswith("stale: vllm 0.26 -> ") and states[2].endswith(" (STS13)"), "STS12 was never computed"
     assert states[3] == "failed before: killed in STS12: the process ended"
     assert planned(*words, "results.reuse=none")[0].state == "to run"
     console = Console(file=io.StringIO(), width=200)
     print_plan(console, points, swept=True)
     assert "3 of 4 points to run, 3 engines to open" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def states_of(points: list[PlannedPoint]) -> list[str]:
+    """Return the column of states of the table of points."""
+    header, rows = plan_table(points)
+    return [row[header.index("state")] for row in rows]
 
 
 def last_line(points: list[PlannedPoint], *, swept: bool = False) -> str:
@@ -160,6 +166,23 @@ def test_the_summary_of_a_dry_run_names_what_there_is_to_run(tmp_path: Path) -> 
     assert throughput.startswith("To run: throughput, 1 engine to open (") and statistics not in throughput
 
 
+def test_the_summary_of_a_dry_run_counts_every_engine_that_is_opened(tmp_path: Path) -> None:
+    words = ["pipeline=parity", "tasks=sts12", f"results.dir={tmp_path}"]
+    (one,) = planned(*words)
+    assert "1 of 1 task to run, 2 engines to open, 1 of them for the reference (sentence-tr" in last_line([one])
+    (evaluated,) = planned(*words[1:])
+    assert [2 * side.texts for side in evaluated.work] == [side.texts for side in one.work], "both sides are computed"
+    several = planned(*words, "prompts=none,e5")
+    assert "2 points to run, 4 engines to open, 2 of them for the reference (" in last_line(several, swept=True)
+    earlier = tmp_path / "earlier"
+    put_result(evaluated, "STS12", earlier)
+    (stored,) = planned(*words, "pipeline/reference=stored", f"pipeline.reference.runs={earlier}")
+    assert "1 of 1 task to run, 1 engine to open (" in last_line([stored]) and stored.work == evaluated.work
+    dense = [*RERANK, *DENSE, "engine.max_num_seqs=8", f"results.dir={tmp_path}"]
+    for reuse in ("exact", "none"):
+        assert "1 of 1 task to run, 2 engines to open (" in last_line(planned(*dense, f"results.reuse={reuse}"))
+
+
 def test_a_dry_run_breaks_no_word_at_80_columns(tmp_path: Path) -> None:
     words = [
         "engine.max_num_batched_tokens=8192,16384",
@@ -179,6 +202,9 @@ def test_a_task_with_the_same_input_fingerprint_is_computed_once(tmp_path: Path)
     assert [(task.name, task.same_as) for task in other.tasks] == [("SciFact", None), ("STS12", 0)]
     assert other.tasks[1].work == () and 0 < other.tokens < first.tokens
     assert other.tasks[1].reason == "same result as point 0, computed only once"
+    assert states_of([first, other]) == ["to run", "to run (1 of 2 tasks: SciFact); 1 task computed in point 0"]
+    alone = planned("tasks=sts12", "engine.replicas=1,2", words[3])
+    assert states_of(alone) == ["to run", "to run: same result as point 0, computed only once"]
     again = planned(*words, "results.reuse=none")[1]
     assert [task.same_as for task in again.tasks] == [None, None]
     # Once the first is computed, the other is done, unless its input texts differ.

@@ -141,7 +141,10 @@ def test_objectives_are_checked_in_every_run(overrides: list[str], expected: str
 def test_a_dry_run_says_how_many_points_are_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     (planned,) = run([*MEAN, SIZES, "dry_run=true"], multirun=True)  # type: ignore[misc]
     assert planned.number == 0
-    assert "The search then chooses 3 points: engine.max_num_seqs." in " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        "The table shows only point 0, the default. The search then chooses 3 more points, varying engine.max_" in text
+    )
 
 
 # A search.
@@ -206,10 +209,10 @@ def test_a_search_finds_the_fastest_point_that_keeps_the_score(
     records: Any = run(words(tmp_path, *search, *axes), multirun=True, **timed)
     assert [record.point for record in records] == list(range(11)), "the default, all 6 of the grid, and two pairs"
     assert records[0].config["pipeline"]["seconds"] == 1, "the default is point 0"
-    best, refused = point_of(records, seconds=0.25, score=0.5), point_of(records, seconds=0.25, score=0.75)
+    best, rejected = point_of(records, seconds=0.25, score=0.5), point_of(records, seconds=0.25, score=0.75)
     failed = point_of(records, seconds=9)
-    assert best.objective.value == 400 and refused.objective.value == 400 and records[0].objective.value == 100
-    assert (refused.status, failed.status) == ("ok", "failed") and "it does not work" in failed.objective.reason
+    assert best.objective.value == 400 and rejected.objective.value == 400 and records[0].objective.value == 100
+    assert (rejected.status, failed.status) == ("ok", "failed") and "it does not work" in failed.objective.reason
     assert [record.config["pipeline"]["seconds"] for record in records[7:]] == [1, 0.25, 0.25, 1]
     folder = Path(best.output_dir).parent
     learnt = yaml.safe_load((folder / "optimization_results.yaml").read_text())
@@ -218,7 +221,7 @@ def test_a_search_finds_the_fastest_point_that_keeps_the_score(
     assert len(json.loads((folder / "sweep.json").read_text())["points"]) == 11
     shown = " ".join(capsys.readouterr().out.split())
     assert f"Best of 6 points: point {best.point} (pipeline.seconds=0.25 pipeline.score=0.5), 400.0 texts/s" in shown
-    assert f"Refused: point {refused.point} (pipeline.seconds=0.25 pipeline.score=0.75)" in shown
+    assert f"Rejected: point {rejected.point} (pipeline.seconds=0.25 pipeline.score=0.75)" in shown
     assert (
         "default 100.0 and 100.0, best 400.0 and 400.0 texts/s. The best is 4.00 times as fast (4.00 to 4.00)." in shown
     )
@@ -245,7 +248,7 @@ def test_a_search_that_finds_nothing_fails(timed: dict[str, Any], tmp_path: Path
     search = words(tmp_path, *SPEED, "pipeline.seconds=choice(9)", "hydra/launcher=basic")
     done = command_line("-m", "--config-dir", timed["config_dir"], *search, path=tmp_path)
     assert done.returncode == 1, done.stderr
-    assert "The search found nothing: each of the chosen points (3) failed or was refused." in " ".join(
+    assert "The search found nothing: each of the chosen points (3) failed or was rejected." in " ".join(
         done.stdout.split()
     )
     # A run prints the traceback of an unexpected error; the search adds none.
@@ -292,7 +295,7 @@ def test_a_real_search_ends_with_a_file_that_can_be_used(tmp_path: Path, capsys:
     size = best.config["engine"]["max_num_seqs"]
     assert values == {"preset": "auto", "dtype": "float32", "max_model_len": 64, "max_num_seqs": size}
     shown = " ".join(capsys.readouterr().out.split())
-    assert "Best of 3 points" in shown and "engine=mine" in shown and "Refused" not in shown
+    assert "Best of 3 points" in shown and "engine=mine" in shown and "Rejected" not in shown
     assert ("Both were measured again, in turn" in shown) == (len(records) == 8)
     plain = [word for word in fixed if not word.startswith("hydra.")]  # it is not a search
     (point,) = check([*plain, "engine=mine"], config_dir=str(written.parents[1]))

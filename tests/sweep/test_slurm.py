@@ -26,6 +26,7 @@ import slurm_node
 from mteb_vllm import run
 from mteb_vllm.config.schema import SlurmConfig
 from mteb_vllm.errors import ConfigError
+from mteb_vllm.preflight import command
 from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import Ending, failure_from_exit
 from mteb_vllm.sweep import job_process
@@ -325,6 +326,7 @@ def test_a_file_system_without_locks_is_refused(sweeps: Sweeps, tmp_path: Path) 
     preload = f"hydra.launcher.setup=['export LD_PRELOAD={tmp_path}/free.so']"
     running = sweeps.start(*AXES, *SLURM, preload)
     out = finish(running)
+    assert "file locks do not work between this machine and " in out, out
     assert running.returncode == 2 and "a lock that one machine holds is free for another one" in out, out
     assert not list(sweeps.folder.glob("sweeps/*/*/*/run.json")) and not jobs()
 
@@ -429,6 +431,23 @@ def test_known_nodes_are_remembered_by_their_resources(tmp_path: Path) -> None:
     assert known.device(SlurmConfig(partition="gpu", gpus=0)) is None
     (tmp_path / "slurm" / "nodes.json").write_text("{")
     assert known.device(gpu) is None
+
+
+def test_a_dry_run_notes_that_the_device_of_the_nodes_is_unknown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "slurm_mistakes", lambda swept: [])
+    words = ["tasks=sts12", "engine.max_num_seqs=8,16", "dry_run=true", f"results.dir={tmp_path}"]
+
+    def dry_run(*more: str) -> str:
+        run([*words, *more], multirun=True)
+        return " ".join(capsys.readouterr().out.split())
+
+    note = "Note: No sweep has used such nodes yet, so their device is unknown, and this dry run assumes that of this "
+    note += f"machine ({device()})."
+    assert note in dry_run("hydra/launcher=slurm") and "Note" not in dry_run()
+    KnownNodes(tmp_path).remember(SlurmConfig(), "cuda: NVIDIA H200")
+    assert "Note" not in dry_run("hydra/launcher=slurm")
 
 
 def test_fingerprints_can_be_those_of_another_machine() -> None:

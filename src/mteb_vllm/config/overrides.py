@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.basecontainer import BaseContainer
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mteb_vllm.catalogue import known_prompt_key, mteb_catalogue, vllm_catalogue
 from mteb_vllm.config.schema import group_options, quoted
@@ -34,6 +34,12 @@ _TEXTS = (
 _OPEN = ("engine.", "prompts.", "model.engine.", "model.prompts.")
 
 _LITERAL = "A literal ${ is written \\${ (also in a YAML file)."
+
+# The keys of our files that have no default (`???`), and their values.
+_REQUIRED = {
+    "pipeline.reference.runs": "the folder of a run, or of results in mteb's layout",
+    "pipeline.first_stage.path": "a predictions file or a folder of them (outputs/predictions/...)",
+}
 
 # A first stage has its own model, engine and prompts under this prefix.
 _MOUNTED = "pipeline.first_stage."
@@ -60,8 +66,11 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Mist
             key, equals, value = text.partition("=")
             syntax_error = functools.partial(Mistake, key.strip("+~ ") or "configuration", written=text, code="syntax")
             if not equals:
-                what = "is not of the form key=value" if text.strip() else "an argument is empty"
-                mistakes.append(syntax_error(what, written=text or "''"))
+                if text.strip():
+                    way, near = "See: mteb-vllm --help", _choices_of(text.strip())
+                    mistakes.append(syntax_error("is not of the form key=value", way, near))
+                else:
+                    mistakes.append(syntax_error("an argument is empty", written=text or "''"))
             elif re.fullmatch(r"[+~]{0,2}[\w./@-]+", key) is None:
                 mistakes.append(syntax_error(f"Hydra cannot parse the key {key!r}"))
             else:
@@ -71,6 +80,14 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Mist
                 way = "" if (near or what.startswith(_FAILED)) and not _is_text(key) else quoted(key, value)
                 mistakes.append(syntax_error(what or "Hydra cannot parse this value", way, near))
     return parsed, mistakes
+
+
+def _choices_of(name: str) -> tuple[str, ...]:
+    """Return the choices of the files with a name, or with the most similar one, as overrides; empty if there are none."""
+    groups = [group for group in GlobalHydra.instance().config_loader().list_groups("") if group != "hydra"]
+    choices = [(group, option) for group in groups for option in group_options(group)]
+    meant = nearest(name, dict.fromkeys(option for _, option in choices), 1)[:1]
+    return tuple(suggest(group, option) for group, option in choices if option in meant)
 
 
 _FAILED = "Hydra cannot evaluate"
@@ -272,13 +289,18 @@ def _in_plain_words(text: str) -> str:
 
 
 def reference_mistake(error: OmegaConfBaseException, overrides: Sequence[Override]) -> Mistake:
-    """Return the error of a reference (`${...}`) that cannot be resolved, with how to write a literal `${`.
+    """Return the error of a required value that is missing (`???`), or of a reference (`${...}`) that cannot be resolved.
+
+    The latter comes with how to write a literal `${`.
 
     Args:
         error: The error that OmegaConf raised.
         overrides: The overrides of fields on the command line.
     """
     key, text = error.full_key or "configuration", str(error)
+    if isinstance(error, MissingMandatoryValue):
+        to = f" to {_REQUIRED[key]}" if key in _REQUIRED else ""
+        return Mistake(key, "is required", f"Set it{to}: {key}=...", code="missing")
     override = next((item for item in reversed(overrides) if item.key_or_group == key), None)
     value = override.value() if override is not None else None
     written = "" if override is None else str(override.input_line)

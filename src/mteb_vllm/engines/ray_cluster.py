@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from mteb_vllm.errors import Code
 from mteb_vllm.util.machine import cpu_build
+from mteb_vllm.util.sentences import sentence
 from mteb_vllm.util.type_names import wrong_type
 
 _ASK = """
@@ -50,7 +51,7 @@ class ClusterError(Exception):
     """
 
     def __init__(self, what: str, way: str = "", code: Code = "invalid") -> None:
-        super().__init__(f"{what}. {way}" if way else what)
+        super().__init__(f"{sentence(what)} {way}" if way else what)
         self.what, self.way, self.code = what, way, code
 
 
@@ -237,7 +238,10 @@ def explain(message: str, address: str) -> tuple[str, str]:
         theirs, ours = (", ".join(f"{name} {version}" for name, version in versions[at : at + 2]) for at in (0, 2))
         return f"the cluster runs {theirs}, but this process {ours}", "Install the same versions on all nodes."
     if address == "auto" and "Could not find any running Ray instance" in message:
-        return "no Ray cluster runs on this machine", "Start one (ray start --head), or name its address: host:port."
+        return (
+            "no Ray cluster is running on this machine",
+            "Start one (ray start --head), or name its address: host:port.",
+        )
     return f"Ray cannot join this cluster: {lines[0] if lines else message}", "Is this machine a node of it? ray status"
 
 

@@ -18,6 +18,7 @@ from mteb_vllm.config.schema import InstructionConfig
 from mteb_vllm.errors import Mistake, TemplateError
 from mteb_vllm.util.fingerprint import callable_identity
 from mteb_vllm.util.plain import JsonObject
+from mteb_vllm.util.sentences import sentence
 from mteb_vllm.util.setting_names import SettingNames
 from mteb_vllm.util.shell import suggest
 from mteb_vllm.util.sources import CallableSource, find_callable_source, import_current
@@ -271,8 +272,8 @@ def load_template(template: str, names: SettingNames = SettingNames.CONFIGURATIO
         source = find_callable_source(template)
     except ValueError as error:
         raise ValueError(
-            f"it has no '{{instruction}}', and is not the import path of a callable: {error}. Its package must be installed "
-            "or on PYTHONPATH"
+            f"it has no '{{instruction}}', and is not the import path of a callable: {sentence(str(error))} "
+            "Its package must be installed or on PYTHONPATH"
         ) from None
     if source.is_no_callable:
         raise ValueError(f"{template} is not callable")

@@ -84,6 +84,8 @@ class RunContext:
         reference: The wrapper of the reference, for a pipeline that compares with one.
         throughput: Filled by a pipeline that times the engine; kept even if the run fails.
         parity: Filled by a pipeline that compares the engine with a reference; kept even if the run fails.
+        seconds_before: Filled by a pipeline with the seconds of what it does before the first task of the model under test:
+            "first_stage" and "reference" to the seconds for all tasks.
     """
 
     model: Any
@@ -98,6 +100,7 @@ class RunContext:
     reference: Any = None
     throughput: ThroughputRecord | None = None
     parity: ParityRecord | None = None
+    seconds_before: dict[str, float] = field(default_factory=dict)
 
 
 class Pipeline(ABC):
@@ -132,6 +135,11 @@ class Pipeline(ABC):
     def model_kinds(self) -> tuple[str, ...]:
         """The supported kinds of model: "encoder", "cross_encoder"."""
         return ("encoder",)
+
+    @property
+    def runs_reference(self) -> bool:
+        """Whether every run of it evaluates all tasks with its reference."""
+        return self.reference is not None
 
     @property
     def needs_tasks(self) -> bool:

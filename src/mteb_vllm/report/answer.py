@@ -21,6 +21,7 @@ from mteb_vllm.report.formatting import (
 )
 from mteb_vllm.report.points import NO_SCORE, NOT_A_NUMBER
 from mteb_vllm.results.measurements import Roofline, ThroughputRecord
+from mteb_vllm.util.sentences import sentence
 
 # The most effects of one setting that are listed.
 _MOST_EFFECTS = 12
@@ -206,10 +207,10 @@ def _parity(comparison: Comparison) -> list[str]:
         difference, task = verdict.worst
         words = [] if difference is None else [f"{signed(difference)} in {task}"]
         words += [] if verdict.lowest_cosine is None else [f"lowest cosine similarity {verdict.lowest_cosine:.5f}"]
-        hint = "".join(f" {str(hint)[:1].upper()}{str(hint)[1:]}." for hint in verdict.hints[:1])
+        hint = "".join(f" {str(hint)[:1].upper()}{sentence(str(hint)[1:])}" for hint in verdict.hints[:1])
         reason = next(verdict.reasons, "")
         off = f": at worst {', '.join(words)}" if words else f": {reason}" if reason else ""
-        lines.append(f"Not passed: {describe_point(comparison, row)}{off}.{hint}")
+        lines.append(f"{sentence(f'Not passed: {describe_point(comparison, row)}{off}')}{hint}")
     if len(failed) > MOST_NAMES:
         lines.append(f"{len(failed) - MOST_NAMES:,} other points did not pass.")
     return lines

@@ -17,7 +17,7 @@ from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_comparison
 from mteb_vllm.results.failures import failures_from_unwritten
 from mteb_vllm.util import disk
-from mteb_vllm.util.files import write_atomically
+from mteb_vllm.util.files import shown_path, write_atomically
 
 if TYPE_CHECKING:
     from mteb_vllm.util.console import Console
@@ -61,7 +61,7 @@ def _build(runs: Sequence[str | Path], folder: Path, config: ReportConfig, conso
             write_charts(charts, folder)
     if unwritten:
         raise StorageError("; ".join(failure.message for failure in failures_from_unwritten(unwritten)))
-    console.print_line(f"Report: {folder}/report.html")
+    console.print_line(f"Report: {shown_path(folder / 'report.html')}")
     return comparison
 
 

@@ -102,7 +102,7 @@ def table_columns(comparison: Comparison) -> list[Column]:
         Column("computed", "", lambda row: row.point.total("computed"), number, key="computed", text=False),
         Column("from the cache", "", lambda row: row.point.total("stored"), _unless_zero, key="stored", text=False),
         _csv("cached_results", lambda row: sum(task.cached for task in row.point.tasks)),
-        Column("", "seconds", lambda row: row.point.seconds, _tenths, key="seconds", left_out=10),
+        Column("wall time", "s", lambda row: row.point.seconds, _tenths, key="wall_time_seconds", left_out=10),
         Column(
             "engine start", "s", lambda row: row.point.engine_seconds, _tenths,
             key="engine_start_seconds", left_out=11, measured=True,

@@ -23,7 +23,8 @@ from mteb_vllm.results.record import FirstStageRecord, RunRecord, TaskOutcome, m
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.disk import attempt
 from mteb_vllm.util.escape import code, fenced, inline
-from mteb_vllm.util.files import write_atomically
+from mteb_vllm.util.files import shown_path, write_atomically
+from mteb_vllm.util.sentences import sentence
 from mteb_vllm.util.shell import command
 
 TASK_COLUMNS = ("task", "metric", "main score", "texts/s", "tokens/s", "seconds", "")
@@ -34,8 +35,9 @@ RERANK_COLUMNS = (
 
 # The phases until a run's first score. Shorter ones are not shown, in seconds.
 _PHASES = {
-    "start": "starting", "import": "importing mteb", "engine": "opening the engine", "load": "loading data",
-    "encode": "encoding", "store": "in the embedding cache", "score": "scoring", "other": "other work",
+    "start": "starting", "import": "importing mteb", "first_stage": "for the first stage", "reference": "for the reference",
+    "engine": "opening the engine", "load": "loading data", "encode": "encoding", "store": "in the embedding cache",
+    "score": "scoring", "other": "other work",
 }  # fmt: skip
 _SHORTEST = 0.1
 
@@ -152,14 +154,14 @@ def print_failure(console: Console, failure: Failure) -> None:
     )
     console.print_line(text, style="red")
     if failure.advice:
-        console.print_line(f"  What to try: {failure.advice}.")
+        console.print_line(f"  What to try: {sentence(failure.advice)}")
 
 
 def failure_lines(failure: Failure) -> list[str]:
     """Return a failure as lines of Markdown."""
     lines = [f"**Failed:** {inline(str(failure))}"]
     if failure.advice:
-        lines += ["", f"What to try: {inline(failure.advice)}."]
+        lines += ["", f"What to try: {inline(sentence(failure.advice))}"]
     if failure.log:
         lines += ["", *fenced(failure.log)]
     return lines
@@ -346,5 +348,5 @@ def print_summary(console: Console, record: RunRecord) -> None:
     measured = record.throughput is not None or record.parity is not None
     kept_in = "" if measured else f", results in {record.config['results']['dir']}/results"
     console.print_line(f"Fingerprint {record.fingerprint}{kept_in}")
-    if Path(record.output_dir, "run.json").exists():
-        console.print_line(f"Record: {record.output_dir}/run.json")
+    if (file := Path(record.output_dir, "run.json")).exists():
+        console.print_line(f"Record: {shown_path(file)}")

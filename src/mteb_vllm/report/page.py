@@ -27,6 +27,7 @@ from mteb_vllm.report.header import circumstances, recommended_command, scope
 from mteb_vllm.report.tables import failed_points
 from mteb_vllm.results.measurements import ThroughputRecord
 from mteb_vllm.util.escape import visible
+from mteb_vllm.util.sentences import sentence
 
 # The number of shared settings that are shown; the others can be unfolded.
 _FEW_CONSTANTS = 12
@@ -75,7 +76,8 @@ def page(comparison: Comparison, answer: Sequence[str], title: str, charts: Mapp
     )
     environment.filters |= {
         "breakable": _breakable, "clipped": _clipped, "number": number, "pairs": _pairs, "range": _range,
-        "shorten": shorten, "signed": signed, "speed_effect": speed_effect, "times": times, "whole": _whole,
+        "sentence": sentence, "shorten": shorten, "signed": signed, "speed_effect": speed_effect, "times": times,
+        "whole": _whole,
     }  # fmt: skip
     index = {row.point.name: at for at, row in enumerate(comparison.rows)}
     constants = list(comparison.constants.items())

@@ -5,9 +5,10 @@ from __future__ import annotations
 from rich.table import Table
 
 from mteb_vllm.report.formatting import markdown, number
-from mteb_vllm.results.parity import ParityRecord, SplitVerdict, TaskVerdict
+from mteb_vllm.results.parity import DifferingText, ParityRecord, SplitVerdict, TaskVerdict
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.escape import inline
+from mteb_vllm.util.sentences import sentence
 
 COLUMNS = (
     "task", "split", "metric", "reference", "engine", "difference", "lowest cosine", "top-k overlap", "Kendall tau", "verdict"
@@ -93,13 +94,17 @@ def _reasons(parity: ParityRecord) -> list[str]:
 
 def _worst(parity: ParityRecord) -> list[str]:
     return [
-        f"{task.task}: cosine similarity {text.cosine:.5f}, {text.side}: {' '.join(text.text.split())}"
+        f'{task.task}: cosine similarity {text.cosine:.5f}{_side(text)}: "{" ".join(text.text.split())}"'
         for task in parity.tasks
         if not task.passed
         for text in task.worst
     ]
 
 
+def _side(text: DifferingText) -> str:
+    return "" if text.side == "texts" else f", {text.side}"
+
+
 def _hints(parity: ParityRecord) -> list[str]:
-    notes = [f"No cause found: {note}." for note in parity.notes]
+    notes = [f"No cause found: {sentence(note)}" for note in parity.notes]
     return [*(f"Hint ({hint.cause}): {hint.says}" for hint in parity.hints), *notes]

@@ -73,7 +73,7 @@ class Point:
         engine: The fingerprint of its engine; "" where there is none.
         tasks: Its tasks.
         engine_seconds: Seconds that its engine took to open; None where it opened none.
-        seconds: Wall time of the run.
+        seconds: Wall time of the whole run; of results in mteb's layout, the sum of their evaluation times.
         peak_memory_mb: Peak memory of the process and of its engine's processes, in MiB; None where it opened no engine.
         failures: Its failures, with logs.
         warnings: Problems with its files that cost no score, in sentences.

@@ -44,12 +44,12 @@ def print_search(console: Console, search: Search, choices: Mapping[str, Any], f
         why = objective.reason if objective is not None else ""
         console.print_line(f"No objective: {_name(search, record)}: {why}", style="yellow")
     for record in search.trials:
-        if how := search.refused.get(record.point):
+        if how := search.rejected.get(record.point):
             what = f"its scores differ by more than report.score_tolerance={search.tolerance:g}: {how}"
-            console.print_line(f"Refused: {_name(search, record)}: {what}", style="yellow")
+            console.print_line(f"Rejected: {_name(search, record)}: {what}", style="yellow")
     if best is None:
         n_trials = len(search.trials)
-        console.print_line(f"The search found nothing: each of the chosen points ({n_trials}) failed or was refused.")
+        console.print_line(f"The search found nothing: each of the chosen points ({n_trials}) failed or was rejected.")
         return
     console.print_line(f"Best of {len(search.trials)} points: {_name(search, best)}, {_figures(best)}")
     if search.default is not None:

@@ -106,7 +106,7 @@ class DifferingText:
 
     Attributes:
         text: Its beginning.
-        side: The side of the task that it belongs to, e.g. "query".
+        side: The side of the task that it belongs to, e.g. "query"; "texts" in tasks with a single side.
         cosine: The cosine similarity of its two embeddings.
     """
 

@@ -264,8 +264,8 @@ class RunRecord:
         warnings: Warnings to show to the user.
         seconds: Wall time of the run.
         first_score: Seconds until the first score that this run computed, by phase: start (of a single run, from the start of
-            the command), import (of mteb), engine (opening it), load, encode, store and score (of that task), other. Empty
-            if no score was computed.
+            the command), import (of mteb), first_stage and reference (of all tasks), engine (opening it), load, encode, store
+            and score (of that task), other. Empty if no score was computed.
         peak_memory_mb: Peak memory; None if the process ended before it could be recorded.
         started: The start time in ISO format with time zone.
         output_dir: The folder of this record.

@@ -19,7 +19,7 @@ class Search:
         tolerance: The largest difference between a point's score on a task and the default's; None: any.
         default: The default point, i.e. the command without the searched keys; None if it has not been run.
         trials: The chosen points that have ended.
-        refused: For each chosen point whose scores differ too much from the default's, its number and how they differ.
+        rejected: For each chosen point whose scores differ too much from the default's, its number and how they differ.
         pairs: The default and the best point, measured again after the search.
     """
 
@@ -27,20 +27,20 @@ class Search:
     tolerance: float | None = None
     default: RunRecord | None = None
     trials: list[RunRecord] = field(default_factory=list)
-    refused: dict[int | None, str] = field(default_factory=dict)
+    rejected: dict[int | None, str] = field(default_factory=dict)
     pairs: list[tuple[RunRecord, RunRecord]] = field(default_factory=list)
 
     def add(self, record: RunRecord) -> float:
         """Add a chosen point that has ended, and return its value for Optuna.
 
         Returns:
-            its objective; minus infinity if it has none or is refused, so that the search turns away from its values.
+            its objective; minus infinity if it has none or is rejected, so that the search turns away from its values.
         """
         self.trials.append(record)
         value = objective_value(record)
         if value is not None and (how := self._deviation(record)):
-            self.refused[record.point] = how
-        return float("-inf") if value is None or record.point in self.refused else value
+            self.rejected[record.point] = how
+        return float("-inf") if value is None or record.point in self.rejected else value
 
     @property
     def best(self) -> RunRecord | None:
@@ -48,7 +48,7 @@ class Search:
         found = [
             (value, record)
             for record in self.trials
-            if record.point not in self.refused and (value := objective_value(record)) is not None
+            if record.point not in self.rejected and (value := objective_value(record)) is not None
         ]
         return max(found, key=lambda one: one[0])[1] if found else None
 

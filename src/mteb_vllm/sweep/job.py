@@ -20,7 +20,7 @@ from mteb_vllm.results.record import RunRecord, read_record
 from mteb_vllm.results.search import Search, objective_value
 from mteb_vllm.runner import PrefetchedFirstStage, run_config
 from mteb_vllm.sweep.planning import PlannedPoint
-from mteb_vllm.util.files import write_atomically
+from mteb_vllm.util.files import shown_path, write_atomically
 from mteb_vllm.util.masking import (
     find_secrets,
     mask,
@@ -31,6 +31,7 @@ from mteb_vllm.util.masking import (
     scrub,
     watch_environment,
 )
+from mteb_vllm.util.sentences import sentence
 from mteb_vllm.util.shell import command, override
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Job:
         done = {record.point for record in records}
         missing = [str(at) for at in range(len(self.points)) if at not in done]
         if records:
-            folder = self.folder or Path(records[0].output_dir).parent
+            folder = shown_path(self.folder or Path(records[0].output_dir).parent)
             scrub(folder)  # the sweeper has written its copy of the configuration there
             how = self.points[0].config.report
             written = [record for record in records if Path(record.output_dir, "run.json").exists()]
@@ -168,7 +169,7 @@ class Job:
                 logger.exception("the report failed")
                 self.reported = False
                 message = str(error) if isinstance(error, MtebVllmError) else f"{type(error).__name__}: {error}"
-                text = f"The report could not be written: {message}. To try again: {_report_command(folder)}"
+                text = f"The report could not be written: {sentence(message)} To try again: {_report_command(folder)}"
                 self.console.print_line(text, style="red")
             if self.search is not None and self.search.trials:
                 print_search(self.console, self.search, self.points[0].composed.hydra.runtime.choices, folder)

@@ -46,7 +46,7 @@ from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.supervisor import Supervisor
 from mteb_vllm.sweep.view import View
 from mteb_vllm.sweep.worker import Host
-from mteb_vllm.util.machine import assume_device, cores
+from mteb_vllm.util.machine import assume_device, cores, device
 from mteb_vllm.util.masking import mask, scrub
 
 if TYPE_CHECKING:
@@ -351,7 +351,7 @@ class SlurmLauncher(_Launcher):
         """Return the kind of device of the nodes, from a job which also tests the locks there.
 
         Raises:
-            ConfigError: if SLURM refuses the job, or the locks of a results store do not hold on its node.
+            ConfigError: if SLURM refuses the job, or file locks do not work between its node and this machine.
         """
         roots = list(dict.fromkeys(Path(point.config.results.dir) for point in points))
         try:
@@ -359,8 +359,8 @@ class SlurmLauncher(_Launcher):
         except JobError as error:
             raise ConfigError([Mistake("hydra.launcher", str(error))]) from error
         if node.lock_problem is not None:
-            what = f"its locks do not hold between this machine and {node.name}: {node.lock_problem}"
-            way = "Choose a folder on a file system that all nodes share, and whose locks hold between them."
+            what = f"file locks do not work between this machine and {node.name}: {node.lock_problem}"
+            way = "Choose a folder on a file system that all nodes share, and that supports locking across nodes."
             raise ConfigError([Mistake("results.dir", what, way, value=f"{points[0].config.results.dir}")])
         return node.device
 
@@ -378,12 +378,27 @@ def _test_folder(folder: Path) -> Path:
 
 def known_device(points: Sequence[Point]) -> str | None:
     """Return the kind of device that a checked command is planned for; None: that of this machine, as far as is known."""
+    settings = _slurm_settings(points)
+    return KnownNodes(Path(points[0].config.results.dir)).device(settings) if settings is not None else None
+
+
+def unknown_device_note(points: Sequence[Point]) -> str:
+    """Return a note if a checked command submits jobs to nodes whose kind of device is not known yet; "" otherwise."""
+    if _slurm_settings(points) is None or known_device(points) is not None:
+        return ""
+    return (
+        "No sweep has used such nodes yet, so their device is unknown, and this dry run assumes that of this machine "
+        f"({device()}). If theirs differs, so do the fingerprints and the states."
+    )
+
+
+def _slurm_settings(points: Sequence[Point]) -> SlurmConfig | None:
+    """Return the settings of the jobs that a checked command submits to SLURM; None if it submits none."""
     composed = points[0].composed
     if composed is None or composed.hydra.launcher.get("_target_") != SLURM_LAUNCHER:
         return None
     settings = {str(key): value for key, value in composed.hydra.launcher.items() if key != "_target_"}
-    parsed = build(SlurmConfig, _plain(settings), "hydra.launcher")
-    return KnownNodes(Path(points[0].config.results.dir)).device(parsed)
+    return build(SlurmConfig, _plain(settings), "hydra.launcher")
 
 
 def _plain(settings: Mapping[str, object]) -> Mapping[str, object]:

@@ -17,6 +17,7 @@ from mteb_vllm.sweep.planning import Group, PlannedPoint
 from mteb_vllm.sweep.summary import Summary
 from mteb_vllm.sweep.view import View
 from mteb_vllm.util import disk
+from mteb_vllm.util.files import shown_path
 from mteb_vllm.util.masking import scrub
 
 
@@ -133,5 +134,7 @@ class Outcomes:
                 self._summary.write(self._folder)
             except OSError as error:
                 if not self._unwritten:  # once: it is written after each point
-                    self._view.line(f"Not written: {self._folder}/sweep.json: {disk.reason(error)}", "red")
+                    self._view.line(
+                        f"Not written: {shown_path(self._folder / 'sweep.json')}: {disk.reason(error)}", "red"
+                    )
                 self._unwritten = True

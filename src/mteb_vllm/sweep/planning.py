@@ -7,6 +7,7 @@ engine opens once.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -135,6 +136,19 @@ class Step:
     point: PlannedPoint
     first_stage_only: bool = False
 
+    @property
+    def engines(self) -> list[tuple[EngineSpec, bool]]:
+        """The engines that it opens, in order, and whether each is the reference's."""
+        point, made = self.point, self.point.plan
+        if made is None or not point.pending_tasks:
+            return []
+        stage = point.pending_first_stage
+        first = [(stage.spec, False)] if stage is not None and stage.spec is not None else []
+        if self.first_stage_only:
+            return first
+        prefetched = point.config.results.reuse != "none"
+        return [*_references(made), *([] if prefetched else first), (made.spec, False)]
+
 
 @dataclass(frozen=True)
 class Group:
@@ -209,7 +223,8 @@ class _EarlierPoints:
         first = self._first.setdefault(input_fingerprint, number)
         if first == number:
             return state
-        return replace(state, reason=f"same result as point {first}, computed only once", work=(), same_as=first)
+        reason = f"same result as point {first}, computed only once"
+        return replace(state, state="to run", reason=reason, work=(), same_as=first)
 
 
 def group_by_engine(points: Sequence[PlannedPoint]) -> list[Group]:
@@ -244,6 +259,18 @@ def group_by_engine(points: Sequence[PlannedPoint]) -> list[Group]:
     for number, key in enumerate(order, 1):
         groups.append(Group(number, specs[key], [*prefetch.get(key, []), *by_engine.get(key, [])]))
     return groups
+
+
+def engines_to_open(points: Sequence[PlannedPoint]) -> list[tuple[EngineSpec, bool]]:
+    """Return the engines that points open, in order, and whether each is a reference's; a reference is always opened anew."""
+    every = [engine for group in group_by_engine(points) for step in group.steps for engine in step.engines]
+    runs = itertools.groupby(every, key=lambda engine: (engine[0].identity, engine[1]))
+    return [next(run) for _, run in runs]
+
+
+def _references(made: Plan) -> list[tuple[EngineSpec, bool]]:
+    """Return the engine of a point's reference; none if there is no reference, or its scores are stored."""
+    return [(made.reference.spec, True)] if made.reference is not None and made.pipeline.runs_reference else []
 
 
 def _by_process(keys: Iterable[str], specs: Mapping[str, EngineSpec]) -> list[str]:
@@ -330,6 +357,8 @@ def _work(config: RunConfig, made: Plan, task: TaskInfo, first_stage: bool) -> t
     found = [made.pipeline.estimate(part, splits, kind, limit) for part in parts]
     if first_stage and made.stage is not None and made.stage.spec is not None:
         found += [estimate(part, splits, max_tokens=_context(made.stage.spec)) for part in parts]
+    for spec, _ in _references(made):
+        found += [made.pipeline.estimate(part, splits, kind, _context(spec)) for part in parts]
     return _sum_by_unit(one for one in found if one is not None) if None not in found else ()
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.table import Table
 
 from mteb_vllm.report.formatting import count
-from mteb_vllm.sweep.planning import PlannedPoint, group_by_engine
+from mteb_vllm.sweep.planning import PlannedPoint, engines_to_open
 from mteb_vllm.tasks.estimates import Estimate
 from mteb_vllm.util.console import Console
 
@@ -71,14 +72,30 @@ def _amounts(work: Sequence[Estimate]) -> list[str]:
 
 
 def _state(point: PlannedPoint) -> str:
+    """Return the state of a point, the tasks to compute unless that is all of them, and the reasons."""
     if point.failure is not None:
         return "cannot be planned"
-    pending_tasks = point.pending_tasks
+    pending = point.pending_tasks
+    shared = [task for task in pending if task.same_as is not None]
+    own = [task for task in pending if task.same_as is None]
+    if not own:  # the reason of all of them names the other point
+        own, shared = shared, []
     text: str = point.state
-    if pending_tasks and len(pending_tasks) < len(point.tasks):
-        text += f" ({len(pending_tasks)} of {len(point.tasks)} tasks: {', '.join(task.name for task in pending_tasks)})"
-    reasons = dict.fromkeys(task.reason for task in point.tasks if task.reason and task.state == point.state)
-    return f"{text}: {'; '.join(reasons)}" if reasons else text
+    if 0 < len(own) < len(point.tasks):
+        text += f" ({len(own)} of {len(point.tasks)} tasks: {', '.join(task.name for task in own)})"
+    reasons: dict[str, list[str]] = {}
+    for task in point.tasks:
+        if task.reason and task.state == point.state and task not in shared:
+            reasons.setdefault(task.reason, []).append(task.name)
+    # Reasons that are not those of all tasks are shown with their tasks, which failures name themselves.
+    named = [
+        reason if len(names) >= len(own) or point.state == "failed before" else f"{reason} ({', '.join(names)})"
+        for reason, names in reasons.items()
+    ]
+    text += f": {'; '.join(named)}" if named else ""
+    for number, n_shared in Counter(task.same_as for task in shared).items():
+        text += f"; {count(n_shared, 'task')} computed in point {number}"
+    return text
 
 
 def _summary(points: Sequence[PlannedPoint], *, swept: bool) -> str:
@@ -92,10 +109,11 @@ def _summary(points: Sequence[PlannedPoint], *, swept: bool) -> str:
         text = f"{len(points[0].pending_tasks)} of {count(len(points[0].tasks), 'task')} to run"
     else:
         text = f"To run: {points[0].pending_tasks[0].name}"
-    engines = [group for group in group_by_engine(points) if group.engine is not None]
-    if engines:
-        names = dict.fromkeys(group.engine.model.name for group in engines if group.engine is not None)
-        text += f", {count(len(engines), 'engine')} to open ({', '.join(names)})"
+    if engines := engines_to_open(points):
+        text += f", {count(len(engines), 'engine')} to open"
+        if references := sum(is_reference for _, is_reference in engines):
+            text += f", {references} of them for the reference"
+        text += f" ({', '.join(dict.fromkeys(spec.model.name for spec, _ in engines))})"
     unknown = {task.name for point in points for task in point.pending_tasks if not task.work and task.same_as is None}
     if unknown:
         text += f"; size unknown for: {', '.join(sorted(unknown))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -155,6 +156,14 @@ def check_seal(text: bytes) -> bool:
 def expand_user(path: str | Path) -> Path:
     """Return the path with `~` and `~name` expanded, or unchanged if there is no such user."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError for an unknown user
+
+
+def shown_path(path: str | Path) -> Path:
+    """Return a path as messages show it: relative to the working directory if it is below it."""
+    path = Path(path)
+    with contextlib.suppress(OSError, ValueError):  # no working directory any more; a path outside of it
+        return path.relative_to(Path.cwd())
+    return path
 
 
 def walk(

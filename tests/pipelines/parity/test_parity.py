@@ -142,6 +142,7 @@ def test_a_run_ends_with_its_verdict(tmp_path: Path) -> None:
     record: Any = run([*overrides, "engine.max_model_len=64", f"results.dir={tmp_path}"], show=False)
     assert record.status == "failed" and not record.parity.passed and not record.failures
     assert record.tasks[0].status == "computed" and not (tmp_path / "results").exists()
+    assert record.first_score["reference"] > record.first_score["other"]
     hint = record.parity.hints[0]
     found = "truncated to 64 tokens, the reference matches: the lowest cosine similarity is 1.00000"
     assert hint.cause == "truncation" and hint.says.startswith(found)

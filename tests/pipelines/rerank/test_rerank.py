@@ -88,6 +88,7 @@ def test_the_record_has_both_scores_the_gain_and_the_ceiling(first: tuple[Path, 
     assert content["first_stage"]["kind"] == "bm25" and content["tasks"][0]["settings"] == record.fingerprint
     assert [Path(path) for path in content["tasks"][0]["predictions"]] == predictions(folder)
     assert content["settings"]["top_k"] == 3
+    assert content["first_score"]["first_stage"] > 0.1, "retrieval is not other work"
     assert content["tasks"][0]["computed"] == content["tasks"][0]["texts"] > 2000
     prompt = content["tasks"][0]["prompts"]["pair"]
     assert prompt["example"] and prompt["key"] is None

@@ -6,6 +6,7 @@ differ, the reference is varied until it reproduces the engine; the change that 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
@@ -102,6 +103,11 @@ class Parity(Pipeline):
         """All kinds."""
         return ("encoder", "cross_encoder")
 
+    @property
+    def runs_reference(self) -> bool:
+        """Whether the reference is not given by stored scores, where it is run only for tasks whose scores differ."""
+        return not self.reference.get("runs")
+
     def settings(self, kind: str, tasks: Sequence[str]) -> dict[str, Any]:
         """Return all fields."""
         return {"parity": asdict(self)}
@@ -139,9 +145,11 @@ class Parity(Pipeline):
             )
             context.parity = comparison.verdict()
             if comparison.stored is None:
+                started = time.perf_counter()
                 for task in tasks:
                     comparison.reference_sides[task.metadata.name] = comparison.run_reference(task)
                 close_engines()
+                context.seconds_before["reference"] = time.perf_counter() - started
             for outcome in mteb_run.evaluate_tasks(tasks, progress, comparison.run_engine):
                 comparison.judge(outcome)
                 context.parity = comparison.verdict()

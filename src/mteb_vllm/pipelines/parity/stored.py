@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mteb_vllm.errors import ConfigError, Mistake
@@ -12,6 +13,8 @@ from mteb_vllm.report.loading import read_runs
 from mteb_vllm.report.points import Point
 from mteb_vllm.results.record import read_record
 from mteb_vllm.util.files import read_json
+
+_KEY = "pipeline.reference.runs"
 
 
 def stored_scores(runs: Sequence[str], tasks: Sequence[str]) -> tuple[Point, dict[str, MainScores]]:
@@ -24,9 +27,12 @@ def stored_scores(runs: Sequence[str], tasks: Sequence[str]) -> tuple[Point, dic
     Raises:
         ConfigError: if none, or more than one, has results of these tasks.
     """
-    every = read_runs(list(runs))
+    try:
+        every = read_runs(list(runs))
+    except ConfigError as error:
+        raise ConfigError([replace(mistake, key=_KEY) for mistake in error.mistakes]) from error
     points = [point for point in every if any(task.name in tasks for task in point.tasks)]
-    wrong = functools.partial(Mistake, "pipeline.reference.runs", value=",".join(map(str, runs)))
+    wrong = functools.partial(Mistake, _KEY, value=",".join(map(str, runs)))
     if not points:
         damaged = [failure.message for point in every for failure in point.failures if failure.kind == "damaged"]
         raise ConfigError([wrong(f"contains no results for {', '.join(tasks)}", " ".join(damaged))])

@@ -7,6 +7,7 @@ ceiling, the score of a perfect reranker on the same candidates. Tasks with thei
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -100,7 +101,9 @@ class Rerank(Pipeline):
         """
         model, stage = context.model, context.stage
         assert stage is not None
+        started = time.perf_counter()
         failures = self.retrieve(context)
+        context.seconds_before["first_stage"] = time.perf_counter() - started
         second = mteb_run.EngineStart(model)
 
         def evaluate(task: AbsTask, wait: bool) -> TaskOutcome:
