@@ -20,7 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mteb_vllm.catalogue import known_prompt_key, mteb_catalogue, vllm_catalogue
 from mteb_vllm.config.schema import group_options, quoted
-from mteb_vllm.errors import Mistake
+from mteb_vllm.errors import Code, Mistake
 from mteb_vllm.util.shell import suggest, unquoted
 from mteb_vllm.util.suggestions import nearest
 from mteb_vllm.util.type_names import type_name
@@ -405,3 +405,13 @@ def differing_overrides(runs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
 def _key_value(override: str) -> tuple[str, str]:
     key, _, value = override.partition("=")
     return key.lstrip("+~"), value
+
+
+def override_text(override: Override) -> str:
+    """Return an override as the user wrote it."""
+    return str(override.input_line)
+
+
+def override_mistake(override: Override, what: str, way: str = "", *, code: Code = "conflict") -> Mistake:
+    """Return a mistake about an override, which is shown as the user wrote it."""
+    return Mistake(override.key_or_group, what, way, written=override_text(override), code=code)
