@@ -385,7 +385,7 @@ def test_threads_of_replicas_end_with_their_engine() -> None:
         ("-1", "engine.replicas=-1: must be a number of engines, 1 or more, or auto"),
         ("many", "engine.replicas=many: must be a number of engines, 1 or more, or auto"),
         ("1.5", "engine.replicas=1.5: must be a number of engines, 1 or more, or auto"),
-        ("true", "engine.replicas=True: must be a number of engines, 1 or more, or auto"),
+        ("true", "engine.replicas=true: must be a number of engines, 1 or more, or auto"),
         ("1000", f"engine.replicas=1000: each replica needs a core, and there are fewer\n    Cores: {len(cores())}."),
     ],
 )

@@ -26,7 +26,7 @@ from mteb_vllm.config.schema import CONFIG_NAME, RunConfig, compose_config, comp
 from mteb_vllm.errors import ConfigError, MissingPackageError, Mistake, TemplateError
 from mteb_vllm.models.files import package_folder
 from mteb_vllm.models.prompts import load_template
-from mteb_vllm.preflight import command
+from mteb_vllm.preflight import command, composition
 from mteb_vllm.preflight.command import Point, check
 from mteb_vllm.sweep.planning import plan_points
 
@@ -516,7 +516,7 @@ def test_the_configuration_can_request_a_sweep(mine: Any) -> None:
 
 def test_a_sweep_composes_each_set_of_files_once(monkeypatch: pytest.MonkeyPatch) -> None:
     composed = []
-    monkeypatch.setattr(command, "compose_config", lambda texts: composed.append(texts) or compose_config(texts))
+    monkeypatch.setattr(composition, "compose_config", lambda texts: composed.append(texts) or compose_config(texts))
     points = check(["engine.max_num_seqs=range(1,51)", "prompts=none,e5"], multirun=True)
     assert len(points) == 100
     assert len(composed) == 3  # the two, and one for Hydra's own settings

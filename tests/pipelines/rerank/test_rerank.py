@@ -421,8 +421,8 @@ def test_templates_that_would_lose_or_change_a_text_are_refused(small: list[str]
 
 
 def test_invalid_values_are_reported_without_a_crash(small: list[str]) -> None:
-    assert "greater than 0" in mistakes(*small, "pipeline.chunk_size=0")
-    assert "greater than 0" in mistakes("pipeline.chunk_size=-1")
+    assert "must be more than 0" in mistakes(*small, "pipeline.chunk_size=0")
+    assert "must be more than 0" in mistakes("pipeline.chunk_size=-1")
     stage = [*small, "pipeline/first_stage=saved"]
     assert "no such file or folder" in mistakes(*stage, "pipeline.first_stage.path='~nosuchuser/x'")
     assert "no such file or folder" in mistakes(*stage, f"pipeline.first_stage.path={'x' * 300}")
