@@ -432,7 +432,7 @@ def test_invalid_values_are_reported_without_a_crash(small: list[str]) -> None:
         assert "is not a first stage class" in mistakes(*small, target)
     text = mistakes(*small, "pipeline.first_stage.stemmer_language=engilsh")
     assert "Did you mean pipeline.first_stage.stemmer_language=english?" in text
-    assert "less than or equal to 1" in mistakes(*small, "pipeline.first_stage.b=7")
+    assert "must be 1 or less" in mistakes(*small, "pipeline.first_stage.b=7")
     assert "has no head that scores a pair" in mistakes("model=minilm", "model.kind=cross_encoder", *small[:2])
     text = mistakes(*small, "pipeline/first_stage=dense", "+pipeline.first_stage.prompts.STS12=x")
     assert "pipeline.first_stage.prompts: none of its keys (STS12) applies" in text
