@@ -106,7 +106,7 @@ def test_engine_env_works_for_both_engines_and_vllms_own_variables_for_vllm_only
     messages = {mistake.where: str(mistake) for mistake in error.value.mistakes}
     assert set(messages) == {
         "engine.env.VLLM_PLUGINS",
-        "engine.env.X=True",
+        "engine.env.X=true",
         "pipeline.reference.engine.env.VLLM_PLUGINS",
     }
     assert "is a vLLM variable, but this engine is sentence-transformers" in messages["engine.env.VLLM_PLUGINS"]
