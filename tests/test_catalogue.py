@@ -335,7 +335,7 @@ def test_an_unwritable_cache_is_no_error(
         assert "STS12" in catalogue.mteb_catalogue().tasks
         assert "STS12" in catalogue.mteb_catalogue().tasks
     assert fresh == ["mteb"]
-    assert "cannot be written" in caplog.text
+    assert "cannot be written (not a directory): every process" in caplog.text
 
 
 def test_an_edited_source_file_makes_the_catalogue_again(
@@ -406,6 +406,22 @@ def test_something_else_is_done_only_while_a_catalogue_is_made(fresh: list[str])
     assert done == ["both are missing", "one is missing"] and sorted(fresh) == ["mteb", "vllm", "vllm"]
 
 
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_catalogue_needed_while_it_is_made_is_not_made_twice(
+    fresh: list[str], texts: dict[str, bytes], writable: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def make(kind: str) -> bytes:
+        fresh.append(kind)
+        time.sleep(0.2)
+        return texts[kind]
+
+    monkeypatch.setattr(catalogue, "_make", make)
+    if not writable:
+        (tmp_path / "cache").write_text("not a folder")
+    catalogue.warm(lambda: (catalogue.mteb_catalogue(), catalogue.vllm_catalogue()))
+    assert sorted(fresh) == ["mteb", "vllm"]
+
+
 @pytest.mark.parametrize(
     ("own", "xdg", "expected"),
     [
@@ -432,6 +448,24 @@ def test_the_error_of_a_failing_child_is_reported(fake_mteb: Callable[[str], Non
         match=r"mteb could not be imported and inspected .*exited with status 1\)(?s:.*)libmissing\.so: no such file$",
     ):
         catalogue._make("mteb")
+
+
+def test_an_interrupted_command_does_not_wait_for_the_children(
+    fake_mteb: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTEB_VLLM_CACHE", str(tmp_path / "cache"))
+    forget()
+    fake_mteb("import time\ntime.sleep(600)")
+
+    def interrupt() -> None:
+        while len(catalogue._children) < 2:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        catalogue.warm(interrupt)
+    assert not catalogue._children and not (tmp_path / "cache").exists()
+    forget()
 
 
 def test_the_child_is_offline_and_leaves_no_files(

@@ -15,19 +15,23 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import UserDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 from mteb_vllm.errors import CatalogueError
+from mteb_vllm.util.disk import reason
 from mteb_vllm.util.files import cache_dir, read_with_checksum, write_with_checksum
 from mteb_vllm.util.machine import vllm_distribution
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Offline, quiet, and without the working directory in the import path: it may hold a checkout of mteb or vLLM.
 CHILD_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore", "PYTHONSAFEPATH": "1"}
@@ -51,6 +55,9 @@ _SOURCES = {
     "mteb": ("catalogue.py", "tasks/describe.py", "tasks/demo.py"),
     "vllm": ("catalogue.py", "engines/describe.py"),
 }
+
+# The child processes that are making catalogues.
+_children: set[subprocess.Popen[bytes]] = set()
 
 # Serialises a description; for types that JSON lacks, an enumeration's value, else the `repr`.
 to_json = functools.partial(json.dumps, default=lambda item: getattr(item, "value", repr(item)), ensure_ascii=False)
@@ -145,7 +152,20 @@ def known_prompt_key(key: str, mteb: MtebCatalogue) -> bool:
     return any(name in mteb.tasks or name in mteb.task_types for name in names)
 
 
-@functools.cache
+class _Once(Generic[T]):
+    # Unlike `functools.cache`, which calls the function in each thread that comes before the first result.
+    def __init__(self, function: Callable[[], T]) -> None:
+        functools.update_wrapper(self, function)
+        self._cached = functools.cache(function)
+        self._lock = threading.Lock()
+        self.cache_clear = self._cached.cache_clear
+
+    def __call__(self) -> T:
+        with self._lock:
+            return self._cached()
+
+
+@_Once
 def mteb_catalogue() -> MtebCatalogue:
     """Return the catalogue of the installed mteb.
 
@@ -156,7 +176,7 @@ def mteb_catalogue() -> MtebCatalogue:
     return MtebCatalogue(**raw | {"tasks": _Tasks(raw["tasks"])})
 
 
-@functools.cache
+@_Once
 def vllm_catalogue() -> VllmCatalogue | None:
     """Return the catalogue of the installed vLLM; None if there is none.
 
@@ -188,10 +208,15 @@ def warm(meanwhile: Callable[[], object] | None = None) -> None:
     complete = all(path.exists() for path in paths)
     with ThreadPoolExecutor(2) as pool:
         making = [pool.submit(make) for make in (mteb_catalogue, vllm_catalogue)]
-        if not complete and meanwhile is not None:
-            meanwhile()
-        for one in making:
-            one.result()
+        try:
+            if not complete and meanwhile is not None:
+                meanwhile()
+            for one in making:
+                one.result()
+        except BaseException:  # Ctrl-C must not wait for them
+            for child in list(_children):
+                child.kill()
+            raise
 
 
 def catalogue_path(kind: str) -> Path | None:
@@ -219,7 +244,7 @@ def _load(kind: str, name: str, version: str, what: str, seconds: int) -> dict[s
             path.replace(f"{path}.broken")  # a file cannot replace a folder
         write_with_checksum(path, text)
     except OSError as error:
-        logger.warning("%s cannot be written (%s): every process will make the catalogue again", path, error)
+        logger.warning("%s cannot be written (%s): every process will make the catalogue again", path, reason(error))
     return {"version": version, **json.loads(text, object_hook=_freeze)}
 
 
@@ -230,11 +255,21 @@ def _make(kind: str) -> bytes:
         env |= dict.fromkeys(("MTEB_CACHE", "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT"), scratch)  # imports create them
         out = Path(scratch, "catalogue.json")
         command = [sys.executable, "-m", _DESCRIBERS[kind], str(out)]
-        done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        if done.returncode:
-            tail = "\n".join(done.stderr.decode(errors="replace").splitlines()[-15:])
+        with subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as child:
+            _children.add(child)
+            try:
+                _, errors = child.communicate()
+            except BaseException:
+                child.kill()
+                raise
+            finally:
+                _children.discard(child)
+        if child.returncode:
+            tail = "\n".join(errors.decode(errors="replace").splitlines()[-15:])
             raise CatalogueError(
-                f"{kind} could not be imported and inspected (a child process exited with status {done.returncode}):\n{tail}"
+                f"{kind} could not be imported and inspected (a child process exited with status {child.returncode}):\n{tail}"
             )
         return out.read_bytes()
 

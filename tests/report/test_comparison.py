@@ -13,6 +13,7 @@ import pytest
 
 from mteb_vllm.report.answer import answer
 from mteb_vllm.report.comparison import Comparison, Point, Row, TaskScore, compare
+from mteb_vllm.report.tables import comparison_markdown
 from mteb_vllm.results.failures import Failure
 
 
@@ -143,6 +144,20 @@ def test_a_speed_is_measured_on_computed_texts_or_taken_from_a_point_with_the_sa
         ]
     )
     assert speeds(made) == [None, ("half", 200), ("half", 200), ("half", 200), ("failed", 60)]
+
+
+def test_a_point_that_failed_before_its_first_score_has_no_speed() -> None:
+    stopped = replace(point("stopped"), failures=[Failure("interrupted", "KeyboardInterrupt")])
+    failed = point("failed", task("A", None, None))
+    assert speeds(compare([point("whole", task("A", 0.5)), stopped, failed])) == [("whole", 100), None, None]
+
+
+def test_a_failed_point_that_has_the_speed_of_another_says_so() -> None:
+    whole = point("whole", task("A", 0.5), task("B", 0.5))
+    failed = point("failed", task("A", 0.5, 10, stored=90), replace(task("B", None, None), failed=True))
+    comparison = compare([whole, failed])
+    assert speeds(comparison) == [("whole", 100), ("whole", 100)]
+    assert "; speed of whole |" in comparison_markdown(comparison)
 
 
 def test_speeds_are_over_the_same_tasks() -> None:

@@ -349,7 +349,8 @@ def _verdict(passed: bool) -> str:
 
 
 def _remarks(comparison: Comparison, row: Row) -> str:
-    """Return the remarks on a point: its failure, or its rank and the origin of its figures."""
+    """Return the remarks on a point: its failure, or its rank, and the origin of its figures."""
+    borrowed = f"speed of {point_name(row.speed_of_other)}" if row.speed_of_other else ""
     if row.point.failed:
         failures = row.point.failures
         of_run = next((failure for failure in failures if failure.task is None), None)
@@ -358,11 +359,12 @@ def _remarks(comparison: Comparison, row: Row) -> str:
         if of_run is None and not tasks:
             of_run = failures[0]  # a run that was killed in a task has no outcome of the task
         text = str(of_run) if of_run is not None else f"{', '.join(tasks)} ({', '.join(kinds)})"
-        return cut(" ".join(f"failed: {text}".split()), _LONGEST_FAILURE)
+        failed = cut(" ".join(f"failed: {text}".split()), _LONGEST_FAILURE)
+        return "; ".join(filter(None, (failed, borrowed)))
     cached = sum(task.cached for task in row.point.tasks)
     marks = [
         _rank(comparison, row),
-        f"speed of {point_name(row.speed_of_other)}" if row.speed_of_other else "",
+        borrowed,
         f"{cached} of {len(row.point.tasks)} tasks cached" if cached and not row.point.cached else "",
     ]
     return "; ".join(mark for mark in marks if mark)

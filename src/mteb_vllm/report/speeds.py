@@ -47,7 +47,9 @@ def common_unit(points: Sequence[Point]) -> str | None:
 
 
 def measured_speeds(points: Sequence[Point], shared: Sequence[str]) -> list[Speed | None]:
-    """Return the speed of each point's engine; None for a point that was cached, and where no point measured it.
+    """Return the speed of each point's engine; None where no point measured it, and for a point that was cached.
+
+    A point that failed before its first score has no speed either: its engine may never have opened.
 
     Args:
         points: The points.
@@ -61,9 +63,14 @@ def measured_speeds(points: Sequence[Point], shared: Sequence[str]) -> list[Spee
         if speed is not None and key[0]:
             of_engine.setdefault(key, speed)
     return [
-        speed or (of_engine.get(key) if not point.for_speed and not point.cached else None)
+        speed or (of_engine.get(key) if _was_at_work(point) else None)
         for point, key, speed in zip(points, keys, own, strict=True)
     ]
+
+
+def _was_at_work(point: Point) -> bool:
+    scored = point.parity is not None or any(task.score is not None for task in point.tasks)
+    return scored and not point.for_speed and not point.cached
 
 
 def parity_speeds(points: Sequence[Point], speeds: Sequence[Speed | None]) -> list[Speed | None]:
