@@ -89,22 +89,20 @@ class Supervisor:
             scrub(self._folder)
 
     def _run_workers(self) -> None:
-        threads = [
-            threading.Thread(target=worker.run, name=f"mteb-vllm worker {number}", daemon=True)
-            for number, worker in enumerate(self._workers)
-        ]
+        started: list[Worker] = []
         try:
-            for thread in threads:
-                thread.start()
-            _join(threads)
+            for number, worker in enumerate(self._workers):
+                threading.Thread(target=worker.run, name=f"mteb-vllm worker {number}", daemon=True).start()
+                started.append(worker)
+            _wait_for(started)
         except BaseException:
             self._queue.stop()
             try:
-                _join(threads)  # workers end their children, which write what they have
+                _wait_for(started)  # they end their children, which write what they have
             except BaseException:  # a second Ctrl-C
-                for worker in self._workers:
+                for worker in started:
                     worker.abort()
-                _join(threads)
+                _wait_for(started)
                 raise
             raise
         for worker in self._workers:
@@ -112,8 +110,9 @@ class Supervisor:
                 raise worker.error
 
 
-def _join(threads: Sequence[threading.Thread]) -> None:
-    for thread in threads:
-        # A join without a limit would not be interrupted by signals on every system.
-        while thread.is_alive():
-            thread.join(_TICK)
+def _wait_for(workers: Sequence[Worker]) -> None:
+    for worker in workers:
+        # Not `Thread.join`: Python before 3.13 takes a thread whose join is interrupted by a signal for one that has ended.
+        # And a wait without a limit would not be interrupted by signals on every system.
+        while not worker.ended.wait(_TICK):
+            pass

@@ -5,6 +5,7 @@ It owns one child at a time, monitors it, and replaces it when it fails.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -207,9 +208,16 @@ class Worker:
         self._process = process
         self._engine_log: Path | None = None
         self.error: BaseException | None = None
+        self.ended = threading.Event()
 
     def run(self) -> None:
         """Run groups until none is left, or the sweep is to end; an unexpected error ends all workers."""
+        try:
+            self._run_all()
+        finally:
+            self.ended.set()
+
+    def _run_all(self) -> None:
         try:
             self._run_groups()
         except StoppedError:
