@@ -312,7 +312,7 @@ def measured(runs: list[dict[str, Any]], shared: list[str]) -> list[tuple[float 
     """Texts and tokens per second, the number of texts, and the point that measured them.
 
     A point's own speed is over the shared tasks, of each of which it must have computed half of the texts; else it is that of
-    the first point with the same engine, unless all its results were cached. Without shared tasks it is over the point's
+    the first point with the same engine, unless all its results were cached or it has none. Without shared tasks it is over the point's
     tasks, and that of a point with the same ones.
     """
     own = []
@@ -334,7 +334,8 @@ def measured(runs: list[dict[str, Any]], shared: list[str]) -> list[tuple[float 
         if "throughput" in run["config"]["pipeline"].get("_target_", ""):
             found.append(NOTHING)  # its texts are no task's
             continue
-        if is_cached(run):
+        scored = run.get("parity") or any(task.get("main_score") is not None for task in run["tasks"])
+        if is_cached(run) or not scored:
             found.append(NOTHING)
             continue
         others = [other for key, other in zip(engines, own, strict=True) if key == engine and other != NOTHING]
