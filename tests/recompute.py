@@ -312,8 +312,8 @@ def measured(runs: list[dict[str, Any]], shared: list[str]) -> list[tuple[float 
     """Texts and tokens per second, the number of texts, and the point that measured them.
 
     A point's own speed is over the shared tasks, of each of which it must have computed half of the texts; else it is that of
-    the first point with the same engine, unless all its results were cached or it has none. Without shared tasks it is over the point's
-    tasks, and that of a point with the same ones.
+    the first point with the same engine, unless all its results were cached or it has none. Without shared tasks it is over
+    the point's tasks, and that of a point with the same ones.
     """
     own = []
     for run in runs:
