@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from mteb_vllm.catalogue import known_prompt_key, mteb_catalogue, vllm_catalogue
 from mteb_vllm.config.schema import group_options, quoted
@@ -24,6 +25,9 @@ from mteb_vllm.errors import Code, Mistake
 from mteb_vllm.util.shell import suggest, unquoted
 from mteb_vllm.util.suggestions import nearest
 from mteb_vllm.util.type_names import type_name
+
+# The exceptions that Hydra raises for malformed files.
+NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError)
 
 # Keys of texts in which white space is significant.
 _TEXTS = (

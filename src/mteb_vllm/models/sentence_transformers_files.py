@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from mteb_vllm.errors import ModelError
 from mteb_vllm.util.plain import JsonObject
 from mteb_vllm.util.setting_names import SettingNames
+from mteb_vllm.util.wrapping import cut
 
 Locate = Callable[[str], Path | None]
 _Json = TypeVar("_Json", dict[str, Any], list[Any])
@@ -563,5 +564,4 @@ def _read(locate: Locate, file: str, kind: type[_Json]) -> _Json | None:
 
 
 def _shorten(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+    return cut(json.dumps(value, ensure_ascii=False, default=str), 80)

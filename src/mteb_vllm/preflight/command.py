@@ -17,12 +17,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from mteb_vllm.catalogue import vllm_catalogue, warm
-from mteb_vllm.config.overrides import override_text, parse_overrides
+from mteb_vllm.config.overrides import NOT_COMPOSED, override_text, parse_overrides
 from mteb_vllm.config.schema import (
     LauncherConfig,
     RunConfig,
     SlurmConfig,
-    check_working_folder,
     compose_config,
     composer,
 )
@@ -34,7 +33,7 @@ from mteb_vllm.models.files import clear_model_cache
 from mteb_vllm.pipelines.factory import PipelineParts, is_report
 from mteb_vllm.preflight.axes import one_by_one, read_axes
 from mteb_vllm.preflight.checks import check_config, folder_mistakes
-from mteb_vllm.preflight.composition import NOT_COMPOSED, Composition
+from mteb_vllm.preflight.composition import Composition
 from mteb_vllm.preflight.devices import device_mistakes, engine_size_mistakes
 from mteb_vllm.preflight.files import shadowed_files
 from mteb_vllm.preflight.hydra import missing_search_mistakes, search_path_mistakes
@@ -85,7 +84,6 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         MissingPackageError: if vLLM is not installed.
         CatalogueError: if mteb or vLLM is installed, but cannot be read.
     """
-    check_working_folder()
     _clear_caches()
     register_written(overrides)
     points = []

@@ -16,15 +16,15 @@ from typing import Any, TypeVar
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from mteb_vllm.catalogue import mteb_catalogue
 from mteb_vllm.config.limits import reference_mistakes
 from mteb_vllm.config.overrides import (
+    NOT_COMPOSED,
     apply,
     choice_mistake,
     override_mistake,
@@ -68,6 +68,7 @@ from mteb_vllm.preflight.hydra import (
 from mteb_vllm.util.masking import find_secrets, in_engine, protect, register_fields
 from mteb_vllm.util.shell import hydra_value, suggest
 from mteb_vllm.util.suggestions import nearest
+from mteb_vllm.util.wrapping import cut
 
 _Settings = TypeVar("_Settings")
 
@@ -76,10 +77,6 @@ _LAUNCHERS: dict[str, type[LauncherConfig | SlurmConfig]] = {
     LOCAL_LAUNCHER: LauncherConfig,
     SLURM_LAUNCHER: SlurmConfig,
 }
-
-
-# The exceptions that Hydra raises for malformed files.
-NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError)
 
 
 class Composition:
@@ -394,7 +391,7 @@ class Composition:
                 found = found[key] if there else None
             if found != value and not any(f"{full}.".startswith(f"{key}.") for key in by_hand):
                 way = f"To use the file's value: {suggest(full if there else f'+{full}', value)}"
-                what = f"the experiment (or local/) overrides its {full} with {_shortened(found)}"
+                what = f"the experiment (or local/) overrides its {full} with {cut(hydra_value(found), _LONGEST)}"
                 yield override_mistake(choice, what, way)
 
     def _name_mistakes(self, recipe: Any, config: DictConfig, at: str) -> Iterator[Mistake]:
@@ -476,11 +473,6 @@ def _job_mistakes(job: DictConfig) -> Iterator[Mistake]:
 
 # The longest value that a message shows in full, in characters.
 _LONGEST = 80
-
-
-def _shortened(value: object) -> str:
-    text = hydra_value(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _is_shipped(choice: str) -> bool:

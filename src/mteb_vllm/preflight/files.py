@@ -16,9 +16,8 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from mteb_vllm.config.overrides import describe_error
+from mteb_vllm.config.overrides import NOT_COMPOSED, describe_error
 from mteb_vllm.config.schema import conf_dir, group_options
 from mteb_vllm.errors import Mistake
 from mteb_vllm.util.suggestions import nearest
@@ -26,8 +25,6 @@ from mteb_vllm.util.suggestions import nearest
 # The groups whose files set keys of all groups, so that they have to begin with this line.
 OVERLAYS = ("experiment", "local")
 HEAD = "# @package _global_"
-
-_READ = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class OwnFile:
         loader: Any = GlobalHydra.instance().config_loader()
         try:
             found = loader.repository.load_config(f"{self.group}/{self.path.stem}")
-        except _READ:
+        except NOT_COMPOSED:
             return self.group.replace("/", ".")
         written = (found.header.get("package") if found is not None else None) or "_group_"
         return {"_global_": "", "_group_": self.group.replace("/", ".")}.get(written, written)
@@ -175,7 +172,7 @@ def _culprit(error: Exception, files: Sequence[OwnFile]) -> OwnFile | None:
     for file in files:
         try:
             OmegaConf.to_container(OmegaConf.load(file.path))
-        except _READ:
+        except NOT_COMPOSED:
             return file
     if len(files) == 1 and not isinstance(error, HydraException):
         return files[0]

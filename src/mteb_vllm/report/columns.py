@@ -22,6 +22,7 @@ from mteb_vllm.report.formatting import (
     times,
 )
 from mteb_vllm.util.escape import one_line
+from mteb_vllm.util.wrapping import cut
 
 # Up to this many tasks have columns everywhere. More have a separate table on the terminal and in Markdown, and are
 # behind a checkbox on the page.
@@ -130,11 +131,6 @@ def has_many_tasks(comparison: Comparison) -> bool:
 def hides_tasks(comparison: Comparison) -> bool:
     """Return whether the page hides the columns of tasks behind a checkbox: many tasks, of which there are means."""
     return has_many_tasks(comparison) and any(row.mean is not None for row in comparison.rows)
-
-
-def cut(text: str, limit: int) -> str:
-    """Return a text cut to at most `limit` characters."""
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def _field(path: str) -> Callable[[Row], Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from mteb_vllm.report.answer import answer
-from mteb_vllm.report.columns import Column, cut, has_many_tasks, table_columns
+from mteb_vllm.report.columns import Column, has_many_tasks, table_columns
 from mteb_vllm.report.comparison import Comparison, Row
 from mteb_vllm.report.formatting import (
     markdown,
@@ -27,6 +27,7 @@ from mteb_vllm.report.one_run import failure_lines
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.escape import code, csv_cell, fenced, inline, one_line
+from mteb_vllm.util.wrapping import cut
 
 # Limits of the terminal and of Markdown; the CSV and the page have everything.
 _MOST_ROWS = 50

@@ -1,4 +1,4 @@
-"""Break lines that are wider than the terminal, at spaces only."""
+"""Fit text into a width: break lines at spaces, or cut a text."""
 
 from __future__ import annotations
 
@@ -50,3 +50,8 @@ def _wrapped_command(line: str, width: int, indent: str) -> str:
         else:
             lines[-1] += f" {word}"
     return " \\\n".join(lines)
+
+
+def cut(text: str, limit: int) -> str:
+    """Return a text cut to at most `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
