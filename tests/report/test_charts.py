@@ -119,6 +119,59 @@ def test_counts_what_it_cannot_show() -> None:
     assert "Not in the plot: 2 without a mean (a task failed, is missing or has no score)." in title
 
 
+def scored(*means: float, without_speed: int = 0) -> Comparison:
+    """Compare points with these means; the first `without_speed` of them have no speed."""
+    rows = [
+        replace(
+            one,
+            engine=str(at),
+            tasks=[
+                replace(task, score=mean, **({"computed": None, "seconds": None} if at < without_speed else {}))
+                for task in one.tasks
+            ],
+        )
+        for at, (one, mean) in enumerate(zip(equal_points(len(means)), means, strict=True))
+    ]
+    return compare(rows)
+
+
+@pytest.mark.parametrize(("without_speed", "green"), [(0, True), (1, False)])
+def test_green_means_near_the_best_of_all_points_even_if_that_has_no_known_speed(
+    without_speed: int, green: bool
+) -> None:
+    drawn = specifications(scored(0.8, 0.7, 0.7, without_speed=without_speed))["quality_speed"]
+    title = title_of(drawn)
+    assert ("Green" in title) == green == any(layer["mark"]["type"] == "rect" for layer in drawn["layer"])
+    missing = "Not in the plot: 1 without a known speed, among them the best and all within 0.001 of it."
+    assert (missing in title) != green
+
+
+def test_green_ends_at_the_best_where_only_a_point_just_below_it_has_a_speed() -> None:
+    drawn = specifications(scored(0.7005, 0.7, without_speed=1))["quality_speed"]
+    (band,) = [layer for layer in drawn["layer"] if layer["mark"]["type"] == "rect"]
+    assert drawn["datasets"][band["data"]["name"]] == [{"low": pytest.approx(0.6995), "best": pytest.approx(0.7005)}]
+    drawn_points = next(layer for layer in drawn["layer"] if layer.get("name") == "points")
+    low, high = drawn_points["encoding"]["y"]["scale"]["domain"]
+    assert low < 0.6995 and high > 0.7005
+
+
+@pytest.mark.parametrize(
+    ("names", "wide", "small"),
+    [(["a", "b", "c"], 0, 0), (["one", "my-model", "org/x", "y"], 0, -90), (["a-long-name-of-a-point"] * 8, -90, -90)],
+)
+def test_names_of_points_are_vertical_only_where_they_may_not_fit(names: list[str], wide: int, small: int) -> None:
+    rows = [
+        replace(one, name=f"{name}{at}")
+        for at, (one, name) in enumerate(zip(equal_points(len(names)), names, strict=True))
+    ]
+    axis = next(
+        layer for layer in specifications(compare(rows))["task_differences"]["layer"] if layer.get("name") == "cells"
+    )["encoding"]["x"]["axis"]
+    assert axis["labelAngle"]["expr"] == f"narrow ? {small} : {wide}"
+    sides = {0: '"center"', -90: '"left"'}
+    assert axis["labelAlign"]["expr"] == f"narrow ? {sides[small]} : {sides[wide]}"
+
+
 def test_a_setting_with_more_values_than_colours_keeps_one_for_the_others() -> None:
     of = compare(points(20, axes={"prompts.query": [f"p{at}" for at in range(20)]}))
     params = {one["name"]: one for one in specifications(of)["quality_speed"]["params"]}

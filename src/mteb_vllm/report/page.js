@@ -80,7 +80,8 @@ function select(row) {
   $("selected-settings").replaceChildren(
     ...settings(row).map(([column, value]) => {
       const [entry, name, shown] = ["div", "dt", "dd"].map((tag) => document.createElement(tag));
-      [name.textContent, shown.textContent, shown.dir] = [column, value || "(not set)", "auto"];
+      name.append(...column.split(/(?<=[._])/).flatMap((part) => [part, document.createElement("wbr")]));
+      [shown.textContent, shown.dir] = [value || "(not set)", "auto"];
       entry.append(name, shown);
       return entry;
     }),

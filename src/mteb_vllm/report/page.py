@@ -22,7 +22,7 @@ from markupsafe import Markup, escape
 from mteb_vllm.report.charts import Json, dark_css, first_selected, left_out, roles_of, specifications
 from mteb_vllm.report.columns import Column, hides_tasks, speed_unit, table_columns
 from mteb_vllm.report.comparison import Comparison, Effect, Row
-from mteb_vllm.report.formatting import number, rate, shorten, signed, speed_effect, times
+from mteb_vllm.report.formatting import count, number, rate, shorten, signed, speed_effect, times
 from mteb_vllm.report.header import circumstances, recommended_command, scope
 from mteb_vllm.report.tables import failed_points
 from mteb_vllm.results.measurements import ThroughputRecord
@@ -75,7 +75,7 @@ def page(comparison: Comparison, answer: Sequence[str], title: str, charts: Mapp
         finalize=_visible,
     )
     environment.filters |= {
-        "breakable": _breakable, "clipped": _clipped, "number": number, "pairs": _pairs, "range": _range,
+        "breakable": _breakable, "clipped": _clipped, "count": count, "number": number, "pairs": _pairs, "range": _range,
         "sentence": sentence, "shorten": shorten, "signed": signed, "speed_effect": speed_effect, "times": times,
         "whole": _whole,
     }  # fmt: skip

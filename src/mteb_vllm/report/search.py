@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mteb_vllm.report.formatting import count
 from mteb_vllm.results.measurements import Unit
 from mteb_vllm.results.objective import describe_objective
 from mteb_vllm.results.record import RunRecord, mean
@@ -51,7 +52,7 @@ def print_search(console: Console, search: Search, choices: Mapping[str, Any], f
         n_trials = len(search.trials)
         console.print_line(f"The search found nothing: each of the chosen points ({n_trials}) failed or was rejected.")
         return
-    console.print_line(f"Best of {len(search.trials)} points: {_name(search, best)}, {_figures(best)}")
+    console.print_line(f"Best of {count(len(search.trials), 'point')}: {_name(search, best)}, {_figures(best)}")
     if search.default is not None:
         console.print_line(f"Default: point {search.default.point}, {_figures(search.default)}")
     for line in _comparison(search, best):
@@ -61,7 +62,7 @@ def print_search(console: Console, search: Search, choices: Mapping[str, Any], f
         with attempt(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, text)
-        console.print_line(f"Its engine arguments, also in {file}:\n")
+        console.print_line(f"The engine arguments of point {best.point}, also in {file}:\n")
         console.print_line(text)
     options = ["--config-dir", str(file.parents[1])] if text else []
     console.print_line(f"To use it: {command(*options, *_words(search, best, choices, engine=bool(text)))}")

@@ -14,6 +14,7 @@ from mteb_vllm.report.answer import answer
 from mteb_vllm.report.columns import Column, has_many_tasks, table_columns
 from mteb_vllm.report.comparison import Comparison, Row
 from mteb_vllm.report.formatting import (
+    count,
     markdown,
     score_cell,
     settings_text,
@@ -69,9 +70,9 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     tasks = has_many_tasks(comparison) or any(column.kind == "task" for column in hidden)
     if tasks and _print_scores(console, comparison, rows):
         tasks, hidden = False, [column for column in hidden if column.kind != "task"]
-    left_out = [f"{len(rows) - _MOST_ROWS:,} points"] if len(rows) > _MOST_ROWS else []
+    left_out = [count(len(rows) - _MOST_ROWS, "point")] if len(rows) > _MOST_ROWS else []
     left_out += [f"the columns {', '.join(column.header for column in hidden)}"] if hidden else []
-    left_out += [f"the scores of {len(comparison.tasks)} tasks"] if tasks else []
+    left_out += [f"the scores of {count(len(comparison.tasks), 'task')}"] if tasks else []
     if left_out:
         console.print_line(f"Only in report.csv: {'; '.join(left_out)}")
     console.print()

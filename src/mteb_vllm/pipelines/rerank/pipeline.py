@@ -212,7 +212,8 @@ class Rerank(Pipeline):
                 named = {unit_name(unit): unit for unit in units(part)}
                 broken.update({named[name]: error for name, error in failed_units.items() if name in named})
                 if few := set_candidates(part, store, stage.searcher(part).mteb_model_meta, self.top_k, broken):
-                    what = f"the first stage retrieved fewer than {self.top_k} candidates for {few:,} queries"
+                    queries = f"{few:,} {'query' if few == 1 else 'queries'}"
+                    what = f"the first stage retrieved fewer than {self.top_k} candidates for {queries}"
                     warnings.append(f"{part.metadata.name}: {what}.")
             try:
                 mteb_run.evaluate_loaded(Ceiling(part, candidates), part, store, reuse=reuse, broken=broken)

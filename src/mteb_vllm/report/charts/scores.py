@@ -93,10 +93,14 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
     if not drawn or comparison.unit is None:
         return None
     several = len(comparison.rows) > 1
-    best = max(mean for _, _, mean in drawn)
+    # The best of all points, which has no known speed if it is not drawn.
+    best = max(row.mean for row in rows if row.mean is not None)
     close = [one for one in drawn if one[2] >= best - NEAR * comparison.epsilon]
     zoom = 2 <= len(close) < len(drawn)
-    every, near = (_domains(comparison, [(speed.texts, mean) for _, speed, mean in some]) for some in (drawn, close))
+    every, near = (
+        _domains(comparison, [(speed.texts, mean) for _, speed, mean in some], best) for some in (drawn, close or drawn)
+    )
+    banded = several and any(row.good for row, _, _ in drawn)
     (slow, fast), (low, high) = every
     log = fast > 12 * slow > 0
 
@@ -170,14 +174,14 @@ def quality_speed(comparison: Comparison) -> alt.LayerChart | None:
         .encode(x, y, order=alt.Order("speed:Q"))
         .transform_filter("datum.front")
     )
-    layers = [*([band] if several else []), front, points]
+    layers = [*([band] if banded else []), front, points]
     layers += [*rings(picked, pointed, x, y), *texts("roles", "role", x, y, bold=True)] if several else []
     if zoom:
         within = f"only the {len(close):,} points within {NEAR * comparison.epsilon:g} of the best"
         check = alt.binding_checkbox(name=within)
         params.append(alt.param(name="near", value=False, bind=check))
     notes = [
-        f"Green: within {comparison.epsilon:g} of the best." if several else "",
+        f"Green: within {comparison.epsilon:g} of the best." if banded else "",
         "Line: Pareto front, no other point is both better and faster."
         if sum(row.on_front for row in rows) > 1
         else "",
@@ -199,11 +203,13 @@ def left_out(comparison: Comparison) -> str:
     speeds = sum(row.mean is not None and row.speed is None for row in rows)
     missing = [f"{means:,} without a mean (a task failed, is missing or has no score)"] if means else []
     missing += [f"{speeds:,} without a known speed"] if speeds else []
+    if means + speeds < len(rows) and not any(row.good and row.speed for row in rows):
+        missing[-1] += f", among them the best and all within {comparison.epsilon:g} of it"
     return f"Not in the plot: {'; '.join(missing)}." if missing else ""
 
 
 def _domains(
-    comparison: Comparison, places: Sequence[tuple[float, float]]
+    comparison: Comparison, places: Sequence[tuple[float, float]], best: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the ends of both axes, far enough apart that noise looks small."""
     speeds, means = zip(*places, strict=True)
@@ -211,6 +217,8 @@ def _domains(
     slow, fast = min(*speeds, 0.7 * max(speeds)), max(speeds) * (1.3 if alone else 1)
     least = max(3 * comparison.epsilon, 0.0001)
     low, high = min(*means, max(means) - least), max(means) + (least if alone else 0)
+    if max(means) >= best - comparison.epsilon:
+        high = max(high, best)
     room, around = 0.05 * (fast - slow), high - low
     across = (slow / 1.15, fast * 1.15) if fast > 10 * slow else (max(0.0, slow - room), fast + room)
     return across, (low - 0.08 * around, high + 0.12 * around)
@@ -300,12 +308,16 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
     edges = [round(at * step, 9) for at in (-3, -2, -1, 1, 2, 3)]
     picked, pointed = selections(first_selected(comparison).point.name, nearest=False)
     long = max(len(column["column"]) for column in columns)
+    # Labels are vertical where the longest may be wider than its column. Vega-Lite does not align labels by an expression.
+    vertical = [8 * long * len(columns) > width for width in (180, 450)]
     x = alt.X(
         "column:N", sort=None, title="points, best first →" if len(columns) > 1 else "point",
         scale=alt.Scale(domain=[column["column"] for column in columns], paddingInner=0.04 if len(columns) < 30 else 0),
         axis=alt.Axis(
-            orient="top", domain=False, ticks=False, labelLimit=110, labelAngle=0 if long <= 3 else -90, labelFlush=False,
-            labelOverlap="greedy", labelSeparation=4,
+            orient="top", domain=False, ticks=False, labelLimit=110, labelFlush=False, labelOverlap="greedy",
+            labelSeparation=4, labelAngle=narrow(*(-90 if one else 0 for one in vertical)),
+            labelAlign=narrow(*("left" if one else "center" for one in vertical)),
+            labelBaseline=narrow(*("middle" if one else "bottom" for one in vertical)),
         ),
     )  # fmt: skip
     y = alt.Y(
