@@ -49,6 +49,7 @@ from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.util import disk
 from mteb_vllm.util.escape import visible
 from mteb_vllm.util.fingerprint import fingerprint
+from mteb_vllm.util.garbage import garbage_collection_paused
 from mteb_vllm.util.masking import scrub
 from mteb_vllm.util.phase import Phase
 from mteb_vllm.util.quiet import output_into, quiet_libraries
@@ -260,9 +261,10 @@ def _session(
     with quiet_libraries(), output_into(log, console), make_progress(console, len(names)) as progress:
         progress.note(Phase.IMPORTING, "Importing mteb")
         started = time.perf_counter()
-        from mteb_vllm.results.locks import clear
-        from mteb_vllm.results.store import ResultsStore
-        from mteb_vllm.wrappers.encoder import EmbeddingWrapper
+        with garbage_collection_paused():
+            from mteb_vllm.results.locks import clear
+            from mteb_vllm.results.store import ResultsStore
+            from mteb_vllm.wrappers.encoder import EmbeddingWrapper
 
         store = ResultsStore(config.results.dir)
         clear(store.root)

@@ -285,6 +285,7 @@ class Nodes:
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                     "RAY_USAGE_STATS_ENABLED": "0",
+                    MARK: MARKED,
                 },
             )
         )
@@ -331,12 +332,17 @@ def single(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
     return run([*base, f"results.dir={tmp_path_factory.mktemp('single')}"], show=False)
 
 
+# Inherited by all processes of the nodes: other tests may run replicas on this machine at the same time.
+MARK, MARKED = "MTEB_VLLM_TESTS_NODES", str(os.getpid())
+
+
 def replica_processes() -> list[psutil.Process]:
-    """Return the processes of replicas on this machine, of any parent."""
+    """Return the processes of replicas on the nodes, of any parent."""
     found = []
     for one in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            found += [one] if "engines.replica_process import main" in " ".join(one.cmdline()) else []
+            if "engines.replica_process import main" in " ".join(one.cmdline()) and one.environ().get(MARK) == MARKED:
+                found.append(one)
     return found
 
 

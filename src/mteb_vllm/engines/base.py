@@ -34,6 +34,7 @@ from mteb_vllm.results.failures import ENGINE_DIED
 from mteb_vllm.results.measurements import identity
 from mteb_vllm.util import masking
 from mteb_vllm.util.fingerprint import METHOD, callable_identity, fingerprint
+from mteb_vllm.util.garbage import garbage_collection_paused
 from mteb_vllm.util.machine import device, versions
 from mteb_vllm.util.plain import Json, JsonObject
 from mteb_vllm.util.setting_names import SettingNames
@@ -509,7 +510,8 @@ def _start(spec: EngineSpec) -> Engine:
     backend = importlib.import_module(f"mteb_vllm.engines.{'replicas' if spec.replicated else spec.backend}")
     environment.apply_variables(spec.env)
     try:
-        engine: Engine = backend.load(spec)
+        with garbage_collection_paused():
+            engine: Engine = backend.load(spec)
     except BaseException:
         environment.restore_variables()
         raise

@@ -15,6 +15,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from mteb_vllm.catalogue import to_json
+from mteb_vllm.util.garbage import garbage_collection_paused
 from mteb_vllm.util.plain import JsonObject
 
 if TYPE_CHECKING:
@@ -110,4 +111,6 @@ def _read_fields(cls: type) -> JsonObject:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(to_json(describe()), encoding="utf-8")
+    with garbage_collection_paused():
+        text = to_json(describe())
+    Path(sys.argv[1]).write_text(text, encoding="utf-8")

@@ -25,6 +25,7 @@ from mteb_vllm.engines.vllm_workarounds import explain_start_error, guard_llvmli
 from mteb_vllm.errors import EngineError, EngineStartError, MissingPackageError
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.util.attributes import replace_attributes
+from mteb_vllm.util.garbage import garbage_collection_paused
 from mteb_vllm.util.machine import vllm_distribution
 from mteb_vllm.util.quiet import quiet_libraries, warnings_about_models
 
@@ -358,7 +359,7 @@ def import_early(variables: Mapping[str, str]) -> None:
     logger.addHandler(silent)
     apply_variables(variables)
     try:
-        with quiet_libraries(), warnings.catch_warnings():
+        with quiet_libraries(), warnings.catch_warnings(), garbage_collection_paused():
             warnings.simplefilter("ignore")
             from vllm import LLM  # noqa: F401
     finally:

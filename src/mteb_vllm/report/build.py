@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +16,7 @@ from mteb_vllm.report.tables import comparison_csv, comparison_markdown, print_c
 from mteb_vllm.results.failures import failures_from_unwritten
 from mteb_vllm.util import disk
 from mteb_vllm.util.files import shown_path, write_atomically
+from mteb_vllm.util.garbage import garbage_collection_paused
 
 if TYPE_CHECKING:
     from mteb_vllm.util.console import Console
@@ -36,7 +35,7 @@ def build_report(runs: Sequence[str | Path], folder: Path, config: ReportConfig,
         ConfigError: if one of `runs` holds no run and no result, or no point has the baseline's name.
         StorageError: if a file could not be written; the others are.
     """
-    with _no_garbage_collection():
+    with garbage_collection_paused():
         return _build(runs, folder, config, console)
 
 
@@ -80,18 +79,3 @@ def _find_baseline(wanted: str, names: Sequence[str]) -> str:
     listed = ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")
     what = f"{len(found)} points have this name" if found else "no point has this name"
     raise ConfigError([Mistake("report.baseline", what, f"Names: {listed}.", value=wanted)])
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Switch garbage collection off inside the block.
-
-    A thousand records are millions of objects without cycles: searching them takes a fifth of the time.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

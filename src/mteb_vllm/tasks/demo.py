@@ -32,7 +32,7 @@ The recipe, version `RECIPE`:
 
 The dataset revision consists of the recipe's version, Python's version and a hash of all source files, so equal revisions
 imply equal texts. The reverse does not hold, since a changed comment changes the revision as well; hashing the texts
-themselves would need two seconds of parsing wherever a task is only named.
+themselves would need a second of parsing wherever a task is only named.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ from datasets import Dataset, DatasetDict
 from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskClustering, AbsTaskRetrieval
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.task_metadata import TaskMetadata
+
+from mteb_vllm.util.garbage import garbage_collection_paused
 
 __all__ = [
     "TASKS",
@@ -135,7 +137,7 @@ def _public(node: ast.AST, path: tuple[str, ...] = ()) -> Iterator[tuple[str, in
 
 @cache
 def docstrings() -> tuple[Docstring, ...]:
-    """Return all docstrings of the recipe, by module and line (takes about two seconds, once per process).
+    """Return all docstrings of the recipe, by module and line (takes about a second, once per process).
 
     Raises:
         FileNotFoundError: if this Python was installed without the sources of its standard library.
@@ -146,10 +148,11 @@ def docstrings() -> tuple[Docstring, ...]:
             f"no source files in {sysconfig.get_path('stdlib')}. Use one that has them, or other tasks, such as tasks=sts12."
         )
     found = []
-    for module, path in _sources().items():
-        for name, line, text in _public(ast.parse(path.read_bytes())):
-            summary, _, body = text.partition("\n\n")
-            found.append(Docstring(module, name, line, " ".join(summary.split()), body.strip()))
+    with garbage_collection_paused():
+        for module, path in _sources().items():
+            for name, line, text in _public(ast.parse(path.read_bytes())):
+                summary, _, body = text.partition("\n\n")
+                found.append(Docstring(module, name, line, " ".join(summary.split()), body.strip()))
     return tuple(found)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from mteb_vllm.catalogue import DEMO, SAMPLING, to_json
+from mteb_vllm.util.garbage import garbage_collection_paused
 
 if TYPE_CHECKING:
     from mteb import Benchmark
@@ -101,4 +102,6 @@ def _subsets_taken(task: AbsTask) -> list[str] | None:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(to_json(describe()), encoding="utf-8")
+    with garbage_collection_paused():
+        text = to_json(describe())
+    Path(sys.argv[1]).write_text(text, encoding="utf-8")

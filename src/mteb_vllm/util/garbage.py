@@ -1,0 +1,24 @@
+"""Pause Python's garbage collection while many objects are made that stay."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def garbage_collection_paused() -> Iterator[None]:
+    """Pause garbage collection inside the block.
+
+    The more objects there are, the longer the collector searches them for cycles, and it starts again and again as more are
+    made. Where almost all stay, this is for nothing: importing mteb and vLLM makes over a million objects, and takes a third
+    less time without it.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
