@@ -27,7 +27,7 @@ PINS := $(wildcard constraints-$(EXTRA).txt)
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-install: $(STAMP)  ## make .venv: on a CPU with pinned versions; EXTRA=cuda, for a GPU, with the newest vLLM from 0.26
+install: $(STAMP)  ## make .venv: on a CPU with pinned versions; EXTRA=cuda, for a GPU, with the newest vLLM (0.26 or later)
 
 $(STAMP): pyproject.toml $(PINS)
 	$(PYTHON) -m venv $(VENV)
@@ -56,7 +56,7 @@ test: check browser  ## the linters, then all tests except the slow ones, JOBS f
 test-slow: install  ## the slow tests, JOBS files at a time: fault injection in sweeps, a soak test that kills processes, published scores, and SLURM jobs if SLURM is installed
 	$(BIN)/pytest -m slow -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test-conditions: install  ## mutation test: invert each condition that decides about reuse; a test must fail for each (CONDITIONS="results.lookup")
+test-conditions: install  ## mutation test: invert each condition that decides whether a result is reused; a test must fail for each (CONDITIONS="results.lookup")
 	$(BIN)/python tests/reverse_conditions.py $(CONDITIONS)
 
 bench: install  ## the overhead of the wrappers over raw vLLM, measured side by side (BENCH="--what predict --pairs 20")
@@ -83,7 +83,7 @@ docs: install  ## build docs/ into site/; a dead link is an error
 reference: install  ## generate the pages of docs/ that are based on conf/: configuration keys, models
 	$(BIN)/python docs/generate.py
 
-picture: install browser  ## run the sweep of docs/screenshot.py and take a picture of its report (REPORT=file: take it of that report)
+picture: install browser  ## run the sweep of docs/screenshot.py and take a screenshot of its report (REPORT=file: of an existing report)
 	$(BIN)/python docs/screenshot.py $(REPORT)
 
 charts: install  ## draw the charts of docs/measurements from the tables of its pages
@@ -93,7 +93,7 @@ format: install  ## fix and format the code with ruff
 	$(BIN)/ruff check --fix src tests bench docs
 	$(BIN)/ruff format src tests bench docs
 
-wheel: install  ## dist/*.whl
+wheel: install  ## build dist/*.whl
 	$(BIN)/python -m build --no-isolation --wheel
 
 clean:  ## remove everything that the other targets made, except results

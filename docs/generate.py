@@ -376,8 +376,8 @@ def models(conf: Path) -> str:
     out = [
         "# Models\n",
         MARK,
-        "Each of these is one file in `conf/model/`: id, pinned revision, prompts, instruction template, score template and "
-        "engine arguments. For any other model, see [your own model](../how-to/own-model.md).\n",
+        "Each of these is one file in `conf/model/`: name, pinned revision or package, prompts, instruction template, "
+        "score template and engine arguments. For any other model, see [your own model](../how-to/own-model.md).\n",
     ]
     for kind, title in (("encoder", "Embedding models"), ("cross_encoder", "Rerankers")):
         found = [

@@ -371,7 +371,7 @@ def test_a_dead_link_fails_the_build(tmp_path: Path, link: str) -> None:
 
 
 def test_the_share_of_a_sweeps_time_is_that_of_the_measurements() -> None:
-    quoted = re.search(r"takes \[(\d+) % of the time\]", (DOCS / "how-to/sweeps.md").read_text())
+    quoted = re.search(r"takes \[(\d+)% of the time\]", (DOCS / "how-to/sweeps.md").read_text())
     table = re.search(r"\| ratio \| ([\d.]+) \|", (DOCS / "measurements/cpu.md").read_text())
     assert quoted is not None and table is not None
     assert abs(int(quoted[1]) / 100 - float(table[1])) <= 0.005

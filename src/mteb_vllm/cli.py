@@ -19,7 +19,7 @@ from mteb_vllm.util.streams import exit_status, open_standard_streams
 from mteb_vllm.util.wrapping import wrap_lines
 
 HELP = """mteb-vllm evaluates embedding models and rerankers on MTEB tasks with vLLM,
-configured in YAML. Choose a file of a group with group=file, set a field with
+configured in YAML. Choose a file from a group with group=file, set a field with
 group.field=value, and sweep with -m and values separated by commas.
 
   # MiniLM on the demo tasks, offline
@@ -31,7 +31,7 @@ group.field=value, and sweep with -m and values separated by commas.
     mteb-vllm -m engine.dtype=float16,bfloat16 prompts=none,e5
   # check all points, show what would be computed, and stop
     mteb-vllm -m engine.dtype=float16,bfloat16 prompts=none,e5 dry_run=true
-  # compare the results of sweeps and runs
+  # compare the results of several sweeps
     mteb-vllm pipeline=report runs='outputs/sweeps/*/*'
   # rerank the candidates of a first stage
     mteb-vllm pipeline=rerank model=ms_marco_minilm tasks=nfcorpus

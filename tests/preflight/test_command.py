@@ -195,7 +195,7 @@ def test_a_mistake_in_one_point_of_a_sweep_is_reported(tmp_path: Path) -> None:
         ("tasks.subsets=[defautl]", "the chosen tasks have no such subset\n    Did you mean default?"),
         ("tasks=mteb", "no tasks are selected\n    Set tasks.names"),
         ("tasks=sts21", "there is no file sts21.yaml in tasks/\n    Did you mean tasks=sts12?\n    Files: banking77"),
-        ("model.kind=cross_encoder", "the pipeline evaluate needs a model of kind encoder"),
+        ("model.kind=cross_encoder", "pipeline=evaluate needs an embedding model (model.kind=encoder)"),
         ("model.kind=encodr", "Did you mean model.kind=encoder?\n    Allowed: encoder, cross_encoder."),
         ("model.revision=1234567", "must be text, not a whole number\n    Quote strings for Hydra and for the shell: "
          "'model.revision=\"1234567\"'"),
@@ -706,7 +706,7 @@ def test_a_broken_users_file(mine: Any, name: str, text: str, message: str) -> N
 
 def test_a_file_that_is_hidden_by_a_shipped_one(mine: Any) -> None:
     folder = mine("tasks/demo.yaml", "names: [STS12]\n")
-    assert f"{folder}/tasks/demo.yaml: is never read: a shipped file with the same name takes precedence" in only(
+    assert f"{folder}/tasks/demo.yaml: this file is never read, because a shipped file has the same name" in only(
         config_dir=folder
     )
 

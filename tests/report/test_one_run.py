@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -138,7 +139,36 @@ def test_the_report_names_model_and_tasks_and_starts_with_date_device_and_versio
 def test_the_summary_counts_cached_results() -> None:
     made = record(FINE, REUSED)
     made.config = {"results": {"dir": "outputs"}}
-    assert "1 of 2 results were cached; to recompute them: results.reuse=none" in shown(one_run.print_summary, made)
+    assert "1 of 2 results was cached; to recompute: results.reuse=none" in shown(one_run.print_summary, made)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "text"),
+    [
+        ((REUSED,), "The result was cached; to recompute: results.reuse=none"),
+        ((REUSED, REUSED), "All results were cached; to recompute: results.reuse=none"),
+        ((FINE, REUSED, REUSED), "2 of 3 results were cached; to recompute: results.reuse=none"),
+    ],
+)
+def test_the_summary_of_cached_results_is_grammatical(tasks: tuple[TaskOutcome, ...], text: str) -> None:
+    made = record(*tasks)
+    made.config = {"results": {"dir": "outputs"}}
+    assert text in shown(one_run.print_summary, made)
+
+
+@pytest.mark.parametrize(
+    ("unit", "count", "text"),
+    [
+        ("texts", 1, "1 of 900 texts (0.1%) exceeds the context length of 8 tokens and was truncated."),
+        ("texts", 9, "9 of 900 texts (1.0%) exceed the context length of 8 tokens and were truncated."),
+        ("pairs", 1, "1 of 900 pairs (0.1%) exceeds the context length of 8 tokens and lost the end of its document."),
+        ("pairs", 9, "9 of 900 pairs (1.0%) exceed the context length of 8 tokens and lost the end of their document."),
+    ],
+)
+def test_one_truncated_text_is_singular(unit: Any, count: int, text: str) -> None:
+    task = replace(FINE, truncated=count, prompts={"pair": {}} if unit == "pairs" else {})
+    engine = SimpleNamespace(resolved={"max_model_len": 8})
+    assert list(one_run.truncation_notes(task, SimpleNamespace(engine=engine))) == [f"STS12: {text}"]  # type: ignore[arg-type]
 
 
 def test_the_record_is_shown_relative_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

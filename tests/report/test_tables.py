@@ -215,8 +215,8 @@ def test_a_single_run_and_results_of_others_render(sweep: Path, tmp_path: Path) 
     (folder / "STS12.json").write_text(json.dumps({"task_name": "STS12", "scores": scores}))
     others = compare(read_runs([tmp_path / "org__m"]))
     for made, name, scope in (
-        (single, "m on S1, S2, R1", "One point, 3 tasks"),
-        (others, "org/m on STS12", "One point, 1 task"),
+        (single, "m on S1, S2, R1", "1 point, 3 tasks"),
+        (others, "org/m on STS12", "1 point, 1 task"),
     ):
         assert f"{name} ({scope})" in shown(made) and comparison_markdown(made).startswith(f"# {name}\n\n{scope}\n")
         assert len(comparison_csv(made).splitlines()) == 2
@@ -302,7 +302,7 @@ def test_the_recommended_configuration_comes_with_a_command_that_bash_reads_back
     script = f"mteb-vllm() {{ printf '%s\\n' \"$@\"; }}\n{line}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert done.stdout.splitlines() == words
-    assert f"\n{line}\n" in comparison_markdown(made) and f"configuration: {line}\n" in shown(made)
+    assert f"\n{line}\n" in comparison_markdown(made) and f"Command that repeats this run: {line}\n" in shown(made)
     assert f">{line}</pre>" in unescape(page(made, [], "x"))
     others = replace(made.rows[0].point, source="results", arguments=None)
     assert recommended_command(compare([others])) == "", "nobody knows how these were made"

@@ -384,10 +384,14 @@ def load(spec: EngineSpec) -> VllmEngine:
     logger.info("opening vLLM: %s", spec.settings())
     import psutil
 
+    gc.collect()
     try:
         from vllm import LLM
     except ImportError as error:
         raise MissingPackageError(f"vLLM is installed but cannot be imported: {error}") from error
+    # vLLM collects garbage several times while it opens, and then freezes all objects itself. The million objects of its
+    # packages are frozen before that, since searching them takes over a second.
+    gc.freeze()
     guard_llvmlite()
     memory.record_baseline()
     args = dict(spec.args)

@@ -265,7 +265,7 @@ def shadowed_files(config_dir: str | None) -> list[Mistake]:
     for file in sorted(shipped.rglob("*.yaml")):
         twin = Path(config_dir, file.relative_to(shipped))
         if twin.is_file() and twin.read_bytes() != file.read_bytes():
-            what = "is never read: a shipped file with the same name takes precedence"
+            what = "this file is never read, because a shipped file has the same name"
             mistakes.append(Mistake(str(twin), what, "Rename it."))
     return mistakes
 

@@ -18,6 +18,8 @@ from mteb_vllm.preflight.prompts import prompt_mistakes, template_mistakes
 from mteb_vllm.tasks import selection as task_selection
 from mteb_vllm.util.shell import suggest
 
+_KINDS = {"encoder": "an embedding model", "cross_encoder": "a reranker"}
+
 
 def check_pipeline(
     config: RunConfig, chosen: Sequence[TaskInfo], broken: Collection[str]
@@ -41,7 +43,8 @@ def check_pipeline(
         return None, mistakes
     name, kind = made.name, config.model.kind
     if "model" not in broken and kind not in made.model_kinds:
-        what = f"the pipeline {name} needs a model of kind {' or '.join(made.model_kinds)}"
+        kinds = " or ".join(f"{_KINDS[one]} (model.kind={one})" for one in made.model_kinds)
+        what = f"pipeline={name} needs {kinds}"
         way = "Rerankers are evaluated with pipeline=rerank and pipeline.scoring=cross_encoder."
         if name == "rerank" and kind == "encoder":
             way = "To rerank by the cosine similarity of an encoder's embeddings: pipeline.scoring=cosine"
@@ -55,7 +58,7 @@ def check_pipeline(
     if others:
         names = ", ".join(f"{task.name} ({task.type})" for task in others[:5]) + (", ..." if len(others) > 5 else "")
         way = f"Choose tasks of these types: {suggest('tasks.types', list(types or ()))}, or tasks=demo_retrieval."
-        who = "a reranker" if made.task_types is None else f"the pipeline {name}"
+        who = "a reranker" if made.task_types is None else f"pipeline={name}"
         mistakes.append(Mistake("tasks", f"{who} supports only retrieval and reranking tasks, not {names}", way))
     mistakes += made.check(context_limit(resolve_arguments(config.engine, config.model.engine)[0]))
     if made.first_stage is not None:
@@ -100,7 +103,7 @@ def _check_first_stage(config: Mapping[str, Any], chosen: Sequence[TaskInfo]) ->
         mistakes += engine_mistakes(f"{where}.", stage.model, stage.engine)
         mistakes += recipe_mistakes(f"{where}.", stage.model, stage.engine, stage.prompts, stage.instruction)
         if stage.model.kind != "encoder":
-            what = "a dense first stage needs a model of kind encoder"
+            what = "a dense first stage needs an embedding model"
             mistakes.append(Mistake(f"{where}.model.kind", what, value=f"{stage.model.kind}"))
         keys = [key for key, value in stage.prompts.items() if key != "from_model" and value is not None]
         if keys and parts and not mistakes and not applying_keys(keys, parts):

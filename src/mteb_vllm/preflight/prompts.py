@@ -23,7 +23,9 @@ def prompt_mistakes(where: str, values: Mapping[str, object], mteb: MtebCatalogu
             if not isinstance(value, bool):
                 mistakes.append(Mistake(f"{where}.{key}", "must be true or false", value=shown(value)))
         elif not known_prompt_key(str(key), mteb):
-            what = "is not a task, a task type, query, document, or a combination such as STS12-query"
+            what = (
+                "there is no task, task type or side of this name; examples: STS12, STS, query, document, STS12-query"
+            )
             near = tuple(
                 as_typed(f"{where}.{name}", path, new=name not in values) for name in _near_prompt_keys(str(key), mteb)
             )

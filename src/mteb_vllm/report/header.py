@@ -57,7 +57,7 @@ def _listed(names: Sequence[str], noun: str) -> str:
 def scope(comparison: Comparison) -> str:
     """Return how many points and tasks there are, and which point differences are relative to."""
     points, shared = len(comparison.rows), len(comparison.shared)
-    parts = ["One point" if points == 1 else f"{points:,} points"]
+    parts = [count(points, "point")]
     if comparison.tasks or comparison.scored:
         total = len(comparison.tasks)
         parts.append(
@@ -101,6 +101,12 @@ def _date(started: str) -> str:
     """Return an ISO time without its seconds, e.g. "2026-11-24 10:00 +00:00"."""
     found = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)[\d:.]*([+-]\d\d:\d\d|Z)?", started)
     return " ".join(filter(None, found.groups())) if found else started
+
+
+def command_heading(comparison: Comparison) -> str:
+    """Return the heading of the command that `recommended_command` returns."""
+    several = len(comparison.rows) > 1
+    return "Command for the recommended configuration" if several else "Command that repeats this run"
 
 
 def recommended_command(comparison: Comparison) -> str:

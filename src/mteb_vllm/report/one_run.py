@@ -12,7 +12,7 @@ from mteb_vllm.catalogue import TaskInfo
 from mteb_vllm.models.prompts import Prefix, Prompts, applying_keys, instruction_keys
 from mteb_vllm.models.score_templates import ScoreTemplate
 from mteb_vllm.models.sentence_transformers_files import POOLING_WORDS
-from mteb_vllm.report.formatting import CACHED_CELL, markdown, number, percent, signed
+from mteb_vllm.report.formatting import CACHED_CELL, count, markdown, number, percent, signed
 from mteb_vllm.report.header import run_circumstances, run_title
 from mteb_vllm.report.parity import parity_markdown, print_parity
 from mteb_vllm.report.points import CACHED, gain_share
@@ -275,7 +275,8 @@ def first_stage_truncation_notes(stage: FirstStageRecord) -> Iterator[str]:
     """Return the number of a dense first stage's texts that were truncated."""
     if stage.work is not None and (truncated := stage.work.truncated):
         share = f"{truncated:,} of {stage.work.texts:,} texts ({truncated / stage.work.texts:.1%})"
-        yield f"First stage: {share} exceed its context length and were truncated."
+        lost = "exceeds its context length and was" if truncated == 1 else "exceed its context length and were"
+        yield f"First stage: {share} {lost} truncated."
 
 
 def truncation_notes(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
@@ -286,11 +287,15 @@ def truncation_notes(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
     of = f"of {task.texts:,} {task.unit}"
     if task.blank:
         given = "got the zero vector" if task.unit == "texts" else "got the score 0"
-        yield f"{task.name}: {task.blank:,} {of} ({task.blank / task.texts:.1%}) have no tokens (empty), and {given}."
+        have = "has" if task.blank == 1 else "have"
+        yield f"{task.name}: {task.blank:,} {of} ({task.blank / task.texts:.1%}) {have} no tokens (empty), and {given}."
     if task.truncated:
         share = f"{task.truncated:,} {of} ({task.truncated / task.texts:.1%})"
-        lost = "were truncated" if task.unit == "texts" else "lost the end of their document"
-        yield f"{task.name}: {share} exceed the context length of {context} tokens and {lost}."
+        one = task.truncated == 1
+        lost = f"{'was' if one else 'were'} truncated"
+        if task.unit != "texts":
+            lost = f"lost the end of {'its' if one else 'their'} document"
+        yield f"{task.name}: {share} {'exceeds' if one else 'exceed'} the context length of {context} tokens and {lost}."
     if task.truncated_queries:
         share = f"{task.truncated_queries:,} {of} ({task.truncated_queries / task.texts:.1%})"
         yield f"{task.name}: in {share}, the query alone exceeds the context length of {context} tokens and was truncated."
@@ -329,8 +334,10 @@ def print_summary(console: Console, record: RunRecord) -> None:
     """Show the number of cached results, the use of the embedding cache, and the paths of results and record."""
     cached = sum(task.status == CACHED for task in record.tasks)
     if cached:
-        text = f"{cached} of {len(record.tasks)} results were cached; to recompute them: results.reuse=none"
-        console.print_line(text)
+        total = len(record.tasks)
+        some = f"{cached} of {count(total, 'result')} {'was' if cached == 1 else 'were'}"
+        text = some if cached < total else "All results were" if total > 1 else "The result was"
+        console.print_line(f"{text} cached; to recompute: results.reuse=none")
     kept = record.embedding_cache
     if kept is not None and (kept.read or kept.written or kept.passed):
         text = f"Embedding cache ({kept.folder}): {kept.read:,} read, {kept.written:,} added"

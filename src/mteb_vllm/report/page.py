@@ -23,7 +23,7 @@ from mteb_vllm.report.charts import Json, dark_css, first_selected, left_out, ro
 from mteb_vllm.report.columns import Column, hides_tasks, speed_unit, table_columns
 from mteb_vllm.report.comparison import Comparison, Effect, Row
 from mteb_vllm.report.formatting import count, number, rate, shorten, signed, speed_effect, times
-from mteb_vllm.report.header import circumstances, recommended_command, scope
+from mteb_vllm.report.header import circumstances, command_heading, recommended_command, scope
 from mteb_vllm.report.tables import failed_points
 from mteb_vllm.results.measurements import ThroughputRecord
 from mteb_vllm.util.escape import visible
@@ -88,6 +88,7 @@ def page(comparison: Comparison, answer: Sequence[str], title: str, charts: Mapp
         scope=scope(comparison),
         circumstances=circumstances(comparison),
         command=recommended_command(comparison),
+        command_heading=command_heading(comparison),
         columns=_columns(comparison),
         per_second=speed_unit(comparison),
         rows=[(index[row.point.name], row, roles_of(comparison, row)) for row in comparison.ranked],

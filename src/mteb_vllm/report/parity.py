@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from mteb_vllm.report.formatting import markdown, number
+from mteb_vllm.report.formatting import count, markdown, number
 from mteb_vllm.results.parity import DifferingText, ParityRecord, SplitVerdict, TaskVerdict
 from mteb_vllm.util.console import Console
 from mteb_vllm.util.escape import inline
@@ -51,7 +51,7 @@ def headline(parity: ParityRecord) -> str:
     against = f"parity with {parity.reference.says}"
     if parity.passed:
         return f"Passed: {against}, tolerance {parity.tolerances.score:g}."
-    return f"Failed: no {against} on {len(failed)} of {len(parity.tasks)} tasks."
+    return f"Failed: no {against} on {len(failed)} of {count(len(parity.tasks), 'task')}."
 
 
 def parity_table(parity: ParityRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -23,7 +23,7 @@ from mteb_vllm.report.formatting import (
     speed_effect,
     times,
 )
-from mteb_vllm.report.header import circumstances, recommended_command, scope, title
+from mteb_vllm.report.header import circumstances, command_heading, recommended_command, scope, title
 from mteb_vllm.report.one_run import failure_lines
 from mteb_vllm.results.failures import Failure
 from mteb_vllm.util.console import Console
@@ -79,7 +79,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     for line in answer(comparison):
         console.print_line(line)
     if line := recommended_command(comparison):
-        console.print_line(f"Command for the recommended configuration: {line}")
+        console.print_line(f"{command_heading(comparison)}: {line}")
 
 
 def _print_head(console: Console, comparison: Comparison) -> None:
@@ -95,7 +95,8 @@ def _print_head(console: Console, comparison: Comparison) -> None:
     ]
     if shared:
         more = f"; {len(shared) - _MOST_CONSTANTS} more settings in report.md" if len(shared) > _MOST_CONSTANTS else ""
-        console.print_line(f"Identical in all points: {', '.join(shared[:_MOST_CONSTANTS])}{more}")
+        heading = "Identical in all points" if len(comparison.rows) > 1 else "Settings"
+        console.print_line(f"{heading}: {', '.join(shared[:_MOST_CONSTANTS])}{more}")
     console.print()
 
 
@@ -133,7 +134,7 @@ def comparison_markdown(comparison: Comparison) -> str:
         lines += _scores(comparison, rows)
     lines += ["## Conclusions", "", *(f"- {inline(line)}" for line in answer(comparison))]
     if line := recommended_command(comparison):
-        lines += ["", "Command for the recommended configuration:", "", *fenced([line])]
+        lines += ["", f"{command_heading(comparison)}:", "", *fenced([line])]
     lines += [*_effects(comparison), *_differences(comparison, rows)]
     if comparison.constants:
         heading = "Identical in all points" if len(rows) > 1 else "Settings"

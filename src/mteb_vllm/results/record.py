@@ -226,7 +226,7 @@ class Hardware:
 
 @dataclass
 class Objective:
-    """The figure that a run returns to a search, which maximises it.
+    """The value that a run returns to a search, which maximises it.
 
     Attributes:
         name: The value of `report.objective`.
