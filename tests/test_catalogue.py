@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -280,6 +281,15 @@ def test_a_catalogue_is_cached_in_memory_and_on_disk(fresh: list[str], capsys: p
     assert fresh == ["mteb"]
     notices = capsys.readouterr().err.splitlines()
     assert notices == [f"Reading the task list of mteb {metadata.version('mteb')} (only once; takes about 15 s)..."]
+
+
+def test_notices_of_catalogues_that_are_made_at_the_same_time_are_whole_lines(
+    fresh: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[str] = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=writes.append, flush=lambda: None))
+    catalogue.warm()
+    assert len(writes) == 2 and all(text.startswith("Reading ") and text.endswith("...\n") for text in writes)
 
 
 def _flip(text: bytes) -> bytes:

@@ -237,7 +237,9 @@ def _load(kind: str, name: str, version: str, what: str, seconds: int) -> dict[s
     except (OSError, ValueError, TypeError) as error:
         if not isinstance(error, FileNotFoundError):
             logger.warning("%s cannot be read and is made again (%s)", path, error)
-    print(f"Reading {what} of {name} {version} (only once; takes about {seconds} s)...", file=sys.stderr, flush=True)
+    # One write with the line break in it, unlike print: both catalogues are made at the same time.
+    sys.stderr.write(f"Reading {what} of {name} {version} (only once; takes about {seconds} s)...\n")
+    sys.stderr.flush()
     text = _make(kind)
     try:
         if path.is_dir() and not path.is_symlink():

@@ -359,12 +359,24 @@ def import_early(variables: Mapping[str, str]) -> None:
     logger.addHandler(silent)
     apply_variables(variables)
     try:
-        with quiet_libraries(), warnings.catch_warnings(), garbage_collection_paused():
+        with quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from vllm import LLM  # noqa: F401
+            _import()
     finally:
         restore_variables()
         logger.removeHandler(silent)
+
+
+def _import() -> None:
+    """Import vLLM, and freeze the million objects of its packages.
+
+    vLLM collects garbage several times while it opens, and freezes all objects only then: searching those of the packages
+    takes over a second.
+    """
+    gc.collect()
+    with garbage_collection_paused():
+        from vllm import LLM  # noqa: F401
+    gc.freeze()
 
 
 def load(spec: EngineSpec) -> VllmEngine:
@@ -384,14 +396,11 @@ def load(spec: EngineSpec) -> VllmEngine:
     logger.info("opening vLLM: %s", spec.settings())
     import psutil
 
-    gc.collect()
     try:
+        _import()
         from vllm import LLM
     except ImportError as error:
         raise MissingPackageError(f"vLLM is installed but cannot be imported: {error}") from error
-    # vLLM collects garbage several times while it opens, and then freezes all objects itself. The million objects of its
-    # packages are frozen before that, since searching them takes over a second.
-    gc.freeze()
     guard_llvmlite()
     memory.record_baseline()
     args = dict(spec.args)
