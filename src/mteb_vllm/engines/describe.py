@@ -57,9 +57,9 @@ def _read_encoder_only(registry: _ModelRegistry) -> list[str]:
     vLLM's `ModelConfig.attn_type` treats a model whose default pooling is CLS as one without causal attention.
     """
     classes: dict[str, ast.ClassDef] = {}
-    specs = [find_spec(name) for name in {model.module_name for model in registry.models.values()}]
-    for file in [spec.origin for spec in specs if spec is not None]:
-        if file is not None and _ENCODER_ONLY.search(source := Path(file).read_text(encoding="utf-8")):
+    for module in {model.module_name for model in registry.models.values()}:
+        file = _source_file(module)
+        if file is not None and _ENCODER_ONLY.search(source := file.read_text(encoding="utf-8")):
             classes |= {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
 
     def is_encoder_only(name: str) -> bool:
@@ -70,6 +70,19 @@ def _read_encoder_only(registry: _ModelRegistry) -> list[str]:
         )
 
     return sorted(name for name, model in registry.models.items() if is_encoder_only(model.class_name))
+
+
+def _source_file(module: str) -> Path | None:
+    """Return a module's source file; unlike `find_spec`, without importing the packages that it is in."""
+    package, *parts = module.split(".")
+    if (spec := find_spec(package)) is None:
+        return None
+    for folder in spec.submodule_search_locations or ():
+        place = Path(folder, *parts)
+        for file in (place / "__init__.py", place.with_suffix(".py")):
+            if file.is_file():
+                return file
+    return None
 
 
 def _read_limits(field: Field[object]) -> dict[str, float]:

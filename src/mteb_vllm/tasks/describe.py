@@ -72,9 +72,9 @@ def _read_task(task: AbsTask | type[AbsTask]) -> dict[str, object]:
     kind = task if isinstance(task, type) else type(task)
     # STS and pair classification have sides where the task is asymmetric, none otherwise.
     inputs = [getattr(task, f"input{at}_prompt_type", None) for at in (1, 2)]
-    sides = (
-        ("query", "document") if issubclass(kind, AbsTaskRetrieval) else [side.value if side else "" for side in inputs]
-    )
+    # Not issubclass, which for an abstract class goes through all its subclasses: hundreds, for each task.
+    retrieval = AbsTaskRetrieval in kind.__mro__
+    sides = ("query", "document") if retrieval else [side.value if side else "" for side in inputs]
     same = {"name", "type", "modalities", "prompt", "main_score", "superseded_by", "is_public", "is_beta"}
     return meta.model_dump(include=same) | {
         "subsets": (subsets := meta.hf_subsets_to_langscripts),
