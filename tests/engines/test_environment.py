@@ -194,3 +194,10 @@ def test_threads_of_a_complete_run_wait_passively(engine: str, first: bool, tmp_
     assert {key: record["engine"]["threading"][key] for key in THREADS} == THREADS
     assert record["engine"]["late"] == {} and not [text for text in record["warnings"] if "not in effect" in text]
     assert environment.threading_variables(record["settings"]["engine"]["env"]) == THREADS
+
+
+@pytest.mark.vllm
+def test_a_process_that_imports_vllm_and_opens_no_engine_ends_quietly() -> None:
+    code = "from mteb_vllm.engines.vllm import import_early; import_early({})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "leaked" not in done.stderr

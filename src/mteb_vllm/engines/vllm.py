@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import ctypes
@@ -377,6 +378,8 @@ def _import() -> None:
     with garbage_collection_paused():
         from vllm import LLM  # noqa: F401
     gc.freeze()
+    # At exit, libraries would report frozen objects as leaked. A closing engine unfreezes them, too.
+    atexit.register(gc.unfreeze)
 
 
 def load(spec: EngineSpec) -> VllmEngine:
