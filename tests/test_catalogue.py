@@ -283,6 +283,25 @@ def test_a_catalogue_is_cached_in_memory_and_on_disk(fresh: list[str], capsys: p
     assert notices == [f"Reading the task list of mteb {metadata.version('mteb')} (only once; takes about 15 s)..."]
 
 
+def test_the_source_file_of_a_module_is_found_without_importing_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mteb_vllm.engines.describe import _source_file
+
+    (tmp_path / "own_models" / "large").mkdir(parents=True)
+    for name in ("own_models/__init__.py", "own_models/small.py", "own_models/large/__init__.py", "alone.py"):
+        (tmp_path / name).write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module, name in (
+        ("own_models", "own_models/__init__.py"),
+        ("own_models.small", "own_models/small.py"),
+        ("own_models.large", "own_models/large/__init__.py"),
+        ("alone", "alone.py"),
+    ):
+        assert _source_file(module) == tmp_path / name
+    assert _source_file("own_models.none") is None and _source_file("no_such_package.x") is None
+
+
 def test_notices_of_catalogues_that_are_made_at_the_same_time_are_whole_lines(
     fresh: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

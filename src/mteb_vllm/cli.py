@@ -14,7 +14,6 @@ from typing import NoReturn
 
 from mteb_vllm.errors import CatalogueError, ConfigError, MissingPackageError, Mistake, MtebVllmError
 from mteb_vllm.util.escape import visible
-from mteb_vllm.util.garbage import garbage_collection_paused
 from mteb_vllm.util.streams import exit_status, open_standard_streams
 from mteb_vllm.util.wrapping import wrap_lines
 
@@ -111,10 +110,9 @@ def _main() -> int:
     from mteb_vllm.config.schema import CONFIG_NAME, check_working_folder, conf_dir
 
     check_working_folder()
-    with garbage_collection_paused():
-        import hydra
-        from hydra._internal.utils import get_args_parser
-        from hydra.errors import HydraException
+    import hydra
+    from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
 
     arguments, unknown = get_args_parser().parse_known_intermixed_args()
     if unknown:
@@ -138,13 +136,12 @@ def _main() -> int:
             register_secrets(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
             run_hydra(lambda cfg: None)()
             return 0
-        with garbage_collection_paused():
-            import psutil
+        import psutil
 
-            from mteb_vllm.api import execute
-            from mteb_vllm.preflight.command import check
-            from mteb_vllm.progress import terminal
-            from mteb_vllm.sweep.job import Job
+        from mteb_vllm.api import execute
+        from mteb_vllm.preflight.command import check
+        from mteb_vllm.progress import terminal
+        from mteb_vllm.sweep.job import Job
 
         points = check(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
         done = execute(points, terminal(), lambda job: run_hydra(job)(), since=psutil.Process().create_time())

@@ -142,7 +142,7 @@ def test_green_means_near_the_best_of_all_points_even_if_that_has_no_known_speed
     drawn = specifications(scored(0.8, 0.7, 0.7, without_speed=without_speed))["quality_speed"]
     title = title_of(drawn)
     assert ("Green" in title) == green == any(layer["mark"]["type"] == "rect" for layer in drawn["layer"])
-    missing = "Not in the plot: 1 without a known speed, among them the best and all within 0.001 of it."
+    missing = "Not in the plot: 1 without a known speed. No point within 0.001 of the best has a known speed."
     assert (missing in title) != green
 
 

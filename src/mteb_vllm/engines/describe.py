@@ -77,6 +77,8 @@ def _source_file(module: str) -> Path | None:
     package, *parts = module.split(".")
     if (spec := find_spec(package)) is None:
         return None
+    if not parts:
+        return Path(spec.origin) if spec.origin is not None else None
     for folder in spec.submodule_search_locations or ():
         place = Path(folder, *parts)
         for file in (place / "__init__.py", place.with_suffix(".py")):

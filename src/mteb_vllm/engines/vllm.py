@@ -378,8 +378,10 @@ def _import() -> None:
     with garbage_collection_paused():
         from vllm import LLM  # noqa: F401
     gc.freeze()
-    # At exit, libraries would report frozen objects as leaked. A closing engine unfreezes them, too.
-    atexit.register(gc.unfreeze)
+
+
+# Libraries would report objects that are frozen at exit as leaked. A closing engine unfreezes them, too.
+atexit.register(gc.unfreeze)
 
 
 def load(spec: EngineSpec) -> VllmEngine:

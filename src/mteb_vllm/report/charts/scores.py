@@ -203,9 +203,11 @@ def left_out(comparison: Comparison) -> str:
     speeds = sum(row.mean is not None and row.speed is None for row in rows)
     missing = [f"{means:,} without a mean (a task failed, is missing or has no score)"] if means else []
     missing += [f"{speeds:,} without a known speed"] if speeds else []
-    if means + speeds < len(rows) and not any(row.good and row.speed for row in rows):
-        missing[-1] += f", among them the best and all within {comparison.epsilon:g} of it"
-    return f"Not in the plot: {'; '.join(missing)}." if missing else ""
+    if not missing:
+        return ""
+    near = means + speeds < len(rows) and not any(row.good and row.speed for row in rows)
+    unknown = f" No point within {comparison.epsilon:g} of the best has a known speed." if near else ""
+    return f"Not in the plot: {'; '.join(missing)}.{unknown}"
 
 
 def _domains(
