@@ -197,3 +197,10 @@ def test_a_class_that_is_not_a_pipeline_is_an_error(own: dict[str, Any], tmp_pat
     with pytest.raises(ConfigError, match="is not a pipeline class"):
         check([*words(tmp_path), "pipeline._target_=my_package.counting.TaskOutcome"], **own)
     assert record.TaskOutcome is before, "a module of this package was reloaded"
+
+
+def test_a_pipeline_that_needs_an_unknown_kind_of_model_is_an_error(own: dict[str, Any], tmp_path: Path) -> None:
+    source = CLASS.replace("    factor: float", '    model_kinds = ("colbert",)\n    factor: float')
+    (tmp_path / "my_package" / "counting.py").write_text(source)
+    with pytest.raises(ConfigError, match=r"pipeline=count needs a model \(model.kind=colbert\)"):
+        check(words(tmp_path), **own)

@@ -43,7 +43,7 @@ def check_pipeline(
         return None, mistakes
     name, kind = made.name, config.model.kind
     if "model" not in broken and kind not in made.model_kinds:
-        kinds = " or ".join(f"{_KINDS[one]} (model.kind={one})" for one in made.model_kinds)
+        kinds = " or ".join(f"{_KINDS.get(one, 'a model')} (model.kind={one})" for one in made.model_kinds)
         what = f"pipeline={name} needs {kinds}"
         way = "Rerankers are evaluated with pipeline=rerank and pipeline.scoring=cross_encoder."
         if name == "rerank" and kind == "encoder":
