@@ -69,6 +69,23 @@ def test_replicas_on_a_ray_cluster_take_none_of_this_machines_gpus(monkeypatch: 
     assert take(waiting) == (1, []) and take(waiting) == (2, [0])
 
 
+@pytest.mark.parametrize("slots", [gpu_slots(["0", "1"]), core_slots([0, 1], 2), independent_slots(2)])
+def test_engines_on_one_ray_cluster_take_turns(monkeypatch: pytest.MonkeyPatch, slots: Slots) -> None:
+    """Each asks for the whole cluster, and would wait for the other in vain."""
+    nodes = (Node("id", "node", "10.0.0.1", 8, 0),)
+    monkeypatch.setattr(arguments, "find_nodes", lambda address: nodes)
+    groups = group_by_engine(planned(*GPU, "engine.ray_address=10.0.0.1:6379,10.0.0.2:6379", "engine.seed=1,2"))
+    clusters = [group.engine.ray_address for group in groups if group.engine is not None]
+    waiting = GroupQueue(groups, slots)
+    first, second = waiting.take(()), waiting.take(())
+    assert first is not None and second is not None and waiting.take(()) is None
+    assert {clusters[first[0].number - 1], clusters[second[0].number - 1]} == {"10.0.0.1:6379", "10.0.0.2:6379"}
+    waiting.release(first[1])
+    waiting.done(first[0])
+    third = waiting.take(())
+    assert third is not None and clusters[third[0].number - 1] == clusters[first[0].number - 1]
+
+
 def test_a_worker_keeps_its_gpus_and_gives_back_what_it_does_not_need() -> None:
     waiting = queue(gpu_slots(["0", "1"]), *GPU, "engine.tensor_parallel_size=2,1")
     assert take(waiting) == (1, [0, 1]) and take(waiting) is None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from mteb_vllm.util.mailbox import Inbox, Outbox
 
@@ -58,3 +61,19 @@ def test_processes_exchange_messages(tmp_path: Path) -> None:
         else:
             assert not ended, "the writer ended before all messages came"
     assert found == [(number, "x" * number) for number in range(200)] and writer.wait() == 0
+
+
+def test_a_message_that_cannot_be_written_whole_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The messages after it would never be read."""
+    path = tmp_path / "events"
+    outbox: Outbox[str] = Outbox(path)
+    outbox.send("first")
+    size = path.stat().st_size
+    monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        outbox.send("lost")
+    assert path.stat().st_size == size
+    monkeypatch.undo()
+    outbox.send("second")
+    inbox: Inbox[str] = Inbox(path)
+    assert [inbox.receive() for _ in range(3)] == ["first", "second", None]

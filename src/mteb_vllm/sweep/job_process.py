@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mteb_vllm.sweep.child import serve
-from mteb_vllm.sweep.messages import Command, Event, RunPoint, TaskProgress
+from mteb_vllm.sweep.messages import Activity, Command, Event, RunPoint, TaskProgress
 from mteb_vllm.util.mailbox import Inbox, Outbox
 
 # Names of the files of an attempt to run a job, and of the file that the sweep keeps changing and removes at its end.
@@ -27,6 +27,9 @@ _POLL, _GONE = 0.3, 180.0
 
 # Seconds between two events about the same texts.
 _SEND_EVERY = 1.0
+
+# Seconds after which an event that could not be written is written again.
+_RETRY_AFTER = (1.0, 5.0, 20.0)
 
 
 class _Pipe:
@@ -65,7 +68,11 @@ class _Pipe:
             time.sleep(_POLL)
 
     def send(self, event: Event) -> None:
-        """Send an event."""
+        """Send an event.
+
+        Raises:
+            OSError: if it cannot be written, even after a while; one that is only shown is left out instead.
+        """
         if isinstance(event, TaskProgress):
             last, at = self._last
             now = time.monotonic()
@@ -73,7 +80,16 @@ class _Pipe:
             if same and now < at + _SEND_EVERY:
                 return
             self._last = event, now
-        self._outbox.send(event)
+        for pause in (*_RETRY_AFTER, None):
+            try:
+                self._outbox.send(event)
+                return
+            except OSError:
+                if isinstance(event, (TaskProgress, Activity)):
+                    return  # only shown
+                if pause is None:
+                    raise
+                time.sleep(pause)
 
 
 def run(folder: str) -> None:

@@ -95,7 +95,8 @@ def independent_slots(count: int) -> Slots:
 class GroupQueue:
     """Hands out groups in order, each as soon as its slots are free; every method may be called from any thread.
 
-    Groups that have steps of the same point, such as its first stage, run one after another, in order.
+    Groups that have steps of the same point, such as its first stage, run one after another, in order. So do groups with
+    engines on the same Ray cluster.
 
     Args:
         groups: The groups, in order.
@@ -145,6 +146,8 @@ class GroupQueue:
                 needed = self._slots.needed(group)
                 before = [*self._running, *self._waiting[:at]]
                 blocked = any(self._points[group.number] & self._points[other.number] for other in before)
+                # By default, an engine on a Ray cluster takes all of it.
+                blocked = blocked or any(_clusters(group) & _clusters(other) for other in self._running)
                 if blocked or needed > len(available) or (self._running and self._slots.runs_alone(group)):
                     continue
                 del self._waiting[at]
@@ -190,6 +193,11 @@ def _engines(group: Group) -> list[EngineSpec]:
         if made.stage is not None and made.stage.spec is not None and step.point.config.results.reuse == "none":
             found.append(made.stage.spec)
     return found
+
+
+def _clusters(group: Group) -> set[str]:
+    """Return the addresses of the Ray clusters on which a group opens engines."""
+    return {engine.ray_address for engine in _engines(group) if engine.ray_address is not None}
 
 
 def gpus_of(group: Group, there_are: int | None = None) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import itertools
+import logging
 import os
 import re
 import shlex
@@ -45,6 +46,8 @@ from mteb_vllm.util.files import write_atomically
 from mteb_vllm.util.machine import DEVICE_VARIABLE, cpu_build
 from mteb_vllm.util.mailbox import Inbox, Outbox
 from mteb_vllm.util.phase import Phase
+
+logger = logging.getLogger(__name__)
 
 # Seconds between two queries of SLURM, between reads of a job's events, and between signs of life to a job.
 _ASK_EVERY, _LOOK_EVERY, _SIGN_EVERY = 3.0, 0.3, 20.0
@@ -298,6 +301,7 @@ class JobChild:
         self._inbox: Inbox[Event] | None = None
         self._outbox: Outbox[Command] | None = None
         self._command: Command | None = None  # that it has not answered
+        self._sent = False
         self._shown: JobState | None = None
         self._last_words: float | None = None
         self._sign()
@@ -313,9 +317,17 @@ class JobChild:
 
     def send(self, message: Command) -> None:
         """Send a command; the job gets it when it has started."""
-        self._command = message
-        if self._outbox is not None:
-            self._outbox.send(message)
+        self._command, self._sent = message, False
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Send the current command if the job has started; if it cannot be written, it is sent later."""
+        if self._command is not None and self._outbox is not None and not self._sent:
+            try:
+                self._outbox.send(self._command)
+                self._sent = True
+            except OSError as error:
+                logger.warning("a command of job %s cannot be written now: %s", self.job, error)
 
     def receive(self, seconds: float) -> Event | None:
         """Return the next event; None if there is none within so many seconds.
@@ -352,12 +364,17 @@ class JobChild:
     def _look(self) -> Event | None:
         """Return an event that has arrived; if the job has been started or restarted, its command is sent again."""
         if (newest := self._newest_attempt()) > self._attempt:
-            restarted, self._attempt = self._attempt >= 0, newest
             folder = self._folder / str(newest)
-            self._inbox, self._outbox = Inbox(folder / job_process.EVENTS), Outbox(folder / job_process.COMMANDS)
-            if self._command is not None:
-                self._outbox.send(self._command)
+            try:
+                self._outbox = Outbox(folder / job_process.COMMANDS)
+            except OSError as error:  # tried again at the next look
+                logger.warning("the mailbox of job %s cannot be opened now: %s", self.job, error)
+                return None
+            self._inbox, self._sent = Inbox(folder / job_process.EVENTS), False
+            restarted, self._attempt = self._attempt >= 0, newest
+            self._deliver()
             return Restarted() if restarted else Activity(Phase.STARTING, f"Job {self.job} has started")
+        self._deliver()
         event = self._inbox.receive() if self._inbox is not None else None
         if isinstance(event, _FINAL):
             self._command = None

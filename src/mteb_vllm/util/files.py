@@ -38,6 +38,16 @@ def name_problem(name: str) -> str | None:
     return None
 
 
+def _umask() -> int:
+    found = os.umask(0)
+    os.umask(found)
+    return found
+
+
+# Read once, while there is one thread: reading it sets it for a moment.
+_UMASK = _umask()
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file atomically, by rename; in text, secrets are masked.
 
@@ -61,9 +71,7 @@ def _write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files readable only by their owner; results get the permissions that the umask allows.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).chmod(0o666 & ~_UMASK)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

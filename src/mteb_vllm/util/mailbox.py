@@ -6,6 +6,7 @@ a file's size and content are those that another machine has written (close-to-o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import struct
@@ -38,10 +39,18 @@ class Outbox(Generic[Message]):
             OSError: if it cannot be written.
         """
         content = pickle.dumps(message)
-        with self._lock, self._path.open("ab") as file:
-            file.write(_HEAD.pack(len(content), zlib.crc32(content)) + content)
-            file.flush()
-            os.fsync(file.fileno())
+        left = memoryview(_HEAD.pack(len(content), zlib.crc32(content)) + content)
+        with self._lock, self._path.open("ab", buffering=0) as file:
+            start = file.seek(0, os.SEEK_END)
+            try:
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+            except OSError:
+                # The reader would wait forever for the rest of this message.
+                with contextlib.suppress(OSError):
+                    file.truncate(start)
+                raise
 
 
 class Inbox(Generic[Message]):
