@@ -42,7 +42,7 @@ from mteb_vllm.engines.ray_replica import ReplicaHost, _node_variables, _sent_va
 from mteb_vllm.engines.replicas import ReplicatedEngine
 from mteb_vllm.errors import ConfigError, EngineStartError, ModelError
 from mteb_vllm.inference.scoring import score_pairs
-from mteb_vllm.models.files import find_model
+from mteb_vllm.models.files import Model, find_model
 from mteb_vllm.preflight import command
 
 try:
@@ -238,14 +238,28 @@ def test_nodes_that_would_give_other_results_are_refused() -> None:
 
 
 def test_a_node_without_the_model_or_with_other_weights(folder: Path, tmp_path: Path) -> None:
+    def problem(model: Model) -> str:
+        return str(ReplicaHost().describe(EngineSpec(model, "embed"), {}).problem)
+
     model = find_model("org/tiny", None, str(shutil.copytree(folder, tmp_path / "tiny")))
-    assert ReplicaHost().describe(model, {}).problem is None
+    assert problem(model) == "None"
     (tmp_path / "tiny" / "vocab.txt").write_text("changed")
-    assert "differ from those of the machine that runs the command" in str(ReplicaHost().describe(model, {}).problem)
+    assert "differ from those of the machine that runs the command" in problem(model)
     shutil.rmtree(tmp_path / "tiny")
-    assert f"there is no folder {tmp_path}/tiny" in str(ReplicaHost().describe(model, {}).problem)
+    assert f"there is no folder {tmp_path}/tiny" in problem(model)
     on_hub = replace(model, name="org/none", digest=None, revision="a" * 40)
-    assert "is not in the local cache" in str(ReplicaHost().describe(on_hub, {}).problem)
+    assert "is not in the local cache" in problem(on_hub)
+
+
+def test_a_node_with_another_tokenizer(folder: Path, tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "vocab.txt").write_text("a b")
+    spec = EngineSpec(find_model("org/tiny", None, str(folder)), "embed", {"tokenizer": str(tokenizer)})
+    assert ReplicaHost().describe(spec, {}).problem is None
+    (tokenizer / "vocab.txt").write_text("a c")
+    what = "are missing, or differ from those of the machine that runs the command"
+    assert ReplicaHost().describe(spec, {}).problem == f"the files of tokenizer={tokenizer} {what}"
 
 
 def test_results_do_not_depend_on_the_cluster(folder: Path) -> None:

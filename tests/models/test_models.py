@@ -15,6 +15,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from mteb_vllm import catalogue
+from mteb_vllm.engines.base import EngineSpec
 from mteb_vllm.errors import ModelError
 from mteb_vllm.models.architectures import check_architecture
 from mteb_vllm.models.files import Model, find_model, missing_files, package_folder
@@ -372,3 +373,28 @@ def test_an_architecture_that_vllm_does_not_support_is_an_error_before_anything_
     assert check([*command, "engine.trust_remote_code=true"])
     assert check([*command, "+engine.model_impl=transformers"])
     assert check([*command, "+model.engine.trust_remote_code=true"])
+
+
+def test_other_folders_with_a_tokenizer_or_a_configuration_are_part_of_an_engine(folder: Path, tmp_path: Path) -> None:
+    """Otherwise results from another vocabulary would be reused."""
+    found, vocabulary = find_model("org/mine", None, str(folder)), tmp_path / "tokenizer"
+    vocabulary.mkdir()
+    (vocabulary / "vocab.txt").write_text("a b")
+    (vocabulary / "model.safetensors").write_bytes(b"weights that nobody loads from here")
+    plain = EngineSpec(found, "embed")
+    assert "folders" not in plain.settings(), "fingerprints without such a folder stay as they are"
+    for name in ("tokenizer", "hf_config_path"):
+        spec = EngineSpec(found, "embed", {name: str(vocabulary)})
+        kept = spec.fingerprint
+        assert list(spec.settings()["folders"]) == [name] and not spec.has_changed()  # type: ignore[arg-type]
+        (vocabulary / "model.safetensors").write_bytes(b"others")
+        assert not spec.has_changed()
+        (vocabulary / "vocab.txt").write_text(f"a b {name}")
+        assert spec.has_changed() and spec.fingerprint == kept, "it is the engine that was checked"
+        assert EngineSpec(found, "embed", spec.args).fingerprint != kept
+    one = EngineSpec(found, "embed", {"tokenizer": str(vocabulary / "vocab.txt")})
+    assert not one.has_changed()
+    (vocabulary / "vocab.txt").write_text("c")
+    assert one.has_changed()
+    (vocabulary / "vocab.txt").unlink()
+    assert one.has_changed()

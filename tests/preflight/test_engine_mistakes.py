@@ -175,3 +175,14 @@ print(json.dumps(out))
         (arguments, "taken") for arguments in TAKEN
     ]
     assert "taken" not in found[: len(REFUSED)]
+
+
+def test_a_tokenizer_on_the_hub_needs_a_commit() -> None:
+    """A new commit there would change scores, and the fingerprint would stay."""
+    what = "is not a local folder, and a tokenizer on the Hub needs a commit, since scores depend on it"
+    for more in ([], ["+engine.tokenizer_revision=main"]):
+        with pytest.raises(ConfigError) as caught:
+            check([*ENCODER, "+engine.tokenizer=org/other", *more])
+        assert f"engine.tokenizer=org/other: {what}\n    Set +engine.tokenizer_revision=COMMIT" in str(caught.value)
+    check([*ENCODER, "+engine.tokenizer=org/other", f"+engine.tokenizer_revision={'0a' * 20}"])
+    check([*ENCODER, f"+engine.tokenizer={MINILM}"])

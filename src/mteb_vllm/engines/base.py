@@ -27,7 +27,7 @@ import numpy.typing as npt
 from mteb_vllm.engines import environment
 from mteb_vllm.engines.timing import Phases
 from mteb_vllm.errors import ModelError
-from mteb_vllm.models.files import Model
+from mteb_vllm.models.files import Model, folder_digests
 from mteb_vllm.models.score_templates import Activation
 from mteb_vllm.models.sentence_transformers_files import Applied, apply_files
 from mteb_vllm.results.failures import ENGINE_DIED
@@ -66,6 +66,7 @@ class EngineSpec:
         replicas: How many copies of the engine share the work; results do not depend on it.
         ray_address: The Ray cluster on whose nodes they run; None for this machine.
         names: How messages name settings.
+        folders: The digests of the folders that `args` name; see `folder_digests`.
     """
 
     model: Model
@@ -77,10 +78,12 @@ class EngineSpec:
     replicas: int = 1
     ray_address: str | None = None
     names: SettingNames = SettingNames.CONFIGURATION
+    folders: Mapping[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", masking.with_secrets(self.args))
         object.__setattr__(self, "env", masking.with_secrets(self.env, ("env",)))
+        object.__setattr__(self, "folders", folder_digests(self.args))
 
     @property
     def backend_name(self) -> str:
@@ -109,7 +112,15 @@ class EngineSpec:
             "device": device(),
             "method": METHOD,
             "versions": dict(versions(self.backend)),
+            **({"folders": dict(self.folders)} if self.folders else {}),
         }
+
+    def has_changed(self) -> bool:
+        """Whether local files that it loads have changed since it was made."""
+        try:
+            return self.model.has_changed() or folder_digests(self.args) != self.folders
+        except ModelError:  # a folder can no longer be read
+            return True
 
     @property
     def process(self) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -455,9 +466,10 @@ def open_engine(spec: EngineSpec) -> Engine:
     engine = _start(spec)
     _open.append(engine)
     # Checked after opening, so that changes while the files were being read are found too.
-    if spec.model.has_changed():
+    if spec.has_changed():
         engine.close()
-        raise ModelError(f"the files in {spec.model.location} have changed since the run began: run again")
+        folders = ", ".join(filter(None, [spec.model.location, *(str(spec.args[name]) for name in spec.folders)]))
+        raise ModelError(f"the files in {folders} have changed since the run began: run again")
     return engine
 
 

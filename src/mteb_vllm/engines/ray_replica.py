@@ -91,15 +91,15 @@ class ReplicaHost:
         self._process: ChildProcess[Command, Event] | None = None
         self._output = -1
 
-    def describe(self, model: Model, env: Mapping[str, str]) -> Facts:
+    def describe(self, spec: EngineSpec, env: Mapping[str, str]) -> Facts:
         """Return the properties of this node that results depend on.
 
         Args:
-            model: The model that the replica will load.
+            spec: The engine that the replica will be.
             env: Variables of the process that runs the command, some of which are read when libraries are imported.
         """
         os.environ.update(env)
-        return facts(_model_problem(model))
+        return facts(_files_problem(spec))
 
     def start(self, env: Mapping[str, str], cores: Sequence[int]) -> None:
         """Start the replica's process with these environment variables in addition, on these cores."""
@@ -146,8 +146,17 @@ def facts(problem: str | None = None) -> Facts:
     return Facts({**own, **versions()}, device(), cores(), problem)
 
 
+def _files_problem(spec: EngineSpec) -> str | None:
+    """Return why an engine's files on this node cannot be used; None if they are those of the other machine."""
+    if (problem := _model_problem(spec.model)) is not None:
+        return problem
+    if spec.has_changed():
+        names = " and ".join(f"{name}={spec.args[name]}" for name in spec.folders)
+        return f"the files of {names} are missing, or differ from those of the machine that runs the command"
+    return None
+
+
 def _model_problem(model: Model) -> str | None:
-    """Return why a model's files on this node cannot be used; None if they are those of the other machine."""
     if model.digest is None:
         try:
             find_model(model.name, model.revision)
@@ -303,7 +312,7 @@ class Cluster:
             made = host.options(num_cpus=one.cpus, num_gpus=one.gpus, scheduling_strategy=there)
             self._actors.append(made.remote())
         own = facts()
-        asked = [actor.describe.remote(spec.model, env) for actor in self._actors]
+        asked = [actor.describe.remote(spec, env) for actor in self._actors]
         found = [cast("Facts", self._ask(question, one.node)) for one, question in zip(places, asked, strict=True)]
         for one, theirs in zip(places, found, strict=True):
             check(theirs, own, one.node)

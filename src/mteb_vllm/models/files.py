@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,16 @@ _COUNTED = (
     ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".txt", ".model", ".tiktoken", ".bpe", ".vocab", ".yaml",
     ".jinja", ".py",
 )  # fmt: skip
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _TRAINING = re.compile(r"(optimizer|scheduler|rng_state|trainer_state|training_args)")
 
 # Any one of these is a tokenizer; other files only hold settings and special tokens (transformers' `vocab_files_names`).
 _TOKENIZERS = re.compile(
     r"tokenizer\.json|tekken\.json|vocab\.(json|txt|bpe)|bpe\.codes|.*\.(model|tiktoken|gguf)|tokenization_.*\.py"
 )
+# Engine arguments that name a folder with a tokenizer or a configuration to use instead of the model's.
+_FOLDER_ARGUMENTS = ("tokenizer", "hf_config_path")
+
 _WEIGHTS_INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -273,6 +278,31 @@ def _fetch(name: str, revision: str | None, file: str, names: SettingNames, *, o
     except Exception as error:  # proxies, certificates, full disks: downloads fail in many ways
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{at} cannot be loaded from the Hub: {reason[0]}") from error
+
+
+def folder_digests(arguments: Mapping[str, object]) -> dict[str, str]:
+    """Return the digests of the local folders or files, besides the model's, that engine arguments name.
+
+    Args:
+        arguments: The engine arguments.
+
+    Returns:
+        argument to digest.
+
+    Raises:
+        ModelError: if one cannot be read.
+    """
+    found = {}
+    for name in _FOLDER_ARGUMENTS:
+        path = Path(str(arguments.get(name)))
+        try:
+            if path.is_dir():
+                found[name] = folder_digest(path, lambda file: _is_counted(file) and not file.endswith(_WEIGHTS))
+            elif path.is_file():
+                found[name] = folder_digest(path.parent, path.name.__eq__)
+        except OSError as error:
+            raise ModelError(f"the files of engine.{name}={path} cannot be read: {error}") from error
+    return found
 
 
 def _is_counted(name: str) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -157,6 +159,7 @@ def _model_mistakes(
     mistakes = [wrong(problem) for problem in problems if problem]
     mistakes += [wrong(problem) for problem in file_problems(found, model.kind, engine, arguments)]
     place = f"{at.removesuffix('model')}engine"
+    mistakes += _tokenizer_mistakes(place, arguments, found)
     limit, context = position_limit(config), context_limit(arguments)
     if limit is not None and context is not None and context > limit:
         what = f"the model has position embeddings for only {limit} tokens"
@@ -170,6 +173,19 @@ def _model_mistakes(
         mistakes += _step_mistakes(place, arguments, longest, env, is_encoder_only(config, vllm.encoder_only))
         mistakes += _override_mistakes(f"{place}.hf_overrides", overrides, found.config)
     return mistakes
+
+
+def _tokenizer_mistakes(place: str, arguments: Mapping[str, object], model: Model) -> list[Mistake]:
+    """Return the mistake of a tokenizer on the Hub that may change without a change of the fingerprint, if it is one."""
+    tokenizer, commit = arguments.get("tokenizer"), arguments.get("tokenizer_revision")
+    # By default, vLLM reads it from the model's own commit.
+    own = tokenizer == model.location and commit is None
+    pinned = own or (isinstance(commit, str) and re.fullmatch(r"[0-9a-f]{40}", commit) is not None)
+    if not isinstance(tokenizer, str) or Path(tokenizer).exists() or pinned:
+        return []
+    what = "is not a local folder, and a tokenizer on the Hub needs a commit, since scores depend on it"
+    way = f"Set +{place}.tokenizer_revision=COMMIT (40 digits)."
+    return [Mistake(f"{place}.tokenizer", what, way, value=tokenizer)]
 
 
 def _step_mistakes(
