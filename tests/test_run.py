@@ -90,6 +90,7 @@ def test_repeating_a_run_computes_nothing_and_opens_no_engine(first: tuple[Path,
     again = one(folder)
     assert [task.status for task in again.tasks] == ["cached"] and again.engine is None and not again.first_score
     assert again.scores == record.scores and again.fingerprint == record.fingerprint
+    assert again.warnings == record.warnings and "exceed the context length of 64 tokens" in again.warnings[0]
 
 
 def test_a_truncated_result_is_reported_quarantined_and_computed_again(first: tuple[Path, Any]) -> None:

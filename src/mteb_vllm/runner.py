@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from mteb_vllm.results.failures import (
     earlier_failure,
     failure_from_exception,
     failures_from_unwritten,
+    failures_key,
     last_lines,
     load_failures,
     save_failures,
@@ -43,7 +44,7 @@ from mteb_vllm.results.failures import (
 from mteb_vllm.results.lookup import save_settings
 from mteb_vllm.results.measurements import EngineRecord, Memory
 from mteb_vllm.results.objective import set_objective
-from mteb_vllm.results.record import FirstStageRecord, Objective, RunRecord, TaskOutcome, write_record
+from mteb_vllm.results.record import CommandLine, FirstStageRecord, Objective, RunRecord, TaskOutcome, write_record
 from mteb_vllm.run_header import print_run_header, prompts_in_effect
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.util import disk
@@ -77,11 +78,14 @@ class PrefetchedFirstStage:
     failures: list[Failure]
 
 
+_NO_COMMAND = CommandLine()
+
+
 def run_config(
     config: RunConfig,
     planned: Plan | None,
     output_dir: Path,
-    overrides: Sequence[str] = (),
+    command: CommandLine = _NO_COMMAND,
     *,
     point: int | None = None,
     console: Console | None = None,
@@ -95,7 +99,7 @@ def run_config(
         config: A checked configuration.
         planned: Its plan; if None, it is made here, and a failure to do so is recorded.
         output_dir: The folder for `run.json`, `scores.csv` and `report.md`.
-        overrides: The overrides of the configuration, for the record.
+        command: The command line that the configuration was composed from, for the record.
         point: Its number in a sweep.
         console: Where progress is shown; None shows nothing.
         progress: Called with a console and the number of tasks to make the progress display.
@@ -111,7 +115,7 @@ def run_config(
             config,
             planned,
             output_dir,
-            overrides,
+            command,
             point=point,
             console=console,
             progress=progress,
@@ -124,7 +128,7 @@ def _run_config(
     config: RunConfig,
     planned: Plan | None,
     output_dir: Path,
-    overrides: Sequence[str],
+    command: CommandLine,
     *,
     point: int | None,
     console: Console | None,
@@ -135,7 +139,7 @@ def _run_config(
     started = time.perf_counter()
     reset_peak_memory(engine_processes())
     console = console or quiet_console()
-    record = started_record(config, output_dir, overrides, point)
+    record = started_record(config, output_dir, command, point)
     try:
         planned = current_plan(config, planned)
         record.settings = planned.settings
@@ -201,12 +205,13 @@ def prefetch_first_stage(
     return PrefetchedFirstStage(_first_stage_record(planned), failures)
 
 
-def started_record(config: RunConfig, output_dir: Path, overrides: Sequence[str], point: int | None) -> RunRecord:
+def started_record(config: RunConfig, output_dir: Path, command: CommandLine, point: int | None) -> RunRecord:
     """Return the record of a run that has just started."""
     name = config.report.objective
     return RunRecord(
         objective=Objective(name) if name is not None else None,
-        overrides=list(overrides),
+        search_path=list(command.search_path),
+        overrides=list(command.overrides),
         point=point,
         config=asdict(config),
         started=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -234,9 +239,13 @@ def finish(record: RunRecord, started: float) -> None:
         if record.fingerprint:
             settled = [task.name for task in record.tasks if task.status != "failed"]
             settled += [""] if record.throughput is not None and record.failure is None else []
-            save_failures(root, record.fingerprint, record.failures, settled)
+            save_failures(root, _failures_key(record), record.failures, settled)
         if unwritten:
             record.unwritten, record.status = failures_from_unwritten(unwritten), "failed"
+
+
+def _failures_key(record: RunRecord) -> str:
+    return failures_key(record.fingerprint, record.config["tasks"])
 
 
 @dataclass(frozen=True)
@@ -317,7 +326,7 @@ def _run(
         skipped = failed_before(config, planned)
     elif (
         not config.retry_failed
-        and (earlier := earlier_failure(load_failures(root, record.fingerprint), "")) is not None
+        and (earlier := earlier_failure(load_failures(root, _failures_key(record)), "")) is not None
     ):
         record.failure = earlier
         record.warnings.append("This point failed before and was not tried again (retry_failed=false).")
@@ -364,7 +373,7 @@ def _run(
             record.warnings.append(f"{task.name} failed before and was not tried again (retry_failed=false).")
     record.tasks.sort(key=lambda outcome: names.index(outcome.name))
     for outcome in record.tasks:
-        record.warnings += [*outcome.warnings, *truncation_notes(outcome, record)]
+        record.warnings += [*outcome.warnings, *truncation_notes(outcome, record.engine)]
 
 
 def _first_score(

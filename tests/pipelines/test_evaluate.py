@@ -25,6 +25,7 @@ from mteb_vllm.pipelines.mteb_run import compute
 from mteb_vllm.plan import make_plan
 from mteb_vllm.preflight.command import check
 from mteb_vllm.progress import Progress
+from mteb_vllm.results.record import describe_subsets
 from mteb_vllm.results.store import ResultsStore
 from mteb_vllm.tasks.loading import check_candidates
 from mteb_vllm.util.console import Console
@@ -296,3 +297,29 @@ def test_results_do_not_depend_on_the_chunk_size(overrides: list[str]) -> None:
     assert one.settings == other.settings
     assert [one.settings_for(task) for task in one.tasks] == [other.settings_for(task) for task in other.tasks]
     assert one.wrapper().mteb_model_meta.experiment_kwargs == other.wrapper().mteb_model_meta.experiment_kwargs
+
+
+def test_what_is_counted_for_a_result_is_of_its_own_subsets(tmp_path: Path) -> None:
+    def task(*subsets: str) -> Any:
+        return mock_tasks.MockMultilingualSTSTask().filter_languages(None, hf_subsets=list(subsets))
+
+    one, other = mock_tasks.MockMultilingualSTSTask().hf_subsets[:2]
+    (first,) = evaluate(tmp_path, Encoder(), task(one))
+    assert first.subsets == f"test: {one}"
+    (both,) = evaluate(tmp_path, Encoder(), task(one, other))
+    assert both.status == "computed" and both.subsets == f"test: {', '.join(sorted((one, other)))}"
+    (again,) = evaluate(tmp_path, Encoder(opens=False), task(one, other))
+    assert again.status == "cached" and again.measured is not None
+    assert (again.subsets, again.measured.subsets) == (both.subsets, ""), "only the other one was computed"
+    evaluate(tmp_path, Encoder(), task(one, other), reuse=False)
+    (again,) = evaluate(tmp_path, Encoder(opens=False), task(one, other))
+    assert again.measured is not None and again.measured.subsets == both.subsets
+    (part,) = evaluate(tmp_path, Encoder(opens=False), task(other))
+    assert part.measured is not None and (part.subsets, part.measured.subsets) == (f"test: {other}", both.subsets)
+
+
+def test_subsets_have_a_short_form() -> None:
+    assert describe_subsets([("test", "en"), ("dev", "en"), ("test", "de")]) == "dev: en; test: de, en"
+    many = [("test", f"subset{at}") for at in range(2000)]
+    assert describe_subsets(many) == describe_subsets(many[::-1]) != describe_subsets([*many[1:], ("test", "x")])
+    assert describe_subsets(many).startswith("2,000 subsets (") and describe_subsets([]) == ""

@@ -879,3 +879,10 @@ def test_what_prevents_an_early_import_is_reported_by_the_checks(
     monkeypatch.setattr(command, "import_early", fail)
     assert only("engine.dtpye=float32").startswith("engine.dtpye")
     assert only("engine.env=3").startswith("engine.env")
+
+
+def test_the_folders_of_configuration_files_are_part_of_the_command(mine: Any) -> None:
+    folder, searched = mine("tasks/mine.yaml", "names: [STS13]\n"), "hydra.searchpath=[file:///tmp]"
+    for point in check(["tasks=mine", "prompts=none,e5", searched], multirun=True, config_dir=folder):
+        assert point.search_path == ("--config-dir", folder, searched)
+    assert one("tasks=sts12").search_path == ()

@@ -517,3 +517,59 @@ def test_a_baseline_without_a_mean_is_named() -> None:
     said = "The baseline (point 0) has no mean, so differences from it are unknown."
     assert said in answer(compare(points)) and said not in answer(compare(points, baseline="1"))
     assert said not in answer(compare(points[:1]))
+
+
+def test_scores_of_different_subsets_are_not_compared() -> None:
+    """A benchmark may evaluate one language of a task, and other people's results may have all of them."""
+    one = [task("STS17", 0.9, subsets="test: en-en"), task("STS12", 0.5, subsets="test: default")]
+    all_of_it = [task("STS17", 0.4, subsets="11 subsets (0a1b2c3d)"), task("STS12", 0.6, subsets="test: default")]
+    made = compare([point("0", *one, x="1"), point("1", *all_of_it, x="2")])
+    assert (made.shared, made.unequal, made.tasks) == (["STS12"], ["STS17"], ["STS17", "STS12"])
+    assert made.best is made.rows[1] and made.rows[1].mean == 0.6 and made.rows[1].scores["STS17"] == 0.4
+    said = "Not compared: STS17, since its scores are of different splits or subsets in different points."
+    assert said in answer(made) and "x=2 instead of 1: score +0.10000" in " ".join(answer(made))
+    assert not any("that some points lack" in line for line in answer(made))
+    text = comparison_markdown(made)
+    scores, differences = text.split("## Differences from the baseline, by task")
+    assert "| STS17 |" in scores and "| STS17 |" not in differences and "| STS12 |" in differences
+    nothing = compare([point("0", one[0], x="1"), point("1", all_of_it[0], x="2")])
+    assert (nothing.best, nothing.shared, nothing.rows[0].mean) == (None, [], None)
+    assert any("no task evaluated on the same splits and subsets in common" in line for line in answer(nothing))
+    # A failed task has no score to compare, and of some records it is not known.
+    unknown = [task("STS17", None), task("STS12", 0.6)]
+    assert not compare([point("0", *one, x="1"), point("1", *unknown, x="2")]).unequal
+
+
+def test_points_on_different_devices_or_versions_have_no_effect_of_a_setting() -> None:
+    cpu, gpu = {"device": "cpu", "versions.vllm": "0.26"}, {"device": "H200", "versions.vllm": "0.32"}
+    made = compare(
+        [
+            point("0", task("A", 0.5), facts=cpu, engine__dtype="float32"),
+            point("1", task("A", 0.6, seconds=0.01), facts=gpu, engine__dtype="bfloat16", engine="b"),
+        ]
+    )
+    assert made.columns == ["engine.dtype", "device"] and not made.effects, "the version follows from the device"
+    third = point("2", task("A", 0.55, seconds=0.02), facts=gpu, engine__dtype="float32", engine="c")
+    made = compare([*(row.point for row in made.rows), third])
+    effects = {effect.column: effect for effect in made.effects}
+    assert effects["engine.dtype"].pairs == 1 and effects["engine.dtype"].score == pytest.approx(0.05)
+    assert effects["engine.dtype"].speed == pytest.approx(2) and effects["device"].speed == pytest.approx(50)
+    # Results of others were computed somewhere else, and of many versions: their models are compared all the same.
+    others = [
+        replace(point(name, task("A", score), facts={"model": name, "versions.mteb": version}), source="results")
+        for name, score, version in (("a", 0.5, "1"), ("b", 0.6, "2"))
+    ]
+    made = compare(others)
+    assert made.columns == ["model"] and [effect.pairs for effect in made.effects] == [1]
+
+
+def test_speeds_on_different_numbers_of_cores_are_not_compared() -> None:
+    points = [
+        point("0", task("A", 0.5), facts={"cores": "2"}, dtype="float32"),
+        point("1", task("A", 0.6, seconds=0.1), facts={"cores": "64"}, dtype="bfloat16", engine="b"),
+    ]
+    (effect,) = compare(points).effects
+    assert (effect.pairs, effect.score_pairs, effect.speed_pairs) == (1, 1, 0)
+    same = [replace(points[0], overrides={}), replace(points[1], overrides={})]
+    (effect,) = compare(same).effects
+    assert (effect.column, effect.speed_pairs) == ("cores", 1)

@@ -17,7 +17,9 @@ from mteb_vllm.models.prompts import Prompts
 from mteb_vllm.progress import Progress
 from mteb_vllm.report import one_run
 from mteb_vllm.report.parity import print_parity
+from mteb_vllm.results.counters import Measured
 from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.measurements import EngineRecord
 from mteb_vllm.results.parity import DifferingText
 from mteb_vllm.results.record import RunRecord, TaskOutcome, write_record
 from mteb_vllm.util.console import Console
@@ -167,8 +169,13 @@ def test_the_summary_of_cached_results_is_grammatical(tasks: tuple[TaskOutcome, 
 )
 def test_one_truncated_text_is_singular(unit: Any, count: int, text: str) -> None:
     task = replace(FINE, truncated=count, prompts={"pair": {}} if unit == "pairs" else {})
-    engine = SimpleNamespace(resolved={"max_model_len": 8})
-    assert list(one_run.truncation_notes(task, SimpleNamespace(engine=engine))) == [f"STS12: {text}"]  # type: ignore[arg-type]
+    engine = EngineRecord("vllm", "vllm_cpu", "aaaa", 1, 0.5, {"max_model_len": 8})
+    assert list(one_run.truncation_notes(task, engine)) == [f"STS12: {text}"]
+    cached = replace(FINE, status="cached", texts=None, computed=None, measured=task.to_measured(engine))
+    assert list(one_run.truncation_notes(cached, None)) == [f"STS12: {text}"], (
+        "a run that reuses the result repeats the note"
+    )
+    assert not list(one_run.truncation_notes(replace(cached, measured=Measured(texts=900, truncated=1)), None))
 
 
 def test_the_record_is_shown_relative_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from test_objective import record, task
 
+from mteb_vllm.config.schema import compose_run
 from mteb_vllm.report.run_records import read_run
 from mteb_vllm.report.search import print_search
 from mteb_vllm.results.failures import Failure
@@ -17,7 +21,13 @@ from mteb_vllm.results.search import Search
 from mteb_vllm.util.console import Console
 
 CHOICES = {"experiment": None, "model": "e5_small", "engine": "auto", "prompts": "auto", "tasks": "sts12"}
-FIXED = ["model=e5_small", "engine.max_model_len=64", "report.objective=texts_per_second", "results.reuse=none"]
+FIXED = [
+    "model=e5_small",
+    "engine.max_model_len=64",
+    "tasks=sts12",
+    "report.objective=texts_per_second",
+    "results.reuse=none",
+]
 
 
 def point(
@@ -29,9 +39,8 @@ def point(
     **more: Any,
 ) -> RunRecord:
     searched = [f"engine.dtype={dtype}", "prompts=e5"] if dtype else []
-    engine = {"preset": "auto", "dtype": dtype, "max_model_len": 64, "max_num_seqs": None, "env": {}}
     overrides = [*more.pop("fixed", FIXED), *searched]
-    config = {"engine": engine, "experiment": more.pop("experiment", None), "model": {}, "tasks": {}, "pipeline": {}}
+    config = asdict(compose_run(overrides, more.pop("config_dir", None)))
     return record(name, task("A", score, seconds=seconds), point=number, overrides=overrides, config=config, **more)
 
 
@@ -42,10 +51,16 @@ def searched(*trials: RunRecord, **more: Any) -> Search:
     return found
 
 
-def shown(search: Search, folder: Path, **choices: Any) -> str:
+def shown(search: Search, folder: Path, *search_path: str, **choices: Any) -> str:
     file = io.StringIO()
-    print_search(Console(file=file, width=400), search, {**CHOICES, **choices}, folder)
+    print_search(Console(file=file, width=400), search, {**CHOICES, **choices}, search_path, folder)
     return file.getvalue()
+
+
+def last_command(text: str) -> tuple[list[str], str | None]:
+    """Return the overrides and the `--config-dir` of the command that is shown last."""
+    words = shlex.split(text.splitlines()[-1].partition("To use it: mteb-vllm ")[2])
+    return (words[2:], words[1]) if words[0] == "--config-dir" else (words, None)
 
 
 def test_the_best_point_is_shown_against_the_default_as_yaml_and_as_a_command(tmp_path: Path) -> None:
@@ -58,9 +73,11 @@ def test_the_best_point_is_shown_against_the_default_as_yaml_and_as_a_command(tm
     assert f"Rejected: {rejected}: A 0.52000 instead of 0.50000\n" in text
     assert "No objective: point 3" in text and "no memory" in text
     written = (tmp_path / "best" / "engine" / "mine.yaml").read_text()
-    assert yaml.safe_load(written) == {"preset": "auto", "dtype": "float16", "max_model_len": 64}
+    assert yaml.safe_load(written).items() >= {"preset": "auto", "dtype": "float16", "max_model_len": 64}.items()
     assert written.startswith("# Found by a search: texts_per_second: 100.\n") and written in text
-    assert f"To use it: mteb-vllm --config-dir {tmp_path}/best model=e5_small prompts=e5 engine=mine\n" in text
+    assert (
+        f"To use it: mteb-vllm --config-dir {tmp_path}/best model=e5_small tasks=sts12 prompts=e5 engine=mine\n" in text
+    )
 
 
 def test_a_speed_up_is_that_of_the_measurements_in_turn(tmp_path: Path) -> None:
@@ -100,25 +117,94 @@ def test_scores_are_compared_by_their_difference(tmp_path: Path) -> None:
 
 def test_the_command_names_what_an_experiment_chose_but_not_the_experiment(tmp_path: Path) -> None:
     """The experiment would search again."""
-    fixed = ["experiment=tune", "tasks=sts12"]
-    text = shown(
-        searched(point(1, 1.0, dtype="float16", fixed=fixed)), tmp_path, experiment="tune", pipeline="evaluate"
-    )
-    assert text.splitlines()[-1].endswith("/best model=e5_small pipeline=evaluate tasks=sts12 prompts=e5 engine=mine")
+    fixed = ["experiment=tune_throughput", "tasks=sts12"]
+    search = searched(point(1, 1.0, dtype="float16", fixed=fixed))
+    text = shown(search, tmp_path, experiment="tune_throughput", model="minilm", pipeline="evaluate")
+    assert text.splitlines()[-1].endswith("/best model=minilm pipeline=evaluate tasks=sts12 prompts=e5 engine=mine")
+    overrides, folder = last_command(text)
+    found = compose_run(overrides, folder)
+    assert (found.model.name, found.engine["dtype"], found.prompts["query"]) == (
+        "sentence-transformers/all-MiniLM-L6-v2", "float16", "query: ",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("defaults", "values", "choices", "expected"),
+    [
+        # Choices of an experiment can be repeated.
+        ({"override /engine": "vllm_cpu"}, {}, {"engine": "vllm_cpu"}, "engine=vllm_cpu tasks=sts12 prompts=e5"),
+        (
+            {"override /pipeline": "rerank", "override /pipeline/first_stage": "random"}, {},
+            {"pipeline": "rerank", "pipeline/first_stage": "random"},
+            "tasks=sts12 pipeline=rerank pipeline/first_stage=random prompts=e5",
+        ),
+        # Its values cannot, so it is run without its search.
+        ({}, {"engine": {"max_num_seqs": 7}}, {}, "experiment=mine prompts=e5 hydra.mode=RUN"),
+        ({"override /pipeline": "rerank"}, {"pipeline": {"top_k": 7}}, {"pipeline": "rerank"}, "hydra.mode=RUN"),
+        ({}, {"tasks": {"names": ["STS13"]}}, {}, "experiment=mine prompts=e5 hydra.mode=RUN"),
+    ],
+)  # fmt: skip
+def test_the_command_runs_what_the_search_has_found(
+    tmp_path: Path, defaults: dict[str, str], values: dict[str, Any], choices: dict[str, Any], expected: str
+) -> None:
+    own = tmp_path / "own"
+    (own / "experiment").mkdir(parents=True)
+    mine = {"defaults": [{key: value} for key, value in ({"override /tasks": "sts12"} | defaults).items()], **values}
+    text = yaml.safe_dump({**mine, "experiment": "mine", "hydra": {"mode": "MULTIRUN"}}, sort_keys=False)
+    (own / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}")
+    best = point(1, 1.0, fixed=["experiment=mine", "prompts=e5"], config_dir=str(own))
+    search = Search(("prompts",), 0.01, point(0, 2.0, fixed=["experiment=mine"], config_dir=str(own)))
+    search.add(best)
+    text = shown(search, tmp_path, "--config-dir", str(own), **{"experiment": "mine", "model": "minilm", **choices})
+    assert text.splitlines()[-1].endswith(expected)
+    overrides, folder = last_command(text)
+    found = asdict(compose_run(overrides, folder))
+    assert {key: found[key] for key in ("model", "engine", "prompts", "tasks", "pipeline")} == {
+        key: best.config[key] for key in ("model", "engine", "prompts", "tasks", "pipeline")
+    }
+
+
+def test_the_folder_of_the_best_engine_is_added_to_the_users_own(tmp_path: Path) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    (own / "model").mkdir(parents=True)
+    (own / "model" / "mine.yaml").write_text("defaults: [minilm]\nname: org/mine\n")
+    (other / "tasks").mkdir(parents=True)
+    (other / "tasks" / "two.yaml").write_text("defaults: [fields]\nnames: [STS12, STS13]\n")
+    for path in ([], [f"hydra.searchpath=[file://{other}]"]):
+        fixed = [
+            *path,
+            "model=mine",
+            "report.objective=texts_per_second",
+            *(["tasks=two"] if path else ["tasks=sts12"]),
+        ]
+        search = searched(
+            point(1, 1.0, dtype="float16", fixed=fixed, config_dir=str(own)), fixed=fixed, config_dir=str(own)
+        )
+        overrides, folder = last_command(shown(search, tmp_path, "--config-dir", str(own), *path))
+        assert folder == str(own) and overrides[0].startswith("hydra.searchpath=")
+        found = compose_run(overrides, folder)
+        assert (found.model.name, found.engine["dtype"]) == ("org/mine", "float16")
+        assert found.tasks.names == (["STS12", "STS13"] if path else ["STS12"])
 
 
 def test_a_search_over_prompts_alone_has_no_engine_to_save(tmp_path: Path) -> None:
     search = searched(point(1, 1.0, dtype="float16"))
     search.searched = ("prompts",)
     text = shown(search, tmp_path)
-    assert "To use it: mteb-vllm model=e5_small engine.max_model_len=64 engine.dtype=float16 prompts=e5\n" in text
+    assert (
+        "To use it: mteb-vllm model=e5_small engine.max_model_len=64 tasks=sts12 engine.dtype=float16 prompts=e5\n"
+        in text
+    )
     assert not (tmp_path / "best").exists()
 
 
 def test_a_report_recommends_no_command_that_would_search_again(tmp_path: Path) -> None:
-    for experiment, expected in (
-        ("tune", None),
-        (None, ("model=e5_small", "engine.max_model_len=64", "results.reuse=none")),
+    for fixed, expected in (
+        (["experiment=tune_throughput"], None),
+        (
+            FIXED,
+            ("--config-dir", "own", "model=e5_small", "engine.max_model_len=64", "tasks=sts12", "results.reuse=none"),
+        ),
     ):
-        write_record(point(0, 1.0, experiment=experiment), tmp_path)
+        write_record(point(0, 1.0, fixed=fixed, search_path=["--config-dir", "own"]), tmp_path)
         assert read_run(tmp_path).point.arguments == expected

@@ -21,6 +21,7 @@ from mteb_vllm.results.failures import (
     failure_from_exception,
     failure_from_exit,
     failure_from_timeout,
+    failures_key,
     load_failures,
     save_failures,
 )
@@ -192,3 +193,12 @@ def test_a_damaged_failures_file_is_ignored_and_rewritten(
     monkeypatch.setattr(failures, "lock", no_lock)
     save_failures(tmp_path, "abc", [one], [])
     assert "Permission denied" in caplog.text
+
+
+def test_a_failure_on_some_subsets_says_nothing_about_others() -> None:
+    keys = [
+        failures_key(settings, {"names": ["STS17"], **chosen})
+        for settings in ("abc", "abd")
+        for chosen in ({}, {"subsets": ["de"]}, {"subsets": ["en"]}, {"splits": ["en"]}, {"languages": ["eng"]})
+    ]
+    assert len(set(keys)) == 10 and keys[0] == failures_key("abc", {"names": ["STS12"], "subsets": None})

@@ -6,6 +6,7 @@ that can be started here (tests/slurm_node.py).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -31,7 +33,7 @@ from mteb_vllm.preflight.command import check
 from mteb_vllm.results.failures import Ending, failure_from_exit
 from mteb_vllm.sweep import job_process
 from mteb_vllm.sweep import slurm as cluster_jobs
-from mteb_vllm.sweep.messages import Activity, RunPoint, TaskProgress
+from mteb_vllm.sweep.messages import Activity, CloseEngines, EnginesClosed, RunPoint, TaskProgress
 from mteb_vllm.sweep.nodes import KnownNodes
 from mteb_vllm.sweep.planning import plan_points
 from mteb_vllm.sweep.slurm import Cluster, JobState
@@ -195,6 +197,12 @@ def test_six_points_in_two_jobs_at_a_time_give_the_same_results(sweeps: Sweeps, 
     about = json.loads((first / "sweep.json").read_text())
     assert (about["engines_opened"], about["children"]) == (3, 3)
     assert len(list(first.glob("jobs/*/*_0_log.out"))) == 4, "three engines, and the test of the node"
+    # The same folder again, as where hydra.sweep.dir is set: its jobs have other folders, and the node is tested anew.
+    (known,) = (sweeps.folder / "slurm").iterdir()
+    known.unlink()
+    repeated = sweeps.run("prompts=none", *SLURM, f"hydra.sweep.dir={first}", "results.reuse=none")
+    assert [record.scores for record in repeated] == [here[0].scores]
+    assert len(list(first.glob("jobs/*/*_0_log.out"))) == 6
     assert not (last / "jobs").exists(), "cached points are not submitted"
     assert not list(first.glob("jobs/*/*/events")) and not list(first.glob("jobs/*/*.pkl")), "messages may hold secrets"
     assert found[0]["embedding_cache"]["folder"].startswith(("/tmp", os.environ.get("TMPDIR", "/tmp")))
@@ -488,3 +496,52 @@ def test_a_job_that_is_held_after_a_failed_launch_has_ended(monkeypatch: pytest.
     assert ("scancel", "31") in called
     ending = cluster.ending("31", tmp_path / "log")
     assert (ending.kind, ending.how) == ("node_down", "job 31 could not be started on its node")
+
+
+def test_a_command_that_cannot_be_written_is_sent_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk costs time, but neither the point nor the sweep."""
+    running = SimpleNamespace(
+        settings=SlurmConfig(), submit=lambda *_, **__: "7", state=lambda job: JobState("RUNNING")
+    )  # fmt: skip
+    child = cluster_jobs.JobChild(running, tmp_path / "0", 0, {})  # type: ignore[arg-type]
+    child.send(CloseEngines())
+    attempt = tmp_path / "0" / "0"
+    attempt.mkdir()
+    events, commands = Outbox[Any](attempt / job_process.EVENTS), Inbox[Any](attempt / job_process.COMMANDS)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    whole, opened = Outbox.send, Outbox.__init__
+
+    def fail(*_: object) -> None:
+        raise full
+
+    monkeypatch.setattr(Outbox, "__init__", fail)
+    assert child.receive(0) is None and commands.receive() is None
+    monkeypatch.setattr(Outbox, "__init__", opened)
+    monkeypatch.setattr(Outbox, "send", fail)
+    started = child.receive(0)
+    assert isinstance(started, Activity) and "has started" in started.text and commands.receive() is None
+    assert child.receive(0) is None and commands.receive() is None
+    monkeypatch.setattr(Outbox, "send", whole)
+    assert child.receive(0) is None
+    assert child.receive(0) is None
+    assert isinstance(commands.receive(), CloseEngines) and commands.receive() is None, "it is sent once"
+    events.send(EnginesClosed(0.0, 0))
+    assert isinstance(child.receive(0), EnginesClosed)
+
+
+def test_an_event_that_cannot_be_written_is_tried_again_unless_it_is_only_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_process, "_RETRY_AFTER", (0.0, 0.0))
+    pipe, tries = job_process._Pipe(tmp_path), []
+
+    def fail(_: object, event: object) -> None:
+        tries.append(event)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Outbox, "send", fail)
+    pipe.send(Activity(Phase.WAITING, "Waiting"))
+    assert len(tries) == 1
+    with pytest.raises(OSError, match="No space left"):
+        pipe.send(EnginesClosed(0.0, 0))
+    assert len(tries) == 4

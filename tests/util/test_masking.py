@@ -144,8 +144,8 @@ def test_files_of_a_command_contain_no_secret(
 ) -> None:
     """Everything except the engine is real: Hydra's folder, log, record, report, terminal."""
 
-    def run_config(config: Any, planned: Any, output_dir: Path, overrides: Any, **_: Any) -> RunRecord:
-        record = started_record(config, output_dir, overrides, None)
+    def run_config(config: Any, planned: Any, output_dir: Path, command: Any, **_: Any) -> RunRecord:
+        record = started_record(config, output_dir, command, None)
         token = config.engine["hf_token"]
         logging.getLogger("vllm").warning("args: %s, %s", {"hf_token": str(token)}, token)
         (output_dir / "mteb_vllm.log").open("a").write(f"from a library: {token}\n")

@@ -403,6 +403,26 @@ def quoted(key: str, value: str) -> str:
     return f"Quote strings for Hydra and for the shell: {suggest(key, unquoted(value))}"
 
 
+def compose_run(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
+    """Compose and parse the configuration of one run, without checking whether it can be run.
+
+    Args:
+        overrides: The overrides.
+        config_dir: The user's folder of configuration files.
+
+    Raises:
+        ConfigError: if a key is unknown or a value has a wrong type.
+        HydraException: if it cannot be composed.
+    """
+    from omegaconf import OmegaConf
+
+    with composer(config_dir):
+        composed = compose_config(overrides)
+        own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        plain: Any = OmegaConf.to_container(own, resolve=True)
+    return parse(plain)
+
+
 def parse(config: Mapping[str, Any]) -> RunConfig:
     """Return a composed configuration (plain containers, without `hydra`) as a `RunConfig`.
 

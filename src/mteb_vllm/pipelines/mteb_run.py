@@ -8,6 +8,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mteb_vllm.catalogue import mteb_catalogue
@@ -15,7 +16,7 @@ from mteb_vllm.errors import EngineError, MissingPackageError, ModelError, Parti
 from mteb_vllm.results.failures import failure_from_exception, is_fatal
 from mteb_vllm.results.locks import BusyError
 from mteb_vllm.results.lookup import copy_measured, read_measured, save_measured, save_shared_result, shared_result
-from mteb_vllm.results.record import Status, TaskOutcome
+from mteb_vllm.results.record import Status, TaskOutcome, describe_subsets
 from mteb_vllm.tasks import loading as data
 from mteb_vllm.tasks.labels import labels_as_lists
 from mteb_vllm.tasks.loading import Unit
@@ -113,15 +114,28 @@ def evaluate_task(
             if result is not None:
                 copy_measured(store.root, other, store.get_task_result_path(task.metadata.name, meta))
                 return cached_outcome(task, result, store, meta)
+        continues = reuse and _has_stored_units(task, store, meta)
         try:
             outcome = computed_outcome(model, task, store, reuse=reuse, start=start, prepare=prepare)
         except PartialResultError as error:
             return _partial_outcome(task, error, store, meta)
         took = outcome.to_measured(model.engine_record())
+        if continues:
+            took = replace(took, subsets="")
         save_measured(store.root, store.get_task_result_path(task.metadata.name, meta), took)
         if input_fingerprint is not None and _used_known_sides(model, task):
             save_shared_result(store.root, input_fingerprint, store.get_task_result_path(task.metadata.name, meta))
         return outcome
+
+
+def _has_stored_units(task: AbsTask, store: ResultsStore, meta: ModelMeta) -> bool:
+    """Whether some of a task's splits and subsets are stored already, so that only the others are computed."""
+    for part in parts_of(task):
+        if store.has_partial_result(part, meta) and (result := store.load_task_result(part.metadata.name, meta)):
+            scores = _scores(result)
+            if any(subset in scores.get(split, {}) for subset, split in data.units(part)):
+                return True
+    return False
 
 
 def _used_known_sides(model: Wrapper, task: AbsTask) -> bool:
@@ -327,13 +341,15 @@ def _track_unit(task: AbsTask) -> Iterator[list[Unit]]:
 
 def outcome_of(task: AbsTask, result: TaskResult, status: Status) -> TaskOutcome:
     """Return a task's result as a `TaskOutcome` for the run record."""
+    scores = _scores(result)
     return TaskOutcome(
         name=task.metadata.name,
         type=str(task.metadata.type),
         status=status,
         metric=str(task.metadata.main_score),
         main_score=float(result.get_score()),
-        scores=_scores(result),
+        scores=scores,
+        subsets=describe_subsets((split, subset) for split, subsets in scores.items() for subset in subsets),
     )
 
 

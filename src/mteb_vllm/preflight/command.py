@@ -55,6 +55,7 @@ class Point:
         composed: The whole configuration of a point of a sweep, with Hydra's own settings under `hydra`.
         folder: Hydra's folder of the run or the sweep at the time of the check; None if only Hydra can determine it.
         searched: The keys whose values a search chooses; empty if this is not the default point of a search.
+        search_path: The arguments of the command that add folders of configuration files: `--config-dir`, `hydra.searchpath`.
     """
 
     overrides: tuple[str, ...]
@@ -65,6 +66,7 @@ class Point:
     composed: DictConfig | None = field(default=None, repr=False, compare=False)
     folder: Path | None = None
     searched: tuple[str, ...] = ()
+    search_path: tuple[str, ...] = ()
 
 
 def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str | None = None) -> list[Point]:
@@ -103,6 +105,9 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
         axes, unreadable = read_axes([*composition.axes, *parsed] if swept else parsed, swept, sampler)
         launcher, unlaunched = _launcher(composition, swept)
         mistakes += [*shadowed_files(config_dir), *composition.mistakes, *unreadable, *unlaunched]
+        folders = () if config_dir is None else ("--config-dir", str(config_dir))
+        searchpath = (mask(override_text(one)) for one in parsed if one.key_or_group == "hydra.searchpath")
+        search_path = (*folders, *searchpath)
         typed = {override.key_or_group: _prefix(override) for override in parsed}
         combinations = one_by_one(axes) if search else itertools.product(*(axis.values for axis in axes))
         for overrides_of_point in combinations:
@@ -114,7 +119,7 @@ def check(overrides: Sequence[str], *, multirun: bool = False, config_dir: str |
                     made, of_point = check_config(config, broken=broken)
                 found += of_point or _size_mistakes(launcher, config, made)
                 shown = tuple(mask(override_text(one)) for one in overrides_of_point)
-                point = Point(shown, config, swept, made)
+                point = Point(shown, config, swept, made, search_path=search_path)
                 if swept and composed is not None and not (mistakes or found):
                     launched, whole = composition.launched(overrides_of_point, composed)
                     point = replace(point, launched=launched, composed=whole)

@@ -86,7 +86,8 @@ def _means(comparison: Comparison) -> list[str]:
     if not comparison.tasks:
         lines.append("No point has scores.")
     elif not comparison.shared:
-        lines.append("The points have no task in common, so there are no means and no best point.")
+        common = "task evaluated on the same splits and subsets" if comparison.unequal else "task"
+        lines.append(f"The points have no {common} in common, so there are no means and no best point.")
     elif len(without) == len(rows):
         lines.append("No point has all scores, so there are no means and no best point.")
         nowhere = [name for name in comparison.shared if all(row.scores[name] is None for row in rows)]
@@ -94,8 +95,13 @@ def _means(comparison: Comparison) -> list[str]:
             lines.append(f"No point has a score for {join_names(nowhere)}.")
     elif without:
         lines.append(f"{count(len(without), 'point')} with missing scores cannot be the best: {join_names(without)}.")
-    if len(without) < len(rows) and (left_out := len(comparison.tasks) - len(comparison.shared)):
+    if len(without) < len(rows) and (left_out := len(comparison.comparable) - len(comparison.shared)):
         lines.append(f"Means leave out {count(left_out, 'task')} that some points lack.")
+    if unequal := comparison.unequal:
+        of = "its scores are" if len(unequal) == 1 else "their scores are"
+        lines.append(
+            f"Not compared: {join_names(unequal)}, since {of} of different splits or subsets in different points."
+        )
     if len(without) < len(rows) and point_name(comparison.baseline) in without:
         lines.append(
             f"The baseline ({point_name(comparison.baseline)}) has no mean, so differences from it are unknown."

@@ -16,6 +16,10 @@ from mteb_vllm.results.record import mean
 __all__ = ["Comparison", "Effect", "Point", "Row", "Speed", "TaskScore", "compare", "same_speed"]
 
 
+# Facts on which speeds depend, but not scores.
+_HARDWARE = ("cores", "gpus")
+
+
 @dataclass(frozen=True)
 class Row:
     """One point of a comparison.
@@ -79,7 +83,8 @@ class Effect:
         against: The baseline's value.
         pairs: The number of pairs of points that differ in this setting alone, one with `value`, the other with `against`.
         score_pairs: The number of these pairs in which both points have a mean.
-        speed_pairs: The number in which both points measured their own speed, in the same unit and by the same pipeline.
+        speed_pairs: The number in which both points measured their own speed, in the same unit, by the same pipeline, and on
+            the same cores and GPUs.
         score: The mean difference of the means over `score_pairs`; None where there are none.
         score_range: The smallest and the largest difference.
         speed: The geometric mean of the ratios of texts/s (throughput points: requests/s) over `speed_pairs`; None where
@@ -117,8 +122,9 @@ class Comparison:
         constants: The settings that they share: key to value, the most important first.
         tasks: The names of all tasks, in the order in which they first occur.
         types: Task to type.
-        shared: The tasks that means and speeds are over: those of every point, failed tasks included. Points that failed as
-            a whole do not count.
+        shared: The tasks that means and speeds are over: those of every point, failed tasks included, except `unequal`.
+            Points that failed as a whole do not count.
+        unequal: The tasks whose scores are of different splits or subsets, and so are not compared.
         rows: The points, in the order in which they were given; see `ranked`.
         baseline: The name of the point that differences are against.
         epsilon: The distance below the best mean within which a point is still good.
@@ -137,6 +143,7 @@ class Comparison:
     tasks: list[str]
     types: dict[str, str]
     shared: list[str]
+    unequal: list[str]
     rows: list[Row]
     baseline: str
     epsilon: float
@@ -147,6 +154,11 @@ class Comparison:
     unit: str | None
     fastest: Row | None = None
     passed: Row | None = None
+
+    @property
+    def comparable(self) -> list[str]:
+        """The tasks whose scores can be compared, in the same order."""
+        return [name for name in self.tasks if name not in self.unequal]
 
     @property
     def known_effects(self) -> list[Effect]:
@@ -194,7 +206,8 @@ def compare(
     tasks = [task for point in points for task in point.tasks]
     types = {task.name: task.type for task in reversed(tasks)}
     order = list(dict.fromkeys(task.name for task in tasks))
-    shared = _shared(points, order)
+    unequal = _unequal(points, order)
+    shared = [name for name in _shared(points, order) if name not in unequal]
     by_type: dict[str, list[str]] = {}
     for name in shared:
         by_type.setdefault(types[name], []).append(name)
@@ -249,6 +262,7 @@ def compare(
         tasks=order,
         types={name: types[name] for name in order},
         shared=shared,
+        unequal=unequal,
         rows=rows,
         baseline=names[reference],
         epsilon=epsilon,
@@ -297,6 +311,13 @@ def _shared(points: Sequence[Point], order: Sequence[str]) -> list[str]:
     return [name for name in order if all(name in names for names in of_points)]
 
 
+def _unequal(points: Sequence[Point], order: Sequence[str]) -> list[str]:
+    subsets: dict[str, set[str]] = {}
+    for task in (task for point in points for task in point.tasks if task.score is not None and task.subsets):
+        subsets.setdefault(task.name, set()).add(task.subsets)
+    return [name for name in order if len(subsets.get(name, ())) > 1]
+
+
 def _gain(task: TaskScore) -> float | None:
     return None if task.score is None or task.first_stage is None else task.score - task.first_stage
 
@@ -342,12 +363,13 @@ def _rate(row: Row) -> tuple[float, str] | None:
 
 
 def _effect(column: str, value: str, against: str, pairs: Sequence[tuple[Row, Row]]) -> Effect:
+    hardware = column in ("device", *_HARDWARE)
     scores = [one.mean - other.mean for one, other in pairs if one.mean is not None and other.mean is not None]
     rates = [(_rate(one), _rate(other)) for one, other in pairs]
     timed = [
         (pair, one[0] / other[0])
         for pair, (one, other) in zip(pairs, rates, strict=True)
-        if one is not None and other is not None and one[1] == other[1]
+        if one is not None and other is not None and one[1] == other[1] and (hardware or same_hardware(*pair))
     ]
     speeds = [ratio for _, ratio in timed]
     spreads = [_spread(row) for pair, _ in timed for row in pair]
@@ -364,6 +386,11 @@ def _effect(column: str, value: str, against: str, pairs: Sequence[tuple[Row, Ro
         (min(speeds), max(speeds)) if speeds else None,
         max((spread for spread in spreads if spread is not None), default=None),
     )
+
+
+def same_hardware(one: Row, other: Row) -> bool:
+    """Return whether two points had as many cores and the same GPUs, so that their speeds can be compared."""
+    return all(one.point.facts.get(key) == other.point.facts.get(key) for key in _HARDWARE)
 
 
 def _spread(row: Row) -> float | None:

@@ -59,11 +59,9 @@ def scope(comparison: Comparison) -> str:
     points, shared = len(comparison.rows), len(comparison.shared)
     parts = [count(points, "point")]
     if comparison.tasks or comparison.scored:
-        total = len(comparison.tasks)
+        total, of_all = len(comparison.tasks), "comparable" if comparison.unequal else "in all points"
         parts.append(
-            count(total, "task")
-            if shared == total
-            else f"{count(total, 'task')}, {shared or 'none'} of them in all points"
+            count(total, "task") if shared == total else f"{count(total, 'task')}, {shared or 'none'} of them {of_all}"
         )
     if points > 1:
         parts.append(f"differences relative to {point_name(comparison.baseline)}")

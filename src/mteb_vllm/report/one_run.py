@@ -18,6 +18,7 @@ from mteb_vllm.report.parity import parity_markdown, print_parity
 from mteb_vllm.report.points import CACHED, gain_share
 from mteb_vllm.report.throughput import print_throughput, throughput_markdown
 from mteb_vllm.results.failures import Failure
+from mteb_vllm.results.measurements import EngineRecord
 from mteb_vllm.results.objective import describe_objective
 from mteb_vllm.results.record import FirstStageRecord, RunRecord, TaskOutcome, mean
 from mteb_vllm.util.console import Console
@@ -234,7 +235,7 @@ def run_markdown(record: RunRecord) -> str:
         f"- revision: {code(str(model.get('revision')))}",
         *_first_stage_lines(record),
         *([f"- objective: {inline(describe_objective(record))}"] if record.objective is not None else []),
-        f"- command: {code(command(*record.overrides))}",
+        f"- command: {code(command(*record.search_path, *record.overrides))}",
         "",
         *(throughput_markdown(record) if record.throughput is not None else []),
         *(markdown(*task_table(record)) if record.tasks or record.throughput is None else []),
@@ -279,26 +280,27 @@ def first_stage_truncation_notes(stage: FirstStageRecord) -> Iterator[str]:
         yield f"First stage: {share} {lost} truncated."
 
 
-def truncation_notes(task: TaskOutcome, record: RunRecord) -> Iterator[str]:
-    """Return the numbers of a task's texts or pairs that were empty or truncated."""
-    if not task.texts or record.engine is None:
+def truncation_notes(task: TaskOutcome, engine: EngineRecord | None) -> Iterator[str]:
+    """Return the numbers of a task's texts or pairs that were empty or truncated, in this run or when it was computed."""
+    work = task.measured if task.status == "cached" else task.to_measured(engine)
+    if work is None or not work.texts or work.max_model_len is None or work.subsets != task.subsets:
         return
-    context = record.engine.resolved["max_model_len"]
-    of = f"of {task.texts:,} {task.unit}"
-    if task.blank:
-        given = "got the zero vector" if task.unit == "texts" else "got the score 0"
-        have = "has" if task.blank == 1 else "have"
-        yield f"{task.name}: {task.blank:,} {of} ({task.blank / task.texts:.1%}) {have} no tokens (empty), and {given}."
-    if task.truncated:
-        share = f"{task.truncated:,} {of} ({task.truncated / task.texts:.1%})"
-        one = task.truncated == 1
+    of = f"of {work.texts:,} {work.unit}"
+    if work.blank:
+        given = "got the zero vector" if work.unit == "texts" else "got the score 0"
+        have = "has" if work.blank == 1 else "have"
+        yield f"{task.name}: {work.blank:,} {of} ({work.blank / work.texts:.1%}) {have} no tokens (empty), and {given}."
+    limit = f"the context length of {work.max_model_len} tokens"
+    if work.truncated:
+        share = f"{work.truncated:,} {of} ({work.truncated / work.texts:.1%})"
+        one = work.truncated == 1
         lost = f"{'was' if one else 'were'} truncated"
-        if task.unit != "texts":
+        if work.unit != "texts":
             lost = f"lost the end of {'its' if one else 'their'} document"
-        yield f"{task.name}: {share} {'exceeds' if one else 'exceed'} the context length of {context} tokens and {lost}."
-    if task.truncated_queries:
-        share = f"{task.truncated_queries:,} {of} ({task.truncated_queries / task.texts:.1%})"
-        yield f"{task.name}: in {share}, the query alone exceeds the context length of {context} tokens and was truncated."
+        yield f"{task.name}: {share} {'exceeds' if one else 'exceed'} {limit} and {lost}."
+    if work.truncated_queries:
+        share = f"{work.truncated_queries:,} {of} ({work.truncated_queries / work.texts:.1%})"
+        yield f"{task.name}: in {share}, the query alone exceeds {limit} and was truncated."
 
 
 def ineffective_variable_notes(record: RunRecord) -> Iterator[str]:

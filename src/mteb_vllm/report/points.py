@@ -29,6 +29,7 @@ class TaskScore:
         name: The task.
         type: Its type; "" where it is unknown.
         score: The main score, the mean over splits and subsets; None if the task failed, or has none for another reason.
+        subsets: The splits and subsets that it is the mean over, as `describe_subsets` returns them; "" where unknown.
         failed: Whether it failed.
         without: Why it has no score although it did not fail: `NOT_A_NUMBER`, or `NO_SCORE` where none of the splits and
             subsets that count are present; "" otherwise.
@@ -46,6 +47,7 @@ class TaskScore:
     name: str
     type: str = ""
     score: Score | None = None
+    subsets: str = ""
     failed: bool = False
     without: Literal["", "not a number", "no score"] = ""
     first_stage: Score | None = None

@@ -16,6 +16,7 @@ from mteb_vllm.report.run_records import describe_error, short_text
 from mteb_vllm.results.digests import DamagedError, has_digest, read_verified
 from mteb_vllm.results.failures import failure_from_damage
 from mteb_vllm.results.lookup import CEILING, model_folder
+from mteb_vllm.results.record import describe_subsets
 from mteb_vllm.util.escape import one_line
 from mteb_vllm.util.files import parse_json, read_file, walk
 
@@ -256,13 +257,15 @@ def _task(result: Mapping[str, Any]) -> tuple[TaskScore, bool]:
     # An aggregate has a single score, whatever the subsets of its parts.
     subsets = None if info is None else ["default"] if info.aggregate_of else info.subsets
     counted = None if info is None or subsets is None else [(split, one) for split in info.splits for one in subsets]
-    scores = list(found.values()) if counted is None else [found[key] for key in counted if key in found]
+    chosen = list(found) if counted is None else [key for key in counted if key in found]
+    scores = [found[key] for key in chosen]
     score = math.fsum(scores) / len(scores) if scores else None
     known = score is not None and math.isfinite(score)
     task = TaskScore(
         name=one_line(name),
         type=info.type if info is not None else "",
         score=score if known else None,
+        subsets=describe_subsets(chosen),
         without="" if known else NO_SCORE if score is None else NOT_A_NUMBER,
     )
     return task, counted is None or len(scores) == len(counted)

@@ -105,14 +105,15 @@ def _point(folder: Path, record: RunRecord) -> Point:
 
 
 def _arguments(record: RunRecord) -> tuple[str, ...] | None:
-    """Return the overrides of a run, without the settings of reports: these concern the whole sweep or search.
+    """Return the arguments of a run's command, without the settings of reports: these concern the whole sweep or search.
 
     Returns:
         None for a point of a search that an experiment defines, since the experiment would search again.
     """
     if record.objective is not None and record.point is not None and record.config.get("experiment"):
         return None
-    return tuple(text for text in record.overrides if not text.lstrip("+~").startswith("report."))
+    overrides = (text for text in record.overrides if not text.lstrip("+~").startswith("report."))
+    return (*record.search_path, *overrides)
 
 
 def _override(text: str) -> tuple[str, str]:
@@ -127,6 +128,7 @@ def _task(task: TaskOutcome) -> TaskScore:
         name=task.name,
         type=task.type,
         score=task.main_score,
+        subsets=task.subsets,
         failed=task.status == "failed",
         # A score that is not finite is stored as null.
         without=NOT_A_NUMBER if task.main_score is None and task.status != "failed" else "",
@@ -182,7 +184,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield "pipeline.top_k", short_text(config["pipeline"]["top_k"])
     tasks = config["tasks"]
     yield "tasks", _tasks(tasks)
-    for key in ("splits", "subsets"):
+    for key in ("languages", "splits", "subsets"):
         yield f"tasks.{key}", ", ".join(tasks.get(key) or ())
     pipeline = (config["pipeline"].get("_target_") or "").removeprefix("mteb_vllm.pipelines.").partition(".")[0]
     yield "pipeline", pipeline
@@ -232,4 +234,4 @@ def _tasks(config: Mapping[str, Any]) -> str:
         return short_text(", ".join(sorted(config["names"])))
     if config.get("benchmark"):
         return str(config["benchmark"])
-    return ", ".join(f"{key}={short_text(config[key])}" for key in ("types", "languages") if config.get(key))
+    return f"types={short_text(config['types'])}" if config.get("types") else ""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mteb_vllm.config.schema import compose_run
 from mteb_vllm.report.formatting import count
 from mteb_vllm.results.measurements import Unit
 from mteb_vllm.results.objective import describe_objective
@@ -17,25 +19,32 @@ from mteb_vllm.util.console import Console
 from mteb_vllm.util.disk import attempt
 from mteb_vllm.util.files import write_atomically
 from mteb_vllm.util.masking import mask_values
-from mteb_vllm.util.shell import command
+from mteb_vllm.util.shell import command, hydra_value
 
 # Groups that an experiment may choose, which the command for the best point repeats.
-_GROUPS = ("model", "prompts", "instruction", "score_template", "tasks", "pipeline")
+_GROUPS = (
+    "model", "engine", "prompts", "instruction", "score_template", "tasks", "pipeline", "pipeline/first_stage",
+)  # fmt: skip
 
 # Settings of the search itself, which are not part of the best point.
 _OF_SEARCH = ("experiment", "report", "results")
+
+_CONFIG_DIR = "--config-dir"
 
 # The best engine arguments: one file in a folder for --config-dir.
 _FILE = Path("best", "engine", "mine.yaml")
 
 
-def print_search(console: Console, search: Search, choices: Mapping[str, Any], folder: Path) -> None:
+def print_search(
+    console: Console, search: Search, choices: Mapping[str, Any], search_path: Sequence[str], folder: Path
+) -> None:
     """Show the best point against the default, and write its engine arguments as a file for `--config-dir`.
 
     Args:
         console: Where it is shown.
         search: The search.
         choices: Group to chosen file, of the default point.
+        search_path: The arguments of the command that add folders of configuration files.
         folder: The search's folder.
     """
     best, without = search.best, [record for record in search.trials if objective_value(record) is None]
@@ -64,8 +73,49 @@ def print_search(console: Console, search: Search, choices: Mapping[str, Any], f
             write_atomically(file, text)
         console.print_line(f"The engine arguments of point {best.point}, also in {file}:\n")
         console.print_line(text)
-    options = ["--config-dir", str(file.parents[1])] if text else []
-    console.print_line(f"To use it: {command(*options, *_words(search, best, choices, engine=bool(text)))}")
+    path = _with_folder(search_path, file.parents[1]) if text else list(search_path)
+    words = [*path, *_words(search, best, choices, engine=bool(text))]
+    if not _reproduces(words, best):
+        # The experiment sets other values, too: it is run once, without its search.
+        words = [*search_path, *_without_search(best), "hydra.mode=RUN"]
+    console.print_line(f"To use it: {command(*words)}")
+
+
+def _with_folder(search_path: Sequence[str], folder: Path) -> list[str]:
+    """Return the arguments that add folders of configuration files, with another folder."""
+    if _CONFIG_DIR not in search_path:
+        return [_CONFIG_DIR, str(folder), *search_path]
+    others, found = list(search_path[:2]), list(search_path[2:])
+    added = hydra_value(f"file://{folder.absolute()}")
+    return [*others, f"{found[0].rstrip()[:-1]},{added}]" if found else f"hydra.searchpath=[{added}]"]
+
+
+def _reproduces(words: Sequence[str], best: RunRecord) -> bool:
+    """Return whether a command runs the configuration of a search's best point, apart from what concerns only the search."""
+    config_dir = words[1] if words and words[0] == _CONFIG_DIR else None
+    try:
+        config = asdict(compose_run(words[2:] if config_dir else words, config_dir))
+    except Exception:  # a choice of the experiment's that does not exist outside of it
+        return False
+    return _compared(config) == _compared(best.config)
+
+
+def _compared(config: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """Return the part of a configuration that results depend on, without unset fields."""
+    return {
+        section: {key: value for key, value in values.items() if value not in (None, {}, [])}
+        for section, values in config.items()
+        if section not in _OF_SEARCH and isinstance(values, Mapping)
+    }
+
+
+def _without_search(best: RunRecord) -> list[str]:
+    """Return the overrides of a point, the experiment's included, without those of reports and results."""
+    return [
+        text
+        for text in best.overrides
+        if text.lstrip("+~").partition("=")[0].partition(".")[0] not in ("report", "results")
+    ]
 
 
 def _comparison(search: Search, best: RunRecord) -> Iterator[str]:
@@ -148,7 +198,9 @@ def _words(search: Search, best: RunRecord, choices: Mapping[str, Any], *, engin
         yield from (
             f"{group}={choices[group]}"
             for group in _GROUPS
-            if choices.get(group) not in (None, "auto") and group not in overrides
+            if choices.get(group) not in (None, "auto")
+            and group not in overrides
+            and not (engine and group == "engine")
         )
     for key, value in sorted(overrides.items(), key=lambda item: item[0] in search.searched):
         name, _, _ = key.lstrip("+~").partition(".")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from mteb_vllm.report.points import Point
 from mteb_vllm.report.run_records import short_text
@@ -12,7 +12,7 @@ from mteb_vllm.report.run_records import short_text
 _IRRELEVANT = re.compile(r"results\.dir|retry_failed|dry_run|embedding_cache\.max_bytes|runs|report\..*")
 
 # Settings that choose tasks: points with the same tasks do not differ in them.
-_TASKS = re.compile(r"tasks(\.(names|benchmark|types|languages))?")
+_TASKS = re.compile(r"tasks(\.(names|benchmark|types))?")
 
 # Facts that distinguish points, the most important first. All others follow from these, or change nothing.
 _DISTINGUISHING = tuple(
@@ -21,11 +21,15 @@ _DISTINGUISHING = tuple(
         (
             "model", "revision", "source", "experiment", "weights", r"engine\..*", r"shell\..*", "scoring", "prompts",
             "instruction", "instructions", "score_template", "pipeline/first_stage", r"pipeline\.first_stage\.settings",
-            r"pipeline\.top_k", "tasks", r"tasks\.splits", r"tasks\.subsets", "pipeline", r"pipeline\.lengths",
+            r"pipeline\.top_k", "tasks", r"tasks\.(languages|splits|subsets)", "pipeline", r"pipeline\.lengths",
             r"pipeline\.reference", "device", "gpus", "cores", r"versions\..*",
         ),
     )
 )  # fmt: skip
+
+# Facts that no command line sets and that scores depend on. A difference in these is always shown: points that also differ in
+# a setting do not differ for that reason alone.
+_CIRCUMSTANCES = tuple(map(re.compile, ("device", r"versions\..*")))
 
 # The order of shared facts: model, tasks and machine first, then other settings, and environment variables last.
 _SHARED = tuple(
@@ -44,8 +48,9 @@ _SHARED = tuple(
 def differing_settings(points: Sequence[Point]) -> dict[str, list[str]]:
     """Return the settings in which points differ: key to the value of each point, "" where it has none.
 
-    The model comes first, then the differing settings of the command lines, then any other fact in which two points differ
-    that are equal so far. A key of a model's recipe that follows from the model has no separate column.
+    The model comes first, then the differing settings of the command lines, then the circumstances (device and versions) in
+    which runs differ, then any other fact in which two points differ that are equal so far. A key of a model's recipe that
+    follows from the model has no separate column.
     """
     # An unreadable record has no settings, and so differs from none.
     readable = [at for at, point in enumerate(points) if point.overrides or point.facts]
@@ -59,6 +64,8 @@ def differing_settings(points: Sequence[Point]) -> dict[str, list[str]]:
             of = dict(zip(readable, values, strict=True))
             found[key] = [of.get(at, "") for at in range(len(points))]
     found = _with_one_model(points, found)
+    for key in _differing_circumstances(points):
+        found.setdefault(key, [point.facts.get(key, "") for point in points])
     alike = _split([_with_results(points)], found.values())
     for key in _ordered(points, _DISTINGUISHING):
         values = tasks if key == "tasks" else [point.facts.get(key, "") for point in points]
@@ -84,6 +91,17 @@ def shared_settings(points: Sequence[Point], differing: Collection[str]) -> dict
         if key not in differing and len(values) == 1 and values != {""}:
             found[key] = values.pop()
     return found
+
+
+def _differing_circumstances(points: Sequence[Point]) -> Iterator[str]:
+    """Yield the circumstances in which runs differ; those that follow from others are left out."""
+    runs = [at for at in _with_results(points) if points[at].source == "run"]
+    alike = [runs]
+    for key in _ordered(points, _CIRCUMSTANCES):
+        values = [point.facts.get(key, "") for point in points]
+        if any(len({values[at] for at in group}) > 1 for group in alike):
+            yield key
+            alike = _split(alike, [values])
 
 
 def _with_one_model(points: Sequence[Point], found: dict[str, list[str]]) -> dict[str, list[str]]:

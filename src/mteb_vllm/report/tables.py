@@ -216,7 +216,7 @@ def _differences(comparison: Comparison, ranked: Sequence[Row]) -> list[str]:
     shown = others[:most_points]
     header = ["task", f"{comparison.baseline} (the baseline)", *(row.point.name for row in shown)]
     lines = []
-    for name in comparison.tasks:
+    for name in comparison.comparable:
         against = baseline.scores[name]
         own = [row.scores[name] for row in shown]
         differences = [one - against if one is not None and against is not None else None for one in own]

@@ -1,4 +1,4 @@
-"""Counters of the work that an engine does for a model, and the recorded cost of a result."""
+"""Counters of the work that an engine does for a model, and what is recorded of it for each result."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Measured:
-    """The cost of computing a task's result, stored with the result for runs that reuse it.
+    """The cost of computing a task's result, and what became of its texts, stored with the result for runs that reuse it.
 
-    Attributes:
+    Attributes, each None if it was not recorded:
         texts: Texts, or pairs of texts, requested by mteb.
         computed: Distinct ones that the engine computed.
         stored: Distinct ones that came from the embedding cache.
@@ -58,6 +58,12 @@ class Measured:
         seconds: Wall time of the engine's work.
         unit: Whether texts or pairs are counted.
         engine_seconds: Time to open the engine; None if it was already open.
+        max_model_len: The context length, in tokens.
+        blank: Texts or pairs without a token; this and the next two as in `Work`.
+        truncated: Texts longer than the context length; of pairs, those whose document was truncated.
+        truncated_queries: Pairs whose query alone exceeds the context and was truncated.
+        subsets: The splits and subsets whose texts are counted; "" if it was not recorded, or if others of the same task had
+            been computed before.
     """
 
     texts: Count | None = None
@@ -67,3 +73,8 @@ class Measured:
     seconds: Amount | None = None
     unit: Unit = "texts"
     engine_seconds: Amount | None = None
+    max_model_len: Count | None = None
+    blank: Count | None = None
+    truncated: Count | None = None
+    truncated_queries: Count | None = None
+    subsets: str = ""

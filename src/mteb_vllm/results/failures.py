@@ -2,7 +2,7 @@
 
 Failures are also stored with the results, so that a later run can report and skip earlier failures:
 
-    <root>/failures/<fingerprint>.json
+    <root>/failures/<key>.json
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from mteb_vllm.errors import (
 from mteb_vllm.results.digests import read_note, write_note
 from mteb_vllm.results.locks import lock
 from mteb_vllm.util import disk
+from mteb_vllm.util.fingerprint import fingerprint
 from mteb_vllm.util.masking import mask
 from mteb_vllm.util.phase import Phase
+from mteb_vllm.util.plain import Json
 
 Kind = Literal[
     "out_of_memory_loading",  # memory was, or would have been, exhausted while the engine opened
@@ -328,35 +330,48 @@ def last_stack(log: Path) -> list[str]:
     return lines[found[-1] :][:LOG_LINES] if found else lines[-LOG_LINES:]
 
 
-def save_failures(root: Path, fingerprint: str, failures: Sequence[Failure], settled: Sequence[str]) -> None:
+def failures_key(settings: str, tasks: Mapping[str, Json]) -> str:
+    """Return the key under which failures are stored: one on some splits or subsets says nothing about others.
+
+    Args:
+        settings: The settings' hash.
+        tasks: The selection of tasks: the section `tasks` of the configuration.
+    """
+    chosen = {key: tasks[key] for key in ("languages", "splits", "subsets") if tasks.get(key)}
+    return fingerprint({"settings": settings, **chosen}) if chosen else settings
+
+
+def save_failures(root: Path, key: str, failures: Sequence[Failure], settled: Sequence[str]) -> None:
     """Update the stored failures of some settings.
 
     Args:
         root: The results' root.
-        fingerprint: The settings' hash.
+        key: Their key; see `failures_key`.
         failures: The failures of this run.
         settled: Tasks that have a score now, whose stored failures are removed.
     """
-    path = _path(root, fingerprint)
+    path = _path(root, key)
     news = {failure.task or "": failure for failure in failures if failure.tried and failure.kind not in _TRANSIENT}
     if not news and not path.exists():
         return
     try:
-        with lock(root, f"{fingerprint}.failures"):
-            stored = load_failures(root, fingerprint)
+        with lock(root, f"{key}.failures"):
+            stored = load_failures(root, key)
             # A failure outside of any task is removed once any task has a score.
-            kept = {key: found for key, found in stored.items() if key not in settled and (key or not settled)} | news
+            kept = {
+                task: found for task, found in stored.items() if task not in settled and (task or not settled)
+            } | news
             if kept:
-                write_note(root, path, {key: asdict(found) for key, found in kept.items()})
+                write_note(root, path, {task: asdict(found) for task, found in kept.items()})
             elif path.is_file():
                 path.unlink()
     except OSError as error:
         disk.note(path, error, optional=True)
 
 
-def load_failures(root: Path, fingerprint: str) -> dict[str, Failure]:
+def load_failures(root: Path, key: str) -> dict[str, Failure]:
     """Return the stored failures of some settings: task to failure, with "" for one outside of any task."""
-    found = read_note(root, _path(root, fingerprint)) or {}
+    found = read_note(root, _path(root, key)) or {}
     try:
         return {task: Failure(**failure) for task, failure in found.items()}
     except (TypeError, ValueError):  # written by an incompatible version
@@ -369,8 +384,8 @@ def earlier_failure(failures: Mapping[str, Failure], task: str) -> Failure | Non
     return replace(found, task=task, tried=False) if found is not None else None
 
 
-def _path(root: Path, fingerprint: str) -> Path:
-    return root / "failures" / f"{fingerprint}.json"
+def _path(root: Path, key: str) -> Path:
+    return root / "failures" / f"{key}.json"
 
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:

@@ -130,18 +130,18 @@ def _same(root: Path, input_fingerprint: str) -> Path:
 
 
 def save_measured(root: Path, result: Path, measured: Measured) -> None:
-    """Record the cost of computing a result.
+    """Record the work of computing a result.
 
     Args:
         root: The results' root.
         result: The path of the result.
-        measured: The cost.
+        measured: The cost, and the counts of its texts.
     """
     write_note(root, _measured(root, result), asdict(measured))
 
 
 def read_measured(root: Path, result: Path) -> Measured | None:
-    """Return the cost of computing a result; None if it was not recorded, or by an incompatible version."""
+    """Return the work of computing a result; None if it was not recorded, or by an incompatible version."""
     try:
         return Measured(**read_note(root, _measured(root, result)))
     except TypeError:
@@ -149,7 +149,7 @@ def read_measured(root: Path, result: Path) -> Measured | None:
 
 
 def copy_measured(root: Path, source: Path, target: Path) -> None:
-    """Copy the recorded cost of one result to a copy of that result."""
+    """Copy the recorded work of one result to a copy of that result."""
     if (measured := read_measured(root, source)) is not None:
         save_measured(root, target, measured)
 

@@ -12,7 +12,7 @@ import io
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -34,6 +34,7 @@ from mteb_vllm.results.parity import ParityRecord
 from mteb_vllm.util.disk import attempt
 from mteb_vllm.util.escape import csv_cell
 from mteb_vllm.util.files import check_seal, dump_sealed, parse_json, read_file, write_atomically
+from mteb_vllm.util.fingerprint import fingerprint
 from mteb_vllm.util.machine import device, gpu_count, versions
 from mteb_vllm.util.masking import mask_values
 from mteb_vllm.util.plain import json_value
@@ -45,6 +46,20 @@ if TYPE_CHECKING:
 SCHEMA = 2
 
 Status = Literal["computed", "cached", "failed"]
+
+# Longer lists of subsets are shown as their number and a hash.
+_LONGEST_SUBSETS = 100
+
+
+def describe_subsets(found: Iterable[tuple[str, str]]) -> str:
+    """Return pairs of split and subset in a short form, which is the same for the same pairs only, in any order."""
+    of_split: dict[str, list[str]] = {}
+    for split, subset in sorted(set(found)):
+        of_split.setdefault(split, []).append(subset)
+    text = "; ".join(f"{split}: {', '.join(subsets)}" for split, subsets in of_split.items())
+    if len(text) <= _LONGEST_SUBSETS:
+        return text
+    return f"{sum(map(len, of_split.values())):,} subsets ({fingerprint({'subsets': text})[:8]})"
 
 
 @dataclass
@@ -58,6 +73,7 @@ class TaskOutcome:
         metric: The name of its main score.
         main_score: The mean over splits and subsets; None if it failed.
         scores: Split to subset to all scores; of a failed task, only of the subsets that have scores.
+        subsets: The splits and subsets that the main score is the mean over, as `describe_subsets` returns them.
         failure: The failure, if it failed.
         seconds: Wall time by phase: load, encode, store (reading and writing the embedding cache), score.
         texts: Texts, or pairs of texts, requested by mteb. This and the following counts are None if nothing was computed.
@@ -73,7 +89,7 @@ class TaskOutcome:
         first_stage: The first stage's main score; None if there is no first stage or the score is unknown.
         ceiling: The score of a perfect reranker on the same candidates; None in the same cases.
         predictions: Paths of the first stage's predictions.
-        measured: For a cached result, the cost recorded by the run that computed it; None if it was not recorded.
+        measured: For a cached result, what the run that computed it recorded of its work; None if it was not recorded.
         settings: For reranking, the hash in the name of the result's folder: tasks may differ in their candidates.
         warnings: Warnings to show to the user.
     """
@@ -84,6 +100,7 @@ class TaskOutcome:
     metric: str
     main_score: Score | None = None
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    subsets: str = ""
     failure: Failure | None = None
     seconds: dict[str, Amount] = field(default_factory=dict)
     texts: Count | None = None
@@ -137,7 +154,7 @@ class TaskOutcome:
             setattr(self, name, getattr(work, name))
 
     def to_measured(self, engine: EngineRecord | None) -> Measured:
-        """Return the cost of computing this result, to be stored with it.
+        """Return the cost of computing this result and the counts of its texts, to be stored with it.
 
         Args:
             engine: The record of its engine; None if none was opened.
@@ -150,6 +167,11 @@ class TaskOutcome:
             seconds=self.seconds.get("encode"),
             unit=self.unit,
             engine_seconds=engine.seconds if engine is not None else None,
+            max_model_len=engine.resolved.get("max_model_len") if engine is not None else None,
+            blank=self.blank,
+            truncated=self.truncated,
+            truncated_queries=self.truncated_queries,
+            subsets=self.subsets,
         )
 
     @property
@@ -239,6 +261,19 @@ class Objective:
     reason: str | None = None
 
 
+@dataclass(frozen=True)
+class CommandLine:
+    """The arguments of a run's command.
+
+    Attributes:
+        overrides: The overrides of its configuration.
+        search_path: The arguments that add folders of configuration files: `--config-dir`, `hydra.searchpath`.
+    """
+
+    overrides: Sequence[str] = ()
+    search_path: Sequence[str] = ()
+
+
 @dataclass
 class RunRecord:
     """One run, as stored in `run.json`.
@@ -247,6 +282,7 @@ class RunRecord:
         schema: The version of this format.
         status: "ok" if every task has a score and, for a parity run, the comparison passed.
         fingerprint: The hash of everything that the scores depend on, except the tasks.
+        search_path: The arguments of its command that add folders of configuration files: `--config-dir`, `hydra.searchpath`.
         overrides: The command-line overrides of this run.
         point: Its number in a sweep.
         settings: The settings of which the fingerprint is the hash.
@@ -280,6 +316,7 @@ class RunRecord:
     schema: int = SCHEMA
     status: Literal["ok", "failed"] = "ok"
     fingerprint: str = ""
+    search_path: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     point: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from mteb_vllm.progress import MakeProgress, Progress, terminal
 from mteb_vllm.report.build import build_report
 from mteb_vllm.report.one_run import print_run
 from mteb_vllm.report.search import print_search
-from mteb_vllm.results.record import RunRecord, read_record
+from mteb_vllm.results.record import CommandLine, RunRecord, read_record
 from mteb_vllm.results.search import Search, objective_value
 from mteb_vllm.runner import PrefetchedFirstStage, run_config
 from mteb_vllm.sweep.planning import PlannedPoint
@@ -101,7 +101,7 @@ class Job:
             planned.config if planned is not None else parse_composed(cfg),
             planned.plan if planned is not None else None,
             Path(hydra.runtime.output_dir),
-            overrides,
+            CommandLine(overrides, self.points[0].search_path),
             point=point,
             console=self.console,
             progress=self.progress,
@@ -172,7 +172,9 @@ class Job:
                 text = f"The report could not be written: {sentence(message)} To try again: {_report_command(folder)}"
                 self.console.print_line(text, style="red")
             if self.search is not None and self.search.trials:
-                print_search(self.console, self.search, self.points[0].composed.hydra.runtime.choices, folder)
+                default = self.points[0]
+                choices = default.composed.hydra.runtime.choices
+                print_search(self.console, self.search, choices, default.search_path, folder)
             self.console.print_line(f"Sweep: {folder}")
         if missing:
             text = f"Not done: {len(missing)} of {len(self.points)} points ({', '.join(missing)})."

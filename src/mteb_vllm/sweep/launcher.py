@@ -252,7 +252,9 @@ class _Launcher(Launcher):
         config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
         HydraConfig.instance().set_config(config)  # for ${hydra:...} in a user's file
         shown = tuple(mask(text) for text in overrides)
-        return Point(shown, parse_composed(config), True, launched=tuple(overrides), composed=config)
+        search_path = self._job.points[0].search_path
+        parsed = parse_composed(config)
+        return Point(shown, parsed, True, launched=tuple(overrides), composed=config, search_path=search_path)
 
     def _place(self, point: PlannedPoint, folder: Path) -> DictConfig:
         """Return Hydra's configuration of a point, with its number and the sweep's folder set."""
@@ -323,18 +325,25 @@ class SlurmLauncher(_Launcher):
         super().__init__()
         self._settings = build(SlurmConfig, _plain(settings), "hydra.launcher")
         self.point_timeout = self._settings.point_timeout
-        self._cluster, self._numbers = Cluster(self._settings), itertools.count()
+        self._cluster = Cluster(self._settings)
+        self._numbers: Iterator[int] | None = None
         self._device: str | None = None  # once a node has been tested
 
     @contextlib.contextmanager
     def _prepare(self, points: list[PlannedPoint], folder: Path) -> Iterator[_Setting]:
         settings = self._settings
+        jobs_folder = folder / "jobs"
+        if self._numbers is None:
+            # An earlier sweep may have used the same folder, and the messages of its jobs must not be read again.
+            self._numbers = itertools.count(1 + max(map(_number, jobs_folder.glob("*")), default=-1))
+        test_folder: Path | None = None
         known = KnownNodes(Path(points[0].config.results.dir))
         # Results depend on the kind of device, so whether a point is computed already depends on that of the nodes.
         device = self._device or known.device(settings)
         planned = _planned_for(device, points) if device is not None else None
         if self._device is None and (planned is None or any(point.pending_tasks for point in planned)):
-            self._device = self._examine(points, folder)
+            test_folder = jobs_folder / f"test_{next(self._numbers)}"
+            self._device = self._examine(points, test_folder)
             known.remember(settings, self._device)
             if self._device != device:
                 device, planned = self._device, None
@@ -345,17 +354,22 @@ class SlurmLauncher(_Launcher):
             try:
                 yield planned, independent_slots(jobs), ClusterHost(self._cluster, folder, self._numbers)
             finally:
-                remove_messages(_test_folder(folder))
+                if test_folder is not None:
+                    remove_messages(test_folder)
 
     def _examine(self, points: Sequence[PlannedPoint], folder: Path) -> str:
         """Return the kind of device of the nodes, from a job which also tests the locks there.
+
+        Args:
+            points: The points of the sweep.
+            folder: A folder for the job.
 
         Raises:
             ConfigError: if SLURM refuses the job, or file locks do not work between its node and this machine.
         """
         roots = list(dict.fromkeys(Path(point.config.results.dir) for point in points))
         try:
-            node = examine_node(self._cluster, _test_folder(folder), roots, self._job.console.print_line)
+            node = examine_node(self._cluster, folder, roots, self._job.console.print_line)
         except JobError as error:
             raise ConfigError([Mistake("hydra.launcher", str(error))]) from error
         if node.lock_problem is not None:
@@ -371,9 +385,10 @@ def _planned_for(device: str | None, points: Sequence[PlannedPoint]) -> list[Pla
         return add_task_states(plan_again(points))
 
 
-def _test_folder(folder: Path) -> Path:
-    """Return the folder of the job that tests a node, in the sweep's folder."""
-    return folder / "jobs" / "test"
+def _number(job: Path) -> int:
+    """Return the number of a job by its folder; -1 if it is not the folder of one."""
+    number = job.name.removeprefix("test_")
+    return int(number) if number.isascii() and number.isdigit() else -1
 
 
 def known_device(points: Sequence[Point]) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mteb_vllm.results.failures import Failure
-from mteb_vllm.results.record import RunRecord, TaskOutcome
+from mteb_vllm.results.record import CommandLine, RunRecord, TaskOutcome
 from mteb_vllm.runner import PrefetchedFirstStage, finish, started_record
 from mteb_vllm.sweep.planning import Group, PlannedPoint
 from mteb_vllm.sweep.summary import Summary
@@ -94,7 +94,8 @@ class Outcomes:
     ) -> Failure:
         """Write the record of a point that could not write its own; return the failure."""
         planned = point.planned
-        record = started_record(planned.config, point.folder, planned.overrides, planned.number)
+        command = CommandLine(planned.overrides, planned.search_path)
+        record = started_record(planned.config, point.folder, command, planned.number)
         if planned.plan is not None:
             record.settings, record.fingerprint = planned.plan.settings, planned.fingerprint
         record.tasks, record.failure = list(tasks), failure

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,7 @@ from mteb_vllm.models.architectures import position_limit
 from mteb_vllm.pipelines.base import FirstStage
 from mteb_vllm.pipelines.factory import PipelineParts
 from mteb_vllm.plan import Plan, make_plan
-from mteb_vllm.results.failures import Failure, earlier_failure, failure_from_exception, load_failures
+from mteb_vllm.results.failures import Failure, earlier_failure, failure_from_exception, failures_key, load_failures
 from mteb_vllm.results.lookup import (
     StaleResults,
     is_intact,
@@ -79,6 +79,7 @@ class PlannedPoint:
         failure: Why planning failed.
         tasks: The states of its tasks.
         group: The number of its engine group, from 1; None if it needs no engine.
+        search_path: The arguments of the command that add folders of configuration files.
     """
 
     number: int
@@ -91,6 +92,7 @@ class PlannedPoint:
     failure: Failure | None = None
     tasks: list[TaskState] = field(default_factory=list)
     group: int | None = None
+    search_path: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -175,7 +177,10 @@ def plan_points(points: Sequence[Point], first: int = 0) -> list[PlannedPoint]:
     differences = differing_overrides([point.overrides for point in points])
     planned = []
     for number, (checked, differs) in enumerate(zip(points, differences, strict=True), first):
-        point = PlannedPoint(number, checked.overrides, differs, checked.config, checked.launched, checked.composed)
+        point = PlannedPoint(
+            number, checked.overrides, differs, checked.config, checked.launched, checked.composed,
+            search_path=checked.search_path,
+        )  # fmt: skip
         planned.append(_with_plan(point, checked.pipeline))
     return planned
 
@@ -294,7 +299,7 @@ def _number_groups(points: list[PlannedPoint]) -> list[PlannedPoint]:
 
 def _states(config: RunConfig, made: Plan, stale: StaleResults) -> list[TaskState]:
     root = Path(config.results.dir)
-    earlier = load_failures(root, fingerprint(made.settings))
+    earlier = load_failures(root, failures_key(fingerprint(made.settings), asdict(config.tasks)))
     if not made.pipeline.scores_tasks:
         # A single step, whose result is never cached.
         failure, work = earlier_failure(earlier, ""), made.pipeline.estimate_all(config.model.kind)

@@ -28,7 +28,7 @@ from mteb_vllm.report.charts.style import (
     texts,
 )
 from mteb_vllm.report.comparison import Comparison, Row
-from mteb_vllm.report.formatting import number, point_name, score, signed
+from mteb_vllm.report.formatting import count, number, point_name, score, signed
 
 if TYPE_CHECKING:
     import altair as alt
@@ -275,7 +275,7 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
             for row in others
             if (value := row.scores.get(task)) is not None and math.isfinite(value)
         }
-        for task in comparison.tasks
+        for task in comparison.comparable
         if (base := baseline.scores.get(task)) is not None and math.isfinite(base)
     }
     off = {task: values for task, values in off.items() if values}
@@ -347,7 +347,7 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
         .encode(x, y=alt.value(0), y2=alt.value("height"))
         .transform_filter("isValid(picked.point) && indexof(datum.members, picked.point[0]) >= 0")
     )
-    without = len(comparison.tasks) - len(tasks)
+    without = len(comparison.comparable) - len(tasks)
     title = f"score difference from {point_name(short(baseline.point.name))}, the baseline, by task"
     notes = [
         "Outlined: the selected point.",
@@ -357,6 +357,9 @@ def task_differences(comparison: Comparison) -> alt.LayerChart | None:
         "No colour: no score." if len(cells) < len(tasks) * len(columns) else "",
         f"Left out: {without} {'tasks' if without > 1 else 'task'} without a score for the baseline or for any other point."
         if without
+        else "",
+        f"Not compared: {count(len(comparison.unequal), 'task')} with scores of different splits or subsets."
+        if comparison.unequal
         else "",
         "Tasks on which the points differ most are listed first." if len(tasks) > 1 else "",
     ]
