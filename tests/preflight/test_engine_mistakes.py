@@ -33,6 +33,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"eplb_config": {"window_size": 0}}, "engine.eplb_config.window_size=0: must be more than 0"),
     ({"max_model_len": 0}, "must be 1 or more\n    Leave it unset for the model's own context"),
     ({"max_model_len": -5}, "must be 1 or more"),
+    ({"max_model_len": -1}, "must be 1 or more\n    Leave it unset for the model's own context"),
     ({"max_model_len": 257}, "the model's context length is 256 tokens\n    Did you mean engine.max_model_len=256?"),
     ({"max_model_len": "16k"}, "must be a whole number, not text\n    Did you mean engine.max_model_len=16000?"),
     ({"max_num_batched_tokens": "2K"}, "Did you mean engine.max_num_batched_tokens=2048?"),
@@ -58,7 +59,7 @@ NOT_OPENED: list[tuple[dict[str, Any], str]] = [
 ]
 
 TAKEN: list[dict[str, Any]] = [
-    {"max_model_len": -1}, {"max_model_len": 256}, {"max_model_len": 1}, {"max_num_batched_tokens": 256},
+    {"max_model_len": 256}, {"max_model_len": 1}, {"max_num_batched_tokens": 256},
     {"max_model_len": 100, "max_num_batched_tokens": 128}, {"max_num_seqs": 1}, {"max_num_seqs": 2048},
     {"pooler_config": {"dimensions": 64}}, {"pooler_config": {"seq_pooling_type": "CLS", "use_activation": 1}},
     {"pooler_config": {"dimensions": "64"}}, {"pooler_config": {}}, {"compilation_config": {"mode": 3}},

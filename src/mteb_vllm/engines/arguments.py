@@ -394,8 +394,9 @@ def _value_mistakes(
         return [Mistake(at, what, _EXAMPLES.get(kind, ""), near, value=shown(value))]
     if arg.name == "gpu_memory_utilization" and isinstance(value, (int, float)) and not 0 < value <= 1:
         return [Mistake(at, "must be a fraction of the memory, above 0 and at most 1", value=shown(value))]
-    if arg.name == "max_model_len" and isinstance(value, (int, float)) and value < 1 and value != -1:
-        way = "Leave it unset for the model's own context length, or set -1 for as much of it as fits into memory."
+    if arg.name == "max_model_len" and isinstance(value, (int, float)) and value < 1:
+        # With -1, vLLM would choose it by the free memory, so scores would depend on that.
+        way = "Leave it unset for the model's own context length."
         return [Mistake(at, "must be 1 or more", way, value=shown(value))]
     if isinstance(value, (int, float)):
         limits = {"ge": 1, **arg.limits} if arg.name in _AT_LEAST_ONE else arg.limits
@@ -454,7 +455,7 @@ def _as_number(value: object) -> int | None:
 
 
 def context_limit(arguments: Mapping[str, object]) -> int | None:
-    """Return the context length that arguments set, in tokens; None if it is the model's own (-1: as much as fits)."""
+    """Return the context length that arguments set, in tokens; None if it is the model's own."""
     limit = arguments.get("max_model_len")
     return limit if isinstance(limit, int) and limit > 0 else None
 

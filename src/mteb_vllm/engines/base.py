@@ -410,10 +410,12 @@ class Engine(ABC):
             return
         if self in _open:
             _open.remove(self)
-        self._shut_down()
-        gc.collect()
-        self._release_memory()
-        environment.restore_variables()
+        try:
+            self._shut_down()
+            gc.collect()
+            self._release_memory()
+        finally:
+            environment.restore_variables()
 
     def _shut_down(self) -> None:
         """Shut the backend down and drop it."""

@@ -54,9 +54,14 @@ class SentenceTransformersEngine(Engine):
         return int(self.spec.args["batch_size"])
 
     @property
-    def _renormalizes(self) -> bool:
+    def renormalizes(self) -> bool:
         """Whether to normalise again: vLLM truncates dimensions before it normalises, sentence-transformers after."""
         return self.spec.args.get("dimensions") is not None and "Normalize" in self.resolved["modules"]
+
+    @property
+    def positions(self) -> int | None:
+        """The number of tokens for which the model has position embeddings; None if it has none."""
+        return _positions(self.model)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -79,7 +84,7 @@ class SentenceTransformersEngine(Engine):
             _translate_errors(),
         ):
             vectors = self.llm.encode(
-                _Loader(texts), **_no_task(), **self._call_options(), normalize_embeddings=self._renormalizes
+                _Loader(texts), **_no_task(), **self._call_options(), normalize_embeddings=self.renormalizes
             )
         return np.asarray(vectors, dtype=np.float32), [lengths[text] for text in texts]
 
@@ -286,11 +291,15 @@ def load(spec: EngineSpec) -> SentenceTransformersEngine:
 
 def _context(model: SentenceTransformer | CrossEncoder) -> int:
     """Return the model's context length in tokens, limited by its number of positions."""
+    limits = [model.max_seq_length, _positions(model)]
+    return min(int(limit) for limit in limits if limit is not None)
+
+
+def _positions(model: SentenceTransformer | CrossEncoder) -> int | None:
+    """Return the number of tokens for which the model has position embeddings; None if it has none."""
     first: Any = model[0]
     config: PreTrainedConfig = first.model.config
-    positions = position_limit(config.to_dict()) or getattr(config, "max_position_embeddings", None)
-    limits = [model.max_seq_length, positions]
-    return min(int(limit) for limit in limits if limit is not None)
+    return position_limit(config.to_dict()) or getattr(config, "max_position_embeddings", None)
 
 
 def _make_wrapper(spec: EngineSpec) -> SentenceTransformerEncoderWrapper | CrossEncoderWrapper:

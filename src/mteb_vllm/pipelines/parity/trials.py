@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -114,11 +115,12 @@ class Trials(abc.ABC):
             length: The context length of the engine under test, in tokens.
             longest: The tokens of the longest input: longer limits truncate nothing.
         """
-        own = self.engine.max_model_len
+        own, most = self.engine.max_model_len, self.engine.positions or math.inf
         return [
             Change("truncation", "length", tokens, f"truncated to {tokens} tokens", "engine.max_model_len")
             for tokens in dict.fromkeys((length, own // 2, own * 2))
-            if tokens != own and min(tokens, own) < longest
+            # Reading beyond the last position embedding would leave a GPU unusable for this process.
+            if tokens != own and min(tokens, own) < longest and tokens <= most
         ]
 
     def dtype_hint(self, dtype: str) -> Hint | None:

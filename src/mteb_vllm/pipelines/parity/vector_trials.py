@@ -94,15 +94,14 @@ class VectorTrials(Trials):
         try:
             if inputs not in self._pooled:
                 self._pooled[inputs] = self._pool(*inputs)
-            # Truncated to the reference's dimensions; the modules after pooling normalise again.
-            features = {"sentence_embedding": self._pooled[inputs][parts.get("pooling", "own")][:, : self.engine.dim]}
+            features = {"sentence_embedding": self._pooled[inputs][parts.get("pooling", "own")]}
             normalise = parts.get("normalise", self.normalises)
             with torch.inference_mode():
                 for module in self.modules[self.at + 1 :]:
                     if normalise or type(module).__name__ != "Normalize":
                         features = module(features)
-                made = features["sentence_embedding"]
-                if normalise and not self.normalises:
+                made = features["sentence_embedding"][:, : self.engine.dim]
+                if normalise and (not self.normalises or self.engine.renormalizes):
                     made = torch.nn.functional.normalize(made, dim=1)
         except (RuntimeError, IndexError, ValueError, KeyError) as error:
             logger.info("the reference cannot be varied by %s: %s", dict(parts), error)

@@ -179,8 +179,8 @@ def _rate(engine: Engine) -> float | str:
     """Return the arithmetic rate of an engine's devices in FLOP/s, or why it could not be measured."""
     from mteb_vllm.pipelines.throughput.roofline import machine_rate
 
-    # Replicas may share a GPU; on a CPU, the rate is that of all cores.
-    size = gpus_per_engine(engine.spec.args)
+    # Replicas may share a GPU; on a CPU, the rate is that of all cores, whatever the number of processes.
+    size = gpus_per_engine(engine.spec.args) if gpu_count() else 1
     groups = min(engine.spec.replicas, max(1, gpu_count() // size))
     if engine.spec.ray_address is not None:
         if not gpu_count():
@@ -212,7 +212,8 @@ def _roofline(engine: Engine, lengths: Sequence[int], rates: Sequence[float | st
     measured = [rate for rate in rates if not isinstance(rate, str)]
     if not measured:
         return Roofline(unknown=str(rates[0]))
-    overrides = {key: value for key, value in (spec.args.get("hf_overrides") or {}).items() if key == "num_labels"}
+    known = {"num_labels", *spec.model.config}
+    overrides = {key: value for key, value in (spec.args.get("hf_overrides") or {}).items() if key in known}
     try:
         operations = model_flops(
             spec.model.location,
