@@ -13,7 +13,7 @@ import random
 import shutil
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +254,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         assert all(record.status == "ok" for record in records), [record.failures for record in records]
         for number, more in enumerate((["prompts=none"], ["prompts=e5"])):
             run_again(check([*base, texts, *more])[0].config, out, f"sweeps/sweep/{number}", point=number)
-        save_failures(out, records[0].fingerprint, [Failure("task", "it failed once", "STS12")], [])
+        save_failures(
+            out, records[0].fingerprint, asdict(configs[0].tasks), [Failure("task", "it failed once", "STS12")], []
+        )
         yield Store(root, configs, records, shown_scores(out / "runs", out / "sweeps", out / "results"), made)
         close_engines()
     catalogue.mteb_catalogue.cache_clear()

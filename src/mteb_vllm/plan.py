@@ -21,7 +21,7 @@ from mteb_vllm.models.score_templates import ScoreTemplate
 from mteb_vllm.pipelines.base import FirstStage, Pipeline
 from mteb_vllm.pipelines.factory import PipelineParts, import_pipeline, make_parts
 from mteb_vllm.pipelines.rerank.first_stages import Dense, EncoderStage
-from mteb_vllm.results.failures import Failure, earlier_failure, failures_key, load_failures
+from mteb_vllm.results.failures import Failure, earlier_failure, load_failures
 from mteb_vllm.results.lookup import result_path, result_status
 from mteb_vllm.tasks import selection as tasks
 from mteb_vllm.util.fingerprint import fingerprint
@@ -227,7 +227,7 @@ def _kind(planned: Plan) -> str:
 def failed_before(config: RunConfig, planned: Plan) -> dict[str, Failure]:
     """Return the stored failures of tasks that failed under the same settings and have no result since."""
     root = Path(config.results.dir)
-    earlier = load_failures(root, failures_key(fingerprint(planned.settings), asdict(config.tasks)))
+    earlier = load_failures(root, fingerprint(planned.settings), asdict(config.tasks))
     found = {}
     for task in planned.tasks:
         failure = earlier_failure(earlier, task.name)

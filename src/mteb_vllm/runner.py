@@ -36,7 +36,6 @@ from mteb_vllm.results.failures import (
     earlier_failure,
     failure_from_exception,
     failures_from_unwritten,
-    failures_key,
     last_lines,
     load_failures,
     save_failures,
@@ -239,13 +238,9 @@ def finish(record: RunRecord, started: float) -> None:
         if record.fingerprint:
             settled = [task.name for task in record.tasks if task.status != "failed"]
             settled += [""] if record.throughput is not None and record.failure is None else []
-            save_failures(root, _failures_key(record), record.failures, settled)
+            save_failures(root, record.fingerprint, record.config["tasks"], record.failures, settled)
         if unwritten:
             record.unwritten, record.status = failures_from_unwritten(unwritten), "failed"
-
-
-def _failures_key(record: RunRecord) -> str:
-    return failures_key(record.fingerprint, record.config["tasks"])
 
 
 @dataclass(frozen=True)
@@ -326,7 +321,8 @@ def _run(
         skipped = failed_before(config, planned)
     elif (
         not config.retry_failed
-        and (earlier := earlier_failure(load_failures(root, _failures_key(record)), "")) is not None
+        and (earlier := earlier_failure(load_failures(root, record.fingerprint, record.config["tasks"]), ""))
+        is not None
     ):
         record.failure = earlier
         record.warnings.append("This point failed before and was not tried again (retry_failed=false).")

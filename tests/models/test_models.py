@@ -375,7 +375,9 @@ def test_an_architecture_that_vllm_does_not_support_is_an_error_before_anything_
     assert check([*command, "+model.engine.trust_remote_code=true"])
 
 
-def test_other_folders_with_a_tokenizer_or_a_configuration_are_part_of_an_engine(folder: Path, tmp_path: Path) -> None:
+def test_other_folders_with_a_tokenizer_or_a_configuration_are_part_of_an_engine(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise results from another vocabulary would be reused."""
     found, vocabulary = find_model("org/mine", None, str(folder)), tmp_path / "tokenizer"
     vocabulary.mkdir()
@@ -383,6 +385,9 @@ def test_other_folders_with_a_tokenizer_or_a_configuration_are_part_of_an_engine
     (vocabulary / "model.safetensors").write_bytes(b"weights that nobody loads from here")
     plain = EngineSpec(found, "embed")
     assert "folders" not in plain.settings(), "fingerprints without such a folder stay as they are"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "None").mkdir()
+    assert "folders" not in EngineSpec(found, "embed", {"tokenizer": None}).settings()
     for name in ("tokenizer", "hf_config_path"):
         spec = EngineSpec(found, "embed", {name: str(vocabulary)})
         kept = spec.fingerprint
@@ -393,6 +398,8 @@ def test_other_folders_with_a_tokenizer_or_a_configuration_are_part_of_an_engine
         assert spec.has_changed() and spec.fingerprint == kept, "it is the engine that was checked"
         assert EngineSpec(found, "embed", spec.args).fingerprint != kept
     one = EngineSpec(found, "embed", {"tokenizer": str(vocabulary / "vocab.txt")})
+    (vocabulary / "below").mkdir()
+    (vocabulary / "below" / "vocab.txt").write_text("another file of that name")
     assert not one.has_changed()
     (vocabulary / "vocab.txt").write_text("c")
     assert one.has_changed()

@@ -554,6 +554,24 @@ def test_points_on_different_devices_or_versions_have_no_effect_of_a_setting() -
     effects = {effect.column: effect for effect in made.effects}
     assert effects["engine.dtype"].pairs == 1 and effects["engine.dtype"].score == pytest.approx(0.05)
     assert effects["engine.dtype"].speed == pytest.approx(2) and effects["device"].speed == pytest.approx(50)
+    # Each backend has its own packages, and the program's own version changes no score.
+    engines = [
+        {
+            "device": "cpu",
+            "versions.vllm": "0.32",
+            "versions.torch": "2",
+            "versions.mteb-vllm": "1",
+            "versions.python": "3.11.7",
+        },
+        {"device": "cpu", "versions.sentence-transformers": "5", "versions.torch": "2", "versions.mteb-vllm": "2"},
+    ]
+    made = compare(
+        [point(str(at), task("A", 0.5 + at / 10), facts=facts, engine=str(at)) for at, facts in enumerate(engines)]
+        + [point("2", task("A", 0.7), facts=engines[1], engine__batch_size="8", engine="c")]
+    )
+    assert "versions.python" not in made.columns and "versions.mteb-vllm" not in made.columns
+    (effect,) = [one for one in made.effects if one.column == "engine.batch_size"]
+    assert effect.score == pytest.approx(0.1)
     # Results of others were computed somewhere else, and of many versions: their models are compared all the same.
     others = [
         replace(point(name, task("A", score), facts={"model": name, "versions.mteb": version}), source="results")
@@ -570,6 +588,13 @@ def test_speeds_on_different_numbers_of_cores_are_not_compared() -> None:
     ]
     (effect,) = compare(points).effects
     assert (effect.pairs, effect.score_pairs, effect.speed_pairs) == (1, 1, 0)
+    # The number of GPUs follows from how many of them an engine needs.
+    sizes = [
+        point("0", task("A", 0.5), facts={"gpus": "1"}, engine__tensor_parallel_size="1"),
+        point("1", task("A", 0.5, seconds=0.5), facts={"gpus": "2"}, engine__tensor_parallel_size="2", engine="b"),
+    ]
+    (effect,) = compare(sizes).effects
+    assert (effect.speed, effect.speed_pairs) == (pytest.approx(2), 1)
     same = [replace(points[0], overrides={}), replace(points[1], overrides={})]
     (effect,) = compare(same).effects
     assert (effect.column, effect.speed_pairs) == ("cores", 1)

@@ -13,6 +13,7 @@ import yaml
 from test_objective import record, task
 
 from mteb_vllm.config.schema import compose_run
+from mteb_vllm.preflight.command import check
 from mteb_vllm.report.run_records import read_run
 from mteb_vllm.report.search import print_search
 from mteb_vllm.results.failures import Failure
@@ -139,9 +140,13 @@ def test_the_command_names_what_an_experiment_chose_but_not_the_experiment(tmp_p
             "tasks=sts12 pipeline=rerank pipeline/first_stage=random prompts=e5",
         ),
         # Its values cannot, so it is run without its search.
-        ({}, {"engine": {"max_num_seqs": 7}}, {}, "experiment=mine prompts=e5 hydra.mode=RUN"),
-        ({"override /pipeline": "rerank"}, {"pipeline": {"top_k": 7}}, {"pipeline": "rerank"}, "hydra.mode=RUN"),
-        ({}, {"tasks": {"names": ["STS13"]}}, {}, "experiment=mine prompts=e5 hydra.mode=RUN"),
+        ({}, {"engine": {"max_num_seqs": 7}}, {}, "experiment=mine prompts=e5 hydra.mode=RUN report.score_tolerance=null"),
+        (
+            {"override /pipeline": "rerank", "override /tasks": "demo_retrieval"},
+            {"pipeline": {"scoring": "cosine", "top_k": 7}}, {"pipeline": "rerank", "tasks": "demo_retrieval"},
+            "experiment=mine prompts=e5 hydra.mode=RUN report.score_tolerance=null",
+        ),
+        ({}, {"tasks": {"names": ["STS13"]}}, {}, "experiment=mine prompts=e5 hydra.mode=RUN report.score_tolerance=null"),
     ],
 )  # fmt: skip
 def test_the_command_runs_what_the_search_has_found(
@@ -150,7 +155,8 @@ def test_the_command_runs_what_the_search_has_found(
     own = tmp_path / "own"
     (own / "experiment").mkdir(parents=True)
     mine = {"defaults": [{key: value} for key, value in ({"override /tasks": "sts12"} | defaults).items()], **values}
-    text = yaml.safe_dump({**mine, "experiment": "mine", "hydra": {"mode": "MULTIRUN"}}, sort_keys=False)
+    searching = {"experiment": "mine", "report": {"objective": "texts_per_second", "score_tolerance": 0.001}}
+    text = yaml.safe_dump({**mine, **searching, "hydra": {"mode": "MULTIRUN"}}, sort_keys=False)
     (own / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}")
     best = point(1, 1.0, fixed=["experiment=mine", "prompts=e5"], config_dir=str(own))
     search = Search(("prompts",), 0.01, point(0, 2.0, fixed=["experiment=mine"], config_dir=str(own)))
@@ -158,6 +164,9 @@ def test_the_command_runs_what_the_search_has_found(
     text = shown(search, tmp_path, "--config-dir", str(own), **{"experiment": "mine", "model": "minilm", **choices})
     assert text.splitlines()[-1].endswith(expected)
     overrides, folder = last_command(text)
+    if "pipeline/first_stage" not in choices:  # no reranker is available offline
+        (checked,) = check(overrides, config_dir=folder)
+        assert not checked.swept
     found = asdict(compose_run(overrides, folder))
     assert {key: found[key] for key in ("model", "engine", "prompts", "tasks", "pipeline")} == {
         key: best.config[key] for key in ("model", "engine", "prompts", "tasks", "pipeline")

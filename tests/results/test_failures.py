@@ -21,7 +21,6 @@ from mteb_vllm.results.failures import (
     failure_from_exception,
     failure_from_exit,
     failure_from_timeout,
-    failures_key,
     load_failures,
     save_failures,
 )
@@ -140,18 +139,20 @@ def test_the_stack_of_a_hanging_process(tmp_path: Path) -> None:
 
 def test_failures_are_stored_until_there_is_a_score(tmp_path: Path) -> None:
     one, whole = Failure("task", "x", "STS12"), Failure("killed", "y")
-    save_failures(tmp_path, "abc", [one, whole, Failure("interrupted", "KeyboardInterrupt")], [])
-    assert load_failures(tmp_path, "abc") == {"STS12": one, "": whole}
-    save_failures(tmp_path, "abc", [replace(one, kind="data", tried=False)], [])
-    assert load_failures(tmp_path, "abc") == {"STS12": one, "": whole}, "failures that were not tried are not stored"
-    found = earlier_failure(load_failures(tmp_path, "abc"), "STS13")
+    save_failures(tmp_path, "abc", {}, [one, whole, Failure("interrupted", "KeyboardInterrupt")], [])
+    assert load_failures(tmp_path, "abc", {}) == {"STS12": one, "": whole}
+    save_failures(tmp_path, "abc", {}, [replace(one, kind="data", tried=False)], [])
+    assert load_failures(tmp_path, "abc", {}) == {"STS12": one, "": whole}, (
+        "failures that were not tried are not stored"
+    )
+    found = earlier_failure(load_failures(tmp_path, "abc", {}), "STS13")
     assert found is not None and (found.kind, found.task) == ("killed", "STS13"), (
         "the whole point failed, and STS13 with it"
     )
-    save_failures(tmp_path, "abc", [], ["STS13"])
-    assert earlier_failure(load_failures(tmp_path, "abc"), "STS13") is None
-    assert earlier_failure(load_failures(tmp_path, "abc"), "STS12") == replace(one, tried=False)
-    save_failures(tmp_path, "abc", [], ["STS12"])
+    save_failures(tmp_path, "abc", {}, [], ["STS13"])
+    assert earlier_failure(load_failures(tmp_path, "abc", {}), "STS13") is None
+    assert earlier_failure(load_failures(tmp_path, "abc", {}), "STS12") == replace(one, tried=False)
+    save_failures(tmp_path, "abc", {}, [], ["STS12"])
     assert not any((tmp_path / "failures").iterdir())
 
 
@@ -160,7 +161,7 @@ def test_a_damaged_failures_file_is_ignored_and_rewritten(
 ) -> None:
     one = Failure("task", "x", "STS12")
     path = tmp_path / "failures" / "abc.json"
-    save_failures(tmp_path, "abc", [one], [])
+    save_failures(tmp_path, "abc", {}, [one], [])
     right = path.read_text()
     bare = '{"StdlibDocsClassification": {"kind": 5, "message": 7}}'
     for harm in (
@@ -175,30 +176,45 @@ def test_a_damaged_failures_file_is_ignored_and_rewritten(
     ):
         path.unlink(missing_ok=True)
         path.mkdir() if harm is None else path.write_text(harm)
-        assert load_failures(tmp_path, "abc") == {}
-        save_failures(tmp_path, "abc", [], [])
+        assert load_failures(tmp_path, "abc", {}) == {}
+        save_failures(tmp_path, "abc", {}, [], [])
         assert path.exists() == (harm is None), "an unreadable file is treated as missing"
-        save_failures(tmp_path, "abc", [one], [])
-        assert load_failures(tmp_path, "abc") == {"STS12": one}
+        save_failures(tmp_path, "abc", {}, [one], [])
+        assert load_failures(tmp_path, "abc", {}) == {"STS12": one}
     write_note(tmp_path, path, {"STS12": {"kind": "task", "cause": "of a later version"}})
-    assert load_failures(tmp_path, "abc") == {}
+    assert load_failures(tmp_path, "abc", {}) == {}
     locked = []
     monkeypatch.setattr(failures, "lock", lambda *_, **__: locked.append(1))
-    save_failures(tmp_path, "other", [], ["STS12"])
+    save_failures(tmp_path, "other", {}, [], ["STS12"])
     assert not locked, "no lock is taken when there is nothing to store"
 
     def no_lock(*_: object, **__: object) -> None:
         raise OSError(13, "Permission denied")
 
     monkeypatch.setattr(failures, "lock", no_lock)
-    save_failures(tmp_path, "abc", [one], [])
+    save_failures(tmp_path, "abc", {}, [one], [])
     assert "Permission denied" in caplog.text
 
 
-def test_a_failure_on_some_subsets_says_nothing_about_others() -> None:
-    keys = [
-        failures_key(settings, {"names": ["STS17"], **chosen})
-        for settings in ("abc", "abd")
-        for chosen in ({}, {"subsets": ["de"]}, {"subsets": ["en"]}, {"splits": ["en"]}, {"languages": ["eng"]})
-    ]
-    assert len(set(keys)) == 10 and keys[0] == failures_key("abc", {"names": ["STS12"], "subsets": None})
+def test_a_failure_on_some_subsets_says_nothing_about_others(tmp_path: Path) -> None:
+    whole, german = {"names": ["STS17"]}, {"names": ["STS17"], "subsets": ["de"]}
+    benchmark = {"names": None, "benchmark": "MTEB(eng, v2)"}
+    one, engine = Failure("data", "no file", "STS17"), Failure("killed", "y")
+    save_failures(tmp_path, "abc", german, [one], [])
+    assert load_failures(tmp_path, "abc", german) == {"STS17": one}
+    others = (
+        whole,
+        {**german, "subsets": ["en"]},
+        {**whole, "splits": ["de"]},
+        {**whole, "languages": ["deu"]},
+        benchmark,
+    )
+    assert all(load_failures(tmp_path, "abc", tasks) == {} for tasks in others)
+    assert load_failures(tmp_path, "abd", german) == {}
+    # An engine that fails does so on all of them.
+    save_failures(tmp_path, "abc", benchmark, [engine], [])
+    assert load_failures(tmp_path, "abc", german) == {"STS17": one, "": engine}
+    save_failures(tmp_path, "abc", whole, [], ["STS17"])
+    assert load_failures(tmp_path, "abc", german) == {"STS17": one}
+    save_failures(tmp_path, "abc", german, [], ["STS17"])
+    assert load_failures(tmp_path, "abc", german) == {}

@@ -86,9 +86,9 @@ def test_a_store_that_cannot_be_locked_raises_but_can_be_read(tmp_path: Path) ->
     with pytest.raises(LockError, match=r"the results store .* cannot be locked: .*\.locks"), lock(tmp_path, "x"):
         pass
     clear(tmp_path)
-    save_failures(tmp_path, "abc", [Failure("task", "x", "STS12")], [])
-    save_failures(tmp_path, "abc", [], ["STS12"])
-    assert load_failures(tmp_path, "abc") == {}
+    save_failures(tmp_path, "abc", {}, [Failure("task", "x", "STS12")], [])
+    save_failures(tmp_path, "abc", {}, [], ["STS12"])
+    assert load_failures(tmp_path, "abc", {}) == {}
 
 
 def test_a_lock_file_that_cannot_be_removed_is_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,13 @@ def test_the_states_of_points(tmp_path: Path) -> None:
         "versions": {**fresh[2].plan.settings["engine"]["versions"], "vllm": "0.26"},
     }
     put_result(fresh[2], "STS13", tmp_path, engine=older)
-    save_failures(tmp_path, fresh[3].fingerprint, [Failure("killed", "the process ended", "STS12")], [])
+    save_failures(
+        tmp_path,
+        fresh[3].fingerprint,
+        asdict(fresh[3].config.tasks),
+        [Failure("killed", "the process ended", "STS12")],
+        [],
+    )
     points = planned(*words)
     assert [point.state for point in points] == ["done", "to run", "stale", "failed before"]
     assert [point.group for point in points] == [None, 1, 2, 3] and order(points) == [["0"], ["1"], ["2"], ["3"]]

@@ -161,8 +161,8 @@ def test_a_disk_error_is_a_disk_failure(number: int, tmp_path: Path) -> None:
     assert failure_from_exception(StorageError("x")).kind == "disk"
     assert disk.cause(FileNotFoundError(errno.ENOENT, "no such file")) is None
     assert failure_from_exception(DataError("x"), "STS12").kind == "data"
-    save_failures(tmp_path, "abc", [failure], [])
-    assert load_failures(tmp_path, "abc") == {}, "disk failures are not stored"
+    save_failures(tmp_path, "abc", {}, [failure], [])
+    assert load_failures(tmp_path, "abc", {}) == {}, "disk failures are not stored"
 
 
 def test_a_file_that_cannot_be_written_is_named(full: Path) -> None:

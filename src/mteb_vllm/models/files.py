@@ -14,7 +14,7 @@ from typing import Any
 from mteb_vllm.config.schema import ModelConfig
 from mteb_vllm.errors import ModelError
 from mteb_vllm.models.sentence_transformers_files import SentenceTransformersFiles, read_files, read_json
-from mteb_vllm.util.digest import folder_digest
+from mteb_vllm.util.digest import file_digest, folder_digest
 from mteb_vllm.util.quiet import quiet_hub
 from mteb_vllm.util.setting_names import SettingNames
 from mteb_vllm.util.sources import find_module
@@ -294,12 +294,14 @@ def folder_digests(arguments: Mapping[str, object]) -> dict[str, str]:
     """
     found = {}
     for name in _FOLDER_ARGUMENTS:
-        path = Path(str(arguments.get(name)))
+        if not isinstance(value := arguments.get(name), str):
+            continue
+        path = Path(value)
         try:
             if path.is_dir():
                 found[name] = folder_digest(path, lambda file: _is_counted(file) and not file.endswith(_WEIGHTS))
             elif path.is_file():
-                found[name] = folder_digest(path.parent, path.name.__eq__)
+                found[name] = file_digest(path)
         except OSError as error:
             raise ModelError(f"the files of engine.{name}={path} cannot be read: {error}") from error
     return found

@@ -16,8 +16,12 @@ from mteb_vllm.results.record import mean
 __all__ = ["Comparison", "Effect", "Point", "Row", "Speed", "TaskScore", "compare", "same_speed"]
 
 
-# Facts on which speeds depend, but not scores.
+# Facts on which speeds depend, but not scores; and settings on which these facts may depend.
 _HARDWARE = ("cores", "gpus")
+_SIZES = (
+    "device", "engine.tensor_parallel_size", "engine.pipeline_parallel_size", "engine.data_parallel_size", "engine.replicas",
+    "engine.ray_address",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -363,7 +367,7 @@ def _rate(row: Row) -> tuple[float, str] | None:
 
 
 def _effect(column: str, value: str, against: str, pairs: Sequence[tuple[Row, Row]]) -> Effect:
-    hardware = column in ("device", *_HARDWARE)
+    hardware = column in (*_HARDWARE, *_SIZES)
     scores = [one.mean - other.mean for one, other in pairs if one.mean is not None and other.mean is not None]
     rates = [(_rate(one), _rate(other)) for one, other in pairs]
     timed = [

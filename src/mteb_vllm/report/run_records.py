@@ -17,6 +17,9 @@ from mteb_vllm.util.fingerprint import fingerprint
 # A file that Hydra writes into the folder of a sweep.
 _SWEEP = "multirun.yaml"
 
+# Packages of a record on which neither scores nor speeds depend: the program's own changes of method are in the fingerprint.
+INDEPENDENT = ("mteb-vllm", "python")
+
 # Longer values are cut in tables, and distinguished by a hash.
 _LONGEST = 100
 
@@ -196,10 +199,18 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     yield "gpus", short_text(hardware.gpus) if hardware.gpus else ""
     yield "cores", short_text(hardware.cores) if hardware.cores else ""
     yield "memory", f"{hardware.memory_mb / 1024:.0f} GiB" if hardware.memory_mb else ""
-    for key, value in record.versions.items():
+    for key, value in _versions(record).items():
         yield f"versions.{key}", value or ""
     yield "platform", hardware.platform
     yield "git", record.git or ""
+
+
+def _versions(record: RunRecord) -> dict[str, str | None]:
+    """Return the versions of the packages that the results depend on, as far as they are known, and of this program."""
+    of_engine: Mapping[str, str] = (record.settings.get("engine") or {}).get("versions") or {}
+    if not of_engine:
+        return record.versions
+    return {key: record.versions.get(key) for key in INDEPENDENT} | dict(of_engine)
 
 
 def _prompts(record: RunRecord) -> Iterator[tuple[str, str]]:

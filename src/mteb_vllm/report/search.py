@@ -77,7 +77,7 @@ def print_search(
     words = [*path, *_words(search, best, choices, engine=bool(text))]
     if not _reproduces(words, best):
         # The experiment sets other values, too: it is run once, without its search.
-        words = [*search_path, *_without_search(best), "hydra.mode=RUN"]
+        words = [*search_path, *_without_search(best, choices)]
     console.print_line(f"To use it: {command(*words)}")
 
 
@@ -87,7 +87,8 @@ def _with_folder(search_path: Sequence[str], folder: Path) -> list[str]:
         return [_CONFIG_DIR, str(folder), *search_path]
     others, found = list(search_path[:2]), list(search_path[2:])
     added = hydra_value(f"file://{folder.absolute()}")
-    return [*others, f"{found[0].rstrip()[:-1]},{added}]" if found else f"hydra.searchpath=[{added}]"]
+    before = found[0].rstrip().removesuffix("]").rstrip() if found else "hydra.searchpath=["
+    return [*others, f"{before}{'' if before.endswith('[') else ','}{added}]"]
 
 
 def _reproduces(words: Sequence[str], best: RunRecord) -> bool:
@@ -109,13 +110,20 @@ def _compared(config: Mapping[str, object]) -> dict[str, dict[str, object]]:
     }
 
 
-def _without_search(best: RunRecord) -> list[str]:
-    """Return the overrides of a point, the experiment's included, without those of reports and results."""
-    return [
+def _without_search(best: RunRecord, choices: Mapping[str, Any]) -> list[str]:
+    """Return the overrides that run a point's experiment once: those of the point, without those of reports and results."""
+    words = [
         text
         for text in best.overrides
         if text.lstrip("+~").partition("=")[0].partition(".")[0] not in ("report", "results")
     ]
+    words.append("hydra.mode=RUN")
+    # Two settings that are errors without a sweep.
+    if best.config["report"]["score_tolerance"] is not None:
+        words.append("report.score_tolerance=null")
+    if choices.get("hydra/launcher") == "slurm":
+        words.append("hydra/launcher=basic")
+    return words
 
 
 def _comparison(search: Search, best: RunRecord) -> Iterator[str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from mteb_vllm.report.points import Point
-from mteb_vllm.report.run_records import short_text
+from mteb_vllm.report.run_records import INDEPENDENT, short_text
 
 # Overrides that change neither scores nor speeds.
 _IRRELEVANT = re.compile(r"results\.dir|retry_failed|dry_run|embedding_cache\.max_bytes|runs|report\..*")
@@ -29,7 +29,7 @@ _DISTINGUISHING = tuple(
 
 # Facts that no command line sets and that scores depend on. A difference in these is always shown: points that also differ in
 # a setting do not differ for that reason alone.
-_CIRCUMSTANCES = tuple(map(re.compile, ("device", r"versions\..*")))
+_CIRCUMSTANCES = tuple(map(re.compile, ("device", rf"versions\.(?!({'|'.join(INDEPENDENT)})$).*")))
 
 # The order of shared facts: model, tasks and machine first, then other settings, and environment variables last.
 _SHARED = tuple(
@@ -99,7 +99,8 @@ def _differing_circumstances(points: Sequence[Point]) -> Iterator[str]:
     alike = [runs]
     for key in _ordered(points, _CIRCUMSTANCES):
         values = [point.facts.get(key, "") for point in points]
-        if any(len({values[at] for at in group}) > 1 for group in alike):
+        # Engines of different backends depend on different packages.
+        if any(len({values[at] for at in group} - {""}) > 1 for group in alike):
             yield key
             alike = _split(alike, [values])
 

@@ -2,7 +2,7 @@
 
 Failures are also stored with the results, so that a later run can report and skip earlier failures:
 
-    <root>/failures/<key>.json
+    <root>/failures/<hash of the settings, and of splits and subsets if some are selected>.json
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -330,37 +330,32 @@ def last_stack(log: Path) -> list[str]:
     return lines[found[-1] :][:LOG_LINES] if found else lines[-LOG_LINES:]
 
 
-def failures_key(settings: str, tasks: Mapping[str, Json]) -> str:
-    """Return the key under which failures are stored: one on some splits or subsets says nothing about others.
-
-    Args:
-        settings: The settings' hash.
-        tasks: The selection of tasks: the section `tasks` of the configuration.
-    """
-    chosen = {key: tasks[key] for key in ("languages", "splits", "subsets") if tasks.get(key)}
-    return fingerprint({"settings": settings, **chosen}) if chosen else settings
-
-
-def save_failures(root: Path, key: str, failures: Sequence[Failure], settled: Sequence[str]) -> None:
+def save_failures(
+    root: Path, settings: str, tasks: Mapping[str, Json], failures: Sequence[Failure], settled: Sequence[str]
+) -> None:
     """Update the stored failures of some settings.
 
     Args:
         root: The results' root.
-        key: Their key; see `failures_key`.
+        settings: The settings' hash.
+        tasks: The selection of tasks: the section `tasks` of the configuration.
         failures: The failures of this run.
         settled: Tasks that have a score now, whose stored failures are removed.
     """
-    path = _path(root, key)
     news = {failure.task or "": failure for failure in failures if failure.tried and failure.kind not in _TRANSIENT}
+    # A failure outside of any task is removed once any task has a score.
+    _update(root, settings, {"": news.pop("")} if "" in news else {}, [""] if settled else [])
+    _update(root, _key(settings, tasks), news, [task for task in settled if task])
+
+
+def _update(root: Path, key: str, news: Mapping[str, Failure], settled: Collection[str]) -> None:
+    path = _path(root, key)
     if not news and not path.exists():
         return
     try:
         with lock(root, f"{key}.failures"):
-            stored = load_failures(root, key)
-            # A failure outside of any task is removed once any task has a score.
-            kept = {
-                task: found for task, found in stored.items() if task not in settled and (task or not settled)
-            } | news
+            stored = _load(root, key)
+            kept = {task: found for task, found in stored.items() if task not in settled} | dict(news)
             if kept:
                 write_note(root, path, {task: asdict(found) for task, found in kept.items()})
             elif path.is_file():
@@ -369,13 +364,33 @@ def save_failures(root: Path, key: str, failures: Sequence[Failure], settled: Se
         disk.note(path, error, optional=True)
 
 
-def load_failures(root: Path, key: str) -> dict[str, Failure]:
-    """Return the stored failures of some settings: task to failure, with "" for one outside of any task."""
+def load_failures(root: Path, settings: str, tasks: Mapping[str, Json]) -> dict[str, Failure]:
+    """Return the stored failures of some settings: task to failure, with "" for one outside of any task.
+
+    Args:
+        root: The results' root.
+        settings: The settings' hash.
+        tasks: The selection of tasks: a failure on some splits or subsets of a task says nothing about others.
+    """
+    outside = {task: failure for task, failure in _load(root, settings).items() if not task}
+    return _load(root, _key(settings, tasks)) | outside
+
+
+def _load(root: Path, key: str) -> dict[str, Failure]:
     found = read_note(root, _path(root, key)) or {}
     try:
         return {task: Failure(**failure) for task, failure in found.items()}
     except (TypeError, ValueError):  # written by an incompatible version
         return {}
+
+
+def _key(settings: str, tasks: Mapping[str, Json]) -> str:
+    """Return the key of failures of tasks; a benchmark, too, may select some of a task's splits and subsets."""
+    names = (
+        ("languages", "splits", "subsets") if tasks.get("names") else ("benchmark", "languages", "splits", "subsets")
+    )
+    chosen = {name: tasks[name] for name in names if tasks.get(name)}
+    return fingerprint({"settings": settings, **chosen}) if chosen else settings
 
 
 def earlier_failure(failures: Mapping[str, Failure], task: str) -> Failure | None:

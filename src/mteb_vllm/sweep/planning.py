@@ -23,7 +23,7 @@ from mteb_vllm.models.architectures import position_limit
 from mteb_vllm.pipelines.base import FirstStage
 from mteb_vllm.pipelines.factory import PipelineParts
 from mteb_vllm.plan import Plan, make_plan
-from mteb_vllm.results.failures import Failure, earlier_failure, failure_from_exception, failures_key, load_failures
+from mteb_vllm.results.failures import Failure, earlier_failure, failure_from_exception, load_failures
 from mteb_vllm.results.lookup import (
     StaleResults,
     is_intact,
@@ -299,7 +299,7 @@ def _number_groups(points: list[PlannedPoint]) -> list[PlannedPoint]:
 
 def _states(config: RunConfig, made: Plan, stale: StaleResults) -> list[TaskState]:
     root = Path(config.results.dir)
-    earlier = load_failures(root, failures_key(fingerprint(made.settings), asdict(config.tasks)))
+    earlier = load_failures(root, fingerprint(made.settings), asdict(config.tasks))
     if not made.pipeline.scores_tasks:
         # A single step, whose result is never cached.
         failure, work = earlier_failure(earlier, ""), made.pipeline.estimate_all(config.model.kind)

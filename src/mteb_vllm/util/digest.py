@@ -1,4 +1,4 @@
-"""The digest of a folder's files, as used for local models and data sets."""
+"""The digest of files, as used for local models and data sets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mteb_vllm.util.files import cache_dir, read_with_checksum, write_with_checksum
@@ -29,13 +29,26 @@ def folder_digest(folder: Path, counts: Callable[[str], bool] = lambda name: Tru
     Raises:
         OSError: if a file cannot be read, e.g. because it is a broken link; it names the file.
     """
+    return _digest(folder.resolve(), sorted(_files(folder.resolve(), counts)))
+
+
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 over the name and the content of a file, which is cached as in `folder_digest`.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    return _digest(file.parent.resolve(), [file.parent.resolve() / file.name])
+
+
+def _digest(folder: Path, files: Iterable[Path]) -> str:
     memory_file = cache_dir() / "digests.json"
     try:
         memory = dict(json.loads(read_with_checksum(memory_file)))
     except (OSError, ValueError, TypeError):  # missing or damaged: compute all digests again
         memory = {}
     whole, known = hashlib.sha256(), dict(memory)
-    for file in sorted(_files(folder.resolve(), counts)):
+    for file in files:
         status = file.stat()
         key = f"{file}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
         digest = known.get(key)
@@ -48,7 +61,7 @@ def folder_digest(folder: Path, counts: Callable[[str], bool] = lambda name: Tru
             digest = one.hexdigest()
             if time.time_ns() - status.st_ctime_ns > _SETTLED_NS:
                 known[key] = digest
-        whole.update(f"{file.relative_to(folder.resolve()).as_posix()} {digest}\n".encode())
+        whole.update(f"{file.relative_to(folder).as_posix()} {digest}\n".encode())
     if known != memory:
         with contextlib.suppress(OSError):  # with a read-only home, digests are computed each time
             write_with_checksum(memory_file, json.dumps(known).encode())
