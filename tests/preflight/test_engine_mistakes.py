@@ -33,7 +33,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"eplb_config": {"window_size": 0}}, "engine.eplb_config.window_size=0: must be more than 0"),
     ({"max_model_len": 0}, "must be 1 or more\n    Leave it unset for the model's own context"),
     ({"max_model_len": -5}, "must be 1 or more"),
-    ({"max_model_len": -1}, "must be 1 or more\n    Leave it unset for the model's own context"),
     ({"max_model_len": 257}, "the model's context length is 256 tokens\n    Did you mean engine.max_model_len=256?"),
     ({"max_model_len": "16k"}, "must be a whole number, not text\n    Did you mean engine.max_model_len=16000?"),
     ({"max_num_batched_tokens": "2K"}, "Did you mean engine.max_num_batched_tokens=2048?"),
@@ -49,8 +48,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data_parallel_size": -1}, "must be 1 or more"),
 ]  # fmt: skip
 
-# vLLM's configuration accepts these, but its engine does not open with them, or computes wrong results.
+# vLLM's configuration accepts these, but its engine does not open with them, or computes wrong results, or other results with
+# other free memory.
 NOT_OPENED: list[tuple[dict[str, Any], str]] = [
+    ({"max_model_len": -1}, "must be 1 or more\n    Leave it unset for the model's own context"),
     ({"enable_prefix_caching": True}, "this model has no causal attention, so there is no KV cache"),
     (
         {"enable_chunked_prefill": True},

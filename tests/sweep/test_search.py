@@ -225,7 +225,9 @@ def test_a_search_finds_the_fastest_point_that_keeps_the_score(
     assert (
         "default 100.0 and 100.0, best 400.0 and 400.0 texts/s. The best is 4.00 times as fast (4.00 to 4.00)." in shown
     )
-    assert "To use it: mteb-vllm pipeline=count" in shown and "Traceback" not in shown
+    assert (
+        f"To use it: mteb-vllm --config-dir {timed['config_dir']} pipeline=count" in shown and "Traceback" not in shown
+    )
 
 
 def test_an_invalid_combination_is_a_failed_point(timed: dict[str, Any], tmp_path: Path) -> None:
